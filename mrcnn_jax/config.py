@@ -1,0 +1,402 @@
+"""Every option of the project, once: frozen, typed, validated dataclasses.
+
+A config file (configs/*.py) has `get_config() -> Config`; any field can be overridden on the command line. Names of files
+inside a data set are relative to its root; the root comes from `--data.root` or from `$MRCNN_DATA/<data.folder>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal
+
+RUNTIME = {"runtime": True}  # metadata of the fields that may differ when a run is resumed
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a config, a path or a data set. Its text is one line that names the field, file or id."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and how its images become canvases (SPEC: pixels to a few fixed canvas sizes)."""
+
+    folder: str = ""
+    """Name of the data set's folder under $MRCNN_DATA; used when `root` is not given."""
+    root: str | None = field(default=None, metadata=RUNTIME)
+    """Folder that the four names below are relative to."""
+    train_annotations: str = "annotations/instances_train.json"
+    train_images: str = "images"
+    val_annotations: str = "annotations/instances_val.json"
+    val_images: str = "images"
+    cache: str | None = field(default=None, metadata=RUNTIME)
+    """Folder of built data sets; by default <workdir>/data."""
+    short_side: int = 800
+    long_side: int = 1088
+    """An image is scaled by min(short_side / short, long_side / long)."""
+    canvases: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800))
+    """(height, width), multiples of 32; an image goes to the smallest one that holds it."""
+    max_objects: int = 100
+    """Ground-truth boxes an image is padded or truncated to (truncation is counted and reported)."""
+    max_ignored: int = 20
+    """Crowd regions an image is padded or truncated to."""
+    mask_crop: int = 112
+    """Ground-truth masks travel as crops of their box, mask_crop x mask_crop."""
+    keep_empty: bool = True
+    """Keep training images without objects (they are negatives)."""
+    batch_size: int = 2
+    eval_batch_size: int = 2
+    threads: int = field(default=2, metadata=RUNTIME)
+    """Threads that decode images when there are no worker processes."""
+    workers: int = field(default=0, metadata=RUNTIME)
+    """Worker processes that decode images; on few cores threads are faster."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.canvases) > 0, "data.canvases: at least one canvas is needed")
+        for height, width in self.canvases:
+            _require(
+                height > 0 and width > 0 and height % 32 == 0 and width % 32 == 0,
+                f"data.canvases: {height} x {width}: sides must be positive multiples of 32",
+            )
+        _require(0 < self.short_side <= self.long_side, "data.short_side: must be in 1..data.long_side")
+        for need in ((self.short_side, self.long_side), (self.long_side, self.short_side)):
+            _require(
+                any(h >= need[0] and w >= need[1] for h, w in self.canvases),
+                f"data.canvases: none holds an image of {need[0]} x {need[1]} (data.short_side, data.long_side)",
+            )
+        for name in ("max_objects", "max_ignored", "mask_crop", "batch_size", "eval_batch_size", "threads"):
+            _require(getattr(self, name) >= 1, f"data.{name}: must be at least 1")
+        _require(self.workers >= 0, "data.workers: must be at least 0")
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    depth: Literal[10, 18, 34, 50, 101] = 50
+    width: int = 64
+    """Channels of the stem and of the first stage's 3x3 convolutions."""
+    stride_in_1x1: bool = False
+    """False: v1.5 (stride in the 3x3), True: v1 (only the bottleneck depths differ)."""
+    norm: Literal["frozen", "live"] = "frozen"
+    """frozen: running statistics folded into the convolutions, always; live: batch statistics wherever the stage trains them."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "model.resnet.width: must be at least 1")
+
+
+@dataclass(frozen=True)
+class RPNConfig:
+    """Region proposal network (report table 1)."""
+
+    scales: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Anchor side in pixels, one a level P2..P6."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height : width of the anchors."""
+    batch_norm: bool = True
+    box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    anchors_across_border: bool = True
+    crowd_overlap: float = 0.5
+    """A negative with at least this share of its area inside a crowd region is ignored."""
+    samples: int = 256
+    positive_fraction: float = 0.5
+    smooth_l1_beta: float = 1.0
+    objectness_loss_weight: float = 1.0
+    box_loss_weight: float = 1.0
+    pre_nms: int = 1000
+    """Candidates a level before NMS."""
+    nms_iou: float = 0.5
+    proposals: int = 50
+    min_size: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(len(self.scales) == 5, "model.rpn.scales: one scale a level P2..P6 is needed (5)")
+        _require(len(self.ratios) > 0, "model.rpn.ratios: at least one ratio is needed")
+        _require(
+            0 <= self.negative_iou <= self.positive_iou <= 1,
+            "model.rpn.negative_iou: must be in 0..model.rpn.positive_iou, and that at most 1",
+        )
+        _require(0 < self.positive_fraction <= 1, "model.rpn.positive_fraction: must be in (0, 1]")
+        for name in ("samples", "pre_nms", "proposals"):
+            _require(getattr(self, name) >= 1, f"model.rpn.{name}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class RoIConfig:
+    """Between the stages: features of a box (report section on RoIAlign, FPN paper for the level rule)."""
+
+    sampling_ratio: int = 2
+    """Samples a bin and axis: 2 is the report's four samples a bin."""
+    canonical_size: float = 224.0
+    canonical_level: int = 4
+    """A box of canonical_size squared belongs to this level: k = floor(level + log2(sqrt(w h) / size)), clamped to 2..5."""
+
+
+@dataclass(frozen=True)
+class BoxHeadConfig:
+    """Box head (report table 2)."""
+
+    hidden: int = 1024
+    pool_size: int = 7
+    box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    foreground_iou: float = 0.4
+    crowd_overlap: float = 0.5
+    """A background proposal with at least this share of its area inside a crowd region is not sampled."""
+    samples: int = 64
+    positive_fraction: float = 0.75
+    smooth_l1_beta: float = 1.0
+    class_loss_weight: float = 1.0
+    box_loss_weight: float = 1.0
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    detections: int = 20
+
+    def __post_init__(self) -> None:
+        _require(0 < self.positive_fraction <= 1, "model.box_head.positive_fraction: must be in (0, 1]")
+        for name in ("hidden", "pool_size", "samples", "detections"):
+            _require(getattr(self, name) >= 1, f"model.box_head.{name}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class MaskHeadConfig:
+    """Mask head (report table 3)."""
+
+    channels: int = 256
+    convs: int = 4
+    pool_size: int = 14
+    match_iou: float = 0.5
+    samples: int = 64
+    """Boxes an image the mask head is trained on, at most: ground truth first, then matched detections by score."""
+    loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "pool_size", "samples"):
+            _require(getattr(self, name) >= 1, f"model.mask_head.{name}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    num_classes: int = 3
+    """Foreground classes K; the data set's categories map to 1..K."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fpn_channels: int = 256
+    resnet: ResNetConfig = ResNetConfig()
+    rpn: RPNConfig = RPNConfig()
+    roi: RoIConfig = RoIConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    mask_head: MaskHeadConfig = MaskHeadConfig()
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes >= 1, "model.num_classes: must be at least 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    """L2 (added to the gradient), as in the paper; it never reaches a frozen parameter."""
+    clip_norm: float | None = None
+    """Global norm over the trained parameters only."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate: must be positive")
+        _require(0 <= self.momentum < 1, "optimizer.momentum: must be in [0, 1)")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay: must not be negative")
+        _require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm: must be positive")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps: must not be negative")
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters whose path ("rpn/conv/kernel") fully matches `pattern` train at learning_rate * lr_scale."""
+
+    pattern: str
+    lr_scale: float = 1.0
+
+
+Loss = Literal["rpn", "box", "mask"]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A row of the stage table: every parameter matches exactly one pattern of `train` and `frozen` together."""
+
+    name: str
+    losses: tuple[Loss, ...]
+    train: tuple[ParamGroup, ...]
+    frozen: tuple[str, ...] = ()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epochs: int = 20
+
+    def __post_init__(self) -> None:
+        _require(re.fullmatch(r"[a-z0-9_]+", self.name) is not None, f"stages: name {self.name!r}: use a-z, 0-9, _")
+        _require(len(self.losses) > 0, f"stages.{self.name}.losses: at least one loss is needed")
+        _require(len(self.train) > 0, f"stages.{self.name}.train: at least one parameter group is needed")
+        _require(self.epochs >= 1, f"stages.{self.name}.epochs: must be at least 1")
+        for pattern in (*(group.pattern for group in self.train), *self.frozen):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"stages.{self.name}: pattern {pattern!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "unnamed"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    stages: tuple[StageConfig, ...] = ()
+    init_from: str | None = None
+    """Weights to start from: a run's folder or a weights file; relative names are looked up in $MRCNN_DATA as well."""
+    seed: int = 0
+    save_every_steps: int = field(default=500, metadata=RUNTIME)
+    keep_checkpoints: int = field(default=2, metadata=RUNTIME)
+    """Newest checkpoints kept beside the last one of every stage."""
+    validate_every_epochs: int = field(default=1, metadata=RUNTIME)
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        _require(len(set(names)) == len(names), f"stages: two have the same name: {', '.join(names)}")
+        for name in ("save_every_steps", "keep_checkpoints", "validate_every_epochs"):
+            _require(getattr(self, name) >= 1, f"{name}: must be at least 1")
+
+
+def load_config_file(path: str | Path) -> Config:
+    """The Config of a config file; ConfigError if there is no such file or it has no `get_config`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    spec = importlib.util.spec_from_file_location(f"mrcnn_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:  # the file is the user's: whatever it raises is theirs to read in one line
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not Config")
+    return config
+
+
+def resolve_paths(config: Config) -> Config:
+    """`config` with every file name absolute; ConfigError names what is missing."""
+    shared = os.environ.get("MRCNN_DATA")
+    data = config.data
+    root = data.root
+    if root is None and shared and data.folder:
+        root = str(Path(shared) / data.folder)
+    names = {}
+    for name in ("train_annotations", "train_images", "val_annotations", "val_images"):
+        value = Path(getattr(data, name))
+        if not value.is_absolute():
+            if root is None:
+                raise ConfigError(f"data.root: not given, and $MRCNN_DATA is not set (needed for data.{name} = {value})")
+            value = Path(root) / value
+        if not value.exists():
+            raise ConfigError(f"data.{name}: {value}: no such file or folder")
+        names[name] = str(value.resolve())
+    init_from = config.init_from
+    if init_from is not None:
+        candidates = [Path(init_from)] + ([Path(shared) / init_from] if shared else [])
+        found = next((candidate for candidate in candidates if candidate.exists()), None)
+        if found is None:
+            hint = "" if shared else " ($MRCNN_DATA is not set)"
+            raise ConfigError(f"init_from: {init_from}: no such file or run{hint}")
+        init_from = str(found.resolve())
+    return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
+    """The inverse of `to_dict` through JSON; an unknown or missing field is a ConfigError that names it."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        _require(name in known, f"{where}{name}: unknown field")
+    built = {name: _from_json(value, hints[name], f"{where}{name}.") for name, value in values.items()}
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise ConfigError(f"{where or 'config'}: {error}") from None
+
+
+def _from_json(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint, where)  # type: ignore[arg-type]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
+        return tuple(_from_json(v, kind, where) for v, kind in zip(value, kinds, strict=True))
+    if origin in (typing.Union, UnionType):
+        return None if value is None else _from_json(value, next(a for a in args if a is not type(None)), where)
+    return value
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config_json(path: Path) -> Config:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (is this a run's folder?)") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _fixed_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        if f.metadata.get("runtime"):
+            continue
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= _fixed_fields(value, f"{prefix}{f.name}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            flat[f"{prefix}{f.name}.length"] = len(value)
+            for i, item in enumerate(value):
+                flat |= _fixed_fields(item, f"{prefix}{f.name}.{i}.")
+        else:
+            flat[f"{prefix}{f.name}"] = value
+    return flat
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line for each field that differs and may not differ on resume."""
+    a, b = _fixed_fields(old), _fixed_fields(new)
+    return [f"{name}: {a.get(name)!r} -> {b.get(name)!r}" for name in sorted(a | b) if a.get(name) != b.get(name)]
+
+
+def config_hash(config: Config) -> str:
+    """Hash of the fields that may not differ on resume."""
+    return hashlib.sha256(repr(sorted(_fixed_fields(config).items())).encode()).hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""The two containers that everything passes around, and the conventions they obey.
+
+Conventions, written down here once:
+
+- Boxes are (x1, y1, x2, y2) in absolute pixels of the canvas, continuous in [0, W] x [0, H]: a box that covers
+  exactly the first pixel is (0, 0, 1, 1). There is no "+ 1" anywhere.
+- Images and feature maps are NHWC (HWC inside single-image functions), RGB.
+- Label 0 is the background; the classes of a data set are 1..K.
+- A set of things is padded to a static length and carries `valid`. Whether a row exists is told by `valid` and by nothing
+  else: the other fields of an invalid row may hold anything, NaN included.
+- Sizes are (height, width). Geometry, softmax and losses are float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt8
+
+# Leaves are jax arrays on the device and NumPy arrays on the host (loader, evaluation).
+AnyArray = Array | np.ndarray
+
+
+class Instances(flax.struct.PyTreeNode):
+    """A padded set of N boxes of one image: ground truth, proposals, samples or detections.
+
+    Fields that a use does not have are None. With a leading batch axis, every field has it.
+    """
+
+    boxes: Float[AnyArray, "*b n 4"]
+    valid: Bool[AnyArray, "*b n"]
+    labels: Int32[AnyArray, "*b n"] | None = None
+    scores: Float[AnyArray, "*b n"] | None = None
+    # Ground truth: uint8 coverage 0..255 of the object inside its own box, resampled to a fixed M x M. Detections: float32 mask
+    # probabilities in [0, 1] inside the box.
+    masks: UInt8[AnyArray, "*b n m m"] | Float[AnyArray, "*b n m m"] | None = None
+    # False where a valid object has no mask (box-only annotation, or a mask that vanished in resizing).
+    has_mask: Bool[AnyArray, "*b n"] | None = None
+
+    def take(self, indices: Int32[Array, " k"], valid: Bool[Array, " k"]) -> Instances:
+        """Rows at `indices` (single image), valid where `valid` and the row taken are."""
+        rows = jax.tree.map(lambda field: jnp.take(field, indices, axis=0), self)
+        return rows.replace(valid=rows.valid & valid)
+
+
+class Batch(flax.struct.PyTreeNode):
+    """Images of one canvas size with their ground truth, as the loader makes it (NumPy) and a train step takes it."""
+
+    images: UInt8[AnyArray, "b h w 3"]  # top left of the canvas; the rest is zero
+    image_sizes: Int32[AnyArray, "b 2"]  # (height, width) of the resized image inside the canvas
+    original_sizes: Int32[AnyArray, "b 2"]  # (height, width) of the image on disk
+    scales: Float[AnyArray, "b 2"]  # (y, x): canvas pixels = original pixels * scale, float32
+    indices: Int32[AnyArray, " b"]  # index of the image in its split: keys of randomness, and the way back to COCO ids
+    valid: Bool[AnyArray, " b"]  # False for the images that fill up an incomplete batch
+    ground_truth: Instances  # boxes, labels, masks, has_mask
+    ignore: Instances  # crowd regions: boxes only
+
+
+# Nested dict of arrays, as Flax makes it.
+Params = dict[str, Any]
