@@ -286,7 +286,8 @@ def load_config_file(path: str | Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     spec = importlib.util.spec_from_file_location(f"mrcnn_jax_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -307,7 +308,7 @@ def resolve_paths(config: Config) -> Config:
     root = data.root
     if root is None and shared and data.folder:
         root = str(Path(shared) / data.folder)
-    names = {}
+    names: dict[str, Any] = {}
     for name in ("train_annotations", "train_images", "val_annotations", "val_images"):
         value = Path(getattr(data, name))
         if not value.is_absolute():

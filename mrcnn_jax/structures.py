@@ -13,7 +13,7 @@ Conventions, written down here once:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import flax.struct
 import jax
@@ -21,8 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-# Leaves are jax arrays on the device and NumPy arrays on the host (loader, evaluation).
-AnyArray = Array | np.ndarray
+# Leaves are jax arrays on the device and NumPy arrays on the host (loader, evaluation). A static checker, which would want every use
+# narrowed to one of the two, sees Any.
+if TYPE_CHECKING:
+    AnyArray: TypeAlias = Any
+else:
+    AnyArray = Array | np.ndarray
 
 
 class Instances(flax.struct.PyTreeNode):

@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all the set-up they need; Python >= 3.11, git and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/shapes
+DEMO_DATA ?= runs/shapes_data
+
+.PHONY: demo test test-fast lint clean help
+
+help:
+	@echo "make demo       install, generate the data set, train three stages, evaluate, draw (about 10 minutes on 2 cores)"
+	@echo "make test       install what tests need and run all of them"
+	@echo "make lint       style and types"
+	@echo "make clean      remove the environment, caches and the demo's runs"
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+# Run again after an interruption, `make demo` resumes.
+demo: $(VENV)/.installed
+	$(BIN)/python -m mrcnn_jax.data.shapes --out $(DEMO_DATA)
+	$(BIN)/python train.py --config configs/shapes.py --workdir $(DEMO) --data.root $(DEMO_DATA)
+	$(BIN)/python eval.py --workdir $(DEMO)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache $(DEMO) $(DEMO_DATA)

@@ -1,0 +1,30 @@
+"""The report's stages within an hour on 2 CPU cores: coco300 at its own size (short side 300) and a few epochs a stage.
+
+    export MRCNN_DATA=...        # holds coco300/ and weights/
+    python train.py --config configs/coco300_cpu.py --workdir runs/coco300_cpu
+
+Time and AP: see the README's table.
+"""
+
+from mrcnn_jax.config import Config, DataConfig, MaskHeadConfig, ModelConfig, OptimizerConfig
+from mrcnn_jax.recipes import staged
+
+
+def get_config() -> Config:
+    return Config(
+        name="coco300_cpu",
+        data=DataConfig(
+            folder="coco300", short_side=300, long_side=480, canvases=((320, 480), (480, 320)), max_objects=32, eval_batch_size=2
+        ),
+        model=ModelConfig(mask_head=MaskHeadConfig(samples=16)),
+        stages=staged(
+            pretrained=True,
+            epochs=(4, 4, 3),
+            optimizers=(
+                OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine"),
+                OptimizerConfig(name="adam", learning_rate=3e-4, schedule="cosine"),
+                OptimizerConfig(name="sgd", learning_rate=0.01, weight_decay=1e-4, schedule="cosine"),
+            ),
+        ),
+        init_from="weights/pqf_resnet50_large.npz",
+    )

@@ -1,0 +1,52 @@
+"""Evaluate a run: COCO box and mask AP, proposal recall and pictures, from the run's folder alone.
+
+    python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
+
+Writes eval/metrics.json, eval/detections.json (COCO results) and figures/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from mrcnn_jax import cli
+
+
+@dataclass(frozen=True)
+class Arguments:
+    workdir: Path
+    """The run's folder."""
+    split: Literal["val", "train"] = "val"
+    limit: int | None = None
+    """Only the first images of the split."""
+    annotations: Path | None = None
+    """Another COCO json than the run's own; goes with --images."""
+    images: Path | None = None
+    figures: int = 8
+    """Images that are drawn."""
+    out: Path | None = None
+    """Where the results go: <workdir>/eval by default."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="eval.py", description=__doc__)
+    from mrcnn_jax.evaluation.run import evaluate_run
+
+    out = arguments.out or arguments.workdir / "eval"
+    evaluate_run(
+        arguments.workdir,
+        split_name=arguments.split,
+        limit=arguments.limit,
+        annotations=arguments.annotations,
+        images=arguments.images,
+        figures=arguments.figures,
+        out=out,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,93 @@
+"""Host side of the geometry: where an image lies on its canvas, its pixels there, and its masks as crops of their boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an image becomes a canvas: resized to `resized` (height, width) and put at the top left of canvas number `canvas`.
+
+    `scale` (y, x) is resized / original exactly, not the nominal factor: what boxes are multiplied with.
+    """
+
+    canvas: int
+    resized: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
+    """Scale min(short_side / short, long_side / long), sides rounded down (SPEC section 1: 300 x 400 becomes 800 x 1066).
+
+    In integers, since 300 * (800 / 300) must not become 799. A side is at least 1 px. The canvas is the smallest that holds
+    the image, the first of equals.
+    """
+    short, long = min(height, width), max(height, width)
+    by_long = data.long_side * short < data.short_side * long
+    numerator, denominator = (data.long_side, long) if by_long else (data.short_side, short)
+    resized = max(1, height * numerator // denominator), max(1, width * numerator // denominator)
+    fitting = [i for i, (h, w) in enumerate(data.canvases) if h >= resized[0] and w >= resized[1]]
+    canvas = min(fitting, key=lambda i: data.canvases[i][0] * data.canvases[i][1])
+    return Plan(canvas, resized, (resized[0] / height, resized[1] / width))
+
+
+def decode_image(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels as they lie in the file; grey becomes RGB, alpha is cut off, 16 bit are scaled to 8. ValueError if undecodable.
+
+    EXIF orientation is ignored on purpose: COCO's annotations and sizes refer to the stored pixels.
+    """
+    pixels = None
+    if encoded:  # cv2 raises its own error type on an empty buffer
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise ValueError("not an image that can be decoded")
+    return pixels  # type: ignore[return-value]
+
+
+def resize_image(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "rh rw 3"]:
+    """To `size` (height, width): bilinear when it grows, area mean when it shrinks (no aliasing)."""
+    shrinks = size[0] < image.shape[0]
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def _window_means(values: Float[np.ndarray, "n k"], start: float, stop: float, cells: int) -> Float[np.ndarray, "cells k"]:
+    """Resamples the columns of `values` to `cells` equal cells of [start, stop], where value i fills [i, i + 1].
+
+    A cell averages the window around its centre that is as wide as the cell but at least 1: the area mean when the column
+    shrinks, and when it grows exactly bilinear interpolation (the mean of a piecewise constant function over a width of 1).
+    The first and last values extend beyond the ends. Sums instead of a matrix product: BLAS threads fight with the loader's.
+    """
+    step = (stop - start) / cells
+    half = max(step, 1.0) / 2
+    centres = start + step * (np.arange(cells) + 0.5)
+    integral = np.zeros_like(values)
+    np.cumsum(values[:-1], axis=0, out=integral[1:])
+
+    def integral_to(position: Float[np.ndarray, " cells"]) -> Float[np.ndarray, "cells k"]:
+        whole = np.clip(np.floor(position), 0, len(values) - 1).astype(np.intp)
+        return integral[whole] + (position - whole).astype(np.float32)[:, None] * values[whole]
+
+    return (integral_to(centres + half) - integral_to(centres - half)) / np.float32(2 * half)
+
+
+def mask_crop(rle: dict[str, Any], box: Sequence[float], size: int) -> UInt8[np.ndarray, "size size"]:
+    """Coverage 0..255 of a mask inside its box (x1, y1, x2, y2; original pixels, fractions allowed), on size x size cells."""
+    mask = rle_ops.decode(rle)
+    # One pixel more on each side, for windows that reach over the border of the box.
+    left, top = (max(math.floor(low) - 1, 0) for low in box[:2])
+    right, bottom = (math.ceil(high) + 1 for high in box[2:])
+    near = mask[top:bottom, left:right].astype(np.float32)
+    rows = _window_means(near, box[1] - top, box[3] - top, size)
+    coverage = _window_means(rows.T, box[0] - left, box[2] - left, size).T
+    return np.round(255 * coverage).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,105 @@
+"""A trained run, restored from its folder, on a data set's split or on any images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from mrcnn_jax.config import Config, ConfigError, DataConfig, load_config_json
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, plan_epoch
+from mrcnn_jax.data.transforms import resize_image, resize_plan
+from mrcnn_jax.evaluation.results import coco_results
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
+from mrcnn_jax.runtime import compile_options
+from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the folder of a run holds: config, categories and weights of its newest whole checkpoint."""
+
+    config: Config
+    meta: Meta
+    variables: Variables
+
+    @property
+    def category_ids(self) -> list[int]:
+        """COCO id of label i + 1."""
+        return [number for number, _ in self.meta.categories]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """COCO category id -> name."""
+        return dict(self.meta.categories)
+
+
+def load_run(workdir: Path) -> Run:
+    """ConfigError if the folder holds no config or no whole checkpoint."""
+    config = load_config_json(workdir / "config.json")
+    checkpoints = Checkpoints(workdir, keep=1)
+    meta = checkpoints.latest()
+    if meta is None:
+        raise ConfigError(f"{workdir}: holds no checkpoint yet")
+    params, batch_stats = checkpoints.restore_params(meta)
+    return Run(config, meta, {"params": params, "batch_stats": batch_stats})
+
+
+class Predictor:
+    """The network as one compiled program a canvas; NumPy in, NumPy out."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._variables = jax.device_put(run.variables)
+        self._apply = jax.jit(MaskRCNN(run.config.model).apply, **compile_options())
+
+    def __call__(self, batch: Batch) -> Prediction:
+        return jax.device_get(self._apply(self._variables, batch))
+
+    def results(self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """COCO results of a batch: original ids, pixels and image size."""
+        return coco_results(
+            prediction.detections,
+            scales=batch.scales,
+            original_sizes=batch.original_sizes,
+            image_ids=image_ids,
+            category_ids=self.run.category_ids,
+            images_valid=batch.valid,
+        )
+
+
+def predict_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[tuple[Batch, Prediction]]:
+    """Every batch of a plan with what is seen on it."""
+    for batch in load(split, list(plan), predictor.run.config.data):
+        yield batch, predictor(batch)
+
+
+def evaluation_plan(split: Split, data: DataConfig, limit: int | None = None) -> list[PlannedBatch]:
+    """Every image of a split exactly once, or its first `limit` images."""
+    canvases = [plan.canvas for plan in split.plans][:limit]
+    return plan_epoch(canvases, data.eval_batch_size, seed=0, epoch=0, shuffle=False)
+
+
+def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:
+    """An image without ground truth as a batch of its own."""
+    plan = resize_plan(image.shape[0], image.shape[1], data)
+    height, width = plan.resized
+    canvas = np.zeros((1, *data.canvases[plan.canvas], 3), np.uint8)
+    canvas[0, :height, :width] = resize_image(image, plan.resized)
+    nothing = Instances(boxes=np.zeros((1, 0, 4), np.float32), valid=np.zeros((1, 0), bool))
+    return Batch(
+        images=canvas,
+        image_sizes=np.array([plan.resized], np.int32),
+        original_sizes=np.array([image.shape[:2]], np.int32),
+        scales=np.array([plan.scale], np.float32),
+        indices=np.zeros(1, np.int32),
+        valid=np.ones(1, bool),
+        ground_truth=nothing,
+        ignore=nothing,
+    )

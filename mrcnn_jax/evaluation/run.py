@@ -1,0 +1,97 @@
+"""Evaluation of a run on a COCO-format split: figures of merit, results and pictures."""
+
+from __future__ import annotations
+
+import json
+import operator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mrcnn_jax.config import ConfigError
+from mrcnn_jax.data.loader import open_split
+from mrcnn_jax.data.transforms import decode_image
+from mrcnn_jax.evaluation.coco import evaluate, table
+from mrcnn_jax.evaluation.predict import Predictor, evaluation_plan, load_run, predict_split
+from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.visualization.figures import curves, detections_figure, proposals_figure
+
+
+def evaluate_run(
+    workdir: Path,
+    *,
+    split_name: Literal["train", "val"] = "val",
+    limit: int | None = None,
+    annotations: Path | None = None,
+    images: Path | None = None,
+    figures: int = 8,
+    out: Path,
+) -> dict[str, float]:
+    """COCO box and mask figures of the run's newest checkpoint, on every image of a split exactly once.
+
+    Args:
+        workdir: the run's folder; config, categories and weights come from it.
+        split_name: which of the run's own data sets.
+        limit: only the first images.
+        annotations, images: another data set of the same categories.
+        figures: how many images are drawn.
+        out: folder for metrics.json, detections.json and, beside it, figures/.
+
+    Raises:
+        ConfigError: no whole checkpoint, no such data, or other categories than the run was trained on.
+    """
+    run = load_run(workdir)
+    data = run.config.data
+    if (annotations is None) != (images is None):
+        raise ConfigError("--annotations and --images go together")
+    json_path = annotations or Path(getattr(data, f"{split_name}_annotations"))
+    images_path = images or Path(getattr(data, f"{split_name}_images"))
+    cache = Path(data.cache) if data.cache else workdir / "data"
+    split = open_split(split_name, json_path, images_path, cache=cache, data=data)
+    categories = tuple((category.id, category.name) for category in split.dataset.categories)
+    if categories != run.meta.categories:
+        raise ConfigError(f"{json_path}: categories {categories}, but the run knows {run.meta.categories}")
+    print(f"{workdir}: checkpoint {run.meta.name}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
+
+    predictor = Predictor(run)
+    plan = evaluation_plan(split, data, limit)
+    results: list[dict[str, Any]] = []
+    proposals: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image index -> boxes in original pixels, scores
+    total = sum(i >= 0 for planned in plan for i in planned.indices)
+    with tqdm(total=total, unit="img", desc="evaluating", leave=False) as bar:
+        for batch, prediction in predict_split(predictor, split, plan):
+            results += predictor.results(batch, prediction, [split.dataset.images[i].id for i in batch.indices])
+            for i in np.flatnonzero(batch.valid):
+                found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
+                found = jax.tree.map(operator.itemgetter(found.valid), found)
+                proposals[int(batch.indices[i])] = (found.boxes / np.tile(batch.scales[i][::-1], 2), found.scores)
+            bar.update(int(batch.valid.sum()))
+
+    seen = split.dataset.with_images([split.dataset.images[i] for i in sorted(proposals)])
+    ground_truth = seen.to_coco()
+    metrics = evaluate(ground_truth, results)
+    truths = [np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4) for image in seen.images]
+    metrics |= proposal_recall([proposals[i][0] for i in sorted(proposals)], truths, limit=run.config.model.rpn.proposals)
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (out / "detections.json").write_text(json.dumps(results))
+    print(f"{len(proposals)} images, {len(ground_truth['annotations'])} annotations, {len(results)} detections\n{table(metrics)}")
+
+    # The images with most objects show most.
+    chosen = sorted(sorted(proposals), key=lambda i: -len(split.dataset.images[i].objects))[:figures]
+    pixels = [decode_image((images_path / split.dataset.images[i].file_name).read_bytes()) for i in chosen]
+    ids = [split.dataset.images[i].id for i in chosen]
+    truth = [[a for a in ground_truth["annotations"] if a["image_id"] == number] for number in ids]
+    seen_there = [[r for r in results if r["image_id"] == number] for number in ids]
+    folder = out.parent / "figures"
+    pages = detections_figure(pixels, truth, seen_there, run.class_names, folder)
+    boxes = [np.array([[x, y, x + w, y + h] for a in t if not a["iscrowd"] for x, y, w, h in [a["bbox"]]]).reshape(-1, 4) for t in truth]
+    pages += proposals_figure(pixels, [proposals[i][0] for i in chosen], [proposals[i][1] for i in chosen], boxes, folder)
+    if (workdir / "metrics.jsonl").exists():
+        pages += curves(workdir / "metrics.jsonl", folder)
+    print(f"results: {out / 'metrics.json'}, {out / 'detections.json'}\npictures: " + ", ".join(str(page) for page in pages))
+    return metrics

@@ -1,0 +1,120 @@
+"""Stage 2, the box head: network, targets, loss and detections (report table 2; Girshick 2015, section 2)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+
+from mrcnn_jax.config import BoxHeadConfig
+from mrcnn_jax.models.layers import relu
+from mrcnn_jax.models.rpn import inside_crowd
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops import losses
+from mrcnn_jax.ops.matching import match
+from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.sampling import sample
+from mrcnn_jax.structures import Instances
+
+
+class BoxOutput(flax.struct.PyTreeNode):
+    """Predictions for R boxes, always float32. Class 0 is the background; deltas exist for the K foreground classes only."""
+
+    logits: Float[Array, "*r classes"]
+    deltas: Float[Array, "*r k 4"]
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers with ReLU on the flattened RoI features, then class logits and a box a foreground class."""
+
+    config: BoxHeadConfig
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*r p p c"]) -> BoxOutput:
+        x = features.reshape(*features.shape[:-3], -1).astype(self.dtype)
+        x = relu(nn.Dense(self.config.hidden, dtype=self.dtype, name="fc1")(x))
+        x = relu(nn.Dense(self.config.hidden, dtype=self.dtype, name="fc2")(x)).astype(jnp.float32)
+        logits = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
+        deltas = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
+        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], self.num_classes, 4))
+
+
+class BoxSamples(flax.struct.PyTreeNode):
+    """The boxes of one image that the box head is trained on, with their targets (label 0: background)."""
+
+    boxes: Float[Array, "s 4"]
+    labels: Int32[Array, " s"]
+    deltas: Float[Array, "s 4"]
+    valid: Bool[Array, " s"]
+
+
+def concatenate_boxes(*sets: Instances) -> Instances:
+    """Boxes and validity of several sets as one set."""
+    return Instances(boxes=jnp.concatenate([s.boxes for s in sets]), valid=jnp.concatenate([s.valid for s in sets]))
+
+
+def box_samples(key: PRNGKeyArray, proposals: Instances, ground_truth: Instances, ignore: Instances, config: BoxHeadConfig) -> BoxSamples:
+    """Samples `config.samples` of one image's proposals and ground-truth boxes, foreground : background as near 3 : 1 as possible.
+
+    A candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it is background, unless it lies in a crowd.
+    """
+    candidates = concatenate_boxes(proposals, ground_truth)
+    boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
+    gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
+    matches = match(box_ops.iou(boxes, gt_boxes), ground_truth.valid)
+    foreground = candidates.valid & (matches.iou > config.foreground_iou)
+    background = candidates.valid & ~foreground & ~inside_crowd(boxes, ignore, config.crowd_overlap)
+    samples = sample(key, positive=foreground, negative=background, count=config.samples, positive_fraction=config.positive_fraction)
+    chosen = boxes[samples.indices]
+    gt_index = matches.gt_index[samples.indices]
+    assert ground_truth.labels is not None
+    return BoxSamples(
+        boxes=chosen,
+        labels=jnp.where(samples.positive & samples.valid, ground_truth.labels[gt_index], 0),
+        deltas=box_ops.encode(gt_boxes[gt_index], chosen, weights=config.box_weights),
+        valid=samples.valid,
+    )
+
+
+def box_loss(output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " b"], config: BoxHeadConfig) -> dict[str, Float[Array, ""]]:
+    """Cross-entropy on all samples of a batch and smooth L1 on the true class's deltas of its foreground, divided by the number of samples."""
+    valid = samples.valid & image_valid[:, None]
+    labels = jnp.where(valid, samples.labels, 0)
+    foreground = labels > 0
+    count = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), 1.0)
+    classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
+    deltas = jnp.take_along_axis(output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2)[..., 0, :]
+    chosen = foreground[..., None]
+    box = losses.smooth_l1(jnp.where(chosen, deltas, 0.0), jnp.where(chosen, samples.deltas, 0.0), beta=config.smooth_l1_beta)
+    return {
+        "box_class": config.class_loss_weight * losses.masked_sum(classes, valid) / count,
+        "box_box": config.box_loss_weight * losses.masked_sum(box.sum(-1), foreground) / count,
+    }
+
+
+def box_detections(output: BoxOutput, proposals: Instances, image_size: Int32[Array, " 2"], config: BoxHeadConfig) -> Instances:
+    """The best `config.detections` boxes of one image after NMS a class: refined boxes, labels 1..K, probabilities as scores.
+
+    Args:
+        output: predictions for the proposals, [P, K+1] and [P, K, 4].
+        image_size: (height, width) that boxes are clipped to.
+    """
+    scores = jax.nn.softmax(output.logits, axis=-1)[:, 1:]
+    count, classes = scores.shape
+    anchors = box_ops.sanitize(proposals.boxes, proposals.valid)
+
+    def one_class(deltas: Float[Array, "p 4"], score: Float[Array, " p"], label: Int32[Array, ""]) -> Instances:
+        boxes = box_ops.clip(box_ops.decode(deltas, anchors, weights=config.box_weights), image_size)
+        valid = proposals.valid & (score > config.score_threshold) & jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        rows = Instances(boxes=boxes, valid=valid, labels=jnp.full(count, label), scores=score)
+        return rows.take(*nms(boxes, score, valid, iou_threshold=config.nms_iou, max_output=config.detections))
+
+    per_class = jax.vmap(one_class, in_axes=(1, 1, 0))(output.deltas, scores, jnp.arange(1, classes + 1, dtype=jnp.int32))
+    rows: Instances = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), per_class)
+    assert rows.scores is not None
+    _, best = jax.lax.top_k(jnp.where(rows.valid, rows.scores, -1.0), config.detections)
+    return rows.take(best, jnp.ones(config.detections, bool))

@@ -1,0 +1,45 @@
+"""Feature pyramid network (Lin et al. 2017): laterals, a top-down path of nearest upsampling, 3x3 outputs, and P6 from P5."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+
+def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Each cell becomes 2x2, cut to `size` = (h2, w2), at most (2h, 2w).
+
+    Broadcast and reshape: on a CPU the gradient of `jax.image.resize` is many times slower.
+    """
+    b, h, w, c = x.shape
+    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return doubled[:, : size[0], : size[1]]
+
+
+class FPN(nn.Module):
+    """The maps of the backbone, coarse meanings added to fine places."""
+
+    channels: int = 256
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: dict[str, Float[Array, "b _h _w _c"]]) -> dict[str, Float[Array, "b _h _w {self.channels}"]]:
+        """{"c2".."c5"} at strides 4..32 to {"p2".."p6"} at strides 4..64; P6 is every second cell of P5.
+
+        Each finer map has twice the cells of the next one, or one less (odd sizes).
+        """
+        xavier = nn.initializers.xavier_uniform()
+        pyramid: dict[str, Array] = {}
+        top = None
+        for level in (5, 4, 3, 2):
+            lateral = nn.Dense(self.channels, dtype=self.dtype, kernel_init=xavier, name=f"lateral{level}")  # a 1x1 convolution
+            merged = lateral(features[f"c{level}"])
+            if top is not None:
+                merged = merged + upsample(top, (merged.shape[1], merged.shape[2]))
+            output = nn.Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=xavier, name=f"output{level}")
+            pyramid[f"p{level}"] = output(merged)
+            top = merged
+        pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
+        return {f"p{level}": pyramid[f"p{level}"] for level in (2, 3, 4, 5, 6)}

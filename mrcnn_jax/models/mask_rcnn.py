@@ -1,0 +1,141 @@
+"""The whole network: features -> proposals -> detections -> masks, each one call (He et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt8
+
+from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
+from mrcnn_jax.models.fpn import FPN
+from mrcnn_jax.models.mask_head import MaskHead, true_class
+from mrcnn_jax.models.resnet import ResNet
+from mrcnn_jax.models.rpn import STRIDES, RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
+from mrcnn_jax.ops.roi import assign_levels, roi_align
+from mrcnn_jax.structures import Batch, Instances
+
+Pyramid = dict[str, Array]
+LEVELS = ("p2", "p3", "p4", "p5")  # levels that RoI features are taken from
+
+
+class Prediction(flax.struct.PyTreeNode):
+    """What is seen on a batch; boxes in canvas pixels."""
+
+    proposals: Instances  # [B, P]: boxes, scores
+    detections: Instances  # [B, D]: boxes, labels 1..K, scores, masks float32 [B, D, M, M] (probabilities for the label's class)
+
+
+class MaskRCNN(nn.Module):
+    """Parameters live in `resnet`, `fpn`, `rpn`, `box_head` and `mask_head`; nothing in here knows of targets or losses."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        dtype = jnp.dtype(config.compute_dtype)
+        self.resnet = ResNet(config.resnet, dtype=dtype)
+        self.fpn = FPN(config.fpn_channels, dtype=dtype)
+        self.rpn = RPNHead(config.rpn, dtype=dtype)
+        self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
+        self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
+
+    def features(
+        self, images: UInt8[Array, "b h w 3"], image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], *, live: bool = False
+    ) -> Pyramid:
+        """P2..P6 of uint8 RGB canvases; `live`: normalise by batch statistics where the config asks for it."""
+        return self.fpn(self.resnet(normalise(images, image_sizes, self.config), image_sizes=image_sizes, valid=valid, live=live))
+
+    def propose(self, features: Pyramid, image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], *, live: bool = False) -> RPNOutput:
+        """Objectness and deltas of every anchor."""
+        levels = [features[name] for name in (*LEVELS, "p6")]
+        return self.rpn(levels, image_sizes=image_sizes, valid=valid, live=live)
+
+    def boxes(self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]) -> BoxOutput:
+        """Class logits and deltas of boxes."""
+        return self.box_head(self._roi_features(features, boxes, valid, self.config.box_head.pool_size))
+
+    def masks(self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]) -> Float[Array, "b n m m k"]:
+        """Mask logits of boxes, one mask a class."""
+        pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
+        logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]))
+        return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
+
+    def _roi_features(self, features: Pyramid, boxes: Array, valid: Array, size: int) -> Float[Array, "b n p p c"]:
+        roi = self.config.roi
+
+        def one_image(levels: list[Array], boxes: Array, valid: Array) -> Array:
+            level = assign_levels(boxes, canonical_size=roi.canonical_size, canonical_level=roi.canonical_level, min_level=2, max_level=5)
+            return roi_align(
+                levels,
+                boxes,
+                valid,
+                strides=STRIDES[:4],
+                output_size=size,
+                sampling_ratio=roi.sampling_ratio,
+                levels=level - 2,
+            )
+
+        return jax.vmap(one_image)([features[name] for name in LEVELS], boxes, valid)
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """What is seen on a batch: four calls."""
+        features = self.features(batch.images, batch.image_sizes, batch.valid)
+        proposals = self.proposals(features, batch)
+        detections = self.detections(features, proposals, batch)
+        logits = self.masks(features, detections.boxes, detections.valid)
+        assert detections.labels is not None
+        masks = jax.nn.sigmoid(true_class(logits, detections.labels))
+        return Prediction(proposals=proposals, detections=detections.replace(masks=masks))
+
+    def proposals(self, features: Pyramid, batch: Batch) -> Instances:
+        """The RPN's best boxes of each image."""
+        return select_proposals(self.propose(features, batch.image_sizes, batch.valid), batch, self.config)
+
+    def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
+        """The box head's best boxes of each image."""
+        output = self.boxes(features, proposals.boxes, proposals.valid)
+        return jax.vmap(lambda o, p, size: box_detections(o, p, size, self.config.box_head))(output, proposals, batch.image_sizes)
+
+
+def normalise(images: UInt8[Array, "b h w 3"], image_sizes: Int32[Array, "b 2"], config: ModelConfig) -> Float[Array, "b h w 3"]:
+    """Pixels to [0, 1], mean and standard deviation, and zeros outside the image (the padding is zero after normalisation)."""
+    mean = jnp.asarray(np.array(config.pixel_mean, np.float32)).reshape(1, 1, 1, 3)
+    std = jnp.asarray(np.array(config.pixel_std, np.float32)).reshape(1, 1, 1, 3)
+    height, width = images.shape[1:3]
+    rows = jnp.arange(height, dtype=jnp.int32)[None, :, None] < image_sizes[:, 0, None, None]
+    columns = jnp.arange(width, dtype=jnp.int32)[None, None, :] < image_sizes[:, 1, None, None]
+    pixels = (images.astype(jnp.float32) / 255.0 - mean) / std
+    return jnp.where((rows & columns)[..., None], pixels, 0.0).astype(config.compute_dtype)
+
+
+def select_proposals(output: RPNOutput, batch: Batch, config: ModelConfig) -> Instances:
+    """Proposals of each image. They are constants to the later stages: the one place where their gradient is cut."""
+    height, width = batch.images.shape[1:3]
+    anchors = pyramid_anchors(config.rpn, (height, width))
+    proposals = jax.vmap(lambda o, size: rpn_proposals(o, anchors, size, config.rpn))(output, batch.image_sizes)
+    return jax.lax.stop_gradient(proposals.replace(valid=proposals.valid & batch.valid[:, None]))
+
+
+def example_batch(canvas: tuple[int, int]) -> Batch:
+    """One blank image without objects: the shapes that the parameters are made from."""
+    none = Instances(boxes=np.zeros((1, 0, 4), np.float32), valid=np.zeros((1, 0), bool))
+    size = np.array([canvas], np.int32)
+    return Batch(
+        images=np.zeros((1, *canvas, 3), np.uint8),
+        image_sizes=size,
+        original_sizes=size,
+        scales=np.ones((1, 2), np.float32),
+        indices=np.zeros(1, np.int32),
+        valid=np.ones(1, bool),
+        ground_truth=none,
+        ignore=none,
+    )
+
+
+Variables = dict[str, Any]

@@ -1,0 +1,133 @@
+"""ResNet backbones (He et al. 2016): one block table, v1.5 (stride in the 3x3) and v1 (stride in the first 1x1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int32
+
+from mrcnn_jax.config import ResNetConfig
+from mrcnn_jax.models.layers import ConvNorm, cell_mask, max_pool, relu
+
+
+class Depth(NamedTuple):
+    bottleneck: bool
+    blocks: tuple[int, int, int, int]  # residual blocks of layer1..layer4
+
+
+DEPTHS: dict[int, Depth] = {
+    10: Depth(False, (1, 1, 1, 1)),  # not of the paper: for tests and the demo
+    18: Depth(False, (2, 2, 2, 2)),
+    34: Depth(False, (3, 4, 6, 3)),
+    50: Depth(True, (3, 4, 6, 3)),
+    101: Depth(True, (3, 4, 23, 3)),
+}
+EXPANSION = 4  # output channels of a bottleneck, as a multiple of its 3x3's
+
+
+class Block(nn.Module):
+    """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with EXPANSION times the channels at the end (bottleneck)."""
+
+    channels: int
+    strides: int
+    bottleneck: bool
+    stride_in_1x1: bool
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        *,
+        live: bool,
+        mask_in: Bool[Array, "b h w 1"] | None,
+        mask_out: Bool[Array, "b h2 w2 1"] | None,
+    ) -> Float[Array, "b h2 w2 o"]:
+        def conv(name: str, x: Array, channels: int, size: int, strides: int, mask: Array | None, relu: bool = True) -> Array:
+            return ConvNorm(channels, size, strides, relu, dtype=self.dtype, name=name)(x, live=live, mask=mask)
+
+        if self.bottleneck:
+            out = self.channels * EXPANSION
+            first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
+            y = conv("conv1", x, self.channels, 1, first, mask_out if self.stride_in_1x1 else mask_in)
+            y = conv("conv2", y, self.channels, 3, second, mask_out)
+            y = conv("conv3", y, out, 1, 1, mask_out, relu=False)
+        else:
+            out = self.channels
+            y = conv("conv1", x, out, 3, self.strides, mask_out)
+            y = conv("conv2", y, out, 3, 1, mask_out, relu=False)
+        if self.strides != 1 or x.shape[-1] != out:
+            x = conv("downsample", x, out, 1, self.strides, mask_out, relu=False)
+        return relu(y + x.astype(y.dtype))
+
+
+class Stage(nn.Module):
+    """`blocks` residual blocks at one resolution (layer1 .. layer4); the first one strides."""
+
+    blocks: int
+    channels: int
+    strides: int
+    bottleneck: bool
+    stride_in_1x1: bool
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        *,
+        live: bool,
+        mask_in: Bool[Array, "b h w 1"] | None,
+        mask_out: Bool[Array, "b h2 w2 1"] | None,
+    ) -> Float[Array, "b h2 w2 o"]:
+        for i in range(self.blocks):
+            strides = self.strides if i == 0 else 1
+            block = Block(self.channels, strides, self.bottleneck, self.stride_in_1x1, self.dtype, name=f"block{i}")
+            x = block(x, live=live, mask_in=mask_in if i == 0 else mask_out, mask_out=mask_out)
+        return x
+
+
+class ResNet(nn.Module):
+    """Normalised images to the maps of res2..res5."""
+
+    config: ResNetConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        live: bool = False,
+        image_sizes: Int32[Array, "b 2"] | None = None,
+        valid: Bool[Array, " b"] | None = None,
+    ) -> dict[str, Float[Array, "b _h _w _c"]]:
+        """{"c2", "c3", "c4", "c5"} at strides 4, 8, 16, 32 (sizes rounded up), in the compute dtype.
+
+        The padding of the canvas has to be zero in `images`. live: batch statistics, if the config's norm is "live" too; they cover
+        the cells on images: `image_sizes` (height, width) in pixels (None: the whole canvas), `valid` images (None: all).
+        """
+        batch, *canvas, _ = images.shape
+        live = live and self.config.norm == "live"
+        if image_sizes is None:
+            image_sizes = jnp.broadcast_to(jnp.array(canvas, jnp.int32)[None], (batch, 2))
+        if valid is None:
+            valid = jnp.ones((batch,), bool)
+        # Unused (and removed by the compiler) unless live.
+        masks = {s: cell_mask(image_sizes, valid, s, (-(-canvas[0] // s), -(-canvas[1] // s))) for s in (2, 4, 8, 16, 32)}
+
+        bottleneck, blocks = DEPTHS[self.config.depth]
+        width = self.config.width
+        x = ConvNorm(width, 7, 2, dtype=self.dtype, name="stem")(images, live=live, mask=masks[2])
+        x = max_pool(x)
+        features = {}
+        for i, count in enumerate(blocks):
+            strides = 1 if i == 0 else 2
+            stage = Stage(count, width * 2**i, strides, bottleneck, self.config.stride_in_1x1, self.dtype, name=f"layer{i + 1}")
+            stride = 4 * 2**i
+            x = stage(x, live=live, mask_in=masks[stride // strides], mask_out=masks[stride])
+            features[f"c{i + 2}"] = x
+        return features

@@ -1,0 +1,182 @@
+"""Stage 1, the region proposal network: network, targets, loss and proposals (report table 1; Ren et al. 2015, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+
+from mrcnn_jax.config import RPNConfig
+from mrcnn_jax.models.layers import cell_mask, relu
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops import losses
+from mrcnn_jax.ops.anchors import level_anchors
+from mrcnn_jax.ops.matching import best_anchor_mask, match
+from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.sampling import Samples, sample
+from mrcnn_jax.structures import Instances
+
+STRIDES = (4, 8, 16, 32, 64)  # P2..P6
+
+
+class RPNOutput(flax.struct.PyTreeNode):
+    """Predictions for all anchors of all levels, P2 first; within a level by row, column, ratio. Always float32."""
+
+    logits: Float[Array, "*b a"]
+    deltas: Float[Array, "*b a 4"]
+
+
+class RPNHead(nn.Module):
+    """3x3 conv, BatchNorm, ReLU, then objectness and deltas; one set of weights and of batch statistics for all levels."""
+
+    config: RPNConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Sequence[Float[Array, "b h w c"]],
+        *,
+        image_sizes: Int32[Array, "b 2"],
+        valid: Bool[Array, " b"],
+        live: bool = False,
+    ) -> RPNOutput:
+        """`features` are P2..P6; statistics are taken over the unpadded cells of all valid images when `live`."""
+        batch, channels = features[0].shape[0], features[0].shape[-1]
+        anchors = len(self.config.ratios)
+        normal = nn.initializers.normal(0.01)
+        conv = nn.Conv(channels, (3, 3), kernel_init=normal, use_bias=not self.config.batch_norm, dtype=self.dtype, name="conv")
+        # One row a cell over all levels, so that batch statistics are those of all levels together.
+        cells = jnp.concatenate([conv(level).reshape(batch, -1, channels) for level in features], axis=1)
+        if self.config.batch_norm:
+            masks = [
+                cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(batch, -1, 1)
+                for level, stride in zip(features, STRIDES, strict=True)
+            ]
+            norm = nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")
+            cells = norm(cells, mask=jnp.concatenate(masks, axis=1))
+        cells = relu(cells).astype(jnp.float32)
+        logits = nn.Dense(anchors, kernel_init=normal, name="logits")(cells)  # float32: what decides on boxes
+        deltas = nn.Dense(4 * anchors, kernel_init=normal, name="deltas")(cells)
+        return RPNOutput(logits=logits.reshape(batch, -1), deltas=deltas.reshape(batch, -1, 4))
+
+
+def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int]) -> list[np.ndarray]:
+    """float32 anchors [A_l, 4] of each level P2..P6 for a canvas (height, width), in the order of RPNOutput."""
+    levels = []
+    for scale, stride in zip(config.scales, STRIDES, strict=True):
+        grid = (-(-canvas[0] // stride), -(-canvas[1] // stride))
+        levels.append(level_anchors(grid=grid, stride=stride, scale=float(scale), ratios=config.ratios))
+    return levels
+
+
+def usable_anchors(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
+    """Anchors whose centre lies in the image (not in the canvas's padding) and, if so configured, do not cross its border."""
+    height, width = image_size.astype(jnp.float32)
+    centre_x, centre_y = (anchors[:, 0] + anchors[:, 2]) / 2, (anchors[:, 1] + anchors[:, 3]) / 2
+    usable = (centre_x < width) & (centre_y < height)
+    if not config.anchors_across_border:
+        usable &= (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+    return usable
+
+
+class RPNTargets(flax.struct.PyTreeNode):
+    """The sampled mini-batch of one image: which anchors, and the deltas of the positive ones."""
+
+    samples: Samples
+    deltas: Float[Array, "s 4"]
+
+
+def rpn_labels(
+    anchors: Float[Array, "a 4"], usable: Bool[Array, " a"], ground_truth: Instances, ignore: Instances, config: RPNConfig
+) -> tuple[Bool[Array, " a"], Bool[Array, " a"], Int32[Array, " a"]]:
+    """(positive [A], negative [A], ground-truth index [A]) of one image's anchors.
+
+    Positive: IoU >= positive_iou with some ground-truth box, or the best anchor of one. Negative: IoU < negative_iou with all, and less
+    than crowd_overlap of its area inside any crowd region. The rest is ignored.
+    """
+    gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
+    iou = box_ops.iou(anchors, gt_boxes)
+    matches = match(iou, ground_truth.valid)
+    positive = usable & ((matches.iou >= config.positive_iou) | best_anchor_mask(iou, usable, ground_truth.valid))
+    in_crowd = inside_crowd(anchors, ignore, config.crowd_overlap)
+    negative = usable & ~positive & (matches.iou < config.negative_iou) & ~in_crowd
+    return positive, negative, matches.gt_index
+
+
+def inside_crowd(boxes: Float[Array, "n 4"], ignore: Instances, overlap: float) -> Bool[Array, " n"]:
+    """Boxes with at least `overlap` of their own area inside one crowd region."""
+    share = box_ops.intersection_over_area(boxes, box_ops.sanitize(ignore.boxes, ignore.valid))
+    return jnp.any((share >= overlap) & ignore.valid[None, :], axis=1)
+
+
+def rpn_targets(
+    key: PRNGKeyArray,
+    anchors: Float[Array, "a 4"],
+    image_size: Int32[Array, " 2"],
+    ground_truth: Instances,
+    ignore: Instances,
+    config: RPNConfig,
+) -> RPNTargets:
+    """Samples `config.samples` anchors of one image, positives : negatives as near 1 : 1 as there are positives."""
+    usable = usable_anchors(config, anchors, image_size)
+    positive, negative, gt_index = rpn_labels(anchors, usable, ground_truth, ignore, config)
+    samples = sample(key, positive=positive, negative=negative, count=config.samples, positive_fraction=config.positive_fraction)
+    gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)[gt_index[samples.indices]]
+    deltas = box_ops.encode(gt_boxes, anchors[samples.indices], weights=config.box_weights)
+    return RPNTargets(samples=samples, deltas=deltas)
+
+
+def rpn_loss(output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " b"], config: RPNConfig) -> dict[str, Float[Array, ""]]:
+    """Binary cross-entropy and smooth L1 (summed over 4 deltas) on a batch of targets, both divided by the number of samples."""
+    samples = targets.samples
+    logits = jnp.take_along_axis(output.logits, samples.indices, axis=1)
+    deltas = jnp.take_along_axis(output.deltas, samples.indices[..., None], axis=1)
+    valid = samples.valid & image_valid[:, None]
+    positive = samples.positive & valid
+    count = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), 1.0)
+    objectness = losses.binary_cross_entropy(jnp.where(valid, logits, 0.0), positive.astype(jnp.float32))
+    chosen = positive[..., None]
+    box = losses.smooth_l1(jnp.where(chosen, deltas, 0.0), jnp.where(chosen, targets.deltas, 0.0), beta=config.smooth_l1_beta)
+    return {
+        "rpn_objectness": config.objectness_loss_weight * losses.masked_sum(objectness, valid) / count,
+        "rpn_box": config.box_loss_weight * losses.masked_sum(box.sum(-1), positive) / count,
+    }
+
+
+def rpn_proposals(output: RPNOutput, anchors: Sequence[np.ndarray], image_size: Int32[Array, " 2"], config: RPNConfig) -> Instances:
+    """The best `config.proposals` boxes of one image over all levels, after NMS a level; scores are probabilities.
+
+    Args:
+        output: predictions of one image, float32 [A] and [A, 4].
+        anchors: anchors of each level.
+        image_size: (height, width) that boxes are clipped to.
+    """
+    candidates: list[Instances] = []
+    start = 0
+    for level in anchors:
+        logits, deltas = output.logits[start : start + len(level)], output.deltas[start : start + len(level)]
+        start += len(level)
+        in_image = usable_anchors(config, jnp.asarray(level), image_size)
+        top, indices = jax.lax.top_k(jnp.where(in_image, logits, -jnp.inf), min(config.pre_nms, len(level)))
+        boxes = box_ops.clip(box_ops.decode(deltas[indices], jnp.asarray(level)[indices], weights=config.box_weights), image_size)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        valid = in_image[indices] & jnp.all(sides >= config.min_size, axis=1)
+        padding = min(config.pre_nms, max(len(a) for a in anchors)) - len(top)
+        candidates.append(
+            Instances(
+                boxes=jnp.pad(boxes, ((0, padding), (0, 0))),
+                scores=jnp.pad(jnp.where(valid, jax.nn.sigmoid(top), 0.0), (0, padding)),
+                valid=jnp.pad(valid, (0, padding)),
+            )
+        )
+    levels = jax.tree.map(lambda *fields: jnp.stack(fields), *candidates)
+    keep, kept = jax.vmap(lambda c: nms(c.boxes, c.scores, c.valid, iou_threshold=config.nms_iou, max_output=config.proposals))(levels)
+    survivors = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), jax.vmap(Instances.take)(levels, keep, kept))
+    _, best = jax.lax.top_k(jnp.where(survivors.valid, survivors.scores, -1.0), config.proposals)
+    return survivors.take(best, jnp.ones(config.proposals, bool))

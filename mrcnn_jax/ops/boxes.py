@@ -1,0 +1,84 @@
+"""Box algebra. Boxes are float32 (x1, y1, x2, y2), continuous, no "+ 1" (see mrcnn_jax.structures)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Num
+
+# Decoded log sizes are clipped here (SPEC section 3): a box is at most 62.5 times its anchor, and exp never overflows.
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+def sanitize(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"]) -> Float32[Array, "n 4"]:
+    """`boxes` with every invalid row replaced by the unit box (0, 0, 1, 1), which no formula divides by zero on.
+
+    The first half of the select-twice rule (see mrcnn_jax.ops.losses): invalid rows get no gradient, whatever they held.
+    """
+    return jnp.where(valid[:, None], boxes, jnp.array([[0, 0, 1, 1]], boxes.dtype))
+
+
+def area(boxes: Float32[Array, "*n 4"]) -> Float32[Array, "*n"]:
+    """Areas in square pixels; 0 for a box turned inside out."""
+    width = jnp.maximum(boxes[..., 2] - boxes[..., 0], 0)
+    height = jnp.maximum(boxes[..., 3] - boxes[..., 1], 0)
+    return width * height
+
+
+def _intersection(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "n m"]:
+    a, b = a[:, None], b[None]
+    width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
+    height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
+    return jnp.maximum(width, 0) * jnp.maximum(height, 0)
+
+
+def _ratio(part: Float32[Array, "n m"], whole: Float32[Array, "n m"]) -> Float32[Array, "n m"]:
+    """part / whole, and 0 where the whole is empty or overflows float32; no NaN gradient there either."""
+    usable = (whole > 0) & (whole < jnp.inf)
+    return jnp.where(usable, part / jnp.where(usable, whole, 1), 0)
+
+
+def iou(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "n m"]:
+    """Intersection over union of every pair; 0 where the union is 0 (or overflows float32), never NaN for finite boxes."""
+    intersection = _intersection(a, b)
+    return _ratio(intersection, area(a)[:, None] + area(b)[None] - intersection)
+
+
+def intersection_over_area(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "n m"]:
+    """Share of the area of each `a` that lies inside each `b` (crowd regions); 0 for an `a` without area."""
+    intersection = _intersection(a, b)
+    return _ratio(intersection, jnp.broadcast_to(area(a)[:, None], intersection.shape))
+
+
+def encode(boxes: Float32[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]) -> Float32[Array, "n 4"]:
+    """Deltas (tx, ty, tw, th) that lead from `anchors` to `boxes`, times the four `weights` (Faster R-CNN, equation 2).
+
+    tx = (x - xa) / wa and ty = (y - ya) / ha on box centres, tw = log(w / wa), th = log(h / ha). A row whose box or anchor has no
+    area (padding, most often) has no encoding: it gives 0 and no gradient.
+    """
+    defined = (area(boxes) > 0) & (area(anchors) > 0)
+    boxes, anchors = sanitize(boxes, defined), sanitize(anchors, defined)
+    size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
+    # The difference of the centres is taken corner by corner: large coordinates cancel before they are rounded.
+    shift = ((boxes[:, :2] - anchors[:, :2]) + (boxes[:, 2:] - anchors[:, 2:])) / 2
+    # Two logarithms: the quotient of extreme sizes would leave float32.
+    deltas = jnp.concatenate([shift / anchor_size, jnp.log(size) - jnp.log(anchor_size)], axis=1)
+    return deltas * jnp.array([weights], deltas.dtype)
+
+
+def decode(deltas: Float[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]) -> Float32[Array, "n 4"]:
+    """The inverse of `encode`: boxes that `deltas` make of `anchors`. tw and th are clipped at MAX_LOG_SCALE (above only)."""
+    deltas = deltas.astype(jnp.float32) / jnp.array([weights], jnp.float32)
+    anchor_size = anchors[:, 2:] - anchors[:, :2]
+    centre = anchors[:, :2] + anchor_size / 2 + deltas[:, :2] * anchor_size
+    half = jnp.exp(jnp.minimum(deltas[:, 2:], MAX_LOG_SCALE)) * anchor_size / 2
+    return jnp.concatenate([centre - half, centre + half], axis=1)
+
+
+def clip(boxes: Float32[Array, "*n 4"], size: Num[Array, " 2"]) -> Float32[Array, "*n 4"]:
+    """Boxes cut at the borders of an image of `size` = (height, width) pixels; a box outside of it ends without area."""
+    size = jnp.asarray(size).astype(boxes.dtype)
+    limits = jnp.broadcast_to(size[jnp.array([1, 0, 1, 0])], boxes.shape)
+    return jnp.clip(boxes, 0, limits)

@@ -1,0 +1,301 @@
+"""Checkpoints that are whole or do not exist.
+
+    <workdir>/checkpoints/00000490-rpn/     global step, stage
+        model/                              orbax: params and batch_stats, all that evaluation needs
+        training/                           orbax: opt_state, step, key
+        meta.json                           `Meta`
+        manifest.json                       size and SHA-256 of every file above
+
+Order of a save: everything is written and flushed to disk in a hidden folder; then the manifest, under another name that is renamed;
+then the folder is renamed to its own name. A kill at any point leaves either a whole checkpoint or a folder that has no manifest or a
+hidden name, which nobody reads and the next save removes. The hashes are for what renames cannot promise, since orbax restores a
+flipped bit in silence: a checkpoint is read only after every file was compared with the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
+
+from mrcnn_jax.config import ConfigError
+from mrcnn_jax.structures import Params
+from mrcnn_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+_META = "meta.json"
+_ITEMS = {"model": ("params", "batch_stats"), "training": ("opt_state", "step", "key")}
+_NAME = re.compile(r"\d{8,}-[a-z0-9_]+")  # as `Meta.name` makes it: nothing else in the folder is ours to remove
+
+
+def environment() -> dict[str, str | int]:
+    """What bit-for-bit repetition of a run depends on beside the config: machine, cores, libraries, XLA's flags."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "processor": _processor(),
+        "cpus": os.cpu_count() or 0,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What there is to know about a checkpoint without reading its arrays."""
+
+    step: int
+    """Steps done since the run began, over all stages."""
+    stage: str
+    stage_index: int
+    stage_step: int
+    """Steps done within the stage."""
+    stage_complete: bool
+    categories: tuple[tuple[int, str], ...]
+    """(id, name) of the data set's categories; the i-th one (from 0) has label i + 1."""
+    config_hash: str
+    best_metric: float | None = None
+    """None also stands for one that is not finite: a run must not die of it here, and JSON has no such number."""
+    environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
+
+    def __post_init__(self) -> None:
+        best = self.best_metric
+        object.__setattr__(self, "best_metric", float(best) if best is not None and math.isfinite(best) else None)
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's folder."""
+        return f"{self.step:08d}-{self.stage}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Age: a stage's last step and the next stage's step 0 share a global step."""
+        return self.step, self.stage_index
+
+
+class Checkpoints:
+    """The checkpoints of one run: `<workdir>/checkpoints`, made at the first save."""
+
+    def __init__(self, workdir: Path, keep: int) -> None:
+        """`keep`: newest checkpoints to keep beside the last one of every completed stage (at least 1)."""
+        self.folder = workdir.absolute() / "checkpoints"  # orbax takes no relative path
+        self.keep = keep
+        self._checkpointer = ocp.PyTreeCheckpointer()
+
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Write a checkpoint and remove those that retention lets go; returns when all of it is on disk.
+
+        What is newer than `meta` is of a future that was given up (damaged, and the run went on from an older one): it goes too.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        final, hidden = self.folder / meta.name, self.folder / f".{meta.name}"
+        hidden.mkdir()
+        flat = _flatten(state)
+        for item, fields in _ITEMS.items():
+            arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flat.items() if path.split("/")[0] in fields}
+            self._checkpointer.save(hidden / item, arrays)
+        (hidden / _META).write_text(json.dumps(dataclasses.asdict(meta), indent=2, allow_nan=False))
+        files = sorted(path for path in hidden.rglob("*") if path.is_file())
+        manifest = {path.relative_to(hidden).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        for path in (*files, *(path for path in hidden.rglob("*") if path.is_dir())):
+            _flush(path)
+        unnamed = hidden / f"{_MANIFEST}.part"
+        unnamed.write_text(json.dumps({"files": manifest}, indent=1))
+        _flush(unnamed)
+        unnamed.rename(hidden / _MANIFEST)
+        _flush(hidden)
+        if final.exists():  # the same step again, now complete for instance; between these two renames an older one would take over
+            final.rename(self.folder / f".{meta.name}.replaced")
+        hidden.rename(final)
+        _flush(self.folder)
+        self._remove_unfinished()
+        self._retain(meta)
+
+    def latest(self) -> Meta | None:
+        """The newest checkpoint that is intact, None if the run has none.
+
+        A damaged one is skipped with one warning that names the file; ConfigError if there are checkpoints and all are damaged.
+        """
+        folders = self._folders()
+        metas = []
+        for folder in folders:
+            try:
+                metas.append(_read_meta(folder))
+            except ConfigError as error:
+                log.warning("%s: skipped", error)
+        for meta in sorted(metas, key=lambda meta: meta.order, reverse=True):
+            damage = _damage(self.folder / meta.name)
+            if damage is None:
+                return meta
+            log.warning("%s: skipped", damage)
+        if folders:
+            raise ConfigError(f"{self.folder}: none of the {len(folders)} checkpoints is intact")
+        return None
+
+    def restore(self, template: TrainState, meta: Meta) -> TrainState:
+        """The state that was saved, bit for bit, as device arrays in the structure of `template`.
+
+        `template` (arrays or `jax.ShapeDtypeStruct`) has the stage's own optimiser state. ConfigError if a file of the checkpoint is
+        damaged, or if the template's leaves are not the checkpoint's (names, shapes, dtypes). Another machine, core count, library
+        or XLA flag than at the save is warned of in one line: the run goes on, but not bit for bit.
+        """
+        folder = self._verified(meta)
+        here = environment()
+        changed = [f"{name} {meta.environment.get(name)!r} -> {here[name]!r}" for name in here if meta.environment.get(name) != here[name]]
+        if changed:
+            log.warning("%s: saved in another environment, results will differ in the last bits: %s", meta.name, ", ".join(changed))
+        saved = {path: leaf for item in _ITEMS for path, leaf in self._checkpointer.restore(folder / item).items()}
+        wanted = _flatten(template)
+        _compare(saved, wanted, folder)
+        # Copies: a donated buffer must not be memory that NumPy owns.
+        return jax.tree.unflatten(jax.tree.structure(template), [jnp.array(saved[path]) for path in wanted])
+
+    def restore_params(self, meta: Meta) -> tuple[Params, Params]:
+        """(params, batch_stats) as NumPy arrays, from the folder alone. ConfigError if a file of the checkpoint is damaged."""
+        folder = self._verified(meta)
+        tree = unflatten_dict(self._checkpointer.restore(folder / "model"), sep="/")
+        return tree["params"], tree.get("batch_stats", {})
+
+    def _verified(self, meta: Meta) -> Path:
+        folder = self.folder / meta.name
+        damage = _damage(folder)
+        if damage is not None:
+            raise ConfigError(damage)
+        return folder
+
+    def _folders(self) -> list[Path]:
+        """The checkpoints that exist: those with a manifest."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / _MANIFEST).is_file())
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.iterdir():
+            hidden = path.name.startswith(".") and _NAME.match(path.name[1:])
+            if hidden or (_NAME.fullmatch(path.name) and not (path / _MANIFEST).is_file()):
+                shutil.rmtree(path)
+
+    def _retain(self, newest: Meta) -> None:
+        metas = []
+        for folder in self._folders():
+            try:
+                metas.append(_read_meta(folder))
+            except ConfigError as error:
+                log.warning("%s: removed", error)
+                _remove(folder)
+        metas.sort(key=lambda meta: meta.order)
+        past = [meta for meta in metas if meta.order <= newest.order]
+        stages = {meta.stage: meta for meta in past if meta.stage_complete}  # the last one of each
+        between = [meta for meta in past if not meta.stage_complete][-self.keep :]
+        for meta in metas:
+            if meta not in (*stages.values(), *between):
+                _remove(self.folder / meta.name)
+
+
+def _flatten(state: TrainState) -> dict[str, Any]:
+    """{"params/rpn/conv/kernel": leaf, "opt_state/inner_states/group0/...": leaf, ...}, in the order of `jax.tree.leaves`.
+
+    By path, not as a tree: optax's states hold named tuples and empty nodes, which only a template can give back.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path) -> None:
+    def first(paths: list[str]) -> str:
+        return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+    def kind(leaf: Any) -> str:
+        return f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]"
+
+    missing = [path for path in wanted if path not in saved]
+    extra = [path for path in saved if path not in wanted]
+    common = [path for path in wanted if path in saved]
+    differing = [f"{path} is {kind(saved[path])}, not {kind(wanted[path])}" for path in common if kind(saved[path]) != kind(wanted[path])]
+    parts = {"missing in it": missing, "not of this model": extra, "differing": differing}
+    message = "; ".join(f"{what}: {first(paths)}" for what, paths in parts.items() if paths)
+    if message:
+        raise ConfigError(f"{folder}: does not fit this model and stage: {message}")
+
+
+def _read_meta(folder: Path) -> Meta:
+    try:
+        values = json.loads((folder / _META).read_text())
+        values["categories"] = tuple((int(number), str(name)) for number, name in values["categories"])
+        meta = Meta(**values)
+        if meta.name != folder.name:
+            raise ValueError(f"of {meta.name}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{folder / _META}: damaged: {error}") from None
+    return meta
+
+
+def _damage(folder: Path) -> str | None:
+    """One line that names the first file that is not what the manifest recorded, None if all are."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        recorded = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        return f"{folder}: no such checkpoint (it has no {_MANIFEST})"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{folder / _MANIFEST}: damaged: {error}"
+    for name, (size, digest) in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path}: missing from the checkpoint"
+        if path.stat().st_size != size:
+            return f"{path}: damaged: {path.stat().st_size} bytes, {size} when it was saved"
+        if _sha256(path) != digest:
+            return f"{path}: damaged: not the bytes that were saved (SHA-256 differs)"
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, manifest first: one that is half removed must not exist."""
+    (folder / _MANIFEST).unlink()
+    shutil.rmtree(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _processor() -> str:
+    """The CPU's name: XLA compiles for the instructions that this one has."""
+    try:
+        names = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = None
+    return names.group(1) if names else platform.processor() or platform.machine()

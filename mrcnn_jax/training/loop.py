@@ -1,0 +1,312 @@
+"""A run: stage after stage, resumed where it stopped, watched by validation, curves and checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
+from mrcnn_jax.data.coco import read_coco
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch
+from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.models.initialise import initialise
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.runtime import compile_options, warn_of_slow_versions
+from mrcnn_jax.structures import Params
+from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+from mrcnn_jax.training.metrics import MetricsLog
+from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
+from mrcnn_jax.training.stages import summary
+from mrcnn_jax.training.state import TrainState
+from mrcnn_jax.training.step import make_train_step, make_validation_step
+from mrcnn_jax.visualization.figures import curves
+from mrcnn_jax.training.initial import initial_variables
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on (a loss is not finite); its text is one line that names the loss, the step and the images."""
+
+
+class Stopped(Exception):
+    """SIGTERM arrived, and the state is saved."""
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains every stage of `config` in `workdir`, from the newest complete checkpoint if there is one.
+
+    Raises:
+        ConfigError: a user's mistake, before anything is compiled.
+        TrainingError: a loss is not finite; the last checkpoint stays.
+    """
+    if not config.stages:
+        raise ConfigError("stages: the config has none")
+    config = resolve_paths(config)
+    with _locked(workdir):
+        _accept_config(config, workdir)
+        _Run(config, workdir).train()
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """One run a folder at a time; the lock goes with the process, however it ends."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{workdir}: cannot be written to: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{workdir}: another run is training in this folder") from None
+        yield
+
+
+def _accept_config(config: Config, workdir: Path) -> None:
+    """Same config, same run; another config in the same folder is refused."""
+    path = workdir / "config.json"
+    if path.exists():
+        changed = differences(load_config_json(path), config)
+        if changed:
+            raise ConfigError(f"{workdir}: holds a run of another config: {'; '.join(changed[:3])} (choose another --workdir)")
+    save_config(config, path)
+
+
+@dataclass
+class _Progress:
+    """Where a run stands: steps done in a stage, and the lowest validation loss seen in it."""
+
+    stage_index: int
+    step: int = 0
+    best: float | None = None
+
+
+class _Run:
+    def __init__(self, config: Config, workdir: Path) -> None:
+        self.config, self.workdir = config, workdir
+        data = config.data
+        cache = Path(data.cache) if data.cache else workdir / "data"
+        for path in ("train", "val"):  # the cheap checks of both files come before any image is read
+            dataset = read_coco(Path(getattr(data, f"{path}_annotations")), Path(getattr(data, f"{path}_images")))
+            if len(dataset.categories) != config.model.num_classes:
+                names = ", ".join(category.name for category in dataset.categories)
+                raise ConfigError(
+                    f"model.num_classes: {config.model.num_classes}, but {dataset.annotations_path} has {len(dataset.categories)}: {names}"
+                )
+        warn_of_slow_versions()
+        self.train_split = open_split("train", Path(data.train_annotations), Path(data.train_images), cache=cache, data=data)
+        self.val_split = open_split("val", Path(data.val_annotations), Path(data.val_images), cache=cache, data=data)
+        if self.train_split.dataset.class_names != self.val_split.dataset.class_names:
+            raise ConfigError(f"{data.val_annotations}: its categories differ from those of {data.train_annotations}")
+        for split in (self.train_split, self.val_split):
+            print("\n".join(split.dataset.report.lines()))
+        self.model = MaskRCNN(config.model)
+        self.checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+        self.log = MetricsLog(workdir)
+        self.stop_signal: int | None = None
+
+    # -- the plan of the run ---------------------------------------------------------------------------------------------------
+
+    def _plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
+        """The batches of an epoch: a pure function of the data's sizes, the seed and the epoch counted over all stages."""
+        epochs_before = sum(stage.epochs for stage in self.config.stages[:stage_index])
+        canvases = [plan.canvas for plan in self.train_split.plans]
+        return plan_epoch(canvases, self.config.data.batch_size, seed=self.config.seed, epoch=epochs_before + epoch, shuffle=True)
+
+    def _validation_plan(self) -> list[PlannedBatch]:
+        canvases = [plan.canvas for plan in self.val_split.plans]
+        return plan_epoch(canvases, self.config.data.eval_batch_size, seed=0, epoch=0, shuffle=False)
+
+    # -- training --------------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            variables, progress, state = self._start()
+            canvases = len({plan.canvas for plan in self.train_split.plans})
+            stages = self.config.stages[progress.stage_index :]
+            print(f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training programs to compile")
+            for _ in stages:
+                variables = self._train_stage(progress, variables, state)
+                progress, state = _Progress(progress.stage_index + 1), None
+            print(f"\ndone: evaluate with  python eval.py --workdir {self.workdir}")
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            self.log.close()
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.stop_signal = number
+
+    def _start(self) -> tuple[Variables, _Progress, TrainState | None]:
+        """Fresh variables, or those of the newest complete checkpoint with the state of the stage it stands in."""
+        variables = initialise(self.model, example_batch(self.config.data.canvases[0]), seed=self.config.seed)
+        meta = self.checkpoints.latest()
+        names = [stage.name for stage in self.config.stages]
+        if meta is None:
+            self.log.truncate(names, 0, -1)  # what a run that was killed before its first checkpoint wrote
+            print("a new run")
+            return initial_variables(variables, self.config), _Progress(0), None
+        template = self._first_state(meta.stage_index, variables)
+        state = self.checkpoints.restore(template, meta)
+        self.log.truncate(names, meta.stage_index, meta.stage_step)
+        print(f"resumed from stage {meta.stage}, step {meta.stage_step}")
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        if meta.stage_complete:
+            return variables, _Progress(meta.stage_index + 1), None
+        return variables, _Progress(meta.stage_index, meta.stage_step, meta.best_metric), state
+
+    def _first_state(self, stage_index: int, variables: Variables) -> TrainState:
+        """The state at the first step of a stage."""
+        params: Params = variables["params"]
+        optimizer = make_optimizer(self.config.stages[stage_index], params, total_steps=self._total_steps(stage_index))
+        key = jax.random.key_data(jax.random.fold_in(jax.random.key(self.config.seed), stage_index))
+        batch_stats = variables.get("batch_stats", {})
+        return TrainState(params=params, batch_stats=batch_stats, opt_state=optimizer.init(params), step=jnp.int32(0), key=key)
+
+    def _total_steps(self, stage_index: int) -> int:
+        return self.config.stages[stage_index].epochs * len(self._plan(stage_index, 0))
+
+    def _train_stage(self, progress: _Progress, variables: Variables, state: TrainState | None) -> Variables:
+        index, stage = progress.stage_index, self.config.stages[progress.stage_index]
+        total_steps = self._total_steps(index)
+        steps_per_epoch = total_steps // stage.epochs
+        params: Params = variables["params"]
+        print(f"\n{index + 1} of {len(self.config.stages)}: {summary(stage, params)}")
+        optimizer = make_optimizer(stage, params, total_steps=total_steps)
+        train_step = jax.jit(make_train_step(self.model, stage, params, optimizer), **compile_options(donate_argnums=0))
+        validate = jax.jit(make_validation_step(self.model, stage), **compile_options())
+        # A copy, since the step donates its state and `variables` may be the caller's.
+        state = jax.tree.map(jnp.array, state if state is not None else self._first_state(index, variables))
+
+        for epoch in range(progress.step // steps_per_epoch, stage.epochs):
+            started, first = time.perf_counter(), progress.step
+            state = self._train_epoch(progress, epoch, total_steps, train_step, state)
+            seconds = time.perf_counter() - started
+            last = epoch + 1 == stage.epochs
+            line = f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s"
+            self._append_timing(stage, epoch, seconds, steps=progress.step - first)
+            if last or (epoch + 1) % self.config.validate_every_epochs == 0:
+                values = self._validate(stage, validate, {"params": state.params, "batch_stats": state.batch_stats})
+                self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
+                progress.best = min(values["loss/total"], progress.best if progress.best is not None else np.inf)
+                line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
+            tqdm.write(line)
+            if last or progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None:
+                self._save(progress, state, complete=last)
+            curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
+            self._stop_if_asked(progress)
+        return {"params": state.params, "batch_stats": state.batch_stats}
+
+    def _train_epoch(self, progress: _Progress, epoch: int, total_steps: int, train_step: Any, state: TrainState) -> TrainState:
+        """What is left of an epoch; its last step is saved by the caller, after the validation that belongs to it."""
+        stage = self.config.stages[progress.stage_index]
+        steps_per_epoch = total_steps // stage.epochs
+        plan = self._plan(progress.stage_index, epoch)[progress.step - epoch * steps_per_epoch :]
+        bar = tqdm(
+            total=sum(len(_real(planned)) for planned in plan),
+            desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
+            unit="img",
+            leave=False,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+        pending: tuple[int, PlannedBatch, dict[str, Any]] | None = None
+        with bar:
+            for planned, batch in zip(plan, load(self.train_split, plan, self.config.data), strict=True):
+                state, metrics = train_step(state, batch)
+                # The numbers of a step are read while the next one runs: two batches are in flight.
+                if pending is not None:
+                    self._record(stage, epoch, total_steps, pending, bar)
+                progress.step += 1
+                pending = (progress.step, planned, metrics)
+                due = progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
+                if due and planned is not plan[-1]:
+                    self._record(stage, epoch, total_steps, pending, bar)
+                    pending = None
+                    self._save(progress, state, complete=False)
+                    self._stop_if_asked(progress)
+            if pending is not None:
+                self._record(stage, epoch, total_steps, pending, bar)
+        return state
+
+    def _stop_if_asked(self, progress: _Progress) -> None:
+        if self.stop_signal is not None:
+            stage = self.config.stages[progress.stage_index].name
+            raise Stopped(f"stopped by signal {self.stop_signal}: stage {stage}, step {progress.step} is saved in {self.workdir}")
+
+    def _record(
+        self, stage: StageConfig, epoch: int, total_steps: int, pending: tuple[int, PlannedBatch, dict[str, Any]], bar: tqdm[Any]
+    ) -> None:
+        step, planned, metrics = pending
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        broken = [name for name, value in values.items() if not np.isfinite(value)]
+        if broken:
+            images = [self.train_split.dataset.images[i].id for i in _real(planned)]
+            raise TrainingError(f"stage {stage.name}, step {step}: {', '.join(broken)} not finite (image ids {images})")
+        values["learning_rate"] = float(learning_rate(stage, step - 1, total_steps))
+        self.log.write(stage=stage.name, step=step, epoch=epoch + 1, split="train", values=values)
+        shown = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
+        bar.set_postfix_str(shown, refresh=False)
+        bar.update(len(_real(planned)))
+
+    def _validate(self, stage: StageConfig, validate: Any, variables: Variables) -> dict[str, float]:
+        """Losses averaged over the validation images, and for the RPN's stage the recall of its proposals."""
+        plan = self._validation_plan()
+        key = jax.random.key(self.config.seed)
+        totals: dict[str, float] = {}
+        count = 0
+        proposals: list[np.ndarray] = []
+        truths: list[np.ndarray] = []
+        for batch in load(self.val_split, plan, self.config.data):
+            values, found = jax.device_get(validate(variables, batch, key))
+            images = int(batch.valid.sum())
+            count += images
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * images
+            for i in np.flatnonzero(batch.valid):
+                scale = np.tile(batch.scales[i][::-1], 2)
+                truth = batch.ground_truth
+                proposals.append(found.boxes[i][found.valid[i]] / scale)
+                truths.append(truth.boxes[i][truth.valid[i]] / scale)
+        values = {name: total / max(count, 1) for name, total in totals.items()}
+        if "rpn" in stage.losses:
+            values |= proposal_recall(proposals, truths, limit=self.config.model.rpn.proposals)
+        return values
+
+    def _save(self, progress: _Progress, state: TrainState, *, complete: bool) -> None:
+        index = progress.stage_index
+        meta = Meta(
+            step=sum(self._total_steps(i) for i in range(index)) + progress.step,
+            stage=self.config.stages[index].name,
+            stage_index=index,
+            stage_step=progress.step,
+            stage_complete=complete,
+            categories=tuple((category.id, category.name) for category in self.train_split.dataset.categories),
+            config_hash=config_hash(self.config),
+            best_metric=progress.best,
+        )
+        self.checkpoints.save(state, meta)
+
+    def _append_timing(self, stage: StageConfig, epoch: int, seconds: float, *, steps: int) -> None:
+        """Wall time is kept apart from metrics.jsonl, which is the same to the bit however often a run was interrupted."""
+        row = {"stage": stage.name, "epoch": epoch + 1, "steps": steps, "seconds": round(seconds, 3)}
+        with (self.workdir / "timing.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _real(planned: PlannedBatch) -> list[int]:
+    """The images of a batch, without what fills it up."""
+    return [index for index in planned.indices if index >= 0]

@@ -1,0 +1,82 @@
+"""The optimiser of a stage: one chain a parameter group, nothing at all for what is frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from mrcnn_jax.config import ConfigError, OptimizerConfig, StageConfig
+from mrcnn_jax.structures import Params
+from mrcnn_jax.training import stages
+
+
+def make_optimizer(stage: StageConfig, params: Params, *, total_steps: int) -> optax.GradientTransformation:
+    """The transformation of the full parameter tree that trains the groups of `stage` and gives zero updates to the rest.
+
+    The gradient is clipped by its global norm first, over the trained parameters only; each group then adds the L2 term
+    weight_decay * parameter and runs Adam (0.9, 0.999, 1e-8) or SGD with momentum m <- momentum m + g at `learning_rate` *
+    lr_scale. Frozen leaves own no state. `total_steps` is the length of the stage. ConfigError: see `stages.labels` and
+    `learning_rate`.
+    """
+    config = stage.optimizer
+    labels = stages.labels(stage, params)
+    schedule = _schedule(stage, total_steps)
+    transforms = {f"group{i}": _chain(config, schedule, group.lr_scale) for i, group in enumerate(stage.train)}
+    # `optax.masked` would pass the raw gradients of the leaves it leaves out; the frozen ones end in set_to_zero.
+    groups = optax.partition(transforms | {stages.FROZEN: optax.set_to_zero()}, labels)
+    if config.clip_norm is None:
+        return groups
+    trained = jax.tree.map(lambda label: label != stages.FROZEN, labels)
+    return optax.chain(optax.masked(optax.clip_by_global_norm(config.clip_norm), trained), groups)
+
+
+def learning_rate(stage: StageConfig, step: int | Int[Array, ""], total_steps: int) -> Float[Array, ""]:
+    """The rate (before a group's lr_scale) that the update after `step` done steps uses, step in 0 .. total_steps - 1.
+
+    A linear warm-up, lr * (step + 1) / (warmup_steps + 1), that no step spends at zero; then lr, constant or on the half cosine
+    that reaches 0 at `total_steps`. ConfigError if the warm-up leaves no step of the stage.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.asarray(_schedule(stage, total_steps)(jnp.asarray(step)), jnp.float32)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, opt_state: Any, params: Params, grads: Params, labels: dict[str, Any]
+) -> tuple[Params, Any]:
+    """(params, opt_state) after one update; a pure function to call inside the step's jit.
+
+    `grads` holds the trainable subtree only (`stages.split` with the same `labels`): frozen leaves have no gradient, since asking
+    for one would bring their backward pass into the step. Frozen leaves are returned as the very arrays they came as: adding a
+    zero update would turn -0.0 into 0.0.
+    """
+    trainable, frozen = stages.split(params, labels)
+    # The optimiser's masks have the full tree's shape. Nobody reads the result of these zeros: XLA drops them.
+    full = stages.merge(grads, jax.tree.map(jnp.zeros_like, frozen))
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam and schedules do not pass strict promotion
+        updates, opt_state = optimizer.update(full, opt_state, params)
+        trainable = optax.apply_updates(trainable, stages.split(updates, labels)[0])
+    return stages.merge(trainable, frozen), opt_state
+
+
+def _chain(config: OptimizerConfig, schedule: optax.Schedule, scale: float) -> optax.GradientTransformation:
+    def rate(step: Any) -> Any:
+        return schedule(step) * scale
+
+    update = optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=config.momentum or None)
+    # L2 in the gradient, as in the paper; not decoupled as in AdamW.
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), update) if config.weight_decay else update
+
+
+def _schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
+    config, warmup = stage.optimizer, stage.optimizer.warmup_steps
+    if warmup >= total_steps:
+        raise ConfigError(f"stages.{stage.name}.optimizer.warmup_steps: {warmup}, but the stage has only {total_steps} steps")
+    peak = config.learning_rate
+    after = optax.constant_schedule(peak) if config.schedule == "constant" else optax.cosine_decay_schedule(peak, total_steps - warmup)
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])

@@ -1,0 +1,95 @@
+"""A stage as a row of a table: from its patterns come the labels, the differentiated subtree and the live batch norms.
+
+A parameter's path is its nested names joined by "/", for example "resnet/layer1/block0/conv1/kernel". A pattern of a stage matches a
+path as a whole (`re.fullmatch`), and every path matches exactly one pattern: nothing is trained or frozen by accident.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mrcnn_jax.config import ConfigError, StageConfig
+from mrcnn_jax.structures import Params
+
+FROZEN = "frozen"
+"""Label of the leaves that a stage does not train; the groups of `stage.train` are "group0", "group1", ..."""
+
+
+def labels(stage: StageConfig, params: Params) -> dict[str, Any]:
+    """The label of every parameter, in a tree like `params` (arrays or `jax.ShapeDtypeStruct`: only the names are read).
+
+    ConfigError, in one line with the stage, the pattern and the parameter: a pattern that matches nothing, a parameter that no
+    pattern matches, a parameter that two patterns match.
+    """
+    patterns = _patterns(stage)
+    paths = list(flatten_dict(params, sep="/"))
+    # Patterns first: a misspelt pattern also leaves its parameters unmatched, and the pattern is what has to be mended.
+    for _, pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            modules = ", ".join(sorted({path.split("/")[0] for path in paths}))
+            raise ConfigError(f"stages.{stage.name}: pattern {pattern!r} matches no parameter (modules: {modules})")
+    flat = {}
+    for path in paths:
+        matching = [(label, pattern) for label, pattern in patterns if re.fullmatch(pattern, path)]
+        if not matching:
+            raise ConfigError(f"stages.{stage.name}: parameter {path} matches no pattern of train or frozen")
+        if len(matching) > 1:
+            both = " and ".join(repr(pattern) for _, pattern in matching)
+            raise ConfigError(f"stages.{stage.name}: parameter {path} matches {both}; exactly one pattern may match")
+        flat[path] = matching[0][0]
+    return unflatten_dict(flat, sep="/")
+
+
+def split(tree: Params, labels: dict[str, Any]) -> tuple[Params, Params]:
+    """(trainable, frozen): nested dicts that hold only their own leaves of `tree`, which is shaped like `labels`."""
+    flat, kinds = flatten_dict(tree, sep="/"), flatten_dict(labels, sep="/")
+    trainable = {path: leaf for path, leaf in flat.items() if kinds[path] != FROZEN}
+    frozen = {path: leaf for path, leaf in flat.items() if kinds[path] == FROZEN}
+    return unflatten_dict(trainable, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+    """The inverse of `split`; the leaves are passed on untouched."""
+    return unflatten_dict(flatten_dict(trainable, sep="/") | flatten_dict(frozen, sep="/"), sep="/")
+
+
+def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
+    """Top-level modules ("resnet", "rpn", ...) with a trainable parameter: the batch statistics of no other module may move."""
+    trainable, _ = split(params, labels(stage, params))
+    return frozenset(trainable)
+
+
+def summary(stage: StageConfig, params: Params) -> str:
+    """What the stage trains and what it leaves alone, as a table to print: a line a pattern, with leaves, parameters and learning rate."""
+    labels(stage, params)  # only a table in which everything matches once can be summed up
+    sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
+    optimizer = stage.optimizer
+    scales = [group.lr_scale for group in stage.train]
+    rows = [("", "pattern", "leaves", "parameters", "learning rate")]
+    trained = 0
+    for i, (label, pattern) in enumerate(_patterns(stage)):
+        matching = [size for path, size in sizes.items() if re.fullmatch(pattern, path)]
+        if label != FROZEN:
+            trained += sum(matching)
+        rate = "-" if label == FROZEN else f"{optimizer.learning_rate * scales[i]:g}"
+        rows.append((label, pattern, f"{len(matching):,}", f"{sum(matching):,}", rate))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    table = []
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        table.append("  ".join(names + numbers))
+    clip = "" if optimizer.clip_norm is None else f", clip norm {optimizer.clip_norm:g}"
+    head = f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; {optimizer.name}, {optimizer.schedule} rate"
+    head += f", warm-up {optimizer.warmup_steps} steps, weight decay {optimizer.weight_decay:g}{clip}"
+    foot = f"trained {trained:,} parameters, frozen {sum(sizes.values()) - trained:,}"
+    return "\n".join((head, *(f"  {line}" for line in table), f"  {foot}"))
+
+
+def _patterns(stage: StageConfig) -> list[tuple[str, str]]:
+    """(label, pattern) of every pattern, the trained ones first."""
+    trained = [(f"group{i}", group.pattern) for i, group in enumerate(stage.train)]
+    return trained + [(FROZEN, pattern) for pattern in stage.frozen]

@@ -1,0 +1,108 @@
+"""One compiled call a stage and canvas: losses, gradients of what the stage trains, the update (SPEC section 7)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mrcnn_jax.config import Loss, StageConfig
+from mrcnn_jax.models.box_head import box_loss, box_samples
+from mrcnn_jax.models.mask_head import mask_loss, mask_samples
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, select_proposals
+from mrcnn_jax.models.rpn import pyramid_anchors, rpn_loss, rpn_targets
+from mrcnn_jax.structures import Batch, Instances, Params
+from mrcnn_jax.training import stages
+from mrcnn_jax.training.optimizer import apply_gradients
+from mrcnn_jax.training.state import TrainState
+
+Losses = dict[str, Float[Array, ""]]
+
+
+def stage_losses(
+    model: MaskRCNN, batch: Batch, key: PRNGKeyArray, losses: Collection[Loss], live: Collection[str]
+) -> tuple[Losses, Instances]:
+    """The losses of a stage on one batch, and the proposals of each image.
+
+    Args:
+        model: bound to its variables.
+        key: randomness of this step; every image folds in its own index, so that the order of a batch does not matter.
+        losses: which heads' losses; the forward pass goes no further than they need.
+        live: top-level modules ("resnet", "rpn") that normalise by batch statistics.
+    """
+    config = model.config
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.indices)
+    rpn_keys, box_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
+    features = model.features(batch.images, batch.image_sizes, batch.valid, live="resnet" in live)
+    output = model.propose(features, batch.image_sizes, batch.valid, live="rpn" in live)
+    values: Losses = {}
+
+    if "rpn" in losses:
+        height, width = batch.images.shape[1:3]
+        anchors = jnp.asarray(np.concatenate(pyramid_anchors(config.rpn, (height, width))))
+        targets = jax.vmap(lambda k, size, gt, ignore: rpn_targets(k, anchors, size, gt, ignore, config.rpn))(
+            rpn_keys, batch.image_sizes, batch.ground_truth, batch.ignore
+        )
+        values |= rpn_loss(output, targets, batch.valid, config.rpn)
+
+    proposals = select_proposals(output, batch, config)
+    if "box" in losses:
+        samples = jax.vmap(lambda k, p, gt, ignore: box_samples(k, p, gt, ignore, config.box_head))(
+            box_keys, proposals, batch.ground_truth, batch.ignore
+        )
+        values |= box_loss(model.boxes(features, samples.boxes, samples.valid), samples, batch.valid, config.box_head)
+
+    if "mask" in losses:
+        detections = jax.lax.stop_gradient(model.detections(features, proposals, batch))
+        chosen = jax.vmap(lambda d, gt: mask_samples(d, gt, config.mask_head))(detections, batch.ground_truth)
+        values |= mask_loss(model.masks(features, chosen.boxes, chosen.valid), chosen, batch.valid, config.mask_head)
+    return values, proposals
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(model: MaskRCNN, stage: StageConfig, params: Params, optimizer: optax.GradientTransformation) -> TrainStep:
+    """The step of a stage, not yet compiled: (state, batch) -> (state, losses and gradient norm). Of `params` only the names are read.
+
+    Only the trainable subtree is differentiated, so that frozen parameters cost no backward pass; batch statistics of modules without a
+    trainable parameter stay as they are.
+    """
+    labels = stages.labels(stage, params)
+    live = stages.live_norm(stage, params)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        trainable, frozen = stages.split(state.params, labels)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def objective(trainable: Params) -> tuple[Float[Array, ""], tuple[Losses, Params]]:
+            variables = {"params": stages.merge(trainable, frozen), "batch_stats": state.batch_stats}
+            forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, live)[0], model, mutable=["batch_stats"])
+            values, updated = forward(variables)
+            return sum(values.values(), jnp.float32(0)), (values, updated.get("batch_stats", {}))
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (total, (values, statistics)), gradients = gradient(trainable)
+        params, opt_state = apply_gradients(optimizer, state.opt_state, state.params, gradients, labels)
+        batch_stats = {name: statistics[name] if name in live else old for name, old in state.batch_stats.items()}
+        metrics = {f"loss/{name}": value for name, value in values.items()}
+        metrics |= {"loss/total": total, "gradient_norm": optax.global_norm(gradients)}
+        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, step=state.step + 1), metrics
+
+    return train_step
+
+
+def make_validation_step(model: MaskRCNN, stage: StageConfig) -> Callable[[Variables, Batch, PRNGKeyArray], tuple[Losses, Instances]]:
+    """(variables, batch, key) -> (losses, proposals) of a stage, with running statistics."""
+
+    def validation_step(variables: Variables, batch: Batch, key: PRNGKeyArray) -> tuple[Losses, Instances]:
+        values, proposals = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, ()), model)(variables)
+        return {f"loss/{name}": value for name, value in values.items()} | {"loss/total": sum(values.values(), jnp.float32(0))}, proposals
+
+    return validation_step

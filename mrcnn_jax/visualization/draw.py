@@ -1,0 +1,152 @@
+"""Boxes, masks and labels drawn into images. All images are uint8 RGB [H, W, 3] and none is changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.evaluation.masks import segmentation_rle
+
+Image = UInt8[np.ndarray, "h w 3"]
+Color = tuple[int, int, int]
+
+# Objects take turns with these: light enough to carry black text, apart from each other and from grass, sky and skin.
+PALETTE: tuple[Color, ...] = (
+    (255, 99, 71),
+    (64, 196, 255),
+    (255, 214, 10),
+    (190, 130, 255),
+    (60, 220, 130),
+    (255, 130, 200),
+    (255, 160, 40),
+    (120, 230, 220),
+    (170, 200, 255),
+    (200, 230, 80),
+)
+CROWD: Color = (190, 190, 190)
+PROPOSAL: Color = (255, 214, 10)
+RECALLED: Color = (40, 230, 90)
+MISSED: Color = (255, 50, 50)
+
+# Images are enlarged to this before drawing, or text would cover them; on larger ones lines and text grow with the image.
+SHORT_SIDE = 480
+FONT, FONT_SCALE, INK = cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0)
+
+
+def draw_instances(image: Image, instances: Sequence[Mapping[str, Any]], class_names: Mapping[int, str]) -> Image:
+    """Objects over an image: masks tinted and outlined, boxes, and labels with scores.
+
+    Args:
+        image: the image in original pixels.
+        instances: COCO results or annotations in original pixels: bbox [x, y, width, height], category_id and, if there, score,
+            segmentation and iscrowd (drawn grey). The best scores end up on top.
+        class_names: category id -> name.
+
+    Returns:
+        A new image, enlarged to a short side of at least SHORT_SIDE.
+    """
+    canvas, scale = _enlarged(image)
+    colors = [CROWD if instance.get("iscrowd") else PALETTE[i % len(PALETTE)] for i, instance in enumerate(instances)]
+    order = sorted(range(len(instances)), key=lambda i: instances[i].get("score", 1.0))
+    for i in order:
+        if instances[i].get("segmentation"):
+            rle = segmentation_rle(instances[i]["segmentation"], image.shape[:2])
+            _tint(canvas, np.asarray(coco_mask.decode(rle)), colors[i])
+    for i in order:
+        x, y, width, height = instances[i]["bbox"]
+        _rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
+    for i in order:
+        x, y, _, _ = instances[i]["bbox"]
+        text = class_names[instances[i]["category_id"]]
+        if instances[i].get("iscrowd"):
+            text += " (crowd)"
+        if "score" in instances[i]:
+            text += f" {instances[i]['score']:.2f}"
+        _label(canvas, text, (round(x * scale), round(y * scale)), colors[i])
+    return canvas
+
+
+def draw_proposals(
+    image: Image,
+    boxes: Float[np.ndarray, "p 4"],
+    scores: Float[np.ndarray, " p"],
+    ground_truth: Float[np.ndarray, "g 4"],
+    recalled: Bool[np.ndarray, " g"],
+) -> Image:
+    """Proposals over an image, the fainter the lower their score, below the ground-truth boxes in RECALLED or MISSED.
+
+    Args:
+        image: the image in original pixels.
+        boxes: proposals (x1, y1, x2, y2) in original pixels.
+        scores: their objectness in [0, 1].
+        ground_truth: boxes (x1, y1, x2, y2) in original pixels.
+        recalled: which of them some proposal reaches (`evaluation.proposals.recalled`).
+
+    Returns:
+        A new image, enlarged to a short side of at least SHORT_SIDE.
+    """
+    canvas, scale = _enlarged(image)
+    canvas = (canvas * 0.75).astype(np.uint8)  # lines stand out from a darker image
+    for i in np.argsort(scores, kind="stable"):
+        layer = canvas.copy()
+        _rectangle(layer, boxes[i] * scale, PROPOSAL, 1)
+        strength = float(np.clip(0.25 + 0.65 * scores[i], 0.25, 0.9))
+        canvas = cv2.addWeighted(layer, strength, canvas, 1 - strength, 0)
+    for box, hit in zip(ground_truth, recalled, strict=True):
+        _rectangle(canvas, box * scale, RECALLED if hit else MISSED, 2)
+    return canvas
+
+
+def side_by_side(left: Image, right: Image, titles: tuple[str, str]) -> Image:
+    """Two images in one row on white, each below its title; the lower one is padded at the bottom."""
+    height = max(left.shape[0], right.shape[0])
+    return np.concatenate([titled(left, titles[0], height), titled(right, titles[1], height)], axis=1)
+
+
+def titled(image: Image, title: str, height: int = 0) -> Image:
+    """The image on white below its title, with a margin; white below it up to `height`, if that is more than its own."""
+    bar, margin = 30, 6
+    page = np.full((max(height, image.shape[0]) + bar + margin, image.shape[1] + 2 * margin, 3), 255, np.uint8)
+    page[bar : bar + image.shape[0], margin : margin + image.shape[1]] = image
+    cv2.putText(page, title, (margin, 21), FONT, 0.55, INK, 1, cv2.LINE_AA)
+    return page
+
+
+def _enlarged(image: Image) -> tuple[Image, float]:
+    scale = max(1.0, SHORT_SIDE / min(image.shape[:2]))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy(), scale
+
+
+def _tint(canvas: Image, mask: UInt8[np.ndarray, "h w"], color: Color) -> None:
+    mask = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    inside = mask.astype(bool)
+    canvas[inside] = (0.55 * canvas[inside] + 0.45 * np.array(color)).astype(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, color, 1, cv2.LINE_AA)
+
+
+def _rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickness: int) -> None:
+    x1, y1, x2, y2 = np.round(box).astype(int).tolist()  # the box's edge lies between pixels: its last pixel is one less
+    cv2.rectangle(canvas, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, round(thickness * _magnification(canvas)))
+
+
+def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color) -> None:
+    """`text` on a patch of `color` above `corner`, moved so that it lies in the image."""
+    magnification = _magnification(canvas)
+    font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
+    (width, height), baseline = cv2.getTextSize(text, FONT, font, stroke)
+    width, height = width + 2 * gap, height + baseline + gap
+    x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
+    y = max(corner[1] - height - 1, 0)
+    cv2.rectangle(canvas, (x, y), (x + width, y + height), color, cv2.FILLED)
+    cv2.putText(canvas, text, (x + gap, y + height - baseline), FONT, font, INK, stroke, cv2.LINE_AA)
+
+
+def _magnification(canvas: Image) -> float:
+    return max(1.0, min(canvas.shape[:2]) / SHORT_SIDE)

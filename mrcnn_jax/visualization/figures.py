@@ -1,0 +1,228 @@
+"""The figures of a run, as PNG files: detections beside the ground truth, proposals, and the curves of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mrcnn_jax.config import ConfigError
+from mrcnn_jax.evaluation.proposals import recalled
+from mrcnn_jax.visualization.draw import SHORT_SIDE, Image, draw_instances, draw_proposals, side_by_side, titled
+
+LONG_SIDE = 800  # of an image on a page, in pixels at most
+Curve = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps and values
+
+
+def detections_figure(
+    images: Sequence[Image],
+    ground_truths: Sequence[Sequence[Mapping[str, Any]]],
+    detections: Sequence[Sequence[Mapping[str, Any]]],
+    class_names: Mapping[int, str],
+    out_dir: Path,
+    *,
+    min_score: float = 0.5,
+    rows: int = 4,
+) -> list[Path]:
+    """For each image a row: the ground truth left, the detections with masks right.
+
+    Args:
+        images: uint8 RGB [H, W, 3] in original pixels.
+        ground_truths: COCO annotations of each image.
+        detections: COCO results of each image.
+        class_names: category id -> name.
+        out_dir: folder of the pages; made if need be.
+        min_score: detections below it are not drawn.
+        rows: images a page.
+
+    Returns:
+        The pages, `detections_1.png`, `detections_2.png`, ...
+    """
+    drawn = []
+    for image, truth, found in zip(images, ground_truths, detections, strict=True):
+        shown = [result for result in found if result["score"] >= min_score]
+        drawn.append(
+            side_by_side(
+                _fitted(draw_instances(image, truth, class_names)),
+                _fitted(draw_instances(image, shown, class_names)),
+                (f"ground truth ({len(truth)})", f"detections with score >= {min_score:g} ({len(shown)})"),
+            )
+        )
+    return _write_pages(drawn, out_dir, "detections", rows=rows, columns=1)
+
+
+def proposals_figure(
+    images: Sequence[Image],
+    proposals: Sequence[Float[np.ndarray, "_ 4"]],
+    scores: Sequence[Float[np.ndarray, " _"]],
+    ground_truths: Sequence[Float[np.ndarray, "_ 4"]],
+    out_dir: Path,
+    *,
+    iou: float = 0.5,
+) -> list[Path]:
+    """The proposals of the RPN over each image, with the ground truth they reach (green) and miss (red).
+
+    Args:
+        images: uint8 RGB [H, W, 3] in original pixels.
+        proposals: boxes (x1, y1, x2, y2) of each image in original pixels, best first; all are drawn.
+        scores: their objectness in [0, 1].
+        ground_truths: boxes (x1, y1, x2, y2) of each image in original pixels, crowds left out.
+        out_dir: folder of the pages; made if need be.
+        iou: overlap from which on a ground-truth box counts as reached.
+
+    Returns:
+        The pages, `proposals_1.png`, `proposals_2.png`, ..., of six images.
+    """
+    drawn = []
+    for image, boxes, objectness, truth in zip(images, proposals, scores, ground_truths, strict=True):
+        hits = recalled(boxes, truth, iou=iou, limit=len(boxes))
+        title = f"{len(boxes)} proposals; objects reached {hits.sum()} (green), missed {(~hits).sum()} (red)"
+        drawn.append(titled(_fitted(draw_proposals(image, boxes, objectness, truth, hits)), title))
+    return _write_pages(drawn, out_dir, "proposals", rows=3, columns=2)
+
+
+def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
+    """One figure a stage: every loss in training and validation, and the recall of the proposals where it was measured.
+
+    Args:
+        metrics_jsonl: one JSON object a line with stage, step (from 0 within the stage), split ("train" or "val"), `loss/<name>` and
+            `recall@<number>[/<size>]`; other keys are not read. Of rows that repeat a step (a run that was resumed) the last one counts.
+            A last line cut short by a crash is passed over.
+        out_dir: folder of the figures; made if need be.
+
+    Returns:
+        `curves_<stage>.png` for each stage, in the order of the file.
+
+    Raises:
+        ConfigError: there is no such file, or a line before the last is not JSON.
+    """
+    rows = _read_rows(metrics_jsonl)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        train, val = ({row["step"]: row for row in rows if row["stage"] == stage and row["split"] == split} for split in ("train", "val"))
+        names = list(dict.fromkeys(name for row in (*train.values(), *val.values()) for name in row))
+        losses = [name for name in names if name.startswith("loss/")]
+        recalls = [name for name in names if name.startswith("recall@")]
+        panels = len(losses) + bool(recalls)
+        if not panels:
+            continue
+        columns = min(panels, 2)
+        lines = -(-panels // columns)
+        figure = Figure(figsize=(9, 0.7 + 3.2 * lines), dpi=100, layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axis, name in zip(axes, losses, strict=False):
+            _draw_loss(axis, name, _curve(train, name), _curve(val, name))
+        if recalls:
+            _draw_recall(axes[len(losses)], recalls, val)
+        for axis in axes[panels:]:
+            axis.set_axis_off()
+        figure.suptitle(f"stage {stage}", fontsize=14)
+        paths.append(out_dir / f"curves_{stage}.png")
+        FigureCanvasAgg(figure).print_png(paths[-1])
+    return paths
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (is this a run's folder?)") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ConfigError(f"{path}: line {number}: not JSON: {error}") from None
+    return rows
+
+
+def _curve(rows: Mapping[int, Mapping[str, Any]], name: str) -> Curve:
+    points = sorted((step, row[name]) for step, row in rows.items() if row.get(name) is not None)
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _draw_loss(axis: Axes, name: str, train: Curve, val: Curve) -> None:
+    steps, values = train
+    finite = np.isfinite(values)  # a diverged loss leaves a gap
+    if finite.any():
+        smooth = _smoothed(np.where(finite, values, np.nan))
+        axis.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=0.8)
+        axis.plot(steps, smooth, color="tab:blue", linewidth=1.8, label="training (smoothed)")
+        # The first steps' losses can be many times those of the rest: let them leave the picture rather than flatten it.
+        top = max([np.nanpercentile(values[finite], 98), np.nanmax(smooth[len(smooth) // 10 :]), *val[1][np.isfinite(val[1])]])
+        axis.set_ylim(0, 1.1 * top if top > 0 else 1.0)
+    if val[0].size:
+        axis.plot(*val, color="tab:orange", linewidth=1.8, marker="o", markersize=4, label="validation")
+    _finish(axis, name.removeprefix("loss/").replace("_", " ") + " loss", "loss")
+
+
+def _draw_recall(axis: Axes, names: Sequence[str], val: Mapping[int, Mapping[str, Any]]) -> None:
+    for name in names:
+        size = name.partition("/")[2]
+        axis.plot(*_curve(val, name), linewidth=1.2 if size else 2.2, marker="o", markersize=4, label=size or "all")
+    axis.set_ylim(0, 1)
+    _finish(axis, f"proposals: {names[0].partition('/')[0]} (validation, IoU 0.5)", "recall")
+
+
+def _finish(axis: Axes, title: str, label: str) -> None:
+    axis.set_title(title, fontsize=11)
+    axis.set_xlabel("step")
+    axis.set_ylabel(label)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=9)
+
+
+def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Mean over a window of a twentieth of the run around each point, of what the window holds (NaN is not counted)."""
+    half = len(values) // 40
+    padded = np.pad(values, half, constant_values=np.nan)
+    return np.array([_mean(padded[i : i + 2 * half + 1]) for i in range(len(values))])
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _fitted(image: Image) -> Image:
+    """The image, made small enough for a page: text comes out alike on images of all sizes."""
+    scale = min(1.0, SHORT_SIDE / min(image.shape[:2]), LONG_SIDE / max(image.shape[:2]))
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+
+
+def _write_pages(drawn: Sequence[Image], out_dir: Path, name: str, *, rows: int, columns: int) -> list[Path]:
+    """PNG pages of `rows` x `columns` images, each padded with white to the largest of its row and page."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, start in enumerate(range(0, len(drawn), rows * columns), start=1):
+        cells = drawn[start : start + rows * columns]
+        width = max(cell.shape[1] for cell in cells)
+        lines = []
+        for row in range(0, len(cells), columns):
+            line = list(cells[row : row + columns])
+            line += [np.zeros((0, 0, 3), np.uint8)] * (columns - len(line))
+            height = max(cell.shape[0] for cell in line)
+            lines.append(np.concatenate([_padded(cell, height, width) for cell in line], axis=1))
+        paths.append(out_dir / f"{name}_{number}.png")
+        paths[-1].write_bytes(cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
+    return paths
+
+
+def _padded(image: Image, height: int, width: int) -> Image:
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), constant_values=255)

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mrcnn_jax.config import DataConfig
+from mrcnn_jax.data.builder import RandomAccess
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch
+from mrcnn_jax.structures import Batch
+
+
+@pytest.fixture(scope="session")
+def shapes_split(shapes_folder: Path, shapes_data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Split:
+    annotations = shapes_folder / "annotations" / "instances_train.json"
+    return open_split("train", annotations, shapes_folder / "images", cache=tmp_path_factory.mktemp("cache"), data=shapes_data)
+
+
+def _open_mixed(file: Path, data: DataConfig, name: str = "train") -> Split:
+    return open_split(name, file, file.parent / "images", cache=file.parent / "cache", data=data)
+
+
+def _plan(split: Split, size: int = 2, **options: Any) -> list[PlannedBatch]:
+    return plan_epoch([p.canvas for p in split.plans], size, **{"seed": 0, "epoch": 0, "shuffle": True, **options})
+
+
+def test_the_whole_road_on_shapes(shapes_split: Split, shapes_folder: Path, shapes_data: DataConfig) -> None:
+    """At scale 1 every pixel, box and mask of the files is found in the batches, each image once."""
+    raw = COCO(str(shapes_folder / "annotations" / "instances_train.json"))
+    seen: Counter[int] = Counter()
+    crowds = 0
+    for batch in load(shapes_split, _plan(shapes_split, 4), shapes_data):
+        assert batch.images.shape == (4, 128, 160, 3)
+        for row in np.flatnonzero(batch.valid):
+            image = shapes_split.dataset.images[batch.indices[row]]
+            seen[image.id] += 1
+            pixels = np.asarray(Image.open(shapes_folder / "images" / image.file_name))
+            assert (batch.images[row, :128, :128] == pixels).all()
+            assert not batch.images[row, :, 128:].any()
+            assert batch.scales[row].tolist() == [1, 1]
+            truth = batch.ground_truth
+            expected = [a for a in raw.imgToAnns[image.id] if not a["iscrowd"]]
+            assert truth.valid[row].tolist() == [True] * len(expected) + [False] * (8 - len(expected))
+            for place, a in enumerate(expected):
+                x, y, w, h = a["bbox"]
+                assert truth.boxes[row, place].tolist() == [x, y, x + w, y + h]
+                assert truth.labels[row, place] == a["category_id"]
+                assert truth.has_mask[row, place]
+                # The mean of the coverage is the share of the box that the mask fills.
+                assert truth.masks[row, place].mean() / 255 == pytest.approx(a["area"] / (w * h), abs=0.02)
+                # And enlarged to the box again it is the mask.
+                again = cv2.resize(truth.masks[row, place], (w, h), interpolation=cv2.INTER_AREA) >= 128
+                assert (again == raw.annToMask(a)[y : y + h, x : x + w]).mean() > 0.9
+            ignored = [a["bbox"] for a in raw.imgToAnns[image.id] if a["iscrowd"]]
+            assert batch.ignore.boxes[row, : len(ignored)].tolist() == [[x, y, x + w, y + h] for x, y, w, h in ignored]
+            assert batch.ignore.valid[row].sum() == len(ignored)
+            crowds += len(ignored)
+    assert seen == Counter(image.id for image in shapes_split.dataset.images)
+    assert crowds == 1
+
+
+def test_scaled_images_of_several_sizes(mixed_file: Path, mixed_content: dict[str, Any], mixed_data: DataConfig) -> None:
+    split = _open_mixed(mixed_file, mixed_data)
+    by_id = {image["id"]: image for image in mixed_content["images"]}
+    ids = {3: 1, 7: 2, 90: 3}
+    found = 0
+    for batch in load(split, _plan(split), mixed_data):
+        for row in np.flatnonzero(batch.valid):
+            raw = by_id[split.dataset.images[batch.indices[row]].id]
+            height, width = batch.image_sizes[row]
+            assert batch.original_sizes[row].tolist() == [raw["height"], raw["width"]]
+            assert np.allclose(batch.scales[row], [height / raw["height"], width / raw["width"]], rtol=1e-6)
+            picture = Image.open(mixed_file.parent / "images" / raw["file_name"])
+            resized = np.asarray(picture.resize((int(width), int(height)), Image.Resampling.BILINEAR)).astype(int)
+            assert np.abs(batch.images[row, :height, :width] - resized).mean() < 1
+            assert not batch.images[row, height:].any()
+            assert not batch.images[row, :, width:].any()
+            expected = [a for a in mixed_content["annotations"] if a["image_id"] == raw["id"] and not a["iscrowd"]]
+            truth = batch.ground_truth
+            assert truth.valid[row].sum() == len(expected)
+            for place, a in enumerate(expected):
+                x, y, w, h = a["bbox"]
+                sy, sx = batch.scales[row]
+                assert np.allclose(truth.boxes[row, place], [x * sx, y * sy, (x + w) * sx, (y + h) * sy], atol=1e-3)
+                assert truth.labels[row, place] == ids[a["category_id"]]
+                assert truth.has_mask[row, place] == ("segmentation" in a)
+                found += 1
+    assert found == 6
+
+
+def test_dtypes_and_padding_of_incomplete_batches(mixed_file: Path, mixed_data: DataConfig) -> None:
+    split = _open_mixed(mixed_file, mixed_data)
+    batches = list(load(split, _plan(split, 4), mixed_data))
+    # Five images on the first canvas, two on the second: 4 + 1 and 2.
+    assert sorted(int(batch.valid.sum()) for batch in batches) == [1, 2, 4]
+    for batch in batches:
+        assert batch.images.dtype == np.uint8
+        assert batch.scales.dtype == batch.ground_truth.boxes.dtype == batch.ignore.boxes.dtype == np.float32
+        assert batch.indices.dtype == batch.image_sizes.dtype == batch.original_sizes.dtype == batch.ground_truth.labels.dtype == np.int32
+        assert batch.ground_truth.masks.dtype == np.uint8
+        assert batch.ground_truth.masks.shape == (4, 4, 28, 28)
+        assert batch.ignore.boxes.shape == (4, 1, 4)
+        for row in np.flatnonzero(~batch.valid):
+            assert not batch.images[row].any()
+            assert not batch.ground_truth.valid[row].any()
+            assert not batch.ignore.valid[row].any()
+            assert (batch.scales[row] > 0).all()
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    st.integers(1, 7),
+    st.integers(0, 2**31),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_plans_are_pure_and_complete(canvases: list[int], size: int, seed: int, shuffle: bool) -> None:
+    plans = [plan_epoch(canvases, size, seed=seed, epoch=epoch, shuffle=shuffle) for epoch in (0, 1, 0)]
+    assert plans[0] == plans[2]
+    assert len(plans[0]) == len(plans[1]) == sum(-(-n // size) for n in Counter(canvases).values())
+    for plan in plans:
+        assert sorted(i for batch in plan for i in batch.indices if i >= 0) == list(range(len(canvases)))
+        for batch in plan:
+            assert len(batch.indices) == size
+            assert batch.indices[0] >= 0
+            assert all(i == -1 or canvases[i] == batch.canvas for i in batch.indices)
+    if not shuffle:
+        assert plans[0] == plans[1]
+
+
+def test_epochs_and_seeds_differ_and_canvases_are_mixed() -> None:
+    canvases = [0, 1] * 50
+    plans = [plan_epoch(canvases, 2, seed=seed, epoch=epoch, shuffle=True) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert plans[0] != plans[1]
+    assert plans[0] != plans[2]
+    order = [batch.canvas for batch in plans[0]]
+    assert sum(a != b for a, b in itertools.pairwise(order)) > 10
+
+
+def _equal(a: Batch, b: Batch) -> bool:
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_the_order_is_the_plan_s_from_anywhere_and_with_any_threads(shapes_split: Split, shapes_data: DataConfig) -> None:
+    plan = _plan(shapes_split, 3, epoch=5)
+    whole = list(load(shapes_split, plan, shapes_data))
+    for planned, batch in zip(plan, whole, strict=True):
+        assert [i if ok else -1 for i, ok in zip(batch.indices.tolist(), batch.valid, strict=True)] == list(planned.indices)
+    many = dataclasses.replace(shapes_data, threads=7)
+    for a, b in zip(whole[4:], load(shapes_split, plan[4:], many), strict=True):
+        assert _equal(a, b)
+
+
+def test_too_many_objects_are_counted_and_the_largest_kept(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
+) -> None:
+    sides = [10, 30, 20, 40, 15, 25]
+    mixed_content["annotations"] = [
+        {"id": 50 + n, "image_id": 11, "category_id": 3, "bbox": [n, n, side, side], "area": side**2, "iscrowd": int(crowd)}
+        for crowd in (False, True)
+        for n, side in enumerate(sides, 10 * crowd)
+    ]
+    split = _open_mixed(write_json(mixed_content), mixed_data)
+    found = {reason.split(" = ")[0]: (f.count, f.first_ids) for (_, reason), f in split.dataset.report.findings.items()}
+    assert found == {"boxes over data.max_objects": (2, [11]), "boxes over data.max_ignored": (5, [11])}
+    assert len(split.dataset.to_coco()["annotations"]) == 12, "evaluation sees them all"
+    (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
+    x1, _, x2, _ = batch.ground_truth.boxes[0].T / batch.scales[0, 1]
+    assert np.round(x2 - x1).tolist() == [30, 20, 40, 25], "in the order of the file"
+    x1, _, x2, _ = batch.ignore.boxes[0].T / batch.scales[0, 1]
+    assert np.round(x2 - x1).tolist() == [40]
+
+
+def test_a_mask_that_covers_nothing_leaves_the_box(
+    write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
+) -> None:
+    """A bounding box far from its mask, and a mask thinner than half a cell."""
+    mixed_content["annotations"][0]["bbox"] = [60, 40, 20, 20]
+    mixed_content["annotations"][1].update(bbox=[0, 0, 80, 60], segmentation=[[10, 10, 11, 10, 11, 11, 10, 11]])
+    split = _open_mixed(write_json(mixed_content), mixed_data)
+    (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
+    assert batch.ground_truth.valid[0].tolist() == [True, True, False, False]
+    assert batch.ground_truth.has_mask[0].tolist() == [False, False, False, False]
+
+
+def test_empty_images_are_left_out_of_training_only(mixed_file: Path, mixed_data: DataConfig) -> None:
+    data = dataclasses.replace(mixed_data, keep_empty=False)
+    split = _open_mixed(mixed_file, data)
+    assert [image.id for image in split.dataset.images] == [11, 12, 13, 14, 15]
+    (finding,) = split.dataset.report.findings.values()
+    assert finding.first_ids == [16, 17]
+    assert sum(int(b.valid.sum()) for b in load(split, _plan(split), data)) == 5
+    assert len(_open_mixed(mixed_file, data, "val").dataset.images) == 7
+
+
+def test_gaps_in_category_ids_come_back(mixed_file: Path, mixed_content: dict[str, Any], mixed_data: DataConfig) -> None:
+    split = _open_mixed(mixed_file, mixed_data)
+    found = set()
+    for batch in load(split, _plan(split), mixed_data):
+        for row, place in np.argwhere(batch.ground_truth.valid):
+            image = split.dataset.images[batch.indices[row]].id
+            found.add((image, split.dataset.category_id(int(batch.ground_truth.labels[row, place]))))
+    assert found == {(a["image_id"], a["category_id"]) for a in mixed_content["annotations"] if not a["iscrowd"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tampered:
+    """A source that changes the record of image number 1, and that can insist on being read in a clean worker process."""
+
+    source: RandomAccess
+    damage: str = ""
+    not_in_process: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        from jax._src import xla_bridge
+
+        if self.not_in_process is not None:
+            assert os.getpid() != self.not_in_process, "not a worker process"
+            assert not xla_bridge.backends_are_initialized(), "a worker started a device backend"
+        record = self.source[index]
+        if index == 1 and self.damage == "bytes":
+            return {**record, "image": record["image"][:50]}
+        if index == 1 and self.damage == "label":
+            return {**record, "objects": {**record["objects"], "label": [np.int32(4)]}}
+        if index == 1 and self.damage == "order":
+            return {**record, "image_id": 99}
+        return record
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("bytes", "photo 1.png: .*decoded"),
+        ("label", r"photo 1.png: annotation 6: label 4 is outside 1\.\.3"),
+        ("order", "photo 1.png: record 1 is image 99, not 12"),
+    ],
+)
+def test_failures_name_the_file(mixed_file: Path, mixed_data: DataConfig, damage: str, message: str) -> None:
+    split = _open_mixed(mixed_file, mixed_data)
+    broken = dataclasses.replace(split, source=Tampered(split.source, damage))
+    with pytest.raises(RuntimeError, match=message):
+        list(load(broken, _plan(split), mixed_data))
+
+
+def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
+    """Same batches in the same order, made elsewhere, without a device backend there; and the file is named on failure."""
+    jax.devices()  # here there is a backend, so that a forked process would have one
+    split = _open_mixed(mixed_file, mixed_data)
+    plan = _plan(split)
+    in_workers = dataclasses.replace(mixed_data, workers=2)
+    elsewhere = dataclasses.replace(split, source=Tampered(split.source, not_in_process=os.getpid()))
+    for a, b in zip(load(split, plan, mixed_data), load(elsewhere, plan, in_workers), strict=True):
+        assert _equal(a, b)
+    broken = dataclasses.replace(split, source=Tampered(split.source, "bytes"))
+    with pytest.raises(Exception, match=r"photo 1\.png"):
+        list(load(broken, plan, dataclasses.replace(mixed_data, workers=1)))
+
+
+def test_batches_are_plain_data(shapes_split: Split, shapes_data: DataConfig) -> None:
+    (batch,) = load(shapes_split, _plan(shapes_split)[:1], shapes_data)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(batch))
+    assert json.dumps(shapes_split.dataset.report.to_dict())

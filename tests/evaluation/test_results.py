@@ -1,0 +1,79 @@
+"""Detections on canvases -> COCO results in original pixels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.evaluation.masks import paste_rle
+from mrcnn_jax.evaluation.results import coco_results
+from mrcnn_jax.structures import Instances
+
+SCALES = np.array([[2.0, 2.5], [1.0, 1.0], [np.nan, np.nan]], np.float32)
+SIZES = np.array([[20, 30], [40, 10], [-1, -1]], np.int32)
+
+
+def _detections(masks: bool = True) -> Instances:
+    boxes = np.full((3, 2, 4), np.nan, np.float32)
+    boxes[0, 0] = (10, 8, 50, 24)  # original: x 4..20, y 4..12
+    boxes[0, 1] = (-5, 30, 80, 50)  # original: x -2..32, y 15..25; the image ends at 30 x 20
+    boxes[1, 1] = (1, 2, 5, 12)
+    return Instances(
+        boxes=boxes,
+        valid=np.array([[True, True], [False, True], [True, True]]),
+        labels=np.array([[1, 3], [99, 2], [-7, 0]], np.int32),
+        scores=np.array([[0.75, 0.5], [np.nan, 0.25], [9, 9]], np.float32),
+        masks=np.ones((3, 2, 28, 28), np.float32) if masks else None,
+    )
+
+
+def _results(masks: bool = True) -> list[dict]:
+    return coco_results(
+        _detections(masks),
+        scales=SCALES,
+        original_sizes=SIZES,
+        image_ids=[101, 0, -1],
+        category_ids=[7, 90, 11],
+        images_valid=np.array([True, True, False]),
+    )
+
+
+def test_ids_boxes_and_scores_are_those_of_the_original_image() -> None:
+    results = _results(masks=False)
+    assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [(101, 7, 0.75), (101, 11, 0.5), (0, 90, 0.25)]
+    np.testing.assert_allclose([r["bbox"] for r in results], [[4, 4, 16, 8], [0, 15, 30, 5], [1, 2, 4, 10]], atol=1e-6)
+    assert all("segmentation" not in r for r in results)
+
+
+def test_masks_have_the_size_of_the_original_image() -> None:
+    results = _results()
+    masks = [coco_mask.decode(r["segmentation"]) for r in results]
+    assert [m.shape for m in masks] == [(20, 30), (20, 30), (40, 10)]
+    expected = np.zeros((20, 30), np.uint8)
+    expected[4:12, 4:20] = 1
+    np.testing.assert_array_equal(masks[0], expected)
+
+
+def test_a_clipped_box_does_not_move_its_mask() -> None:
+    detections = _detections()
+    mask = np.linspace(0, 1, 28, dtype=np.float32)[None, :].repeat(28, 0)  # half of it is the object: right of the box's middle
+    detections.masks[0, 1] = mask
+    result = coco_results(
+        detections, scales=SCALES, original_sizes=SIZES, image_ids=[1, 2, 3], category_ids=[1, 2, 3], images_valid=np.array([1, 0, 0], bool)
+    )[1]
+    assert result["segmentation"] == paste_rle(mask, np.array([-2, 15, 32, 25]), (20, 30))
+    assert not coco_mask.decode(result["segmentation"])[:, :14].any()  # the middle of -2..32 is 15
+
+
+def test_results_go_through_json() -> None:
+    results = _results()
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_no_valid_image_gives_no_result() -> None:
+    none = coco_results(
+        _detections(), scales=SCALES, original_sizes=SIZES, image_ids=[1, 2, 3], category_ids=[1, 2, 3], images_valid=np.zeros(3, bool)
+    )
+    assert none == []

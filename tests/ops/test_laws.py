@@ -1,0 +1,174 @@
+"""The laws of padded sets for every op and loss, each used as its docstring asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops import losses, masks, matching, roi, sampling
+from mrcnn_jax.ops.nms import nms
+
+from .laws import Function, Outcome, Rows, assert_laws, poisoned
+from .strategies import random_boxes
+
+N = 11
+RNG = np.random.default_rng(7)
+OTHERS = jnp.array(random_boxes(RNG, N))  # a second set, all of it valid
+FEATURES = [jnp.array(RNG.normal(size=(*grid, 3)), jnp.float32) for grid in ((24, 24), (12, 12))]
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+ROWS: Rows = {
+    "boxes": random_boxes(RNG, N),
+    "anchors": random_boxes(RNG, N),
+    "scores": RNG.normal(size=N).astype(np.float32),
+    "pred": RNG.normal(size=(N, 4)).astype(np.float32),
+    "target": RNG.normal(size=(N, 4)).astype(np.float32),
+    "labels": RNG.integers(0, 4, N).astype(np.int32),
+    "levels": RNG.integers(0, 2, N).astype(np.int32),
+    "masks": RNG.integers(0, 256, (N, 6, 6)).astype(np.uint8),
+}
+VALID = np.array([True, False, True, True, False, True, True, False, True, True, True])
+
+
+def geometry(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    boxes = box_ops.sanitize(rows["boxes"], valid)
+    size = jnp.array([40, 50])
+    return Outcome(
+        rows=(box_ops.area(boxes), box_ops.clip(boxes, size), box_ops.iou(boxes, OTHERS), box_ops.iou(OTHERS, boxes).T,
+              box_ops.intersection_over_area(boxes, OTHERS)),
+        totals=jnp.max(losses.keep(box_ops.iou(boxes, OTHERS), valid), axis=0),
+    )  # fmt: skip
+
+
+def coding(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    boxes, anchors = (box_ops.sanitize(rows[name], valid) for name in ("boxes", "anchors"))
+    deltas = losses.keep(rows["pred"], valid)
+    return Outcome(rows=(box_ops.encode(boxes, anchors, weights=WEIGHTS), box_ops.decode(deltas, anchors, weights=WEIGHTS)))
+
+
+def matched_rows(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    """The rows are the boxes that are matched."""
+    overlap = box_ops.iou(box_ops.sanitize(rows["boxes"], valid), OTHERS)
+    everything = jnp.ones(N, bool)
+    return Outcome(rows=(matching.match(overlap, everything), matching.best_anchor_mask(overlap, valid, everything)))
+
+
+def matched_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    """The rows are ground truth: other boxes get the same partner, whatever its index."""
+    boxes = box_ops.sanitize(rows["boxes"], valid)
+    overlap = box_ops.iou(OTHERS, boxes)
+    matches = matching.match(overlap, valid)
+    partners = losses.keep(boxes[matches.gt_index], matches.iou > 0)  # at IoU 0 all are equal: a tie
+    return Outcome(totals=(matches.iou, partners, matching.best_anchor_mask(overlap, jnp.ones(N, bool), valid)))
+
+
+def raw_overlaps(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    """Overlaps as they come (targets have no gradient): matching alone ignores what invalid ground truth made of its columns."""
+    overlap = jax.lax.stop_gradient(box_ops.iou(OTHERS, rows["boxes"]))
+    return Outcome(totals=(matching.match(overlap, valid).iou, matching.best_anchor_mask(overlap, jnp.ones(N, bool), valid)))
+
+
+def suppression(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    indices, filled = nms(rows["boxes"], rows["scores"], valid, iou_threshold=0.2, max_output=6)
+    kept = jnp.zeros(valid.shape, bool).at[jnp.where(filled, indices, valid.shape[0])].set(True, mode="drop")
+    chosen = losses.keep(rows["scores"], valid)[indices]
+    return Outcome(rows=kept, totals=(jnp.where(filled, chosen, 0), filled))
+
+
+def pooling(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    pooled = roi.roi_align(FEATURES, rows["boxes"], valid, levels=rows["levels"], strides=(4, 8), output_size=3, sampling_ratio=2)
+    levels = roi.assign_levels(rows["boxes"], canonical_size=16, canonical_level=4, min_level=2, max_level=5)
+    return Outcome(rows=(pooled, levels), totals=jnp.sum(pooled))
+
+
+def mask_targets_of_boxes(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    all_masks = jnp.array(ROWS["masks"])
+    index = jnp.where(valid, rows["labels"], 0)
+    return Outcome(rows=masks.crop_targets(all_masks, OTHERS, index, rows["boxes"], size=5))
+
+
+def mask_targets_of_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    matches = matching.match(box_ops.iou(OTHERS, box_ops.sanitize(rows["boxes"], valid)), valid)
+    return Outcome(totals=masks.crop_targets(rows["masks"], rows["boxes"], matches.gt_index, OTHERS, size=5))
+
+
+def regression_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    pred, target = losses.keep(rows["pred"], valid), losses.keep(rows["target"], valid)
+    values = losses.smooth_l1(pred, target, beta=0.5)
+    return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid, denominator=jnp.sum(valid))))
+
+
+def encoded_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    deltas = box_ops.encode(box_ops.sanitize(rows["boxes"], valid), box_ops.sanitize(rows["anchors"], valid), weights=WEIGHTS)
+    values = losses.smooth_l1(losses.keep(rows["pred"], valid), deltas, beta=1.0)
+    return Outcome(totals=losses.masked_mean(values, valid))
+
+
+def binary_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    targets = losses.keep(rows["target"], valid) > 0
+    values = losses.binary_cross_entropy(losses.keep(rows["pred"], valid), targets.astype(jnp.float32))
+    return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
+
+
+def class_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    values = losses.cross_entropy(losses.keep(rows["pred"], valid), losses.keep(rows["labels"], valid))
+    return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
+
+
+def sums(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    """The sums alone select on their input: NaN values that were computed elsewhere."""
+    return Outcome(totals=(losses.masked_sum(rows["pred"], valid), losses.masked_mean(rows["pred"], valid)))
+
+
+CASES: list[Function] = [
+    geometry, coding, matched_rows, matched_ground_truth, raw_overlaps, suppression, pooling, mask_targets_of_boxes,
+    mask_targets_of_ground_truth, regression_loss, encoded_loss, binary_loss, class_loss, sums,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", CASES)
+def test_laws(function: Function) -> None:
+    assert_laws(function, ROWS, VALID)
+
+
+def test_features_get_the_same_gradient_whatever_invalid_boxes_hold() -> None:
+    def gradient(rows: Rows, cotangent: jax.Array) -> list[jax.Array]:
+        boxes, levels, valid = (jnp.array(x) for x in (rows["boxes"], rows["levels"], VALID))
+
+        def pool(features: list[jax.Array]) -> jax.Array:
+            return roi.roi_align(features, boxes, valid, levels=levels, strides=(4, 8), output_size=3, sampling_ratio=2)
+
+        pooled, vjp = jax.vjp(jax.jit(pool), FEATURES)
+        assert (np.asarray(pooled)[~VALID] == 0).all()
+        return vjp(cotangent)[0]
+
+    cotangent = np.random.default_rng(8).normal(size=(N, 3, 3, 3)).astype(np.float32)
+    reference = gradient(ROWS, jnp.array(cotangent))
+    cotangent[~VALID] = np.nan
+    for poison in (np.nan, 1e9):
+        for ours, expected in zip(gradient(poisoned(ROWS, VALID, poison), jnp.array(cotangent)), reference, strict=True):
+            np.testing.assert_array_equal(ours, expected)
+
+
+def test_sampling_keeps_counts_under_order_and_padding() -> None:
+    rng = np.random.default_rng(9)
+    positive, valid = rng.random(60) < 0.2, rng.random(60) < 0.8
+
+    def counts(positive: np.ndarray, valid: np.ndarray) -> tuple[int, int]:
+        drawn = sampling.sample(
+            jax.random.key(0),
+            positive=jnp.array(positive & valid),
+            negative=jnp.array(~positive & valid),
+            count=24,
+            positive_fraction=0.25,
+        )
+        assert valid[np.asarray(drawn.indices)[np.asarray(drawn.valid)]].all()
+        return int(drawn.positive.sum()), int(drawn.valid.sum())
+
+    order = rng.permutation(60)
+    longer = np.concatenate([valid, np.zeros(9, bool)])
+    assert counts(positive, valid) == counts(positive[order], valid[order]) == counts(np.concatenate([positive, np.ones(9, bool)]), longer)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrcnn_jax.ops.masks import crop_targets
+
+from .strategies import random_boxes
+
+
+def targets(masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    run = jax.jit(functools.partial(crop_targets, size=size))
+    return np.asarray(run(jnp.array(masks), jnp.array(gt_boxes), jnp.array(gt_index, jnp.int32), jnp.array(boxes)))
+
+
+def coverage_loop(masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Coverage 0..255 before the cut at one half, by a loop over points."""
+    m = masks.shape[-1]
+    result = np.zeros((len(boxes), size, size))
+    for n, (index, box) in enumerate(zip(gt_index, boxes.astype(np.float64), strict=True)):
+        gx1, gy1, gx2, gy2 = gt_boxes[index].astype(np.float64)
+        mask = masks[index].astype(np.float64)
+        for i, j in np.ndindex(size, size):
+            x = box[0] + (j + 0.5) / size * (box[2] - box[0])
+            y = box[1] + (i + 0.5) / size * (box[3] - box[1])
+            if not (gx1 <= x <= gx2 and gy1 <= y <= gy2):
+                continue
+            u = min(max((x - gx1) / (gx2 - gx1) * m - 0.5, 0), m - 1)
+            v = min(max((y - gy1) / (gy2 - gy1) * m - 0.5, 0), m - 1)
+            left, top = min(math.floor(u), m - 2), min(math.floor(v), m - 2)
+            a, b = u - left, v - top
+            upper = (1 - a) * mask[top, left] + a * mask[top, left + 1]
+            lower = (1 - a) * mask[top + 1, left] + a * mask[top + 1, left + 1]
+            result[n, i, j] = (1 - b) * upper + b * lower
+    return result
+
+
+def test_equals_loop() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 256, (4, 9, 9)).astype(np.uint8)
+    gt_boxes, boxes = random_boxes(rng, 4, extent=20), random_boxes(rng, 20, extent=20)
+    gt_index = rng.integers(0, 4, 20)
+    coverage = coverage_loop(masks, gt_boxes, gt_index, boxes, 14)
+    clear = np.abs(coverage - 127.5) > 0.01  # elsewhere float32 may fall on the other side
+    result = targets(masks, gt_boxes, gt_index, boxes, 14)
+    assert result.dtype == np.float32
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(result[clear], (coverage >= 127.5)[clear])
+    assert 0.05 < result.mean() < 0.95
+
+
+def test_by_hand() -> None:
+    masks = np.zeros((2, 4, 4), np.uint8)
+    masks[1, :, :2] = 255  # left half
+    gt_boxes = np.array([[0, 0, 1, 1], [10, 20, 18, 28]], np.float32)
+    boxes = np.array([[10, 20, 18, 28], [10, 24, 26, 32], [14.5, 20, 18, 28], [30, 30, 40, 40]], np.float32)
+    result = targets(masks, gt_boxes, np.array([1, 1, 1, 1]), boxes, 4)
+    left_half = [[1, 1, 0, 0]] * 4
+    top_left = [[1, 0, 0, 0]] * 2 + [[0, 0, 0, 0]] * 2
+    np.testing.assert_array_equal(result, [left_half, top_left, np.zeros((4, 4)), np.zeros((4, 4))])
+
+
+def test_same_size_gives_the_mask_back_and_half_coverage_counts() -> None:
+    rng = np.random.default_rng(1)
+    masks = rng.integers(0, 256, (1, 16, 16)).astype(np.uint8)
+    masks[0, 0, :2] = (127, 128)
+    box = np.array([[3, 5, 35, 37]], np.float32)
+    np.testing.assert_array_equal(targets(masks, box, np.array([0]), box, 16)[0], masks[0] >= 128)
+
+
+def test_partly_covered_border_cells_do_not_fade() -> None:
+    """A box whose outermost cells are covered by 60 % is covered up to its border, and not a step beyond."""
+    masks = np.full((1, 8, 8), 153, np.uint8)
+    gt, box = np.array([[8, 8, 16, 16]], np.float32), np.array([[0, 0, 24, 24]], np.float32)
+    expected = np.zeros((24, 24))
+    expected[8:16, 8:16] = 1
+    np.testing.assert_array_equal(targets(masks, gt, np.array([0]), box, 24)[0], expected)
+
+
+def test_rows_of_no_use_are_finite() -> None:
+    masks = np.full((3, 4, 4), 255, np.uint8)
+    gt_boxes = np.array([[np.nan] * 4, [5, 5, 5, 9], [1e9] * 4], np.float32)
+    boxes = np.array([[0, 0, 8, 8], [0, 0, 8, 8], [np.nan] * 4, [1e9] * 4], np.float32)
+    assert (targets(masks, gt_boxes, np.array([0, 1, 2, 2]), boxes, 3) == 0).all()

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mrcnn_jax.ops.nms import nms
+
+from .strategies import QUICK, integer_boxes, random_boxes
+
+N = 12
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@functools.partial(jax.jit, static_argnames=("max_output",))
+def run(boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: jax.Array, max_output: int) -> tuple[jax.Array, jax.Array]:
+    return nms(boxes, scores, valid, iou_threshold=threshold, max_output=max_output)  # type: ignore[arg-type]
+
+
+def kept(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, max_output: int) -> list[int]:
+    """Indices that nms keeps, after a check of the empty slots."""
+    indices, filled = (np.asarray(x) for x in run(boxes, scores, valid, np.float32(threshold), max_output))
+    assert indices.shape == filled.shape == (max_output,)
+    assert indices.dtype == np.int32
+    assert (indices[~filled] == 0).all()
+    assert (np.diff(filled.astype(int)) <= 0).all()
+    return indices[filled].tolist()
+
+
+def greedy(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, max_output: int) -> list[int]:
+    chosen: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        if not valid[i] or len(chosen) == max_output:
+            continue
+        suppressed = False
+        for j in chosen:
+            a, b = boxes[i], boxes[j]
+            shared = max(min(a[2], b[2]) - max(a[0], b[0]), np.float32(0)) * max(min(a[3], b[3]) - max(a[1], b[1]), np.float32(0))
+            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+            suppressed |= bool(union > 0 and shared / union > np.float32(threshold))
+        if not suppressed:
+            chosen.append(i)
+    return chosen
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@QUICK
+@given(integer_boxes(N), hnp.arrays(np.float32, N, elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])), hnp.arrays(bool, N))
+def test_equals_greedy_loop(threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
+    """Unsorted, with ties of scores and of IoUs, boxes without area and rows that are not valid; k below, at and above N."""
+    for max_output in (3, N, N + 5):
+        assert kept(boxes, scores, valid, threshold, max_output) == greedy(boxes, scores, valid, threshold, max_output)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_equals_greedy_loop_on_many_boxes(threshold: float) -> None:
+    rng = np.random.default_rng(round(100 * threshold))
+    boxes, scores, valid = random_boxes(rng, 150), rng.normal(size=150).astype(np.float32), rng.random(150) < 0.9
+    assert kept(boxes, scores, valid, threshold, 150) == greedy(boxes, scores, valid, threshold, 150)
+
+
+def test_an_iou_of_exactly_the_threshold_stays() -> None:
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 3]], np.float32)  # IoU with the first: 1/2, 3/4
+    scores, valid = np.array([3, 2, 1], np.float32), np.ones(3, bool)
+    assert kept(boxes, scores, valid, 0.5, 3) == [0, 1]
+    assert kept(boxes, scores, valid, 0.75, 3) == [0, 1, 2]
+    assert kept(boxes, scores, valid, 0.49, 3) == [0]
+
+
+def test_chain_of_a_thousand_boxes() -> None:
+    """Each box overlaps the next two by more than the threshold: every third stays, and none is settled before its forerunner."""
+    start = 3.0 * np.arange(1000, dtype=np.float32)
+    boxes = np.stack([start, 0 * start, start + 12, 0 * start + 10], axis=1)  # IoU of neighbours: 9/15, 6/18, 3/21
+    shuffled = np.random.default_rng(0).permutation(1000)
+    scores = -np.arange(1000, dtype=np.float32)
+    result = kept(boxes[shuffled], scores[shuffled], np.ones(1000, bool), 0.3, 1000)
+    assert shuffled[result].tolist() == list(range(0, 1000, 3))
+
+
+def test_nothing_valid() -> None:
+    boxes = np.full((5, 4), np.nan, np.float32)
+    assert kept(boxes, boxes[:, 0], np.zeros(5, bool), 0.5, 4) == []
+
+
+def test_valid_rows_of_score_minus_infinity_count() -> None:
+    boxes = np.array([[0, 0, 1, 1], [np.nan] * 4, [5, 5, 6, 6]], np.float32)
+    scores = np.array([-np.inf, np.inf, 0], np.float32)
+    assert kept(boxes, scores, np.array([True, False, True]), 0.5, 3) == [2, 0]
+
+
+def test_batched_over_images_and_levels() -> None:
+    rng = np.random.default_rng(3)
+    boxes = np.stack([random_boxes(rng, 20) for _ in range(6)]).reshape(2, 3, 20, 4)
+    scores, valid = rng.normal(size=(2, 3, 20)).astype(np.float32), rng.random((2, 3, 20)) < 0.7
+    one = functools.partial(nms, iou_threshold=0.3, max_output=9)
+    indices, filled = (np.asarray(x) for x in jax.jit(jax.vmap(jax.vmap(one)))(boxes, scores, valid))
+    for at in np.ndindex(2, 3):
+        assert indices[at][filled[at]].tolist() == greedy(boxes[at], scores[at], valid[at], 0.3, 9)
+
+
+def test_it_may_stand_in_a_differentiated_function() -> None:
+    rng = np.random.default_rng(4)
+    boxes, scores, valid = random_boxes(rng, 6), rng.normal(size=6).astype(np.float32), np.arange(6) != 2
+
+    def total(boxes: jax.Array) -> jax.Array:
+        indices, filled = nms(boxes, jnp.array(scores) + boxes[:, 0], jnp.array(valid), iou_threshold=0.5, max_output=6)
+        return jnp.sum(jnp.where(filled[:, None], boxes[indices], 0))
+
+    gradient = np.asarray(jax.jit(jax.grad(total))(jnp.array(boxes)))
+    assert set(np.unique(gradient)) <= {0.0, 1.0}
+    assert (gradient[2] == 0).all()

@@ -1,0 +1,201 @@
+"""Optimisers against plain NumPy loops; frozen leaves bit for bit, under everything that could move them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from mrcnn_jax.config import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.training import stages
+from mrcnn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer
+
+STEPS = 20
+SCALES = {"head/kernel": 1.0, "head/bias": 1.0, "neck/kernel": 0.1}  # the trained leaves and their groups' lr_scale
+
+
+def stage(**optimizer: Any) -> StageConfig:
+    groups = (ParamGroup("head/.*"), ParamGroup("neck/.*", lr_scale=0.1))
+    return StageConfig(name="box", losses=("box",), train=groups, frozen=("body/.*",), optimizer=OptimizerConfig(**optimizer))
+
+
+def initial() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "head": {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "bias": jnp.asarray(rng.normal(size=4), jnp.float32)},
+        "neck": {"kernel": jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)},
+        "body": {
+            "kernel": jnp.asarray(rng.normal(size=(5, 5)), jnp.float32),
+            # Values whose bits do not survive "+ 0" or a NumPy-like comparison: -0.0, a NaN with a payload, subnormals, infinity.
+            "odd": jnp.asarray(np.array([0x80000000, 0x7FC00001, 0x00000001, 0x7F800000], np.uint32).view(np.float32)),
+            "half": jnp.full(3, -0.0, jnp.bfloat16),
+        },
+    }
+
+
+def gradients(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(100 + step)
+    shapes = {"head/kernel": (3, 4), "head/bias": (4,), "neck/kernel": (2, 2)}
+    return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+
+
+def nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        module, name = path.split("/")
+        tree.setdefault(module, {})[name] = jnp.asarray(leaf)
+    return tree
+
+
+def run(table: StageConfig) -> tuple[dict[str, np.ndarray], Any]:
+    """`STEPS` jitted updates with donated state, under the strict promotion that the step's own code has to pass."""
+    params = initial()
+    optimizer = make_optimizer(table, params, total_steps=STEPS)
+    labels = stages.labels(table, params)
+    state = optimizer.init(params)
+    traces = []
+
+    def step_once(params: Any, state: Any, grads: Any) -> Any:
+        traces.append(1)
+        return apply_gradients(optimizer, state, params, grads, labels)
+
+    update = jax.jit(step_once, donate_argnums=(0, 1))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for step in range(STEPS):
+            params, state = update(params, state, nested(gradients(step)))
+    assert len(traces) == 1, "the state's types changed between steps: a second compilation"
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}, state
+
+
+def rate(config: OptimizerConfig, step: int) -> float:
+    """The schedule in plain Python."""
+    warmup, peak = config.warmup_steps, config.learning_rate
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+
+
+def reference(config: OptimizerConfig) -> dict[str, np.ndarray]:
+    """The same updates as a float64 loop over leaves."""
+    params = {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(initial(), sep="/").items() if path in SCALES}
+    first = {path: np.zeros_like(leaf) for path, leaf in params.items()}
+    second = {path: np.zeros_like(leaf) for path, leaf in params.items()}
+    for step in range(STEPS):
+        grads = {path: grad.astype(np.float64) for path, grad in gradients(step).items()}
+        if config.clip_norm is not None:
+            norm = math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
+            grads = {path: grad * min(1.0, config.clip_norm / norm) for path, grad in grads.items()}
+        for path, param in params.items():
+            grad = grads[path] + config.weight_decay * param
+            if config.name == "adam":
+                first[path] = 0.9 * first[path] + 0.1 * grad
+                second[path] = 0.999 * second[path] + 0.001 * grad**2
+                mean, variance = first[path] / (1 - 0.9 ** (step + 1)), second[path] / (1 - 0.999 ** (step + 1))
+                direction = mean / (np.sqrt(variance) + 1e-8)
+            else:
+                first[path] = config.momentum * first[path] + grad
+                direction = first[path]
+            params[path] = param - rate(config, step) * SCALES[path] * direction
+    return params
+
+
+RECIPES = {
+    "sgd_momentum_l2": {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9, "weight_decay": 0.1},
+    "sgd_plain": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.0},
+    "sgd_clip_cosine_warmup": {
+        **{"name": "sgd", "learning_rate": 0.3, "momentum": 0.9, "weight_decay": 0.1},
+        **{"clip_norm": 0.5, "schedule": "cosine", "warmup_steps": 4},
+    },
+    "adam": {"name": "adam", "learning_rate": 1e-2},
+    "adam_l2_clip": {"name": "adam", "learning_rate": 1e-2, "weight_decay": 0.3, "clip_norm": 2.0, "schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_twenty_steps_equal_a_numpy_loop_and_leave_the_frozen_bits(recipe: str) -> None:
+    table = stage(**RECIPES[recipe])
+    params, _ = run(table)
+    expected = reference(table.optimizer)
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(params[path], leaf, rtol=2e-5, atol=2e-6, err_msg=path)
+    before = flatten_dict(initial(), sep="/")
+    for path in ("body/kernel", "body/odd", "body/half"):
+        assert params[path].dtype == before[path].dtype
+        assert params[path].tobytes() == np.asarray(before[path]).tobytes(), path
+
+
+def test_frozen_leaves_are_the_very_same_arrays() -> None:
+    table = stage(name="sgd", weight_decay=0.1)
+    params = initial()
+    optimizer = make_optimizer(table, params, total_steps=STEPS)
+    updated, _ = apply_gradients(optimizer, optimizer.init(params), params, nested(gradients(0)), stages.labels(table, params))
+    for name, leaf in params["body"].items():
+        assert updated["body"][name] is leaf
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_frozen_leaves_own_no_state(recipe: str) -> None:
+    table = stage(**RECIPES[recipe])
+    params = initial()
+    state = make_optimizer(table, params, total_steps=STEPS).init(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    assert not [path for path in paths if "body" in path or stages.FROZEN in path]
+    copies = {"adam": 2, "sgd": 1 if table.optimizer.momentum else 0}[table.optimizer.name]
+    moments = sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape)
+    assert moments == sorted([(3, 4), (4,), (2, 2)] * copies)
+
+
+def test_the_clip_norm_sees_the_trainable_gradients_only() -> None:
+    """One plain SGD step at rate 1 moves by the clipped gradient: its norm is the limit, although frozen leaves are huge."""
+    groups = (ParamGroup("(head|neck)/.*"),)
+    optimizer_config = OptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=0.25)
+    table = StageConfig(name="box", losses=("box",), train=groups, frozen=("body/.*",), optimizer=optimizer_config)
+    params = initial()
+    optimizer = make_optimizer(table, params, total_steps=1)
+    updated, _ = apply_gradients(optimizer, optimizer.init(params), params, nested(gradients(0)), stages.labels(table, params))
+    moved = {p: np.asarray(flatten_dict(params, sep="/")[p], np.float64) - flatten_dict(updated, sep="/")[p] for p in SCALES}
+    grads = gradients(0)
+    norm = math.sqrt(sum(float((grad.astype(np.float64) ** 2).sum()) for grad in grads.values()))
+    assert norm > 1
+    for path, grad in grads.items():
+        np.testing.assert_allclose(moved[path], grad * 0.25 / norm, rtol=1e-4, atol=1e-6)
+    # The transformation itself, should somebody hand it gradients of frozen leaves: they neither count nor come out.
+    full = stages.merge(nested(grads), {"body": jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e9), params["body"])})
+    updates, _ = optimizer.update(full, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], -grads["head/kernel"] * 0.25 / norm, rtol=1e-5)
+    assert all(not np.asarray(leaf, np.float32).any() for leaf in jax.tree.leaves(updates["body"]))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_learning_rate_is_the_formula(schedule: str, warmup: int) -> None:
+    table = stage(learning_rate=0.3, schedule=schedule, warmup_steps=warmup)
+    traced = jax.jit(lambda step: learning_rate(table, step, STEPS))
+    for step in range(STEPS):
+        expected = rate(table.optimizer, step)
+        assert expected > 0
+        np.testing.assert_allclose(learning_rate(table, step, STEPS), expected, rtol=1e-5)
+        with jax.numpy_dtype_promotion("strict"):
+            value = traced(jnp.int32(step))
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_warmup_longer_than_the_stage_is_an_error() -> None:
+    table = stage(warmup_steps=STEPS)
+    with pytest.raises(ConfigError, match=r"stages\.box\.optimizer\.warmup_steps: 20"):
+        make_optimizer(table, initial(), total_steps=STEPS)
+    make_optimizer(table, initial(), total_steps=STEPS + 1)
+
+
+def test_wrong_patterns_are_caught_here_too() -> None:
+    table = StageConfig(name="box", losses=("box",), train=(ParamGroup("head/.*"),), frozen=("body/.*",))
+    with pytest.raises(ConfigError, match="neck/kernel"):
+        make_optimizer(table, initial(), total_steps=STEPS)

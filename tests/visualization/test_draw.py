@@ -1,0 +1,108 @@
+"""What is drawn, and where: colours are looked for at computed places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mrcnn_jax.visualization.draw import (
+    CROWD,
+    MISSED,
+    PALETTE,
+    PROPOSAL,
+    RECALLED,
+    SHORT_SIDE,
+    draw_instances,
+    draw_proposals,
+    side_by_side,
+)
+
+NAMES = {1: "cell", 5: "nucleus"}
+GREY = np.full((480, 600, 3), 100, np.uint8)  # not enlarged
+OBJECT: dict[str, Any] = {
+    "bbox": [100, 200, 150, 120],
+    "category_id": 5,
+    "score": 0.9,
+    "segmentation": [[110, 210, 240, 210, 240, 310, 110, 310]],
+}
+
+
+def _changed(image: np.ndarray, before: np.ndarray) -> np.ndarray:
+    return (image != before).any(axis=-1)
+
+
+def test_mask_box_and_label_are_where_the_object_is() -> None:
+    image = draw_instances(GREY, [OBJECT], NAMES)
+    changed = _changed(image, GREY)
+    assert changed[212:308, 112:238].all()  # the mask
+    np.testing.assert_allclose(image[260, 170], 0.55 * 100 + 0.45 * np.array(PALETTE[0]), atol=1)
+    for place in ((260, 100), (260, 249), (319, 175)):  # left, right and bottom line of the box
+        assert tuple(image[place]) == PALETTE[0]
+    assert not changed[260, 103:108].any()  # between box and mask
+    assert changed[180:200, 100:150].any()  # the label above the box
+    outside = changed.copy()
+    outside[175:325, 95:255] = False
+    assert not outside.any()
+    assert (GREY == 100).all()
+
+
+def test_every_object_has_its_colour_and_crowds_are_grey() -> None:
+    objects = [{**OBJECT, "bbox": [50 + 130 * i, 200, 100, 100], "segmentation": None} for i in range(3)]
+    objects.append({**OBJECT, "bbox": [440, 200, 100, 100], "segmentation": None, "iscrowd": 1})
+    image = draw_instances(GREY, objects, NAMES)
+    assert [tuple(image[250, x]) for x in (50, 180, 310, 440)] == [*PALETTE[:3], CROWD]
+
+
+def test_the_best_score_is_on_top() -> None:
+    objects = [{**OBJECT, "score": score, "segmentation": None} for score in (0.9, 0.3)]
+    assert tuple(draw_instances(GREY, objects, NAMES)[260, 100]) == PALETTE[0]
+    assert tuple(draw_instances(GREY, objects[::-1], NAMES)[260, 100]) == PALETTE[1]
+
+
+@pytest.mark.parametrize("box", [[0, 0, 600, 480], [560, 0, 40, 20], [590, 470, 10, 10], [0, 470, 3, 3]])
+def test_labels_stay_in_the_image(box: list[float]) -> None:
+    plain = {"bbox": box, "category_id": 1, "score": 0.5}
+    image = draw_instances(GREY, [plain], NAMES)
+    # 60 px of text and more in black on the patch, wherever it went
+    assert ((image < 60).all(axis=-1)).sum() > 60
+
+
+def test_small_images_are_enlarged_and_large_ones_get_larger_lines() -> None:
+    small = draw_instances(GREY[:48, :60], [{**OBJECT, "bbox": [10, 20, 15, 12], "segmentation": None}], NAMES)
+    assert small.shape == (SHORT_SIDE, 600, 3)
+    assert tuple(small[260, 100]) == PALETTE[0]
+    assert tuple(small[260, 249]) == PALETTE[0]
+    large = draw_instances(np.zeros((1920, 1920, 3), np.uint8), [{**OBJECT, "bbox": [400, 800, 600, 480], "segmentation": None}], NAMES)
+    assert large.shape == (1920, 1920, 3)
+    assert (large[1040, 390:410] == PALETTE[0]).all(axis=-1).sum() >= 8  # 2 px at a short side of 480
+
+
+def test_an_image_without_objects_is_left_alone() -> None:
+    np.testing.assert_array_equal(draw_instances(GREY, [], NAMES), GREY)
+
+
+def test_proposals_are_the_fainter_the_lower_their_score_and_truth_is_on_top() -> None:
+    truth = np.array([[50.0, 50, 150, 150], [300, 300, 400, 400]])
+    boxes = np.array([[200.0, 100, 300, 200], [200, 250, 280, 350], [50, 50, 150, 150]])
+    image = draw_proposals(GREY, boxes, np.array([0.9, 0.1, 1.0]), truth, np.array([True, False])).astype(int)
+    assert tuple(image[100, 50]) == RECALLED
+    assert tuple(image[350, 300]) == MISSED
+    strong, weak = (np.abs(image[y, 200] - PROPOSAL).sum() for y in (150, 300))
+    assert strong < weak
+    assert (image[300, 200] != image[300, 190]).any()
+
+
+def test_images_without_proposals_or_objects_can_be_drawn() -> None:
+    none = draw_proposals(GREY, np.zeros((0, 4)), np.zeros(0), np.zeros((0, 4)), np.zeros(0, bool))
+    np.testing.assert_array_equal(none, np.full_like(GREY, 75))
+
+
+def test_side_by_side_keeps_both_images_and_titles_them() -> None:
+    left, right = np.full((50, 300, 3), 10, np.uint8), np.full((80, 310, 3), 20, np.uint8)
+    row = side_by_side(left, right, ("truth", "found"))
+    assert (row == 10).all(axis=-1).sum() == pytest.approx(50 * 300, abs=60)  # letters may hold that grey
+    assert (row == 20).all(axis=-1).sum() == pytest.approx(80 * 310, abs=60)
+    for title in (row[:30, :310], row[:30, 320:]):
+        assert (title < 100).any()
