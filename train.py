@@ -26,8 +26,10 @@ def main() -> None:
     parser.add_argument("--workdir", help="the run's folder; made if it is not there")
     known, overrides = parser.parse_known_args()
     if known.config is None:
+        if not {"-h", "--help"} & set(overrides):
+            raise ConfigError("--config: which config file (train.py --help)")
         parser.print_help()
-        sys.exit(0 if {"-h", "--help"} & set(overrides) else 2)
+        sys.exit(0)
     default = load_config_file(known.config)
     try:
         config = tyro.cli(

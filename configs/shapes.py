@@ -37,10 +37,10 @@ def get_config() -> Config:
         model=ModelConfig(
             fpn_channels=64,
             resnet=ResNetConfig(depth=10, width=32, norm="live"),
-            rpn=RPNConfig(scales=(16, 32, 64, 128, 256), samples=128),
-            roi=RoIConfig(canonical_size=56.0),
-            box_head=BoxHeadConfig(hidden=256),
-            mask_head=MaskHeadConfig(channels=64, samples=16),
+            rpn=RPNConfig(scales=(16, 32, 64, 128, 256), samples=128, box_weights=(10.0, 10.0, 5.0, 5.0)),
+            roi=RoIConfig(canonical_size=112.0),
+            box_head=BoxHeadConfig(hidden=256, box_weights=(10.0, 10.0, 5.0, 5.0)),
+            mask_head=MaskHeadConfig(channels=32, samples=12),
         ),
-        stages=staged(pretrained=False, epochs=(12, 8, 6), optimizers=(adam, adam, adam)),
+        stages=staged(pretrained=False, epochs=(4, 4, 2), optimizers=(adam, adam, adam)),
     )

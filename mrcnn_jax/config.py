@@ -286,8 +286,8 @@ def load_config_file(path: str | Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     spec = importlib.util.spec_from_file_location(f"mrcnn_jax_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file (*.py)")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -298,7 +298,10 @@ def load_config_file(path: str | Path) -> Config:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not Config")
-    return config
+    try:
+        return from_dict(to_dict(config))  # Python does not check the types of a dataclass
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def resolve_paths(config: Config) -> Config:
@@ -334,32 +337,42 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
-    """The inverse of `to_dict` through JSON; an unknown or missing field is a ConfigError that names it."""
+    """The inverse of `to_dict` through JSON; an unknown or missing field, or a value of another type, is a ConfigError that names it."""
+    _require(isinstance(values, dict), f"{where.rstrip('.') or 'config'}: {values!r} is not a table of fields")
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
-        _require(name in known, f"{where}{name}: unknown field")
-    built = {name: _from_json(value, hints[name], f"{where}{name}.") for name, value in values.items()}
-    try:
-        return cls(**built)
-    except TypeError as error:
-        raise ConfigError(f"{where or 'config'}: {error}") from None
+        _require(name in fields, f"{where}{name}: unknown field")
+    for name, f in fields.items():
+        _require(name in values or f.default is not dataclasses.MISSING, f"{where}{name}: missing")
+    return cls(**{name: _from_json(value, hints[name], f"{where}{name}") for name, value in values.items()})
 
 
 def _from_json(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(value, hint, where)  # type: ignore[arg-type]
+        return from_dict(value, hint, f"{where}.")  # type: ignore[arg-type]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
+        _require(isinstance(value, list | tuple), f"{where}: {value!r} is not a list")
         kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
-        return tuple(_from_json(v, kind, where) for v, kind in zip(value, kinds, strict=True))
+        _require(len(value) == len(kinds), f"{where}: {value!r}: {len(kinds)} values are needed")
+        return tuple(_from_json(v, kind, f"{where}.{i}") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if origin in (typing.Union, UnionType):
         return None if value is None else _from_json(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        _require(value in args, f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    _require(type(value) is hint, f"{where}: {value!r} is not of type {hint.__name__}")
     return value
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Written beside its place and renamed: a run that is killed here keeps the config that it had."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    part.replace(path)
 
 
 def load_config_json(path: Path) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 # Before jax is imported anywhere: a test process is several times faster with the programs of the last run.
@@ -13,6 +14,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+import tiny
+
+from mrcnn_jax.config import Config
 
 STRICT = ("ops", "models")  # folders under tests/ whose tests run under strict dtype and rank promotion
 
@@ -33,3 +37,28 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("$MRCNN_DATA is not set: this test reads real images and weights")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of tests/tiny.py."""
+    root = tmp_path_factory.mktemp("tiny_data")
+    tiny.write_data(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The config of tests/tiny.py on its data, built once for all runs."""
+    config = tiny.get_config()
+    return replace(config, data=replace(config.data, root=str(tiny_data), cache=str(tmp_path_factory.mktemp("tiny_cache"))))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `tiny_config` that was never interrupted; not to be written to."""
+    from mrcnn_jax.training.loop import train  # late: most tests do without it
+
+    workdir = tmp_path_factory.mktemp("tiny_run") / "run"
+    train(tiny_config, workdir)
+    return workdir

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.transforms import decode_image
-from mrcnn_jax.evaluation.predict import Predictor, batch_of_one, load_run
+from mrcnn_jax.evaluation.predict import Predictor, batch_of_one, load_run, make_folder
 from mrcnn_jax.visualization.draw import draw_instances
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -44,11 +44,11 @@ def predict_files(workdir: Path, paths: Sequence[Path], *, out: Path, min_score:
     """
     files = image_files(paths)
     run = load_run(workdir)
+    make_folder(out)
     predictor = Predictor(run)
-    out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[str] = []
-    for number, file in enumerate(tqdm(files, unit="img", leave=False), start=1):
+    for number, file in enumerate(tqdm(files, unit="img", leave=False, disable=None), start=1):
         try:
             image = decode_image(file.read_bytes())
         except (OSError, ValueError) as error:

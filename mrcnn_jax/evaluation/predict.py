@@ -51,6 +51,14 @@ def load_run(workdir: Path) -> Run:
     return Run(config, meta, {"params": params, "batch_stats": batch_stats})
 
 
+def make_folder(folder: Path) -> None:
+    """For results; ConfigError if that is not possible, best asked before the work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
+
+
 class Predictor:
     """The network as one compiled program a canvas; NumPy in, NumPy out."""
 

@@ -15,7 +15,7 @@ from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.loader import open_split
 from mrcnn_jax.data.transforms import decode_image
 from mrcnn_jax.evaluation.coco import evaluate, table
-from mrcnn_jax.evaluation.predict import Predictor, evaluation_plan, load_run, predict_split
+from mrcnn_jax.evaluation.predict import Predictor, evaluation_plan, load_run, make_folder, predict_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.visualization.figures import curves, detections_figure, proposals_figure
 
@@ -47,6 +47,8 @@ def evaluate_run(
     data = run.config.data
     if (annotations is None) != (images is None):
         raise ConfigError("--annotations and --images go together")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit: {limit}: must be at least 1")
     json_path = annotations or Path(getattr(data, f"{split_name}_annotations"))
     images_path = images or Path(getattr(data, f"{split_name}_images"))
     cache = Path(data.cache) if data.cache else workdir / "data"
@@ -56,6 +58,7 @@ def evaluate_run(
         raise ConfigError(f"{json_path}: categories {categories}, but the run knows {run.meta.categories}")
     print(f"{workdir}: checkpoint {run.meta.name}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
 
+    make_folder(out)
     predictor = Predictor(run)
     plan = evaluation_plan(split, data, limit)
     results: list[dict[str, Any]] = []
@@ -76,7 +79,6 @@ def evaluate_run(
     truths = [np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4) for image in seen.images]
     metrics |= proposal_recall([proposals[i][0] for i in sorted(proposals)], truths, limit=run.config.model.rpn.proposals)
 
-    out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     (out / "detections.json").write_text(json.dumps(results))
     print(f"{len(proposals)} images, {len(ground_truth['annotations'])} annotations, {len(results)} detections\n{table(metrics)}")

@@ -81,7 +81,7 @@ def box_samples(key: PRNGKeyArray, proposals: Instances, ground_truth: Instances
 
 
 def box_loss(output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " b"], config: BoxHeadConfig) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy on all samples of a batch and smooth L1 on the true class's deltas of its foreground, divided by the number of samples."""
+    """Cross-entropy on all samples of a batch, smooth L1 on the true class's deltas of its foreground; both over the number of samples."""
     valid = samples.valid & image_valid[:, None]
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0

@@ -58,8 +58,8 @@ class RPNHead(nn.Module):
                 cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(batch, -1, 1)
                 for level, stride in zip(features, STRIDES, strict=True)
             ]
-            norm = nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")
-            cells = norm(cells, mask=jnp.concatenate(masks, axis=1))
+            norm = nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, name="norm")
+            cells = norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1))
         cells = relu(cells).astype(jnp.float32)
         logits = nn.Dense(anchors, kernel_init=normal, name="logits")(cells)  # float32: what decides on boxes
         deltas = nn.Dense(4 * anchors, kernel_init=normal, name="deltas")(cells)

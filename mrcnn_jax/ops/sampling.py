@@ -27,8 +27,8 @@ def sample(key: PRNGKeyArray, *, positive: Bool[Array, " n"], negative: Bool[Arr
     """
     # The small number undoes rounding: 100 * 0.29 is 28.999999999999996.
     most_positives = math.floor(count * positive_fraction + 1e-6)
-    # One random number a row; the largest are a uniform draw (ties of 23 bits go by index: a handful in 163,200 anchors). top_k instead
-    # of a sort, and in float32: 20 times cheaper on a CPU, where XLA sorts any other dtype.
+    # One random number a row; the largest are a uniform draw (equal ones, of 2^23, go by index: it matters only at the cut). top_k
+    # instead of a sort, and in float32: 20 times cheaper on a CPU, where XLA sorts any other dtype.
     priority = jax.random.uniform(key, positive.shape, jnp.float32)
     k = min(count, positive.shape[0])
     rows = [jax.lax.top_k(jnp.where(among, priority, -1), k)[1] for among in (positive, negative & ~positive)]

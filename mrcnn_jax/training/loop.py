@@ -17,24 +17,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch
+from mrcnn_jax.data.loader import PlannedBatch, load, open_split, plan_epoch
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runtime import compile_options, warn_of_slow_versions
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.metrics import MetricsLog
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
-from mrcnn_jax.training.stages import summary
+from mrcnn_jax.training.stages import labels, summary
 from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.visualization.figures import curves
-from mrcnn_jax.training.initial import initial_variables
 
 
 class TrainingError(RuntimeError):
@@ -56,7 +57,7 @@ def train(config: Config, workdir: Path) -> None:
         raise ConfigError("stages: the config has none")
     config = resolve_paths(config)
     with _locked(workdir):
-        _accept_config(config, workdir)
+        _refuse_another_config(config, workdir)
         _Run(config, workdir).train()
 
 
@@ -76,14 +77,13 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _accept_config(config: Config, workdir: Path) -> None:
-    """Same config, same run; another config in the same folder is refused."""
+def _refuse_another_config(config: Config, workdir: Path) -> None:
+    """Same config, same run."""
     path = workdir / "config.json"
     if path.exists():
         changed = differences(load_config_json(path), config)
         if changed:
             raise ConfigError(f"{workdir}: holds a run of another config: {'; '.join(changed[:3])} (choose another --workdir)")
-    save_config(config, path)
 
 
 @dataclass
@@ -107,6 +107,14 @@ class _Run:
                 raise ConfigError(
                     f"model.num_classes: {config.model.num_classes}, but {dataset.annotations_path} has {len(dataset.categories)}: {names}"
                 )
+        self.model = MaskRCNN(config.model)
+        self.checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+        self.resumed_from = self.checkpoints.latest()
+        # Shapes are enough to check the whole stage table, and the weights to start from, before anything is compiled.
+        shapes = jax.eval_shape(lambda batch: self.model.init(jax.random.key(0), batch), example_batch(data.canvases[0]))
+        for stage in config.stages:
+            labels(stage, shapes["params"])
+        self.initial = initial_variables(shapes, config) if self.resumed_from is None else {}
         warn_of_slow_versions()
         self.train_split = open_split("train", Path(data.train_annotations), Path(data.train_images), cache=cache, data=data)
         self.val_split = open_split("val", Path(data.val_annotations), Path(data.val_images), cache=cache, data=data)
@@ -114,8 +122,6 @@ class _Run:
             raise ConfigError(f"{data.val_annotations}: its categories differ from those of {data.train_annotations}")
         for split in (self.train_split, self.val_split):
             print("\n".join(split.dataset.report.lines()))
-        self.model = MaskRCNN(config.model)
-        self.checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         self.log = MetricsLog(workdir)
         self.stop_signal: int | None = None
 
@@ -137,6 +143,7 @@ class _Run:
         handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             variables, progress, state = self._start()
+            save_config(self.config, self.workdir / "config.json")  # only now: a run that could not begin takes no folder
             canvases = len({plan.canvas for plan in self.train_split.plans})
             stages = self.config.stages[progress.stage_index :]
             print(f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training programs to compile")
@@ -154,12 +161,12 @@ class _Run:
     def _start(self) -> tuple[Variables, _Progress, TrainState | None]:
         """Fresh variables, or those of the newest complete checkpoint with the state of the stage it stands in."""
         variables = initialise(self.model, example_batch(self.config.data.canvases[0]), seed=self.config.seed)
-        meta = self.checkpoints.latest()
+        meta = self.resumed_from
         names = [stage.name for stage in self.config.stages]
         if meta is None:
             self.log.truncate(names, 0, -1)  # what a run that was killed before its first checkpoint wrote
             print("a new run")
-            return initial_variables(variables, self.config), _Progress(0), None
+            return unflatten_dict(flatten_dict(variables) | flatten_dict(self.initial)), _Progress(0), None
         template = self._first_state(meta.stage_index, variables)
         state = self.checkpoints.restore(template, meta)
         self.log.truncate(names, meta.stage_index, meta.stage_step)
@@ -205,10 +212,12 @@ class _Run:
                 progress.best = min(values["loss/total"], progress.best if progress.best is not None else np.inf)
                 line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
             tqdm.write(line)
-            if last or progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None:
+            due = last or progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
+            if due:
                 self._save(progress, state, complete=last)
             curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
-            self._stop_if_asked(progress)
+            if due:  # a signal that came after the save waits for the next one
+                self._stop_if_asked(progress)
         return {"params": state.params, "batch_stats": state.batch_stats}
 
     def _train_epoch(self, progress: _Progress, epoch: int, total_steps: int, train_step: Any, state: TrainState) -> TrainState:

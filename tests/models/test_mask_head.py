@@ -1,0 +1,236 @@
+"""The mask head against plain NumPy loops that spell out the report's constants, and the laws of padded sets."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ops.laws import Rows
+from ops.test_boxes import iou_loop
+from ops.test_masks import coverage_loop
+from test_resnet import numpy_conv
+from test_rpn import assert_loss_laws, instances, near
+
+from mrcnn_jax.config import MaskHeadConfig
+from mrcnn_jax.models.mask_head import MaskHead, MaskSamples, TransposedConv, mask_loss, mask_samples, true_class
+from mrcnn_jax.structures import Instances
+
+CONFIG = MaskHeadConfig(channels=5, convs=2, pool_size=3)
+CLASSES = 3
+RNG = np.random.default_rng(0)
+GROUND_TRUTH = np.array([[4, 4, 24, 30], [30, 10, 60, 28], [8, 36, 30, 60], [40, 40, 50, 62], [0, 0, 64, 64]], np.float32)
+GT: Rows = {
+    "boxes": GROUND_TRUTH,
+    "labels": np.array([2, 1, 3, 1, 2], np.int32),
+    "masks": RNG.integers(0, 256, (5, 7, 7)).astype(np.uint8),
+    "has_mask": np.array([True, False, True, True, True]),
+}
+GT_VALID = np.array([True, True, True, True, False])
+# As the box head gives them: by falling score, empty slots last; one row in between that is not valid.
+DETECTIONS = near(np.tile(GROUND_TRUTH, (4, 1)), seed=2, shift=0.25, growth=0.4)
+DETECTIONS_VALID = np.arange(20) < 17
+DETECTIONS_VALID[3] = False
+
+
+# Network
+
+
+def scatter_loop(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    n, h, w, _ = x.shape
+    out = np.zeros((n, 2 * h, 2 * w, kernel.shape[-1])) + bias
+    for i, j, ky, kx in np.ndindex(h, w, 3, 3):
+        y, z = 2 * i + ky - 1, 2 * j + kx - 1
+        if 0 <= y < 2 * h and 0 <= z < 2 * w:
+            out[:, y, z] += x[:, i, j] @ kernel[ky, kx]
+    return out
+
+
+def scatter(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """`scatter_loop` in a form that autodiff takes: nine strided additions to a canvas with a border."""
+    n, h, w, _ = x.shape
+    out = jnp.zeros((n, 2 * h + 2, 2 * w + 2, params["bias"].shape[0]), jnp.float32)
+    for ky, kx in np.ndindex(3, 3):
+        out = out.at[:, ky : ky + 2 * h : 2, kx : kx + 2 * w : 2].add(jnp.tensordot(x, params["kernel"][ky, kx], axes=1))
+    return out[:, 1:-1, 1:-1] + params["bias"].reshape(1, 1, 1, -1)
+
+
+def test_transposed_convolution_equals_a_scatter_loop_and_so_does_its_gradient() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    params = {"kernel": rng.normal(size=(3, 3, 5, 6)).astype(np.float32), "bias": rng.normal(size=6).astype(np.float32)}
+    shapes = jax.eval_shape(TransposedConv(6).init, jax.random.key(0), x)["params"]
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == {name: leaf.shape for name, leaf in params.items()}
+    cotangent = rng.normal(size=(2, 6, 8, 6)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def pull(function: Any, params: Any, x: Any) -> Any:
+        result, vjp = jax.vjp(function, params, x)
+        return result, vjp(jnp.asarray(cotangent))
+
+    ours, gradients = pull(lambda params, x: TransposedConv(6).apply({"params": params}, x), params, x)
+    np.testing.assert_allclose(ours, scatter_loop(x, **params), rtol=1e-4, atol=1e-5)
+    plain, expected = pull(scatter, params, x)
+    np.testing.assert_allclose(plain, ours, rtol=1e-4, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients, expected)
+
+
+def test_head_equals_a_loop() -> None:
+    head = MaskHead(CONFIG, CLASSES)
+    features = np.random.default_rng(2).normal(size=(4, 3, 3, 5)).astype(np.float32)
+    logits, variables = jax.jit(head.init_with_output)(jax.random.key(0), features)
+    params = jax.tree.map(np.asarray, variables["params"])
+    x = features
+    for name in ("conv1", "conv2"):
+        x = np.maximum(numpy_conv(x, params[name]["kernel"].transpose(3, 2, 0, 1)) + params[name]["bias"], 0)
+    x = np.maximum(scatter_loop(x, **params["deconv"]), 0)
+    assert logits.shape == (4, 6, 6, CLASSES)
+    np.testing.assert_allclose(logits, x @ params["logits"]["kernel"] + params["logits"]["bias"], rtol=1e-4, atol=1e-5)
+    for name in ("conv1", "deconv"):
+        # 225 draws: seven standard deviations are a third.
+        assert float(params[name]["kernel"].std()) == pytest.approx(math.sqrt(2 / 45), rel=0.33), name
+    assert float(np.abs(params["deconv"]["bias"]).max()) == 0
+
+
+def test_true_class_reads_the_labels_channel() -> None:
+    logits = jnp.arange(2 * 2 * 2 * 3, dtype=jnp.float32).reshape(2, 2, 2, 3)
+    np.testing.assert_array_equal(true_class(logits, jnp.array([1, 3], jnp.int32)), np.stack([logits[0, ..., 0], logits[1, ..., 2]]))
+
+
+# Targets
+
+
+def ground_truth(valid: np.ndarray = GT_VALID) -> Instances:
+    return Instances(valid=jnp.asarray(valid), **{name: jnp.asarray(values) for name, values in GT.items()})
+
+
+SAMPLE = jax.jit(mask_samples, static_argnames="config")
+
+
+def samples_of(config: MaskHeadConfig, gt_valid: np.ndarray = GT_VALID) -> MaskSamples:
+    return jax.tree.map(np.asarray, SAMPLE(instances(DETECTIONS, DETECTIONS_VALID), ground_truth(gt_valid), config=config))
+
+
+def samples_loop() -> list[tuple[np.ndarray, int]]:
+    """(box, index of its ground truth)."""
+    rows = [(GROUND_TRUTH[i], i) for i in range(5) if GT_VALID[i] and GT["has_mask"][i]]
+    overlap = iou_loop(DETECTIONS, GROUND_TRUTH[:4])
+    best = overlap.max(1)[DETECTIONS_VALID]
+    assert ((best > 0.4) & (best < 0.5)).any()  # so that another threshold would be another result
+    assert ((best > 0.5) & (best < 0.6)).any()
+    assert ((overlap.argmax(1) == 1) & (overlap[:, 1] >= 0.5) & DETECTIONS_VALID).any()  # the object without a mask
+    for i in range(20):
+        index = int(overlap[i].argmax())
+        if DETECTIONS_VALID[i] and overlap[i, index] >= 0.5 and GT["has_mask"][index]:
+            rows.append((DETECTIONS[i], index))
+    return rows
+
+
+@pytest.mark.parametrize("cap", [64, 7, 2])
+def test_samples_equal_a_loop(cap: int) -> None:
+    """Ground truth that has a mask, then detections by score, until the slots are full."""
+    expected = samples_loop()
+    assert len(expected) > 7
+    expected = expected[:cap]
+    samples = samples_of(replace(CONFIG, samples=cap))
+    n = len(expected)
+    assert len(samples.valid) == min(cap, 25)
+    assert samples.valid.tolist() == [True] * n + [False] * (len(samples.valid) - n)
+    boxes, index = np.array([box for box, _ in expected]), np.array([i for _, i in expected])
+    np.testing.assert_array_equal(samples.boxes[:n], boxes)
+    np.testing.assert_array_equal(samples.labels[:n], GT["labels"][index])
+    coverage = coverage_loop(GT["masks"], GROUND_TRUTH, index, boxes, 6)  # twice the pooled size
+    clear = np.abs(coverage - 127.5) > 0.01
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(samples.targets[:n][clear], (coverage >= 127.5)[clear])
+
+
+def test_samples_at_the_borders_of_the_rules() -> None:
+    """IoU of exactly 0.5 is a match; two objects with one box keep a mask and a class each."""
+    masks = jnp.stack([jnp.full((4, 4), value, jnp.uint8) for value in (0, 255)])
+    gt = instances([[0, 0, 10, 10]] * 2, labels=jnp.array([1, 2], jnp.int32), masks=masks, has_mask=jnp.ones(2, bool))
+    samples = SAMPLE(instances([[0, 0, 10, 5], [0, 0, 10, 4.9]]), gt, config=CONFIG)
+    assert samples.valid.tolist() == [True, True, True, False]
+    assert samples.boxes[2].tolist() == [0, 0, 10, 5]
+    assert samples.labels[:2].tolist() == [1, 2]
+    assert samples.targets[:2].mean((1, 2)).tolist() == [0, 1]
+
+
+# Loss
+
+
+def batch() -> tuple[jax.Array, MaskSamples]:
+    """Three images: objects, none, objects."""
+    images = [samples_of(replace(CONFIG, samples=8), gt_valid=valid) for valid in (GT_VALID, GT_VALID & False, np.arange(5) == 2)]
+    samples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
+    return jnp.array(np.random.default_rng(3).normal(scale=2, size=(3, 8, 6, 6, CLASSES)), jnp.float32), samples
+
+
+VALUE_AND_GRAD = jax.jit(
+    lambda logits, samples, image_valid, config: jax.value_and_grad(lambda x: mask_loss(x, samples, image_valid, config)["mask"])(logits),
+    static_argnames="config",
+)
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_loss_equals_a_loop(weight: float) -> None:
+    logits, samples = batch()
+    total, count, expected = 0.0, 0, np.zeros(logits.shape)
+    valid = np.asarray(samples.valid)
+    assert not valid[1].any()
+    assert not valid[2].all()
+    for image, row in zip(*np.nonzero(valid), strict=True):
+        count += 1
+        channel = int(samples.labels[image, row]) - 1
+        p = 1 / (1 + np.exp(-np.asarray(logits[image, row, :, :, channel], float)))
+        t = np.asarray(samples.targets[image, row])
+        total += np.mean(-t * np.log(p) - (1 - t) * np.log(1 - p))
+        expected[image, row, :, :, channel] = (p - t) / 36
+    value, gradient = VALUE_AND_GRAD(logits, samples, np.ones(3, bool), config=replace(CONFIG, loss_weight=weight))
+    assert float(value) == pytest.approx(weight * total / count, rel=1e-5)
+    np.testing.assert_allclose(gradient, weight * expected / count, rtol=1e-4, atol=1e-7)  # the true class's channel alone
+
+
+def test_an_image_without_objects_has_no_loss() -> None:
+    logits, samples = batch()
+    value, gradient = VALUE_AND_GRAD(logits, samples, np.array([False, True, False]), config=CONFIG)
+    assert float(value) == 0
+    assert (np.asarray(gradient) == 0).all()
+
+
+def test_an_image_that_is_not_valid_changes_nothing() -> None:
+    logits, samples = batch()
+    expected, reference = VALUE_AND_GRAD(*jax.tree.map(lambda leaf: leaf[:2], (logits, samples)), np.ones(2, bool), config=CONFIG)
+    for poison in (np.nan, 1e9):
+        logits = logits.at[2].set(poison)
+        samples = samples.replace(targets=samples.targets.at[2].set(poison), labels=samples.labels.at[2].set(10**9))
+        value, gradient = VALUE_AND_GRAD(logits, samples, np.array([True, True, False]), config=CONFIG)
+        assert float(value) == pytest.approx(float(expected), rel=1e-6)
+        np.testing.assert_allclose(gradient[:2], reference, rtol=1e-6)
+        assert (np.asarray(gradient[2]) == 0).all()
+
+
+@pytest.mark.parametrize("varied", ["ground_truth", "detections"])
+def test_laws_of_padded_sets(varied: str) -> None:
+    """The loss and its gradient by the weights of a head that sees the sampled boxes, as functions of one of the sets they come from."""
+    weights = jnp.array(np.random.default_rng(5).normal(size=(4, 36 * CLASSES)), jnp.float32)
+
+    def function(rows: Rows, valid: np.ndarray, cap: int) -> Any:
+        sets = {"ground_truth": ground_truth(), "detections": instances(DETECTIONS, DETECTIONS_VALID)}
+        sets[varied] = Instances(valid=jnp.asarray(valid), **rows)
+        samples = mask_samples(config=replace(CONFIG, samples=cap), **sets)
+
+        def loss(weights: jax.Array) -> jax.Array:
+            logits = (jnp.sin(samples.boxes / 10) @ weights).reshape(1, -1, 6, 6, CLASSES)
+            return mask_loss(logits, jax.tree.map(lambda leaf: leaf[None], samples), jnp.ones(1, bool), CONFIG)["mask"]
+
+        return jax.value_and_grad(loss)(weights)
+
+    rows, valid = (GT, GT_VALID) if varied == "ground_truth" else ({"boxes": DETECTIONS}, DETECTIONS_VALID)
+    assert_loss_laws(functools.partial(function, cap=64), rows, valid)
+    assert_loss_laws(functools.partial(function, cap=6), rows, valid, random=True)  # the cut goes by order

@@ -1,0 +1,145 @@
+"""The whole network, tiny and untrained: what holds for every prediction, and what may not change one."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.models.initialise import initialise
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, normalise
+from mrcnn_jax.models.rpn import pyramid_anchors
+from mrcnn_jax.structures import Batch
+
+CONFIG = ModelConfig(
+    num_classes=3,
+    fpn_channels=16,
+    resnet=ResNetConfig(depth=10, width=8),
+    rpn=RPNConfig(scales=(8, 16, 32, 64, 128), pre_nms=60, proposals=12),
+    roi=RoIConfig(canonical_size=56.0),
+    box_head=BoxHeadConfig(hidden=32, pool_size=3, detections=6),
+    mask_head=MaskHeadConfig(channels=8, convs=2, pool_size=4),
+)
+CANVAS = (64, 96)
+SIZES = np.array([[50, 70], CANVAS, CANVAS], np.int32)
+VALID = np.array([True, True, False])
+
+
+@pytest.fixture(scope="module")
+def variables() -> Variables:
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return initialise(MaskRCNN(CONFIG), example_batch(CANVAS), seed=0)
+
+
+def batch() -> Batch:
+    """Three images of noise: one with padding, one that fills the canvas, one that is not valid."""
+    images = np.random.default_rng(0).integers(0, 256, (3, *CANVAS, 3)).astype(np.uint8)
+    images[0, 50:] = 0
+    images[0, :, 70:] = 0
+    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, 3, axis=0), example_batch(CANVAS))
+    return repeated.replace(images=images, image_sizes=SIZES, valid=VALID)
+
+
+@functools.cache
+def program(compute_dtype: Any = "float32") -> Any:
+    model = MaskRCNN(replace(CONFIG, compute_dtype=compute_dtype))
+    return jax.jit(lambda variables, batch: model.apply(variables, batch))
+
+
+def predict(variables: Variables, batch: Batch) -> Any:
+    return jax.tree.map(np.asarray, program()(variables, batch))
+
+
+def test_predictions_are_boxes_in_the_image_labels_scores_and_masks(variables: Variables) -> None:
+    found = predict(variables, batch())
+    proposals, detections = found.proposals, found.detections
+    assert proposals.boxes.shape == (3, 12, 4)
+    assert detections.boxes.shape == (3, 6, 4)
+    assert detections.masks.shape == (3, 6, 8, 8)
+    for rows in (proposals, detections):
+        assert rows.boxes.dtype == rows.scores.dtype == np.float32
+        assert rows.valid[:2].all()  # untrained, each of four classes has a score of about a quarter
+        assert not rows.valid[2].any()
+        for boxes, scores, (height, width) in zip(rows.boxes[:2], rows.scores[:2], SIZES[:2], strict=True):
+            assert (boxes >= 0).all()
+            assert (boxes <= [width, height, width, height]).all()
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            assert (np.diff(scores) <= 0).all()
+            assert ((scores > 0) & (scores < 1)).all()
+    assert (np.isin(detections.labels[:2], (1, 2, 3))).all()
+    assert detections.masks.dtype == np.float32
+    assert ((detections.masks >= 0) & (detections.masks <= 1)).all()
+    assert detections.masks[:2].std() > 0
+
+
+def test_pixels_outside_of_an_image_change_nothing(variables: Variables) -> None:
+    original = batch()
+    images = original.images.copy()
+    images[0, 50:], images[0, :, 70:], images[2] = 255, 255, 255
+    expected, found = predict(variables, original), predict(variables, original.replace(images=images))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:2], b[:2]), found, expected)
+
+
+def test_images_do_not_see_each_other(variables: Variables) -> None:
+    original = batch()
+    expected = predict(variables, original)
+    order = np.array([1, 2, 0])
+    found = predict(variables, jax.tree.map(lambda leaf: leaf[order], original))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[[0, 2]], b[[1, 0]], rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_normalisation_by_hand() -> None:
+    original = batch()
+    pixels = (original.images.astype(float) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    pixels[0, 50:] = 0
+    pixels[0, :, 70:] = 0
+    result = jax.jit(functools.partial(normalise, config=CONFIG))(original.images, original.image_sizes)
+    np.testing.assert_allclose(result, pixels, rtol=1e-5, atol=1e-6)
+
+
+def test_anchors_and_outputs_have_one_order(variables: Variables) -> None:
+    """As many predictions as anchors, for a canvas whose P6 has cells that hang over its border too."""
+    for canvas in (CANVAS, (64, 160)):
+        shapes = jax.eval_shape(lambda v, b: MaskRCNN(CONFIG).apply(v, b, method=_outputs)[0], variables, example_batch(canvas))
+        assert shapes.logits.shape == (1, sum(len(level) for level in pyramid_anchors(CONFIG.rpn, canvas)))
+
+
+def test_boxes_read_the_level_of_their_size() -> None:
+    """Levels that hold their own number: P4 from a side of 56 on (canonical_size), P5 from 112, P3 from 28, P2 below."""
+    grids = ((16, 24), (8, 12), (4, 6), (2, 3))
+    features = {f"p{k}": jnp.full((1, *grid, 1), k, jnp.float32) for k, grid in zip((2, 3, 4, 5), grids, strict=True)}
+    sides = np.array([10, 27.9, 28, 55, 56, 64, 112, 300], np.float32)
+    boxes = np.array([[[0, 0, side, side] for side in sides]], np.float32)
+    valid = np.ones((1, len(sides)), bool)
+    valid[0, 4] = False
+    pooled = MaskRCNN(CONFIG).apply({}, features, boxes, valid, 3, method="_roi_features")
+    assert np.asarray(pooled)[0, :, 0, 0, 0].tolist() == [2, 2, 3, 3, 0, 4, 5, 5]
+
+
+def _outputs(model: MaskRCNN, batch: Batch) -> Any:
+    """What the heads say of fixed boxes: no choice lies between the image and these numbers."""
+    features = model.features(batch.images, batch.image_sizes, batch.valid)
+    boxes = jnp.broadcast_to(jnp.array([[[4, 4, 30, 40], [10, 2, 69, 49], [20, 20, 29, 27]]], jnp.float32), (len(batch.valid), 3, 4))
+    valid = jnp.ones(boxes.shape[:2], bool)
+    return model.propose(features, batch.image_sizes, batch.valid), model.boxes(features, boxes, valid), model.masks(features, boxes, valid)
+
+
+def test_bfloat16_computes_nearly_the_same_and_hands_over_float32(variables: Variables) -> None:
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        model = MaskRCNN(replace(CONFIG, compute_dtype=dtype))
+        results.append(jax.jit(lambda v, b: model.apply(v, b, method=_outputs))(variables, batch()))  # noqa: B023
+    names = ("rpn logits", "rpn deltas", "box logits", "box deltas", "masks")
+    for name, exact, rough in zip(names, *map(jax.tree.leaves, results), strict=True):
+        assert exact.dtype == rough.dtype == jnp.float32
+        error = float(jnp.abs(exact - rough).max() / jnp.abs(exact).max())
+        assert 0 < error < 0.05, name  # eight bits, through some 20 layers
+    found = jax.eval_shape(program("bfloat16"), variables, batch())
+    for leaf in (found.proposals.boxes, found.proposals.scores, found.detections.boxes, found.detections.scores, found.detections.masks):
+        assert leaf.dtype == jnp.float32

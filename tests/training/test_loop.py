@@ -1,0 +1,322 @@
+"""A run that is interrupted ends with the bits of one that was not; what may not be mixed up is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+from flax.traverse_util import flatten_dict
+
+from mrcnn_jax.config import Config, ConfigError, MaskHeadConfig, load_config_file, load_config_json, resolve_paths
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.training import loop
+from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+from mrcnn_jax.training.initial import initial_variables
+from mrcnn_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("params", "batch_stats")
+ENDS = {"00000012-rpn", "00000018-box", "00000024-mask"}  # the checkpoints that end the tiny run's stages
+
+
+def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Everything in a checkpoint, as it lies on the disk: parameters, batch statistics, optimiser state, step and key."""
+    reader = ocp.PyTreeCheckpointer()
+    return {path: np.asarray(leaf) for item in ("model", "training") for path, leaf in reader.restore(checkpoint / item).items()}
+
+
+def assert_same_bits(run: Path, reference: Path) -> None:
+    """All that two runs leave behind, but the times."""
+    assert (run / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    for name in ENDS:
+        ours, theirs = arrays(run / "checkpoints" / name), arrays(reference / "checkpoints" / name)
+        assert ours.keys() == theirs.keys()
+        kinds = {path.split("/")[0] for path in ours}
+        assert kinds == {"params", "batch_stats", "opt_state", "step", "key"}
+        different = [path for path in ours if (ours[path].dtype, ours[path].tobytes()) != (theirs[path].dtype, theirs[path].tobytes())]
+        assert different == []
+        meta, other = (json.loads((folder / "checkpoints" / name / "meta.json").read_text()) for folder in (run, reference))
+        assert meta == other
+
+
+def latest(run: Path) -> Meta:
+    meta = Checkpoints(run, keep=1).latest()
+    assert meta is not None
+    return meta
+
+
+def script(config: Config) -> list[str]:
+    """train.py with the config and the data of the tiny run."""
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "tests" / "tiny.py")]
+    return [*command, "--data.root", str(config.data.root), "--data.cache", str(config.data.cache)]
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`stop_at(step)`: this process gets SIGTERM while the batch of that step (counted from now) is made."""
+    real = loop.load
+
+    def arm(step: int) -> None:
+        made = 0
+
+        def load(split: Any, plan: Any, data: Any) -> Iterator[Any]:
+            nonlocal made
+            for batch in real(split, plan, data):
+                if split.name == "train":
+                    made += 1
+                    if made == step:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        monkeypatch.setattr(loop, "load", load)
+
+    return arm
+
+
+# -- resuming ------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_uninterrupted_run_leaves_what_it_should(tiny_run: Path, tiny_config: Config) -> None:
+    assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == ENDS
+    rows = read_metrics(tiny_run)
+    for stage, steps in tiny.STAGES.items():
+        trained = [row for row in rows if row["stage"] == stage and row["split"] == "train"]
+        assert [row["step"] for row in trained] == list(range(1, steps + 1))
+        assert [row["epoch"] for row in trained] == [1 + step // tiny.STEPS for step in range(steps)]
+        validated = [row for row in rows if row["stage"] == stage and row["split"] == "val"]
+        assert [row["step"] for row in validated] == list(range(tiny.STEPS, steps + 1, tiny.STEPS))
+        assert all(("recall@16" in row) == (stage == "rpn") for row in validated)
+        assert latest(tiny_run).stage == "mask"
+        assert (tiny_run / "figures" / f"curves_{stage}.png").is_file()
+        assert list((tiny_run / "tensorboard" / stage / "val").iterdir())
+    assert load_config_json(tiny_run / "config.json") == resolve_paths(tiny_config)
+    best = {json.loads((tiny_run / "checkpoints" / name / "meta.json").read_text())["best_metric"] for name in ENDS}
+    losses = [row["loss/total"] for row in rows if row["split"] == "val"]
+    assert best == {min(losses[:2]), losses[2], losses[3]}
+
+    # Each stage trained its own part, and what an earlier one trained stayed as it was.
+    rpn, box, mask = (arrays(tiny_run / "checkpoints" / name) for name in sorted(ENDS))
+    for before, after, trained in ((rpn, box, "box_head"), (box, mask, "mask_head")):
+        changed = [path for path in before if path.startswith(KINDS) and (before[path] != after[path]).any()]
+        assert {path.split("/")[1] for path in changed} == {trained}
+
+
+def test_interrupted_runs_end_with_the_same_bits(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch (5 of 6 steps), between two epochs and in the next stage; resumed with other runtime fields."""
+    run = tmp_path / "run"
+    stop_at(5)
+    with pytest.raises(loop.Stopped, match="stage rpn, step 5 is saved"):
+        loop.train(tiny_config, run)
+    assert latest(run).name == "00000005-rpn"
+    assert not latest(run).stage_complete
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    with monkeypatch.context() as patch:  # after the 6th step, when it is too late to save that one
+        patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(loop.Stopped, match="stage rpn, step 7 is saved"):
+            loop.train(tiny_config, run)
+    assert latest(run).name == "00000007-rpn"
+
+    stop_at(8)  # 5 steps of the first stage were left
+    with pytest.raises(loop.Stopped, match="stage box, step 3 is saved"):
+        loop.train(tiny_config, run)
+    assert latest(run).name == "00000015-box"
+
+    # A kill without warning leaves rows of steps that the checkpoint does not know.
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n{"stage": "box", "st')
+    data = replace(tiny_config.data, threads=1)
+    loop.train(replace(tiny_config, data=data, save_every_steps=4, keep_checkpoints=1), run)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {*ENDS, "00000022-mask"}
+    assert_same_bits(run, tiny_run)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run: Path, tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    loop.train(tiny_config, run)
+    assert "resumed from stage mask, step 6" in capsys.readouterr().out
+    assert_same_bits(run, tiny_run)
+
+
+def test_sigterm_to_the_script_saves_and_another_process_resumes(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but the folder is handed over; while the script trains in it, it takes no other run."""
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [*script(tiny_config), "--workdir", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not read_metrics(run):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with pytest.raises(ConfigError, match="another run is training in this folder"):
+                loop.train(tiny_config, run)
+            process.send_signal(signal.SIGTERM)
+            output, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    stopped_at = latest(run)
+    assert output.rstrip().endswith(f"stage {stopped_at.stage}, step {stopped_at.stage_step} is saved in {run}")
+    assert stopped_at.step < sum(tiny.STAGES.values())
+    assert read_metrics(run)[-1]["step"] == stopped_at.stage_step
+
+    stop_at(2)
+    with pytest.raises(loop.Stopped):
+        loop.train(tiny_config, run)
+    assert f"resumed from stage {stopped_at.stage}, step {stopped_at.stage_step}" in capsys.readouterr().out
+    assert latest(run).step == stopped_at.step + 2
+    assert (tiny_run / "metrics.jsonl").read_text().startswith((run / "metrics.jsonl").read_text())
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------------------
+
+
+def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_config: Config) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in tiny_run.rglob("*") if path.is_file() and path.name != ".lock")
+    other = replace(tiny_config, seed=1, model=replace(tiny_config.model, fpn_channels=8))
+    with pytest.raises(ConfigError) as error:
+        loop.train(other, tiny_run)
+    assert str(error.value) == (
+        f"{tiny_run}: holds a run of another config: model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
+    )
+    assert sorted((path, path.stat().st_mtime_ns) for path in tiny_run.rglob("*") if path.is_file() and path.name != ".lock") == before
+
+
+def without_mask_head(config: Config) -> Config:
+    """A mistake in the last stage's table."""
+    last = config.stages[2]
+    return replace(config, stages=(*config.stages[:2], replace(last, frozen=tuple(p for p in last.frozen if p != "rpn/.*"))))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda config: replace(config, stages=()), "stages: the config has none"),
+        (lambda config: replace(config, model=replace(config.model, num_classes=80)), r"model\.num_classes: 80, but .* has 3: disc"),
+        (without_mask_head, r"stages\.mask: parameter rpn/.* matches no pattern"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_takes_no_folder(
+    wrong: Any, message: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is said before anything is compiled, and the folder stays free for the config as mended."""
+    monkeypatch.setattr(loop, "initialise", lambda *_, **__: pytest.fail("something was compiled"))
+    with pytest.raises(ConfigError, match=message) as error:
+        loop.train(wrong(tiny_config), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: Path) -> None:
+    """Every step is saved; a huge learning rate breaks the second one, and the checkpoint of the first stays."""
+    (tmp_path / "broken.py").write_text(
+        "from dataclasses import replace\n"
+        "import tiny\n"
+        "def get_config():\n"
+        "    config = tiny.get_config()\n"
+        "    mask = config.stages[2]\n"
+        "    return replace(config, stages=(replace(mask, optimizer=replace(mask.optimizer, learning_rate=1e38)),))\n"
+    )
+    command = [*script(tiny_config), "--config", "broken.py", "--workdir", "run", "--save-every-steps", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
+    match = re.fullmatch(r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/mask(?:, [a-z_/]+)* not finite \(image ids (\[.*\])\)", last)
+    assert match, last
+    assert "Traceback" not in done.stderr
+    named = set(json.loads(match[1]))
+    assert len(named) in (1, 2)
+    assert named <= {image["id"] for image in tiny.read(Path(str(tiny_config.data.root)), "train")["images"]}
+    assert latest(tmp_path / "run").name == "00000001-mask"
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
+    assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-mask").values())
+
+
+# -- starting from other weights -----------------------------------------------------------------------------------------------
+
+
+def shapes(config: Config) -> Variables:
+    model = MaskRCNN(config.model)
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(config.data.canvases[0]))
+
+
+def test_a_run_starts_from_another(tiny_run: Path, tiny_config: Config, tmp_path: Path, stop_at: Any) -> None:
+    """Trains the last stage only, on top of a whole run: what that stage freezes is the source's to the bit."""
+    config = replace(tiny_config, init_from=str(tiny_run), stages=tiny_config.stages[2:])
+    stop_at(1)
+    with pytest.raises(loop.Stopped):
+        loop.train(config, tmp_path / "run")
+    source = arrays(tiny_run / "checkpoints" / "00000024-mask")
+    begun = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
+    paths = [path for path in source if path.startswith(KINDS)]
+    different = [path for path in paths if source[path].tobytes() != begun[path].tobytes()]
+    assert different
+    assert all(path.startswith("params/mask_head/") for path in different)
+    # One small step away, not somewhere else.
+    assert all(np.abs(source[path] - begun[path]).max() < 0.1 for path in different)
+
+
+def test_a_partial_load_is_listed(tiny_run: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Into a network with a convolution more in its mask head and without batch norm in its RPN."""
+    model = tiny_config.model
+    model = replace(model, mask_head=MaskHeadConfig(channels=8, convs=2), rpn=replace(model.rpn, batch_norm=False))
+    config = replace(tiny_config, init_from=str(tiny_run), model=model)
+    wanted = set(flatten_dict(shapes(config), sep="/"))
+    loaded = flatten_dict(initial_variables(shapes(config), config), sep="/")
+    source = {path: leaf for path, leaf in arrays(tiny_run / "checkpoints" / "00000024-mask").items() if path.startswith(KINDS)}
+    random, unused = sorted(wanted - set(source)), sorted(set(source) - wanted)
+    assert {"params/mask_head/conv2/kernel", "params/mask_head/conv2/bias"} <= set(random)
+    assert {path for path in unused if not path.startswith(tuple(f"{kind}/rpn/" for kind in KINDS))} == set()
+    assert set(loaded) == wanted & set(source)
+    assert all(np.array_equal(leaf, source[path]) for path, leaf in loaded.items())
+    counts = f"{len(loaded)} of {len(wanted)} tensors loaded"
+    assert capsys.readouterr().out == f"{tiny_run}: {counts}; random: {', '.join(random)}; not used: {', '.join(unused)}\n"
+
+
+def test_other_shapes_are_refused(tiny_run: Path, tiny_config: Config, tmp_path: Path) -> None:
+    config = replace(tiny_config, init_from=str(tiny_run))
+    config = replace(config, model=replace(config.model, mask_head=MaskHeadConfig(channels=4, convs=1)))
+    with pytest.raises(ConfigError, match=r"init_from: .*: 5 shapes differ: params/mask_head/conv1/bias \(8,\) -> \(4,\), ") as error:
+        loop.train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_no_run_is_refused(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = replace(tiny_config, init_from=str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match=r"init_from: .*empty: holds no checkpoint"):
+        initial_variables(shapes(config), config)
+
+
+def test_the_resnet_comes_from_a_weights_file(data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolve_paths(load_config_file(ROOT / "configs" / "coco300_cpu.py"))
+    wanted = flatten_dict(shapes(config), sep="/")
+    loaded = flatten_dict(initial_variables(shapes(config), config), sep="/")
+    assert set(loaded) == {path for path in wanted if path.split("/")[1] == "resnet"}
+    assert all(leaf.shape == wanted[path].shape for path, leaf in loaded.items())
+    assert "fpn, rpn, box_head, mask_head: random" in capsys.readouterr().out
+    with np.load(data_folder / "weights" / "pqf_resnet50_large.npz") as file:
+        assert np.array_equal(loaded["params/resnet/stem/kernel"], file["conv1.weight"].transpose(2, 3, 1, 0))
+        assert np.array_equal(loaded["batch_stats/resnet/layer4/block2/conv3/var"], file["layer4.2.bn3.running_var"])

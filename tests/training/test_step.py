@@ -1,0 +1,239 @@
+"""The train step of every stage on a tiny network: what moves, what may not, and what is not computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from ops import laws
+
+from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, ResNetConfig, RoIConfig, RPNConfig, StageConfig
+from mrcnn_jax.models.initialise import initialise
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.recipes import staged
+from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.training.optimizer import make_optimizer
+from mrcnn_jax.training.state import TrainState
+from mrcnn_jax.training.step import make_train_step, make_validation_step
+
+CANVAS = (64, 64)
+CONVS = 2
+CONFIG = ModelConfig(
+    num_classes=2,
+    fpn_channels=16,
+    resnet=ResNetConfig(depth=10, width=8, norm="live"),
+    rpn=RPNConfig(scales=(8, 16, 32, 64, 128), pre_nms=40, proposals=10, samples=32),
+    roi=RoIConfig(canonical_size=56.0),
+    box_head=BoxHeadConfig(hidden=32, pool_size=3, samples=8, detections=4),
+    mask_head=MaskHeadConfig(channels=8, convs=CONVS, pool_size=4, samples=6),
+)
+MODEL = MaskRCNN(CONFIG)
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # each program runs a few times only
+SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=0.1)
+RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
+
+
+@pytest.fixture(autouse=True)
+def strict() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def variables() -> Variables:
+    return jax.tree.map(np.asarray, initialise(MODEL, example_batch(CANVAS), seed=0))
+
+
+def batch(seed: int, valid: tuple[bool, bool] = (True, True)) -> Batch:
+    """Two images with three objects each and a row that is not valid."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 30, (2, 4, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(8, 18, (2, 4, 2))], axis=2).astype(np.float32)
+    exists = np.tile([True, True, False, True], (2, 1))
+    ground_truth = Instances(
+        boxes=boxes,
+        valid=exists,
+        labels=rng.integers(1, 3, (2, 4)).astype(np.int32),
+        masks=rng.integers(0, 256, (2, 4, 8, 8)).astype(np.uint8),
+        has_mask=exists,
+    )
+    sizes = np.array([[50, 60], CANVAS], np.int32)
+    return Batch(
+        images=rng.integers(0, 256, (2, *CANVAS, 3)).astype(np.uint8),
+        image_sizes=sizes,
+        original_sizes=sizes,
+        scales=np.ones((2, 2), np.float32),
+        indices=np.array([2 * seed, 2 * seed + 1], np.int32),
+        valid=np.array(valid),
+        ground_truth=ground_truth,
+        ignore=Instances(boxes=np.array([[[0, 0, 9, 9]]] * 2, np.float32), valid=np.array([[True], [False]])),
+    )
+
+
+def poisoned(batch: Batch, poison: float) -> Batch:
+    """`batch` with `poison` in the rows of ground truth and ignore that do not exist."""
+
+    def fill(rows: Instances) -> Instances:
+        fields = {name: getattr(rows, name) for name in ("boxes", "labels", "masks", "has_mask")}
+        return rows.replace(**laws.poisoned({name: field for name, field in fields.items() if field is not None}, rows.valid, poison))
+
+    return batch.replace(ground_truth=fill(batch.ground_truth), ignore=fill(batch.ignore))
+
+
+class Runner:
+    """A stage's compiled step, and how often it was traced."""
+
+    def __init__(self, stage: StageConfig, variables: Variables) -> None:
+        self.traces = 0
+        optimizer = make_optimizer(stage, variables["params"], total_steps=100)
+        step = make_train_step(MODEL, stage, variables["params"], optimizer)
+        start = TrainState(
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=optimizer.init(variables["params"]),
+            step=jnp.int32(0),
+            key=jax.random.key_data(jax.random.key(0)),
+        )
+        # NumPy arrays: `step` may donate what is made of them, and start again.
+        self.start: Any = jax.tree.map(np.array, start)
+
+        def counted(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+            self.traces += 1
+            return step(state, batch)
+
+        self.function = counted
+        self.step = jax.jit(counted, donate_argnums=0, compiler_options=QUICK_COMPILE)
+
+    def once(self, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        return jax.tree.map(np.asarray, self.step(self.start, batch))
+
+
+@pytest.fixture(scope="module")
+def box_runner(variables: Variables) -> Runner:
+    return Runner(BOX, variables)
+
+
+@pytest.fixture(scope="module")
+def rpn_runner(variables: Variables) -> Runner:
+    return Runner(RPN, variables)
+
+
+def moved(before: Any, after: Any) -> set[str]:
+    """Paths of the leaves whose bits differ."""
+    old, new = (flatten_dict(tree, sep="/") for tree in (before, after))
+    assert set(old) == set(new)
+    return {path for path, leaf in old.items() if np.asarray(leaf).tobytes() != np.asarray(new[path]).tobytes()}
+
+
+def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runner) -> None:
+    """With momentum and weight decay on, every other parameter and every batch statistic keeps its bits; one compilation does it."""
+    state = box_runner.start
+    before = jax.tree.map(np.array, state)
+    losses = []
+    for step in range(20):
+        state, metrics = box_runner.step(state, batch(step % 3))
+        losses.append({name: float(value) for name, value in metrics.items()})
+    assert box_runner.traces == 1
+    assert int(state.step) == 20
+    box_head = {path for path in flatten_dict(before.params, sep="/") if path.startswith("box_head/")}
+    assert moved(before.params, state.params) == box_head
+    assert moved(before.batch_stats, state.batch_stats) == set()
+    assert set(losses[0]) == {"loss/box_class", "loss/box_box", "loss/total", "gradient_norm"}
+    for row in losses:
+        assert row["loss/total"] == pytest.approx(row["loss/box_class"] + row["loss/box_box"], rel=1e-6)
+        assert 0 < row["gradient_norm"] < np.inf
+    assert losses[18]["loss/total"] < losses[0]["loss/total"]  # the same batch, seven times later
+
+
+def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runner: Runner) -> None:
+    start = rpn_runner.start
+    state, metrics = rpn_runner.once(batch(0))
+    trained = {path for path in flatten_dict(start.params, sep="/") if path.split("/")[0] in ("resnet", "fpn", "rpn")}
+    assert moved(start.params, state.params) == trained
+    statistics = set(flatten_dict(start.batch_stats, sep="/"))
+    assert {path.split("/")[0] for path in statistics} == {"resnet", "rpn"}
+    assert moved(start.batch_stats, state.batch_stats) == statistics
+    assert set(metrics) == {"loss/rpn_objectness", "loss/rpn_box", "loss/total", "gradient_norm"}
+
+
+@pytest.mark.parametrize("stage", ["rpn", "box"])
+def test_rows_that_do_not_exist_may_hold_anything(stage: str, request: pytest.FixtureRequest) -> None:
+    runner = request.getfixturevalue(f"{stage}_runner")
+    expected = runner.once(batch(0))
+    for poison in laws.POISONS:
+        jax.tree.map(np.testing.assert_array_equal, runner.once(poisoned(batch(0), poison)), expected)
+
+
+@pytest.mark.parametrize("stage", ["rpn", "box"])
+def test_an_image_that_fills_up_a_batch_may_hold_anything(stage: str, request: pytest.FixtureRequest) -> None:
+    """Neither losses nor updates nor batch statistics see it."""
+    runner = request.getfixturevalue(f"{stage}_runner")
+    partial, other = batch(0, valid=(True, False)), batch(1)
+    mixed = jax.tree.map(lambda a, b: np.concatenate([a[:1], b[1:]]), partial, other.replace(valid=partial.valid))
+    expected = runner.once(partial)
+    jax.tree.map(np.testing.assert_array_equal, runner.once(mixed), expected)
+    assert moved(expected[1], runner.once(batch(0))[1]) == set(expected[1])  # a valid one does
+
+
+def test_losses_do_not_depend_on_an_added_invalid_image_or_on_the_order(variables: Variables) -> None:
+    stage = replace(BOX, losses=("rpn", "box", "mask"))
+    validate = jax.jit(make_validation_step(MODEL, stage), compiler_options=QUICK_COMPILE)
+    key = jax.random.key(3)
+    both = batch(0)
+    backwards = jax.tree.map(lambda leaf: leaf[::-1], both)
+    filled = jax.tree.map(lambda a, b: np.concatenate([a, b[:1]]), both, batch(1, valid=(False, False)))
+    expected, proposals = validate(variables, both, key)
+    assert set(expected) == {f"loss/{name}" for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")}
+    assert all(float(value) > 0 for value in expected.values())
+    assert proposals.boxes.shape == (2, 10, 4)
+    for other in (backwards, filled):
+        values, _ = validate(variables, other, key)
+        for name, value in expected.items():
+            assert float(values[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def operations(function: Callable[..., Any], *args: Any) -> Counter[str]:
+    """How often each primitive stands in the program that `function` is traced to, those of inner programs included."""
+    counts: Counter[str] = Counter()
+
+    def visit(value: Any) -> None:
+        value = getattr(value, "jaxpr", value)  # of a closed jaxpr
+        if isinstance(value, tuple | list):
+            for item in value:
+                visit(item)
+        for equation in getattr(value, "eqns", ()):
+            counts[equation.primitive.name] += 1
+            for inner in equation.params.values():
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*args))
+    return counts
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(variables: Variables, clip_norm: float | None) -> None:
+    """Two products for each layer of the mask head (by its kernel, by its input), less the first one's by the input: that is all."""
+
+    def step_operations(stage: StageConfig) -> Counter[str]:
+        runner = Runner(replace(stage, optimizer=replace(SGD, clip_norm=clip_norm)), variables)
+        return operations(runner.function, runner.start, batch(0))
+
+    forward = operations(make_validation_step(MODEL, MASK), variables, batch(0), jax.random.key(0))
+    step = step_operations(MASK)
+    assert forward["conv_general_dilated"] > 20
+    assert step["conv_general_dilated"] - forward["conv_general_dilated"] == 2 * (CONVS + 1) - 1
+    assert step["dot_general"] - forward["dot_general"] == 2  # the 1x1 convolution to masks
+    assert step["scatter-add"] - forward["scatter-add"] == 1  # the choice of a class's mask; RoIAlign's backward would be another
+    assert not any("callback" in name for name in step)
+    # The count sees a backward pass where there is one: of FPN, RPN and ResNet.
+    assert (
+        step_operations(RPN)["conv_general_dilated"]
+        > 2 * operations(make_validation_step(MODEL, RPN), variables, batch(0), jax.random.key(0))["conv_general_dilated"]
+    )
