@@ -19,11 +19,11 @@ def get_config() -> Config:
         model=ModelConfig(mask_head=MaskHeadConfig(samples=16)),
         stages=staged(
             pretrained=True,
-            epochs=(4, 4, 3),
+            epochs=(4, 6, 3),
             optimizers=(
-                OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine"),
-                OptimizerConfig(name="adam", learning_rate=3e-4, schedule="cosine"),
-                OptimizerConfig(name="sgd", learning_rate=0.01, weight_decay=1e-4, schedule="cosine"),
+                OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(name="adam", learning_rate=3e-4, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(name="sgd", learning_rate=0.01, weight_decay=1e-4, schedule="cosine", warmup_steps=50),
             ),
         ),
         init_from="weights/pqf_resnet50_large.npz",
