@@ -75,12 +75,17 @@ def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int]) -> list[np.ndarr
     return levels
 
 
-def usable_anchors(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
-    """Anchors whose centre lies in the image (not in the canvas's padding) and, if so configured, do not cross its border."""
+def centred_in_image(anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
+    """Anchors whose centre lies in the image of (height, width), not in the canvas's padding."""
     height, width = image_size.astype(jnp.float32)
-    centre_x, centre_y = (anchors[:, 0] + anchors[:, 2]) / 2, (anchors[:, 1] + anchors[:, 3]) / 2
-    usable = (centre_x < width) & (centre_y < height)
+    return ((anchors[:, 0] + anchors[:, 2]) / 2 < width) & ((anchors[:, 1] + anchors[:, 3]) / 2 < height)
+
+
+def usable_anchors(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
+    """Anchors that may be trained on: centred in the image and, if so configured, not across its border."""
+    usable = centred_in_image(anchors, image_size)
     if not config.anchors_across_border:
+        height, width = image_size.astype(jnp.float32)
         usable &= (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
     return usable
 
@@ -162,7 +167,7 @@ def rpn_proposals(output: RPNOutput, anchors: Sequence[np.ndarray], image_size: 
     for level in anchors:
         logits, deltas = output.logits[start : start + len(level)], output.deltas[start : start + len(level)]
         start += len(level)
-        in_image = usable_anchors(config, jnp.asarray(level), image_size)
+        in_image = centred_in_image(jnp.asarray(level), image_size)
         top, indices = jax.lax.top_k(jnp.where(in_image, logits, -jnp.inf), min(config.pre_nms, len(level)))
         boxes = box_ops.clip(box_ops.decode(deltas[indices], jnp.asarray(level)[indices], weights=config.box_weights), image_size)
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -171,12 +176,14 @@ def rpn_proposals(output: RPNOutput, anchors: Sequence[np.ndarray], image_size: 
         candidates.append(
             Instances(
                 boxes=jnp.pad(boxes, ((0, padding), (0, 0))),
-                scores=jnp.pad(jnp.where(valid, jax.nn.sigmoid(top), 0.0), (0, padding)),
+                scores=jnp.pad(jnp.where(valid, top, 0.0), (0, padding)),  # logits: probabilities near 1 would tie
                 valid=jnp.pad(valid, (0, padding)),
             )
         )
     levels = jax.tree.map(lambda *fields: jnp.stack(fields), *candidates)
     keep, kept = jax.vmap(lambda c: nms(c.boxes, c.scores, c.valid, iou_threshold=config.nms_iou, max_output=config.proposals))(levels)
     survivors = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), jax.vmap(Instances.take)(levels, keep, kept))
-    _, best = jax.lax.top_k(jnp.where(survivors.valid, survivors.scores, -1.0), config.proposals)
-    return survivors.take(best, jnp.ones(config.proposals, bool))
+    assert survivors.scores is not None
+    _, best = jax.lax.top_k(jnp.where(survivors.valid, survivors.scores, -jnp.inf), config.proposals)
+    proposals = survivors.take(best, jnp.ones(config.proposals, bool))
+    return proposals.replace(scores=jax.nn.sigmoid(proposals.scores))

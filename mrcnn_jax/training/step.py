@@ -92,7 +92,7 @@ def make_train_step(model: MaskRCNN, stage: StageConfig, params: Params, optimiz
         params, opt_state = apply_gradients(optimizer, state.opt_state, state.params, gradients, labels)
         batch_stats = {name: statistics[name] if name in live else old for name, old in state.batch_stats.items()}
         metrics = {f"loss/{name}": value for name, value in values.items()}
-        metrics |= {"loss/total": total, "gradient_norm": optax.global_norm(gradients)}
+        metrics |= {"loss/total": total, "gradient_norm": optax.tree.norm(gradients)}
         return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, step=state.step + 1), metrics
 
     return train_step
