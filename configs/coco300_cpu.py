@@ -22,7 +22,7 @@ def get_config() -> Config:
         ),
         stages=staged(
             pretrained=True,
-            epochs=(4, 6, 3),
+            epochs=(4, 6, 2),
             optimizers=(
                 OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=50),
                 OptimizerConfig(name="adam", learning_rate=3e-4, schedule="cosine", warmup_steps=50),
@@ -30,4 +30,5 @@ def get_config() -> Config:
             ),
         ),
         init_from="weights/pqf_resnet50_large.npz",
+        validate_every_epochs=2,
     )

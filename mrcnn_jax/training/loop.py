@@ -110,6 +110,8 @@ class _Run:
         self.model = MaskRCNN(config.model)
         self.checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         self.resumed_from = self.checkpoints.latest()
+        if self.resumed_from is not None and self.resumed_from.config_hash != config_hash(config):
+            raise ConfigError(f"{workdir}: checkpoint {self.resumed_from.name} is of another config (choose another --workdir)")
         # Shapes are enough to check the whole stage table, and the weights to start from, before anything is compiled.
         shapes = jax.eval_shape(lambda batch: self.model.init(jax.random.key(0), batch), example_batch(data.canvases[0]))
         for stage in config.stages:
