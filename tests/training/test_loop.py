@@ -209,6 +209,14 @@ def without_mask_head(config: Config) -> Config:
     return replace(config, stages=(*config.stages[:2], replace(last, frozen=tuple(p for p in last.frozen if p != "rpn/.*"))))
 
 
+def test_a_checkpoint_of_another_config_is_refused_without_its_config_json(tiny_run: Path, tiny_config: Config, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(ConfigError, match="is of another config"):
+        loop.train(replace(tiny_config, seed=1), copy)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
