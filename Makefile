@@ -26,7 +26,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 
 # Run again after an interruption, `make demo` resumes.
 demo: $(VENV)/.installed
-	$(BIN)/python -m mrcnn_jax.data.shapes --out $(DEMO_DATA)
+	$(BIN)/python -m mrcnn_jax.data.shapes --out $(DEMO_DATA) --train 4000
 	$(BIN)/python train.py --config configs/shapes.py --workdir $(DEMO) --data.root $(DEMO_DATA)
 	$(BIN)/python eval.py --workdir $(DEMO)
 
