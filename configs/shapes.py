@@ -40,7 +40,7 @@ def get_config() -> Config:
             # Stage 1 alone shapes the features that later stages read frozen: many positives with a demanding regression teach it
             # where the outlines run, and so what tells the classes apart (box AP .62 against .49 with the report's .7 and weight 1).
             rpn=RPNConfig(
-                scales=(16, 32, 64, 128, 256), samples=88, positive_iou=0.5, box_loss_weight=2.0, box_weights=(10.0, 10.0, 5.0, 5.0)
+                scales=(16, 32, 64, 128, 256), samples=128, positive_iou=0.5, box_loss_weight=2.0, box_weights=(10.0, 10.0, 5.0, 5.0)
             ),
             roi=RoIConfig(canonical_size=112.0),
             box_head=BoxHeadConfig(hidden=256, box_weights=(10.0, 10.0, 5.0, 5.0)),

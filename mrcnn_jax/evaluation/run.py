@@ -83,8 +83,9 @@ def evaluate_run(
     (out / "detections.json").write_text(json.dumps(results))
     print(f"{len(proposals)} images, {len(ground_truth['annotations'])} annotations, {len(results)} detections\n{table(metrics)}")
 
-    # The images with most objects show most.
-    chosen = sorted(sorted(proposals), key=lambda i: -len(split.dataset.images[i].objects))[:figures]
+    # Images from all over the split, easy and hard ones; those without objects show little.
+    shown = [i for i in sorted(proposals) if split.dataset.images[i].objects] or sorted(proposals)
+    chosen = shown[:: max(1, len(shown) // max(figures, 1))][:figures]
     pixels = [decode_image((images_path / split.dataset.images[i].file_name).read_bytes()) for i in chosen]
     ids = [split.dataset.images[i].id for i in chosen]
     truth = [[a for a in ground_truth["annotations"] if a["image_id"] == number] for number in ids]
