@@ -24,9 +24,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@
 
-# Run again after an interruption, `make demo` resumes.
-demo: $(VENV)/.installed
+$(DEMO_DATA)/.generated: mrcnn_jax/data/shapes.py | $(VENV)/.installed
 	$(BIN)/python -m mrcnn_jax.data.shapes --out $(DEMO_DATA) --train 4000
+	@touch $@
+
+# Run again after an interruption, `make demo` resumes.
+demo: $(VENV)/.installed $(DEMO_DATA)/.generated
 	$(BIN)/python train.py --config configs/shapes.py --workdir $(DEMO) --data.root $(DEMO_DATA)
 	$(BIN)/python eval.py --workdir $(DEMO)
 

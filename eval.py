@@ -29,14 +29,13 @@ class Arguments:
     figures: int = 8
     """Images that are drawn."""
     out: Path | None = None
-    """Where the results go: <workdir>/eval by default."""
+    """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training images."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="eval.py", description=__doc__)
     from mrcnn_jax.evaluation.run import evaluate_run
 
-    out = arguments.out or arguments.workdir / "eval"
     evaluate_run(
         arguments.workdir,
         split_name=arguments.split,
@@ -44,7 +43,7 @@ def main() -> None:
         annotations=arguments.annotations,
         images=arguments.images,
         figures=arguments.figures,
-        out=out,
+        out=arguments.out,
     )
 
 

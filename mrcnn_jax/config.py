@@ -144,6 +144,10 @@ class RoIConfig:
     canonical_level: int = 4
     """A box of canonical_size squared belongs to this level: k = floor(level + log2(sqrt(w h) / size)), clamped to 2..5."""
 
+    def __post_init__(self) -> None:
+        _require(self.sampling_ratio >= 1, "model.roi.sampling_ratio: must be at least 1")
+        _require(self.canonical_size > 0, "model.roi.canonical_size: must be positive")
+
 
 @dataclass(frozen=True)
 class BoxHeadConfig:
@@ -179,7 +183,8 @@ class MaskHeadConfig:
     pool_size: int = 14
     match_iou: float = 0.5
     samples: int = 64
-    """Boxes an image the mask head is trained on, at most: ground truth first, then matched detections by score."""
+    """Boxes an image the mask head is trained on, at most: ground truth first, then matched detections by score. How many more there
+    would have been is in metrics.jsonl (mask_boxes_left_out)."""
     loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -202,7 +207,8 @@ class ModelConfig:
     mask_head: MaskHeadConfig = MaskHeadConfig()
 
     def __post_init__(self) -> None:
-        _require(self.num_classes >= 1, "model.num_classes: must be at least 1")
+        for name in ("num_classes", "fpn_channels"):
+            _require(getattr(self, name) >= 1, f"model.{name}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,7 @@ class Config:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         _require(len(set(names)) == len(names), f"stages: two have the same name: {', '.join(names)}")
+        _require(self.seed >= 0, "seed: must not be negative")
         for name in ("save_every_steps", "keep_checkpoints", "validate_every_epochs"):
             _require(getattr(self, name) >= 1, f"{name}: must be at least 1")
 

@@ -88,6 +88,11 @@ def plan_epoch(canvas_of_image: Sequence[int], batch_size: int, *, seed: int, ep
     return [batches[i] for i in rng.permutation(len(batches))] if shuffle else batches
 
 
+def plan_once(split: Split, batch_size: int, limit: int | None = None) -> list[PlannedBatch]:
+    """Every image of a split exactly once, in order, or its first `limit` images."""
+    return plan_epoch([plan.canvas for plan in split.plans][:limit], batch_size, seed=0, epoch=0, shuffle=False)
+
+
 def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterator[Batch]:
     """Batches of NumPy arrays in exactly the order of `plan`, made ahead by threads or, if `data.workers`, by processes.
 

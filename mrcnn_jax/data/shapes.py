@@ -2,7 +2,7 @@
 
     python -m mrcnn_jax.data.shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
 
-What holds for every image (tests/data/test_shapes.py):
+What holds for every image (tests/data/test_generated_shapes.py):
 
 - up to 8 objects; the box of the visible part has a short side of 12 to 64 px;
 - masks are modal (visible pixels only), boxes are tight around them, and at least 40 % of the whole object is visible, whether it

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mrcnn_jax.config import Config, ConfigError, DataConfig, load_config_json
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, plan_epoch
+from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.transforms import resize_image, resize_plan
 from mrcnn_jax.evaluation.results import coco_results
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
@@ -86,12 +86,6 @@ def predict_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatc
     """Every batch of a plan with what is seen on it."""
     for batch in load(split, list(plan), predictor.run.config.data):
         yield batch, predictor(batch)
-
-
-def evaluation_plan(split: Split, data: DataConfig, limit: int | None = None) -> list[PlannedBatch]:
-    """Every image of a split exactly once, or its first `limit` images."""
-    canvases = [plan.canvas for plan in split.plans][:limit]
-    return plan_epoch(canvases, data.eval_batch_size, seed=0, epoch=0, shuffle=False)
 
 
 def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:

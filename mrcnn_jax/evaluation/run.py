@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data.loader import open_split
+from mrcnn_jax.data.loader import open_split, plan_once
 from mrcnn_jax.data.transforms import decode_image
 from mrcnn_jax.evaluation.coco import evaluate, table
-from mrcnn_jax.evaluation.predict import Predictor, evaluation_plan, load_run, make_folder, predict_split
+from mrcnn_jax.evaluation.predict import Predictor, load_run, make_folder, predict_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.visualization.figures import curves, detections_figure, proposals_figure
 
@@ -28,7 +28,7 @@ def evaluate_run(
     annotations: Path | None = None,
     images: Path | None = None,
     figures: int = 8,
-    out: Path,
+    out: Path | None = None,
 ) -> dict[str, float]:
     """COCO box and mask figures of the run's newest checkpoint, on every image of a split exactly once.
 
@@ -38,7 +38,8 @@ def evaluate_run(
         limit: only the first images.
         annotations, images: another data set of the same categories.
         figures: how many images are drawn.
-        out: folder for metrics.json, detections.json and, beside it, figures/.
+        out: folder for metrics.json, detections.json and figures/; by default <workdir>/eval with the pictures in <workdir>/figures
+            for the validation images, and <workdir>/eval_train for the training images.
 
     Raises:
         ConfigError: no whole checkpoint, no such data, or other categories than the run was trained on.
@@ -58,9 +59,13 @@ def evaluate_run(
         raise ConfigError(f"{json_path}: categories {categories}, but the run knows {run.meta.categories}")
     print(f"{workdir}: checkpoint {run.meta.name}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
 
+    print("\n".join(split.dataset.report.lines()))
+    # The run's own pictures are those of its own evaluation; any other has its pictures beside its results.
+    folder = workdir / "figures" if out is None and split_name == "val" else (out or workdir / f"eval_{split_name}") / "figures"
+    out = out or workdir / ("eval" if split_name == "val" else f"eval_{split_name}")
     make_folder(out)
     predictor = Predictor(run)
-    plan = evaluation_plan(split, data, limit)
+    plan = plan_once(split, data.eval_batch_size, limit)
     results: list[dict[str, Any]] = []
     proposals: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image index -> boxes in original pixels, scores
     total = sum(i >= 0 for planned in plan for i in planned.indices)
@@ -90,7 +95,6 @@ def evaluate_run(
     ids = [split.dataset.images[i].id for i in chosen]
     truth = [[a for a in ground_truth["annotations"] if a["image_id"] == number] for number in ids]
     seen_there = [[r for r in results if r["image_id"] == number] for number in ids]
-    folder = out.parent / "figures"
     pages = detections_figure(pixels, truth, seen_there, run.class_names, folder)
     boxes = [np.array([[x, y, x + w, y + h] for a in t if not a["iscrowd"] for x, y, w, h in [a["bbox"]]]).reshape(-1, 4) for t in truth]
     pages += proposals_figure(pixels, [proposals[i][0] for i in chosen], [proposals[i][1] for i in chosen], boxes, folder)

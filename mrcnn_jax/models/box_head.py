@@ -85,14 +85,13 @@ def box_loss(output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " 
     valid = samples.valid & image_valid[:, None]
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
-    count = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), 1.0)
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
     deltas = jnp.take_along_axis(output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2)[..., 0, :]
     chosen = foreground[..., None]
     box = losses.smooth_l1(jnp.where(chosen, deltas, 0.0), jnp.where(chosen, samples.deltas, 0.0), beta=config.smooth_l1_beta)
     return {
-        "box_class": config.class_loss_weight * losses.masked_sum(classes, valid) / count,
-        "box_box": config.box_loss_weight * losses.masked_sum(box.sum(-1), foreground) / count,
+        "box_class": config.class_loss_weight * losses.masked_mean(classes, valid),
+        "box_box": config.box_loss_weight * losses.masked_mean(box.sum(-1), foreground, jnp.sum(valid)),
     }
 
 

@@ -70,6 +70,7 @@ class MaskSamples(flax.struct.PyTreeNode):
     labels: Int32[Array, " s"]
     targets: Float[Array, "s m m"]
     valid: Bool[Array, " s"]
+    left_out: Int32[Array, ""]  # boxes that would have qualified, beyond `config.samples`
 
 
 def mask_samples(detections: Instances, ground_truth: Instances, config: MaskHeadConfig) -> MaskSamples:
@@ -95,6 +96,7 @@ def mask_samples(detections: Instances, ground_truth: Instances, config: MaskHea
         labels=gt.labels[gt_index[chosen]],
         targets=crop_targets(gt.masks, gt_boxes, gt_index[chosen], boxes[chosen], size=size),
         valid=rank > 0,
+        left_out=jnp.sum(usable, dtype=jnp.int32) - jnp.sum(rank > 0, dtype=jnp.int32),
     )
 
 
@@ -112,5 +114,4 @@ def mask_loss(
     chosen = valid[..., None, None]
     values = jnp.where(chosen, true_class(logits, jnp.where(valid, samples.labels, 1)), 0.0)
     pixels = losses.binary_cross_entropy(values, jnp.where(chosen, samples.targets, 0.0))
-    count = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), 1.0)
-    return {"mask": config.loss_weight * losses.masked_sum(pixels.mean((-2, -1)), valid) / count}
+    return {"mask": config.loss_weight * losses.masked_mean(pixels.mean((-2, -1)), valid)}

@@ -144,13 +144,12 @@ def rpn_loss(output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " 
     deltas = jnp.take_along_axis(output.deltas, samples.indices[..., None], axis=1)
     valid = samples.valid & image_valid[:, None]
     positive = samples.positive & valid
-    count = jnp.maximum(jnp.sum(valid.astype(jnp.float32)), 1.0)
     objectness = losses.binary_cross_entropy(jnp.where(valid, logits, 0.0), positive.astype(jnp.float32))
     chosen = positive[..., None]
     box = losses.smooth_l1(jnp.where(chosen, deltas, 0.0), jnp.where(chosen, targets.deltas, 0.0), beta=config.smooth_l1_beta)
     return {
-        "rpn_objectness": config.objectness_loss_weight * losses.masked_sum(objectness, valid) / count,
-        "rpn_box": config.box_loss_weight * losses.masked_sum(box.sum(-1), positive) / count,
+        "rpn_objectness": config.objectness_loss_weight * losses.masked_mean(objectness, valid),
+        "rpn_box": config.box_loss_weight * losses.masked_mean(box.sum(-1), positive, jnp.sum(valid)),
     }
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
-from mrcnn_jax.data.loader import PlannedBatch, load, open_split, plan_epoch
+from mrcnn_jax.data.loader import PlannedBatch, load, open_split, plan_epoch, plan_once
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
@@ -32,7 +32,7 @@ from mrcnn_jax.training.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.metrics import MetricsLog
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
-from mrcnn_jax.training.stages import labels, summary
+from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, summary
 from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.visualization.figures import curves
@@ -115,8 +115,10 @@ class _Run:
         # Shapes are enough to check the whole stage table, and the weights to start from, before anything is compiled.
         shapes = jax.eval_shape(lambda batch: self.model.init(jax.random.key(0), batch), example_batch(data.canvases[0]))
         for stage in config.stages:
-            labels(stage, shapes["params"])
+            refuse_partly_live(stage, shapes["params"], live={"resnet"} if config.model.resnet.norm == "live" else set())
         self.initial = initial_variables(shapes, config) if self.resumed_from is None else {}
+        if self.resumed_from is None:
+            refuse_random_frozen(config.stages, shapes["params"], loaded=self.initial.get("params", {}))
         warn_of_slow_versions()
         self.train_split = open_split("train", Path(data.train_annotations), Path(data.train_images), cache=cache, data=data)
         self.val_split = open_split("val", Path(data.val_annotations), Path(data.val_images), cache=cache, data=data)
@@ -124,6 +126,11 @@ class _Run:
             raise ConfigError(f"{data.val_annotations}: its categories differ from those of {data.train_annotations}")
         for split in (self.train_split, self.val_split):
             print("\n".join(split.dataset.report.lines()))
+        categories = tuple((category.id, category.name) for category in self.train_split.dataset.categories)
+        if self.resumed_from is not None and self.resumed_from.categories != categories:
+            raise ConfigError(f"{data.train_annotations}: categories {categories}, but the run began with {self.resumed_from.categories}")
+        for index, stage in enumerate(config.stages):
+            learning_rate(stage, 0, self._total_steps(index))  # a warm-up longer than its stage
         self.log = MetricsLog(workdir)
         self.stop_signal: int | None = None
 
@@ -134,10 +141,6 @@ class _Run:
         epochs_before = sum(stage.epochs for stage in self.config.stages[:stage_index])
         canvases = [plan.canvas for plan in self.train_split.plans]
         return plan_epoch(canvases, self.config.data.batch_size, seed=self.config.seed, epoch=epochs_before + epoch, shuffle=True)
-
-    def _validation_plan(self) -> list[PlannedBatch]:
-        canvases = [plan.canvas for plan in self.val_split.plans]
-        return plan_epoch(canvases, self.config.data.eval_batch_size, seed=0, epoch=0, shuffle=False)
 
     # -- training --------------------------------------------------------------------------------------------------------------
 
@@ -212,12 +215,12 @@ class _Run:
                 values = self._validate(stage, validate, {"params": state.params, "batch_stats": state.batch_stats})
                 self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
                 progress.best = min(values["loss/total"], progress.best if progress.best is not None else np.inf)
+                curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
                 line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
             tqdm.write(line)
             due = last or progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
             if due:
                 self._save(progress, state, complete=last)
-            curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
             if due:  # a signal that came after the save waits for the next one
                 self._stop_if_asked(progress)
         return {"params": state.params, "batch_stats": state.batch_stats}
@@ -275,7 +278,7 @@ class _Run:
 
     def _validate(self, stage: StageConfig, validate: Any, variables: Variables) -> dict[str, float]:
         """Losses averaged over the validation images, and for the RPN's stage the recall of its proposals."""
-        plan = self._validation_plan()
+        plan = plan_once(self.val_split, self.config.data.eval_batch_size)
         key = jax.random.key(self.config.seed)
         totals: dict[str, float] = {}
         count = 0

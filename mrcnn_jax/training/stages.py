@@ -7,6 +7,7 @@ path as a whole (`re.fullmatch`), and every path matches exactly one pattern: no
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -60,6 +61,28 @@ def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
     """Top-level modules ("resnet", "rpn", ...) with a trainable parameter: the batch statistics of no other module may move."""
     trainable, _ = split(params, labels(stage, params))
     return frozenset(trainable)
+
+
+def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]) -> None:
+    """ConfigError if a module of `live` (batch statistics wherever it trains) is trained in part: frozen layers' statistics would move."""
+    kinds = labels(stage, params)
+    for module in live:
+        if len({kind == FROZEN for kind in flatten_dict(kinds[module]).values()}) == 2:
+            raise ConfigError(f"stages.{stage.name}: {module} has live batch norm and is trained in part; train or freeze all of it")
+
+
+def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: Collection[str]) -> None:
+    """ConfigError if a stage trains on top of a frozen module that was neither `loaded` nor trained by an earlier stage."""
+    known = set(loaded)
+    for stage in table:
+        trained = set(split(params, labels(stage, params))[0])
+        needed = {"resnet", "fpn", "rpn"}
+        needed |= {"box_head"} if {"box", "mask"} & set(stage.losses) else set()
+        needed |= {"mask_head"} if "mask" in stage.losses else set()
+        random = ", ".join(sorted(needed - known - trained))
+        if random:
+            raise ConfigError(f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)")
+        known |= trained
 
 
 def summary(stage: StageConfig, params: Params) -> str:

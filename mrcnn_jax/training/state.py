@@ -17,4 +17,4 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Params
     opt_state: Any
     step: Int32[Array, ""]  # steps done within the stage
-    key: UInt32[Array, " words"]  # `jax.random.key_data` of the run's key
+    key: UInt32[Array, " words"]  # `jax.random.key_data` of the stage's key

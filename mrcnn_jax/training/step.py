@@ -27,8 +27,8 @@ Losses = dict[str, Float[Array, ""]]
 
 def stage_losses(
     model: MaskRCNN, batch: Batch, key: PRNGKeyArray, losses: Collection[Loss], live: Collection[str]
-) -> tuple[Losses, Instances]:
-    """The losses of a stage on one batch, and the proposals of each image.
+) -> tuple[Losses, Instances, dict[str, Array]]:
+    """The losses of a stage on one batch, the proposals of each image, and counts of what was left out of the losses.
 
     Args:
         model: bound to its variables.
@@ -42,6 +42,7 @@ def stage_losses(
     features = model.features(batch.images, batch.image_sizes, batch.valid, live="resnet" in live)
     output = model.propose(features, batch.image_sizes, batch.valid, live="rpn" in live)
     values: Losses = {}
+    counts: dict[str, Array] = {}
 
     if "rpn" in losses:
         height, width = batch.images.shape[1:3]
@@ -61,8 +62,9 @@ def stage_losses(
     if "mask" in losses:
         detections = jax.lax.stop_gradient(model.detections(features, proposals, batch))
         chosen = jax.vmap(lambda d, gt: mask_samples(d, gt, config.mask_head))(detections, batch.ground_truth)
+        counts["mask_boxes_left_out"] = jnp.sum(chosen.left_out)
         values |= mask_loss(model.masks(features, chosen.boxes, chosen.valid), chosen, batch.valid, config.mask_head)
-    return values, proposals
+    return values, proposals, counts
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -81,18 +83,18 @@ def make_train_step(model: MaskRCNN, stage: StageConfig, params: Params, optimiz
         trainable, frozen = stages.split(state.params, labels)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def objective(trainable: Params) -> tuple[Float[Array, ""], tuple[Losses, Params]]:
+        def objective(trainable: Params) -> tuple[Float[Array, ""], tuple[Losses, dict[str, Array], Params]]:
             variables = {"params": stages.merge(trainable, frozen), "batch_stats": state.batch_stats}
-            forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, live)[0], model, mutable=["batch_stats"])
-            values, updated = forward(variables)
-            return sum(values.values(), jnp.float32(0)), (values, updated.get("batch_stats", {}))
+            forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, live), model, mutable=["batch_stats"])
+            (values, _, counts), updated = forward(variables)
+            return sum(values.values(), jnp.float32(0)), (values, counts, updated.get("batch_stats", {}))
 
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (total, (values, statistics)), gradients = gradient(trainable)
+        (total, (values, counts, statistics)), gradients = gradient(trainable)
         params, opt_state = apply_gradients(optimizer, state.opt_state, state.params, gradients, labels)
         batch_stats = {name: statistics[name] if name in live else old for name, old in state.batch_stats.items()}
         metrics = {f"loss/{name}": value for name, value in values.items()}
-        metrics |= {"loss/total": total, "gradient_norm": optax.tree.norm(gradients)}
+        metrics |= counts | {"loss/total": total, "gradient_norm": optax.tree.norm(gradients)}
         return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, step=state.step + 1), metrics
 
     return train_step
@@ -102,7 +104,7 @@ def make_validation_step(model: MaskRCNN, stage: StageConfig) -> Callable[[Varia
     """(variables, batch, key) -> (losses, proposals) of a stage, with running statistics."""
 
     def validation_step(variables: Variables, batch: Batch, key: PRNGKeyArray) -> tuple[Losses, Instances]:
-        values, proposals = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, ()), model)(variables)
+        values, proposals, _ = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, ()), model)(variables)
         return {f"loss/{name}": value for name, value in values.items()} | {"loss/total": sum(values.values(), jnp.float32(0))}, proposals
 
     return validation_step
