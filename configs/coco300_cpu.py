@@ -6,8 +6,12 @@
 Time and AP: see the README's table.
 """
 
-from mrcnn_jax.config import Config, DataConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config import BoxHeadConfig, Config, DataConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, RoIConfig, RPNConfig
 from mrcnn_jax.recipes import staged
+
+# Few epochs leave no time for the small gradients of unweighted deltas: with the report's weights of 1, positives from IoU .7 and 12
+# epochs in all, box AP50 was .118 on 50 training images and .065 on the validation images.
+DELTAS = (10.0, 10.0, 5.0, 5.0)
 
 
 def get_config() -> Config:
@@ -18,17 +22,20 @@ def get_config() -> Config:
         ),
         # Images are 2.67 times smaller than in the report: so are anchors (to the next power of two) and the level rule.
         model=ModelConfig(
-            rpn=RPNConfig(scales=(16, 32, 64, 128, 256)), roi=RoIConfig(canonical_size=112.0), mask_head=MaskHeadConfig(samples=16)
+            rpn=RPNConfig(scales=(16, 32, 64, 128, 256), positive_iou=0.5, box_weights=DELTAS),
+            box_head=BoxHeadConfig(box_weights=DELTAS),
+            roi=RoIConfig(canonical_size=112.0),
+            mask_head=MaskHeadConfig(samples=16),
         ),
         stages=staged(
             pretrained=True,
-            epochs=(4, 6, 2),
+            epochs=(3, 4, 2),
             optimizers=(
                 OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=50),
-                OptimizerConfig(name="adam", learning_rate=3e-4, schedule="cosine", warmup_steps=50),
-                OptimizerConfig(name="sgd", learning_rate=0.01, weight_decay=1e-4, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(name="adam", learning_rate=5e-4, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(name="sgd", learning_rate=0.02, weight_decay=1e-4, clip_norm=1.0, schedule="cosine", warmup_steps=50),
             ),
         ),
         init_from="weights/pqf_resnet50_large.npz",
-        validate_every_epochs=2,
+        validate_every_epochs=4,
     )
