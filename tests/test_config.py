@@ -150,7 +150,7 @@ def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
             "save_every_steps: must be at least 1",
         ),
         ("a.py", "from mrcnn_jax.config import *\ndef get_config(): return Config(model=ModelConfig(resnet=ResNetConfig(depth=19)))", "19"),
-        ("a.py", "from mrcnn_jax.config import *\ndef get_config(): return Config(seed='1')", "seed: '1' is not of type int"),
+        ("a.py", "from mrcnn_jax.config import *\ndef get_config(): return Config(name=1)", "name: 1 is not of type str"),
     ],
 )
 def test_a_config_file_with_a_mistake_is_named(name: str, content: str | None, expected: str, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_every_image_and_annotation_counts_once(
 
 
 def test_pictures_and_curves_are_drawn(evaluated: tuple[dict[str, float], Path]) -> None:
-    folder = evaluated[1].parent / "figures"
+    folder = evaluated[1] / "figures"
     for name in ("detections_1.png", "proposals_1.png", "curves_rpn.png", "curves_box.png", "curves_mask.png"):
         assert cv2.imread(str(folder / name)).std() > 0, name
 

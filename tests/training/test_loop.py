@@ -22,7 +22,7 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config import Config, ConfigError, MaskHeadConfig, load_config_file, load_config_json, resolve_paths
+from mrcnn_jax.config import Config, ConfigError, MaskHeadConfig, ParamGroup, load_config_file, load_config_json, resolve_paths
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import loop
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
@@ -128,13 +128,13 @@ def test_interrupted_runs_end_with_the_same_bits(
     assert not latest(run).stage_complete
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-    with monkeypatch.context() as patch:  # after the 6th step, when it is too late to save that one
+    with monkeypatch.context() as patch:  # after the 6th step and its validation
         patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(loop.Stopped, match="stage rpn, step 7 is saved"):
+        with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved"):
             loop.train(tiny_config, run)
-    assert latest(run).name == "00000007-rpn"
+    assert latest(run).name == "00000006-rpn"
 
-    stop_at(8)  # 5 steps of the first stage were left
+    stop_at(9)  # 6 steps of the first stage were left
     with pytest.raises(loop.Stopped, match="stage box, step 3 is saved"):
         loop.train(tiny_config, run)
     assert latest(run).name == "00000015-box"
@@ -243,23 +243,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
         "import tiny\n"
         "def get_config():\n"
         "    config = tiny.get_config()\n"
-        "    mask = config.stages[2]\n"
-        "    return replace(config, stages=(replace(mask, optimizer=replace(mask.optimizer, learning_rate=1e38)),))\n"
+        "    rpn = config.stages[0]\n"
+        "    return replace(config, stages=(replace(rpn, optimizer=replace(rpn.optimizer, learning_rate=1e38)),))\n"
     )
     command = [*script(tiny_config), "--config", "broken.py", "--workdir", "run", "--save-every-steps", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
-    match = re.fullmatch(r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/mask(?:, [a-z_/]+)* not finite \(image ids (\[.*\])\)", last)
+    match = re.fullmatch(r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite \(image ids (\[.*\])\)", last)
     assert match, last
     assert "Traceback" not in done.stderr
     named = set(json.loads(match[1]))
     assert len(named) in (1, 2)
     assert named <= {image["id"] for image in tiny.read(Path(str(tiny_config.data.root)), "train")["images"]}
-    assert latest(tmp_path / "run").name == "00000001-mask"
+    assert latest(tmp_path / "run").name == "00000001-rpn"
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
-    assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-mask").values())
+    assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn").values())
 
 
 # -- starting from other weights -----------------------------------------------------------------------------------------------
@@ -328,3 +328,16 @@ def test_the_resnet_comes_from_a_weights_file(data_folder: Path, capsys: pytest.
     with np.load(data_folder / "weights" / "pqf_resnet50_large.npz") as file:
         assert np.array_equal(loaded["params/resnet/stem/kernel"], file["conv1.weight"].transpose(2, 3, 1, 0))
         assert np.array_equal(loaded["batch_stats/resnet/layer4/block2/conv3/var"], file["layer4.2.bn3.running_var"])
+
+
+def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:
+    rpn, box, mask = tiny_config.stages
+    late = replace(mask, optimizer=replace(mask.optimizer, warmup_steps=1000))
+    with pytest.raises(ConfigError, match=r"stages.mask.optimizer.warmup_steps: 1000, but the stage has only 6 steps"):
+        loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
+    with pytest.raises(ConfigError, match=r"stages.mask: frozen at random initialisation: box_head "):
+        loop.train(replace(tiny_config, stages=(rpn, mask)), tmp_path / "random")
+    part = replace(rpn, train=(ParamGroup("resnet/layer.*"), *rpn.train[1:]), frozen=("resnet/stem/.*", *rpn.frozen))
+    with pytest.raises(ConfigError, match=r"stages.rpn: resnet has live batch norm and is trained in part"):
+        loop.train(replace(tiny_config, stages=(part, box, mask)), tmp_path / "part")
+    assert not (tmp_path / "late" / "config.json").exists()
