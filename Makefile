@@ -8,7 +8,7 @@ DEMO_DATA ?= runs/shapes_data
 .PHONY: demo test test-fast lint clean help
 
 help:
-	@echo "make demo       install, generate the data set, train three stages, evaluate, draw (about 10 minutes on 2 cores)"
+	@echo "make demo       install, generate the data set, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
 	@echo "make test       install what tests need and run all of them"
 	@echo "make lint       style and types"
 	@echo "make clean      remove the environment, caches and the demo's runs"
