@@ -3,6 +3,7 @@
     <workdir>/checkpoints/00000490-rpn/     global step, stage
         model/                              orbax: params and batch_stats, all that evaluation needs
         training/                           orbax: opt_state, step, key
+        config.json                         the resolved config, so that a checkpoint is complete in itself
         meta.json                           `Meta`
         manifest.json                       size and SHA-256 of every file above
 
@@ -34,7 +35,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config import Config, ConfigError, save_config
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training.state import TrainState
 
@@ -103,8 +104,8 @@ class Checkpoints:
         self.keep = keep
         self._checkpointer = ocp.PyTreeCheckpointer()
 
-    def save(self, state: TrainState, meta: Meta) -> None:
-        """Write a checkpoint and remove those that retention lets go; returns when all of it is on disk.
+    def save(self, state: TrainState, meta: Meta, config: Config | None = None) -> None:
+        """Write a checkpoint (with `config`, if given) and remove those that retention lets go; returns when all of it is on disk.
 
         What is newer than `meta` is of a future that was given up (damaged, and the run went on from an older one): it goes too.
         """
@@ -116,6 +117,8 @@ class Checkpoints:
         for item, fields in _ITEMS.items():
             arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flat.items() if path.split("/")[0] in fields}
             self._checkpointer.save(hidden / item, arrays)
+        if config is not None:
+            save_config(config, hidden / "config.json")
         (hidden / _META).write_text(json.dumps(dataclasses.asdict(meta), indent=2, allow_nan=False))
         files = sorted(path for path in hidden.rglob("*") if path.is_file())
         manifest = {path.relative_to(hidden).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}

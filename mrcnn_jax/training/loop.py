@@ -312,7 +312,7 @@ class _Run:
             config_hash=config_hash(self.config),
             best_metric=progress.best,
         )
-        self.checkpoints.save(state, meta)
+        self.checkpoints.save(state, meta, self.config)
 
     def _append_timing(self, stage: StageConfig, epoch: int, seconds: float, *, steps: int) -> None:
         """Wall time is kept apart from metrics.jsonl, which is the same to the bit however often a run was interrupted."""

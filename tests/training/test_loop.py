@@ -105,6 +105,7 @@ def test_an_uninterrupted_run_leaves_what_it_should(tiny_run: Path, tiny_config:
         assert (tiny_run / "figures" / f"curves_{stage}.png").is_file()
         assert list((tiny_run / "tensorboard" / stage / "val").iterdir())
     assert load_config_json(tiny_run / "config.json") == resolve_paths(tiny_config)
+    assert load_config_json(tiny_run / "checkpoints" / sorted(ENDS)[0] / "config.json") == resolve_paths(tiny_config)
     best = {json.loads((tiny_run / "checkpoints" / name / "meta.json").read_text())["best_metric"] for name in ENDS}
     losses = [row["loss/total"] for row in rows if row["split"] == "val"]
     assert best == {min(losses[:2]), losses[2], losses[3]}
