@@ -9,8 +9,9 @@ Time and AP: see the README's table.
 from mrcnn_jax.config import BoxHeadConfig, Config, DataConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, RoIConfig, RPNConfig
 from mrcnn_jax.recipes import staged
 
-# Larger deltas give larger gradients, which a few epochs seem to need. Measured once: with weights of 1, positives from IoU .7, a box head
-# rate of 3e-4 and epochs (4, 6, 2), box AP50 was .118 on 50 training images and .065 in validation; which of the changes helped is not known.
+# Larger deltas give larger gradients, which a few epochs seem to need. Measured once: with weights of 1, positives from IoU .7, a
+# box head rate of 3e-4 and epochs (4, 6, 2), box AP50 was .118 on 50 training images and .065 in validation; which of the changes
+# helped is not known.
 DELTAS = (10.0, 10.0, 5.0, 5.0)
 
 
