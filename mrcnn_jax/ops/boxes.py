@@ -11,8 +11,11 @@ from jaxtyping import Array, Bool, Float, Float32, Num
 # Decoded log sizes are clipped here (SPEC section 3): a box is at most 62.5 times its anchor, and exp never overflows.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
+# Areas of at most this count as 0: the gradient of a quotient divides by their square, which would leave float32.
+EMPTY_AREA = 1e-19
 
-def sanitize(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"]) -> Float32[Array, "n 4"]:
+
+def sanitize(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"]) -> Float32[Array, "*nm"]:
     """`boxes` with every invalid row replaced by the unit box (0, 0, 1, 1), which no formula divides by zero on.
 
     The first half of the select-twice rule (see mrcnn_jax.ops.losses): invalid rows get no gradient, whatever they held.
@@ -27,32 +30,44 @@ def area(boxes: Float32[Array, "*n 4"]) -> Float32[Array, "*n"]:
     return width * height
 
 
-def _intersection(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "n m"]:
-    a, b = a[:, None], b[None]
+def _intersection(a: Float32[Array, "*n 4"], b: Float32[Array, "*m 4"]) -> Float32[Array, "*nm"]:
+    """Shared areas of the boxes of `a` and `b`, whose leading axes broadcast."""
     width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
     height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
     return jnp.maximum(width, 0) * jnp.maximum(height, 0)
 
 
-def _ratio(part: Float32[Array, "n m"], whole: Float32[Array, "n m"]) -> Float32[Array, "n m"]:
-    """part / whole, and 0 where the whole is empty or overflows float32; no NaN gradient there either."""
-    usable = (whole > 0) & (whole < jnp.inf)
+def _ratio(part: Float32[Array, "*n"], whole: Float32[Array, "*n"]) -> Float32[Array, "*n"]:
+    """part / whole, and 0 where the whole is empty or leaves float32; no NaN gradient there either."""
+    usable = (whole > EMPTY_AREA) & (whole < jnp.inf)
     return jnp.where(usable, part / jnp.where(usable, whole, 1), 0)
 
 
-def iou(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "n m"]:
-    """Intersection over union of every pair; 0 where the union is 0 (or overflows float32), never NaN for finite boxes."""
-    intersection = _intersection(a, b)
+def iou(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "*nm"]:
+    """Intersection over union of every pair; 0 where the union is empty (or overflows float32), never NaN for finite boxes."""
+    intersection = _intersection(a[:, None], b[None])
     return _ratio(intersection, area(a)[:, None] + area(b)[None] - intersection)
 
 
-def intersection_over_area(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "n m"]:
-    """Share of the area of each `a` that lies inside each `b` (crowd regions); 0 for an `a` without area."""
+def giou(a: Float32[Array, "*n 4"], b: Float32[Array, "*n 4"]) -> Float32[Array, "*n"]:
+    """Generalised IoU of each `a` with the `b` of the same row, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
+
+    IoU less the share of the smallest box around both that neither covers. A share of an empty area (or of one that overflows float32)
+    counts as 0, so two equal boxes without area have 0.
+    """
     intersection = _intersection(a, b)
+    union = area(a) + area(b) - intersection
+    hull = area(jnp.concatenate([jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], axis=-1))
+    return _ratio(intersection, union) - _ratio(hull - union, hull)
+
+
+def intersection_over_area(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "*nm"]:
+    """Share of the area of each `a` that lies inside each `b` (crowd regions); 0 for an `a` without area."""
+    intersection = _intersection(a[:, None], b[None])
     return _ratio(intersection, jnp.broadcast_to(area(a)[:, None], intersection.shape))
 
 
-def encode(boxes: Float32[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]) -> Float32[Array, "n 4"]:
+def encode(boxes: Float32[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]) -> Float32[Array, "*nm"]:
     """Deltas (tx, ty, tw, th) that lead from `anchors` to `boxes`, times the four `weights` (Faster R-CNN, equation 2).
 
     tx = (x - xa) / wa and ty = (y - ya) / ha on box centres, tw = log(w / wa), th = log(h / ha). A row whose box or anchor has no
@@ -68,13 +83,13 @@ def encode(boxes: Float32[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weig
     return deltas * jnp.array([weights], deltas.dtype)
 
 
-def decode(deltas: Float[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]) -> Float32[Array, "n 4"]:
+def decode(deltas: Float[Array, "*n 4"], anchors: Float32[Array, "*n 4"], *, weights: Sequence[float]) -> Float32[Array, "*n 4"]:
     """The inverse of `encode`: boxes that `deltas` make of `anchors`. tw and th are clipped at MAX_LOG_SCALE (above only)."""
-    deltas = deltas.astype(jnp.float32) / jnp.array([weights], jnp.float32)
-    anchor_size = anchors[:, 2:] - anchors[:, :2]
-    centre = anchors[:, :2] + anchor_size / 2 + deltas[:, :2] * anchor_size
-    half = jnp.exp(jnp.minimum(deltas[:, 2:], MAX_LOG_SCALE)) * anchor_size / 2
-    return jnp.concatenate([centre - half, centre + half], axis=1)
+    deltas = deltas.astype(jnp.float32) / jnp.broadcast_to(jnp.array(weights, jnp.float32), deltas.shape)
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
+    half = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
 def clip(boxes: Float32[Array, "*n 4"], size: Num[Array, " 2"]) -> Float32[Array, "*n 4"]:

@@ -47,8 +47,7 @@ def test_iou_is_symmetric_in_unit_range_and_one_for_itself(a: np.ndarray, b: np.
     np.testing.assert_allclose(overlap, np.asarray(iou(b, a)).T, rtol=1e-6)
     assert (overlap >= 0).all()
     assert (overlap <= 1 + 1e-6).all()
-    # Areas that leave float32's normal range have no union to divide by.
-    measurable = np.asarray(box_ops.area(a)) > 1e-30
+    measurable = np.asarray(box_ops.area(a)) > box_ops.EMPTY_AREA
     np.testing.assert_allclose(np.diag(iou(a, a))[measurable], 1, rtol=1e-6)
 
 
@@ -59,10 +58,40 @@ def test_iou_of_extreme_boxes_is_finite() -> None:
     assert np.isfinite(box_ops.intersection_over_area(boxes, boxes)).all()
 
 
-def test_iou_gradient_is_finite_where_the_union_is_empty() -> None:
-    boxes = jnp.array([[0, 0, 0, 0], [5, 5, 5, 5]], jnp.float32)
-    gradient = jax.jit(jax.grad(lambda b: jnp.sum(box_ops.iou(b, b))))(boxes)
-    assert np.isfinite(gradient).all()
+@pytest.mark.parametrize("side", [0, 1e-25, 1e-10, 1e-9])
+def test_gradients_are_finite_where_boxes_are_almost_points(side: float) -> None:
+    boxes = jnp.array([[0, 0, side, side], [0, 0, side / 2, side], [5, 5, 5, 5], [0, 0, 2, 3]], jnp.float32)
+    for overlap in (box_ops.iou, box_ops.intersection_over_area, lambda a, b: box_ops.giou(a, b[::-1])):
+        for gradient in jax.jit(jax.grad(lambda a, b, f=overlap: jnp.sum(f(a, b)), argnums=(0, 1)))(boxes, boxes):
+            assert np.isfinite(gradient).all()
+
+
+def test_giou_by_hand() -> None:
+    pairs = [
+        ([0, 0, 2, 2], [1, 1, 3, 3], 1 / 7 - 2 / 9),
+        ([0, 0, 4, 4], [1, 1, 3, 3], 1 / 4),
+        ([0, 0, 1, 1], [3, 0, 4, 1], -2 / 4),
+        ([0, 0, 1, 1], [99, 99, 100, 100], -9998 / 10000),
+        ([3, 4, 9, 9], [3, 4, 9, 9], 1),
+        ([0, 0, 0, 0], [2, 3, 2, 3], -1),  # nothing in the box around both is covered
+        ([2, 3, 2, 3], [2, 3, 2, 3], 0),
+        ([0, 0, 0, 5], [0, 0, 0, 5], 0),
+    ]
+    a, b, expected = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
+    np.testing.assert_allclose(box_ops.giou(a, b), expected, rtol=1e-6)
+    # Any leading axes.
+    np.testing.assert_allclose(box_ops.giou(b.reshape(2, 4, 4), a.reshape(2, 4, 4)), expected.reshape(2, 4), rtol=1e-6)
+
+
+@QUICK
+@given(integer_boxes(8), integer_boxes(8))
+def test_giou_equals_loop(a: np.ndarray, b: np.ndarray) -> None:
+    expected = np.diag(iou_loop(a, b)).copy()
+    for i, (p, q) in enumerate(zip(a, b, strict=True)):
+        covered = {(x, y) for box in (p, q) for x in range(int(box[0]), int(box[2])) for y in range(int(box[1]), int(box[3]))}
+        around = (max(p[2], q[2]) - min(p[0], q[0])) * (max(p[3], q[3]) - min(p[1], q[1]))
+        expected[i] -= (around - len(covered)) / around if around else 0
+    np.testing.assert_allclose(box_ops.giou(jnp.array(a), jnp.array(b)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_intersection_over_area_is_a_share_of_the_first() -> None:

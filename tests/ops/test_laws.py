@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrcnn_jax.config import BoxLoss
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses, masks, matching, roi, sampling
 from mrcnn_jax.ops.nms import nms
@@ -98,8 +99,9 @@ def mask_targets_of_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outc
 
 def regression_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     pred, target = losses.keep(rows["pred"], valid), losses.keep(rows["target"], valid)
-    values = losses.smooth_l1(pred, target, beta=0.5)
-    return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid, denominator=jnp.sum(valid))))
+    kinds: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
+    values = [losses.box_regression(pred, target, kind=kind, beta=0.5, weights=WEIGHTS) for kind in kinds]
+    return Outcome(totals=[(losses.masked_sum(v, valid), losses.masked_mean(v, valid, denominator=jnp.sum(valid))) for v in values])
 
 
 def encoded_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
@@ -109,9 +111,16 @@ def encoded_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 
 def binary_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    targets = losses.keep(rows["target"], valid) > 0
-    values = losses.binary_cross_entropy(losses.keep(rows["pred"], valid), targets.astype(jnp.float32))
-    return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
+    logits, targets = losses.keep(rows["pred"], valid), (losses.keep(rows["target"], valid) > 0).astype(jnp.float32)
+    values = (losses.binary_cross_entropy(logits, targets), losses.focal(logits, targets, gamma=0.5, alpha=0.25))
+    return Outcome(totals=[(losses.masked_sum(v, valid), losses.masked_mean(v, valid)) for v in values])
+
+
+def competing_masks(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    logits = losses.keep(rows["pred"], valid).reshape(-1, 1, 2, 2)
+    targets, labels = losses.keep(rows["target"], valid)[:, None, :2] > 0, losses.keep(rows["labels"], valid)
+    values = losses.mask_cross_entropy(logits, targets.astype(jnp.float32), labels)
+    return Outcome(rows=losses.mask_softmax(logits), totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
 
 
 def class_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
@@ -126,7 +135,7 @@ def sums(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 CASES: list[Function] = [
     geometry, coding, matched_rows, matched_ground_truth, raw_overlaps, suppression, pooling, mask_targets_of_boxes,
-    mask_targets_of_ground_truth, regression_loss, encoded_loss, binary_loss, class_loss, sums,
+    mask_targets_of_ground_truth, regression_loss, encoded_loss, binary_loss, competing_masks, class_loss, sums,
 ]  # fmt: skip
 
 
