@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from mrcnn_jax.evaluation.masks import paste_rle
+from mrcnn_jax.evaluation.masks import PasteStyle, paste_rle
 from mrcnn_jax.structures import Instances
 
 
@@ -21,6 +21,7 @@ def coco_results(
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     images_valid: Bool[np.ndarray, " b"],
+    paste: PasteStyle,
 ) -> list[dict[str, Any]]:
     """COCO results of the valid detections of the valid images of a batch.
 
@@ -32,6 +33,7 @@ def coco_results(
         image_ids: COCO id of each image; what stands where an image is invalid is not read.
         category_ids: COCO category id of label 1, 2, ..., K.
         images_valid: False for images that only fill up the batch.
+        paste: how masks become pixels (mrcnn_jax.evaluation.masks).
 
     Returns:
         One dict a detection, ready for JSON: image_id, category_id, bbox ([x, y, width, height] in pixels of the original image, clipped to
@@ -54,6 +56,6 @@ def coco_results(
             }
             if found.masks is not None:
                 # The box as it was: clipping it first would shift the mask inside it.
-                result["segmentation"] = paste_rle(np.asarray(found.masks[row]), boxes[row], (height, width))
+                result["segmentation"] = paste_rle(np.asarray(found.masks[row]), boxes[row], (height, width), paste)
             results.append(result)
     return results

@@ -7,7 +7,7 @@ import json
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.evaluation.masks import paste_rle
+from mrcnn_jax.evaluation.masks import PasteStyle, paste_rle
 from mrcnn_jax.evaluation.results import coco_results
 from mrcnn_jax.structures import Instances
 
@@ -29,7 +29,7 @@ def _detections(masks: bool = True) -> Instances:
     )
 
 
-def _results(masks: bool = True) -> list[dict]:
+def _results(masks: bool = True, paste: PasteStyle = "exact") -> list[dict]:
     return coco_results(
         _detections(masks),
         scales=SCALES,
@@ -37,6 +37,7 @@ def _results(masks: bool = True) -> list[dict]:
         image_ids=[101, 0, -1],
         category_ids=[7, 90, 11],
         images_valid=np.array([True, True, False]),
+        paste=paste,
     )
 
 
@@ -56,12 +57,25 @@ def test_masks_have_the_size_of_the_original_image() -> None:
     np.testing.assert_array_equal(masks[0], expected)
 
 
+def test_masks_are_pasted_as_the_config_says() -> None:
+    exact, other = _results(), _results(paste="torchvision")
+    ones = np.ones((28, 28), np.float32)
+    assert other[0]["segmentation"] == paste_rle(ones, np.array([4, 4, 20, 12]), (20, 30), "torchvision") != exact[0]["segmentation"]
+    assert [result["bbox"] for result in other] == [result["bbox"] for result in exact]
+
+
 def test_a_clipped_box_does_not_move_its_mask() -> None:
     detections = _detections()
     mask = np.linspace(0, 1, 28, dtype=np.float32)[None, :].repeat(28, 0)  # half of it is the object: right of the box's middle
     detections.masks[0, 1] = mask
     result = coco_results(
-        detections, scales=SCALES, original_sizes=SIZES, image_ids=[1, 2, 3], category_ids=[1, 2, 3], images_valid=np.array([1, 0, 0], bool)
+        detections,
+        scales=SCALES,
+        original_sizes=SIZES,
+        image_ids=[1, 2, 3],
+        category_ids=[1, 2, 3],
+        images_valid=np.array([1, 0, 0], bool),
+        paste="exact",
     )[1]
     assert result["segmentation"] == paste_rle(mask, np.array([-2, 15, 32, 25]), (20, 30))
     assert not coco_mask.decode(result["segmentation"])[:, :14].any()  # the middle of -2..32 is 15
@@ -74,6 +88,12 @@ def test_results_go_through_json() -> None:
 
 def test_no_valid_image_gives_no_result() -> None:
     none = coco_results(
-        _detections(), scales=SCALES, original_sizes=SIZES, image_ids=[1, 2, 3], category_ids=[1, 2, 3], images_valid=np.zeros(3, bool)
+        _detections(),
+        scales=SCALES,
+        original_sizes=SIZES,
+        image_ids=[1, 2, 3],
+        category_ids=[1, 2, 3],
+        images_valid=np.zeros(3, bool),
+        paste="exact",
     )
     assert none == []

@@ -1,0 +1,128 @@
+"""Our network with torchvision's weights, one compiled call a stage, and its losses on torchvision's samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
+from mrcnn_jax.models.mask_head import MaskSamples, mask_loss, mask_probabilities
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, normalise, select_proposals
+from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors, rpn_loss, rpn_targets
+from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.weights.families import MASKRCNN, MASKRCNN_V2
+from mrcnn_jax.weights.mapping import assign, fill
+
+FAMILIES = {"v1": MASKRCNN, "v2": MASKRCNN_V2}
+
+
+def model_config(version: str, *, depth: int = 50, classes: int = 91) -> ModelConfig:
+    """The config of torchvision's network; `classes` has the background among them."""
+    family = FAMILIES[version]
+    assert family.model is not None
+    epsilon = family.frozen_norm_epsilon if version == "v1" else 1e-5
+    resnet = replace(family.model.resnet, depth=depth, norm_epsilon=epsilon)
+    return replace(family.model, num_classes=classes - 1, resnet=resnet)
+
+
+def variables_of(version: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Variables:
+    """Our variables from a state dict of torchvision's, or a gradient in our layout from one in theirs, by the importer's map."""
+    family = FAMILIES[version]
+    model = MaskRCNN(config)
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch((64, 64))))
+    return fill(template, assign(tensors, family.rules, family.left_out, version), tensors, version)
+
+
+def batch_of(images: Sequence[np.ndarray], canvas: tuple[int, int]) -> Batch:
+    """uint8 images at the top left of a canvas, without objects."""
+    batch = len(images)
+    pixels = np.zeros((batch, *canvas, 3), np.uint8)
+    for place, image in zip(pixels, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    none = Instances(boxes=np.zeros((batch, 1, 4), np.float32), valid=np.zeros((batch, 1), bool))
+    return Batch(
+        images=pixels,
+        image_sizes=sizes,
+        original_sizes=sizes,
+        scales=np.ones((batch, 2), np.float32),
+        indices=np.arange(batch, dtype=np.int32),
+        valid=np.ones(batch, bool),
+        ground_truth=none,
+        ignore=none,
+    )
+
+
+def padded(rows: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """An array [B, count, ...] of B arrays [N_b, ...], and which of its rows exist."""
+    values = np.zeros((len(rows), count, *rows[0].shape[1:]), rows[0].dtype)
+    valid = np.zeros((len(rows), count), bool)
+    for b, row in enumerate(rows):
+        values[b, : len(row)] = row
+        valid[b, : len(row)] = True
+    return values, valid
+
+
+class Stages:
+    """The network cut into its stages, each compiled once for a shape: NumPy in, NumPy out."""
+
+    def __init__(self, config: ModelConfig, variables: Variables) -> None:
+        self.config = config
+        bound = {
+            "maps": lambda m, batch: m.resnet(normalise(batch.images, batch.image_sizes, config)),
+            "pyramid": lambda m, maps: m.fpn(maps),
+            "rpn": lambda m, pyramid, batch: m.propose(pyramid, batch.image_sizes, batch.valid),
+            "proposals": lambda m, output, batch: select_proposals(output, batch, config, train=False),
+            "features": lambda m, pyramid, boxes, size: m._roi_features(pyramid, boxes.boxes, boxes.valid, size),
+            "boxes": lambda m, pyramid, boxes: m.boxes(pyramid, boxes.boxes, boxes.valid),
+            "detections": lambda m, output, proposals, batch: jax.vmap(lambda o, p, size: box_detections(o, p, size, config.box_head))(
+                output, proposals, batch.image_sizes
+            ),
+            "masks": lambda m, pyramid, boxes: m.masks(pyramid, boxes.boxes, boxes.valid),
+            "all": lambda m, batch: m(batch),
+        }
+        variables = jax.device_put(variables)
+        model = MaskRCNN(config)
+        static = {"features": (3,)}
+        self._stages = {
+            name: functools.partial(jax.jit(nn.apply(stage, model), static_argnums=static.get(name)), variables)
+            for name, stage in bound.items()
+        }
+
+    def __call__(self, stage: str, *arguments: Any) -> Any:
+        return jax.device_get(self._stages[stage](*arguments))
+
+
+def losses_and_gradients(
+    config: ModelConfig, variables: Variables, batch: Batch, boxes: BoxSamples, masks: MaskSamples
+) -> tuple[dict[str, np.ndarray], Variables]:
+    """The five losses of a batch with ground truth, and the gradient of their sum for every parameter.
+
+    The RPN's targets are our own, and all anchors that have a label are taken; the other heads are trained on the samples handed over.
+    """
+
+    def forward(model: MaskRCNN) -> dict[str, jax.Array]:
+        features = model.features(batch.images, batch.image_sizes, batch.valid)
+        anchors = jnp.asarray(np.concatenate(pyramid_anchors(config.rpn, batch.images.shape[1:3], config.strides)))
+        rpn = replace(config.rpn, samples=len(anchors), positive_fraction=1.0)
+        targets = jax.vmap(lambda size, gt, ignore: rpn_targets(jax.random.key(0), anchors, size, gt, ignore, rpn))(
+            batch.image_sizes, batch.ground_truth, batch.ignore
+        )
+        values = rpn_loss(model.propose(features, batch.image_sizes, batch.valid), targets, batch.valid, rpn)
+        values |= box_loss(model.boxes(features, boxes.boxes, boxes.valid), boxes, batch.valid, config.box_head)
+        return values | mask_loss(model.masks(features, masks.boxes, masks.valid), masks, batch.valid, config.mask_head)
+
+    def objective(params: Variables) -> tuple[jax.Array, dict[str, jax.Array]]:
+        values = nn.apply(forward, MaskRCNN(config))({**variables, "params": params})
+        return sum(values.values(), jnp.float32(0)), values
+
+    gradients, values = jax.jit(jax.grad(objective, has_aux=True))(variables["params"])
+    return jax.device_get(values), jax.device_get(gradients)
