@@ -57,6 +57,10 @@ class DataConfig:
     """Ground-truth masks travel as crops of their box, mask_crop x mask_crop."""
     keep_empty: bool = True
     """Keep training images without objects (they are negatives)."""
+    class_names: tuple[str, ...] = field(default=(), metadata=RUNTIME)
+    """The names that the annotation files must have for labels 1, 2, ... (categories by id); empty: whatever they have."""
+    max_pixels: int = field(default=100_000_000, metadata=RUNTIME)
+    """A data set with an image of more pixels is refused before that image is decoded."""
     batch_size: int = 2
     eval_batch_size: int = 2
     threads: int = field(default=2, metadata=RUNTIME)
@@ -80,6 +84,8 @@ class DataConfig:
         for name in ("max_objects", "max_ignored", "mask_crop", "batch_size", "eval_batch_size", "threads"):
             _require(getattr(self, name) >= 1, f"data.{name}: must be at least 1")
         _require(self.workers >= 0, "data.workers: must be at least 0")
+        # pycocotools counts fifths of a pixel in 32 bits.
+        _require(1 <= self.max_pixels <= 200_000_000, "data.max_pixels: must be in 1..200000000")
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,20 @@ class ResNetConfig:
     """False: v1.5 (stride in the 3x3), True: v1 (only the bottleneck depths differ)."""
     norm: Literal["frozen", "live"] = "frozen"
     """frozen: running statistics folded into the convolutions, always; live: batch statistics wherever the stage trains them."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance; 0 for torchvision's published COCO_V1 weights."""
 
     def __post_init__(self) -> None:
         _require(self.width >= 1, "model.resnet.width: must be at least 1")
+        _require(self.norm_epsilon >= 0, "model.resnet.norm_epsilon: must not be negative")
+
+
+Norm = Literal["none", "frozen_batch"]
+"""Normalisation of a convolution outside the ResNet. frozen_batch: imported batch norm, by its running statistics, always; its scale and
+bias train."""
+
+BoxLoss = Literal["smooth_l1", "l1", "giou"]
+"""smooth_l1 and l1 on the deltas, summed over the four; giou: 1 - generalised IoU of the decoded box (Rezatofighi et al. 2019)."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +118,20 @@ class RPNConfig:
     """Region proposal network (report table 1)."""
 
     scales: tuple[int, ...] = (32, 64, 128, 256, 512)
-    """Anchor side in pixels, one a level P2..P6."""
+    """Anchor sides in pixels: FPN, one a level P2..P6; C4, all of them at each cell."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height : width of the anchors."""
+    channels: int | None = None
+    """Of its 3x3 convolution; None: as many as its input has."""
+    convs: int = 1
+    """3x3 convolutions, with ReLU between them."""
     batch_norm: bool = True
+    """After the convolution, if there is one."""
+    anchor_grid: Literal["centre", "corner", "torchvision"] = "centre"
+    """Anchors are centred at (i + 0.5) stride; corner: at i stride (detectron2); torchvision: at i stride, where the stride is
+    canvas // cells, with sides rounded to whole pixels."""
+    anchors_in_padding: bool = False
+    """Whether anchors centred beyond the image, in the canvas's padding, count as any others (torchvision, detectron2)."""
     box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     positive_iou: float = 0.7
     negative_iou: float = 0.3
@@ -113,39 +140,59 @@ class RPNConfig:
     """A negative with at least this share of its area inside a crowd region is ignored."""
     samples: int = 256
     positive_fraction: float = 0.5
+    box_loss: BoxLoss = "smooth_l1"
     smooth_l1_beta: float = 1.0
     objectness_loss_weight: float = 1.0
     box_loss_weight: float = 1.0
     pre_nms: int = 1000
     """Candidates a level before NMS."""
+    train_pre_nms: int | None = None
+    """The same when the losses of later stages are computed; None: as at inference."""
     nms_iou: float = 0.5
     proposals: int = 50
+    """Best boxes over all levels after NMS."""
+    train_proposals: int | None = None
     min_size: float = 1e-3
+    """Boxes with a side under it (pixels) are dropped."""
 
     def __post_init__(self) -> None:
-        _require(len(self.scales) == 5, "model.rpn.scales: one scale a level P2..P6 is needed (5)")
+        _require(len(self.scales) > 0, "model.rpn.scales: at least one scale is needed")
         _require(len(self.ratios) > 0, "model.rpn.ratios: at least one ratio is needed")
         _require(
             0 <= self.negative_iou <= self.positive_iou <= 1,
             "model.rpn.negative_iou: must be in 0..model.rpn.positive_iou, and that at most 1",
         )
         _require(0 < self.positive_fraction <= 1, "model.rpn.positive_fraction: must be in (0, 1]")
-        for name in ("samples", "pre_nms", "proposals"):
-            _require(getattr(self, name) >= 1, f"model.rpn.{name}: must be at least 1")
+        for name in ("samples", "pre_nms", "proposals", "train_pre_nms", "train_proposals", "channels", "convs"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.rpn.{name}: must be at least 1")
+        _require(self.convs == 1 or not self.batch_norm, "model.rpn.convs: more than one goes with batch_norm False")
+        _require(self.smooth_l1_beta >= 0, "model.rpn.smooth_l1_beta: must not be negative")
 
 
 @dataclass(frozen=True)
 class RoIConfig:
     """Between the stages: features of a box (report section on RoIAlign, FPN paper for the level rule)."""
 
+    op: Literal["align", "pool", "warp"] = "align"
+    """align: bilinear samples, averaged (He et al. 2017); pool: bins of whole cells, maximum (Girshick 2015); warp: the box rounded as pool
+    does, then sampled and averaged as align does."""
+    aligned: bool = True
+    """align: cell centres at (i + 0.5) stride. False: at i stride, boxes at least one cell wide (torchvision)."""
     sampling_ratio: int = 2
-    """Samples a bin and axis: 2 is the report's four samples a bin."""
+    """align, warp: samples a bin and axis (2 is the report's four samples a bin); 0: as many as the bin has cells, rounded up."""
+    max_sampling_ratio: int = 8
+    """Bound of the samples a bin and axis where sampling_ratio is 0."""
+    level_epsilon: float = 0.0
+    """Added to the level before it is rounded down (torchvision: 1e-6)."""
     canonical_size: float = 224.0
     canonical_level: int = 4
     """A box of canonical_size squared belongs to this level: k = floor(level + log2(sqrt(w h) / size)), clamped to 2..5."""
 
     def __post_init__(self) -> None:
-        _require(self.sampling_ratio >= 1, "model.roi.sampling_ratio: must be at least 1")
+        _require(self.sampling_ratio >= 0, "model.roi.sampling_ratio: must be at least 1, or 0 (adaptive)")
+        _require(self.max_sampling_ratio >= 1, "model.roi.max_sampling_ratio: must be at least 1")
+        _require(self.level_epsilon >= 0, "model.roi.level_epsilon: must not be negative")
         _require(self.canonical_size > 0, "model.roi.canonical_size: must be positive")
 
 
@@ -153,7 +200,14 @@ class RoIConfig:
 class BoxHeadConfig:
     """Box head (report table 2)."""
 
+    convs: int = 0
+    """3x3 convolutions before the fully connected layers."""
+    conv_channels: int = 256
+    norm: Norm = "none"
+    """After these convolutions."""
+    fcs: int = 2
     hidden: int = 1024
+    """Width of the fully connected layers."""
     pool_size: int = 7
     box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     foreground_iou: float = 0.4
@@ -161,17 +215,22 @@ class BoxHeadConfig:
     """A background proposal with at least this share of its area inside a crowd region is not sampled."""
     samples: int = 64
     positive_fraction: float = 0.75
+    box_loss: BoxLoss = "smooth_l1"
     smooth_l1_beta: float = 1.0
     class_loss_weight: float = 1.0
     box_loss_weight: float = 1.0
     score_threshold: float = 0.05
     nms_iou: float = 0.5
+    min_size: float = 0.0
+    """Detections with a side under it (canvas pixels) are dropped, as are those without area."""
     detections: int = 20
 
     def __post_init__(self) -> None:
         _require(0 < self.positive_fraction <= 1, "model.box_head.positive_fraction: must be in (0, 1]")
-        for name in ("hidden", "pool_size", "samples", "detections"):
+        for name in ("hidden", "conv_channels", "pool_size", "samples", "detections"):
             _require(getattr(self, name) >= 1, f"model.box_head.{name}: must be at least 1")
+        for name in ("convs", "fcs", "min_size", "smooth_l1_beta"):
+            _require(getattr(self, name) >= 0, f"model.box_head.{name}: must not be negative")
 
 
 @dataclass(frozen=True)
@@ -180,16 +239,34 @@ class MaskHeadConfig:
 
     channels: int = 256
     convs: int = 4
+    norm: Norm = "none"
+    """After these convolutions."""
+    deconv_kernel: Literal[2, 3] = 3
+    """Of the stride-2 transposed convolution: 3 (padding 1, output padding 1), 2 in the paper."""
     pool_size: int = 14
+    train_on: Literal["detections", "box_samples"] = "detections"
+    """detections: ground truth, then the box head's detections matched at match_iou; box_samples: the foreground of the box head's own
+    mini-batch (the paper; no inference within the step)."""
     match_iou: float = 0.5
     samples: int = 64
     """Boxes an image the mask head is trained on, at most: ground truth first, then matched detections by score. How many more there
     would have been is in metrics.jsonl (mask_boxes_left_out)."""
+    loss: Literal["bce", "focal", "softmax"] = "bce"
+    """bce and focal: of each pixel, on the true class's mask alone; softmax: the classes compete for a pixel, with the background as a
+    further class of logit 0 (the paper's comparison)."""
+    focal_gamma: float = 2.0
+    focal_alpha: float = 0.25
     loss_weight: float = 1.0
+    paste: Literal["exact", "torchvision"] = "exact"
+    """How masks go back to the image: pixel centres inside the box as it is; torchvision: boxes widened by a border cell and cut to whole
+    pixels first."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "pool_size", "samples"):
             _require(getattr(self, name) >= 1, f"model.mask_head.{name}: must be at least 1")
+        _require(self.convs >= 0, "model.mask_head.convs: must not be negative")
+        _require(self.focal_gamma >= 0, "model.mask_head.focal_gamma: must not be negative")
+        _require(0 < self.focal_alpha <= 1, "model.mask_head.focal_alpha: must be in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -199,7 +276,10 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    backbone: Literal["fpn", "c4"] = "fpn"
+    """fpn: P2..P6; c4: one map of stride 16 (res4), and res5 on the features of each box."""
     fpn_channels: int = 256
+    fpn_norm: Norm = "none"
     resnet: ResNetConfig = ResNetConfig()
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
@@ -209,12 +289,26 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("num_classes", "fpn_channels"):
             _require(getattr(self, name) >= 1, f"model.{name}: must be at least 1")
+        if self.backbone == "fpn":
+            _require(len(self.rpn.scales) == 5, "model.rpn.scales: one scale a level P2..P6 is needed (5)")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels a cell of each map that the RPN sees: P2..P6, or C4."""
+        return (4, 8, 16, 32, 64) if self.backbone == "fpn" else (16,)
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the predicted masks: the transposed convolution doubles what the head sees, which res5 (C4) has halved."""
+        return 2 * self.mask_head.pool_size // (1 if self.backbone == "fpn" else 2)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
+    batch_size: int = field(default=2, metadata=RUNTIME)
+    """Images a step that `learning_rate` is meant for: with another data.batch_size a hint is printed, and nothing is scaled."""
     momentum: float = 0.9
     weight_decay: float = 0.0
     """L2 (added to the gradient), as in the paper; it never reaches a frozen parameter."""
@@ -225,6 +319,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "optimizer.learning_rate: must be positive")
+        _require(self.batch_size >= 1, "optimizer.batch_size: must be at least 1")
         _require(0 <= self.momentum < 1, "optimizer.momentum: must be in [0, 1)")
         _require(self.weight_decay >= 0, "optimizer.weight_decay: must not be negative")
         _require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm: must be positive")
@@ -233,7 +328,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters whose path ("rpn/conv/kernel") fully matches `pattern` train at learning_rate * lr_scale."""
+    """Parameters whose path ("rpn/conv1/kernel") fully matches `pattern` train at learning_rate * lr_scale."""
 
     pattern: str
     lr_scale: float = 1.0
@@ -278,6 +373,8 @@ class Config:
     keep_checkpoints: int = field(default=2, metadata=RUNTIME)
     """Newest checkpoints kept beside the last one of every stage."""
     validate_every_epochs: int = field(default=1, metadata=RUNTIME)
+    skip_non_finite: int = field(default=0, metadata=RUNTIME)
+    """Steps a stage that are left out, since their loss or gradient is not finite, before the run stops."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -285,6 +382,7 @@ class Config:
         _require(self.seed >= 0, "seed: must not be negative")
         for name in ("save_every_steps", "keep_checkpoints", "validate_every_epochs"):
             _require(getattr(self, name) >= 1, f"{name}: must be at least 1")
+        _require(self.skip_non_finite >= 0, "skip_non_finite: must not be negative")
 
 
 def load_config_file(path: str | Path) -> Config:

@@ -17,9 +17,12 @@ from mrcnn_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    MaskHeadConfig,
+    ModelConfig,
     OptimizerConfig,
     ParamGroup,
     ResNetConfig,
+    RoIConfig,
     RPNConfig,
     StageConfig,
     config_hash,
@@ -49,7 +52,7 @@ def one_line(error: pytest.ExceptionInfo[ConfigError]) -> str:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> None:
     config = load_config_file(path)
-    assert [stage.name for stage in config.stages] == ["rpn", "box", "mask"]
+    assert [stage.name for stage in config.stages] == (["joint"] if path.stem == "torchvision_coco" else ["rpn", "box", "mask"])
     assert config.name == path.stem
     save_config(config, tmp_path / "config.json")
     again = load_config_json(tmp_path / "config.json")
@@ -177,8 +180,18 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: DataConfig(short_side=1089), "data.short_side"),
         (lambda: DataConfig(batch_size=0), "data.batch_size"),
         (lambda: DataConfig(workers=-1), "data.workers"),
+        (lambda: DataConfig(max_pixels=0), "data.max_pixels"),
+        (lambda: DataConfig(max_pixels=200_000_001), "data.max_pixels"),
         (lambda: ResNetConfig(width=0), "model.resnet.width"),
-        (lambda: RPNConfig(scales=(32, 64)), "model.rpn.scales"),
+        (lambda: ResNetConfig(norm_epsilon=-1.0), "model.resnet.norm_epsilon"),
+        (lambda: RPNConfig(scales=()), "model.rpn.scales"),
+        (lambda: ModelConfig(rpn=RPNConfig(scales=(32, 64))), "model.rpn.scales"),  # one scale a level
+        (lambda: RPNConfig(convs=2), "model.rpn.convs"),
+        (lambda: RPNConfig(train_proposals=0), "model.rpn.train_proposals"),
+        (lambda: RoIConfig(sampling_ratio=-1), "model.roi.sampling_ratio"),
+        (lambda: RoIConfig(max_sampling_ratio=0), "model.roi.max_sampling_ratio"),
+        (lambda: BoxHeadConfig(fcs=-1), "model.box_head.fcs"),
+        (lambda: MaskHeadConfig(focal_alpha=0.0), "model.mask_head.focal_alpha"),
         (lambda: RPNConfig(ratios=()), "model.rpn.ratios"),
         (lambda: RPNConfig(negative_iou=0.8), "model.rpn.negative_iou"),
         (lambda: RPNConfig(positive_fraction=0.0), "model.rpn.positive_fraction"),
@@ -243,6 +256,8 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
     assert {name for name, runtime, _ in found if runtime} == {
         "data.root",
         "data.cache",
+        "data.class_names",
+        "data.max_pixels",
         "data.threads",
         "data.workers",
         "save_every_steps",

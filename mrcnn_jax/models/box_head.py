@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config import BoxHeadConfig
-from mrcnn_jax.models.layers import relu
+from mrcnn_jax.models.layers import conv_relu, he_normal_fan_out, relu
 from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
@@ -27,7 +27,10 @@ class BoxOutput(flax.struct.PyTreeNode):
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers with ReLU on the flattened RoI features, then class logits and a box a foreground class."""
+    """Fully connected layers with ReLU on the flattened RoI features, then class logits and a box a foreground class.
+
+    The report's has two such layers; convolutions may precede them.
+    """
 
     config: BoxHeadConfig
     num_classes: int
@@ -35,9 +38,15 @@ class BoxHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "*r p p c"]) -> BoxOutput:
-        x = features.reshape(*features.shape[:-3], -1).astype(self.dtype)
-        x = relu(nn.Dense(self.config.hidden, dtype=self.dtype, name="fc1")(x))
-        x = relu(nn.Dense(self.config.hidden, dtype=self.dtype, name="fc2")(x)).astype(jnp.float32)
+        config = self.config
+        boxes = features.shape[:-3]
+        x = features.reshape(-1, *features.shape[-3:]).astype(self.dtype)
+        for i in range(1, config.convs + 1):
+            x = conv_relu(x, config.conv_channels, config.norm, kernel_init=he_normal_fan_out, dtype=self.dtype, name=f"conv{i}")
+        x = x.reshape(*boxes, -1)
+        for i in range(1, config.fcs + 1):
+            x = relu(nn.Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
+        x = x.astype(jnp.float32)
         logits = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
         deltas = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
         return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], self.num_classes, 4))
@@ -81,17 +90,22 @@ def box_samples(key: PRNGKeyArray, proposals: Instances, ground_truth: Instances
 
 
 def box_loss(output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " b"], config: BoxHeadConfig) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy on all samples of a batch, smooth L1 on the true class's deltas of its foreground; both over the number of samples."""
+    """Cross-entropy of all samples of a batch, box loss on the true class's deltas of its foreground; both over the number of samples."""
     valid = samples.valid & image_valid[:, None]
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
     deltas = jnp.take_along_axis(output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2)[..., 0, :]
-    chosen = foreground[..., None]
-    box = losses.smooth_l1(jnp.where(chosen, deltas, 0.0), jnp.where(chosen, samples.deltas, 0.0), beta=config.smooth_l1_beta)
+    box = losses.box_regression(
+        losses.keep(deltas, foreground),
+        losses.keep(samples.deltas, foreground),
+        kind=config.box_loss,
+        beta=config.smooth_l1_beta,
+        weights=config.box_weights,
+    )
     return {
         "box_class": config.class_loss_weight * losses.masked_mean(classes, valid),
-        "box_box": config.box_loss_weight * losses.masked_mean(box.sum(-1), foreground, jnp.sum(valid)),
+        "box_box": config.box_loss_weight * losses.masked_mean(box, foreground, jnp.sum(valid)),
     }
 
 
@@ -108,7 +122,8 @@ def box_detections(output: BoxOutput, proposals: Instances, image_size: Int32[Ar
 
     def one_class(deltas: Float[Array, "p 4"], score: Float[Array, " p"], label: Int32[Array, ""]) -> Instances:
         boxes = box_ops.clip(box_ops.decode(deltas, anchors, weights=config.box_weights), image_size)
-        valid = proposals.valid & (score > config.score_threshold) & jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        valid = proposals.valid & (score > config.score_threshold) & jnp.all((sides > 0) & (sides >= config.min_size), axis=1)
         rows = Instances(boxes=boxes, valid=valid, labels=jnp.full(count, label), scores=score)
         return rows.take(*nms(boxes, score, valid, iou_threshold=config.nms_iou, max_output=config.detections))
 

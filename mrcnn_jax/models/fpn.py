@@ -7,6 +7,9 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from mrcnn_jax.config import Norm
+from mrcnn_jax.models.layers import ConvNorm
+
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """Each cell becomes 2x2, cut to `size` = (h2, w2), at most (2h, 2w).
@@ -22,6 +25,7 @@ class FPN(nn.Module):
     """The maps of the backbone, coarse meanings added to fine places."""
 
     channels: int = 256
+    norm: Norm = "none"
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -30,16 +34,22 @@ class FPN(nn.Module):
 
         Each finer map has twice the cells of the next one, or one less (odd sizes).
         """
-        xavier = nn.initializers.xavier_uniform()
+
+        def convolution(x: Array, size: int, name: str) -> Array:
+            if self.norm == "frozen_batch":
+                return ConvNorm(self.channels, size, relu=False, dtype=self.dtype, name=name)(x, live=False)
+            xavier = nn.initializers.xavier_uniform()
+            if size == 1:  # a product of matrices, which is faster on a CPU
+                return nn.Dense(self.channels, dtype=self.dtype, kernel_init=xavier, name=name)(x)
+            return nn.Conv(self.channels, (size, size), padding=1, dtype=self.dtype, kernel_init=xavier, name=name)(x)
+
         pyramid: dict[str, Array] = {}
         top = None
         for level in (5, 4, 3, 2):
-            lateral = nn.Dense(self.channels, dtype=self.dtype, kernel_init=xavier, name=f"lateral{level}")  # a 1x1 convolution
-            merged = lateral(features[f"c{level}"])
+            merged = convolution(features[f"c{level}"], 1, f"lateral{level}")
             if top is not None:
                 merged = merged + upsample(top, (merged.shape[1], merged.shape[2]))
-            output = nn.Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=xavier, name=f"output{level}")
-            pyramid[f"p{level}"] = output(merged)
+            pyramid[f"p{level}"] = convolution(merged, 3, f"output{level}")
             top = merged
         pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
         return {f"p{level}": pyramid[f"p{level}"] for level in (2, 3, 4, 5, 6)}

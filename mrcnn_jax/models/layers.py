@@ -6,6 +6,7 @@ Shapes are NHWC. `dtype` is the compute dtype; parameters, batch statistics and 
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
+
+from mrcnn_jax.config import Norm
 
 # He et al. 2015 for ReLU, by fan out as ResNets are trained (torchvision does the same).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -129,6 +132,15 @@ class ConvNorm(nn.Module):
             folded = (kernel * _wide(factor)).astype(self.dtype)
             y = convolve(x, folded, self.strides) + _wide(bias - running_mean.value * factor).astype(self.dtype)
         return relu(y) if self.relu else y
+
+
+def conv_relu(
+    x: Float[Array, "b h w i"], channels: int, norm: Norm, *, kernel_init: Any, dtype: Dtype, name: str
+) -> Float[Array, "b h w o"]:
+    """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; imported batch norm takes the place of the bias."""
+    if norm == "frozen_batch":
+        return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
+    return relu(nn.Conv(channels, (3, 3), padding=1, kernel_init=kernel_init, dtype=dtype, name=name)(x))
 
 
 def _wide(channels: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:

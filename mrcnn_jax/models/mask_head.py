@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -10,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config import MaskHeadConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
-from mrcnn_jax.models.layers import relu
+from mrcnn_jax.models.layers import conv_relu, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import crop_targets
@@ -21,27 +23,32 @@ he_normal = nn.initializers.he_normal()
 
 
 class TransposedConv(nn.Module):
-    """3x3 transposed convolution of stride 2, padding 1, output padding 1 (as torch's): H x W to 2H x 2W.
+    """Transposed convolution of stride 2, H x W to 2H x 2W, as torch's: 3x3 with padding 1 and output padding 1, or 2x2 with neither.
 
-    out[2i + ky - 1, 2j + kx - 1] += x[i, j] @ kernel[ky, kx]. Written as a 2x2 convolution to the four phases of the output and a
-    depth-to-space, because the weight gradient of lax.conv_transpose is ten times slower on a CPU.
+    out[2i + ky - p, 2j + kx - p] += x[i, j] @ kernel[ky, kx], p = 1 for 3x3 and 0 for 2x2. Written as a convolution to the four phases of
+    the output and a depth-to-space, because the weight gradient of lax.conv_transpose is ten times slower on a CPU.
     """
 
     features: int
+    kernel_size: Literal[2, 3] = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 f"]:
         n, h, w, c = x.shape
-        kernel = self.param("kernel", he_normal, (3, 3, c, self.features), jnp.float32)
+        kernel = self.param("kernel", he_normal, (self.kernel_size, self.kernel_size, c, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        # Along one axis: even outputs see the cell (tap 1), odd ones the cell (tap 2) and the next cell (tap 0).
-        vertical = jnp.stack([kernel[1:], jnp.stack([jnp.zeros_like(kernel[0]), kernel[0]])])  # [cell, phase, kx, c, f]
-        left, right = vertical[:, :, 1:], jnp.stack([jnp.zeros_like(vertical[:, :, 0]), vertical[:, :, 0]], axis=2)
-        phases = jnp.stack([left, right])  # [cell x, cell y, phase y, phase x, c, f]
-        phases = phases.transpose(1, 0, 4, 2, 3, 5).reshape(2, 2, c, -1)
+        if self.kernel_size == 2:
+            phases = kernel[None, None]  # [cell y, cell x, phase y, phase x, c, f]: each output sees one cell
+        else:
+            # Along one axis: even outputs see the cell (tap 1), odd ones the cell (tap 2) and the next cell (tap 0).
+            vertical = jnp.stack([kernel[1:], jnp.stack([jnp.zeros_like(kernel[0]), kernel[0]])])  # [cell, phase, kx, c, f]
+            left, right = vertical[:, :, 1:], jnp.stack([jnp.zeros_like(vertical[:, :, 0]), vertical[:, :, 0]], axis=2)
+            phases = jnp.stack([left, right], axis=1)
+        cells = phases.shape[0]
+        phases = phases.transpose(0, 1, 4, 2, 3, 5).reshape(cells, cells, c, -1)
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), phases.astype(self.dtype), (1, 1), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.astype(self.dtype), phases.astype(self.dtype), (1, 1), [(0, cells - 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         y = y.reshape(n, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, self.features)
         return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -57,9 +64,10 @@ class MaskHead(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "n p p c"]) -> Float[Array, "n m m k"]:
         x = features.astype(self.dtype)
-        for i in range(self.config.convs):
-            x = relu(nn.Conv(self.config.channels, (3, 3), dtype=self.dtype, kernel_init=he_normal, name=f"conv{i + 1}")(x))
-        x = relu(TransposedConv(self.config.channels, dtype=self.dtype, name="deconv")(x)).astype(jnp.float32)
+        config = self.config
+        for i in range(1, config.convs + 1):
+            x = conv_relu(x, config.channels, config.norm, kernel_init=he_normal, dtype=self.dtype, name=f"conv{i}")
+        x = relu(TransposedConv(config.channels, config.deconv_kernel, dtype=self.dtype, name="deconv")(x)).astype(jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="logits")(x)
 
 
@@ -73,24 +81,29 @@ class MaskSamples(flax.struct.PyTreeNode):
     left_out: Int32[Array, ""]  # boxes that would have qualified, beyond `config.samples`
 
 
-def mask_samples(detections: Instances, ground_truth: Instances, config: MaskHeadConfig) -> MaskSamples:
-    """Ground-truth boxes with a mask, then detections whose best ground-truth box has IoU >= match_iou, up to `config.samples`."""
+def mask_samples(found: Instances, ground_truth: Instances, config: MaskHeadConfig, size: int) -> MaskSamples:
+    """Boxes whose best ground-truth box has IoU >= match_iou and a mask, in their order, up to `config.samples`.
+
+    Args:
+        found: the box head's detections, best first: ground-truth boxes go before them. Where config.train_on says so, the foreground of
+            its mini-batch, which has ground truth among it already.
+        size: side of the targets.
+    """
     gt = ground_truth
     assert gt.labels is not None and gt.masks is not None and gt.has_mask is not None  # noqa: PT018
     with_mask = gt.valid & gt.has_mask
-    candidates = concatenate_boxes(gt.replace(valid=with_mask), detections)
+    candidates = concatenate_boxes(gt.replace(valid=with_mask), found) if config.train_on == "detections" else found
     boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
     gt_boxes = box_ops.sanitize(gt.boxes, gt.valid)
     matches = match(box_ops.iou(boxes, gt_boxes), gt.valid)
     # A ground-truth box is its own match, also where another object has the very same box.
     own = jnp.arange(len(boxes), dtype=jnp.int32)
-    is_gt = own < len(gt.valid)
+    is_gt = own < len(boxes) - len(found.valid)
     gt_index = jnp.where(is_gt, jnp.minimum(own, len(gt.valid) - 1), matches.gt_index)
     usable = candidates.valid & (is_gt | ((matches.iou >= config.match_iou) & with_mask[matches.gt_index]))
-    # Usable rows first, in order: ground truth, then detections, which come sorted by score.
+    # Usable rows first, in their order.
     count = min(config.samples, len(boxes))
     rank, chosen = jax.lax.top_k(jnp.where(usable, len(boxes) - own, 0), count)
-    size = 2 * config.pool_size
     return MaskSamples(
         boxes=boxes[chosen],
         labels=gt.labels[gt_index[chosen]],
@@ -106,12 +119,26 @@ def true_class(logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"]) -> 
     return jnp.take_along_axis(logits, channel[..., None, None, None], axis=-1)[..., 0]
 
 
+def mask_probabilities(logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"], config: MaskHeadConfig) -> Float[Array, "*s m m"]:
+    """The mask of each box's class (labels 1..K), as probabilities that mean what `mask_loss` trained."""
+    if config.loss == "softmax":
+        return true_class(losses.mask_softmax(logits), labels)
+    return jax.nn.sigmoid(true_class(logits, labels))
+
+
 def mask_loss(
     logits: Float[Array, "b s m m k"], samples: MaskSamples, image_valid: Bool[Array, " b"], config: MaskHeadConfig
 ) -> dict[str, Float[Array, ""]]:
-    """Pixel-wise binary cross-entropy on the true class's mask, averaged over the pixels and the samples of a batch."""
+    """The loss of each pixel (config.loss), averaged over the pixels and the samples of a batch."""
     valid = samples.valid & image_valid[:, None]
-    chosen = valid[..., None, None]
-    values = jnp.where(chosen, true_class(logits, jnp.where(valid, samples.labels, 1)), 0.0)
-    pixels = losses.binary_cross_entropy(values, jnp.where(chosen, samples.targets, 0.0))
+    targets = losses.keep(samples.targets, valid)
+    labels = jnp.where(valid, samples.labels, 1)
+    if config.loss == "softmax":
+        pixels = losses.mask_cross_entropy(losses.keep(logits, valid), targets, labels)
+    else:
+        values = losses.keep(true_class(logits, labels), valid)
+        if config.loss == "focal":
+            pixels = losses.focal(values, targets, gamma=config.focal_gamma, alpha=config.focal_alpha)
+        else:
+            pixels = losses.binary_cross_entropy(values, targets)
     return {"mask": config.loss_weight * losses.masked_mean(pixels.mean((-2, -1)), valid)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +15,13 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
 from mrcnn_jax.models.fpn import FPN
-from mrcnn_jax.models.mask_head import MaskHead, true_class
-from mrcnn_jax.models.resnet import ResNet
-from mrcnn_jax.models.rpn import STRIDES, RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
-from mrcnn_jax.ops.roi import assign_levels, roi_align
+from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities
+from mrcnn_jax.models.resnet import ResNet, stage
+from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
+from mrcnn_jax.ops.roi import assign_levels, roi_features
 from mrcnn_jax.structures import Batch, Instances
 
 Pyramid = dict[str, Array]
-LEVELS = ("p2", "p3", "p4", "p5")  # levels that RoI features are taken from
 
 
 class Prediction(flax.struct.PyTreeNode):
@@ -32,33 +32,40 @@ class Prediction(flax.struct.PyTreeNode):
 
 
 class MaskRCNN(nn.Module):
-    """Parameters live in `resnet`, `fpn`, `rpn`, `box_head` and `mask_head`; nothing in here knows of targets or losses."""
+    """Parameters live in `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`; nothing in here knows of targets or losses."""
 
     config: ModelConfig
 
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
-        self.resnet = ResNet(config.resnet, dtype=dtype)
-        self.fpn = FPN(config.fpn_channels, dtype=dtype)
-        self.rpn = RPNHead(config.rpn, dtype=dtype)
+        if config.backbone == "fpn":
+            self.resnet = ResNet(config.resnet, dtype=dtype)
+            self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=dtype)
+        else:
+            self.resnet = ResNet(config.resnet, last=4, dtype=dtype)
+            self.res5 = stage(config.resnet, 5, dtype=dtype, name="res5")
+        self.rpn = RPNHead(config.rpn, config.strides, dtype=dtype)
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
         self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
 
     def features(
         self, images: UInt8[Array, "b h w 3"], image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], *, live: bool = False
     ) -> Pyramid:
-        """P2..P6 of uint8 RGB canvases; `live`: normalise by batch statistics where the config asks for it."""
-        return self.fpn(self.resnet(normalise(images, image_sizes, self.config), image_sizes=image_sizes, valid=valid, live=live))
+        """P2..P6, or C4, of uint8 RGB canvases; `live`: normalise by batch statistics where the config asks for it."""
+        maps = self.resnet(normalise(images, image_sizes, self.config), image_sizes=image_sizes, valid=valid, live=live)
+        return self.fpn(maps) if self.config.backbone == "fpn" else {"c4": maps["c4"]}
 
     def propose(self, features: Pyramid, image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], *, live: bool = False) -> RPNOutput:
         """Objectness and deltas of every anchor."""
-        levels = [features[name] for name in (*LEVELS, "p6")]
-        return self.rpn(levels, image_sizes=image_sizes, valid=valid, live=live)
+        return self.rpn(_maps(features), image_sizes=image_sizes, valid=valid, live=live)
 
-    def boxes(self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]) -> BoxOutput:
-        """Class logits and deltas of boxes."""
-        return self.box_head(self._roi_features(features, boxes, valid, self.config.box_head.pool_size))
+    def boxes(self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"], *, live: bool = False) -> BoxOutput:
+        """Class logits and deltas of boxes; `live`: res5 (C4) normalises by batch statistics where the config asks for it."""
+        pooled = self._roi_features(features, boxes, valid, self.config.box_head.pool_size, live=live)
+        if self.config.backbone == "c4":
+            pooled = pooled.mean((-3, -2), keepdims=True)
+        return self.box_head(pooled)
 
     def masks(self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]) -> Float[Array, "b n m m k"]:
         """Mask logits of boxes, one mask a class."""
@@ -66,22 +73,35 @@ class MaskRCNN(nn.Module):
         logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]))
         return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
 
-    def _roi_features(self, features: Pyramid, boxes: Array, valid: Array, size: int) -> Float[Array, "b n p p c"]:
+    def _roi_features(self, features: Pyramid, boxes: Array, valid: Array, size: int, *, live: bool = False) -> Float[Array, "b n p p c"]:
+        """What the heads see of each box: the RoI operation's output, behind it res5 (C4)."""
         roi = self.config.roi
+        maps = _maps(features)[:4]  # P6 is for the RPN alone
+        strides = self.config.strides[:4]
 
-        def one_image(levels: list[Array], boxes: Array, valid: Array) -> Array:
-            level = assign_levels(boxes, canonical_size=roi.canonical_size, canonical_level=roi.canonical_level, min_level=2, max_level=5)
-            return roi_align(
-                levels,
-                boxes,
-                valid,
-                strides=STRIDES[:4],
-                output_size=size,
-                sampling_ratio=roi.sampling_ratio,
-                levels=level - 2,
-            )
+        def one_image(maps: list[Array], boxes: Array, valid: Array) -> Array:
+            levels = jnp.zeros(len(boxes), jnp.int32)
+            if len(maps) > 1:
+                levels = assign_levels(
+                    boxes,
+                    canonical_size=roi.canonical_size,
+                    canonical_level=roi.canonical_level,
+                    min_level=2,
+                    max_level=5,
+                    epsilon=roi.level_epsilon,
+                )
+                levels -= 2
+            return roi_features(maps, boxes, valid, levels=levels, strides=strides, output_size=size, config=roi)
 
-        return jax.vmap(one_image)([features[name] for name in LEVELS], boxes, valid)
+        pooled = jax.vmap(one_image)(maps, boxes, valid)
+        if self.config.backbone == "fpn":
+            return pooled
+        rows = pooled.reshape(-1, *pooled.shape[2:])
+        exists = valid.reshape(-1, 1, 1, 1)
+        before, after = (jnp.broadcast_to(exists, (len(rows), side, side, 1)) for side in (size, (size + 1) // 2))
+        live = live and self.config.resnet.norm == "live"
+        rows = self.res5(rows, live=live, mask_in=before, mask_out=after)
+        return rows.reshape(*pooled.shape[:2], *rows.shape[1:])
 
     def __call__(self, batch: Batch) -> Prediction:
         """What is seen on a batch: four calls."""
@@ -90,17 +110,22 @@ class MaskRCNN(nn.Module):
         detections = self.detections(features, proposals, batch)
         logits = self.masks(features, detections.boxes, detections.valid)
         assert detections.labels is not None
-        masks = jax.nn.sigmoid(true_class(logits, detections.labels))
+        masks = mask_probabilities(logits, detections.labels, self.config.mask_head)
         return Prediction(proposals=proposals, detections=detections.replace(masks=masks))
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:
         """The RPN's best boxes of each image."""
-        return select_proposals(self.propose(features, batch.image_sizes, batch.valid), batch, self.config)
+        return select_proposals(self.propose(features, batch.image_sizes, batch.valid), batch, self.config, train=False)
 
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
         """The box head's best boxes of each image."""
         output = self.boxes(features, proposals.boxes, proposals.valid)
         return jax.vmap(lambda o, p, size: box_detections(o, p, size, self.config.box_head))(output, proposals, batch.image_sizes)
+
+
+def _maps(features: Pyramid) -> list[Array]:
+    """The maps, fine to coarse (a jit hands dicts on in the order of their names, which is the same)."""
+    return [features[name] for name in sorted(features)]
 
 
 def normalise(images: UInt8[Array, "b h w 3"], image_sizes: Int32[Array, "b 2"], config: ModelConfig) -> Float[Array, "b h w 3"]:
@@ -114,11 +139,17 @@ def normalise(images: UInt8[Array, "b h w 3"], image_sizes: Int32[Array, "b 2"],
     return jnp.where((rows & columns)[..., None], pixels, 0.0).astype(config.compute_dtype)
 
 
-def select_proposals(output: RPNOutput, batch: Batch, config: ModelConfig) -> Instances:
-    """Proposals of each image. They are constants to the later stages: the one place where their gradient is cut."""
+def select_proposals(output: RPNOutput, batch: Batch, config: ModelConfig, *, train: bool) -> Instances:
+    """Proposals of each image. They are constants to the later stages: the one place where their gradient is cut.
+
+    train: as many as the losses of later stages are given.
+    """
     height, width = batch.images.shape[1:3]
-    anchors = pyramid_anchors(config.rpn, (height, width))
-    proposals = jax.vmap(lambda o, size: rpn_proposals(o, anchors, size, config.rpn))(output, batch.image_sizes)
+    rpn = config.rpn
+    if train:
+        rpn = replace(rpn, pre_nms=rpn.train_pre_nms or rpn.pre_nms, proposals=rpn.train_proposals or rpn.proposals)
+    anchors = pyramid_anchors(rpn, (height, width), config.strides)
+    proposals = jax.vmap(lambda o, size: rpn_proposals(o, anchors, size, rpn))(output, batch.image_sizes)
     return jax.lax.stop_gradient(proposals.replace(valid=proposals.valid & batch.valid[:, None]))
 
 

@@ -35,6 +35,7 @@ class Block(nn.Module):
     strides: int
     bottleneck: bool
     stride_in_1x1: bool
+    epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -47,7 +48,7 @@ class Block(nn.Module):
         mask_out: Bool[Array, "b h2 w2 1"] | None,
     ) -> Float[Array, "b h2 w2 o"]:
         def conv(name: str, x: Array, channels: int, size: int, strides: int, mask: Array | None, relu: bool = True) -> Array:
-            return ConvNorm(channels, size, strides, relu, dtype=self.dtype, name=name)(x, live=live, mask=mask)
+            return ConvNorm(channels, size, strides, relu, self.epsilon, dtype=self.dtype, name=name)(x, live=live, mask=mask)
 
         if self.bottleneck:
             out = self.channels * EXPANSION
@@ -72,6 +73,7 @@ class Stage(nn.Module):
     strides: int
     bottleneck: bool
     stride_in_1x1: bool
+    epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -85,15 +87,24 @@ class Stage(nn.Module):
     ) -> Float[Array, "b h2 w2 o"]:
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
-            block = Block(self.channels, strides, self.bottleneck, self.stride_in_1x1, self.dtype, name=f"block{i}")
+            block = Block(self.channels, strides, self.bottleneck, self.stride_in_1x1, self.epsilon, self.dtype, name=f"block{i}")
             x = block(x, live=live, mask_in=mask_in if i == 0 else mask_out, mask_out=mask_out)
         return x
 
 
+def stage(config: ResNetConfig, number: int, *, dtype: Dtype, name: str) -> Stage:
+    """res2 .. res5, `number` 2 .. 5."""
+    bottleneck, blocks = DEPTHS[config.depth]
+    i = number - 2
+    strides = 1 if i == 0 else 2
+    return Stage(blocks[i], config.width * 2**i, strides, bottleneck, config.stride_in_1x1, config.norm_epsilon, dtype, name=name)
+
+
 class ResNet(nn.Module):
-    """Normalised images to the maps of res2..res5."""
+    """Normalised images to the maps of res2..res5, or to those up to `last`."""
 
     config: ResNetConfig
+    last: int = 5
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -105,7 +116,7 @@ class ResNet(nn.Module):
         image_sizes: Int32[Array, "b 2"] | None = None,
         valid: Bool[Array, " b"] | None = None,
     ) -> dict[str, Float[Array, "b _h _w _c"]]:
-        """{"c2", "c3", "c4", "c5"} at strides 4, 8, 16, 32 (sizes rounded up), in the compute dtype.
+        """{"c2", "c3", "c4", "c5"} (up to `last`) at strides 4, 8, 16, 32 (sizes rounded up), in the compute dtype.
 
         The padding of the canvas has to be zero in `images`. live: batch statistics, if the config's norm is "live" too; they cover
         the cells on images: `image_sizes` (height, width) in pixels (None: the whole canvas), `valid` images (None: all).
@@ -119,15 +130,12 @@ class ResNet(nn.Module):
         # Unused (and removed by the compiler) unless live.
         masks = {s: cell_mask(image_sizes, valid, s, (-(-canvas[0] // s), -(-canvas[1] // s))) for s in (2, 4, 8, 16, 32)}
 
-        bottleneck, blocks = DEPTHS[self.config.depth]
-        width = self.config.width
-        x = ConvNorm(width, 7, 2, dtype=self.dtype, name="stem")(images, live=live, mask=masks[2])
-        x = max_pool(x)
+        stem = ConvNorm(self.config.width, 7, 2, epsilon=self.config.norm_epsilon, dtype=self.dtype, name="stem")
+        x = max_pool(stem(images, live=live, mask=masks[2]))
         features = {}
-        for i, count in enumerate(blocks):
-            strides = 1 if i == 0 else 2
-            stage = Stage(count, width * 2**i, strides, bottleneck, self.config.stride_in_1x1, self.dtype, name=f"layer{i + 1}")
-            stride = 4 * 2**i
-            x = stage(x, live=live, mask_in=masks[stride // strides], mask_out=masks[stride])
-            features[f"c{i + 2}"] = x
+        for number in range(2, self.last + 1):
+            layer = stage(self.config, number, dtype=self.dtype, name=f"layer{number - 1}")
+            stride = 2**number
+            x = layer(x, live=live, mask_in=masks[stride // layer.strides], mask_out=masks[stride])
+            features[f"c{number}"] = x
         return features

@@ -21,20 +21,19 @@ from mrcnn_jax.ops.nms import nms
 from mrcnn_jax.ops.sampling import Samples, sample
 from mrcnn_jax.structures import Instances
 
-STRIDES = (4, 8, 16, 32, 64)  # P2..P6
-
 
 class RPNOutput(flax.struct.PyTreeNode):
-    """Predictions for all anchors of all levels, P2 first; within a level by row, column, ratio. Always float32."""
+    """Predictions for all anchors of all levels, P2 first; within a level by row, column, scale, ratio. Always float32."""
 
     logits: Float[Array, "*b a"]
     deltas: Float[Array, "*b a 4"]
 
 
 class RPNHead(nn.Module):
-    """3x3 conv, BatchNorm, ReLU, then objectness and deltas; one set of weights and of batch statistics for all levels."""
+    """3x3 conv(s), BatchNorm, ReLU, then objectness and deltas; one set of weights and of batch statistics for all levels."""
 
     config: RPNConfig
+    strides: tuple[int, ...]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -46,17 +45,22 @@ class RPNHead(nn.Module):
         valid: Bool[Array, " b"],
         live: bool = False,
     ) -> RPNOutput:
-        """`features` are P2..P6; statistics are taken over the unpadded cells of all valid images when `live`."""
-        batch, channels = features[0].shape[0], features[0].shape[-1]
-        anchors = len(self.config.ratios)
+        """`features` are the maps of `strides`; statistics are taken over the unpadded cells of all valid images when `live`."""
+        config = self.config
+        batch = features[0].shape[0]
+        channels = config.channels or features[0].shape[-1]
+        anchors = len(level_scales(config, self.strides)[0]) * len(config.ratios)
         normal = nn.initializers.normal(0.01)
-        conv = nn.Conv(channels, (3, 3), kernel_init=normal, use_bias=not self.config.batch_norm, dtype=self.dtype, name="conv")
+        levels = list(features)
+        for i in range(1, config.convs + 1):
+            conv = nn.Conv(channels, (3, 3), kernel_init=normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}")
+            levels = [conv(level if i == 1 else relu(level)) for level in levels]
         # One row a cell over all levels, so that batch statistics are those of all levels together.
-        cells = jnp.concatenate([conv(level).reshape(batch, -1, channels) for level in features], axis=1)
-        if self.config.batch_norm:
+        cells = jnp.concatenate([level.reshape(batch, -1, channels) for level in levels], axis=1)
+        if config.batch_norm:
             masks = [
                 cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(batch, -1, 1)
-                for level, stride in zip(features, STRIDES, strict=True)
+                for level, stride in zip(features, self.strides, strict=True)
             ]
             norm = nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, name="norm")
             cells = norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1))
@@ -66,24 +70,41 @@ class RPNHead(nn.Module):
         return RPNOutput(logits=logits.reshape(batch, -1), deltas=deltas.reshape(batch, -1, 4))
 
 
-def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int]) -> list[np.ndarray]:
-    """float32 anchors [A_l, 4] of each level P2..P6 for a canvas (height, width), in the order of RPNOutput."""
+def level_scales(config: RPNConfig, strides: Sequence[int]) -> list[tuple[int, ...]]:
+    """The anchor scales of each level: one each in a pyramid, all of them on a single map."""
+    return [config.scales] if len(strides) == 1 else [(scale,) for scale in config.scales]
+
+
+def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int], strides: Sequence[int]) -> list[np.ndarray]:
+    """float32 anchors [A_l, 4] of each level for a canvas (height, width), in the order of RPNOutput."""
     levels = []
-    for scale, stride in zip(config.scales, STRIDES, strict=True):
-        grid = (-(-canvas[0] // stride), -(-canvas[1] // stride))
-        levels.append(level_anchors(grid=grid, stride=stride, scale=float(scale), ratios=config.ratios))
+    for scales, stride in zip(level_scales(config, strides), strides, strict=True):
+        rows, columns = -(-canvas[0] // stride), -(-canvas[1] // stride)
+        torchvision = config.anchor_grid == "torchvision"
+        levels.append(
+            level_anchors(
+                grid=(rows, columns),
+                stride=(canvas[0] // rows, canvas[1] // columns) if torchvision else (stride, stride),
+                scales=scales,
+                ratios=config.ratios,
+                offset=0.5 if config.anchor_grid == "centre" else 0.0,
+                whole_pixels=torchvision,
+            )
+        )
     return levels
 
 
-def centred_in_image(anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
-    """Anchors whose centre lies in the image of (height, width), not in the canvas's padding."""
+def on_image(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
+    """Anchors whose centre lies in the image of (height, width), not in the canvas's padding; all of them if so configured."""
+    if config.anchors_in_padding:
+        return jnp.ones(len(anchors), bool)
     height, width = image_size.astype(jnp.float32)
     return ((anchors[:, 0] + anchors[:, 2]) / 2 < width) & ((anchors[:, 1] + anchors[:, 3]) / 2 < height)
 
 
 def usable_anchors(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
     """Anchors that may be trained on: centred in the image and, if so configured, not across its border."""
-    usable = centred_in_image(anchors, image_size)
+    usable = on_image(config, anchors, image_size)
     if not config.anchors_across_border:
         height, width = image_size.astype(jnp.float32)
         usable &= (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
@@ -138,18 +159,23 @@ def rpn_targets(
 
 
 def rpn_loss(output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " b"], config: RPNConfig) -> dict[str, Float[Array, ""]]:
-    """Binary cross-entropy and smooth L1 (summed over 4 deltas) on a batch of targets, both divided by the number of samples."""
+    """Binary cross-entropy of a batch's samples and box loss of its positives, both divided by the number of samples."""
     samples = targets.samples
     logits = jnp.take_along_axis(output.logits, samples.indices, axis=1)
     deltas = jnp.take_along_axis(output.deltas, samples.indices[..., None], axis=1)
     valid = samples.valid & image_valid[:, None]
     positive = samples.positive & valid
     objectness = losses.binary_cross_entropy(jnp.where(valid, logits, 0.0), positive.astype(jnp.float32))
-    chosen = positive[..., None]
-    box = losses.smooth_l1(jnp.where(chosen, deltas, 0.0), jnp.where(chosen, targets.deltas, 0.0), beta=config.smooth_l1_beta)
+    box = losses.box_regression(
+        losses.keep(deltas, positive),
+        losses.keep(targets.deltas, positive),
+        kind=config.box_loss,
+        beta=config.smooth_l1_beta,
+        weights=config.box_weights,
+    )
     return {
         "rpn_objectness": config.objectness_loss_weight * losses.masked_mean(objectness, valid),
-        "rpn_box": config.box_loss_weight * losses.masked_mean(box.sum(-1), positive, jnp.sum(valid)),
+        "rpn_box": config.box_loss_weight * losses.masked_mean(box, positive, jnp.sum(valid)),
     }
 
 
@@ -166,11 +192,11 @@ def rpn_proposals(output: RPNOutput, anchors: Sequence[np.ndarray], image_size: 
     for level in anchors:
         logits, deltas = output.logits[start : start + len(level)], output.deltas[start : start + len(level)]
         start += len(level)
-        in_image = centred_in_image(jnp.asarray(level), image_size)
+        in_image = on_image(config, jnp.asarray(level), image_size)
         top, indices = jax.lax.top_k(jnp.where(in_image, logits, -jnp.inf), min(config.pre_nms, len(level)))
         boxes = box_ops.clip(box_ops.decode(deltas[indices], jnp.asarray(level)[indices], weights=config.box_weights), image_size)
         sides = boxes[:, 2:] - boxes[:, :2]
-        valid = in_image[indices] & jnp.all(sides >= config.min_size, axis=1)
+        valid = in_image[indices] & jnp.all((sides >= config.min_size) & (sides > 0), axis=1)
         padding = min(config.pre_nms, max(len(a) for a in anchors)) - len(top)
         candidates.append(
             Instances(

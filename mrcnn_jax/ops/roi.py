@@ -13,7 +13,7 @@ from mrcnn_jax.ops import boxes as box_ops
 
 
 def assign_levels(
-    boxes: Float32[Array, "n 4"], *, canonical_size: float, canonical_level: int, min_level: int, max_level: int
+    boxes: Float32[Array, "n 4"], *, canonical_size: float, canonical_level: int, min_level: int, max_level: int, epsilon: float = 0.0
 ) -> Int32[Array, " n"]:
     """FPN level of each box: floor(canonical_level + log2(sqrt(w h) / canonical_size)), clamped (FPN paper, equation 1).
 
@@ -21,9 +21,17 @@ def assign_levels(
     """
     # Level l begins at side canonical_size * 2^(l - canonical_level): counting the beginnings that a box has passed is the same
     # rule without a logarithm, exact at the borders and defined for any box.
-    starts = canonical_size * 2.0 ** (np.arange(min_level + 1, max_level + 1) - canonical_level)
+    starts = canonical_size * 2.0 ** (np.arange(min_level + 1, max_level + 1) - canonical_level - epsilon)
     passed = box_ops.area(boxes)[:, None] >= jnp.array([starts**2], jnp.float32)
     return min_level + jnp.sum(passed, axis=1, dtype=jnp.int32)
+
+
+def roi_features(features, boxes, valid, *, levels, strides, output_size, config):  # type: ignore[no-untyped-def]
+    """Temporary: replaced by the real switch."""
+    return roi_align(
+        features, boxes, valid, levels=levels, strides=strides, output_size=output_size, sampling_ratio=config.sampling_ratio,
+        aligned=config.aligned,
+    )  # fmt: skip
 
 
 def roi_align(
@@ -35,6 +43,7 @@ def roi_align(
     strides: Sequence[int],
     output_size: int,
     sampling_ratio: int,
+    aligned: bool = True,
 ) -> Float[Array, "n p p c"]:
     """Average of sampling_ratio^2 bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3).
 
@@ -51,6 +60,7 @@ def roi_align(
         strides=strides,
         output_size=output_size,
         sampling_ratio=sampling_ratio,
+        aligned=aligned,
     )
     # All levels in one table, so that a box reads from its level by an offset.
     table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
@@ -65,6 +75,7 @@ def _samples(
     strides: Sequence[int],
     output_size: int,
     sampling_ratio: int,
+    aligned: bool = True,
 ) -> tuple[Int32[Array, "n p p t"], Float32[Array, "n p p t"]]:
     """Rows of the table of all levels and their weights: T = 4 sampling_ratio^2 of each bin, four corners a sample."""
     shape = jnp.array(grids, jnp.int32)[levels]
@@ -74,7 +85,10 @@ def _samples(
     def axis(start: Float32[Array, " n"], end: Float32[Array, " n"], cells: Int32[Array, " n"]) -> tuple[Array, Array]:
         """Cells [n, p, 2 s] (the lower ones of each of s samples, then the upper ones) and their weights along one axis."""
         fractions = (np.arange(output_size)[:, None] + (np.arange(sampling_ratio) + 0.5) / sampling_ratio) / output_size  # [p, s]
-        start, extent = (start / stride - 0.5)[:, None, None], ((end - start) / stride)[:, None, None]
+        extent = (end - start) / stride
+        if not aligned:
+            extent = jnp.maximum(extent, 1)
+        start, extent = (start / stride - (0.5 if aligned else 0.0))[:, None, None], extent[:, None, None]
         at = start + jnp.array(fractions[None], jnp.float32) * extent
         last = (cells - 1)[:, None, None]
         within = (at >= -1) & (at <= cells.astype(jnp.float32)[:, None, None])

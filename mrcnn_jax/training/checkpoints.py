@@ -2,7 +2,7 @@
 
     <workdir>/checkpoints/00000490-rpn/     global step, stage
         model/                              orbax: params and batch_stats, all that evaluation needs
-        training/                           orbax: opt_state, step, key
+        training/                           orbax: opt_state, step, skipped, key
         config.json                         the resolved config, so that a checkpoint is complete in itself
         meta.json                           `Meta`
         manifest.json                       size and SHA-256 of every file above
@@ -24,6 +24,8 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _META = "meta.json"
-_ITEMS = {"model": ("params", "batch_stats"), "training": ("opt_state", "step", "key")}
+_ITEMS = {"model": ("params", "batch_stats"), "training": ("opt_state", "step", "skipped", "key")}
+_SHOWN_LEAVES = 20  # of each kind, where a checkpoint does not fit
 _NAME = re.compile(r"\d{8,}-[a-z0-9_]+")  # as `Meta.name` makes it: nothing else in the folder is ours to remove
 
 
@@ -108,15 +111,31 @@ class Checkpoints:
         """Write a checkpoint (with `config`, if given) and remove those that retention lets go; returns when all of it is on disk.
 
         What is newer than `meta` is of a future that was given up (damaged, and the run went on from an older one): it goes too.
+        OSError (disk full, quota, read-only) leaves the checkpoints as they were, and nothing of the new one.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         final, hidden = self.folder / meta.name, self.folder / f".{meta.name}"
         hidden.mkdir()
+        try:
+            self._write(hidden, state, meta, config)
+        except Exception:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        if final.exists():  # the same step again, now complete for instance; between these two renames an older one would take over
+            final.rename(self.folder / f".{meta.name}.replaced")
+        hidden.rename(final)
+        _flush(self.folder)
+        self._remove_unfinished()
+        self._retain(meta)
+
+    def _write(self, hidden: Path, state: TrainState, meta: Meta, config: Config | None) -> None:
+        """A checkpoint, whole and flushed, in a folder that is not yet its own."""
         flat = _flatten(state)
         for item, fields in _ITEMS.items():
             arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flat.items() if path.split("/")[0] in fields}
-            self._checkpointer.save(hidden / item, arrays)
+            with _os_errors():
+                self._checkpointer.save(hidden / item, arrays)
         if config is not None:
             save_config(config, hidden / "config.json")
         (hidden / _META).write_text(json.dumps(dataclasses.asdict(meta), indent=2, allow_nan=False))
@@ -129,12 +148,6 @@ class Checkpoints:
         _flush(unnamed)
         unnamed.rename(hidden / _MANIFEST)
         _flush(hidden)
-        if final.exists():  # the same step again, now complete for instance; between these two renames an older one would take over
-            final.rename(self.folder / f".{meta.name}.replaced")
-        hidden.rename(final)
-        _flush(self.folder)
-        self._remove_unfinished()
-        self._retain(meta)
 
     def latest(self) -> Meta | None:
         """The newest checkpoint that is intact, None if the run has none.
@@ -161,8 +174,8 @@ class Checkpoints:
         """The state that was saved, bit for bit, as device arrays in the structure of `template`.
 
         `template` (arrays or `jax.ShapeDtypeStruct`) has the stage's own optimiser state. ConfigError if a file of the checkpoint is
-        damaged, or if the template's leaves are not the checkpoint's (names, shapes, dtypes). Another machine, core count, library
-        or XLA flag than at the save is warned of in one line: the run goes on, but not bit for bit.
+        damaged, or, with a table, if the template's leaves are not the checkpoint's (names, shapes, dtypes). Another machine, core
+        count, library or XLA flag than at the save is warned of in one line: the run goes on, but not bit for bit.
         """
         folder = self._verified(meta)
         here = environment()
@@ -218,7 +231,7 @@ class Checkpoints:
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:
-    """{"params/rpn/conv/kernel": leaf, "opt_state/inner_states/group0/...": leaf, ...}, in the order of `jax.tree.leaves`.
+    """{"params/rpn/conv1/kernel": leaf, "opt_state/inner_states/group0/...": leaf, ...}, in the order of `jax.tree.leaves`.
 
     By path, not as a tree: optax's states hold named tuples and empty nodes, which only a template can give back.
     """
@@ -227,20 +240,27 @@ def _flatten(state: TrainState) -> dict[str, Any]:
 
 
 def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path) -> None:
-    def first(paths: list[str]) -> str:
-        return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    """ConfigError with a table of the leaves that are missing in the checkpoint, not wanted from it, or of another shape or dtype."""
 
-    def kind(leaf: Any) -> str:
-        return f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]"
+    def kind(leaves: dict[str, Any], path: str) -> str:
+        return f"{np.dtype(leaves[path].dtype).name}[{', '.join(map(str, leaves[path].shape))}]" if path in leaves else "-"
 
-    missing = [path for path in wanted if path not in saved]
-    extra = [path for path in saved if path not in wanted]
-    common = [path for path in wanted if path in saved]
-    differing = [f"{path} is {kind(saved[path])}, not {kind(wanted[path])}" for path in common if kind(saved[path]) != kind(wanted[path])]
-    parts = {"missing in it": missing, "not of this model": extra, "differing": differing}
-    message = "; ".join(f"{what}: {first(paths)}" for what, paths in parts.items() if paths)
-    if message:
-        raise ConfigError(f"{folder}: does not fit this model and stage: {message}")
+    kinds = {
+        "missing": [path for path in wanted if path not in saved],
+        "extra": [path for path in saved if path not in wanted],
+        "differing": [path for path in wanted if path in saved and kind(saved, path) != kind(wanted, path)],
+    }
+    if not any(kinds.values()):
+        return
+    rows = [("", "leaf", "checkpoint", "this model")]
+    for what, paths in kinds.items():
+        rows += [(what, path, kind(saved, path), kind(wanted, path)) for path in paths[:_SHOWN_LEAVES]]
+        if len(paths) > _SHOWN_LEAVES:
+            rows.append((what, f"... and {len(paths) - _SHOWN_LEAVES} more", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    counts = ", ".join(f"{len(paths)} {what}" for what, paths in kinds.items() if paths)
+    raise ConfigError("\n  ".join([f"{folder}: does not fit this model and stage: {counts}", *table]))
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -273,6 +293,23 @@ def _damage(folder: Path) -> str | None:
         if _sha256(path) != digest:
             return f"{path}: damaged: not the bytes that were saved (SHA-256 differs)"
     return None
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """What the system refuses while orbax writes comes as a ValueError that names the number, after a traceback in absl's log: an OSError."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except ValueError as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+    finally:
+        logger.setLevel(level)
 
 
 def _remove(folder: Path) -> None:

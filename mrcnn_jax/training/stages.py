@@ -71,14 +71,18 @@ def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]
             raise ConfigError(f"stages.{stage.name}: {module} has live batch norm and is trained in part; train or freeze all of it")
 
 
-def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: Collection[str]) -> None:
-    """ConfigError if a stage trains on top of a frozen module that was neither `loaded` nor trained by an earlier stage."""
-    known = set(loaded)
+def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: Params) -> None:
+    """ConfigError if a stage trains on top of a frozen module that was neither loaded nor trained by an earlier stage.
+
+    `loaded` holds the leaves of `params` that do not begin at random; a module is loaded if all of its leaves are.
+    """
+    known = params.keys() - {path[0] for path in flatten_dict(params).keys() - flatten_dict(loaded).keys()}
     for stage in table:
         trained = set(split(params, labels(stage, params))[0])
         needed = {"resnet", "fpn", "rpn"}
-        needed |= {"box_head"} if {"box", "mask"} & set(stage.losses) else set()
+        needed |= {"res5", "box_head"} if {"box", "mask"} & set(stage.losses) else set()
         needed |= {"mask_head"} if "mask" in stage.losses else set()
+        needed &= params.keys()  # fpn or res5
         random = ", ".join(sorted(needed - known - trained))
         if random:
             raise ConfigError(f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)")

@@ -34,7 +34,7 @@ def stage_losses(
         model: bound to its variables.
         key: randomness of this step; every image folds in its own index, so that the order of a batch does not matter.
         losses: which heads' losses; the forward pass goes no further than they need.
-        live: top-level modules ("resnet", "rpn") that normalise by batch statistics.
+        live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics.
     """
     config = model.config
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.indices)
@@ -46,22 +46,26 @@ def stage_losses(
 
     if "rpn" in losses:
         height, width = batch.images.shape[1:3]
-        anchors = jnp.asarray(np.concatenate(pyramid_anchors(config.rpn, (height, width))))
+        anchors = jnp.asarray(np.concatenate(pyramid_anchors(config.rpn, (height, width), config.strides)))
         targets = jax.vmap(lambda k, size, gt, ignore: rpn_targets(k, anchors, size, gt, ignore, config.rpn))(
             rpn_keys, batch.image_sizes, batch.ground_truth, batch.ignore
         )
         values |= rpn_loss(output, targets, batch.valid, config.rpn)
 
-    proposals = select_proposals(output, batch, config)
+    proposals = select_proposals(output, batch, config, train=True)
+    samples = jax.vmap(lambda k, p, gt, ignore: box_samples(k, p, gt, ignore, config.box_head))(
+        box_keys, proposals, batch.ground_truth, batch.ignore
+    )
     if "box" in losses:
-        samples = jax.vmap(lambda k, p, gt, ignore: box_samples(k, p, gt, ignore, config.box_head))(
-            box_keys, proposals, batch.ground_truth, batch.ignore
-        )
-        values |= box_loss(model.boxes(features, samples.boxes, samples.valid), samples, batch.valid, config.box_head)
+        predicted = model.boxes(features, samples.boxes, samples.valid, live="res5" in live)
+        values |= box_loss(predicted, samples, batch.valid, config.box_head)
 
     if "mask" in losses:
-        detections = jax.lax.stop_gradient(model.detections(features, proposals, batch))
-        chosen = jax.vmap(lambda d, gt: mask_samples(d, gt, config.mask_head))(detections, batch.ground_truth)
+        if config.mask_head.train_on == "detections":
+            found = jax.lax.stop_gradient(model.detections(features, proposals, batch))
+        else:
+            found = Instances(boxes=samples.boxes, valid=samples.valid & (samples.labels > 0))
+        chosen = jax.vmap(lambda f, gt: mask_samples(f, gt, config.mask_head, config.mask_size))(found, batch.ground_truth)
         counts["mask_boxes_left_out"] = jnp.sum(chosen.left_out)
         values |= mask_loss(model.masks(features, chosen.boxes, chosen.valid), chosen, batch.valid, config.mask_head)
     return values, proposals, counts

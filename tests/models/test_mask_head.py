@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from test_resnet import numpy_conv
 from test_rpn import assert_loss_laws, instances, near
 
 from mrcnn_jax.config import MaskHeadConfig
-from mrcnn_jax.models.mask_head import MaskHead, MaskSamples, TransposedConv, mask_loss, mask_samples, true_class
+from mrcnn_jax.models.mask_head import MaskHead, MaskSamples, TransposedConv, mask_loss, mask_probabilities, mask_samples, true_class
 from mrcnn_jax.structures import Instances
 
 CONFIG = MaskHeadConfig(channels=5, convs=2, pool_size=3)
@@ -44,27 +44,31 @@ DETECTIONS_VALID[3] = False
 def scatter_loop(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     n, h, w, _ = x.shape
     out = np.zeros((n, 2 * h, 2 * w, kernel.shape[-1])) + bias
-    for i, j, ky, kx in np.ndindex(h, w, 3, 3):
-        y, z = 2 * i + ky - 1, 2 * j + kx - 1
+    padding = len(kernel) - 2
+    for i, j, ky, kx in np.ndindex(h, w, *kernel.shape[:2]):
+        y, z = 2 * i + ky - padding, 2 * j + kx - padding
         if 0 <= y < 2 * h and 0 <= z < 2 * w:
             out[:, y, z] += x[:, i, j] @ kernel[ky, kx]
     return out
 
 
 def scatter(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """`scatter_loop` in a form that autodiff takes: nine strided additions to a canvas with a border."""
+    """`scatter_loop` in a form that autodiff takes: strided additions to a canvas with a border."""
     n, h, w, _ = x.shape
+    size = len(params["kernel"])
     out = jnp.zeros((n, 2 * h + 2, 2 * w + 2, params["bias"].shape[0]), jnp.float32)
-    for ky, kx in np.ndindex(3, 3):
+    for ky, kx in np.ndindex(size, size):
         out = out.at[:, ky : ky + 2 * h : 2, kx : kx + 2 * w : 2].add(jnp.tensordot(x, params["kernel"][ky, kx], axes=1))
-    return out[:, 1:-1, 1:-1] + params["bias"].reshape(1, 1, 1, -1)
+    padding = size - 2
+    return out[:, padding : padding + 2 * h, padding : padding + 2 * w] + params["bias"].reshape(1, 1, 1, -1)
 
 
-def test_transposed_convolution_equals_a_scatter_loop_and_so_does_its_gradient() -> None:
+@pytest.mark.parametrize("size", [2, 3])
+def test_transposed_convolution_equals_a_scatter_loop_and_so_does_its_gradient(size: Literal[2, 3]) -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
-    params = {"kernel": rng.normal(size=(3, 3, 5, 6)).astype(np.float32), "bias": rng.normal(size=6).astype(np.float32)}
-    shapes = jax.eval_shape(TransposedConv(6).init, jax.random.key(0), x)["params"]
+    params = {"kernel": rng.normal(size=(size, size, 5, 6)).astype(np.float32), "bias": rng.normal(size=6).astype(np.float32)}
+    shapes = jax.eval_shape(TransposedConv(6, size).init, jax.random.key(0), x)["params"]
     assert jax.tree.map(lambda leaf: leaf.shape, shapes) == {name: leaf.shape for name, leaf in params.items()}
     cotangent = rng.normal(size=(2, 6, 8, 6)).astype(np.float32)
 
@@ -73,7 +77,7 @@ def test_transposed_convolution_equals_a_scatter_loop_and_so_does_its_gradient()
         result, vjp = jax.vjp(function, params, x)
         return result, vjp(jnp.asarray(cotangent))
 
-    ours, gradients = pull(lambda params, x: TransposedConv(6).apply({"params": params}, x), params, x)
+    ours, gradients = pull(lambda params, x: TransposedConv(6, size).apply({"params": params}, x), params, x)
     np.testing.assert_allclose(ours, scatter_loop(x, **params), rtol=1e-4, atol=1e-5)
     plain, expected = pull(scatter, params, x)
     np.testing.assert_allclose(plain, ours, rtol=1e-4, atol=1e-5)
@@ -109,7 +113,7 @@ def ground_truth(valid: np.ndarray = GT_VALID) -> Instances:
     return Instances(valid=jnp.asarray(valid), **{name: jnp.asarray(values) for name, values in GT.items()})
 
 
-SAMPLE = jax.jit(mask_samples, static_argnames="config")
+SAMPLE = jax.jit(functools.partial(mask_samples, size=6), static_argnames="config")
 
 
 def samples_of(config: MaskHeadConfig, gt_valid: np.ndarray = GT_VALID) -> MaskSamples:
@@ -196,6 +200,61 @@ def test_loss_equals_a_loop(weight: float) -> None:
     np.testing.assert_allclose(gradient, weight * expected / count, rtol=1e-4, atol=1e-7)  # the true class's channel alone
 
 
+def pixel_loop(logits: np.ndarray, label: int, target: float, config: MaskHeadConfig) -> float:
+    """The loss of one pixel with the logits of all classes."""
+    if config.loss == "softmax":
+        exp = np.exp(np.concatenate([[0.0], logits]))  # the background's logit is 0
+        return -math.log(exp[label if target else 0] / exp.sum())
+    p = 1 / (1 + math.exp(-logits[label - 1]))
+    p_t, alpha_t = (p, config.focal_alpha) if target else (1 - p, 1 - config.focal_alpha)
+    return -alpha_t * (1 - p_t) ** config.focal_gamma * math.log(p_t)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [replace(CONFIG, loss="focal"), replace(CONFIG, loss="focal", focal_gamma=0.5, focal_alpha=0.6), replace(CONFIG, loss="softmax")],
+)
+def test_other_losses_equal_a_loop(config: MaskHeadConfig) -> None:
+    logits, samples = batch()
+    rows = list(zip(*np.nonzero(np.asarray(samples.valid)), strict=True))
+    values = [
+        pixel_loop(np.asarray(logits[i, s, y, x], float), int(samples.labels[i, s]), float(samples.targets[i, s, y, x]), config)
+        for i, s in rows
+        for y, x in np.ndindex(6, 6)
+    ]
+    value, gradient = VALUE_AND_GRAD(logits, samples, np.ones(3, bool), config=config)
+    assert float(value) == pytest.approx(np.mean(values), rel=1e-5)
+    others = np.asarray(gradient).any((2, 3)).sum(-1)[tuple(np.transpose(rows))]
+    assert (others == (CLASSES if config.loss == "softmax" else 1)).all()  # the classes compete, or they don't
+    poisoned_logits = jnp.where(samples.valid[..., None, None, None], logits, jnp.nan)
+    jax.tree.map(
+        np.testing.assert_array_equal, VALUE_AND_GRAD(poisoned_logits, samples, np.ones(3, bool), config=config), (value, gradient)
+    )
+
+
+def test_probabilities_are_those_that_the_loss_trains() -> None:
+    """-log of them is the loss of a full mask."""
+    logits = jnp.array(np.random.default_rng(4).normal(scale=2, size=(1, 2, 6, 6, CLASSES)), jnp.float32)
+    labels, full = jnp.array([[3, 1]], jnp.int32), jnp.ones((1, 2, 6, 6), jnp.float32)
+    zeros = jnp.zeros((1, 2, 4), jnp.float32)
+    samples = MaskSamples(boxes=zeros, labels=labels, targets=full, valid=jnp.ones((1, 2), bool), left_out=jnp.zeros(1, jnp.int32))
+    for config in (CONFIG, replace(CONFIG, loss="softmax"), replace(CONFIG, loss="focal", focal_gamma=0.0, focal_alpha=1.0)):
+        probabilities = mask_probabilities(logits, labels, config)
+        loss = mask_loss(logits, samples, jnp.ones(1, bool), config)["mask"]
+        assert float(-jnp.log(probabilities).mean()) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_the_box_heads_mini_batch_brings_its_own_ground_truth() -> None:
+    """Of its rows those that match an object with a mask, as they are and in their order: no box is added."""
+    config = replace(CONFIG, train_on="box_samples")
+    everything = samples_of(replace(CONFIG, samples=64))
+    found = SAMPLE(instances(DETECTIONS, DETECTIONS_VALID), ground_truth(), config=replace(config, samples=64))
+    n, with_mask = int(found.valid.sum()), int((GT["has_mask"] & GT_VALID).sum())
+    assert n == int(everything.valid.sum()) - with_mask > 5
+    for name in ("boxes", "labels", "targets"):
+        np.testing.assert_array_equal(getattr(found, name)[:n], getattr(everything, name)[with_mask : with_mask + n])
+
+
 def test_an_image_without_objects_has_no_loss() -> None:
     logits, samples = batch()
     value, gradient = VALUE_AND_GRAD(logits, samples, np.array([False, True, False]), config=CONFIG)
@@ -215,15 +274,15 @@ def test_an_image_that_is_not_valid_changes_nothing() -> None:
         assert (np.asarray(gradient[2]) == 0).all()
 
 
-@pytest.mark.parametrize("varied", ["ground_truth", "detections"])
+@pytest.mark.parametrize("varied", ["ground_truth", "found"])
 def test_laws_of_padded_sets(varied: str) -> None:
     """The loss and its gradient by the weights of a head that sees the sampled boxes, as functions of one of the sets they come from."""
     weights = jnp.array(np.random.default_rng(5).normal(size=(4, 36 * CLASSES)), jnp.float32)
 
     def function(rows: Rows, valid: np.ndarray, cap: int) -> Any:
-        sets = {"ground_truth": ground_truth(), "detections": instances(DETECTIONS, DETECTIONS_VALID)}
+        sets = {"ground_truth": ground_truth(), "found": instances(DETECTIONS, DETECTIONS_VALID)}
         sets[varied] = Instances(valid=jnp.asarray(valid), **rows)
-        samples = mask_samples(config=replace(CONFIG, samples=cap), **sets)
+        samples = mask_samples(config=replace(CONFIG, samples=cap), size=6, **sets)
 
         def loss(weights: jax.Array) -> jax.Array:
             logits = (jnp.sin(samples.boxes / 10) @ weights).reshape(1, -1, 6, 6, CLASSES)

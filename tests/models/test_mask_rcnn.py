@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, normalise
-from mrcnn_jax.models.rpn import pyramid_anchors
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, normalise, select_proposals
+from mrcnn_jax.models.resnet import stage
+from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors
 from mrcnn_jax.structures import Batch
 
 CONFIG = ModelConfig(
@@ -25,6 +27,12 @@ CONFIG = ModelConfig(
     roi=RoIConfig(canonical_size=56.0),
     box_head=BoxHeadConfig(hidden=32, pool_size=3, detections=6),
     mask_head=MaskHeadConfig(channels=8, convs=2, pool_size=4),
+)
+C4 = replace(
+    CONFIG,
+    backbone="c4",
+    box_head=replace(CONFIG.box_head, fcs=0, pool_size=6),
+    mask_head=MaskHeadConfig(channels=8, convs=0, pool_size=6, deconv_kernel=2),
 )
 CANVAS = (64, 96)
 SIZES = np.array([[50, 70], CANVAS, CANVAS], np.int32)
@@ -107,7 +115,7 @@ def test_anchors_and_outputs_have_one_order(variables: Variables) -> None:
     """As many predictions as anchors, for a canvas whose P6 has cells that hang over its border too."""
     for canvas in (CANVAS, (64, 160)):
         shapes = jax.eval_shape(lambda v, b: MaskRCNN(CONFIG).apply(v, b, method=_outputs)[0], variables, example_batch(canvas))
-        assert shapes.logits.shape == (1, sum(len(level) for level in pyramid_anchors(CONFIG.rpn, canvas)))
+        assert shapes.logits.shape == (1, sum(len(level) for level in pyramid_anchors(CONFIG.rpn, canvas, CONFIG.strides)))
 
 
 def test_boxes_read_the_level_of_their_size() -> None:
@@ -120,6 +128,89 @@ def test_boxes_read_the_level_of_their_size() -> None:
     valid[0, 4] = False
     pooled = MaskRCNN(CONFIG).apply({}, features, boxes, valid, 3, method="_roi_features")
     assert np.asarray(pooled)[0, :, 0, 0, 0].tolist() == [2, 2, 3, 3, 0, 4, 5, 5]
+
+
+def test_c4_reads_one_map_through_res5() -> None:
+    """Cells of 16 pixels; res5 halves what the RoI operation gave, boxes see its average, and masks have twice its side."""
+    model = MaskRCNN(C4)
+    variables = initialise(model, example_batch(CANVAS), seed=0)
+    assert set(variables["params"]) == {"resnet", "res5", "rpn", "box_head", "mask_head"}
+    assert "layer4" not in variables["params"]["resnet"]
+    assert set(variables["params"]["box_head"]) == {"logits", "deltas"}
+    found = jax.tree.map(np.asarray, jax.jit(model.apply)(variables, batch()))
+    assert found.detections.valid[:2].any()
+    assert not found.detections.valid[2].any()
+    assert found.detections.masks.shape == (3, 6, 6, 6)
+    assert C4.mask_size == 6
+    assert found.proposals.boxes.shape == (3, 12, 4)
+
+    outputs = jax.jit(functools.partial(model.apply, method=_outputs))(variables, batch())
+    assert outputs[0].logits.shape == (3, (64 // 16) * (96 // 16) * 15)
+    # By hand: a RoI's features on the ramp that the map is, then res5, the average, a product.
+    channels = variables["params"]["resnet"]["layer3"]["block0"]["conv2"]["bias"].shape[0]
+    rows, columns = np.mgrid[:4, :6].astype(np.float32)
+    ramp = np.repeat((16 * (rows + 0.5) + 1000 * 16 * (columns + 0.5))[None, ..., None], channels, axis=-1) / 1e4
+    box = np.array([20, 18, 50, 42], np.float32)  # inside of the cells' centres: bilinear samples are the ramp itself
+    y, x = (box[i] + (np.arange(6) + 0.5) / 6 * (box[i + 2] - box[i]) for i in (1, 0))
+    pooled = np.repeat((y[:, None] + 1000 * x[None])[None, ..., None], channels, axis=-1).astype(np.float32) / 1e4
+    res5 = {kind: tree["res5"] for kind, tree in variables.items()}
+    maps = stage(C4.resnet, 5, dtype=jnp.float32, name="res5").apply(res5, pooled, live=False, mask_in=None, mask_out=None)
+    assert maps.shape[1:3] == (3, 3)
+    layer = variables["params"]["box_head"]["logits"]
+    expected = np.asarray(maps).mean((1, 2)) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+    output = model.apply(variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="boxes")
+    np.testing.assert_allclose(output.logits[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_imported_batch_norm_in_neck_and_heads() -> None:
+    """Convolutions with batch norm, by its running statistics, are those of the plain network with scaled kernels and shifted biases."""
+    plain = replace(CONFIG, box_head=replace(CONFIG.box_head, convs=1, conv_channels=8, fcs=1))
+    normed = replace(
+        plain,
+        fpn_norm="frozen_batch",
+        box_head=replace(plain.box_head, norm="frozen_batch"),
+        mask_head=replace(plain.mask_head, norm="frozen_batch"),
+    )
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: MaskRCNN(normed).init(jax.random.key(0), example_batch(CANVAS)))
+    variables = jax.tree.map(lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes)
+    flat = flatten_dict(variables, sep="/")
+    for path in flat:
+        if path.endswith("/var"):
+            flat[path] = np.abs(flat[path]) + 0.5
+    folded = {}
+    heads = ("params/fpn/", "params/box_head/conv", "params/mask_head/conv")
+    for path, leaf in flat.items():
+        if path.startswith(heads):
+            layer = path.rpartition("/")[0]
+            statistics = layer.replace("params", "batch_stats", 1)
+            factor = flat[f"{layer}/scale"] / np.sqrt(flat[f"{statistics}/var"] + 1e-5)
+            if path.endswith("/kernel"):
+                folded[path] = (leaf * factor)[0, 0] if "lateral" in path else leaf * factor
+            elif path.endswith("/bias"):
+                folded[path] = leaf - flat[f"{statistics}/mean"] * factor
+        elif not path.startswith(tuple(head.replace("params", "batch_stats") for head in heads)):
+            folded[path] = leaf
+    results = [
+        jax.jit(functools.partial(MaskRCNN(config).apply, method=_outputs))(unflatten_dict(tree, sep="/"), batch())
+        for config, tree in ((normed, flat), (plain, folded))
+    ]
+    for ours, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+
+
+def test_training_may_have_more_proposals() -> None:
+    config = replace(CONFIG, rpn=replace(CONFIG.rpn, train_pre_nms=90, train_proposals=30))
+    anchors = sum(len(level) for level in pyramid_anchors(config.rpn, CANVAS, config.strides))
+    rng = np.random.default_rng(0)
+    output = RPNOutput(
+        logits=jnp.array(rng.normal(size=(3, anchors)), jnp.float32), deltas=jnp.array(rng.normal(size=(3, anchors, 4)) / 9, jnp.float32)
+    )
+    few, many = (jax.jit(functools.partial(select_proposals, config=config, train=train))(output, batch()) for train in (False, True))
+    assert few.boxes.shape == (3, 12, 4)
+    assert many.boxes.shape == (3, 30, 4)
+    assert many.valid[:2].all()
+    np.testing.assert_array_equal(many.boxes[:, :12], few.boxes)
 
 
 def _outputs(model: MaskRCNN, batch: Batch) -> Any:

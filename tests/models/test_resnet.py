@@ -15,7 +15,7 @@ from mrcnn_jax.config import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, convolve, max_pool, relu
 from mrcnn_jax.models.resnet import DEPTHS, Block, ResNet
-from mrcnn_jax.weights.torchvision_resnet import load_resnet
+from mrcnn_jax.weights.resnet import load_resnet
 
 LEVELS = ("c2", "c3", "c4", "c5")
 
@@ -74,10 +74,15 @@ def shapes_of(model: ResNet) -> dict:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
 
 
+def load(path: Path, model: ResNet) -> dict:
+    variables = load_resnet(path, {kind: {"resnet": tree} for kind, tree in shapes_of(model).items()})
+    return {kind: modules["resnet"] for kind, modules in variables.items()}
+
+
 @pytest.mark.data
 def test_resnet50_gives_the_reference_features(data_folder: Path) -> None:
     model = ResNet(ResNetConfig(depth=50))
-    variables = load_resnet(data_folder / "weights/pqf_resnet50_large.npz", shapes_of(model))
+    variables = load(data_folder / "weights/pqf_resnet50_large.npz", model)
     reference = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")
     features = jax.jit(model.apply)(variables, reference["input_nhwc"])
     for level in LEVELS:
@@ -89,7 +94,7 @@ def test_resnet50_gives_the_reference_features(data_folder: Path) -> None:
 def test_resnet50_v1_is_not_v1_5(data_folder: Path) -> None:
     """The same tensors, the stride in the wrong convolution: c2 is the same, the rest is not."""
     model = ResNet(ResNetConfig(depth=50, stride_in_1x1=True))
-    variables = load_resnet(data_folder / "weights/pqf_resnet50_large.npz", shapes_of(model))
+    variables = load(data_folder / "weights/pqf_resnet50_large.npz", model)
     reference = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")
     features = jax.jit(model.apply)(variables, reference["input_nhwc"])
     errors = [relative_error(features[level], reference[f"{level}_nhwc"]) for level in LEVELS]
@@ -102,7 +107,7 @@ def test_resnet18_equals_numpy(data_folder: Path) -> None:
     model = ResNet(ResNetConfig(depth=18))
     path = data_folder / "weights/pqf_resnet18_small.npz"
     image = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")["input_nhwc"][:, 20:85, :96]  # 65 x 96: odd maps too
-    features = jax.jit(model.apply)(load_resnet(path, shapes_of(model)), image)
+    features = jax.jit(model.apply)(load(path, model), image)
     for level, expected in zip(LEVELS, numpy_resnet18(image, dict(np.load(path))), strict=True):
         assert features[level].shape == expected.shape
         assert relative_error(features[level], expected) <= 1e-4, level

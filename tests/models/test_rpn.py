@@ -16,9 +16,8 @@ from ops.laws import POISONS, Rows, poisoned
 from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
 
-from mrcnn_jax.config import RPNConfig
+from mrcnn_jax.config import ModelConfig, RPNConfig
 from mrcnn_jax.models.rpn import (
-    STRIDES,
     RPNHead,
     RPNOutput,
     RPNTargets,
@@ -34,7 +33,8 @@ from mrcnn_jax.structures import Instances
 CONFIG = RPNConfig(scales=(8, 16, 32, 64, 128))
 CANVAS = (64, 96)
 SIZE = np.array([50, 70], np.int32)
-LEVELS = pyramid_anchors(CONFIG, CANVAS)
+STRIDES = ModelConfig().strides
+LEVELS = pyramid_anchors(CONFIG, CANVAS, STRIDES)
 ANCHORS = np.concatenate(LEVELS)
 LIMITS = np.array([70, 50, 70, 50], np.float32)  # x, y, x, y
 
@@ -59,13 +59,23 @@ def encode_loop(box: np.ndarray, anchor: np.ndarray) -> list[float]:
     return [((x1 + x2) - (a1 + a2)) / 2 / wa, ((y1 + y2) - (b1 + b2)) / 2 / ha, math.log((x2 - x1) / wa), math.log((y2 - y1) / ha)]
 
 
-def decode_loop(delta: np.ndarray, anchor: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """One box, cut at the image's borders."""
+def giou_loop(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two boxes; Rezatofighi et al. 2019, algorithm 1."""
+    a, b = a.astype(float), b.astype(float)
+    overlap = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - overlap
+    hull = np.prod(np.maximum(a[2:], b[2:]) - np.minimum(a[:2], b[:2]))
+    return float(overlap / union - (hull - union) / hull)
+
+
+def decode_loop(delta: np.ndarray, anchor: np.ndarray, limits: np.ndarray | None) -> np.ndarray:
+    """One box, cut at the image's borders if these are given."""
     (tx, ty, tw, th), (a1, b1, a2, b2) = delta.astype(float), anchor.astype(float)
     wa, ha = a2 - a1, b2 - b1
     x, y = (a1 + a2) / 2 + tx * wa, (b1 + b2) / 2 + ty * ha
     w, h = wa * min(math.exp(tw), 62.5), ha * min(math.exp(th), 62.5)
-    return np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, limits).astype(np.float32)
+    box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    return (box if limits is None else np.clip(box, 0, limits)).astype(np.float32)
 
 
 def smooth_l1_loop(pred: Any, target: Any, beta: float = 1.0) -> float:
@@ -105,11 +115,11 @@ def head_and_params(batch_norm: bool) -> tuple[RPNHead, dict[str, Any]]:
     for ratio in range(3):
         deltas[ratio, 4 * ratio : 4 * ratio + 4] = (1, 2, 3, 4)
     params: dict[str, Any] = {
-        "conv": {"kernel": conv} if batch_norm else {"kernel": conv, "bias": np.zeros(3, np.float32)},
+        "conv1": {"kernel": conv} if batch_norm else {"kernel": conv, "bias": np.zeros(3, np.float32)},
         "logits": {"kernel": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)},
         "deltas": {"kernel": deltas, "bias": np.zeros(12, np.float32)},
     }
-    return RPNHead(replace(CONFIG, batch_norm=batch_norm)), params
+    return RPNHead(replace(CONFIG, batch_norm=batch_norm), STRIDES), params
 
 
 def grids() -> list[tuple[int, int]]:
@@ -135,6 +145,66 @@ def test_one_hot_cell_lights_its_own_anchor() -> None:
         np.testing.assert_allclose(ANCHORS[lit[0]], [x - width / 2, y - height / 2, x + width / 2, y + height / 2], rtol=1e-6)
         np.testing.assert_array_equal(result.deltas[0, lit[0]], [1, 2, 3, 4])
         assert np.count_nonzero(result.deltas) == 4
+
+
+def test_one_map_has_anchors_of_every_scale_at_each_cell() -> None:
+    """C4: a cell's outputs go by scale, then by ratio."""
+    config = replace(CONFIG, scales=(8, 16), ratios=(1.0, 4.0), batch_norm=False)
+    (anchors,) = pyramid_anchors(config, (32, 48), (16,))
+    assert anchors[:4].tolist() == [[4, 4, 12, 12], [6, 0, 10, 16], [0, 0, 16, 16], [4, -8, 12, 24]]
+    assert anchors[4].tolist() == [20, 4, 28, 12]
+    head = RPNHead(config, (16,))
+    features = [jnp.ones((1, 2, 3, 5), jnp.float32)]
+    sizes = {"image_sizes": jnp.array([[32, 48]], jnp.int32), "valid": jnp.ones(1, bool)}
+    params = jax.eval_shape(functools.partial(head.init, **sizes), jax.random.key(0), features)["params"]
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    params["logits"]["bias"] = jnp.arange(4, dtype=jnp.float32)
+    params["deltas"]["bias"] = jnp.arange(16, dtype=jnp.float32)
+    output = head.apply({"params": params}, features, **sizes)
+    assert output.logits[0].tolist() == [0, 1, 2, 3] * 6
+    assert output.deltas[0, :5, 1].tolist() == [1, 5, 9, 13, 1]
+    assert len(anchors) == 24
+
+
+def test_anchor_grids_of_other_projects() -> None:
+    """At the corners of cells, and torchvision's, whose stride is canvas // cells: 800 // 13 is 61 where 64 pixels are meant."""
+    canvas = (800, 1088)
+    for grid, strides in (("corner", (64, 64)), ("torchvision", (61, 64))):
+        p6 = pyramid_anchors(replace(CONFIG, scales=(32, 64, 128, 256, 512), anchor_grid=grid), canvas, STRIDES)[4]
+        centres = (p6[:, :2] + p6[:, 2:]).reshape(13, 17, 3, 2) / 2
+        for row, column in np.ndindex(13, 17):
+            np.testing.assert_allclose(centres[row, column], [[column * strides[1], row * strides[0]]] * 3, atol=1e-3)
+        whole = bool((p6 == np.round(p6)).all())
+        assert whole == (grid == "torchvision")
+
+
+def test_anchors_in_the_padding_count_if_so_configured() -> None:
+    config = replace(CONFIG, anchors_in_padding=True)
+    assert usable_anchors(config, jnp.asarray(ANCHORS), SIZE).all()
+    assert not usable_anchors(CONFIG, jnp.asarray(ANCHORS), SIZE).all()
+    # The likeliest anchor is centred at (88, 8), right of the image, and reaches into it.
+    logits = np.zeros(len(ANCHORS), np.float32)
+    (outside,) = np.flatnonzero((ANCHORS[:, 0] < 66) & (ANCHORS[:, 0] + ANCHORS[:, 2] == 176) & (ANCHORS[:, 1] < 0))[:1]
+    logits[outside] = 5
+    output = RPNOutput(logits=jnp.array(logits), deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32))
+    for setting, expected in ((config, np.clip(ANCHORS[outside], 0, LIMITS).tolist()), (CONFIG, None)):
+        best = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, setting))(output, SIZE).boxes[0].tolist()  # noqa: B023
+        assert (best == expected) == (setting is config)
+
+
+def test_two_convolutions() -> None:
+    """The second sees the first one's positive part."""
+    head = RPNHead(replace(CONFIG, convs=2, batch_norm=False, ratios=(1.0,)), STRIDES)
+    conv = np.zeros((3, 3, 1, 1), np.float32)
+    params: dict[str, Any] = {f"conv{i}": {"kernel": conv.copy(), "bias": np.zeros(1, np.float32)} for i in (1, 2)}
+    params["conv1"]["kernel"][1, 1], params["conv2"]["kernel"][1, 0] = -2, 3  # minus twice the cell; thrice the cell to the left
+    params["logits"] = {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    params["deltas"] = {"kernel": np.ones((1, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    features = [np.random.default_rng(0).normal(size=(1, *grid, 1)).astype(np.float32) for grid in grids()]
+    output = head.apply({"params": params}, features, image_sizes=jnp.array([CANVAS], jnp.int32), valid=jnp.ones(1, bool))
+    first = 6 * np.maximum(-features[0][0, ..., 0], 0)
+    expected = np.pad(first, ((0, 0), (1, 0)))[:, :-1]
+    np.testing.assert_allclose(output.logits[0, : expected.size], expected.ravel(), rtol=1e-5)
 
 
 def test_batch_norm_has_one_set_of_statistics_over_the_cells_on_images() -> None:
@@ -178,11 +248,11 @@ def test_batch_norm_has_one_set_of_statistics_over_the_cells_on_images() -> None
 
 def test_initialisation_is_normal_of_a_hundredth() -> None:
     features = [np.zeros((1, *grid, 32), np.float32) for grid in grids()]
-    head = RPNHead(CONFIG)
+    head = RPNHead(CONFIG, STRIDES)
     init = functools.partial(head.init, image_sizes=jnp.array([CANVAS], jnp.int32), valid=jnp.ones(1, bool))
     params = jax.jit(init)(jax.random.key(0), features)["params"]
-    assert set(params["conv"]) == {"kernel"}  # batch norm has the bias
-    for name, tolerance in (("conv", 0.05), ("logits", 0.3), ("deltas", 0.15)):
+    assert set(params["conv1"]) == {"kernel"}  # batch norm has the bias
+    for name, tolerance in (("conv1", 0.05), ("logits", 0.3), ("deltas", 0.15)):
         assert float(params[name]["kernel"].std()) == pytest.approx(0.01, rel=tolerance)
 
 
@@ -310,7 +380,10 @@ VALUE_AND_GRAD = jax.jit(
 )
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, smooth_l1_beta=0.5, objectness_loss_weight=2.0, box_loss_weight=3.0)])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, replace(SMALL, smooth_l1_beta=0.5, objectness_loss_weight=2.0, box_loss_weight=3.0), replace(SMALL, box_loss="giou")],
+)
 def test_loss_equals_a_loop(config: RPNConfig) -> None:
     output, targets = batch_of_targets()
     # Slots that stayed empty, in the first image.
@@ -327,7 +400,11 @@ def test_loss_equals_a_loop(config: RPNConfig) -> None:
         probability = 1 / (1 + math.exp(-logit))
         objectness -= math.log(probability if samples.positive[image, slot] else 1 - probability)
         if samples.positive[image, slot]:
-            box += smooth_l1_loop(output.deltas[image, anchor], targets.deltas[image, slot], config.smooth_l1_beta)
+            deltas, target = np.asarray(output.deltas[image, anchor]), targets.deltas[image, slot]
+            if config.box_loss == "giou":
+                box += 1 - giou_loop(*(decode_loop(d, ANCHORS[anchor], None) for d in (deltas, target)))
+            else:
+                box += smooth_l1_loop(deltas, target, config.smooth_l1_beta)
     assert count == 44
     (_, values), _ = VALUE_AND_GRAD(output, targets, image_valid, config=config)
     assert float(values["rpn_objectness"]) == pytest.approx(config.objectness_loss_weight * objectness / count, rel=1e-5)

@@ -14,10 +14,20 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ops import laws
 
-from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, ResNetConfig, RoIConfig, RPNConfig, StageConfig
+from mrcnn_jax.config import (
+    BoxHeadConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParamGroup,
+    ResNetConfig,
+    RoIConfig,
+    RPNConfig,
+    StageConfig,
+)
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.recipes import joint, staged
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.optimizer import make_optimizer
 from mrcnn_jax.training.state import TrainState
@@ -90,10 +100,10 @@ def poisoned(batch: Batch, poison: float) -> Batch:
 class Runner:
     """A stage's compiled step, and how often it was traced."""
 
-    def __init__(self, stage: StageConfig, variables: Variables) -> None:
+    def __init__(self, stage: StageConfig, variables: Variables, model: MaskRCNN = MODEL) -> None:
         self.traces = 0
         optimizer = make_optimizer(stage, variables["params"], total_steps=100)
-        step = make_train_step(MODEL, stage, variables["params"], optimizer)
+        step = make_train_step(model, stage, variables["params"], optimizer)
         start = TrainState(
             params=variables["params"],
             batch_stats=variables["batch_stats"],
@@ -161,6 +171,42 @@ def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runne
     assert {path.split("/")[0] for path in statistics} == {"resnet", "rpn"}
     assert moved(start.batch_stats, state.batch_stats) == statistics
     assert set(metrics) == {"loss/rpn_objectness", "loss/rpn_box", "loss/total", "gradient_norm"}
+
+
+def test_c4_trains_res5_with_the_box_head_alone() -> None:
+    """Its batch statistics too, over the boxes that exist; under the mask head it is frozen."""
+    config = replace(
+        CONFIG,
+        backbone="c4",
+        box_head=replace(CONFIG.box_head, fcs=0, pool_size=4),
+        mask_head=replace(CONFIG.mask_head, convs=0, deconv_kernel=2),
+    )
+    model = MaskRCNN(config)
+    variables = jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
+    _, box, mask = staged(pretrained=False, backbone="c4", optimizers=(SGD, SGD, SGD))
+    for stage, modules in ((box, {"res5", "box_head"}), (mask, {"mask_head"})):
+        runner = Runner(stage, variables, model)
+        state, metrics = runner.once(batch(0))
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert {path.split("/")[0] for path in moved(runner.start.params, state.params)} == modules
+        statistics = {path for path in flatten_dict(runner.start.batch_stats, sep="/") if path.split("/")[0] in modules}
+        assert moved(runner.start.batch_stats, state.batch_stats) == statistics
+        expected = runner.once(poisoned(batch(0), np.nan))
+        jax.tree.map(np.testing.assert_array_equal, (state, metrics), expected)
+
+
+def test_all_heads_together_without_inference_in_the_step(variables: Variables) -> None:
+    """Joint training on the box head's mini-batch: every parameter moves, and NMS is the RPN's alone."""
+    config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, train_on="box_samples"))
+    (stage,) = joint(train=(ParamGroup(".*"),), epochs=1, optimizer=SGD)
+    runner = Runner(stage, variables, MaskRCNN(config))
+    state, metrics = runner.once(batch(0))
+    assert moved(runner.start.params, state.params) == set(flatten_dict(runner.start.params, sep="/"))
+    losses = {name for name, value in metrics.items() if name.startswith("loss/") and value > 0}
+    assert losses == {f"loss/{name}" for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")}
+    counts = operations(runner.function, runner.start, batch(0))
+    with_detections = operations(Runner(stage, variables).function, runner.start, batch(0))
+    assert with_detections["scan"] + with_detections["while"] == 2 * (counts["scan"] + counts["while"]) > 0
 
 
 @pytest.mark.parametrize("stage", ["rpn", "box"])
