@@ -41,13 +41,15 @@ class Run:
 
 
 def load_run(workdir: Path) -> Run:
-    """ConfigError if the folder holds no config or no whole checkpoint."""
+    """ConfigError if the folder holds no config, no whole checkpoint, or (imported) no more than a backbone."""
     config = load_config_json(workdir / "config.json")
     checkpoints = Checkpoints(workdir, keep=1)
     meta = checkpoints.latest()
     if meta is None:
         raise ConfigError(f"{workdir}: holds no checkpoint yet")
     params, batch_stats = checkpoints.restore_params(meta)
+    if set(params) == {"resnet"}:
+        raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: train.py --init-from {workdir}")
     return Run(config, meta, {"params": params, "batch_stats": batch_stats})
 
 
@@ -79,6 +81,7 @@ class Predictor:
             image_ids=image_ids,
             category_ids=self.run.category_ids,
             images_valid=batch.valid,
+            paste=self.run.config.model.mask_head.paste,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mrcnn_jax.config import ConfigError
+from mrcnn_jax.data.decode import decode_image
 from mrcnn_jax.data.loader import open_split, plan_once
-from mrcnn_jax.data.transforms import decode_image
 from mrcnn_jax.evaluation.coco import evaluate, table
 from mrcnn_jax.evaluation.predict import Predictor, load_run, make_folder, predict_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
@@ -36,13 +37,13 @@ def evaluate_run(
         workdir: the run's folder; config, categories and weights come from it.
         split_name: which of the run's own data sets.
         limit: only the first images.
-        annotations, images: another data set of the same categories.
+        annotations, images: another data set, whose categories are the run's or some of them.
         figures: how many images are drawn.
         out: folder for metrics.json, detections.json and figures/; by default <workdir>/eval with the pictures in <workdir>/figures
             for the validation images, and <workdir>/eval_train for the training images.
 
     Raises:
-        ConfigError: no whole checkpoint, no such data, or other categories than the run was trained on.
+        ConfigError: no whole checkpoint, no such data, or a category that the run was not trained on.
     """
     run = load_run(workdir)
     data = run.config.data
@@ -52,12 +53,18 @@ def evaluate_run(
         raise ConfigError(f"--limit: {limit}: must be at least 1")
     json_path = annotations or Path(getattr(data, f"{split_name}_annotations"))
     images_path = images or Path(getattr(data, f"{split_name}_images"))
+    if not json_path.is_absolute() and annotations is None:  # a run that was trained keeps where its data was
+        raise ConfigError(f"{workdir}: its config names no data set: give --annotations and --images")
     cache = Path(data.cache) if data.cache else workdir / "data"
-    split = open_split(split_name, json_path, images_path, cache=cache, data=data)
-    categories = tuple((category.id, category.name) for category in split.dataset.categories)
-    if categories != run.meta.categories:
-        raise ConfigError(f"{json_path}: categories {categories}, but the run knows {run.meta.categories}")
+    expected = data if annotations is None else replace(data, class_names=())  # which may be some of the run's
+    split = open_split(split_name, json_path, images_path, cache=cache, data=expected)
+    categories, known = [(category.id, category.name) for category in split.dataset.categories], run.meta.categories
+    unknown = [f"{number} {name!r} (there {run.class_names.get(number)!r})" for number, name in categories if (number, name) not in known]
+    if unknown:
+        raise ConfigError(f"{json_path}: categories that the run does not have: {', '.join(unknown[:3])}{', ...' if unknown[3:] else ''}")
     print(f"{workdir}: checkpoint {run.meta.name}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
+    if len(categories) < len(known):
+        print(f"{json_path} has {len(categories)} of the run's {len(known)} categories: detections of the others are not judged")
 
     print("\n".join(split.dataset.report.lines()))
     # The run's own pictures are those of its own evaluation; any other has its pictures beside its results.
@@ -80,7 +87,8 @@ def evaluate_run(
 
     seen = split.dataset.with_images([split.dataset.images[i] for i in sorted(proposals)])
     ground_truth = seen.to_coco()
-    metrics = evaluate(ground_truth, results)
+    judged = {number for number, _ in categories}
+    metrics = evaluate(ground_truth, [result for result in results if result["category_id"] in judged])
     truths = [np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4) for image in seen.images]
     metrics |= proposal_recall([proposals[i][0] for i in sorted(proposals)], truths, limit=run.config.model.rpn.proposals)
 
@@ -91,7 +99,8 @@ def evaluate_run(
     # Images from all over the split, easy and hard ones; those without objects show little.
     shown = [i for i in sorted(proposals) if split.dataset.images[i].objects] or sorted(proposals)
     chosen = shown[:: max(1, len(shown) // max(figures, 1))][:figures]
-    pixels = [decode_image((images_path / split.dataset.images[i].file_name).read_bytes()) for i in chosen]
+    records = [split.source[i] for i in chosen]
+    pixels = [decode_image(r["image"], upright=bool(r["upright"]), max_pixels=data.max_pixels) for r in records]
     ids = [split.dataset.images[i].id for i in chosen]
     truth = [[a for a in ground_truth["annotations"] if a["image_id"] == number] for number in ids]
     seen_there = [[r for r in results if r["image_id"] == number] for number in ids]

@@ -1,0 +1,135 @@
+"""State dicts as the families publish them, narrowed sixteen-fold, and the networks that they fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.weights.families import FAMILIES, Family
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+WIDTH = 4
+Shapes = dict[str, tuple[int, ...]]
+
+
+def recorded(name: str, divisor: int = 16) -> Shapes:
+    """torchvision's own names and shapes (weights/record.py)."""
+    lines = (Path(__file__).parent / "weights" / "recorded" / f"{name}.txt").read_text().splitlines()
+    return {name: _narrow(tuple(map(int, shape)), divisor) for name, *shape in map(str.split, lines)}
+
+
+def _narrow(shape: tuple[int, ...], divisor: int) -> tuple[int, ...]:
+    """Rows of classes (91, 364) and anchors (3, 12) stay."""
+    return tuple(side // divisor if side >= 64 and side % 16 == 0 else side for side in shape)
+
+
+def published(divisor: int = 16) -> Shapes:
+    """The names of torchvision's published V1 file, which is older than the code that reads it, and frozen: it has no counters."""
+    shapes = {key: shape for key, shape in recorded("maskrcnn_resnet50_fpn", divisor).items() if not key.endswith("num_batches_tracked")}
+    names = {
+        r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.": r"\1.",
+        r"rpn\.head\.conv\.0\.0\.": "rpn.head.conv.",
+        r"roi_heads\.mask_head\.(\d)\.0\.": lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}.",
+    }
+    for pattern, new in names.items():
+        shapes = {re.sub(pattern, new, key): shape for key, shape in shapes.items()}
+    return shapes
+
+
+def resnet(depth: int, width: int = WIDTH) -> Shapes:
+    """torchvision's names, by hand."""
+    shapes: Shapes = {}
+
+    def conv_norm(conv: str, norm: str, out: int, into: int, size: int) -> None:
+        shapes[f"{conv}.weight"] = (out, into, size, size)
+        shapes.update({f"{norm}.{name}": (out,) for name in ("weight", "bias", "running_mean", "running_var")})
+        shapes[f"{norm}.num_batches_tracked"] = ()
+
+    conv_norm("conv1", "bn1", width, 3, 7)
+    channels = width
+    for layer, blocks in enumerate(BLOCKS[depth], 1):
+        inner = width * 2 ** (layer - 1)
+        out = 4 * inner if depth >= 50 else inner
+        three, two = [(inner, 1), (inner, 3), (out, 1)], [(inner, 3), (inner, 3)]
+        for block in range(blocks):
+            name, into = f"layer{layer}.{block}", channels
+            for i, (outputs, size) in enumerate(three if depth >= 50 else two, 1):
+                conv_norm(f"{name}.conv{i}", f"{name}.bn{i}", outputs, into, size)
+                into = outputs
+            if channels != out or (layer > 1 and block == 0):
+                conv_norm(f"{name}.downsample.0", f"{name}.downsample.1", out, channels, 1)
+            channels = out
+    return shapes | {"fc.weight": (10, channels), "fc.bias": (10,)}
+
+
+def detectron2(kind: str, classes: int = 80) -> Shapes:
+    """mask_rcnn_R_50_FPN or _C4 by detectron2's published names, with the buffers of the zoo's older files."""
+    shapes: Shapes = {"pixel_mean": (3, 1, 1), "pixel_std": (3, 1, 1)}
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = (shape[1] if name.endswith("deconv") else shape[0],)
+
+    trunk = "backbone.bottom_up." if kind == "FPN" else "backbone."
+    for name, shape in resnet(50).items():
+        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+            continue
+        place = f"{trunk}{name}" if name.startswith("layer") else f"{trunk}stem.{name}"
+        for i in (1, 2, 3, 4):
+            place = place.replace(f"layer{i}.", f"res{i + 1}.").replace(f".bn{i}.", f".conv{i}.norm.")
+        place = place.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        shapes[place.replace("backbone.res5.", "roi_heads.res5.") if kind == "C4" else place] = shape
+
+    fpn = kind == "FPN"
+    features, pooled = (16, 64) if fpn else (16 * WIDTH, 32 * WIDTH)
+    anchors = 3 if fpn else 15
+    layer("proposal_generator.rpn_head.conv", features, features, 3, 3)
+    layer("proposal_generator.rpn_head.objectness_logits", anchors, features, 1, 1)
+    layer("proposal_generator.rpn_head.anchor_deltas", 4 * anchors, features, 1, 1)
+    if fpn:
+        for i in (2, 3, 4, 5):
+            layer(f"backbone.fpn_lateral{i}", 16, 4 * WIDTH * 2 ** (i - 2), 1, 1)
+            layer(f"backbone.fpn_output{i}", 16, 16, 3, 3)
+            shapes[f"proposal_generator.anchor_generator.cell_anchors.{i - 2}"] = (3, 4)
+        layer("roi_heads.box_head.fc1", 64, 16 * 49)
+        layer("roi_heads.box_head.fc2", 64, 64)
+        for i in (1, 2, 3, 4):
+            layer(f"roi_heads.mask_head.mask_fcn{i}", 16, 16, 3, 3)
+    shapes[f"proposal_generator.anchor_generator.cell_anchors.{4 if fpn else 0}"] = (anchors, 4)
+    layer("roi_heads.box_predictor.cls_score", classes + 1, pooled)
+    layer("roi_heads.box_predictor.bbox_pred", 4 * classes, pooled)
+    layer("roi_heads.mask_head.deconv", 16 if fpn else pooled, 16, 2, 2)
+    layer("roi_heads.mask_head.predictor", classes, 16, 1, 1)
+    return shapes
+
+
+def tensors(shapes: Shapes) -> dict[str, np.ndarray]:
+    """Every value once: 0, 1, 2, ... through all tensors, but for counters and detectron2's constants."""
+    made, count = {}, 0
+    for name, shape in shapes.items():
+        made[name] = np.arange(count, count + np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+        count += made[name].size
+    assert count < 2**24  # float32 tells them apart
+    made |= {name: np.array(7) for name in shapes if name.endswith("num_batches_tracked")}
+    constants = {"pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1, 1, 1)}
+    return made | {name: np.float32(value).reshape(3, 1, 1) for name, value in constants.items() if name in made}
+
+
+def family(name: str) -> Family:
+    """A family whose network is narrowed like its state dict."""
+    (found,) = [family for family in FAMILIES if family.name == name]
+    return replace(found, model=narrow(found.model)) if found.model is not None else found
+
+
+def narrow(model: ModelConfig) -> ModelConfig:
+    return replace(
+        model,
+        fpn_channels=16,
+        resnet=replace(model.resnet, width=WIDTH),
+        box_head=replace(model.box_head, hidden=64, conv_channels=16),
+        mask_head=replace(model.mask_head, channels=16),
+    )
