@@ -19,8 +19,10 @@ from jaxtyping import Float
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data.builder import RandomAccess, build
-from mrcnn_jax.data.coco import CocoDataset, read_coco
-from mrcnn_jax.data.transforms import Plan, decode_image, mask_crop, resize_image, resize_plan
+from mrcnn_jax.data.coco import CocoDataset
+from mrcnn_jax.data.decode import decode_image
+from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.transforms import Plan, mask_crop, resize_image, resize_plan
 from mrcnn_jax.structures import Batch, Instances
 
 TRAIN = "train"
@@ -47,26 +49,12 @@ class PlannedBatch:
 def open_split(name: str, annotations: str | Path, images: str | Path, *, cache: Path, data: DataConfig) -> Split:
     """Reads, checks and (unless `cache` has it) builds a split; what was lost on the way is in `dataset.report`.
 
-    The split named "train" leaves out images without objects unless `data.keep_empty`. ConfigError as of `read_coco` and `build`.
+    The split named "train" leaves out images without objects unless `data.keep_empty`. ConfigError as of `check_split` and `build`.
     """
-    dataset = read_coco(Path(annotations), Path(images))
-    if name == TRAIN and not data.keep_empty:
-        empty = {image.id for image in dataset.images if all(record.iscrowd for record in image.objects)}
-        for image_id in sorted(empty):
-            dataset.report.add("dropped", "images without objects (data.keep_empty is off)", image_id)
-        dataset = dataset.with_images(image for image in dataset.images if image.id not in empty)
-    built = build(dataset, cache)
-    for image in built.dataset.images:
-        crowds = sum(record.iscrowd for record in image.objects)
-        for count, limit, field in (
-            (len(image.objects) - crowds, data.max_objects, "max_objects"),
-            (crowds, data.max_ignored, "max_ignored"),
-        ):
-            if count > limit:
-                reason = f"boxes over data.{field} = {limit} an image, the largest are kept (ids of images)"
-                built.dataset.report.add("truncated", reason, image.id, count - limit)
-    plans = tuple(resize_plan(image.height, image.width, data) for image in built.dataset.images)
-    return Split(name, built.dataset, built.source, plans)
+    keep_empty = data.keep_empty or name != TRAIN
+    dataset, folder = check_split(Path(annotations), Path(images), cache=cache, data=data, keep_empty=keep_empty)
+    plans = tuple(resize_plan(image.height, image.width, data) for image in dataset.images)
+    return Split(name, dataset, build(dataset, folder), plans)
 
 
 def plan_epoch(canvas_of_image: Sequence[int], batch_size: int, *, seed: int, epoch: int, shuffle: bool) -> list[PlannedBatch]:
@@ -154,7 +142,7 @@ class _Batches:
         assert truth.labels is not None
         assert truth.masks is not None
         assert truth.has_mask is not None
-        image = decode_image(record["image"])
+        image = decode_image(record["image"], upright=bool(record["upright"]), max_pixels=self.data.max_pixels)
         height, width = plan.resized
         batch.images[row, :height, :width] = resize_image(image, plan.resized)
         batch.image_sizes[row] = plan.resized

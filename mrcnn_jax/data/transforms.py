@@ -42,19 +42,6 @@ def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
     return Plan(canvas, resized, (resized[0] / height, resized[1] / width))
 
 
-def decode_image(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels as they lie in the file; grey becomes RGB, alpha is cut off, 16 bit are scaled to 8. ValueError if undecodable.
-
-    EXIF orientation is ignored on purpose: COCO's annotations and sizes refer to the stored pixels.
-    """
-    pixels = None
-    if encoded:  # cv2 raises its own error type on an empty buffer
-        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise ValueError("not an image that can be decoded")
-    return pixels  # type: ignore[return-value]
-
-
 def resize_image(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "rh rw 3"]:
     """To `size` (height, width): bilinear when it grows, area mean when it shrinks (no aliasing)."""
     shrinks = size[0] < image.shape[0]

@@ -11,7 +11,7 @@ import cv2
 from tqdm import tqdm
 
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data.transforms import decode_image
+from mrcnn_jax.data.decode import decode_image
 from mrcnn_jax.evaluation.predict import Predictor, batch_of_one, load_run, make_folder
 from mrcnn_jax.visualization.draw import draw_instances
 
@@ -50,7 +50,7 @@ def predict_files(workdir: Path, paths: Sequence[Path], *, out: Path, min_score:
     failed: list[str] = []
     for number, file in enumerate(tqdm(files, unit="img", leave=False, disable=None), start=1):
         try:
-            image = decode_image(file.read_bytes())
+            image = decode_image(file.read_bytes(), upright=True, max_pixels=run.config.data.max_pixels)
         except (OSError, ValueError) as error:
             failed.append(f"{file}: {error}")
             continue

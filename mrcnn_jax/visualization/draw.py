@@ -35,6 +35,7 @@ MISSED: Color = (255, 50, 50)
 
 # Images are enlarged to this before drawing, or text would cover them; on larger ones lines and text grow with the image.
 SHORT_SIDE = 480
+ENLARGED_LONG_SIDE = 1920  # but not beyond this: an image of one row would fill the memory
 FONT, FONT_SCALE, INK = cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0)
 
 
@@ -48,7 +49,7 @@ def draw_instances(image: Image, instances: Sequence[Mapping[str, Any]], class_n
         class_names: category id -> name.
 
     Returns:
-        A new image, enlarged to a short side of at least SHORT_SIDE.
+        A new image, enlarged to a short side of SHORT_SIDE where it is smaller, up to a long side of ENLARGED_LONG_SIDE.
     """
     canvas, scale = _enlarged(image)
     colors = [CROWD if instance.get("iscrowd") else PALETTE[i % len(PALETTE)] for i, instance in enumerate(instances)]
@@ -88,7 +89,7 @@ def draw_proposals(
         recalled: which of them some proposal reaches (`evaluation.proposals.recalled`).
 
     Returns:
-        A new image, enlarged to a short side of at least SHORT_SIDE.
+        A new image, enlarged to a short side of SHORT_SIDE where it is smaller, up to a long side of ENLARGED_LONG_SIDE.
     """
     canvas, scale = _enlarged(image)
     canvas = (canvas * 0.75).astype(np.uint8)  # lines stand out from a darker image
@@ -118,7 +119,7 @@ def titled(image: Image, title: str, height: int = 0) -> Image:
 
 
 def _enlarged(image: Image) -> tuple[Image, float]:
-    scale = max(1.0, SHORT_SIDE / min(image.shape[:2]))
+    scale = max(1.0, min(SHORT_SIDE / min(image.shape[:2]), ENLARGED_LONG_SIDE / max(image.shape[:2])))
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy(), scale
 

@@ -58,7 +58,7 @@ def mixed_content(tmp_path: Path) -> dict[str, Any]:
         _annotation(5, 11, 3, [0, 0, 12.5, 20.25], None),
         _annotation(6, 12, 7, [30, 0, 30, 80], {"size": [80, 60], "counts": runs}),
         _annotation(7, 13, 3, [10, 10, 30, 40], [triangle]),
-        _annotation(8, 14, 7, [10, 10, 30, 40], [triangle, [60.0, 20.0, 90.0, 20.0, 90.0, 40.0, 60.0, 40.0]]),
+        _annotation(8, 14, 7, [10, 10, 80, 40], [triangle, [60.0, 20.0, 90.0, 20.0, 90.0, 40.0, 60.0, 40.0]]),
         _annotation(9, 15, 90, [10, 10, 30, 40], [triangle]),
         _annotation(4, 16, 3, [20, 10, 30, 20], {"size": [60, 80], "counts": compressed}, iscrowd=1),
     ]

@@ -20,7 +20,8 @@ from pycocotools.coco import COCO
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.report import Reason
 from mrcnn_jax.structures import Batch
 
 
@@ -175,8 +176,9 @@ def test_too_many_objects_are_counted_and_the_largest_kept(
         for n, side in enumerate(sides, 10 * crowd)
     ]
     split = _open_mixed(write_json(mixed_content), mixed_data)
-    found = {reason.split(" = ")[0]: (f.count, f.first_ids) for (_, reason), f in split.dataset.report.findings.items()}
-    assert found == {"boxes over data.max_objects": (2, [11]), "boxes over data.max_ignored": (5, [11])}
+    found = {text: (f.count, f.first_ids) for (reason, text), f in split.dataset.report.findings.items() if reason is Reason.OVER_LIMIT}
+    texts = [Reason.OVER_LIMIT.text.format(field=field, limit=limit) for field, limit in (("max_objects", 4), ("max_ignored", 1))]
+    assert found == {texts[0]: (2, [11]), texts[1]: (5, [11])}
     assert len(split.dataset.to_coco()["annotations"]) == 12, "evaluation sees them all"
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
     x1, _, x2, _ = batch.ground_truth.boxes[0].T / batch.scales[0, 1]
@@ -188,20 +190,92 @@ def test_too_many_objects_are_counted_and_the_largest_kept(
 def test_a_mask_that_covers_nothing_leaves_the_box(
     write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
 ) -> None:
-    """A bounding box far from its mask, and a mask thinner than half a cell."""
-    mixed_content["annotations"][0]["bbox"] = [60, 40, 20, 20]
-    mixed_content["annotations"][1].update(bbox=[0, 0, 80, 60], segmentation=[[10, 10, 11, 10, 11, 11, 10, 11]])
+    """A mask of two pixels in opposite corners of its box, each less than half a cell, and one that is empty from the start."""
+    mixed_content["annotations"][0].update(bbox=[0, 0, 80, 60], segmentation={"size": [60, 80], "counts": [0, 1, 4798, 1]})
+    mixed_content["annotations"][1].update(bbox=[0, 0, 80, 60], segmentation=[[10, 10, 10.2, 10, 10.2, 10.2]])
     split = _open_mixed(write_json(mixed_content), mixed_data)
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
     assert batch.ground_truth.valid[0].tolist() == [True, True, False, False]
     assert batch.ground_truth.has_mask[0].tolist() == [False, False, False, False]
 
 
+@pytest.mark.parametrize("count", [0, 4, 5, 3000])
+def test_any_number_of_objects(
+    write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig, count: int
+) -> None:
+    """None, the static count (4), one more, and very many: the largest are in the batch, all of them in the data set."""
+    template = {**mixed_content["annotations"][0], "segmentation": None, "area": 1}
+    boxes = [[n % 60, n % 40, 2 + n % 18, 3] for n in range(count)]
+    mixed_content["annotations"] = [{**template, "id": n, "bbox": box} for n, box in enumerate(boxes)]
+    split = _open_mixed(write_json(mixed_content), mixed_data)
+    (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
+    truth = batch.ground_truth
+    assert truth.valid[0].sum() == min(count, 4)
+    assert len(split.dataset.images[0].objects) == count
+    widths = (truth.boxes[0, :, 2] - truth.boxes[0, :, 0])[truth.valid[0]] / batch.scales[0, 1]
+    assert np.allclose(sorted(widths), sorted(box[2] for box in boxes)[-4:])
+    found = [f.count for (reason, _), f in split.dataset.report.findings.items() if reason is Reason.OVER_LIMIT]
+    assert found == ([count - 4] if count > 4 else [])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "name", "resized"),
+    [
+        (1, 1, "one pixel.png", (800, 800)),
+        (1, 5000, "sub\\Zeile ü 日本.png", (1, 1088)),
+        (5000, 1, "a b.png", (1088, 1)),
+        (4000, 8000, "large.jpg", (544, 1088)),
+        (8000, 4000, "large.jpg", (1088, 544)),
+    ],
+)
+def test_images_of_any_shape(
+    tmp_path: Path, write_json: Callable[[Any], Path], height: int, width: int, name: str, resized: tuple[int, int]
+) -> None:
+    """With an object that fills them, under a default config: a batch of finite values, and the object's mask is full."""
+    path = tmp_path / "images" / name.replace("\\", "/")
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (width, height), (10, 200, 30)).save(path)
+    box = [0, 0, width, height]
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": width * height, "iscrowd": 0}
+    annotation["segmentation"] = {"size": [height, width], "counts": [0, width * height]}
+    image = {"id": 1, "file_name": name, "height": height, "width": width}
+    data = DataConfig(max_objects=2)
+    split = _open_mixed(write_json({"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "all"}]}), data)
+    (batch,) = load(split, plan_once(split, 1), data)
+    h, w = batch.image_sizes[0]
+    assert (h, w) == resized
+    assert np.abs(batch.images[0, :h, :w].astype(int) - [10, 200, 30]).max() <= 2
+    assert batch.ground_truth.boxes[0, 0].tolist() == [0, 0, w, h]
+    assert batch.ground_truth.has_mask[0].tolist() == [True, False]
+    assert (batch.ground_truth.masks[0, 0] == 255).all()
+
+
+def test_images_are_turned_as_the_check_decided(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
+) -> None:
+    """Two files of the same stored pixels and EXIF (a quarter turn): one annotated as seen, one as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((80, 60, 3), np.uint8)
+    stored[:, :30] = 250  # seen, that is the upper half
+    names = ("photo 0.png", "photo 1.png")  # of 60 x 80 and 80 x 60
+    for name in names:
+        Image.fromarray(stored).save(tmp_path / "images" / name, exif=exif)
+    split = _open_mixed(write_json(mixed_content), mixed_data)
+    as_seen, as_stored = (next(iter(load(split, [PlannedBatch(canvas, (i,))], mixed_data))) for i, canvas in ((0, 0), (1, 1)))
+    height, width = as_seen.image_sizes[0]
+    assert as_seen.images[0, : height // 2 - 2, :width].min() > 245
+    assert as_seen.images[0, height // 2 + 2 : height, :width].max() < 5
+    height, width = as_stored.image_sizes[0]
+    assert as_stored.images[0, :height, : width // 2 - 2].min() > 245
+    assert as_stored.images[0, :height, width // 2 + 2 : width].max() < 5
+
+
 def test_empty_images_are_left_out_of_training_only(mixed_file: Path, mixed_data: DataConfig) -> None:
     data = dataclasses.replace(mixed_data, keep_empty=False)
     split = _open_mixed(mixed_file, data)
     assert [image.id for image in split.dataset.images] == [11, 12, 13, 14, 15]
-    (finding,) = split.dataset.report.findings.values()
+    ((_, finding),) = ((reason, f) for (reason, _), f in split.dataset.report.findings.items() if reason is Reason.NEGATIVE)
     assert finding.first_ids == [16, 17]
     assert sum(int(b.valid.sum()) for b in load(split, _plan(split), data)) == 5
     assert len(_open_mixed(mixed_file, data, "val").dataset.images) == 7

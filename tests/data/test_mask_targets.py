@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_ops
 
+from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.transforms import mask_crop
 from mrcnn_jax.ops.masks import crop_targets
@@ -34,7 +35,7 @@ def _from_full_mask(mask: np.ndarray, box: np.ndarray) -> np.ndarray:
 def objects(data_folder: Path) -> list[tuple[np.ndarray, tuple[float, ...], np.ndarray]]:
     """Full mask, box and crop of the training objects of coco300."""
     root = data_folder / "coco300"
-    dataset = read_coco(root / "annotations" / "instances_train.json", root / "images")
+    dataset = read_coco(root / "annotations" / "instances_train.json", root / "images", DataConfig())
     records = [record for image in dataset.images for record in image.objects if record.rle and not record.iscrowd]
     return [(rle_ops.decode(record.rle), record.box, mask_crop(record.rle, record.box, 112)) for record in records]
 

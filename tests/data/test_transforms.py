@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from fractions import Fraction
 
 import cv2
@@ -12,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config import DataConfig
-from mrcnn_jax.data.transforms import decode_image, mask_crop, resize_image, resize_plan
+from mrcnn_jax.data.transforms import mask_crop, resize_image, resize_plan
 
 DATA = DataConfig()
 
@@ -45,38 +44,6 @@ def test_the_smallest_canvas_is_taken() -> None:
     assert resize_plan(128, 96, data).canvas == 2
     assert resize_plan(50, 50, data).canvas == 3
     assert resize_plan(1, 5000, data).resized == (1, 128)
-
-
-def _pillow(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def test_images_of_any_kind_become_rgb() -> None:
-    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    picture = Image.fromarray(rgb)
-    assert (decode_image(_pillow(picture, "PNG")) == rgb).all()
-    grey = picture.convert("L")
-    assert (decode_image(_pillow(grey, "PNG")) == np.asarray(grey)[..., None]).all()
-    assert (decode_image(_pillow(picture.convert("RGBA"), "PNG")) == rgb).all()
-    palette = picture.convert("P")
-    assert (decode_image(_pillow(palette, "PNG")) == np.asarray(palette.convert("RGB"))).all()
-    deep = rgb.astype(np.uint16) * 257
-    assert (decode_image(cv2.imencode(".png", deep[..., ::-1])[1].tobytes()) == rgb).all()
-
-
-def test_exif_orientation_is_ignored() -> None:
-    picture = Image.new("RGB", (40, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by a quarter
-    assert decode_image(_pillow(picture, "JPEG", exif=exif)).shape == (20, 40, 3)
-
-
-@pytest.mark.parametrize("encoded", [b"", b"<html></html>", b"\x89PNG\r\n\x1a\n"])
-def test_undecodable(encoded: bytes) -> None:
-    with pytest.raises(ValueError, match="decoded"):
-        decode_image(encoded)
 
 
 def test_resizing_agrees_with_pillow() -> None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -133,7 +134,7 @@ def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path
 
 
 def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Of the same categories it is evaluated like the run's own; of others it is refused."""
+    """Of the same categories it is evaluated like the run's own; with another one it is refused."""
     content = tiny.read(tiny_data, "val")
     content["images"] = content["images"][:2]
     ids = {image["id"] for image in content["images"]}
@@ -145,12 +146,35 @@ def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
 
     content["categories"][0]["name"] = "circle"
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r"other\.json: categories .*circle.*, but the run knows .*disc"):
+    with pytest.raises(ConfigError, match=r"other\.json: categories that the run does not have: 5 'circle' \(there 'disc'\)$"):
         evaluate_run(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--annotations and --images go together"):
         evaluate_run(moved, annotations=path, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--limit: 0: must be at least 1"):
         evaluate_run(moved, limit=0, out=tmp_path / "eval")
+
+
+def test_fewer_categories(
+    moved: Path, evaluated: tuple[dict[str, float], Path], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data set with some of the run's categories is judged by those, as COCO does; the same id under another name is none of them."""
+    content = tiny.read(tiny_data, "val")
+    content["categories"] = [category for category in content["categories"] if category["id"] != 7]
+    content["annotations"] = [annotation for annotation in content["annotations"] if annotation["category_id"] != 7]
+    path = tmp_path / "fewer.json"
+    path.write_text(json.dumps(content))
+    metrics = evaluate_run(moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval")
+    assert f"{path} has 2 of the run's 3 categories: detections of the others are not judged\n" in capsys.readouterr().out
+    names = {category["name"] for category in content["categories"]}
+    per_class = {key: value for key, value in metrics.items() if key.count("/") == 2}
+    assert {key.split("/")[2] for key in per_class} == names
+    assert per_class == {key: value for key, value in evaluated[0].items() if key in per_class}
+    assert any(result["category_id"] == 7 for result in results_of(tmp_path / "eval"))
+
+    content["categories"].append({"id": 6, "name": "hexagon"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"fewer\.json: categories that the run does not have: 6 'hexagon' \(there None\)$"):
+        evaluate_run(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
 
 
 # -- prediction on files -------------------------------------------------------------------------------------------------------
@@ -159,7 +183,8 @@ def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
 def test_files_and_folders_are_predicted_like_the_split(
     moved: Path, evaluated: tuple[dict[str, float], Path], tiny_data: Path, tmp_path: Path
 ) -> None:
-    """An image alone gives what it gives in a batch of the evaluation; a file that is no image is named, the others are done."""
+    """An image alone gives what it gives in a batch of the evaluation, also if it is stored upside down and its EXIF says so; a file that
+    is no image is named, the others are done."""
     truth = tiny.read(tiny_data, "val")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -167,10 +192,13 @@ def test_files_and_folders_are_predicted_like_the_split(
         shutil.copy(tiny_data / "images" / image["file_name"], folder)
     (folder / "notes.txt").write_text("not an image by its name")
     (tmp_path / "broken.jpg").write_bytes(b"not an image by its content")
-    single = tiny_data / "images" / truth["images"][0]["file_name"]
+    single = tmp_path / truth["images"][0]["file_name"]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(tiny_data / "images" / single.name).rotate(180).save(single, exif=exif)
     paths = [single, tmp_path / "broken.jpg", folder]
     failed = predict_files(moved, paths, out=tmp_path / "out", min_score=0.0)
-    assert failed == [f"{tmp_path / 'broken.jpg'}: not an image that can be decoded"]
+    assert failed == [f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"]
 
     expected = [
         f"{number:05d}_{Path(image['file_name']).stem}.png" for number, image in zip((1, *range(3, 10)), truth["images"], strict=True)
