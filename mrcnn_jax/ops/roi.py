@@ -1,37 +1,61 @@
-"""Features of a box: the FPN level rule and RoIAlign."""
+"""Features of a box: the FPN level rule, RoIAlign, RoIWarp, and the switch between these and RoIPool."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
+
+
+def roi_features(
+    features: Sequence[Float[Array, "h_l w_l c"]],
+    boxes: Float32[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    *,
+    levels: Int32[Array, " n"],
+    strides: Sequence[int],
+    output_size: int,
+    config: RoIConfig,
+) -> Float[Array, "n p p c"]:
+    """P x P features of each box by the operation that `config` names: `roi_align`, `roi_pool` or `roi_warp`.
+
+    A single map is a list of one, with all `levels` 0.
+    """
+    place: dict[str, Any] = {"levels": levels, "strides": strides, "output_size": output_size}
+    if config.op == "pool":
+        return roi_pool(features, boxes, valid, **place)
+    samples: dict[str, Any] = {"sampling_ratio": config.sampling_ratio, "max_sampling_ratio": config.max_sampling_ratio}
+    if config.op == "warp":
+        return roi_warp(features, boxes, valid, **place, **samples)
+    return roi_align(features, boxes, valid, **place, **samples, aligned=config.aligned)
 
 
 def assign_levels(
-    boxes: Float32[Array, "n 4"], *, canonical_size: float, canonical_level: int, min_level: int, max_level: int, epsilon: float = 0.0
+    boxes: Float32[Array, "n 4"],
+    *,
+    canonical_size: float,
+    canonical_level: int,
+    min_level: int,
+    max_level: int,
+    epsilon: float = 0.0,
 ) -> Int32[Array, " n"]:
-    """FPN level of each box: floor(canonical_level + log2(sqrt(w h) / canonical_size)), clamped (FPN paper, equation 1).
+    """FPN level of each box: floor(canonical_level + log2(sqrt(w h) / canonical_size) + epsilon), clamped (FPN paper, equation 1).
 
     A box without area goes to `min_level`.
     """
-    # Level l begins at side canonical_size * 2^(l - canonical_level): counting the beginnings that a box has passed is the same
-    # rule without a logarithm, exact at the borders and defined for any box.
+    # Level l begins at side canonical_size * 2^(l - canonical_level - epsilon): counting the beginnings that a box has passed is the
+    # same rule without a logarithm, exact at the borders and defined for any box.
     starts = canonical_size * 2.0 ** (np.arange(min_level + 1, max_level + 1) - canonical_level - epsilon)
     passed = box_ops.area(boxes)[:, None] >= jnp.array([starts**2], jnp.float32)
     return min_level + jnp.sum(passed, axis=1, dtype=jnp.int32)
-
-
-def roi_features(features, boxes, valid, *, levels, strides, output_size, config):  # type: ignore[no-untyped-def]
-    """Temporary: replaced by the real switch."""
-    return roi_align(
-        features, boxes, valid, levels=levels, strides=strides, output_size=output_size, sampling_ratio=config.sampling_ratio,
-        aligned=config.aligned,
-    )  # fmt: skip
 
 
 def roi_align(
@@ -44,67 +68,105 @@ def roi_align(
     output_size: int,
     sampling_ratio: int,
     aligned: bool = True,
+    max_sampling_ratio: int = 8,
 ) -> Float[Array, "n p p c"]:
-    """Average of sampling_ratio^2 bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3).
+    """Average of bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3); torchvision's roi_align.
 
-    Pixel centres of a feature map lie at (i + 0.5) * stride ("aligned"). A sample more than one cell centre outside of its
-    map gives 0, one less far outside the value at the border, as in torchvision. `levels` are indices into `features`, whose cells are
-    `strides` pixels wide. Coordinates and the average are float32, the result has the features' dtype.
+    Args:
+        levels: indices into `features`, whose cells are `strides` pixels wide.
+        sampling_ratio: samples a bin and axis. 0: as many as the bin has cells, rounded up; a box turned inside out or without area
+            then gives 0.
+        aligned: pixel centres of a map lie at (i + 0.5) * stride. False: at i * stride, and a box is at least one cell wide and high.
+        max_sampling_ratio: bound where `sampling_ratio` is 0. The cost is that of as many samples in every bin.
+
+    A sample more than one cell centre outside of its map gives 0, one less far outside the value at the border. Coordinates and the
+    average are float32, the result has the features' dtype.
 
     Boxes get no gradient. Invalid rows give exactly 0, and no gradient, whatever they hold.
     """
-    indices, weights = _samples(
-        [feature.shape[:2] for feature in features],
-        jax.lax.stop_gradient(box_ops.sanitize(boxes, valid)),
-        jnp.where(valid, levels, 0),
-        strides=strides,
-        output_size=output_size,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-    )
+    corners = in_cells(boxes, valid, levels, strides)
+    if aligned:
+        corners -= 0.5
+    start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
+    if not aligned:
+        extent = jnp.maximum(extent, 1)
+    return _sampled(features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio)
+
+
+def roi_warp(
+    features: Sequence[Float[Array, "h_l w_l c"]],
+    boxes: Float32[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    *,
+    levels: Int32[Array, " n"],
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    max_sampling_ratio: int = 8,
+) -> Float[Array, "n p p c"]:
+    """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2, on RoIWarp; SPEC section 4).
+
+    Cell i of a map covers [i, i + 1). The rest is as in `roi_align`.
+    """
+    first, cells = quantise(in_cells(boxes, valid, levels, strides))
+    start, extent = first.astype(jnp.float32) - 0.5, cells.astype(jnp.float32)
+    return _sampled(features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio)
+
+
+def _sampled(
+    features: Sequence[Float[Array, "h_l w_l c"]],
+    start: Float32[Array, "n 2"],
+    extent: Float32[Array, "n 2"],
+    valid: Bool[Array, " n"],
+    levels: Int32[Array, " n"],
+    output_size: int,
+    sampling_ratio: int,
+    max_sampling_ratio: int,
+) -> Float[Array, "n p p c"]:
+    """Average of bilinear samples in P x P bins of regions: (x, y) in cells, whose centres are whole numbers."""
+    levels = jnp.where(valid, levels, 0)
+    grids = np.array([feature.shape[:2] for feature in features], np.int32)
+    sides = jnp.array(grids)[levels]
+    offset = jnp.array(np.cumsum(grids.prod(axis=1)) - grids.prod(axis=1), jnp.int32)[levels]
+
+    x, x_weight = _axis_samples(start[:, 0], extent[:, 0], sides[:, 1], output_size, sampling_ratio, max_sampling_ratio)
+    y, y_weight = _axis_samples(start[:, 1], extent[:, 1], sides[:, 0], output_size, sampling_ratio, max_sampling_ratio)
+    row_start = offset[:, None, None] + y * sides[:, 1, None, None]
+    # [n, p, p, 2 s, 2 s]: box, bin row, bin column, vertical cells, horizontal cells
+    indices = row_start[:, :, None, :, None] + x[:, None, :, None, :]
+    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    indices, weights = (part.reshape(*part.shape[:3], -1) for part in (indices, weights))
     # All levels in one table, so that a box reads from its level by an offset.
     table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
     return jnp.where(valid[:, None, None, None], _weighted_gather(table, indices, weights), 0)
 
 
-def _samples(
-    grids: Sequence[tuple[int, ...]],
-    boxes: Float32[Array, "n 4"],
-    levels: Int32[Array, " n"],
-    *,
-    strides: Sequence[int],
+def _axis_samples(
+    start: Float32[Array, " n"],
+    extent: Float32[Array, " n"],
+    cells: Int32[Array, " n"],
     output_size: int,
     sampling_ratio: int,
-    aligned: bool = True,
-) -> tuple[Int32[Array, "n p p t"], Float32[Array, "n p p t"]]:
-    """Rows of the table of all levels and their weights: T = 4 sampling_ratio^2 of each bin, four corners a sample."""
-    shape = jnp.array(grids, jnp.int32)[levels]
-    offset = jnp.array(np.cumsum([0, *(h * w for h, w in grids)])[:-1], jnp.int32)[levels]
-    stride = jnp.array(strides, jnp.float32)[levels]
-
-    def axis(start: Float32[Array, " n"], end: Float32[Array, " n"], cells: Int32[Array, " n"]) -> tuple[Array, Array]:
-        """Cells [n, p, 2 s] (the lower ones of each of s samples, then the upper ones) and their weights along one axis."""
-        fractions = (np.arange(output_size)[:, None] + (np.arange(sampling_ratio) + 0.5) / sampling_ratio) / output_size  # [p, s]
-        extent = (end - start) / stride
-        if not aligned:
-            extent = jnp.maximum(extent, 1)
-        start, extent = (start / stride - (0.5 if aligned else 0.0))[:, None, None], extent[:, None, None]
-        at = start + jnp.array(fractions[None], jnp.float32) * extent
-        last = (cells - 1)[:, None, None]
-        within = (at >= -1) & (at <= cells.astype(jnp.float32)[:, None, None])
-        at = jnp.clip(jnp.where(within, at, 0), 0, last.astype(jnp.float32))  # NaN, of a model that diverged, is not within
-        low = jnp.floor(at).astype(jnp.int32)
-        upper = at - low.astype(jnp.float32)
-        weight = jnp.where(jnp.tile(within, 2), jnp.concatenate([1 - upper, upper], axis=2), 0)
-        return jnp.concatenate([low, jnp.minimum(low + 1, last)], axis=2), weight / sampling_ratio
-
-    y, y_weight = axis(boxes[:, 1], boxes[:, 3], shape[:, 0])
-    x, x_weight = axis(boxes[:, 0], boxes[:, 2], shape[:, 1])
-    row_start = offset[:, None, None] + y * shape[:, 1, None, None]
-    # [n, p, p, 2 s, 2 s]: box, bin row, bin column, vertical cells, horizontal cells
-    indices = row_start[:, :, None, :, None] + x[:, None, :, None, :]
-    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
-    return indices.reshape(*indices.shape[:3], -1), weights.reshape(*weights.shape[:3], -1)
+    max_sampling_ratio: int,
+) -> tuple[Int32[Array, "n p k"], Float32[Array, "n p k"]]:
+    """Cells that the samples of each bin read along one axis, and their weights: K = 2 s, the lower ones of s samples, then the upper."""
+    slots = jnp.arange(sampling_ratio or max_sampling_ratio, dtype=jnp.float32)[None]
+    if sampling_ratio:
+        count = jnp.full_like(extent, sampling_ratio)
+    else:
+        # ceil(extent / output_size) without the division, which XLA rounds otherwise where the quotient is whole.
+        count = jnp.sum(extent[:, None] > slots * output_size, axis=1, dtype=jnp.float32)
+    used = slots < count[:, None]
+    count = jnp.maximum(count, 1)[:, None, None]
+    bins = jnp.arange(output_size, dtype=jnp.float32)[None, :, None] + (slots[None] + 0.5) / count
+    at = start[:, None, None] + bins * extent[:, None, None] / output_size
+    last = (cells - 1)[:, None, None]
+    within = (at >= -1) & (at <= cells.astype(jnp.float32)[:, None, None])
+    at = jnp.clip(jnp.where(within, at, 0), 0, last.astype(jnp.float32))  # NaN, of a model that diverged, is not within
+    low = jnp.floor(at).astype(jnp.int32)
+    upper = at - low.astype(jnp.float32)
+    weight = jnp.where(jnp.tile(within & used[:, None], 2), jnp.concatenate([1 - upper, upper], axis=2) / count, 0)
+    return jnp.concatenate([low, jnp.minimum(low + 1, last)], axis=2), weight
 
 
 @jax.custom_vjp

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import BoxLoss
+from mrcnn_jax.config import BoxLoss, RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses, masks, matching, roi, sampling
 from mrcnn_jax.ops.nms import nms
@@ -20,7 +20,7 @@ from .strategies import random_boxes
 N = 11
 RNG = np.random.default_rng(7)
 OTHERS = jnp.array(random_boxes(RNG, N))  # a second set, all of it valid
-FEATURES = [jnp.array(RNG.normal(size=(*grid, 3)), jnp.float32) for grid in ((24, 24), (12, 12))]
+FEATURES = [jnp.array(RNG.normal(size=(*grid, 3)), jnp.float32) for grid in ((5, 6), (3, 3))]
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 ROWS: Rows = {
     "boxes": random_boxes(RNG, N),
@@ -80,10 +80,20 @@ def suppression(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     return Outcome(rows=kept, totals=(jnp.where(filled, chosen, 0), filled))
 
 
-def pooling(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    pooled = roi.roi_align(FEATURES, rows["boxes"], valid, levels=rows["levels"], strides=(4, 8), output_size=3, sampling_ratio=2)
-    levels = roi.assign_levels(rows["boxes"], canonical_size=16, canonical_level=4, min_level=2, max_level=5)
-    return Outcome(rows=(pooled, levels), totals=jnp.sum(pooled))
+POOLING = {
+    "align": RoIConfig(),
+    "align_corner_adaptive": RoIConfig(aligned=False, sampling_ratio=0, max_sampling_ratio=2),
+    "pool": RoIConfig(op="pool"),
+    "warp": RoIConfig(op="warp"),
+}
+
+
+def pool(features: list[jax.Array], rows: dict[str, Any], valid: jax.Array, config: RoIConfig) -> jax.Array:
+    return roi.roi_features(features, rows["boxes"], valid, levels=rows["levels"], strides=(16, 32), output_size=3, config=config)
+
+
+def level_rule(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+    return Outcome(rows=roi.assign_levels(rows["boxes"], canonical_size=16, canonical_level=4, min_level=2, max_level=5))
 
 
 def mask_targets_of_boxes(rows: dict[str, Any], valid: jax.Array) -> Outcome:
@@ -134,7 +144,7 @@ def sums(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 
 CASES: list[Function] = [
-    geometry, coding, matched_rows, matched_ground_truth, raw_overlaps, suppression, pooling, mask_targets_of_boxes,
+    geometry, coding, matched_rows, matched_ground_truth, raw_overlaps, suppression, level_rule, mask_targets_of_boxes,
     mask_targets_of_ground_truth, regression_loss, encoded_loss, binary_loss, competing_masks, class_loss, sums,
 ]  # fmt: skip
 
@@ -144,14 +154,20 @@ def test_laws(function: Function) -> None:
     assert_laws(function, ROWS, VALID)
 
 
-def test_features_get_the_same_gradient_whatever_invalid_boxes_hold() -> None:
+@pytest.mark.parametrize("op", POOLING)
+def test_laws_of_pooling(op: str) -> None:
+    def pooling(rows: dict[str, Any], valid: jax.Array) -> Outcome:
+        pooled = pool(FEATURES, rows, valid, POOLING[op])
+        return Outcome(rows=pooled, totals=jnp.sum(pooled))
+
+    assert_laws(pooling, ROWS, VALID)
+
+
+@pytest.mark.parametrize("op", POOLING)
+def test_features_get_the_same_gradient_whatever_invalid_boxes_hold(op: str) -> None:
     def gradient(rows: Rows, cotangent: jax.Array) -> list[jax.Array]:
-        boxes, levels, valid = (jnp.array(x) for x in (rows["boxes"], rows["levels"], VALID))
-
-        def pool(features: list[jax.Array]) -> jax.Array:
-            return roi.roi_align(features, boxes, valid, levels=levels, strides=(4, 8), output_size=3, sampling_ratio=2)
-
-        pooled, vjp = jax.vjp(jax.jit(pool), FEATURES)
+        arrays = {name: jnp.array(rows[name]) for name in ("boxes", "levels")}
+        pooled, vjp = jax.vjp(jax.jit(lambda features: pool(features, arrays, jnp.array(VALID), POOLING[op])), FEATURES)
         assert (np.asarray(pooled)[~VALID] == 0).all()
         return vjp(cotangent)[0]
 

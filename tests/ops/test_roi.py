@@ -3,90 +3,124 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from roi_cases import CONFIGS, GRIDS, RECORDED, SIZE, STRIDES, TORCHVISION, Case, case
 
-from mrcnn_jax.ops.roi import assign_levels, roi_align
+from mrcnn_jax.config import RoIConfig
+from mrcnn_jax.ops.roi import assign_levels, roi_align, roi_features, roi_pool, roi_warp
 
 from .strategies import random_boxes
 
-STRIDES = (4, 8)
-GRIDS = ((16, 20), (8, 10))
+SAMPLED = [name for name, config in CONFIGS.items() if config.op != "pool"]
 
 
-def random_maps(rng: np.random.Generator, channels: int = 3) -> list[np.ndarray]:
-    return [rng.normal(size=(*grid, channels)).astype(np.float32) for grid in GRIDS]
+def features_of(case: Case, config: RoIConfig, size: int, strides: Sequence[int] = STRIDES) -> np.ndarray:
+    run = jax.jit(functools.partial(roi_features, strides=strides, output_size=size, config=config))
+    valid = jnp.ones(len(case.boxes), bool)
+    return np.asarray(run([jnp.array(f) for f in case.features], jnp.array(case.boxes), valid, levels=jnp.array(case.levels)))
 
 
-def awkward_boxes(rng: np.random.Generator) -> np.ndarray:
-    """Canvas 64 x 80: ordinary boxes, then some outside, without area, across and at the border, larger than everything."""
-    special = [
-        [-30, -30, -10, -10],
-        [100, 100, 140, 120],
-        [20, 20, 20, 20],
-        [20, 20, 20, 40],
-        [-10, -6, 30, 20],
-        [60, 40, 95, 80],
-        [0, 0, 80, 64],
-        [76, 60, 80, 64],
-        [-200, -200, 300, 300],
-        [40, 30, 20, 10],
-    ]
-    return np.concatenate([random_boxes(rng, 12, extent=60, max_size=40), np.array(special, np.float32)])
+def gradients_of(case: Case, config: RoIConfig, size: int) -> list[jax.Array]:
+    def total(features: list[jax.Array]) -> jax.Array:
+        valid, levels = jnp.ones(len(case.boxes), bool), jnp.array(case.levels)
+        pooled = roi_features(features, jnp.array(case.boxes), valid, levels=levels, strides=STRIDES, output_size=size, config=config)
+        return jnp.sum(pooled * jnp.array(case.cotangent))
+
+    return jax.jit(jax.grad(total))([jnp.array(f) for f in case.features])
 
 
-def align(
-    features: Sequence[np.ndarray], boxes: np.ndarray, levels: np.ndarray, p: int, s: int, valid: np.ndarray | None = None
-) -> np.ndarray:
-    valid = np.ones(len(boxes), bool) if valid is None else valid
-    run = jax.jit(functools.partial(roi_align, strides=STRIDES, output_size=p, sampling_ratio=s))
-    return np.asarray(run([jnp.array(f) for f in features], jnp.array(boxes), jnp.array(valid), levels=jnp.array(levels, jnp.int32)))
+def half_away(x: float) -> int:
+    return int(math.copysign(math.floor(abs(x) + 0.5), x))
 
 
-def align_loop(features: Sequence[np.ndarray], boxes: np.ndarray, levels: np.ndarray, p: int, s: int) -> np.ndarray:
-    result = np.zeros((len(boxes), p, p, features[0].shape[-1]))
-    for n, (box, level) in enumerate(zip(boxes.astype(np.float64), levels, strict=True)):
-        feature, stride = features[level].astype(np.float64), STRIDES[level]
+def sample_positions(low: float, high: float, config: RoIConfig, p: int) -> list[list[float]]:
+    """Positions of each bin's samples along one axis, in cells with whole numbers at their centres, from a box's sides in cells."""
+    start, extent = low, high - low
+    if config.op == "warp":
+        start, extent = half_away(low) - 0.5, max(half_away(high) - half_away(low) + 1, 1)
+    elif config.aligned:
+        start -= 0.5
+    else:
+        extent = max(extent, 1)
+    count = config.sampling_ratio or min(max(math.ceil(extent / p), 0), config.max_sampling_ratio)
+    return [[start + extent / p * (i + (s + 0.5) / count) for s in range(count)] for i in range(p)]
+
+
+def positions_of(case: Case, config: RoIConfig, p: int) -> list[tuple[list[list[float]], list[list[float]]]]:
+    """(vertical, horizontal) sample positions of each box."""
+    cells = case.boxes.astype(np.float64) / np.array(STRIDES)[case.levels, None]
+    return [(sample_positions(y1, y2, config, p), sample_positions(x1, x2, config, p)) for x1, y1, x2, y2 in cells]
+
+
+def loop(case: Case, config: RoIConfig, p: int) -> np.ndarray:
+    result = np.zeros((len(case.boxes), p, p, case.features[0].shape[-1]))
+    for n, (ys, xs) in enumerate(positions_of(case, config, p)):
+        feature = case.features[case.levels[n]].astype(np.float64)
         height, width = feature.shape[:2]
-        x1, y1, x2, y2 = box / stride - 0.5
-        for i, j, a, b in np.ndindex(p, p, s, s):
-            y = y1 + (y2 - y1) / p * (i + (a + 0.5) / s)
-            x = x1 + (x2 - x1) / p * (j + (b + 0.5) / s)
-            if y < -1 or y > height or x < -1 or x > width:
-                continue
-            y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-            top, left = math.floor(y), math.floor(x)
-            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-            upper = feature[top, left] * (left + 1 - x) + feature[top, right] * (x - left)
-            lower = feature[bottom, left] * (left + 1 - x) + feature[bottom, right] * (x - left)
-            result[n, i, j] += (upper * (top + 1 - y) + lower * (y - top)) / s**2
+        for i, j in np.ndindex(p, p):
+            for y, x in [(y, x) for y in ys[i] for x in xs[j]]:
+                if y < -1 or y > height or x < -1 or x > width:
+                    continue
+                y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+                top, left = math.floor(y), math.floor(x)
+                bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+                upper = feature[top, left] * (left + 1 - x) + feature[top, right] * (x - left)
+                lower = feature[bottom, left] * (left + 1 - x) + feature[bottom, right] * (x - left)
+                result[n, i, j] += (upper * (top + 1 - y) + lower * (y - top)) / (len(ys[i]) * len(xs[j]))
     return result
 
 
-@pytest.mark.parametrize(("p", "s"), [(7, 2), (2, 1), (3, 3)])
-def test_equals_loop(p: int, s: int) -> None:
-    rng = np.random.default_rng(0)
-    features, boxes = random_maps(rng), awkward_boxes(rng)
-    levels = rng.integers(0, 2, len(boxes))
-    np.testing.assert_allclose(align(features, boxes, levels, p, s), align_loop(features, boxes, levels, p, s), atol=2e-5)
+@pytest.mark.parametrize(("name", "p", "change"), [
+    *[(name, SIZE, {}) for name in SAMPLED],
+    ("align", 7, {}), ("align", 2, {"sampling_ratio": 1}), ("align", 3, {"sampling_ratio": 3}),
+    ("align_adaptive", 2, {"max_sampling_ratio": 3}), ("warp_adaptive", 1, {"max_sampling_ratio": 4}),
+])  # fmt: skip
+def test_equals_loop(name: str, p: int, change: dict[str, int]) -> None:
+    inputs, config = case(1), replace(CONFIGS[name], **change)
+    np.testing.assert_allclose(features_of(inputs, config, p), loop(inputs, config, p), atol=2e-5)
 
 
-def test_exact_on_a_linear_ramp() -> None:
-    """A bin's average of a linear function is its value at the bin's centre, in pixels of the canvas, whatever the level."""
-    rng = np.random.default_rng(1)
-    ramps = []
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_equals_torchvision(name: str) -> None:
+    """Numbers of tests/parity/record_roi_ops.py."""
+    recorded = np.load(RECORDED)
+    inputs, config = case(0), CONFIGS[name]
+    np.testing.assert_allclose(features_of(inputs, config, SIZE), recorded[name], atol=2e-5)
+    for level, gradient in enumerate(gradients_of(inputs, config, SIZE)):
+        np.testing.assert_allclose(gradient, recorded[f"{name}/gradient{level}"], atol=1e-4)
+
+
+def ramps(offset: float) -> list[np.ndarray]:
+    """x, y and a mixture of them, in pixels of the canvas, where cell i of a map lies at (i + offset) * stride."""
+    maps = []
     for (height, width), stride in zip(GRIDS, STRIDES, strict=True):
-        y, x = np.meshgrid((np.arange(height) + 0.5) * stride, (np.arange(width) + 0.5) * stride, indexing="ij")
-        ramps.append(np.stack([x, y, 2 * x - 3 * y + 1], axis=-1).astype(np.float32))
-    boxes = random_boxes(rng, 10, extent=20, min_size=2, max_size=30) + np.float32(4)  # away from the border
+        y, x = np.meshgrid((np.arange(height) + offset) * stride, (np.arange(width) + offset) * stride, indexing="ij")
+        maps.append(np.stack([x, y, 2 * x - 3 * y + 1], axis=-1).astype(np.float32))
+    return maps
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_exact_on_a_linear_ramp(name: str) -> None:
+    """A bin's average of a linear function is its value at the bin's centre, in pixels of the canvas, whatever the level."""
+    boxes = random_boxes(np.random.default_rng(1), 10, extent=20, min_size=8, max_size=20) + np.float32(8)  # away from the border
     levels = np.arange(10) % 2
-    x = boxes[:, [0]] + (np.arange(7) + 0.5) / 7 * (boxes[:, [2]] - boxes[:, [0]])
-    y = boxes[:, [1]] + (np.arange(7) + 0.5) / 7 * (boxes[:, [3]] - boxes[:, [1]])
+    config = CONFIGS[name]
+    corners = boxes.astype(np.float64)
+    if config.op == "warp":
+        stride = np.array(STRIDES)[levels, None]
+        corners = np.round(corners / stride) * stride
+        corners[:, 2:] += stride
+    centres = (np.arange(7) + 0.5) / 7
+    x = corners[:, [0]] + centres * (corners[:, [2]] - corners[:, [0]])
+    y = corners[:, [1]] + centres * (corners[:, [3]] - corners[:, [1]])
     x, y = np.broadcast_to(x[:, None, :], (10, 7, 7)), np.broadcast_to(y[:, :, None], (10, 7, 7))
-    np.testing.assert_allclose(align(ramps, boxes, levels, 7, 2), np.stack([x, y, 2 * x - 3 * y + 1], axis=-1), rtol=1e-5, atol=1e-4)
+    inputs = Case(ramps(0.5 if config.aligned else 0), boxes, levels, np.empty(0))
+    np.testing.assert_allclose(features_of(inputs, config, 7), np.stack([x, y, 2 * x - 3 * y + 1], axis=-1), rtol=1e-5, atol=1e-4)
 
 
 def test_border_rule_by_hand() -> None:
@@ -94,74 +128,82 @@ def test_border_rule_by_hand() -> None:
     features = [np.ones((16, 20, 1), np.float32), np.ones((8, 10, 1), np.float32)]
     centres_and_values = [(-1.9, 1), (-2.1, 0), (81.9, 1), (82.1, 0)]  # x; cells end at -0.5 * 4 = -2 and (20 + 0.5) * 4 = 82
     boxes = np.array([[x - 0.01, 20, x + 0.01, 21] for x, _ in centres_and_values], np.float32)
-    assert align(features, boxes, np.zeros(4, int), 1, 1).ravel().tolist() == [value for _, value in centres_and_values]
+    inputs = Case(features, boxes, np.zeros(4, int), np.empty(0))
+    pooled = features_of(inputs, RoIConfig(sampling_ratio=1), 1)
+    assert pooled.ravel().tolist() == [value for _, value in centres_and_values]
 
 
-def dense(features: Sequence[jax.Array], boxes: np.ndarray, levels: np.ndarray, p: int, s: int) -> jax.Array:
-    """RoIAlign as two matrix products a box, with hat functions for weights: no gather to differentiate."""
+def test_whole_bins_take_as_many_samples_as_they_have_cells() -> None:
+    """21 / 7 = 3: one rounding up in this division would add a sample to each bin."""
+    feature = np.random.default_rng(2).normal(size=(30, 30, 1)).astype(np.float32)
+    inputs = Case([feature], np.array([[4, 8, 4 + 4 * 21, 8 + 4 * 21]], np.float32), np.zeros(1, int), np.empty(0))
+    adaptive, fixed = (features_of(inputs, RoIConfig(sampling_ratio=ratio, max_sampling_ratio=4), 7, (4,)) for ratio in (0, 3))
+    np.testing.assert_allclose(adaptive, fixed, atol=1e-6)
 
-    def weights(start: float, end: float, cells: int) -> jax.Array:
-        at = start + (end - start) * (np.arange(p)[:, None] + (np.arange(s) + 0.5) / s) / p
+
+def dense(features: Sequence[jax.Array], case: Case, config: RoIConfig, p: int) -> jax.Array:
+    """The samples' average as two matrix products a box, with hat functions for weights: no gather to differentiate."""
+
+    def weights(positions: list[list[float]], cells: int) -> jax.Array:
+        at = np.array(positions)
+        if at.shape[1] == 0:
+            return jnp.zeros((p, cells), jnp.float32)
         within = (at >= -1) & (at <= cells)
         hat = np.maximum(0, 1 - np.abs(np.clip(at, 0, cells - 1)[..., None] - np.arange(cells)))
         return jnp.array((hat * within[..., None]).mean(axis=1), jnp.float32)
 
     rows = []
-    for box, level in zip(boxes.astype(np.float64), levels, strict=True):
-        x1, y1, x2, y2 = box / STRIDES[level] - 0.5
+    for level, (ys, xs) in zip(case.levels, positions_of(case, config, p), strict=True):
         feature = features[level]
-        rows.append(jnp.einsum("ih,jw,hwc->ijc", weights(y1, y2, feature.shape[0]), weights(x1, x2, feature.shape[1]), feature))
+        rows.append(jnp.einsum("ih,jw,hwc->ijc", weights(ys, feature.shape[0]), weights(xs, feature.shape[1]), feature))
     return jnp.stack(rows)
 
 
-def test_gradient_equals_autodiff_of_a_dense_formula() -> None:
-    rng = np.random.default_rng(2)
-    features, boxes = [jnp.array(f) for f in random_maps(rng)], awkward_boxes(rng)
-    levels = rng.integers(0, 2, len(boxes))
-    cotangent = jnp.array(rng.normal(size=(len(boxes), 5, 5, 3)), jnp.float32)
+@pytest.mark.parametrize("name", SAMPLED)
+def test_gradient_equals_autodiff_of_a_dense_formula(name: str) -> None:
+    inputs = case(2)
 
-    def ours(features: list[jax.Array]) -> jax.Array:
-        pooled = roi_align(
-            features, jnp.array(boxes), jnp.ones(len(boxes), bool),
-            levels=jnp.array(levels, jnp.int32), strides=STRIDES, output_size=5, sampling_ratio=2,
-        )  # fmt: skip
-        return jnp.sum(pooled**2 * cotangent)
+    def expected(features: list[jax.Array]) -> jax.Array:
+        return jnp.sum(dense(features, inputs, CONFIGS[name], SIZE) * jnp.array(inputs.cotangent))
 
-    expected = jax.jit(jax.grad(lambda features: jnp.sum(dense(features, boxes, levels, 5, 2) ** 2 * cotangent)))(features)
-    for gradient, reference in zip(jax.jit(jax.grad(ours))(features), expected, strict=True):
+    references = jax.jit(jax.grad(expected))([jnp.array(f) for f in inputs.features])
+    for gradient, reference in zip(gradients_of(inputs, CONFIGS[name], SIZE), references, strict=True):
         np.testing.assert_allclose(gradient, reference, atol=2e-5 * np.abs(reference).max())
 
 
-def test_batched_gradient_equals_one_image_at_a_time() -> None:
-    rng = np.random.default_rng(3)
-    features = [jnp.stack([jnp.array(f), jnp.array(f) * 2 + 1]) for f in random_maps(rng)]
-    boxes = jnp.array(random_boxes(rng, 10)).reshape(2, 5, 4)
-    levels = jnp.array(rng.integers(0, 2, (2, 5)), jnp.int32)
+OPS = ["align", "align_adaptive", "pool", "warp"]  # one of each code path
+LIGHT = {name: replace(CONFIGS[name], max_sampling_ratio=2) for name in OPS}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_batched_gradient_equals_one_image_at_a_time(name: str) -> None:
+    inputs = case(3)
+    features = [jnp.stack([jnp.array(f), jnp.array(f) * 2 + 1]) for f in inputs.features]
+    boxes, levels = jnp.array(inputs.boxes).reshape(2, 12, 4), jnp.array(inputs.levels).reshape(2, 12)
 
     def loss(features: list[jax.Array], boxes: jax.Array, levels: jax.Array) -> jax.Array:
-        pooled = roi_align(features, boxes, jnp.ones(5, bool), levels=levels, strides=STRIDES, output_size=2, sampling_ratio=2)
+        pooled = roi_features(features, boxes, jnp.ones(12, bool), levels=levels, strides=STRIDES, output_size=2, config=LIGHT[name])
         return jnp.sum(pooled**2)
 
     together = jax.jit(jax.vmap(jax.grad(loss)))(features, boxes, levels)
+    alone = jax.jit(jax.grad(loss))
     for image in range(2):
-        alone = jax.jit(jax.grad(loss))([f[image] for f in features], boxes[image], levels[image])
-        for gradient, reference in zip(together, alone, strict=True):
+        for gradient, reference in zip(together, alone([f[image] for f in features], boxes[image], levels[image]), strict=True):
             np.testing.assert_allclose(gradient[image], reference, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_is_rounded_once() -> None:
+@pytest.mark.parametrize("name", OPS)
+def test_bfloat16_is_rounded_once(name: str) -> None:
     """Features in bfloat16: sums in float32 there and back, one rounding at the end of each."""
-    rng = np.random.default_rng(4)
-    features = [jnp.array(f).astype(jnp.bfloat16) for f in random_maps(rng)]
-    boxes, levels = awkward_boxes(rng), rng.integers(0, 2, 22)
-    cotangent = jnp.array(rng.normal(size=(22, 5, 5, 3)), jnp.bfloat16)
+    inputs = case(4)
+    features = [jnp.array(f).astype(jnp.bfloat16) for f in inputs.features]
+    cotangent = jnp.array(inputs.cotangent, jnp.bfloat16)
 
     def pull(features: list[jax.Array], dtype: jnp.dtype) -> tuple[jax.Array, list[jax.Array]]:
         def pool(features: list[jax.Array]) -> jax.Array:
-            return roi_align(
-                features, jnp.array(boxes), jnp.ones(22, bool),
-                levels=jnp.array(levels, jnp.int32), strides=STRIDES, output_size=5, sampling_ratio=2,
-            )  # fmt: skip
+            boxes, levels = jnp.array(inputs.boxes), jnp.array(inputs.levels)
+            valid = jnp.ones(len(boxes), bool)
+            return roi_features(features, boxes, valid, levels=levels, strides=STRIDES, output_size=SIZE, config=LIGHT[name])
 
         pooled, vjp = jax.vjp(jax.jit(pool), features)
         return pooled, vjp(cotangent.astype(dtype))[0]
@@ -173,17 +215,64 @@ def test_bfloat16_is_rounded_once() -> None:
         np.testing.assert_array_equal(ours.astype(jnp.float32), reference.astype(jnp.bfloat16).astype(jnp.float32))
 
 
-def test_boxes_get_no_gradient() -> None:
-    rng = np.random.default_rng(5)
-    features, boxes = [jnp.array(f) for f in random_maps(rng)], jnp.array(random_boxes(rng, 4))
+@pytest.mark.parametrize("name", OPS)
+def test_boxes_get_no_gradient_and_may_hold_anything(name: str) -> None:
+    features = [jnp.array(f) for f in case(5).features]
+    wild = [
+        [np.nan] * 4,
+        [np.inf] * 4,
+        [-np.inf, -np.inf, np.inf, np.inf],
+        [-1e30, 5, 1e30, 9],
+        [2.0**31, 0, 2.0**32, 9],
+        [5, np.nan, 9, 20],
+    ]
+    boxes = jnp.array([*wild, [5, 6, 40, 50]], jnp.float32)
 
-    def total(boxes: jax.Array) -> jax.Array:
-        pooled = roi_align(
-            features, boxes, jnp.ones(4, bool), levels=jnp.zeros(4, jnp.int32), strides=STRIDES, output_size=2, sampling_ratio=2
-        )
-        return jnp.sum(pooled)
+    def total(features: list[jax.Array], boxes: jax.Array) -> jax.Array:
+        levels = assign_levels(boxes, canonical_size=16.0, canonical_level=0, min_level=0, max_level=1)
+        valid = jnp.ones(len(boxes), bool)
+        pooled = roi_features(features, boxes, valid, levels=levels, strides=STRIDES, output_size=3, config=LIGHT[name])
+        return jnp.sum(pooled**2)
 
-    assert (np.asarray(jax.jit(jax.grad(total))(boxes)) == 0).all()
+    value, (by_features, by_boxes) = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(features, boxes)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in by_features)
+    assert (np.asarray(by_boxes) == 0).all()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_loop_on_the_device(name: str) -> None:
+    inputs = case(6)
+
+    def total(features: list[jax.Array]) -> jax.Array:
+        boxes, levels = jnp.array(inputs.boxes), jnp.array(inputs.levels)
+        valid = jnp.ones(len(boxes), bool)
+        pooled = roi_features(features, boxes, valid, levels=levels, strides=STRIDES, output_size=3, config=LIGHT[name])
+        return jnp.sum(pooled**2)
+
+    program = str(jax.make_jaxpr(jax.grad(total))([jnp.array(f) for f in inputs.features]))
+    assert "scatter" in program
+    assert not any(loop in program for loop in ("while", "scan", "cond"))
+
+
+@pytest.mark.parametrize(
+    ("config", "op"),
+    [
+        (RoIConfig(), functools.partial(roi_align, sampling_ratio=2)),
+        (RoIConfig(sampling_ratio=1, aligned=False), functools.partial(roi_align, sampling_ratio=1, aligned=False)),
+        (RoIConfig(sampling_ratio=0, max_sampling_ratio=3), functools.partial(roi_align, sampling_ratio=0, max_sampling_ratio=3)),
+        (RoIConfig(op="pool"), roi_pool),
+        (RoIConfig(op="warp", sampling_ratio=1), functools.partial(roi_warp, sampling_ratio=1)),
+        (RoIConfig(op="warp", sampling_ratio=0, max_sampling_ratio=3), functools.partial(roi_warp, sampling_ratio=0, max_sampling_ratio=3)),
+    ],
+)
+def test_config_names_the_operation(config: RoIConfig, op: functools.partial[jax.Array]) -> None:
+    """On one map, as C4 has it."""
+    inputs = case(7)
+    place = {"levels": jnp.zeros(len(inputs.boxes), jnp.int32), "strides": (8,), "output_size": 2}
+    arguments = [jnp.array(inputs.features[1])], jnp.array(inputs.boxes), jnp.ones(len(inputs.boxes), bool)
+    ours = jax.jit(functools.partial(roi_features, **place, config=config))(*arguments)
+    np.testing.assert_array_equal(ours, jax.jit(functools.partial(op, **place))(*arguments))
 
 
 LEVELS = [
@@ -198,12 +287,18 @@ def test_level_rule_at_the_borders(size: tuple[float, float], level: int) -> Non
     assert assign_levels(boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5).tolist() == [level]
 
 
-def test_level_rule_equals_the_formula() -> None:
+@pytest.mark.parametrize("epsilon", [0.0, 0.125])
+def test_level_rule_equals_the_formula(epsilon: float) -> None:
     boxes = random_boxes(np.random.default_rng(6), 500, min_size=2, max_size=900)
     expected = []
     for x1, y1, x2, y2 in boxes.astype(np.float64):
-        k = math.floor(3 + math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / 100))
+        k = math.floor(3 + math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / 100) + epsilon)
         expected.append(min(max(k, 1), 6))
-    levels = assign_levels(jnp.array(boxes), canonical_size=100.0, canonical_level=3, min_level=1, max_level=6)
+    levels = assign_levels(jnp.array(boxes), canonical_size=100.0, canonical_level=3, min_level=1, max_level=6, epsilon=epsilon)
     assert levels.dtype == jnp.int32
     np.testing.assert_array_equal(levels, expected)
+
+
+def test_epsilon_lifts_boxes_just_under_a_border() -> None:
+    boxes = jnp.array([[0, 0, side, side] for side in (447.9999, 447.99)], jnp.float32)
+    assert assign_levels(boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5, epsilon=1e-6).tolist() == [5, 4]
