@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 DEMO ?= runs/shapes
 DEMO_DATA ?= runs/shapes_data
 
-.PHONY: demo test test-fast lint clean help
+.PHONY: demo test test-fast parity lint clean help
 
 help:
 	@echo "make demo       install, generate the data set, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
 	@echo "make test       install what tests need and run all of them"
+	@echo "make parity     compare with torchvision number by number, where torch and torchvision are installed (about 8 minutes on 2 cores)"
 	@echo "make lint       style and types"
 	@echo "make clean      remove the environment, caches and the demo's runs"
 
@@ -38,6 +39,14 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# torch is never installed here: see "Correctness" in the README.
+parity: $(VENV)/.installed-dev
+	@if why=$$($(BIN)/python -c 'import torch, torchvision' 2>&1); then \
+		$(BIN)/python -m pytest tests/parity; \
+	else \
+		echo "make parity: nothing is compared, torch and torchvision do not import: $$(echo "$$why" | tail -1)"; \
+	fi
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

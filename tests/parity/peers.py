@@ -3,6 +3,7 @@ masks)."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,10 @@ def load(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
     model.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
 
 
+def tensors(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
 @dataclass
 class Forward:
     """What each stage gave for a batch of B images. Lists have an entry an image; R rows are those of all images, one after the other."""
@@ -81,8 +86,7 @@ class Forward:
 
 def forward(model: MaskRCNN, images: Sequence[np.ndarray]) -> Forward:
     """A batch of uint8 RGB images of one short side, which is thus not resampled, through the network in evaluation mode."""
-    model.transform.min_size = (min(images[0].shape[:2]),)
-    assert all(min(image.shape[:2]) == min(images[0].shape[:2]) for image in images)
+    _fit_transform(model, images)
     heads = model.roi_heads
     modules = {
         "transform": model.transform,
@@ -99,7 +103,8 @@ def forward(model: MaskRCNN, images: Sequence[np.ndarray]) -> Forward:
     seen: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: seen.__setitem__(name, output)
+        # Of the detections a copy: their masks are replaced by pasted ones.
+        return lambda module, inputs, output: seen.__setitem__(name, copy.deepcopy(output) if module is heads else output)
 
     def filter_proposals(*arguments: Any) -> Any:
         seen["proposals"] = type(model.rpn).filter_proposals(model.rpn, *arguments)
@@ -163,37 +168,27 @@ LOSSES = {
 
 
 def train(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target]) -> Training:
-    """One backward pass in training mode, but with the running statistics of batch norm.
-
-    Nothing is random if the network was built to sample all of the anchors and proposals (`EVERYTHING`).
-    """
-    model.transform.min_size = (min(images[0].shape[:2]),)
-    assert all(min(image.shape[:2]) == min(images[0].shape[:2]) for image in images)
+    """One backward pass, with the running statistics of batch norm. Not random if all anchors and proposals are sampled."""
     seen: dict[str, Any] = {}
 
     def select_training_samples(*arguments: Any) -> Any:
         seen["samples"] = type(model.roi_heads).select_training_samples(model.roi_heads, *arguments)
         return seen["samples"]
 
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
     model.zero_grad()
     model.roi_heads.select_training_samples = select_training_samples
     try:
-        tensors = [{name: torch.from_numpy(value) for name, value in target.items()} for target in targets]
-        losses = model([_pixels(image) for image in images], tensors)
-        sum(losses.values()).backward()
+        losses = _training_losses(model, images, targets)
     finally:
         del model.roi_heads.select_training_samples
-        model.eval()
+    sum(losses.values()).backward()
 
     boxes, matched, labels, deltas = seen["samples"]
     mask_targets = []
-    for target, image_boxes, index, label in zip(tensors, boxes, matched, labels, strict=True):
+    for target, image_boxes, index, label in zip(targets, boxes, matched, labels, strict=True):
         rows = label > 0
-        mask_targets.append(roi_heads.project_masks_on_boxes(target["masks"], image_boxes[rows], index[rows], 28).numpy())
+        masks = torch.from_numpy(target["masks"])  # soft: not thresholded again
+        mask_targets.append(roi_heads.project_masks_on_boxes(masks, image_boxes[rows], index[rows], 28).numpy())
     return Training(
         losses={LOSSES[name]: value.item() for name, value in losses.items()},
         gradients={name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None},
@@ -202,6 +197,92 @@ def train(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Targe
         deltas=[image.numpy() for image in deltas],
         mask_targets=mask_targets,
     )
+
+
+def _training_losses(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+    """In training mode and the parameters' dtype, but with the running statistics of batch norm."""
+    _fit_transform(model, images)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    dtype = model.rpn.head.cls_logits.weight.dtype
+    given = [
+        {"boxes": torch.from_numpy(target["boxes"]).to(dtype)} | {name: torch.from_numpy(target[name]) for name in ("labels", "masks")}
+        for target in targets
+    ]
+    try:
+        return model([_pixels(image).to(dtype) for image in images], given)
+    finally:
+        model.eval()
+
+
+def _fit_transform(model: MaskRCNN, images: Sequence[np.ndarray]) -> None:
+    """Makes the network's own resizing leave these images, all of one short side, as they are."""
+    (short,) = {min(image.shape[:2]) for image in images}
+    model.transform.min_size = (short,)
+
+
+@torch.no_grad()
+def settle_gates(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target], seed: int) -> None:
+    """Sets statistics and biases so that the inputs of the ReLUs keep their distance from 0 on this batch.
+
+    Two float32 programs never agree on the sign of a number within rounding of 0. With weights as they come, some 1e-6 of the gates
+    of each layer differ, and the gradient of ResNet-50's first layers by 3e-3 to 7e-3, between torch and torch (oneDNN on and off) as well.
+    Here each channel is open or closed nearly everywhere: its mean lies 3 to 5 standard deviations from 0.
+    """
+    random = np.random.default_rng(seed)
+
+    def distance(channels: int, always_open: bool) -> torch.Tensor:
+        sign = 1.0 if always_open else random.choice([-1.0, 1.0], channels)
+        return torch.from_numpy((sign * random.uniform(3.0, 5.0, channels)).astype(np.float32))
+
+    def moments(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = y.transpose(0, 1).flatten(1)
+        return y.mean(1), y.var(1)
+
+    def norm(name: str) -> Callable[..., None]:
+        # A residual block's sum is kept open, and nothing follows the norms of the pyramid.
+        into_sum = name.rsplit(".", 1)[-1] == ("bn3" if hasattr(model.backbone.body.layer1[0], "conv3") else "bn2") or "downsample" in name
+
+        def set_statistics(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            mean, variance = moments(inputs[0])
+            module.running_mean.copy_(mean)
+            module.running_var.copy_(variance)
+            if not name.startswith("backbone.fpn"):
+                module.bias.copy_(distance(len(mean), into_sum) * module.weight)
+
+        return set_statistics
+
+    def layer(gated: bool) -> Callable[..., torch.Tensor]:
+        def set_bias(module: nn.Module, inputs: tuple[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+            mean, variance = moments(y)
+            change = (distance(len(mean), False) * variance.sqrt() if gated else 0.0) - mean
+            module.bias += change
+            return y + change.reshape(1, -1, *[1] * (y.ndim - 2))
+
+        return set_bias
+
+    def rpn(module: nn.Module, inputs: tuple[list[torch.Tensor]]) -> None:
+        levels = list(inputs[0])
+        for block in module.conv:
+            outputs = [block[0](level) for level in levels]
+            mean, variance = moments(torch.cat([output.flatten(2) for output in outputs], dim=2))
+            block[0].bias += distance(len(mean), False) * variance.sqrt() - mean
+            levels = [block(level) for level in levels]
+
+    handles = [model.rpn.head.register_forward_pre_hook(rpn)]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+            handles.append(module.register_forward_pre_hook(norm(name)))
+        elif getattr(module, "bias", None) is not None and not name.startswith("rpn"):
+            gated = name.startswith("roi_heads") and ("predictor" not in name or "conv5_mask" in name)
+            handles.append(module.register_forward_hook(layer(gated)))
+    try:
+        _training_losses(model, images, targets)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _pixels(image: np.ndarray) -> torch.Tensor:
