@@ -199,6 +199,7 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: BoxHeadConfig(detections=0), "model.box_head.detections"),
         (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate"),
         (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate"),
+        (lambda: OptimizerConfig(batch_size=0), "optimizer.batch_size"),
         (lambda: OptimizerConfig(momentum=1.0), "optimizer.momentum"),
         (lambda: OptimizerConfig(clip_norm=0.0), "optimizer.clip_norm"),
         (lambda: stage(name="first stage"), "stages: name 'first stage'"),
@@ -208,6 +209,7 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: stage(frozen=("box_head/(",)), "stages.rpn: pattern 'box_head/('"),
         (lambda: Config(stages=(stage(), stage())), "stages: two have the same name: rpn, rpn"),
         (lambda: Config(keep_checkpoints=0), "keep_checkpoints"),
+        (lambda: Config(skip_non_finite=-1), "skip_non_finite"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:
@@ -263,6 +265,8 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "save_every_steps",
         "keep_checkpoints",
         "validate_every_epochs",
+        "skip_non_finite",
+        *(f"stages.{i}.optimizer.batch_size" for i in range(3)),
     }
 
 

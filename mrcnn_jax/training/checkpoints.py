@@ -119,8 +119,10 @@ class Checkpoints:
         hidden.mkdir()
         try:
             self._write(hidden, state, meta, config)
-        except Exception:
+        except Exception as error:
             shutil.rmtree(hidden, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
             raise
         if final.exists():  # the same step again, now complete for instance; between these two renames an older one would take over
             final.rename(self.folder / f".{meta.name}.replaced")
@@ -131,7 +133,7 @@ class Checkpoints:
 
     def _write(self, hidden: Path, state: TrainState, meta: Meta, config: Config | None) -> None:
         """A checkpoint, whole and flushed, in a folder that is not yet its own."""
-        flat = _flatten(state)
+        flat = flatten(state)
         for item, fields in _ITEMS.items():
             arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flat.items() if path.split("/")[0] in fields}
             with _os_errors():
@@ -183,7 +185,7 @@ class Checkpoints:
         if changed:
             log.warning("%s: saved in another environment, results will differ in the last bits: %s", meta.name, ", ".join(changed))
         saved = {path: leaf for item in _ITEMS for path, leaf in self._checkpointer.restore(folder / item).items()}
-        wanted = _flatten(template)
+        wanted = flatten(template)
         _compare(saved, wanted, folder)
         # Copies: a donated buffer must not be memory that NumPy owns.
         return jax.tree.unflatten(jax.tree.structure(template), [jnp.array(saved[path]) for path in wanted])
@@ -230,7 +232,7 @@ class Checkpoints:
                 _remove(self.folder / meta.name)
 
 
-def _flatten(state: TrainState) -> dict[str, Any]:
+def flatten(state: TrainState) -> dict[str, Any]:
     """{"params/rpn/conv1/kernel": leaf, "opt_state/inner_states/group0/...": leaf, ...}, in the order of `jax.tree.leaves`.
 
     By path, not as a tree: optax's states hold named tuples and empty nodes, which only a template can give back.
@@ -297,7 +299,7 @@ def _damage(folder: Path) -> str | None:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """What the system refuses while orbax writes comes as a ValueError that names the number, after a traceback in absl's log: an OSError."""
+    """What the system refuses orbax, which logs a traceback and raises a ValueError that holds the error's number, as an OSError."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
+import math
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +25,18 @@ from tqdm import tqdm
 
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
-from mrcnn_jax.data.loader import PlannedBatch, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runtime import compile_options, warn_of_slow_versions
-from mrcnn_jax.structures import Params
-from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+from mrcnn_jax.structures import Batch, Params
+from mrcnn_jax.training.checkpoints import Checkpoints, Meta, flatten
+from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.metrics import MetricsLog
-from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
+from mrcnn_jax.training.optimizer import learning_rate, make_optimizer, scaling_hint
+from mrcnn_jax.training.replay import FailedStep, write_failed
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, summary
 from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step, make_validation_step
@@ -39,7 +44,7 @@ from mrcnn_jax.visualization.figures import curves
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on (a loss is not finite); its text is one line that names the loss, the step and the images."""
+    """Training can't go on: its text is one line that names the loss, step and images, or the file; the last checkpoint stays."""
 
 
 class Stopped(Exception):
@@ -51,14 +56,18 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled.
-        TrainingError: a loss is not finite; the last checkpoint stays.
+        TrainingError: a loss, gradient or parameter is not finite, an image cannot be loaded, the disk is full.
     """
     if not config.stages:
         raise ConfigError("stages: the config has none")
     config = resolve_paths(config)
     with _locked(workdir):
         _refuse_another_config(config, workdir)
-        _Run(config, workdir).train()
+        try:
+            _Run(config, workdir).train()
+        except OSError as error:  # a full disk above all
+            where = f"{error.filename or workdir}: {error.strerror or error}"
+            raise TrainingError(f"{where} (the same command goes on from the last checkpoint)") from error
 
 
 @contextmanager
@@ -95,13 +104,23 @@ class _Progress:
     best: float | None = None
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers have not been read."""
+
+    step: int
+    planned: PlannedBatch
+    batch: Batch
+    metrics: dict[str, Any]
+
+
 class _Run:
     def __init__(self, config: Config, workdir: Path) -> None:
         self.config, self.workdir = config, workdir
         data = config.data
         cache = Path(data.cache) if data.cache else workdir / "data"
         for path in ("train", "val"):  # the cheap checks of both files come before any image is read
-            dataset = read_coco(Path(getattr(data, f"{path}_annotations")), Path(getattr(data, f"{path}_images")))
+            dataset = read_coco(Path(getattr(data, f"{path}_annotations")), Path(getattr(data, f"{path}_images")), data)
             if len(dataset.categories) != config.model.num_classes:
                 names = ", ".join(category.name for category in dataset.categories)
                 raise ConfigError(
@@ -131,8 +150,25 @@ class _Run:
             raise ConfigError(f"{data.train_annotations}: categories {categories}, but the run began with {self.resumed_from.categories}")
         for index, stage in enumerate(config.stages):
             learning_rate(stage, 0, self._total_steps(index))  # a warm-up longer than its stage
+        self._refuse_full_disk(shapes)
         self.log = MetricsLog(workdir)
         self.stop_signal: int | None = None
+
+    def _refuse_full_disk(self, shapes: Variables) -> None:
+        """ConfigError if the disk has no room for the checkpoints that the run will keep at once."""
+        sizes = []
+        for index in range(len(self.config.stages)):
+            state = jax.eval_shape(functools.partial(self._first_state, index), shapes)
+            sizes.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
+        # The last one of every stage, those between, and one while it is written; a run that is resumed has some of them.
+        needed = sum(sizes) + (self.config.keep_checkpoints + 1) * max(sizes)
+        needed -= sum(path.stat().st_size for path in self.checkpoints.folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.workdir).free
+        if free < needed:
+            raise ConfigError(
+                f"{self.workdir}: its checkpoints need {needed / 2**20:,.0f} MiB of disk, and {free / 2**20:,.0f} MiB are free"
+                f" (--keep-checkpoints is {self.config.keep_checkpoints})"
+            )
 
     # -- the plan of the run ---------------------------------------------------------------------------------------------------
 
@@ -174,6 +210,8 @@ class _Run:
             return unflatten_dict(flatten_dict(variables) | flatten_dict(self.initial)), _Progress(0), None
         template = self._first_state(meta.stage_index, variables)
         state = self.checkpoints.restore(template, meta)
+        if state.skipped > self.config.skip_non_finite and not meta.stage_complete:
+            raise ConfigError(f"skip_non_finite: {self.config.skip_non_finite}, but {self.workdir} has skipped {state.skipped} steps")
         self.log.truncate(names, meta.stage_index, meta.stage_step)
         print(f"resumed from stage {meta.stage}, step {meta.stage_step}")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -198,8 +236,12 @@ class _Run:
         steps_per_epoch = total_steps // stage.epochs
         params: Params = variables["params"]
         print(f"\n{index + 1} of {len(self.config.stages)}: {summary(stage, params)}")
+        hint = scaling_hint(stage, index, self.config.data.batch_size)
+        if hint is not None:
+            print(hint)
         optimizer = make_optimizer(stage, params, total_steps=total_steps)
-        train_step = jax.jit(make_train_step(self.model, stage, params, optimizer), **compile_options(donate_argnums=0))
+        step = guarded(make_train_step(self.model, stage, params, optimizer), self.config.skip_non_finite)
+        train_step = jax.jit(step, **compile_options(donate_argnums=0))
         validate = jax.jit(make_validation_step(self.model, stage), **compile_options())
         # A copy, since the step donates its state and `variables` may be the caller's.
         state = jax.tree.map(jnp.array, state if state is not None else self._first_state(index, variables))
@@ -214,7 +256,7 @@ class _Run:
             if last or (epoch + 1) % self.config.validate_every_epochs == 0:
                 values = self._validate(stage, validate, {"params": state.params, "batch_stats": state.batch_stats})
                 self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
-                progress.best = min(values["loss/total"], progress.best if progress.best is not None else np.inf)
+                progress.best = float(np.fmin(values["loss/total"], progress.best if progress.best is not None else np.inf))
                 curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
                 line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
             tqdm.write(line)
@@ -237,44 +279,67 @@ class _Run:
             leave=False,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
-        pending: tuple[int, PlannedBatch, dict[str, Any]] | None = None
+        pending: _Pending | None = None
         with bar:
-            for planned, batch in zip(plan, load(self.train_split, plan, self.config.data), strict=True):
+            for planned, batch in zip(plan, self._batches(self.train_split, plan), strict=True):
                 state, metrics = train_step(state, batch)
                 # The numbers of a step are read while the next one runs: two batches are in flight.
                 if pending is not None:
-                    self._record(stage, epoch, total_steps, pending, bar)
+                    self._record(progress.stage_index, epoch, total_steps, pending, state, bar)
                 progress.step += 1
-                pending = (progress.step, planned, metrics)
+                pending = _Pending(progress.step, planned, batch, metrics)
                 due = progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
                 if due and planned is not plan[-1]:
-                    self._record(stage, epoch, total_steps, pending, bar)
+                    self._record(progress.stage_index, epoch, total_steps, pending, state, bar)
                     pending = None
                     self._save(progress, state, complete=False)
                     self._stop_if_asked(progress)
             if pending is not None:
-                self._record(stage, epoch, total_steps, pending, bar)
+                self._record(progress.stage_index, epoch, total_steps, pending, state, bar)
         return state
+
+    def _batches(self, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[Batch]:
+        try:
+            yield from load(split, plan, self.config.data)
+        except RuntimeError as error:
+            raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
 
     def _stop_if_asked(self, progress: _Progress) -> None:
         if self.stop_signal is not None:
             stage = self.config.stages[progress.stage_index].name
             raise Stopped(f"stopped by signal {self.stop_signal}: stage {stage}, step {progress.step} is saved in {self.workdir}")
 
-    def _record(
-        self, stage: StageConfig, epoch: int, total_steps: int, pending: tuple[int, PlannedBatch, dict[str, Any]], bar: tqdm[Any]
-    ) -> None:
-        step, planned, metrics = pending
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        broken = [name for name, value in values.items() if not np.isfinite(value)]
+    def _record(self, stage_index: int, epoch: int, total_steps: int, pending: _Pending, state: TrainState, bar: tqdm[Any]) -> None:
+        """Writes the numbers of a step; `state` is that of this step, or of the next one."""
+        stage = self.config.stages[stage_index]
+        values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        skipped = int(values.pop("skipped"))
+        broken = tuple(name for name, value in values.items() if not math.isfinite(value))
         if broken:
-            images = [self.train_split.dataset.images[i].id for i in _real(planned)]
-            raise TrainingError(f"stage {stage.name}, step {step}: {', '.join(broken)} not finite (image ids {images})")
-        values["learning_rate"] = float(learning_rate(stage, step - 1, total_steps))
-        self.log.write(stage=stage.name, step=step, epoch=epoch + 1, split="train", values=values)
+            self._keep_failed(stage_index, pending, broken, skipped, state)
+        # The optimiser's schedule counts the steps that were applied; a skipped one stays on its rate.
+        values["learning_rate"] = float(learning_rate(stage, pending.step - 1 - (skipped - bool(broken)), total_steps))
+        self.log.write(stage=stage.name, step=pending.step, epoch=epoch + 1, split="train", values=values)
         shown = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
         bar.set_postfix_str(shown, refresh=False)
-        bar.update(len(_real(planned)))
+        bar.update(len(_real(pending.planned)))
+
+    def _keep_failed(self, stage_index: int, pending: _Pending, broken: tuple[str, ...], skipped: int, state: TrainState) -> None:
+        """Keeps the batch of a step that is not finite, and says so; TrainingError if no more may be skipped."""
+        stage, allowed = self.config.stages[stage_index], self.config.skip_non_finite
+        records = [self.train_split.dataset.images[i] for i in _real(pending.planned)]
+        images = {image.id: [record.annotation_id for record in image.objects] for image in records}
+        failed = FailedStep(stage_index, pending.step, broken, images)
+        path = self.workdir / f"failed_batch-{stage.name}-{pending.step}.npz"
+        try:
+            write_failed(path, failed, self.config, pending.batch, state)
+            kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
+        except OSError as error:
+            kept = f"the batch could not be kept in {path}: {error.strerror}"
+        line = f"stage {stage.name}, {failed}; {kept}"
+        if skipped > allowed:
+            raise TrainingError(f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last checkpoint")
+        tqdm.write(f"warning: {line}; left out, {skipped} of at most {allowed}")
 
     def _validate(self, stage: StageConfig, validate: Any, variables: Variables) -> dict[str, float]:
         """Losses averaged over the validation images, and for the RPN's stage the recall of its proposals."""
@@ -284,7 +349,7 @@ class _Run:
         count = 0
         proposals: list[np.ndarray] = []
         truths: list[np.ndarray] = []
-        for batch in load(self.val_split, plan, self.config.data):
+        for batch in self._batches(self.val_split, plan):
             values, found = jax.device_get(validate(variables, batch, key))
             images = int(batch.valid.sum())
             count += images
@@ -302,6 +367,11 @@ class _Run:
 
     def _save(self, progress: _Progress, state: TrainState, *, complete: bool) -> None:
         index = progress.stage_index
+        broken = [path for path, leaf in flatten(state).items() if not np.isfinite(leaf).all()]
+        if broken:
+            where = f"stage {self.config.stages[index].name}, step {progress.step}"
+            raise TrainingError(f"{where}: not saved: {', '.join(broken[:3])} not finite ({len(broken)} in all); the last checkpoint stays")
+        self.log.sync()
         meta = Meta(
             step=sum(self._total_steps(i) for i in range(index)) + progress.step,
             stage=self.config.stages[index].name,

@@ -12,11 +12,14 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from mrcnn_jax.config import ConfigError
 
@@ -38,7 +41,8 @@ class MetricsLog:
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         self.events = workdir / "tensorboard"
-        self._writers: dict[tuple[str, str], SummaryWriter] = {}
+        # Not tensorboardX.SummaryWriter: on a full disk its threads and exit handlers print tracebacks of their own.
+        self._writers: dict[tuple[str, str], EventsWriter] = {}
         if self.path.exists():
             _cut_last_line(self.path)
         self._file = self.path.open("a", encoding="utf-8")
@@ -52,6 +56,12 @@ class MetricsLog:
         self._file.write(_line(row))
         self._file.flush()
         self._draw(row)
+
+    def sync(self) -> None:
+        """Wait until rows and events are on the disk: those before a checkpoint must outlive the machine as it does."""
+        os.fsync(self._file.fileno())
+        for writer in self._writers.values():
+            writer.flush()
 
     def truncate(self, stages: Sequence[str], stage_index: int, step: int) -> None:
         """Forget all rows after step `step` of stage `stages[stage_index]`, the point that a run is resumed from.
@@ -95,10 +105,11 @@ class MetricsLog:
         """A TensorBoard run a stage and split: the same tag of training and validation shares a chart."""
         key = (row["stage"], row["split"])
         if key not in self._writers:
-            self._writers[key] = SummaryWriter(str(self.events / key[0] / key[1]))
-        for name, value in row.items():
-            if name not in _FIELDS:
-                self._writers[key].add_scalar(name, value, row["step"])
+            folder = self.events / key[0] / key[1]
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writers[key] = EventsWriter(str(folder / "events"))
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name not in _FIELDS]
+        self._writers[key].write_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
 
 
 def _line(row: dict[str, Any]) -> str:

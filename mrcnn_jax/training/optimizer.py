@@ -44,6 +44,24 @@ def learning_rate(stage: StageConfig, step: int | Int[Array, ""], total_steps: i
         return jnp.asarray(_schedule(stage, total_steps)(jnp.asarray(step)), jnp.float32)
 
 
+def scaling_hint(stage: StageConfig, index: int, batch_size: int) -> str | None:
+    """A line for people if the stage's learning rate was meant for batches of another size (Goyal et al. 2017), None if not.
+
+    Args:
+        index: of the stage in its table: how the command line calls it.
+        batch_size: images a step.
+    """
+    config = stage.optimizer
+    if config.batch_size == batch_size:
+        return None
+    option = f"--stages.{index}.optimizer"
+    return (
+        f"learning rate {config.learning_rate:g} is in use with {batch_size} images a step, and meant for {config.batch_size}; scaled"
+        f" linearly it would be {config.learning_rate * batch_size / config.batch_size:g}"
+        f" ({option}.learning-rate; {option}.batch-size {batch_size} says that the rate is meant)"
+    )
+
+
 def apply_gradients(
     optimizer: optax.GradientTransformation, opt_state: Any, params: Params, grads: Params, labels: dict[str, Any]
 ) -> tuple[Params, Any]:

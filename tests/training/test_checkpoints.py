@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
+import os
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config import Config, ConfigError, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import checkpoints, stages
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.optimizer import apply_gradients, make_optimizer
@@ -139,13 +144,14 @@ def _append(path: Path) -> None:
 def test_harm_to_any_file_is_found_and_the_previous_checkpoint_taken(
     run: Checkpoints, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
 ) -> None:
-    run.save(STATE, meta(3))
-    run.save(STATE, meta(4))
+    run.save(STATE, meta(3), Config())
+    run.save(STATE, meta(4), Config())
     newest = run.folder / "00000004-rpn"
     whole = run.folder.parent / "whole"
     shutil.copytree(newest, whole)
     files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
     assert len(files) > 10
+    assert {"config.json", "manifest.json", "meta.json"} < {str(file) for file in files}
     for file in files:
         harm(newest / file)
         caplog.clear()
@@ -279,7 +285,7 @@ def test_a_future_that_was_given_up_does_not_crowd_out_the_present(run: Checkpoi
     assert run.latest() == meta(25)
 
 
-def test_another_model_is_refused_in_one_line_that_lists_the_leaves(run: Checkpoints) -> None:
+def test_another_model_is_refused_with_a_table_of_the_leaves(run: Checkpoints) -> None:
     run.save(STATE, meta(3))
     params = {
         "resnet": STATE.params["resnet"],
@@ -288,19 +294,89 @@ def test_another_model_is_refused_in_one_line_that_lists_the_leaves(run: Checkpo
     }
     with pytest.raises(ConfigError) as caught:
         run.restore(STATE.replace(params=params), meta(3))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "00000003-rpn" in message
-    assert "missing in it: params/fpn/bias;" in message
-    assert "not of this model: params/rpn/conv/kernel;" in message
-    assert "params/fpn/kernel is float32[7], not float32[8]" in message
-    assert "params/rpn/conv/half is bfloat16[3], not float32[3]" in message
+    first, *table = str(caught.value).split("\n")
+    assert first == f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, 2 differing"
+    assert table == [
+        "             leaf                    checkpoint     this model",
+        "  missing    params/fpn/bias         -              float32[1]",
+        "  extra      params/rpn/conv/kernel  float32[2, 3]  -",
+        "  differing  params/fpn/kernel       float32[7]     float32[8]",
+        "  differing  params/rpn/conv/half    bfloat16[3]    float32[3]",
+    ]
 
 
-def test_long_lists_of_leaves_are_cut(run: Checkpoints) -> None:
+def test_long_tables_of_leaves_are_cut(run: Checkpoints) -> None:
     run.save(STATE, meta(3))
-    with pytest.raises(ConfigError, match=r"not of this model: opt_state/\S+, opt_state/\S+, opt_state/\S+ and \d+ more$"):
-        run.restore(STATE.replace(opt_state=()), meta(3))
+    extra = {f"leaf{i:02}": jnp.ones(2) for i in range(23)}
+    with pytest.raises(ConfigError) as caught:
+        run.restore(STATE.replace(params=STATE.params | extra), meta(3))
+    first, _, *rows = str(caught.value).split("\n")
+    assert first.endswith(": 23 missing")
+    assert [row.split()[:2] for row in rows[:-1]] == [["missing", f"params/leaf{i:02}"] for i in range(20)]
+    assert rows[-1].split() == ["missing", "...", "and", "3", "more"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's threads, after they failed
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_save_that_the_system_refuses_leaves_nothing_but_the_previous_one(
+    run: Checkpoints, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No file may grow beyond `limit` bytes, as on a full disk: in the first arrays, and in what is written for the largest one."""
+    large = STATE.replace(params=STATE.params | {"large": jax.random.normal(jax.random.key(0), (10_000,))})
+    run.save(large, meta(3))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            run.save(large, meta(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(run.folder / "00000004-rpn"))
+    assert not caplog.records
+    assert names(run) == ["00000003-rpn"]
+    assert_same_bits(run.restore(large, meta(3)), large)
+    run.save(large, meta(4))
+    assert run.latest() == meta(4)
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from mrcnn_jax.training.checkpoints import Checkpoints
+sys.path.insert(0, sys.argv[2])
+from test_checkpoints import STATE, meta
+
+assert jax.device_count() == 4
+run = Checkpoints(Path(sys.argv[1]), keep=2)
+state = run.restore(STATE, run.latest())
+mesh = jax.make_mesh((4,), ("data",))
+
+def spread(leaf):  # over all devices: in quarters where that is possible, else a copy on each
+    parts = PartitionSpec("data") if leaf.shape and leaf.shape[0] % 4 == 0 else PartitionSpec()
+    return jax.device_put(leaf, NamedSharding(mesh, parts))
+
+state = jax.tree.map(spread, state)
+assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+run.save(state, meta(4))
+"""
+
+
+def test_another_number_of_devices_restores_the_same_bits(run: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    """Saved on one device, restored and spread over four in another process, saved there, restored on one."""
+    assert jax.device_count() == 1
+    run.save(STATE, meta(3))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", ELSEWHERE, str(run.folder.parent), str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    assert " -> '--xla_force_host_platform_device_count=4'" in done.stderr
+    found = run.latest()
+    assert found is not None
+    assert found.step == 4
+    assert_same_bits(run.restore(STATE, found), STATE)
 
 
 def test_another_environment_is_warned_of_in_one_line(run: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -24,10 +27,12 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config import Config, ConfigError, MaskHeadConfig, ParamGroup, load_config_file, load_config_json, resolve_paths
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.training import loop
+from mrcnn_jax.training import checkpoints, loop
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.metrics import read_metrics
+from mrcnn_jax.training.optimizer import learning_rate
+from mrcnn_jax.training.replay import read_failed, replay
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("params", "batch_stats")
@@ -47,7 +52,7 @@ def assert_same_bits(run: Path, reference: Path) -> None:
         ours, theirs = arrays(run / "checkpoints" / name), arrays(reference / "checkpoints" / name)
         assert ours.keys() == theirs.keys()
         kinds = {path.split("/")[0] for path in ours}
-        assert kinds == {"params", "batch_stats", "opt_state", "step", "key"}
+        assert kinds == {"params", "batch_stats", "opt_state", "step", "skipped", "key"}
         different = [path for path in ours if (ours[path].dtype, ours[path].tobytes()) != (theirs[path].dtype, theirs[path].tobytes())]
         assert different == []
         meta, other = (json.loads((folder / "checkpoints" / name / "meta.json").read_text()) for folder in (run, reference))
@@ -237,6 +242,9 @@ def test_a_config_that_cannot_be_trained_takes_no_folder(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+# -- what is not finite ----------------------------------------------------------------------------------------------------------
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: Path) -> None:
     """Every step is saved; a huge learning rate breaks the second one, and the checkpoint of the first stays."""
     (tmp_path / "broken.py").write_text(
@@ -252,15 +260,209 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
-    match = re.fullmatch(r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite \(image ids (\[.*\])\)", last)
+    match = re.fullmatch(
+        r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
+        r" the batch is kept in run/failed_batch-rpn-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
+        r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
+        last,
+    )
     assert match, last
     assert "Traceback" not in done.stderr
-    named = set(json.loads(match[1]))
+    content = tiny.read(Path(str(tiny_config.data.root)), "train")
+    named = {}
+    for image, ids in re.findall(r"image (\d+) \((?:annotations ([\d, ]+)|no annotations)\)", match[1]):
+        named[int(image)] = [int(number) for number in ids.split(", ") if number]
     assert len(named) in (1, 2)
-    assert named <= {image["id"] for image in tiny.read(Path(str(tiny_config.data.root)), "train")["images"]}
+    assert named == {image: [a["id"] for a in content["annotations"] if a["image_id"] == image] for image in named}
     assert latest(tmp_path / "run").name == "00000001-rpn"
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
     assert all(np.isfinite(leaf).all() for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn").values())
+
+    # The step again, from that file alone: not finite, with the parameters of the checkpoint before it.
+    (all_images, *alone) = replay(tmp_path / "run" / "failed_batch-rpn-2.npz")
+    assert not np.isfinite(all_images[1]["loss/total"])
+    assert len(alone) == len(named)
+    failed, _, batch, state = read_failed(tmp_path / "run" / "failed_batch-rpn-2.npz")
+    assert (failed.stage_index, failed.step, dict(failed.images)) == (0, 2, named)
+    assert batch.ground_truth.valid.sum(axis=1).tolist()[: len(named)] == [len(ids) for ids in named.values()]
+    saved = arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn")
+    kept = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+    assert {path: leaf.tobytes() for path, leaf in kept.items()} == {path: saved[path].tobytes() for path in kept}
+    assert state.key.tobytes() == saved["key"].tobytes()
+
+
+@pytest.fixture
+def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 2 and 5 of a stage give a gradient of NaN, with finite losses. No curves are drawn, to save time."""
+    real = loop.make_train_step
+
+    def make(*arguments: Any) -> Any:
+        step = real(*arguments)
+
+        def broken(state: Any, batch: Any) -> Any:
+            updated, metrics = step(state, batch)
+            nan = jnp.where((state.step == 1) | (state.step == 4), jnp.nan, 0.0)
+            params = jax.tree.map(lambda new, old: new if new is old else new + nan, updated.params, state.params)
+            return updated.replace(params=params), metrics | {"gradient_norm": metrics["gradient_norm"] + nan}
+
+        return broken
+
+    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(loop, "curves", lambda *_: None)
+
+
+@pytest.mark.usefixtures("broken_gradients")
+def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
+    tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(tiny_config, stages=(replace(tiny_config.stages[0], epochs=1),), skip_non_finite=2)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    loop.train(config, whole)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    for line, step, count in zip(warnings, (2, 5), (1, 2), strict=True):
+        assert line.startswith(f"warning: stage rpn, step {step}: gradient_norm not finite; image ")
+        assert line.endswith(f"; left out, {count} of at most 2")
+        assert (whole / f"failed_batch-rpn-{step}.npz").is_file()
+    saved = arrays(whole / "checkpoints" / "00000006-rpn")
+    assert saved["skipped"] == 2
+    assert saved["step"] == 6
+    assert {saved[path].item() for path in saved if path.endswith("count")} == {4}  # updates that were made
+    rows = [row for row in read_metrics(whole) if row["split"] == "train"]
+    assert [bool(np.isfinite(row["gradient_norm"])) for row in rows] == [True, False, True, True, False, True]
+    schedule = [float(learning_rate(config.stages[0], made, 6)) for made in (0, 1, 1, 2, 3, 3)]
+    assert [row["learning_rate"] for row in rows] == schedule
+
+    stop_at(3)
+    with pytest.raises(loop.Stopped, match="stage rpn, step 3 is saved"):
+        loop.train(config, run)
+    begun = shutil.copytree(run, tmp_path / "begun")
+    loop.train(config, run)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ours = arrays(run / "checkpoints" / "00000006-rpn")
+    assert {path: leaf.tobytes() for path, leaf in ours.items()} == {path: leaf.tobytes() for path, leaf in saved.items()}
+
+    # Fewer are allowed from here on: the one before the checkpoint counts.
+    with pytest.raises(ConfigError, match=r"skip_non_finite: 0, but .* has skipped 1 "):
+        loop.train(replace(config, skip_non_finite=0), begun)
+    with pytest.raises(loop.TrainingError, match=r"stage rpn, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would"):
+        loop.train(replace(config, skip_non_finite=1), begun)
+    assert latest(begun).name == "00000003-rpn"
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update can leave the range of numbers although loss and gradient did not: as if one had, at the second step."""
+
+    def flatten(state: Any) -> dict[str, Any]:
+        leaves = checkpoints.flatten(state)
+        return leaves if state.step == 1 else leaves | {"opt_state/nu/rpn/logits/bias": np.array([1.0, np.inf])}
+
+    monkeypatch.setattr(loop, "flatten", flatten)
+    with pytest.raises(loop.TrainingError, match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite \(1 in all\)"):
+        loop.train(replace(tiny_config, save_every_steps=1), tmp_path / "run")
+    assert latest(tmp_path / "run").name == "00000001-rpn"
+
+
+def test_a_label_out_of_range_ends_the_run_on_the_host(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.open_split
+
+    def open_split(*arguments: Any, **options: Any) -> Any:
+        split = real(*arguments, **options)
+        return replace(split, dataset=replace(split.dataset, categories=split.dataset.categories[:2]))
+
+    monkeypatch.setattr(loop, "open_split", open_split)
+    with pytest.raises(loop.TrainingError, match=r"images: .*\.png: annotation \d+: label 3 is outside 1\.\.2$") as error:
+        loop.train(tiny_config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+# -- disks ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoints_must_find_room_before_the_first_step(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three stages' last ones, two between and one being written, of the sizes of what a finished run holds."""
+    sizes = [sum(leaf.nbytes for leaf in arrays(tiny_run / "checkpoints" / name).values()) for name in ENDS]
+    needed = sum(sizes) + 3 * max(sizes)
+    usage = shutil.disk_usage(tmp_path)
+    compiled = "something was compiled"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "initialise", lambda *_, **__: pytest.fail(compiled))
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+        with pytest.raises(ConfigError, match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free \(--keep-checkpoints is 2\)"):
+            loop.train(tiny_config, tmp_path / "run")
+        assert not (tmp_path / "run" / "config.json").exists()
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+        with pytest.raises(pytest.fail.Exception, match=compiled):
+            loop.train(tiny_config, tmp_path / "run")
+    # A run that has its checkpoints needs less.
+    run = shutil.copytree(tiny_run, tmp_path / "done")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * max(sizes)))
+    loop.train(tiny_config, run)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's threads, after they failed
+def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: Any
+) -> None:
+    """The second save may write no file of more than 50,000 bytes: the system itself refuses."""
+    run, saves = tmp_path / "run", 0
+    real = Checkpoints.save
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(self: Checkpoints, *arguments: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            real(self, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(loop.TrainingError) as error:
+            loop.train(replace(tiny_config, save_every_steps=2), run)
+    assert str(error.value) == (
+        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} (the same command goes on from the last checkpoint)"
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002-rpn"]
+    stop_at(3)
+    with pytest.raises(loop.Stopped, match="stage rpn, step 5 is saved"):
+        loop.train(tiny_config, run)
+    assert (tiny_run / "metrics.jsonl").read_text().startswith((run / "metrics.jsonl").read_text())
+
+
+def test_folders_that_cannot_be_written_are_refused(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/run: cannot be written to: Not a directory$"):
+        loop.train(tiny_config, tmp_path / "file" / "run")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(mount)], capture_output=True, check=False).returncode:
+        pytest.skip("the read-only half: this user may not mount")
+    try:
+        with pytest.raises(ConfigError, match=r"mount/run: cannot be written to: Read-only file system$"):
+            loop.train(tiny_config, mount / "run")
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    harmed = max((run / "checkpoints" / "00000024-mask" / "model").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(harmed.read_bytes())
+    content[len(content) // 2] ^= 16
+    harmed.write_bytes(content)
+    loop.train(tiny_config, run)
+    (record,) = caplog.records
+    assert record.getMessage() == f"{harmed}: damaged: not the bytes that were saved (SHA-256 differs): skipped"
+    assert "resumed from stage box, step 6" in capsys.readouterr().out
+    assert_same_bits(run, tiny_run)
 
 
 # -- starting from other weights -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,17 @@ def test_a_foreign_stage_is_named(tmp_path: Path) -> None:
 
 def test_no_rows_without_a_run(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_rows_and_events_are_on_the_disk_after_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), real(number)))
+    with MetricsLog(tmp_path) as log:
+        write(log, "rpn", 2)
+        assert synced == []
+        log.sync()
+        files = [tmp_path / "metrics.jsonl", *tmp_path.glob("tensorboard/*/*/events*")]
+        assert len(files) == 3
+        assert sorted(synced) == sorted(path.stat().st_ino for path in files)
+        assert len(events(tmp_path)) == 3

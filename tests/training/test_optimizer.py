@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config import ConfigError, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
-from mrcnn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer
+from mrcnn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, scaling_hint
 
 STEPS = 20
 SCALES = {"head/kernel": 1.0, "head/bias": 1.0, "neck/kernel": 0.1}  # the trained leaves and their groups' lr_scale
@@ -199,3 +199,13 @@ def test_wrong_patterns_are_caught_here_too() -> None:
     table = StageConfig(name="box", losses=("box",), train=(ParamGroup("head/.*"),), frozen=("body/.*",))
     with pytest.raises(ConfigError, match="neck/kernel"):
         make_optimizer(table, initial(), total_steps=STEPS)
+
+
+def test_another_batch_size_gives_a_hint_and_scales_nothing() -> None:
+    table = stage(learning_rate=0.02, batch_size=16)
+    assert scaling_hint(table, 0, 16) is None
+    assert scaling_hint(table, 1, 4) == (
+        "learning rate 0.02 is in use with 4 images a step, and meant for 16; scaled linearly it would be 0.005"
+        " (--stages.1.optimizer.learning-rate; --stages.1.optimizer.batch-size 4 says that the rate is meant)"
+    )
+    assert float(learning_rate(table, 0, STEPS)) == np.float32(0.02)

@@ -1,0 +1,76 @@
+"""Whether training holds on to host memory: its resident size after each of many epochs.
+
+    python benchmarks/host_memory.py [--epochs 10] [--images 100]
+
+Trains a tiny network in a process of its own, with validation, curves and a checkpoint every epoch, and reads the process's resident size
+(Linux) whenever an epoch ends, after three epochs to warm up. Prints one JSON line: the sizes in MiB, and `slope_percent`, by how much a
+straight line through them rises from the first epoch to the last, in percent of their mean. Exit status 0 if that is under 1.
+
+This file is also the config of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from mrcnn_jax.config import Config, load_config_file  # noqa: E402
+from mrcnn_jax.data.shapes import write_shapes  # noqa: E402
+
+WARM_UP = 3
+
+
+def get_config() -> Config:
+    config = load_config_file(ROOT / "tests" / "tiny.py")
+    return replace(config, name="host_memory", stages=config.stages[:1])
+
+
+def resident_mib(process: int) -> float:
+    """Without the pages of mapped files, which come and go with the system's needs."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--images", type=int, default=100)
+    arguments = parser.parse_args()
+    sizes: list[float] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_shapes(folder / "data", train=arguments.images, val=20)
+        command = [sys.executable, str(ROOT / "train.py"), "--config", __file__, "--data.root", str(folder / "data")]
+        command += ["--workdir", str(folder / "run"), "--stages.0.epochs", str(WARM_UP + arguments.epochs + 1)]
+        command += ["--save-every-steps", str(-(-arguments.images // get_config().data.batch_size))]
+        timing = folder / "run" / "timing.jsonl"
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(sizes) < WARM_UP + arguments.epochs:
+            if timing.exists() and timing.read_text().count("\n") > len(sizes):
+                sizes.append(resident_mib(process.pid))
+                print(f"epoch {len(sizes)}: {sizes[-1]:.1f} MiB", file=sys.stderr, flush=True)
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    sizes = sizes[WARM_UP:]
+    if len(sizes) < arguments.epochs:
+        sys.exit("error: the run ended too soon")
+    rise = float(np.polyfit(np.arange(len(sizes)), sizes, 1)[0]) * (len(sizes) - 1)
+    slope = 100 * rise / float(np.mean(sizes))
+    print(json.dumps({"epochs": len(sizes), "resident_mib": [round(size, 1) for size in sizes], "slope_percent": round(slope, 3)}))
+    sys.exit(0 if slope < 1 else 1)
+
+
+if __name__ == "__main__":
+    main()
