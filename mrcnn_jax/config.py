@@ -181,7 +181,7 @@ class RoIConfig:
     """align: cell centres at (i + 0.5) stride. False: at i stride, boxes at least one cell wide (torchvision)."""
     sampling_ratio: int = 2
     """align, warp: samples a bin and axis (2 is the report's four samples a bin); 0: as many as the bin has cells, rounded up."""
-    max_sampling_ratio: int = 8
+    max_sampling_ratio: int = 7
     """Bound of the samples a bin and axis where sampling_ratio is 0."""
     level_epsilon: float = 0.0
     """Added to the level before it is rounded down (torchvision: 1e-6)."""
