@@ -2,8 +2,8 @@
 
     python benchmarks/kill_and_resume.py [--kills 200] [--seed 0] [--workdir DIR]
 
-Trains a tiny network twice, in processes of their own: once left alone, once killed. A quarter of the kills fall on the start of the
-process (imports, data set, restoring), a quarter on a save, the others anywhere in training, stage changes and validation included.
+Trains a tiny network twice, in processes of their own: once left alone, once killed. A fifth of the kills each is aimed at the start of
+the process (imports, data set, restoring), at a save, and at the change to the next stage; the others fall anywhere after the start.
 Prints a line a kill to stderr and one JSON line at the end: `kills`, what they interrupted (`during`), `unrecoverable` starts (that failed
 by themselves), whether metrics.jsonl and the parameters, optimiser's state and metadata at the end of every stage are `bit_equal`, and
 `seconds`. Exit status 0 if all kills were made, all starts were good, and all bits are equal.
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from mrcnn_jax.config import Config, load_config_file  # noqa: E402
 
 ROUNDS = 5  # of the three stages
 READY = b"training programs to compile"  # what train.py prints when all is restored
-MOMENTS = ("start", "save", "training", "training")
+MOMENTS = ("start", "save", "stage change", "training", "training")
 
 
 def get_config() -> Config:
@@ -54,7 +55,7 @@ def killed_run(command: Sequence[str], workdir: Path, log: Path, *, kills: int, 
     start_up = 5.0  # seconds until READY, as last measured: how fast the machine is just now
     while True:
         moment = rng.choice(MOMENTS) if killed.total() < kills else "none"
-        begun = time.monotonic()
+        begun, since = time.monotonic(), time.time()
         # Unbuffered, for READY; a session of its own, so that its helpers can be killed with it.
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -66,32 +67,43 @@ def killed_run(command: Sequence[str], workdir: Path, log: Path, *, kills: int, 
                 start_up = time.monotonic() - begun
                 if moment == "training":
                     kill_at = time.monotonic() + rng.uniform(0, start_up)
-            if moment == "save" and kill_at is None and ready and _saving(workdir):
+                elif moment == "stage change":  # unless there is one before
+                    kill_at = time.monotonic() + start_up
+            if moment == "save" and kill_at is None and ready and _saving(workdir, since):
                 kill_at = time.monotonic() + rng.uniform(0, 0.03 * start_up)
-            time.sleep(0.001)
+            elif moment == "stage change" and ready and _between_stages(workdir):
+                kill_at = time.monotonic() + rng.uniform(0, 0.3 * start_up)
+                moment = "decided"
+            time.sleep(0.005)
         process.kill()
         status = process.wait()
         if status == 0:
             return killed, 0
-        if status > 0:
+        if status != -signal.SIGKILL:
             print(log.read_text(errors="replace"), file=sys.stderr)
             return killed, 1
-        what = "start" if not ready else "save" if _saving(workdir) else "stage change" if _between_stages(workdir) else "training"
+        what = "start" if not ready else "save" if _saving(workdir, since) else "stage change" if _between_stages(workdir) else "training"
         killed[what] += 1
         print(f"kill {killed.total()}: {what}, {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
 
 
-def _saving(workdir: Path) -> bool:
-    """Whether a checkpoint is, or was when it was killed, on its way to the disk."""
-    return any((workdir / "checkpoints").glob(".*"))
+def _saving(workdir: Path, since: float) -> bool:
+    """Whether a checkpoint that was begun after `since` is (or was, when it was killed) on its way to the disk."""
+    for hidden in (workdir / "checkpoints").glob(".*"):
+        try:
+            if hidden.stat().st_mtime >= since:
+                return True
+        except FileNotFoundError:  # it has its name
+            continue
+    return False
 
 
 def _between_stages(workdir: Path) -> bool:
     """Whether a stage's last checkpoint is there, and no step of the next one is recorded."""
-    newest = max((workdir / "checkpoints").glob("*/meta.json"), default=None)
-    if newest is None:
+    try:
+        meta = json.loads(max((workdir / "checkpoints").glob("*/meta.json")).read_text())
+    except (ValueError, FileNotFoundError):  # there is none, or it is just being replaced
         return False
-    meta = json.loads(newest.read_text())
     last = (workdir / "metrics.jsonl").read_text().rsplit("\n", 2)[-2]
     return bool(meta["stage_complete"] and json.loads(last)["stage"] == meta["stage"])
 

@@ -43,7 +43,7 @@ def batch() -> Batch:
 
 
 def test_forward(version: str, numbers: dict[str, np.ndarray], config: ModelConfig, batch: Batch) -> None:
-    variables = variables_of(version, config, seeded.seeded_tensors(recorded.shapes(numbers), seed=0))
+    variables = variables_of(version, config, seeded.seeded_tensors(recorded.shapes(numbers), recorded.SEED))
     images = range(len(recorded.SIZES))
     proposals, detections = (
         Instances(boxes=boxes, valid=valid)
@@ -73,7 +73,7 @@ def test_forward(version: str, numbers: dict[str, np.ndarray], config: ModelConf
         found = jax.tree.map(lambda rows, b=b: rows[b][ours.prediction.detections.valid[b]], ours.prediction.detections)
         theirs = Found(numbers[f"boxes/{b}"], numbers[f"scores/{b}"], numbers[f"labels/{b}"])
         pairs = pair(Found(found.boxes, found.scores, found.labels), theirs)
-        assert len(theirs.boxes) >= 20
+        assert len(theirs.boxes) >= 15
         assert len(pairs.ours_alone) == len(pairs.theirs_alone) == 0
         partner = pairs.ours[np.argsort(pairs.theirs)][: recorded.MASKS]
         assert np.abs(found.masks[partner] - recorded.probabilities(numbers[f"masks/{b}"])).max() <= PROBABILITY

@@ -130,7 +130,11 @@ class _Run:
         self.checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         self.resumed_from = self.checkpoints.latest()
         if self.resumed_from is not None and self.resumed_from.config_hash != config_hash(config):
-            raise ConfigError(f"{workdir}: checkpoint {self.resumed_from.name} is of another config (choose another --workdir)")
+            # A version of this project with a field more has another hash for the same config: its own copy decides.
+            changed = differences(load_config_json(self.checkpoints.folder / self.resumed_from.name / "config.json"), config)
+            if changed:
+                name = self.resumed_from.name
+                raise ConfigError(f"{workdir}: checkpoint {name} is of another config: {'; '.join(changed[:3])} (choose another --workdir)")
         # Shapes are enough to check the whole stage table, and the weights to start from, before anything is compiled.
         shapes = jax.eval_shape(lambda batch: self.model.init(jax.random.key(0), batch), example_batch(data.canvases[0]))
         for stage in config.stages:

@@ -16,14 +16,10 @@ GAINS = {
     "roi_heads.box_head.fc7": 0.5,
     "roi_heads.box_predictor.cls_score": 2.0,
     "roi_heads.box_predictor.bbox_pred": 1.0,
-    "roi_heads.mask_predictor.mask_fcn_logits": 1.5,
+    "roi_heads.mask_predictor.mask_fcn_logits": 1.0,
 }
-
-
 # Without it, softmax over 91 classes leaves no proposal to the background, and no score is near the threshold.
-BACKGROUND_BIAS = 18.0
-
-
+BACKGROUND_BIAS = 17.0
 # For gradients: laterals that make up for the residual sums of `peers.settle_gates`, which have no ReLU that closes.
 TRAINING_GAINS = GAINS | {f"backbone.fpn.inner_blocks.{i}.0": 0.1 for i in range(4)}
 

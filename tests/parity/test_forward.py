@@ -101,7 +101,7 @@ def test_the_comparison_is_worth_something(case: Case) -> None:
         assert len(np.unique(labels)) >= 15
         sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
         assert np.quantile(sides, 0.9) > 2 * np.quantile(sides, 0.1)
-        assert scores.max() > 0.8
+        assert scores.max() > 0.75
         assert scores.max() - scores.min() > 0.4
         assert 0.25 < np.median((masks > 0.5).mean((1, 2))) < 0.75
     if case.name.endswith("480"):  # the canvas's width is no multiple of 64, and the anchors of P6 not 64 pixels apart

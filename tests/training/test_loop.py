@@ -219,8 +219,17 @@ def test_a_checkpoint_of_another_config_is_refused_without_its_config_json(tiny_
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
     (copy / "config.json").unlink()
-    with pytest.raises(ConfigError, match="is of another config"):
+    with pytest.raises(ConfigError, match=r"checkpoint 00000024-mask is of another config: seed: 0 -> 1 \("):
         loop.train(replace(tiny_config, seed=1), copy)
+
+
+def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.setattr(loop, "config_hash", lambda _: "of the same config with another field")
+    loop.train(tiny_config, run)
+    assert "resumed from stage mask, step 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
