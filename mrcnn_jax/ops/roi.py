@@ -68,7 +68,7 @@ def roi_align(
     output_size: int,
     sampling_ratio: int,
     aligned: bool = True,
-    max_sampling_ratio: int,
+    max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
     """Average of bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3); torchvision's roi_align.
 
@@ -102,7 +102,7 @@ def roi_warp(
     strides: Sequence[int],
     output_size: int,
     sampling_ratio: int,
-    max_sampling_ratio: int,
+    max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
     """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2, on RoIWarp; SPEC section 4).
 

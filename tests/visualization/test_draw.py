@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from mrcnn_jax.visualization.draw import (
     CROWD,
@@ -106,3 +108,21 @@ def test_side_by_side_keeps_both_images_and_titles_them() -> None:
     assert (row == 20).all(axis=-1).sum() == pytest.approx(80 * 310, abs=60)
     for title in (row[:30, :310], row[:30, 320:]):
         assert (title < 100).any()
+
+
+def test_every_pixel_of_a_mask_is_tinted_and_no_other() -> None:
+    """A ragged mask with holes, at the image's border, on noise. Outlines, blended over two pixels, and the label's corner are left out."""
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 256, (SHORT_SIDE, 700, 3)).astype(np.uint8)
+    mask = np.zeros(before.shape[:2], np.uint8)
+    mask[100:, 300:] = cv2.resize(rng.integers(0, 2, (19, 20)).astype(np.uint8), (400, 380), interpolation=cv2.INTER_NEAREST)
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    after = draw_instances(before, [{"bbox": [0, 0, 5, 5], "category_id": 1, "segmentation": rle}], NAMES)
+    beyond = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
+    near_an_outline = cv2.dilate(mask, np.ones((5, 5)), **beyond) != cv2.erode(mask, np.ones((5, 5)), **beyond)
+    near_an_outline[:60, :120] = True
+    for inside in (False, True):
+        here = (mask == inside) & ~near_an_outline
+        assert here.sum() > 20_000
+        expected = np.floor(0.55 * before[here] + 0.45 * np.array(PALETTE[0])) if inside else before[here]
+        np.testing.assert_array_equal(after[here], expected)
