@@ -275,18 +275,20 @@ def _candidates(case: Case, kept: Found, output: BoxOutput, proposals: Instances
 
 def _compare_pasted(case: Case, mask: np.ndarray, box: np.ndarray, their_box: np.ndarray, pasted: np.ndarray, measured: Measured) -> None:
     """A mask in its image. Boxes are cut to whole pixels before: where that hangs on rounding, our mask goes into their box."""
-    if (_whole_pixels(box, len(mask)) != _whole_pixels(their_box, len(mask))).any():
+    ours, theirs = (_with_border(sides, len(mask)) for sides in (box, their_box))
+    cut = np.trunc(ours) != np.trunc(theirs)
+    if cut.any():
         box = their_box
-        measured("boxes cut to other pixels", case.name, 0.0, 1.0)
+        measured("boxes cut otherwise: px from the cut", case.name, float(np.abs(theirs - np.round(theirs))[cut].max()), BOX)
     probabilities, (y, x) = paste(mask, box, pasted.shape, "torchvision")
-    ours = np.zeros_like(pasted)
-    ours[y : y + probabilities.shape[0], x : x + probabilities.shape[1]] = probabilities
-    measured("masks in the image, end to end", case.name, float(np.abs(ours - pasted).max()), PROBABILITY)
-    differ = (ours > 0.5) != (pasted > 0.5)
+    placed = np.zeros_like(pasted)
+    placed[y : y + probabilities.shape[0], x : x + probabilities.shape[1]] = probabilities
+    measured("masks in the image, end to end", case.name, float(np.abs(placed - pasted).max()), PROBABILITY)
+    differ = (placed > 0.5) != (pasted > 0.5)
     measured("|p - 0.5| of pixels that differ", case.name, float(np.abs(pasted[differ] - 0.5).max(initial=0.0)), PROBABILITY)
 
 
-def _whole_pixels(box: np.ndarray, cells: int) -> np.ndarray:
-    """torchvision's, of the box with a border of one cell."""
+def _with_border(box: np.ndarray, cells: int) -> np.ndarray:
+    """The box of a mask with a further cell around it."""
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * (cells + 2) / cells
-    return np.trunc(np.concatenate([centre - half, centre + half]))
+    return np.concatenate([centre - half, centre + half])
