@@ -21,7 +21,7 @@ from mrcnn_jax.recipes import staged
 
 
 def get_config() -> Config:
-    adam = OptimizerConfig(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=50)
+    adam = OptimizerConfig(name="adam", learning_rate=2e-3, batch_size=8, schedule="cosine", warmup_steps=50)
     return Config(
         name="shapes",
         data=DataConfig(
