@@ -43,18 +43,17 @@ def get_config() -> Config:
     return replace(config, name="kill_and_resume", stages=stages, save_every_steps=5, validate_every_epochs=6)
 
 
-def killed_run(command: Sequence[str], workdir: Path, log: Path, *, kills: int, seed: int) -> tuple[Counter[str], int]:
-    """Starts `command`, which trains in `workdir`, kills it `kills` times, then leaves it to its end.
+def killed_run(command: Sequence[str], workdir: Path, log: Path, moments: Sequence[str], *, seed: int) -> tuple[Counter[str], int]:
+    """Starts `command`, which trains in `workdir`, kills it once at each of `moments` (of MOMENTS), then leaves it to its end.
 
     Returns:
-        (what the kills interrupted, starts that failed by themselves); fewer kills than asked for if the run was done before, or a
-        start failed.
+        (what the kills interrupted, starts that failed by themselves); fewer kills than moments if the run was done before, or a start
+        failed. A kill aimed at one moment may come too late and hit another.
     """
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    start_up = 5.0  # seconds until READY, as last measured: how fast the machine is just now
-    while True:
-        moment = rng.choice(MOMENTS) if killed.total() < kills else "none"
+    start_up = 1.0  # seconds until READY, as last measured: how fast the machine is just now; at first less than the imports take
+    for moment in [*moments, "none"]:
         begun, since = time.monotonic(), time.time()
         # Unbuffered, for READY; a session of its own, so that its helpers can be killed with it.
         with log.open("wb") as output:
@@ -85,6 +84,7 @@ def killed_run(command: Sequence[str], workdir: Path, log: Path, *, kills: int, 
         what = "start" if not ready else "save" if _saving(workdir, since) else "stage change" if _between_stages(workdir) else "training"
         killed[what] += 1
         print(f"kill {killed.total()}: {what}, {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+    raise AssertionError("a run that is left alone ends")
 
 
 def _saving(workdir: Path, since: float) -> bool:
@@ -149,7 +149,8 @@ def main() -> None:
         reference, run = folder / "reference", folder / "run"
         subprocess.run([*command, str(reference)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         alone = time.monotonic() - started
-        killed, unrecoverable = killed_run([*command, str(run)], run, folder / "log", kills=arguments.kills, seed=arguments.seed)
+        moments = random.Random(arguments.seed).choices(MOMENTS, k=arguments.kills)
+        killed, unrecoverable = killed_run([*command, str(run)], run, folder / "log", moments, seed=arguments.seed)
         different = ["the run did not end"] if unrecoverable else differences(run, reference, get_config())
         seconds = time.monotonic() - started
     for name in different:

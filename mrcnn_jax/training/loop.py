@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import json
 import math
 import shutil
@@ -262,6 +263,7 @@ class _Run:
                 self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
                 progress.best = float(np.fmin(values["loss/total"], progress.best if progress.best is not None else np.inf))
                 curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
+                gc.collect()  # figures and loaders refer to themselves: what they held would wait for Python's own time
                 line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
             tqdm.write(line)
             due = last or progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
