@@ -7,8 +7,8 @@ Trains a tiny network in a process of its own, with validation, curves and a che
 `percent_in_10_epochs`, by how much a straight line through them rises in ten epochs, in percent of their mean. Exit status 0 if that is
 under 1.
 
-The size is a saw: Python and the allocator give back what was freed every ten epochs or so. Hence the line through many, and
-MALLOC_ARENA_MAX=1: else glibc also spreads what is free over as many arenas as there were loader threads.
+The size is a saw: the allocator gives back what was freed every ten epochs or so. Hence the line through many, and MALLOC_ARENA_MAX=1:
+else glibc also spreads what is free over as many arenas as there were loader threads.
 
 This file is also the config of the run.
 """

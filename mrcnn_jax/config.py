@@ -368,6 +368,8 @@ class Config:
     stages: tuple[StageConfig, ...] = ()
     init_from: str | None = None
     """Weights to start from: a run's folder or a weights file; relative names are looked up in $MRCNN_DATA as well."""
+    init_without_classes: bool = False
+    """Leave the outputs per class of `init_from` out: they are of other classes."""
     seed: int = 0
     save_every_steps: int = field(default=500, metadata=RUNTIME)
     keep_checkpoints: int = field(default=2, metadata=RUNTIME)
@@ -379,6 +381,7 @@ class Config:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         _require(len(set(names)) == len(names), f"stages: two have the same name: {', '.join(names)}")
+        _require(self.init_from is not None or not self.init_without_classes, "init_without_classes: needs init_from")
         _require(self.seed >= 0, "seed: must not be negative")
         for name in ("save_every_steps", "keep_checkpoints", "validate_every_epochs"):
             _require(getattr(self, name) >= 1, f"{name}: must be at least 1")

@@ -94,6 +94,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("seed", 1.5),
         ("seed", True),
         ("init_from", 3),
+        ("init_without_classes", True),
         ("model.num_classes", None),
         ("model.resnet.depth", 77),
         ("model.resnet", 50),

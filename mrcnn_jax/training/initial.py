@@ -13,7 +13,7 @@ from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.training.checkpoints import Checkpoints
 from mrcnn_jax.weights.resnet import load_resnet
 
-# Leaves with an output a class: those of a run with other classes are of no use.
+# Leaves with an output a class.
 _CLASSES = re.compile(r"params/(box_head/(logits|deltas)|mask_head/logits)/(kernel|bias)")
 # Fields by which the same parameters mean something else.
 _MEANING = ("model.pixel_mean", "model.pixel_std", "model.resnet.stride_in_1x1", "model.resnet.norm_epsilon")
@@ -46,7 +46,10 @@ def _from_file(shapes: Variables, config: Config, source: Path) -> Variables:
 
 
 def _from_run(shapes: Variables, config: Config, run: Path) -> Variables:
-    """Every parameter of the same path. One that only one of the two has is listed; another shape is an error, unless by other classes."""
+    """Every parameter of the same path, without the outputs per class if the config says so.
+
+    One that only one of the two has is listed; another shape is an error.
+    """
     checkpoints = Checkpoints(run, keep=1)
     meta = checkpoints.latest()
     if meta is None:
@@ -56,16 +59,19 @@ def _from_run(shapes: Variables, config: Config, run: Path) -> Variables:
     # The same blocks have another name in a C4 network.
     theirs, ours = ("/resnet/layer4/", "/res5/") if "res5" in shapes["params"] else ("/res5/", "/resnet/layer4/")
     source = {path.replace(theirs, ours): leaf for path, leaf in source.items()}
+    left_out = sorted(path for path in source if _CLASSES.fullmatch(path)) if config.init_without_classes else []
+    source = {path: leaf for path, leaf in source.items() if path not in left_out}
     differing = [path for path in target if path in source and np.shape(source[path]) != np.shape(target[path])]
-    classes = [path for path in differing if _CLASSES.fullmatch(path) and np.shape(source[path])[:-1] == np.shape(target[path])[:-1]]
-    if len(classes) < len(differing):
-        shown = [path for path in differing if path not in classes]
-        first = ", ".join(f"{path} {np.shape(source[path])} -> {np.shape(target[path])}" for path in shown[:3])
-        raise ConfigError(f"init_from: {run}: {len(shown)} shapes differ: {first}")
-    loaded = {path: source[path] for path in target if path in source and path not in classes}
+    if differing:
+        if all(_CLASSES.fullmatch(path) and np.shape(source[path])[:-1] == np.shape(target[path])[:-1] for path in differing):
+            what = f"not for {config.model.num_classes} classes: {', '.join(differing)}"
+            raise ConfigError(f"init_from: {run}: {what} (--init-without-classes starts these from random weights)")
+        first = ", ".join(f"{path} {np.shape(source[path])} -> {np.shape(target[path])}" for path in differing[:3])
+        raise ConfigError(f"init_from: {run}: {len(differing)} shapes differ: {first}")
+    loaded = {path: source[path] for path in target if path in source}
     lists = {
-        "random": sorted(target.keys() - source.keys()),
-        "random, since classes differ in number": classes,
+        "random": sorted(target.keys() - source.keys() - set(left_out)),
+        "left out, as asked for": left_out,
         "not used": sorted(source.keys() - target.keys()),
     }
     rest = "".join(f"; {what}: {', '.join(paths)}" for what, paths in lists.items() if paths)

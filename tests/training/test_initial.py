@@ -69,8 +69,9 @@ def write_run(folder: Path, model: ModelConfig, *modules: str) -> dict[str, np.n
     return flat(values)
 
 
-def load(source: Path, model: ModelConfig) -> dict[str, np.ndarray]:
-    return flat(initial_variables(shapes(model), Config(model=model, init_from=str(source))))
+def load(source: Path, model: ModelConfig, *, without_classes: bool = False) -> dict[str, np.ndarray]:
+    config = Config(model=model, init_from=str(source), init_without_classes=without_classes)
+    return flat(initial_variables(shapes(model), config))
 
 
 @pytest.fixture
@@ -130,16 +131,19 @@ def test_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == f"{tmp_path}: {len(source)} of {len(source)} tensors loaded\n"
 
 
-def test_other_classes_stay_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("classes", [5, FPN.num_classes])
+def test_other_classes_are_left_out_when_asked_for(classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where there are as many."""
     source = write_run(tmp_path, FPN)
-    target = replace(FPN, num_classes=5)
-    loaded = load(tmp_path, target)
+    target = replace(FPN, num_classes=classes)
+    loaded = load(tmp_path, target, without_classes=True)
     assert loaded.keys() == source.keys() - CLASS_LEAVES
-    assert f"random, since classes differ in number: {', '.join(sorted(CLASS_LEAVES))}" in capsys.readouterr().out
+    assert f"; left out, as asked for: {', '.join(sorted(CLASS_LEAVES))}\n" in capsys.readouterr().out
 
     # What is loaded in part is not loaded: no stage may build on it before it was trained.
     params = shapes(target)["params"]
-    partly = initial_variables(shapes(target), Config(model=target, init_from=str(tmp_path)))["params"]
+    config = Config(model=target, init_from=str(tmp_path), init_without_classes=True)
+    partly = initial_variables(shapes(target), config)["params"]
     whole = initial_variables(shapes(FPN), Config(model=FPN, init_from=str(tmp_path)))["params"]
     mask = staged(pretrained=True)[2]
     with pytest.raises(ConfigError, match=r"stages\.mask: frozen at random initialisation: box_head \("):
@@ -148,6 +152,14 @@ def test_other_classes_stay_random(tmp_path: Path, capsys: pytest.CaptureFixture
     refuse_random_frozen(staged(pretrained=True), params, loaded=partly)
     with pytest.raises(ConfigError, match=r"stages\.rpn: frozen at random initialisation: resnet \("):
         refuse_random_frozen(staged(pretrained=True), params, loaded={})
+
+
+def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:
+    write_run(tmp_path, FPN)
+    with pytest.raises(ConfigError, match=r": not for 5 classes: [^ ]*params/box_head/\S+, .* \(--init-without-classes .*\)$") as caught:
+        load(tmp_path, replace(FPN, num_classes=5))
+    assert all(path in str(caught.value) for path in CLASS_LEAVES)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
