@@ -14,7 +14,7 @@ from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.matching import match
-from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.nms import multiclass_nms
 from mrcnn_jax.ops.sampling import sample
 from mrcnn_jax.structures import Instances
 
@@ -117,18 +117,12 @@ def box_detections(output: BoxOutput, proposals: Instances, image_size: Int32[Ar
         image_size: (height, width) that boxes are clipped to.
     """
     scores = jax.nn.softmax(output.logits, axis=-1)[:, 1:]
-    count, classes = scores.shape
-    anchors = box_ops.sanitize(proposals.boxes, proposals.valid)
-
-    def one_class(deltas: Float[Array, "p 4"], score: Float[Array, " p"], label: Int32[Array, ""]) -> Instances:
-        boxes = box_ops.clip(box_ops.decode(deltas, anchors, weights=config.box_weights), image_size)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        valid = proposals.valid & (score > config.score_threshold) & jnp.all((sides > 0) & (sides >= config.min_size), axis=1)
-        rows = Instances(boxes=boxes, valid=valid, labels=jnp.full(count, label), scores=score)
-        return rows.take(*nms(boxes, score, valid, iou_threshold=config.nms_iou, max_output=config.detections))
-
-    per_class = jax.vmap(one_class, in_axes=(1, 1, 0))(output.deltas, scores, jnp.arange(1, classes + 1, dtype=jnp.int32))
-    rows: Instances = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), per_class)
-    assert rows.scores is not None
-    _, best = jax.lax.top_k(jnp.where(rows.valid, rows.scores, -1.0), config.detections)
-    return rows.take(best, jnp.ones(config.detections, bool))
+    anchors = box_ops.sanitize(proposals.boxes, proposals.valid)[:, None]
+    boxes = box_ops.decode(output.deltas, jnp.broadcast_to(anchors, output.deltas.shape), weights=config.box_weights)
+    boxes = box_ops.clip(boxes, image_size)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    valid = proposals.valid[:, None] & (scores > config.score_threshold) & jnp.all((sides > 0) & (sides >= config.min_size), axis=-1)
+    rows, classes, filled = multiclass_nms(boxes, scores, valid, iou_threshold=config.nms_iou, max_output=config.detections)
+    found = Instances(boxes=boxes[rows, classes], labels=classes + 1, scores=scores[rows, classes], valid=filled)
+    assert found.scores is not None
+    return found.replace(boxes=losses.keep(found.boxes, filled), scores=losses.keep(found.scores, filled))

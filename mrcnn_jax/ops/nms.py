@@ -45,3 +45,40 @@ def _greedy(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], *, iou_thres
         return alive & ~(alive[row] & (rows > row) & (overlap > iou_threshold))
 
     return jax.lax.fori_loop(0, boxes.shape[0], suppress, valid)
+
+
+def multiclass_nms(
+    boxes: Float32[Array, "n k 4"],
+    scores: Float32[Array, "n k"],
+    valid: Bool[Array, "n k"],
+    *,
+    iou_threshold: float,
+    max_output: int,
+) -> tuple[Int32[Array, " max_output"], Int32[Array, " max_output"], Bool[Array, " max_output"]]:
+    """The best `max_output` boxes over all classes after `nms` within each: rows, classes, and which of these slots are filled.
+
+    Highest score first; equal scores go by class, then by row, lowest first. Empty slots have row and class 0. Scores of valid boxes are
+    above -inf. There is a box a class in each row; those not valid take no part, whatever they hold.
+
+    What is suppressed never beats what suppressed it: so the best box of all that are left is kept, and only its class has to be looked
+    at again. That takes `max_output` steps of one class each, where a loop a class takes N steps of all of them.
+    """
+    rows = jnp.arange(scores.shape[0])
+    flat = box_ops.sanitize(boxes.reshape(-1, 4), valid.reshape(-1)).reshape(boxes.shape)
+    by_class = jax.lax.stop_gradient(flat).transpose(1, 0, 2)
+    left = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf)).T
+
+    def keep(slot: Int32[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, best, kept = carry  # scores not yet kept or suppressed [k, n], the best of each class [k], what was kept [max_output, 3]
+        label = jnp.argmax(best)
+        row = jax.lax.dynamic_index_in_dim(left, label, keepdims=False)
+        first = jnp.argmax(row)
+        candidates = jax.lax.dynamic_index_in_dim(by_class, label, keepdims=False)
+        overlap = box_ops.iou(jax.lax.dynamic_slice_in_dim(candidates, first, 1), candidates)[0]
+        row = jnp.where((overlap > iou_threshold) | (rows == first), -jnp.inf, row)
+        chosen = jnp.stack([first, label, (best[label] > -jnp.inf).astype(jnp.int32)])
+        return left.at[label].set(row), best.at[label].set(jnp.max(row)), kept.at[slot].set(chosen)
+
+    _, _, kept = jax.lax.fori_loop(0, max_output, keep, (left, left.max(axis=1), jnp.zeros((max_output, 3), jnp.int32)))
+    filled = kept[:, 2] > 0
+    return jnp.where(filled, kept[:, 0], 0), jnp.where(filled, kept[:, 1], 0), filled

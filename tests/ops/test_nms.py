@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.nms import multiclass_nms, nms
 
 from .strategies import QUICK, integer_boxes, random_boxes
 
@@ -115,3 +115,43 @@ def test_it_may_stand_in_a_differentiated_function() -> None:
     gradient = np.asarray(jax.jit(jax.grad(total))(jnp.array(boxes)))
     assert set(np.unique(gradient)) <= {0.0, 1.0}
     assert (gradient[2] == 0).all()
+
+
+def best_of_all_classes(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, count: int) -> list[tuple[int, int]]:
+    """(row, class) of the first `count` of what each class keeps, sorted by score, class, rank in its class."""
+    kept = [(-scores[i, k], k, i) for k in range(scores.shape[1]) for i in greedy(boxes[:, k], scores[:, k], valid[:, k], threshold, N)]
+    return [(i, k) for _, k, i in sorted(kept, key=lambda row: row[:2])[:count]]
+
+
+@functools.partial(jax.jit, static_argnames=("count",))
+def run_multiclass(boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: jax.Array, count: int) -> tuple[jax.Array, ...]:
+    return multiclass_nms(boxes, scores, valid, iou_threshold=threshold, max_output=count)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
+@QUICK
+@given(
+    integer_boxes(3 * N), hnp.arrays(np.float32, (N, 3), elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])), hnp.arrays(bool, (N, 3))
+)
+def test_several_classes_equal_a_loop_each(threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
+    boxes = boxes.reshape(N, 3, 4)
+    poison = np.where(valid, 0, np.nan).astype(np.float32)
+    for count in (5, 3 * N + 1):
+        found = run_multiclass(boxes + poison[..., None], scores + poison, valid, np.float32(threshold), count)
+        rows, classes, filled = map(np.asarray, found)
+        expected = best_of_all_classes(boxes, scores, valid, threshold, count)
+        assert list(zip(rows[filled], classes[filled], strict=True)) == expected
+        assert filled.tolist() == [True] * len(expected) + [False] * (count - len(expected))
+        assert not rows[~filled].any()
+        assert not classes[~filled].any()
+
+
+def test_several_classes_batched_over_images() -> None:
+    rng = np.random.default_rng(5)
+    boxes = np.stack([random_boxes(rng, 3 * N) for _ in range(4)]).reshape(4, N, 3, 4)
+    scores, valid = rng.normal(size=(4, N, 3)).astype(np.float32), rng.random((4, N, 3)) < 0.7
+    one = functools.partial(multiclass_nms, iou_threshold=0.3, max_output=9)
+    rows, classes, filled = (np.asarray(x) for x in jax.jit(jax.vmap(one))(boxes, scores, valid))
+    for b in range(4):
+        found = list(zip(rows[b][filled[b]], classes[b][filled[b]], strict=True))
+        assert found == best_of_all_classes(boxes[b], scores[b], valid[b], 0.3, 9)

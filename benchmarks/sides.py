@@ -1,0 +1,160 @@
+"""Programs timed beside each other: each in a process of its own, called in turn, so that a machine that drifts drifts for all of them.
+
+A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side that cannot be built here says why and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the package need not be installed; seeded weights and the peer are shared with the tests
+
+OURS = "ours"
+
+
+@dataclass
+class Side:
+    """What a process times: runs by name, each of which returns when its result is there."""
+
+    runs: Mapping[str, Callable[[], object]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Missing(Exception):
+    """A side that cannot be built here: its text says why."""
+
+
+Build = Callable[[argparse.Namespace], Side]
+
+
+@dataclass
+class Times:
+    """Of one side: seconds of every round by run, and facts."""
+
+    seconds: dict[str, list[float]]
+    facts: dict[str, Any]
+
+
+def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """With the options that every benchmark has."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=rounds, help="how often each side is timed after its warm-up")
+    made.add_argument("--only", nargs="+", help="sides to time, by default all")
+    made.add_argument("--side", help=argparse.SUPPRESS)  # in the process of a side
+    return made
+
+
+def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[str, Times]:
+    """The times of every side that can be built. In the process of a side, it serves that one and does not return."""
+    if arguments.side:
+        _serve(sides[arguments.side], arguments)
+    with tempfile.TemporaryDirectory() as cache:
+        # Compilation is timed with an empty cache, then with what that left in it.
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two sides share the memory of a GPU
+        processes: dict[str, subprocess.Popen[str]] = {}
+        for name in sides:
+            if arguments.only and name not in arguments.only:
+                continue
+            command = [sys.executable, *sys.argv, "--side", name]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            processes[name] = process
+            reply = _ask(process, None)  # one builds at a time
+            if "missing" in reply:
+                print(f"{name}: {reply['missing']}", file=sys.stderr)
+                process.wait()
+                del processes[name]
+        times = {name: Times({}, {}) for name in processes}
+        runs = {name: _ask(process, "runs")["runs"] for name, process in processes.items()}
+        for number in range(-1, arguments.rounds):  # -1: to warm up
+            for run in dict.fromkeys(run for names in runs.values() for run in names):
+                for name, process in processes.items():
+                    if run in runs[name]:
+                        seconds = _ask(process, run)["seconds"]
+                        print(f"round {number + 1}  {run:24} {name:20} {seconds:9.4f} s", file=sys.stderr, flush=True)
+                        if number >= 0:
+                            times[name].seconds.setdefault(run, []).append(seconds)
+        for name, process in processes.items():
+            times[name].facts = _ask(process, "facts")
+            process.communicate()
+    return times
+
+
+def ratios(times: Mapping[str, Times], run: str) -> dict[str, Any]:
+    """Medians of a run; `ratio` = the seconds of the peer's fastest form over ours, from medians, and its range over the rounds."""
+    row: dict[str, Any] = {f"{name}_seconds": round(median(t.seconds[run]), 5) for name, t in times.items() if run in t.seconds}
+    ours = times[OURS].seconds[run]
+    peers = {name: t.seconds[run] for name, t in times.items() if name != OURS and run in t.seconds}
+    if peers:
+        best = min(peers.values(), key=median)
+        by_round = [theirs / mine for theirs, mine in zip(best, ours, strict=True)]
+        row |= {"ratio": round(median(best) / median(ours), 3), "ratio_range": [round(min(by_round), 3), round(max(by_round), 3)]}
+    return row
+
+
+def _ask(process: subprocess.Popen[str], what: str | None) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if what is not None:
+        process.stdin.write(f"{what}\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"error: a side ended with status {process.wait()}")
+    reply: dict[str, Any] = json.loads(line)
+    return reply
+
+
+def _serve(build: Build, arguments: argparse.Namespace) -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print
+    try:
+        side = build(arguments)
+    except (Missing, ImportError) as error:
+        _reply(replies, {"missing": str(error)})
+        sys.exit()
+    _reply(replies, {})
+    for line in sys.stdin:
+        what = line.rstrip("\n")
+        if what == "runs":
+            _reply(replies, {"runs": list(side.runs)})
+        elif what == "facts":
+            _reply(replies, side.facts | peak_memory())
+        else:
+            started = time.perf_counter()
+            side.runs[what]()
+            _reply(replies, {"seconds": time.perf_counter() - started})
+    sys.exit()
+
+
+def _reply(replies: IO[str], values: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(values) + "\n")
+    replies.flush()
+
+
+def peak_memory() -> dict[str, int]:
+    """Of this process in MiB: of the GPU if it used one, else resident."""
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return {"peak_mib": torch.cuda.max_memory_allocated() // 2**20}
+    if jax is not None and jax.default_backend() == "gpu":
+        return {"peak_mib": jax.devices()[0].memory_stats()["peak_bytes_in_use"] // 2**20}
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {"peak_mib": next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024}
+
+
+def machine(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """What a row of results has to say of where and how it was measured."""
+    return {name: getattr(arguments, name) for name in names} | {"rounds": arguments.rounds, "cores": len(os.sched_getaffinity(0))}
