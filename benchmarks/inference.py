@@ -1,4 +1,4 @@
-"""Prediction, ours beside torchvision's maskrcnn_resnet50_fpn: same weights, images, 1000 proposals, 100 detections and their 28 x 28 masks.
+"""Prediction, ours beside torchvision's maskrcnn_resnet50_fpn: same weights and images, 1000 proposals, 100 detections, 28 x 28 masks.
 
     python benchmarks/inference.py [--batch 1] [--canvas 800 1088] [--dtype bfloat16]
 

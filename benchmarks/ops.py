@@ -4,8 +4,8 @@
 
 Same inputs, which NumPy makes. RoIAlign reads P2..P5 of one image, each box from its level, 7 x 7 bins of 2 x 2 samples; proposals go from
 logits and deltas of every anchor to 1000 boxes; 100 masks are pasted into an image. Ours run on JAX's device, but for pasting, which is
-NumPy's on the host; it ends with COCO's run lengths (`paste`: without them). Needs no data set; without torch, ours are timed alone. The last
-line is JSON: of each operation medians in seconds and `ratio` (above 1: ours is faster).
+NumPy's on the host; it ends with COCO's run lengths (`paste`: without them). Needs no data set; without torch, ours are timed alone. The
+last line is JSON: of each operation medians in seconds and `ratio` (above 1: ours is faster).
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Programs timed beside each other: each in a process of its own, called in turn, so that a machine that drifts drifts for all of them.
 
+At each turn a program runs twice, and the second time counts.
+
 A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side that cannot be built here says why and is left out.
 """
 
@@ -50,7 +52,7 @@ class Times:
 def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
     """With the options that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=rounds, help="how often each side is timed after its warm-up")
+    made.add_argument("--rounds", type=int, default=rounds, help="how often each side is timed")
     made.add_argument("--only", nargs="+", help="sides to time, by default all")
     made.add_argument("--side", help=argparse.SUPPRESS)  # in the process of a side
     return made
@@ -78,14 +80,13 @@ def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[s
                 del processes[name]
         times = {name: Times({}, {}) for name in processes}
         runs = {name: _ask(process, "runs")["runs"] for name, process in processes.items()}
-        for number in range(-1, arguments.rounds):  # -1: to warm up
+        for number in range(arguments.rounds):
             for run in dict.fromkeys(run for names in runs.values() for run in names):
                 for name, process in processes.items():
                     if run in runs[name]:
                         seconds = _ask(process, run)["seconds"]
-                        print(f"round {number + 1}  {run:24} {name:20} {seconds:9.4f} s", file=sys.stderr, flush=True)
-                        if number >= 0:
-                            times[name].seconds.setdefault(run, []).append(seconds)
+                        print(f"round {number + 1}  {run:24} {name:26} {seconds:9.4f} s", file=sys.stderr, flush=True)
+                        times[name].seconds.setdefault(run, []).append(seconds)
         for name, process in processes.items():
             times[name].facts = _ask(process, "facts")
             process.communicate()
@@ -133,6 +134,7 @@ def _serve(build: Build, arguments: argparse.Namespace) -> None:
         elif what == "facts":
             _reply(replies, side.facts | peak_memory())
         else:
+            side.runs[what]()  # the memory of a process that waits for its turn is taken away by some kernels
             started = time.perf_counter()
             side.runs[what]()
             _reply(replies, {"seconds": time.perf_counter() - started})
