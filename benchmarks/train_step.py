@@ -24,6 +24,7 @@ import sides
 import workload
 
 FOREGROUND = 0.3
+LEARNING_RATE = 1e-9  # the weights stay where they are: at a real rate these seeded ones would soon be infinite
 
 
 def ours(arguments: argparse.Namespace) -> sides.Side:
@@ -53,7 +54,9 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
     runs = {}
     for name, (model_config, start, stage) in plans.items():
         params, batch_stats = start["params"], start.get("batch_stats", {})
-        optimizer = make_optimizer(stage, params, total_steps=1000)
+        optimizer = make_optimizer(
+            replace(stage, optimizer=replace(stage.optimizer, learning_rate=LEARNING_RATE)), params, total_steps=1000
+        )
         key = jax.random.key_data(jax.random.key(0))
         state = TrainState(params, batch_stats, optimizer.init(params), jax.numpy.int32(0), key)
         state = jax.tree.map(jax.numpy.array, state)
@@ -84,7 +87,7 @@ def torchvision(arguments: argparse.Namespace, *, channels_last: bool) -> sides.
     for name, parameter in model.backbone.body.named_parameters():
         parameter.requires_grad_(not name.startswith(("conv1", "layer1")))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     facts: dict[str, Any] = {}
     rows: list[int] = []
     model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
