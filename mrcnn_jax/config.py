@@ -274,6 +274,9 @@ class ModelConfig:
     num_classes: int = 3
     """Foreground classes K; the data set's categories map to 1..K."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; parameters, geometry, softmax and losses are float32 in any case."""
+    remat: bool = False
+    """Keep only the inputs of the ResNet's blocks for the backward pass, which computes the rest again: less memory, a longer step."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     backbone: Literal["fpn", "c4"] = "fpn"
@@ -375,6 +378,10 @@ class Config:
     keep_checkpoints: int = field(default=2, metadata=RUNTIME)
     """Newest checkpoints kept beside the last one of every stage."""
     validate_every_epochs: int = field(default=1, metadata=RUNTIME)
+    deterministic: bool = field(default=False, metadata=RUNTIME)
+    """On a GPU, ask the compiler (xla_gpu_deterministic_ops) for programs that give the same bits each time, and choose no kernels by
+    timing them. Its cost is not yet measured; expect much: scatter, RoIAlign's backward pass, is known to become very slow. On a CPU
+    runs are equal to the bit without it."""
     skip_non_finite: int = field(default=0, metadata=RUNTIME)
     """Steps a stage that are left out, since their loss or gradient is not finite, before the run stops."""
 

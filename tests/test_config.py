@@ -266,6 +266,7 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "save_every_steps",
         "keep_checkpoints",
         "validate_every_epochs",
+        "deterministic",
         "skip_non_finite",
         *(f"stages.{i}.optimizer.batch_size" for i in range(3)),
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config import BoxHeadConfig
-from mrcnn_jax.models.layers import conv_relu, he_normal_fan_out, relu
+from mrcnn_jax.models.layers import Dense, conv_relu, he_normal_fan_out, relu
 from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
@@ -45,7 +45,7 @@ class BoxHead(nn.Module):
             x = conv_relu(x, config.conv_channels, config.norm, kernel_init=he_normal_fan_out, dtype=self.dtype, name=f"conv{i}")
         x = x.reshape(*boxes, -1)
         for i in range(1, config.fcs + 1):
-            x = relu(nn.Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
+            x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
         x = x.astype(jnp.float32)
         logits = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
         deltas = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)

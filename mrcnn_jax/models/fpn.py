@@ -8,7 +8,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from mrcnn_jax.config import Norm
-from mrcnn_jax.models.layers import ConvNorm
+from mrcnn_jax.models.layers import Conv, ConvNorm, Dense
 
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
@@ -40,8 +40,8 @@ class FPN(nn.Module):
                 return ConvNorm(self.channels, size, relu=False, dtype=self.dtype, name=name)(x, live=False)
             xavier = nn.initializers.xavier_uniform()
             if size == 1:  # a product of matrices, which is faster on a CPU
-                return nn.Dense(self.channels, dtype=self.dtype, kernel_init=xavier, name=name)(x)
-            return nn.Conv(self.channels, (size, size), padding=1, dtype=self.dtype, kernel_init=xavier, name=name)(x)
+                return Dense(self.channels, xavier, dtype=self.dtype, name=name)(x)
+            return Conv(self.channels, xavier, dtype=self.dtype, name=name)(x)
 
         pyramid: dict[str, Array] = {}
         top = None

@@ -1,4 +1,4 @@
-"""Building blocks of the backbone: convolution with batch norm, max pooling, cells that are not padding.
+"""Building blocks: layers with a bias, convolution with batch norm, max pooling, cells that are not padding.
 
 Shapes are NHWC. `dtype` is the compute dtype; parameters, batch statistics and normalisation are float32.
 """
@@ -71,6 +71,55 @@ def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], stride
     return lax.conv_general_dilated(x, kernel, (strides, strides), [((size - 1) // 2,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+@jax.custom_vjp
+def add_bias(x: Float[Array, "*n c"], bias: Float[Array, " c"]) -> Float[Array, "*n c"]:
+    """`x` plus a float32 bias in the dtype of `x`, as GPU compilers need it to fuse convolution, bias and ReLU.
+
+    The bias's gradient is summed in float32: over the cells of a large map, a sum in bfloat16 is off by a tenth.
+    """
+    return x + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
+
+
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(x, bias), None
+
+
+def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
+    return cotangent, jnp.sum(cotangent, axis=range(cotangent.ndim - 1), dtype=jnp.float32)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+class Conv(nn.Module):
+    """3x3 convolution with one cell of padding, as `nn.Conv` but for `add_bias`. Parameters: `kernel` (HWIO) and `bias`."""
+
+    features: int
+    kernel_init: Any
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), 1)
+        return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)) if self.use_bias else y
+
+
+class Dense(nn.Module):
+    """Fully connected layer, as `nn.Dense` but for `add_bias`. Parameters: `kernel` (IO) and `bias`."""
+
+    features: int
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+        return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+
+
 def batch_moments(
     x: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"] | None
 ) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
@@ -130,7 +179,7 @@ class ConvNorm(nn.Module):
         else:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             folded = (kernel * _wide(factor)).astype(self.dtype)
-            y = convolve(x, folded, self.strides) + _wide(bias - running_mean.value * factor).astype(self.dtype)
+            y = add_bias(convolve(x, folded, self.strides), bias - running_mean.value * factor)
         return relu(y) if self.relu else y
 
 
@@ -140,7 +189,7 @@ def conv_relu(
     """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; imported batch norm takes the place of the bias."""
     if norm == "frozen_batch":
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
-    return relu(nn.Conv(channels, (3, 3), padding=1, kernel_init=kernel_init, dtype=dtype, name=name)(x))
+    return relu(Conv(channels, kernel_init, dtype=dtype, name=name)(x))
 
 
 def _wide(channels: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config import MaskHeadConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
-from mrcnn_jax.models.layers import conv_relu, relu
+from mrcnn_jax.models.layers import add_bias, conv_relu, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import crop_targets
@@ -51,7 +51,7 @@ class TransposedConv(nn.Module):
             x.astype(self.dtype), phases.astype(self.dtype), (1, 1), [(0, cells - 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         y = y.reshape(n, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, self.features)
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return add_bias(y, bias)
 
 
 class MaskHead(nn.Module):

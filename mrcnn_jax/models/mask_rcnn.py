@@ -40,11 +40,11 @@ class MaskRCNN(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         if config.backbone == "fpn":
-            self.resnet = ResNet(config.resnet, dtype=dtype)
+            self.resnet = ResNet(config.resnet, remat=config.remat, dtype=dtype)
             self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=dtype)
         else:
-            self.resnet = ResNet(config.resnet, last=4, dtype=dtype)
-            self.res5 = stage(config.resnet, 5, dtype=dtype, name="res5")
+            self.resnet = ResNet(config.resnet, last=4, remat=config.remat, dtype=dtype)
+            self.res5 = stage(config.resnet, 5, remat=config.remat, dtype=dtype, name="res5")
         self.rpn = RPNHead(config.rpn, config.strides, dtype=dtype)
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
         self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)

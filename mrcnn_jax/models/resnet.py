@@ -66,7 +66,10 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """`blocks` residual blocks at one resolution (layer1 .. layer4); the first one strides."""
+    """`blocks` residual blocks at one resolution (layer1 .. layer4); the first one strides.
+
+    remat: of a block only its input is kept for the backward pass, which computes the rest again.
+    """
 
     blocks: int
     channels: int
@@ -74,6 +77,7 @@ class Stage(nn.Module):
     bottleneck: bool
     stride_in_1x1: bool
     epsilon: float = 1e-5
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -85,19 +89,24 @@ class Stage(nn.Module):
         mask_in: Bool[Array, "b h w 1"] | None,
         mask_out: Bool[Array, "b h2 w2 1"] | None,
     ) -> Float[Array, "b h2 w2 o"]:
+        def run(block: Block, x: Array, mask_in: Array | None, mask_out: Array | None) -> Array:
+            return block(x, live=live, mask_in=mask_in, mask_out=mask_out)
+
+        if self.remat:
+            run = nn.remat(run)
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
             block = Block(self.channels, strides, self.bottleneck, self.stride_in_1x1, self.epsilon, self.dtype, name=f"block{i}")
-            x = block(x, live=live, mask_in=mask_in if i == 0 else mask_out, mask_out=mask_out)
+            x = run(block, x, mask_in if i == 0 else mask_out, mask_out)
         return x
 
 
-def stage(config: ResNetConfig, number: int, *, dtype: Dtype, name: str) -> Stage:
+def stage(config: ResNetConfig, number: int, *, remat: bool = False, dtype: Dtype, name: str) -> Stage:
     """res2 .. res5, `number` 2 .. 5."""
     bottleneck, blocks = DEPTHS[config.depth]
     i = number - 2
     strides = 1 if i == 0 else 2
-    return Stage(blocks[i], config.width * 2**i, strides, bottleneck, config.stride_in_1x1, config.norm_epsilon, dtype, name=name)
+    return Stage(blocks[i], config.width * 2**i, strides, bottleneck, config.stride_in_1x1, config.norm_epsilon, remat, dtype, name=name)
 
 
 class ResNet(nn.Module):
@@ -105,6 +114,7 @@ class ResNet(nn.Module):
 
     config: ResNetConfig
     last: int = 5
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -134,7 +144,7 @@ class ResNet(nn.Module):
         x = max_pool(stem(images, live=live, mask=masks[2]))
         features = {}
         for number in range(2, self.last + 1):
-            layer = stage(self.config, number, dtype=self.dtype, name=f"layer{number - 1}")
+            layer = stage(self.config, number, remat=self.remat, dtype=self.dtype, name=f"layer{number - 1}")
             stride = 2**number
             x = layer(x, live=live, mask_in=masks[stride // layer.strides], mask_out=masks[stride])
             features[f"c{number}"] = x

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config import RPNConfig
-from mrcnn_jax.models.layers import cell_mask, relu
+from mrcnn_jax.models.layers import Conv, cell_mask, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.anchors import level_anchors
@@ -53,8 +53,10 @@ class RPNHead(nn.Module):
         normal = nn.initializers.normal(0.01)
         levels = list(features)
         for i in range(1, config.convs + 1):
-            conv = nn.Conv(channels, (3, 3), kernel_init=normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}")
-            levels = [conv(level if i == 1 else relu(level)) for level in levels]
+            conv = Conv(channels, normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}")
+            levels = [conv(level) for level in levels]
+            if not config.batch_norm:  # on each map: behind the concatenation it could not be fused with its convolution
+                levels = [relu(level) for level in levels]
         # One row a cell over all levels, so that batch statistics are those of all levels together.
         cells = jnp.concatenate([level.reshape(batch, -1, channels) for level in levels], axis=1)
         if config.batch_norm:
@@ -63,8 +65,8 @@ class RPNHead(nn.Module):
                 for level, stride in zip(features, self.strides, strict=True)
             ]
             norm = nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, name="norm")
-            cells = norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1))
-        cells = relu(cells).astype(jnp.float32)
+            cells = relu(norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1)))
+        cells = cells.astype(jnp.float32)
         logits = nn.Dense(anchors, kernel_init=normal, name="logits")(cells)  # float32: what decides on boxes
         deltas = nn.Dense(4 * anchors, kernel_init=normal, name="deltas")(cells)
         return RPNOutput(logits=logits.reshape(batch, -1), deltas=deltas.reshape(batch, -1, 4))

@@ -1,0 +1,67 @@
+"""Device memory of a train step, and which batch fits when it has run out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from mrcnn_jax.structures import Batch
+from mrcnn_jax.training.state import TrainState
+
+GIB = 2**30
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """What a compiled program holds on a device at once: arguments, results in places of their own, temporaries."""
+    sizes = program.memory_analysis()
+    assert sizes is not None  # compilers of CPUs and GPUs know
+    own_results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + own_results + sizes.temp_size_in_bytes
+
+
+def out_of_memory(
+    error: Exception, train_step: Any, state: TrainState, batch: Batch, *, limit: int | None = None, multiple: int = 1
+) -> str | None:
+    """One line with the largest batch that fits, if `error` says that the device's memory ran out; None for any other error.
+
+    The step is compiled for its smallest batch and for about half of this one, and its need taken to lie on the line through both.
+
+    Args:
+        train_step: the jitted step that failed.
+        state, batch: what it was given, or arrays of those shapes: values are not read, they may have been donated.
+        limit: bytes of a device; None: as the device says.
+        multiple: what a batch has to be a multiple of, the number of devices that share it.
+    """
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    if limit is None:
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    size = len(batch.valid)
+    half = max(size // (2 * multiple), 2) * multiple
+    small, large = (_need(train_step, state, batch, images) for images in (multiple, half))
+
+    def need(images: int) -> float:
+        return small + (large - small) * (images - multiple) / (half - multiple)
+
+    line = f"out of device memory: a step of batch {size} needs about {need(size) / GIB:.2f} GiB"
+    if limit is None:
+        return f"{line} (--data.batch-size, --model.remat, --data.canvases make it less)"
+    line += f", the device has {limit / GIB:.2f}"
+    if need(size) <= limit:
+        return f"{line}: something else holds a part of it"
+    fits = max((images for images in range(multiple, size, multiple) if need(images) <= limit), default=None)
+    if fits is None:
+        return f"{line}: no batch fits, {multiple} needs about {small / GIB:.2f} GiB (--model.remat, --data.canvases make it less)"
+    return f"{line}: batch {fits} fits (--data.batch-size {fits}, with another --workdir; --model.remat makes more fit)"
+
+
+def _need(train_step: Any, state: TrainState, batch: Batch, images: int) -> int:
+    """Bytes of the step for a batch of so many images."""
+
+    def shape(leaf: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+    state = jax.tree.map(lambda leaf: shape(leaf, *leaf.shape), state)
+    batch = jax.tree.map(lambda leaf: shape(leaf, images, *leaf.shape[1:]), batch)
+    return program_bytes(train_step.lower(state, batch).compile())

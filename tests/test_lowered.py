@@ -1,0 +1,250 @@
+"""What a GPU is given: the joint step and prediction in bfloat16, lowered for CUDA here and read operation by operation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.extend.mlir import ir
+
+from mrcnn_jax.config import ModelConfig, ParamGroup
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.recipes import joint
+from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.training.guard import guarded
+from mrcnn_jax.training.optimizer import make_optimizer
+from mrcnn_jax.training.state import TrainState
+from mrcnn_jax.training.step import make_train_step
+
+CANVAS = (128, 128)
+BATCH, OBJECTS = 2, 8
+
+# Float32 by intention: the products whose results are logits and deltas, of softmax, losses and geometry.
+FLOAT32_PRODUCTS = {"rpn/logits", "rpn/deltas", "box_head/logits", "box_head/deltas", "mask_head/logits"}
+
+# What may touch a bfloat16: layers, pooling and RoIAlign's reads, and what moves values. No exponential, logarithm, quotient, no product of
+# single numbers: geometry, softmax, losses, normalisation and updates are made of these.
+BFLOAT16_OPERATIONS = {
+    *("convolution", "dot_general", "add", "maximum", "compare", "select", "reduce"),
+    *("convert", "constant", "broadcast_in_dim", "reshape", "transpose", "reverse", "slice", "pad", "concatenate", "gather"),
+    *("call", "return"),
+}
+
+
+def model_config() -> ModelConfig:
+    """tests/tiny.py's network with what configs/torchvision_coco.py has: batch norm frozen, the box head's samples for the mask head."""
+    config = tiny.get_config().model
+    return replace(
+        config,
+        compute_dtype="bfloat16",
+        resnet=replace(config.resnet, norm="frozen"),
+        rpn=replace(config.rpn, batch_norm=False),
+        mask_head=replace(config.mask_head, train_on="box_samples"),
+    )
+
+
+def example() -> Batch:
+    batch = jax.tree.map(lambda leaf: np.repeat(leaf, BATCH, axis=0), example_batch(CANVAS))
+    exists = np.zeros((BATCH, OBJECTS), bool)
+    boxes = np.zeros((BATCH, OBJECTS, 4), np.float32)
+    truth = Instances(
+        boxes=boxes,
+        valid=exists,
+        labels=np.zeros((BATCH, OBJECTS), np.int32),
+        masks=np.zeros((BATCH, OBJECTS, 28, 28), np.uint8),
+        has_mask=exists,
+    )
+    return batch.replace(ground_truth=truth, ignore=Instances(boxes=boxes[:, :1], valid=exists[:, :1]))
+
+
+class Program:
+    """The operations of a program lowered for CUDA."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=("cuda",))
+        self.module = lowered.compiler_ir("stablehlo")
+        self.operations: list[Any] = []
+
+        def visit(operation: Any) -> Any:
+            self.operations.append(operation.operation)
+            return ir.WalkResult.ADVANCE
+
+        self.module.operation.walk(visit)
+
+    def named(self, *names: str) -> list[Any]:
+        return [operation for operation in self.operations if short_name(operation) in names]
+
+    @property
+    def main(self) -> Any:
+        return next(function for function in self.module.body.operations if function.name.value == "main")
+
+
+def short_name(operation: Any) -> str:
+    return operation.name.split(".")[-1]
+
+
+def element(value: Any) -> str:
+    """Element type of a tensor: "f32", "bf16", ..."""
+    return str(value.type.element_type) if isinstance(value.type, ir.RankedTensorType) else str(value.type)
+
+
+def path(operation: Any) -> str:
+    """Names of the transformations and modules that an operation comes from: jit(step)/jvp(...)/resnet/stem/..."""
+    found = re.match(r'loc\("([^"]*)"', str(operation.location))
+    return found[1] if found else ""
+
+
+def users(operation: Any) -> list[Any]:
+    return [use.owner.operation for use in operation.results[0].uses]
+
+
+@pytest.fixture(scope="module")
+def step() -> Program:
+    model = MaskRCNN(model_config())
+    heads = (ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head"))
+    frozen = ("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)")
+    (stage,) = joint((ParamGroup("resnet/layer[234]/.*/kernel"), *heads), frozen, epochs=1)
+    shapes = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example())
+    optimizer = make_optimizer(stage, shapes["params"], total_steps=10)
+
+    def first_state(variables: Any) -> TrainState:
+        key = jax.random.key_data(jax.random.key(0))
+        return TrainState(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), jnp.int32(0), key)
+
+    state = jax.eval_shape(first_state, shapes)
+    program = Program(guarded(make_train_step(model, stage, shapes["params"], optimizer), 0), state, example(), donate_argnums=0)
+    program.state_leaves = len(jax.tree.leaves(state))
+    return program
+
+
+@pytest.fixture(scope="module")
+def prediction() -> Program:
+    model = MaskRCNN(model_config())
+    shapes = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example())
+    return Program(model.apply, shapes, example())
+
+
+@pytest.fixture(params=["step", "prediction"])
+def program(request: pytest.FixtureRequest) -> Program:
+    return request.getfixturevalue(request.param)
+
+
+def test_nothing_leaves_the_device(program: Program) -> None:
+    """No callback and no other custom call, no transfer; nor what `deterministic` has no form of (select-and-scatter)."""
+    foreign = ("custom_call", "infeed", "outfeed", "send", "recv", "select_and_scatter")
+    assert program.named(*foreign) == []
+    assert len(program.named("convolution")) >= 20  # the search does find operations
+
+
+def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> None:
+    """One over the boxes of all levels and images together, one over the detections; no other kind of loop or branch."""
+
+    def callers(program: Program) -> list[list[str]]:
+        loops = [str(loop.location) for loop in program.named("while")]
+        assert all("mrcnn_jax/ops/nms.py" in loop for loop in loops)
+        return [[name for name in ("rpn_proposals", "box_detections") if f'"{name}"(' in loop] for loop in loops]
+
+    assert callers(step) == [["rpn_proposals"]]
+    assert callers(prediction) == [["rpn_proposals"], ["box_detections"]]
+    assert step.named("case", "if") == prediction.named("case", "if") == []
+
+
+def test_images_go_in_as_bytes_and_the_state_is_donated(step: Program) -> None:
+    arguments = [(element(value), value.type.shape) for value in step.main.arguments]
+    bytes_in = [shape for kind, shape in arguments if kind == "ui8"]
+    assert bytes_in == [[BATCH, *CANVAS, 3], [BATCH, OBJECTS, 28, 28]]
+    state = list(step.main.arg_attrs)[: step.state_leaves]
+    assert len(state) > 100
+    assert all("tf.aliasing_output" in attributes for attributes in state)
+
+
+def test_sums_into_cells_are_float32(step: Program) -> None:
+    """RoIAlign's backward pass, of boxes and of masks, whose features are bfloat16; and every other scatter of numbers."""
+    scatters = [scatter for scatter in step.named("scatter") if element(scatter.results[0]) not in ("i1", "i32")]
+    assert {element(scatter.results[0]) for scatter in scatters} == {"f32"}
+    alignments = [scatter for scatter in scatters if "mrcnn_jax/ops/roi.py" in str(scatter.location)]
+    assert len(alignments) == 2
+    for scatter in alignments:
+        (user,) = users(scatter)
+        assert (short_name(user), element(user.results[0])) == ("convert", "bf16")
+
+
+def test_long_sums_are_float32(program: Program) -> None:
+    """In bfloat16 no more than the four cells of an upsampled one are summed, or compared in pooling."""
+    for reduction in program.named("reduce"):
+        if element(reduction.operands[0]) == "bf16":
+            assert operation_size(reduction.operands[0]) <= 4 * operation_size(reduction.results[0]), path(reduction)
+
+
+def operation_size(value: Any) -> int:
+    return int(np.prod(value.type.shape))
+
+
+def test_products_of_matrices_are_bfloat16(program: Program) -> None:
+    products = program.named("convolution", "dot_general")
+    wide = [product for product in products if {element(value) for value in (*product.operands, *product.results)} != {"bf16"}]
+    assert len(products) > 25
+    assert {short_name(product) for product in wide} == {"dot_general"}
+    layers = {re.search(r"(\w+/(?:logits|deltas))/", path(product)) for product in wide}
+    assert {layer and layer[1] for layer in layers} == FLOAT32_PRODUCTS
+
+
+def test_bfloat16_is_for_layers_alone(program: Program) -> None:
+    found = Counter(
+        short_name(operation)
+        for operation in program.operations
+        if any(element(value) == "bf16" for value in (*operation.operands, *operation.results))
+    )
+    assert set(found) <= BFLOAT16_OPERATIONS
+    assert found["convolution"] >= 20
+
+
+def test_convolution_bias_and_relu_can_be_fused(program: Program) -> None:
+    """Each has one user, and the bias the dtype of the computation; a residual sum may stand between bias and ReLU.
+
+    Only the transposed convolution's bias and ReLU do not follow: they are computed with its depth-to-space.
+    """
+    chains = Counter()
+    for layer in forward_layers(program):
+        module = re.search(r"(resnet|fpn|rpn|box_head|mask_head)/(.*)/", path(layer))
+        assert module is not None
+        (user,) = users(layer)
+        if module[2].startswith("deconv"):
+            assert short_name(user) == "reshape"
+            continue
+        assert short_name(user) == "add", path(layer)
+        bias = next(value.owner for value in user.operands if value.owner != layer)
+        assert short_name(bias) == "broadcast_in_dim"
+        assert element(bias.results[0]) == "bf16"
+        if module[1] == "fpn":  # no ReLU
+            continue
+        chain = ["bias"]
+        (after,) = users(user)
+        if short_name(after) == "add":
+            chain.append("residual")
+            (after,) = users(after)
+        assert short_name(after) == "maximum", path(layer)
+        chains[module[1], *chain] += 1
+    # ResNet-10: a stem, and in four blocks a convolution with ReLU, one before the sum, and three projections.
+    expected: dict[Sequence[str], int] = {
+        ("resnet", "bias"): 5,
+        ("resnet", "bias", "residual"): 7,
+        ("rpn", "bias"): 5,
+        ("box_head", "bias"): 2,
+        ("mask_head", "bias"): 1,
+    }
+    assert chains == expected
+
+
+def forward_layers(program: Program) -> list[Any]:
+    """bfloat16 convolutions and products that are no gradients."""
+    products = program.named("convolution", "dot_general")
+    return [product for product in products if element(product.results[0]) == "bf16" and "transpose(" not in path(product)]

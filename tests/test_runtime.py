@@ -1,0 +1,42 @@
+"""What is asked of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from mrcnn_jax import runtime
+from mrcnn_jax.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    runtime.compiler_options.cache_clear()
+    yield
+    runtime.compiler_options.cache_clear()
+
+
+def test_a_gpu_is_asked_for_determinism_by_an_option_that_this_jaxlib_has() -> None:
+    assert runtime.compiler_options("gpu") is None
+    options = runtime.compiler_options("gpu", deterministic=True)
+    assert options == {"xla_gpu_deterministic_ops": True}
+    # Compilers of every device share one list of options, and refuse what is not on it.
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        jax.jit(lambda x: x + 1, compiler_options={"xla_gpu_deterministic_operations": True})(1)
+
+
+def test_a_jaxlib_without_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_known", lambda options: False)
+    with pytest.raises(ConfigError, match=r"^deterministic: jaxlib .* does not know the option xla_gpu_deterministic_ops$"):
+        runtime.compiler_options("gpu", deterministic=True)
+
+
+def test_on_a_cpu_determinism_is_there_and_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = runtime.compile_options(donate_argnums=0)
+    assert capsys.readouterr().out == ""
+    for _ in range(3):
+        assert runtime.compile_options(deterministic=True, donate_argnums=0) == plain
+    assert capsys.readouterr().out == "deterministic: nothing is asked of a CPU, whose runs are equal to the bit\n"
