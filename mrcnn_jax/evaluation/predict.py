@@ -67,7 +67,7 @@ class Predictor:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._variables = jax.device_put(run.variables)
-        self._apply = jax.jit(MaskRCNN(run.config.model).apply, **compile_options())
+        self._apply = jax.jit(MaskRCNN(run.config.model).apply, **compile_options(deterministic=run.config.deterministic))
 
     def __call__(self, batch: Batch) -> Prediction:
         return jax.device_get(self._apply(self._variables, batch))

@@ -175,11 +175,11 @@ def _weighted_gather(
 ) -> Float[Array, "n p p c"]:
     """Sum over t of weights[..., t] * table[indices[..., t]], in float32; differentiable in `table` alone.
 
-    On a GPU: forward, T gathers that XLA fuses with their sum; backward, one scatter-add, where autodiff makes T of them. On a CPU both go
-    box by box. That stays in the caches, and the backward is three times as fast. And for a convolution that reads the forward's sum in
-    another order XLA would compute it once more, in that order; of what a loop made it cannot.
+    Forward, T gathers that XLA fuses with their sum; backward, one scatter-add, where autodiff makes T of them. On a CPU a step that has a
+    backward pass goes box by box in both. That stays in the caches, and the backward is three times as fast. And for a convolution that
+    reads the forward's sum in another order XLA would compute it once more, in that order; of what a loop made it cannot.
     """
-    return jax.lax.platform_dependent(table, indices, weights, cpu=_gather_box_by_box, default=_gather)
+    return _gather(table, indices, weights)
 
 
 def _gather(table: Array, indices: Array, weights: Array) -> Array:
@@ -194,8 +194,9 @@ def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
 
 
 def _weighted_gather_forward(table: Array, indices: Array, weights: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    gathered = jax.lax.platform_dependent(table, indices, weights, cpu=_gather_box_by_box, default=_gather)
     # The backward reads the table's shape and dtype only, so a jit does not keep its values.
-    return _weighted_gather(table, indices, weights), (table, indices, weights)
+    return gathered, (table, indices, weights)
 
 
 def _weighted_gather_backward(residuals: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, None, None]:

@@ -35,6 +35,7 @@ from mrcnn_jax.structures import Batch, Params
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta, flatten
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.initial import initial_variables
+from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.metrics import MetricsLog
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer, scaling_hint
 from mrcnn_jax.training.replay import FailedStep, write_failed
@@ -57,7 +58,7 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled.
-        TrainingError: a loss, gradient or parameter is not finite, an image cannot be loaded, the disk is full.
+        TrainingError: a loss, gradient or parameter is not finite, an image cannot be loaded, the disk or the device's memory is full.
     """
     if not config.stages:
         raise ConfigError("stages: the config has none")
@@ -246,14 +247,21 @@ class _Run:
             print(hint)
         optimizer = make_optimizer(stage, params, total_steps=total_steps)
         step = guarded(make_train_step(self.model, stage, params, optimizer), self.config.skip_non_finite)
-        train_step = jax.jit(step, **compile_options(donate_argnums=0))
-        validate = jax.jit(make_validation_step(self.model, stage), **compile_options())
+        deterministic = self.config.deterministic
+        train_step = jax.jit(step, **compile_options(deterministic=deterministic, donate_argnums=0))
+        validate = jax.jit(make_validation_step(self.model, stage), **compile_options(deterministic=deterministic))
         # A copy, since the step donates its state and `variables` may be the caller's.
         state = jax.tree.map(jnp.array, state if state is not None else self._first_state(index, variables))
 
         for epoch in range(progress.step // steps_per_epoch, stage.epochs):
             started, first = time.perf_counter(), progress.step
-            state = self._train_epoch(progress, epoch, total_steps, train_step, state)
+            try:
+                state = self._train_epoch(progress, epoch, total_steps, train_step, state)
+            except jax.errors.JaxRuntimeError as error:
+                line = out_of_memory(error, train_step, state, self._example())
+                if line is None:
+                    raise
+                raise TrainingError(line) from error
             seconds = time.perf_counter() - started
             last = epoch + 1 == stage.epochs
             line = f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s"
@@ -309,6 +317,10 @@ class _Run:
             yield from load(split, plan, self.config.data)
         except RuntimeError as error:
             raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
+
+    def _example(self) -> Batch:
+        """Some batch of the training images."""
+        return next(self._batches(self.train_split, self._plan(0, 0)[:1]))
 
     def _stop_if_asked(self, progress: _Progress) -> None:
         if self.stop_signal is not None:

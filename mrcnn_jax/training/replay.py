@@ -98,7 +98,7 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     print(f"stage {stage.name}, {failed}")
     # Nothing is applied: an optimiser without state and updates.
     step = make_train_step(MaskRCNN(config.model), stage, state.params, optax.set_to_zero())
-    metrics = jax.jit(lambda state, batch: step(state, batch)[1], **compile_options())
+    metrics = jax.jit(lambda state, batch: step(state, batch)[1], **compile_options(deterministic=config.deterministic))
     rows = {"all images": np.ones(len(batch.valid), bool)}
     rows |= {f"{failed.describe(image)} alone": np.arange(len(batch.valid)) == row for row, image in enumerate(failed.images)}
     found = []

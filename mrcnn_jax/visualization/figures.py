@@ -172,7 +172,7 @@ def _draw_recall(axis: Axes, names: Sequence[str], val: Mapping[int, Mapping[str
     for name in names:
         size = name.partition("/")[2]
         axis.plot(*_curve(val, name), linewidth=1.2 if size else 2.2, marker="o", markersize=4, label=size or "all")
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.02)  # a marker at 1 is seen whole
     _finish(axis, f"proposals: {names[0].partition('/')[0]} (validation, IoU 0.5)", "recall")
 
 

@@ -359,6 +359,19 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     assert latest(begun).name == "00000003-rpn"
 
 
+def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(*arguments: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(loop._Run, "_train_epoch", run_out)
+    with pytest.raises(loop.TrainingError, match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB") as error:
+        loop.train(replace(tiny_config, deterministic=True), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert "deterministic: nothing is asked of a CPU" in capsys.readouterr().out
+
+
 def test_a_state_that_is_not_finite_is_not_saved(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update can leave the range of numbers although loss and gradient did not: as if one had, at the second step."""
 
