@@ -201,7 +201,6 @@ def _weighted_gather_forward(table: Array, indices: Array, weights: Array) -> tu
 
 def _weighted_gather_backward(residuals: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, None, None]:
     table, indices, weights = residuals
-
     # Float32 even for bfloat16 features: many samples fall into one cell.
     nothing = jnp.zeros(table.shape, jnp.float32)
     gradient = jax.lax.platform_dependent(nothing, indices, weights, cotangent, cpu=_scatter_box_by_box, default=_scatter)

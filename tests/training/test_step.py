@@ -204,9 +204,14 @@ def test_all_heads_together_without_inference_in_the_step(variables: Variables) 
     assert moved(runner.start.params, state.params) == set(flatten_dict(runner.start.params, sep="/"))
     losses = {name for name, value in metrics.items() if name.startswith("loss/") and value > 0}
     assert losses == {f"loss/{name}" for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")}
-    counts = operations(runner.function, runner.start, batch(0))
-    with_detections = operations(Runner(stage, variables).function, runner.start, batch(0))
-    assert with_detections["scan"] + with_detections["while"] == 2 * (counts["scan"] + counts["while"]) > 0
+
+    def loops(runner: Runner) -> int:
+        """Of NMS: on a GPU there are no others."""
+        lowered = runner.step.trace(runner.start, batch(0)).lower(lowering_platforms=("cuda",))
+        return lowered.as_text().count("stablehlo.while")
+
+    assert loops(runner) == 1
+    assert loops(Runner(stage, variables)) == 2
 
 
 @pytest.mark.parametrize("stage", ["rpn", "box"])
