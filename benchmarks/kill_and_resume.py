@@ -55,7 +55,7 @@ def killed_run(command: Sequence[str], workdir: Path, log: Path, moments: Sequen
     start_up = 1.0  # seconds until READY, as last measured: how fast the machine is just now; at first less than the imports take
     for moment in [*moments, "none"]:
         begun, since = time.monotonic(), time.time()
-        # Unbuffered, for READY; a session of its own, so that its helpers can be killed with it.
+        # Unbuffered, for READY.
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         kill_at = begun + rng.uniform(0, start_up) if moment == "start" else None

@@ -2,7 +2,7 @@
 
 At each turn a program runs twice, and the second time counts.
 
-A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side that cannot be built here says why and is left out.
+A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side whose libraries do not import says why and is left out.
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ class Side:
 
     runs: Mapping[str, Callable[[], object]]
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-class Missing(Exception):
-    """A side that cannot be built here: its text says why."""
 
 
 Build = Callable[[argparse.Namespace], Side]
@@ -123,7 +119,7 @@ def _serve(build: Build, arguments: argparse.Namespace) -> None:
     os.dup2(2, 1)  # whatever libraries print
     try:
         side = build(arguments)
-    except (Missing, ImportError) as error:
+    except ImportError as error:
         _reply(replies, {"missing": str(error)})
         sys.exit()
     _reply(replies, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,6 @@ from parity import seeded
 
 CLASSES = 91  # with the background
 SEED = 7
-SMALLEST, LARGEST = 8, 3  # pixels; part of the short side
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -68,7 +66,6 @@ def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> t
     return program, {"compile_seconds": seconds[0], "compile_seconds_cached": seconds[1], "gflop": round(flops / 1e9, 1)}
 
 
-@functools.cache
 def matrix_tflops(dtype: str) -> float:
     """The rate of a large product of matrices on this device, TFLOP/s: the best of ten."""
     import jax
