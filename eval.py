@@ -14,6 +14,7 @@ from typing import Literal
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.config import DistributedConfig
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Arguments:
     """Images that are drawn."""
     out: Path | None = None
     """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training images."""
+    distributed: DistributedConfig = DistributedConfig()
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, prog="eval.py", description=__doc__)
+    from mrcnn_jax import parallel
     from mrcnn_jax.evaluation.run import evaluate_run
 
+    parallel.join(arguments.distributed)
     evaluate_run(
         arguments.workdir,
         split_name=arguments.split,

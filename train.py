@@ -2,7 +2,8 @@
 
     python train.py --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...] [--init-from PATH]
 
-The same command again resumes from the newest complete checkpoint. `--config FILE --help` lists every option of that config.
+The same command again resumes from the newest complete checkpoint. On several hosts, or in several processes, each is started with the same
+command and its own `--distributed.*`; what they share is in README.md. `--config FILE --help` lists every option of that config.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def main() -> None:
     if known.workdir is None:
         raise ConfigError("--workdir: where the run's folder shall be")
     # Late: importing jax and tensorflow-datasets takes seconds, and a typo should not wait for them.
+    from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import Stopped, TrainingError, train
 
+    parallel.join(config.distributed)
     try:
         train(config, Path(known.workdir))
     except Stopped as stopped:

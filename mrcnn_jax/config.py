@@ -364,6 +364,33 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How several processes find each other; one process, with however many devices, needs none of it."""
+
+    coordinator: str | None = field(default=None, metadata=RUNTIME)
+    """host:port of process 0, the same for all; auto: all three as SLURM, Open MPI, Kubernetes or a TPU pod tell them."""
+    processes: int | None = field(default=None, metadata=RUNTIME)
+    """How many there are."""
+    index: int | None = field(default=None, metadata=RUNTIME)
+    """Which of them this one is, from 0."""
+
+    def __post_init__(self) -> None:
+        known = {None, "auto"}
+        _require(
+            self.coordinator in known or re.fullmatch(r".+:\d+", str(self.coordinator)) is not None,
+            f"distributed.coordinator: {self.coordinator!r}: must be host:port or auto",
+        )
+        for name in ("processes", "index"):
+            _require(
+                (getattr(self, name) is None) == (self.coordinator in known),
+                f"distributed.{name}: goes with distributed.coordinator host:port",
+            )
+        if self.processes is not None and self.index is not None:
+            _require(self.processes >= 1, "distributed.processes: must be at least 1")
+            _require(0 <= self.index < self.processes, "distributed.index: must be in 0..distributed.processes - 1")
+
+
+@dataclass(frozen=True)
 class Config:
     name: str = "unnamed"
     data: DataConfig = DataConfig()
@@ -384,6 +411,9 @@ class Config:
     runs are equal to the bit without it."""
     skip_non_finite: int = field(default=0, metadata=RUNTIME)
     """Steps a stage that are left out, since their loss or gradient is not finite, before the run stops."""
+    shard_parameters: bool = field(default=False, metadata=RUNTIME)
+    """Spread parameters and optimiser state over the devices, where each has a copy otherwise: less memory, more traffic."""
+    distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -17,6 +17,7 @@ from mrcnn_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    DistributedConfig,
     MaskHeadConfig,
     ModelConfig,
     OptimizerConfig,
@@ -211,6 +212,12 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: Config(stages=(stage(), stage())), "stages: two have the same name: rpn, rpn"),
         (lambda: Config(keep_checkpoints=0), "keep_checkpoints"),
         (lambda: Config(skip_non_finite=-1), "skip_non_finite"),
+        (lambda: DistributedConfig("host", 2, 0), "distributed.coordinator: 'host'"),
+        (lambda: DistributedConfig("host:1234", None, 0), "distributed.processes"),
+        (lambda: DistributedConfig("host:1234", 2), "distributed.index"),
+        (lambda: DistributedConfig("auto", 2), "distributed.processes"),
+        (lambda: DistributedConfig(index=0), "distributed.index"),
+        (lambda: DistributedConfig("host:1234", 2, 2), "distributed.index"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:
@@ -268,6 +275,10 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "validate_every_epochs",
         "deterministic",
         "skip_non_finite",
+        "shard_parameters",
+        "distributed.coordinator",
+        "distributed.processes",
+        "distributed.index",
         *(f"stages.{i}.optimizer.batch_size" for i in range(3)),
     }
 

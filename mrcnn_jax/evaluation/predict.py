@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import UInt8
 
+from mrcnn_jax import parallel
 from mrcnn_jax.config import Config, ConfigError, DataConfig, load_config_json
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.transforms import resize_image, resize_plan
@@ -62,15 +64,26 @@ def make_folder(folder: Path) -> None:
 
 
 class Predictor:
-    """The network as one compiled program a canvas; NumPy in, NumPy out."""
+    """The network as one compiled program a canvas; NumPy in, NumPy out.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._variables = jax.device_put(run.variables)
-        self._apply = jax.jit(MaskRCNN(run.config.model).apply, **compile_options(deterministic=run.config.deterministic))
+    With a `mesh` each device sees its rows of a batch, and each process has those of its devices.
+    """
+
+    def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
+        self.run, self.mesh = run, mesh
+        network = MaskRCNN(run.config.model)
+        if mesh is None:
+            self._variables = jax.device_put(run.variables)
+            apply = network.apply
+        else:
+            everywhere, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)
+            self._variables = parallel.place(run.variables, jax.tree.map(lambda _: parallel.replicated(mesh), run.variables))
+            # No image knows of another: no device needs to hear of one.
+            apply = jax.shard_map(network.apply, mesh=mesh, in_specs=(everywhere, rows), out_specs=rows, check_vma=False)
+        self._apply = jax.jit(apply, **compile_options(deterministic=run.config.deterministic))
 
     def __call__(self, batch: Batch) -> Prediction:
-        return jax.device_get(self._apply(self._variables, batch))
+        return parallel.rows_to_host(self._apply(self._variables, parallel.place_rows(batch, self.mesh)), self.mesh)
 
     def results(self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]) -> list[dict[str, Any]]:
         """COCO results of a batch: original ids, pixels and image size."""
@@ -86,8 +99,8 @@ class Predictor:
 
 
 def predict_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[tuple[Batch, Prediction]]:
-    """Every batch of a plan with what is seen on it."""
-    for batch in load(split, list(plan), predictor.run.config.data):
+    """Every batch of a plan with what is seen on it; of several processes, the rows of this one."""
+    for batch in load(split, parallel.own_rows(plan, predictor.mesh), predictor.run.config.data):
         yield batch, predictor(batch)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from mrcnn_jax import parallel
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.decode import decode_image
 from mrcnn_jax.data.loader import open_split, plan_once
@@ -31,7 +32,10 @@ def evaluate_run(
     figures: int = 8,
     out: Path | None = None,
 ) -> dict[str, float]:
-    """COCO box and mask figures of the run's newest checkpoint, on every image of a split exactly once.
+    """COCO box and mask figures of the run's newest checkpoint, on every image of a split exactly once, with all devices.
+
+    Of several processes (`parallel.join`) each calls this, with the same arguments; the first one has the figures and writes, the
+    others get {}.
 
     Args:
         workdir: the run's folder; config, categories and weights come from it.
@@ -57,7 +61,7 @@ def evaluate_run(
         raise ConfigError(f"{workdir}: its config names no data set: give --annotations and --images")
     cache = Path(data.cache) if data.cache else workdir / "data"
     expected = data if annotations is None else replace(data, class_names=())  # which may be some of the run's
-    split = open_split(split_name, json_path, images_path, cache=cache, data=expected)
+    split = parallel.in_turn(lambda: open_split(split_name, json_path, images_path, cache=cache, data=expected))
     categories, known = [(category.id, category.name) for category in split.dataset.categories], run.meta.categories
     unknown = [f"{number} {name!r} (there {run.class_names.get(number)!r})" for number, name in categories if (number, name) not in known]
     if unknown:
@@ -70,13 +74,15 @@ def evaluate_run(
     # The run's own pictures are those of its own evaluation; any other has its pictures beside its results.
     folder = workdir / "figures" if out is None and split_name == "val" else (out or workdir / f"eval_{split_name}") / "figures"
     out = out or workdir / ("eval" if split_name == "val" else f"eval_{split_name}")
-    make_folder(out)
-    predictor = Predictor(run)
-    plan = plan_once(split, data.eval_batch_size, limit)
+    parallel.in_turn(lambda: make_folder(out) if parallel.is_first() else None)
+    mesh = parallel.data_mesh()
+    predictor = Predictor(run, mesh)
+    # What is seen on an image does not depend on its batch: every device gets as many images as one would.
+    plan = plan_once(split, data.eval_batch_size * (1 if mesh is None else mesh.size), limit)
     results: list[dict[str, Any]] = []
     proposals: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image index -> boxes in original pixels, scores
-    total = sum(i >= 0 for planned in plan for i in planned.indices)
-    with tqdm(total=total, unit="img", desc="evaluating", leave=False) as bar:
+    total = sum(i >= 0 for planned in parallel.own_rows(plan, mesh) for i in planned.indices)
+    with tqdm(total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()) as bar:
         for batch, prediction in predict_split(predictor, split, plan):
             results += predictor.results(batch, prediction, [split.dataset.images[i].id for i in batch.indices])
             for i in np.flatnonzero(batch.valid):
@@ -85,6 +91,12 @@ def evaluate_run(
                 proposals[int(batch.indices[i])] = (found.boxes / np.tile(batch.scales[i][::-1], 2), found.scores)
             bar.update(int(batch.valid.sum()))
 
+    parts = parallel.gather((results, proposals))
+    if not parallel.is_first():
+        return {}
+    rank = {split.dataset.images[i].id: n for n, i in enumerate(i for planned in plan for i in planned.indices if i >= 0)}
+    results = sorted((result for part, _ in parts for result in part), key=lambda result: rank[result["image_id"]])
+    proposals = {index: boxes for _, part in parts for index, boxes in part.items()}
     seen = split.dataset.with_images([split.dataset.images[i] for i in sorted(proposals)])
     ground_truth = seen.to_coco()
     judged = {number for number, _ in categories}

@@ -51,11 +51,12 @@ _NAME = re.compile(r"\d{8,}-[a-z0-9_]+")  # as `Meta.name` makes it: nothing els
 
 
 def environment() -> dict[str, str | int]:
-    """What bit-for-bit repetition of a run depends on beside the config: machine, cores, libraries, XLA's flags."""
+    """What bit-for-bit repetition of a run depends on beside the config: machine, cores, devices, libraries, XLA's flags."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
         "device": device.device_kind,
+        "devices": jax.device_count(),
         "processor": _processor(),
         "cpus": os.cpu_count() or 0,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
@@ -105,7 +106,7 @@ class Checkpoints:
         """`keep`: newest checkpoints to keep beside the last one of every completed stage (at least 1)."""
         self.folder = workdir.absolute() / "checkpoints"  # orbax takes no relative path
         self.keep = keep
-        self._checkpointer = ocp.PyTreeCheckpointer()
+        self._checkpointer = _checkpointer()
 
     def save(self, state: TrainState, meta: Meta, config: Config | None = None) -> None:
         """Write a checkpoint (with `config`, if given) and remove those that retention lets go; returns when all of it is on disk.
@@ -176,12 +177,13 @@ class Checkpoints:
         """The state that was saved, bit for bit, as device arrays in the structure of `template`.
 
         `template` (arrays or `jax.ShapeDtypeStruct`) has the stage's own optimiser state. ConfigError if a file of the checkpoint is
-        damaged, or, with a table, if the template's leaves are not the checkpoint's (names, shapes, dtypes). Another machine, core
-        count, library or XLA flag than at the save is warned of in one line: the run goes on, but not bit for bit.
+        damaged, or, with a table, if the template's leaves are not the checkpoint's (names, shapes, dtypes). Another machine, number of
+        cores or devices, library or XLA flag than at the save is warned of in one line: the run goes on, but not bit for bit.
         """
         folder = self._verified(meta)
         here = environment()
-        changed = [f"{name} {meta.environment.get(name)!r} -> {here[name]!r}" for name in here if meta.environment.get(name) != here[name]]
+        there = {"devices": 1} | meta.environment  # which earlier versions, that used one, did not write
+        changed = [f"{name} {there.get(name)!r} -> {here[name]!r}" for name in here if there.get(name) != here[name]]
         if changed:
             log.warning("%s: saved in another environment, results will differ in the last bits: %s", meta.name, ", ".join(changed))
         saved = {path: leaf for item in _ITEMS for path, leaf in self._checkpointer.restore(folder / item).items()}
@@ -230,6 +232,15 @@ class Checkpoints:
         for meta in metas:
             if meta not in (*stages.values(), *between):
                 _remove(self.folder / meta.name)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """One that waits for no other process: all of them read, the first one alone writes."""
+    if jax.process_count() == 1:
+        return ocp.PyTreeCheckpointer()
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}")
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def flatten(state: TrainState) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import hashlib
 import json
 import math
 import shutil
@@ -12,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,8 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from mrcnn_jax import parallel
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
@@ -54,7 +58,9 @@ class Stopped(Exception):
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Trains every stage of `config` in `workdir`, from the newest complete checkpoint if there is one.
+    """Trains every stage of `config` in `workdir`, from the newest complete checkpoint if there is one, on all devices.
+
+    Of several processes (`parallel.join`) each calls this, with the same config and folder; the first one writes.
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled.
@@ -63,7 +69,9 @@ def train(config: Config, workdir: Path) -> None:
     if not config.stages:
         raise ConfigError("stages: the config has none")
     config = resolve_paths(config)
-    with _locked(workdir):
+    parallel.refuse_uneven(config.data.batch_size, parallel.data_mesh())
+    with ExitStack() as stack:
+        parallel.in_turn(lambda: stack.enter_context(_locked(workdir)) if parallel.is_first() else None)
         _refuse_another_config(config, workdir)
         try:
             _Run(config, workdir).train()
@@ -118,7 +126,7 @@ class _Pending:
 
 class _Run:
     def __init__(self, config: Config, workdir: Path) -> None:
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self.mesh = config, workdir, parallel.data_mesh()
         data = config.data
         cache = Path(data.cache) if data.cache else workdir / "data"
         for path in ("train", "val"):  # the cheap checks of both files come before any image is read
@@ -145,8 +153,12 @@ class _Run:
         if self.resumed_from is None:
             refuse_random_frozen(config.stages, shapes["params"], loaded=self.initial.get("params", {}))
         warn_of_slow_versions()
-        self.train_split = open_split("train", Path(data.train_annotations), Path(data.train_images), cache=cache, data=data)
-        self.val_split = open_split("val", Path(data.val_annotations), Path(data.val_images), cache=cache, data=data)
+        self.train_split, self.val_split = parallel.in_turn(
+            lambda: (
+                open_split("train", Path(data.train_annotations), Path(data.train_images), cache=cache, data=data),
+                open_split("val", Path(data.val_annotations), Path(data.val_images), cache=cache, data=data),
+            )
+        )
         if self.train_split.dataset.class_names != self.val_split.dataset.class_names:
             raise ConfigError(f"{data.val_annotations}: its categories differ from those of {data.train_annotations}")
         for split in (self.train_split, self.val_split):
@@ -156,8 +168,9 @@ class _Run:
             raise ConfigError(f"{data.train_annotations}: categories {categories}, but the run began with {self.resumed_from.categories}")
         for index, stage in enumerate(config.stages):
             learning_rate(stage, 0, self._total_steps(index))  # a warm-up longer than its stage
-        self._refuse_full_disk(shapes)
-        self.log = MetricsLog(workdir)
+        parallel.in_turn(lambda: self._refuse_full_disk(shapes) if parallel.is_first() else None)
+        self._refuse_differing_processes()
+        self.log = MetricsLog(workdir) if parallel.is_first() else None
         self.stop_signal: int | None = None
 
     def _refuse_full_disk(self, shapes: Variables) -> None:
@@ -176,6 +189,17 @@ class _Run:
                 f" (--keep-checkpoints is {self.config.keep_checkpoints})"
             )
 
+    def _refuse_differing_processes(self) -> None:
+        """ConfigError if the processes would not do the same steps on the same data."""
+        config = self.config
+        fields = ("save_every_steps", "validate_every_epochs", "skip_non_finite", "shard_parameters")
+        values: dict[str, Any] = {"the config": config_hash(config)} | {name: getattr(config, name) for name in fields}
+        values["the newest checkpoint in --workdir"] = self.resumed_from.name if self.resumed_from else None
+        for split in (self.train_split, self.val_split):
+            images = [(image.id, image.file_name, plan.canvas) for image, plan in zip(split.dataset.images, split.plans, strict=True)]
+            values[f"data.{split.name}_annotations"] = hashlib.sha256(repr(images).encode()).hexdigest()[:16]
+        parallel.refuse_differing(values)
+
     # -- the plan of the run ---------------------------------------------------------------------------------------------------
 
     def _plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
@@ -187,20 +211,25 @@ class _Run:
     # -- training --------------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        alone = jax.process_count() == 1  # several processes stop at a step that JAX, which has the signal, agrees on
+        handler = signal.signal(signal.SIGTERM, self._on_sigterm) if alone else None
         try:
             variables, progress, state = self._start()
-            save_config(self.config, self.workdir / "config.json")  # only now: a run that could not begin takes no folder
+            if parallel.is_first():
+                save_config(self.config, self.workdir / "config.json")  # only now: a run that could not begin takes no folder
             canvases = len({plan.canvas for plan in self.train_split.plans})
             stages = self.config.stages[progress.stage_index :]
             print(f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training programs to compile")
             for _ in stages:
                 variables = self._train_stage(progress, variables, state)
                 progress, state = _Progress(progress.stage_index + 1), None
+            parallel.gather("done")  # none leaves while the first one still writes
             print(f"\ndone: evaluate with  python eval.py --workdir {self.workdir}")
         finally:
-            signal.signal(signal.SIGTERM, handler)
-            self.log.close()
+            if alone:
+                signal.signal(signal.SIGTERM, handler)
+            if self.log is not None:
+                self.log.close()
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self.stop_signal = number
@@ -211,14 +240,17 @@ class _Run:
         meta = self.resumed_from
         names = [stage.name for stage in self.config.stages]
         if meta is None:
-            self.log.truncate(names, 0, -1)  # what a run that was killed before its first checkpoint wrote
+            if self.log is not None:
+                self.log.truncate(names, 0, -1)  # what a run that was killed before its first checkpoint wrote
             print("a new run")
-            return unflatten_dict(flatten_dict(variables) | flatten_dict(self.initial)), _Progress(0), None
+            variables = unflatten_dict(flatten_dict(variables) | flatten_dict(self.initial))
+            return parallel.of_first(variables), _Progress(0), None
         template = self._first_state(meta.stage_index, variables)
         state = self.checkpoints.restore(template, meta)
         if state.skipped > self.config.skip_non_finite and not meta.stage_complete:
             raise ConfigError(f"skip_non_finite: {self.config.skip_non_finite}, but {self.workdir} has skipped {state.skipped} steps")
-        self.log.truncate(names, meta.stage_index, meta.stage_step)
+        if self.log is not None:
+            self.log.truncate(names, meta.stage_index, meta.stage_step)
         print(f"resumed from stage {meta.stage}, step {meta.stage_step}")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         if meta.stage_complete:
@@ -246,43 +278,70 @@ class _Run:
         if hint is not None:
             print(hint)
         optimizer = make_optimizer(stage, params, total_steps=total_steps)
-        step = guarded(make_train_step(self.model, stage, params, optimizer), self.config.skip_non_finite)
+        state = state if state is not None else self._first_state(index, variables)
+        in_step: dict[str, Any] = {}
+        in_validation: dict[str, Any] = {}
+        if self.mesh is None:
+            # A copy, since the step donates its state and `variables` may be the caller's.
+            state = jax.tree.map(jnp.array, state)
+        else:
+            everywhere, layout = parallel.replicated(self.mesh), self._layout(state, self.mesh)
+            in_step["out_shardings"] = (layout, everywhere)
+            in_validation["out_shardings"] = (everywhere, parallel.by_rows(self.mesh))
+            state = parallel.place(state, layout)
+            size = parallel.bytes_a_device((state.params, state.opt_state)) / 2**20
+            print(f"{self.mesh.size} devices, {size:.2f} MiB of parameters and optimiser state on each")
+        step = guarded(make_train_step(self.model, stage, params, optimizer, self.mesh), self.config.skip_non_finite)
         deterministic = self.config.deterministic
-        train_step = jax.jit(step, **compile_options(deterministic=deterministic, donate_argnums=0))
-        validate = jax.jit(make_validation_step(self.model, stage), **compile_options(deterministic=deterministic))
-        # A copy, since the step donates its state and `variables` may be the caller's.
-        state = jax.tree.map(jnp.array, state if state is not None else self._first_state(index, variables))
+        train_step = jax.jit(step, **compile_options(deterministic=deterministic, donate_argnums=0, **in_step))
+        validate = jax.jit(
+            make_validation_step(self.model, stage, self.mesh), **compile_options(deterministic=deterministic, **in_validation)
+        )
 
         for epoch in range(progress.step // steps_per_epoch, stage.epochs):
             started, first = time.perf_counter(), progress.step
             try:
-                state = self._train_epoch(progress, epoch, total_steps, train_step, state)
+                state, waited = self._train_epoch(progress, epoch, total_steps, train_step, state)
             except jax.errors.JaxRuntimeError as error:
-                line = out_of_memory(error, train_step, state, self._example())
+                devices = 1 if self.mesh is None else self.mesh.size
+                line = out_of_memory(error, train_step, state, self._example(), multiple=devices)
                 if line is None:
                     raise
                 raise TrainingError(line) from error
             seconds = time.perf_counter() - started
             last = epoch + 1 == stage.epochs
-            line = f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s"
-            self._append_timing(stage, epoch, seconds, steps=progress.step - first)
+            line = f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s, {waited / seconds:.1%} of it waiting for data"
+            self._append_timing(stage, epoch, seconds, waited, steps=progress.step - first)
             if last or (epoch + 1) % self.config.validate_every_epochs == 0:
                 values = self._validate(stage, validate, {"params": state.params, "batch_stats": state.batch_stats})
-                self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
                 progress.best = float(np.fmin(values["loss/total"], progress.best if progress.best is not None else np.inf))
-                curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
+                if self.log is not None:
+                    self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
+                    curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
                 gc.collect()  # figures and loaders refer to themselves: what they held would wait for Python's own time
                 line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
             tqdm.write(line)
-            due = last or progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
-            if due:
+            if self._save_is_due(progress) or last:
                 self._save(progress, state, complete=last)
-            if due:  # a signal that came after the save waits for the next one
                 self._stop_if_asked(progress)
-        return {"params": state.params, "batch_stats": state.batch_stats}
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return variables if self.mesh is None else parallel.to_host(variables)
 
-    def _train_epoch(self, progress: _Progress, epoch: int, total_steps: int, train_step: Any, state: TrainState) -> TrainState:
-        """What is left of an epoch; its last step is saved by the caller, after the validation that belongs to it."""
+    def _layout(self, state: TrainState, mesh: Mesh) -> TrainState:
+        """Where each leaf of the state lies."""
+        layout = jax.tree.map(lambda _: parallel.replicated(mesh), state)
+        if not self.config.shard_parameters:
+            return layout
+        params, opt_state = jax.tree.map(lambda leaf: parallel.spread(leaf, mesh), (state.params, state.opt_state))
+        return layout.replace(params=params, opt_state=opt_state)
+
+    def _train_epoch(
+        self, progress: _Progress, epoch: int, total_steps: int, train_step: Any, state: TrainState
+    ) -> tuple[TrainState, float]:
+        """What is left of an epoch, and the seconds that this process waited for its batches (the device may have had work meanwhile).
+
+        The last step is saved by the caller, after the validation that belongs to it.
+        """
         stage = self.config.stages[progress.stage_index]
         steps_per_epoch = total_steps // stage.epochs
         plan = self._plan(progress.stage_index, epoch)[progress.step - epoch * steps_per_epoch :]
@@ -292,43 +351,62 @@ class _Run:
             unit="img",
             leave=False,
             mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=not parallel.is_first(),
         )
         pending: _Pending | None = None
+        started = time.perf_counter()
         with bar:
-            for planned, batch in zip(plan, self._batches(self.train_split, plan), strict=True):
-                state, metrics = train_step(state, batch)
+            batches = _Timed(self._batches(self.train_split, plan))
+            for planned, batch in zip(plan, batches, strict=True):
+                state, metrics = train_step(state, parallel.place_rows(batch, self.mesh))
+                waiting = batches.seconds / (time.perf_counter() - started)
                 # The numbers of a step are read while the next one runs: two batches are in flight.
                 if pending is not None:
-                    self._record(progress.stage_index, epoch, total_steps, pending, state, bar)
+                    self._record(progress.stage_index, epoch, total_steps, pending, state, bar, waiting)
                 progress.step += 1
                 pending = _Pending(progress.step, planned, batch, metrics)
-                due = progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
-                if due and planned is not plan[-1]:
-                    self._record(progress.stage_index, epoch, total_steps, pending, state, bar)
+                if planned is not plan[-1] and self._save_is_due(progress):
+                    self._record(progress.stage_index, epoch, total_steps, pending, state, bar, waiting)
                     pending = None
                     self._save(progress, state, complete=False)
                     self._stop_if_asked(progress)
             if pending is not None:
-                self._record(progress.stage_index, epoch, total_steps, pending, state, bar)
-        return state
+                self._record(progress.stage_index, epoch, total_steps, pending, state, bar, waiting)
+        return state, batches.seconds
 
     def _batches(self, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[Batch]:
+        """The rows of this process."""
         try:
-            yield from load(split, plan, self.config.data)
+            yield from load(split, parallel.own_rows(plan, self.mesh), self.config.data)
         except RuntimeError as error:
             raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
 
     def _example(self) -> Batch:
-        """Some batch of the training images."""
-        return next(self._batches(self.train_split, self._plan(0, 0)[:1]))
+        """A training batch's shapes, and where it lies."""
+        rows = None if self.mesh is None else parallel.by_rows(self.mesh)
+        batch = next(self._batches(self.train_split, self._plan(0, 0)[:1]))
+        size = self.config.data.batch_size
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=rows), batch)
+
+    def _save_is_due(self, progress: _Progress) -> bool:
+        """To be asked once after each step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._steps_done(progress)):
+            self.stop_signal = signal.SIGTERM
+        return progress.step % self.config.save_every_steps == 0 or self.stop_signal is not None
+
+    def _steps_done(self, progress: _Progress) -> int:
+        """Since the run began, over all stages."""
+        return sum(self._total_steps(i) for i in range(progress.stage_index)) + progress.step
 
     def _stop_if_asked(self, progress: _Progress) -> None:
         if self.stop_signal is not None:
             stage = self.config.stages[progress.stage_index].name
             raise Stopped(f"stopped by signal {self.stop_signal}: stage {stage}, step {progress.step} is saved in {self.workdir}")
 
-    def _record(self, stage_index: int, epoch: int, total_steps: int, pending: _Pending, state: TrainState, bar: tqdm[Any]) -> None:
-        """Writes the numbers of a step; `state` is that of this step, or of the next one."""
+    def _record(
+        self, stage_index: int, epoch: int, total_steps: int, pending: _Pending, state: TrainState, bar: tqdm[Any], waiting: float
+    ) -> None:
+        """Writes the numbers of a step; `state` is that of this step, or of the next one. `waiting`: share of time, for the bar."""
         stage = self.config.stages[stage_index]
         values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
         skipped = int(values.pop("skipped"))
@@ -337,9 +415,10 @@ class _Run:
             self._keep_failed(stage_index, pending, broken, skipped, state)
         # The optimiser's schedule counts the steps that were applied; a skipped one stays on its rate.
         values["learning_rate"] = float(learning_rate(stage, pending.step - 1 - (skipped - bool(broken)), total_steps))
-        self.log.write(stage=stage.name, step=pending.step, epoch=epoch + 1, split="train", values=values)
+        if self.log is not None:
+            self.log.write(stage=stage.name, step=pending.step, epoch=epoch + 1, split="train", values=values)
         shown = "  ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
-        bar.set_postfix_str(shown, refresh=False)
+        bar.set_postfix_str(f"{shown}  data {waiting:.0%}", refresh=False)
         bar.update(len(_real(pending.planned)))
 
     def _keep_failed(self, stage_index: int, pending: _Pending, broken: tuple[str, ...], skipped: int, state: TrainState) -> None:
@@ -349,8 +428,12 @@ class _Run:
         images = {image.id: [record.annotation_id for record in image.objects] for image in records}
         failed = FailedStep(stage_index, pending.step, broken, images)
         path = self.workdir / f"failed_batch-{stage.name}-{pending.step}.npz"
+        rows = parallel.gather(pending.batch)
+        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if len(rows) > 1 else pending.batch
+        state = parallel.to_host(state)
         try:
-            write_failed(path, failed, self.config, pending.batch, state)
+            if parallel.is_first():
+                write_failed(path, failed, self.config, batch, state)
             kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
         except OSError as error:
             kept = f"the batch could not be kept in {path}: {error.strerror}"
@@ -365,33 +448,36 @@ class _Run:
         key = jax.random.key(self.config.seed)
         totals: dict[str, float] = {}
         count = 0
-        proposals: list[np.ndarray] = []
-        truths: list[np.ndarray] = []
-        for batch in self._batches(self.val_split, plan):
-            values, found = jax.device_get(validate(variables, batch, key))
-            images = int(batch.valid.sum())
+        seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # index of an image -> proposals, ground truth
+        for planned, batch in zip(plan, self._batches(self.val_split, plan), strict=True):
+            values, found = validate(variables, parallel.place_rows(batch, self.mesh), key)
+            values, found = jax.device_get(values), parallel.rows_to_host(found, self.mesh)
+            images = len(_real(planned))
             count += images
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * images
             for i in np.flatnonzero(batch.valid):
                 scale = np.tile(batch.scales[i][::-1], 2)
                 truth = batch.ground_truth
-                proposals.append(found.boxes[i][found.valid[i]] / scale)
-                truths.append(truth.boxes[i][truth.valid[i]] / scale)
+                seen[int(batch.indices[i])] = found.boxes[i][found.valid[i]] / scale, truth.boxes[i][truth.valid[i]] / scale
         values = {name: total / max(count, 1) for name, total in totals.items()}
         if "rpn" in stage.losses:
+            seen = {index: boxes for part in parallel.gather(seen) for index, boxes in part.items()}
+            proposals, truths = zip(*(seen[index] for planned in plan for index in _real(planned)), strict=True)
             values |= proposal_recall(proposals, truths, limit=self.config.model.rpn.proposals)
         return values
 
     def _save(self, progress: _Progress, state: TrainState, *, complete: bool) -> None:
-        index = progress.stage_index
+        index, state = progress.stage_index, state if self.mesh is None else parallel.to_host(state)
         broken = [path for path, leaf in flatten(state).items() if not np.isfinite(leaf).all()]
         if broken:
             where = f"stage {self.config.stages[index].name}, step {progress.step}"
             raise TrainingError(f"{where}: not saved: {', '.join(broken[:3])} not finite ({len(broken)} in all); the last checkpoint stays")
+        if self.log is None:
+            return
         self.log.sync()
         meta = Meta(
-            step=sum(self._total_steps(i) for i in range(index)) + progress.step,
+            step=self._steps_done(progress),
             stage=self.config.stages[index].name,
             stage_index=index,
             stage_step=progress.step,
@@ -402,11 +488,31 @@ class _Run:
         )
         self.checkpoints.save(state, meta, self.config)
 
-    def _append_timing(self, stage: StageConfig, epoch: int, seconds: float, *, steps: int) -> None:
+    def _append_timing(self, stage: StageConfig, epoch: int, seconds: float, waited: float, *, steps: int) -> None:
         """Wall time is kept apart from metrics.jsonl, which is the same to the bit however often a run was interrupted."""
-        row = {"stage": stage.name, "epoch": epoch + 1, "steps": steps, "seconds": round(seconds, 3)}
+        row = {"stage": stage.name, "epoch": epoch + 1, "steps": steps, "seconds": round(seconds, 3), "waited_seconds": round(waited, 3)}
+        if not parallel.is_first():
+            return
         with (self.workdir / "timing.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class _Timed:
+    """An iterator that counts the seconds for which it was waited for."""
+
+    def __init__(self, items: Iterator[Batch]) -> None:
+        self._items = items
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - asked
 
 
 def _real(planned: PlannedBatch) -> list[int]:

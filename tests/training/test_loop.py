@@ -195,6 +195,36 @@ def test_sigterm_to_the_script_saves_and_another_process_resumes(
     assert (tiny_run / "metrics.jsonl").read_text().startswith((run / "metrics.jsonl").read_text())
 
 
+# -- what a run waits for ------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_for_data_is_told_apart(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
+    config = replace(tiny_config, stages=(replace(tiny_config.stages[0], epochs=1),))
+    real, delay = loop.load, 0.1
+
+    def late(split: Any, plan: Any, data: Any) -> Iterator[Any]:
+        for batch in real(split, plan, data):
+            time.sleep(delay)
+            yield batch
+
+    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    loop.train(config, tmp_path / "soon")
+    monkeypatch.setattr(loop, "load", late)
+    capsys.readouterr()
+    beside_the_bar: list[str] = []
+    monkeypatch.setattr(loop.tqdm, "set_postfix_str", lambda self, text, refresh: beside_the_bar.append(text))
+    loop.train(config, tmp_path / "late")
+    soon, waiting = (json.loads((tmp_path / name / "timing.jsonl").read_text()) for name in ("soon", "late"))
+    assert 0 < soon["waited_seconds"] < soon["seconds"]
+    assert tiny.STEPS * delay < waiting["waited_seconds"] < waiting["seconds"]
+    (share,) = re.findall(r"rpn epoch 1/1: [\d.]+ s, ([\d.]+)% of it waiting for data  validation: ", capsys.readouterr().out)
+    assert float(share) == pytest.approx(100 * waiting["waited_seconds"] / waiting["seconds"], abs=0.1)
+    assert len(beside_the_bar) == tiny.STEPS
+    assert all(re.search(r"rpn_objectness \d\.\d{3}  .*  data [1-9]\d*%$", text) for text in beside_the_bar)
+    assert (tmp_path / "soon" / "metrics.jsonl").read_bytes() == (tmp_path / "late" / "metrics.jsonl").read_bytes()
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------------------
 
 
