@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.nms import multiclass_nms, nms
+from mrcnn_jax.ops.nms import _greedy_in_blocks, multiclass_nms, nms
 
 from .strategies import QUICK, integer_boxes, random_boxes
 
@@ -63,6 +63,31 @@ def test_equals_greedy_loop_on_many_boxes(threshold: float) -> None:
     rng = np.random.default_rng(round(100 * threshold))
     boxes, scores, valid = random_boxes(rng, 150), rng.normal(size=150).astype(np.float32), rng.random(150) < 0.9
     assert kept(boxes, scores, valid, threshold, 150) == greedy(boxes, scores, valid, threshold, 150)
+
+
+@functools.partial(jax.jit, static_argnames=("block",))
+def in_blocks(boxes: jax.Array, valid: jax.Array, threshold: jax.Array, block: int) -> jax.Array:
+    return _greedy_in_blocks(boxes, valid, threshold, block=block)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", [1, 5, 12, 256])
+@QUICK
+@given(integer_boxes(N), hnp.arrays(bool, N), st.sampled_from(THRESHOLDS))
+def test_the_form_in_blocks_equals_the_greedy_loop(block: int, boxes: np.ndarray, valid: np.ndarray, threshold: float) -> None:
+    """What a GPU runs, here on the CPU: blocks of one box, some that do not divide N, exactly N, and one that holds all."""
+    found = np.flatnonzero(in_blocks(boxes, valid, np.float32(threshold), block))
+    assert found.tolist() == greedy(boxes, -np.arange(N, dtype=np.float32), valid, threshold, N)
+
+
+def test_the_form_in_blocks_settles_long_chains() -> None:
+    """Of boxes of which each one hides but the next, every other is kept, within a block of 256 and over its end; and in a batch."""
+    start = 5.0 * np.arange(600, dtype=np.float32)
+    boxes = np.stack([start, 0 * start, start + 12, 0 * start + 10], axis=1)  # IoU of neighbours: 7/17, 2/22
+    valid = np.ones((2, 600), bool)
+    valid[1, 1] = False
+    found = np.asarray(jax.jit(jax.vmap(lambda v: _greedy_in_blocks(boxes, v, jnp.float32(0.3))))(valid))
+    assert np.flatnonzero(found[0]).tolist() == list(range(0, 600, 2))
+    assert np.flatnonzero(found[1]).tolist() == [0, *range(2, 600, 2)]
 
 
 def test_an_iou_of_exactly_the_threshold_stays() -> None:
