@@ -8,20 +8,15 @@ One map of stride 16 with all 15 anchors at each cell; boxes and masks from res5
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
-from mrcnn_jax.config import BoxHeadConfig, Config, DataConfig, MaskHeadConfig, ModelConfig, RPNConfig
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.config import Config, DataConfig, ModelConfig
+from mrcnn_jax.recipes import c4, staged
 
 
 def get_config() -> Config:
     return Config(
         name="coco300_c4",
         data=DataConfig(folder="coco300"),
-        model=ModelConfig(
-            backbone="c4",
-            rpn=RPNConfig(channels=256),
-            box_head=BoxHeadConfig(fcs=0, pool_size=14),
-            mask_head=MaskHeadConfig(convs=0, deconv_kernel=2, pool_size=14),
-        ),
+        model=c4(ModelConfig()),
         stages=staged(pretrained=True, backbone="c4"),
         init_from="weights/pqf_resnet50_large.npz",
     )

@@ -76,6 +76,21 @@ def joint(
     return (StageConfig(name="joint", losses=("rpn", "box", "mask"), train=train, frozen=frozen, optimizer=optimizer, epochs=epochs),)
 
 
+def c4(model: ModelConfig) -> ModelConfig:
+    """`model`, whose backbone is the FPN, with the C4 backbone (He et al. 2017, figure 4, left); its stages are `staged(backbone="c4")`.
+
+    One map of stride 16 with all scales at each cell; the RPN's convolution keeps its channels. Boxes and masks come from res5 on
+    14 x 14 features of each box: no fully connected layers, and one 2 x 2 transposed convolution for the masks.
+    """
+    return dataclasses.replace(
+        model,
+        backbone="c4",
+        rpn=dataclasses.replace(model.rpn, channels=model.rpn.channels or model.fpn_channels),
+        box_head=dataclasses.replace(model.box_head, fcs=0, pool_size=14),
+        mask_head=dataclasses.replace(model.mask_head, convs=0, deconv_kernel=2, pool_size=14),
+    )
+
+
 # Canvases of short side 800 and long side 1333, as torchvision and detectron2 resize to, in multiples of 32.
 COCO_CANVASES = DataConfig(short_side=800, long_side=1333, canvases=((800, 1344), (1344, 800)))
 

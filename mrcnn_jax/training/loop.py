@@ -72,7 +72,7 @@ def train(config: Config, workdir: Path) -> None:
     parallel.refuse_uneven(config.data.batch_size, parallel.data_mesh())
     with ExitStack() as stack:
         parallel.in_turn(lambda: stack.enter_context(_locked(workdir)) if parallel.is_first() else None)
-        _refuse_another_config(config, workdir)
+        refuse_another_config(config, workdir)
         try:
             _Run(config, workdir).train()
         except OSError as error:  # a full disk above all
@@ -96,8 +96,8 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_another_config(config: Config, workdir: Path) -> None:
-    """Same config, same run."""
+def refuse_another_config(config: Config, workdir: Path) -> None:
+    """ConfigError if `workdir` holds a run of another config: same config, same run."""
     path = workdir / "config.json"
     if path.exists():
         changed = differences(load_config_json(path), config)

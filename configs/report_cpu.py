@@ -1,0 +1,40 @@
+"""The report's experiments on 2 CPU cores: coco300 at its own size (short side 300), few epochs a stage, one seed.
+
+    export MRCNN_DATA=...        # holds coco300/ and weights/
+    python -m mrcnn_jax.experiments --workdir runs/report
+
+Time and AP: see docs/RESULTS.md.
+"""
+
+from mrcnn_jax.config import BoxHeadConfig, Config, DataConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, RoIConfig, RPNConfig
+from mrcnn_jax.recipes import staged
+
+# As configs/coco300_cpu.py has it, and why, is written there.
+DELTAS = (10.0, 10.0, 5.0, 5.0)
+
+
+def get_config() -> Config:
+    return Config(
+        name="report_cpu",
+        data=DataConfig(
+            folder="coco300", short_side=300, long_side=480, canvases=((320, 480), (480, 320)), max_objects=32, eval_batch_size=2
+        ),
+        # Images are 2.67 times smaller than in the report: so are anchors (to the next power of two) and the level rule.
+        model=ModelConfig(
+            rpn=RPNConfig(scales=(16, 32, 64, 128, 256), positive_iou=0.5, box_weights=DELTAS),
+            box_head=BoxHeadConfig(box_weights=DELTAS),
+            roi=RoIConfig(canonical_size=112.0),
+            mask_head=MaskHeadConfig(samples=16),
+        ),
+        stages=staged(
+            pretrained=True,
+            epochs=(2, 2, 1),
+            optimizers=(
+                OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(name="adam", learning_rate=5e-4, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(name="sgd", learning_rate=0.02, weight_decay=1e-4, clip_norm=1.0, schedule="cosine", warmup_steps=50),
+            ),
+        ),
+        init_from="weights/pqf_resnet50_large.npz",
+        validate_every_epochs=4,
+    )
