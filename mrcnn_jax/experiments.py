@@ -473,7 +473,7 @@ def _share(value: float) -> str:
 # -- the command ---------------------------------------------------------------------------------------------------------------
 
 
-def _stop_when_asked(workdir: Path) -> None:
+def stop_when_asked(workdir: Path) -> None:
     """From now on SIGTERM raises Stopped, where it does not reach a training, which saves its state first; so does the first Ctrl-C."""
     from mrcnn_jax.training.loop import Stopped
 
@@ -492,7 +492,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m mrcnn_jax.experiments", description=__doc__)
     from mrcnn_jax.training.loop import Stopped, TrainingError
 
-    _stop_when_asked(arguments.workdir)
+    stop_when_asked(arguments.workdir)
     try:
         run(arguments)
     except Stopped as stopped:

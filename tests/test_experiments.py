@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,10 +17,11 @@ import pytest
 import tiny
 
 from mrcnn_jax import experiments, recipes
-from mrcnn_jax.config import Config, ConfigError, differences, load_config_file
+from mrcnn_jax.config import Config, ConfigError, ModelConfig, differences, load_config_file
 from mrcnn_jax.evaluation import run as evaluation
 from mrcnn_jax.experiments import VARIANTS, Arguments, Chain, StageRun, load_recipe, plan, seconds_per_epoch, spread
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.structures import Params
 from mrcnn_jax.training import loop
 from mrcnn_jax.training.stages import labels, split
 
@@ -66,9 +68,14 @@ def chains(recipe: Config, *, seed: int = 0, seeds: int = 1) -> dict[str, Chain]
     return {chain.variant.title: chain for chain in plan(recipe, WORKDIR, seeds=seeds)[seed]}
 
 
+@functools.cache
+def parameter_shapes(model: ModelConfig) -> Params:
+    return jax.eval_shape(lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64)))["params"]
+
+
 def trained_modules(run: StageRun) -> set[str]:
     """Top-level modules that the run's stage trains, each of them in full."""
-    shapes = jax.eval_shape(lambda batch: MaskRCNN(run.config.model).init(jax.random.key(0), batch), example_batch((64, 64)))["params"]
+    shapes = parameter_shapes(run.config.model)
     trained, frozen = split(shapes, labels(run.stage, shapes))
     assert not trained.keys() & frozen.keys()
     return set(trained)
@@ -166,50 +173,63 @@ def arguments(workdir: Path, data: Path, *only: str) -> Arguments:
     return Arguments(workdir, recipe=str(TINY), only=only, data_root=str(data))
 
 
-def epochs_timed(workdir: Path) -> dict[str, list[int]]:
-    """The epochs of each run, as often as they were trained."""
-    paths = sorted(workdir.glob("seed*/*/*/timing.jsonl"))
-    return {str(p.parent.relative_to(workdir)): [json.loads(line)["epoch"] for line in p.read_text().splitlines()] for p in paths}
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "experiment.json").read_text())
 
 
 def arrays(run: Path) -> dict[str, bytes]:
-    """Parameters, statistics and optimiser state of a run's only checkpoint, as they lie on the disk."""
-    (checkpoint,) = (run / "checkpoints").iterdir()
+    """Parameters, statistics and optimiser state of a run's last checkpoint, as they lie on the disk."""
+    checkpoint = max((run / "checkpoints").iterdir())
     reader = ocp.PyTreeCheckpointer()
     return {path: leaf.tobytes() for item in ("model", "training") for path, leaf in reader.restore(checkpoint / item).items()}
 
 
 @pytest.fixture(scope="module")
 def job(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a job that compared the mask losses, and was then asked for softmax masks too."""
+    """The folder of a job that was stopped twice: by SIGTERM between the RPN's epochs, and in an evaluation that had its figures."""
     workdir = tmp_path_factory.mktemp("experiments") / "job"
+    baseline = workdir / "seed0" / "baseline"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved in"):
+            experiments.run(arguments(workdir, tiny_data, "mask_loss"))
+    before = record(baseline / "rpn")["training_seconds"]
+
+    def stop(*_: Any) -> None:
+        raise loop.Stopped("stopped by signal 15")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "proposals_figure", stop)
+        with pytest.raises(loop.Stopped):
+            experiments.run(arguments(workdir, tiny_data, "mask_loss"))
+    assert 0 < before < record(baseline / "rpn")["training_seconds"]
+    before = record(baseline / "mask")["evaluation_seconds"]
+    (baseline / "mask" / "eval" / "metrics.json").write_text("{}")  # a stop could have cut it short
+
     experiments.run(arguments(workdir, tiny_data, "mask_loss"))
-    assert [row["variant"] for row in json.loads((workdir / "table.json").read_text())["rows"]] == ["baseline", "mask_loss focal"]
-    experiments.run(arguments(workdir, tiny_data, "mask_activation"))
+    assert 0 < before < record(baseline / "mask")["evaluation_seconds"]
     return workdir
 
 
 def test_shared_stages_are_trained_once(job: Path) -> None:
-    assert epochs_timed(job) == {
+    rows = {str(path.parent.relative_to(job)): path.read_text().splitlines() for path in job.glob("seed*/*/*/timing.jsonl")}
+    assert {run: [json.loads(line)["epoch"] for line in lines] for run, lines in rows.items()} == {
         "seed0/baseline/box": [1],
         "seed0/baseline/mask": [1],
         "seed0/baseline/rpn": [1, 2],
-        "seed0/mask_activation-softmax/mask": [1],
         "seed0/mask_loss-focal/mask": [1],
     }
-    losses = {path.parts[-3]: json.loads(path.read_text().splitlines()[0])["loss/total"] for path in job.glob("seed0/*/mask/metrics.jsonl")}
-    assert len(set(losses.values())) == 3  # the same boxes, another loss each
 
 
 def test_the_table_is_what_the_runs_left(job: Path, tiny_data: Path) -> None:
     """Its figures against eval/metrics.json, the times against timing.jsonl, the parameters against the checkpoints' arrays."""
     table = json.loads((job / "table.json").read_text())
     lines = (job / "table.md").read_text().splitlines()
-    cells = {line.split(" | ")[0].removeprefix("| "): line.removeprefix("| ").split(" | ")[1:] for line in lines[2:5]}
-    assert list(cells) == [row["variant"] for row in table["rows"]] == ["baseline", "mask_loss focal", "mask_activation softmax"]
+    cells = {line.split(" | ")[0].removeprefix("| "): line.removeprefix("| ").split(" | ")[1:] for line in lines[2:4]}
+    assert list(cells) == [row["variant"] for row in table["rows"]] == ["baseline", "mask_loss focal"]
     names = ["recall@16", "recall@16/small", "recall@16/medium", "recall@16/large"]
     names += ["bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "segm/AP75"]
-    for row, folder in zip(table["rows"], ("baseline", "mask_loss-focal", "mask_activation-softmax"), strict=True):
+    for row, folder in zip(table["rows"], ("baseline", "mask_loss-focal"), strict=True):
         run = job / "seed0" / folder / "mask"
         metrics = json.loads((run / "eval" / "metrics.json").read_text())
         assert row["runs"] == [str(run)]
@@ -234,20 +254,20 @@ def test_the_table_is_what_the_runs_left(job: Path, tiny_data: Path) -> None:
         )
     timed = [json.loads(line)["seconds"] for path in job.glob("seed0/*/*/timing.jsonl") for line in path.read_text().splitlines()]
     assert sum(timed) < table["training_seconds"]
-    records = [json.loads(path.read_text()) for path in job.glob("seed0/*/*/experiment.json")]
-    assert table["training_seconds"] == pytest.approx(sum(record["training_seconds"] for record in records), abs=0.1)
-    assert table["evaluation_seconds"] == pytest.approx(sum(record["evaluation_seconds"] for record in records), abs=0.1)
+    records = [record(path) for path in job.glob("seed0/*/*")]
+    for kind in ("training_seconds", "evaluation_seconds"):
+        assert table[kind] == pytest.approx(sum(found[kind] for found in records), abs=0.1)
 
 
 def test_a_finished_job_writes_the_same_table(job: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also when fewer experiments are asked for; and from another recipe it is refused."""
+    """Also when fewer experiments are asked for."""
     tables = {path.name: path.read_bytes() for path in job.glob("table.*")}
     before = sorted((path, path.stat().st_mtime_ns) for path in (job / "seed0").rglob("*"))
     for path in job.glob("table.*"):
         path.unlink()
-    experiments.run(arguments(job, tiny_data, "mask_loss", "mask_activation"))
+    experiments.run(arguments(job, tiny_data, "mask_loss"))
     output = capsys.readouterr().out
-    assert output.startswith("8 pieces of work, 8 of them done\n")
+    assert output.startswith("6 pieces of work, 6 of them done\n")
     assert (job / "table.md").read_text() in output
     experiments.run(arguments(job, tiny_data, "baseline"))
     assert {path.name: path.read_bytes() for path in job.glob("table.*")} == tables
@@ -263,49 +283,21 @@ def test_another_recipe_in_the_same_folder_is_refused(job: Path, tiny_data: Path
     assert not (job / "seed0" / "training-joint").exists()
 
 
-@pytest.mark.parametrize(("stage", "variant"), [(0, "roi_op pool"), (1, "mask_activation softmax")])
-def test_a_shared_stage_has_the_bits_of_one_of_its_own(stage: int, variant: str, job: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """A stage does not see what a variant changes behind it: trained with the variant's whole config, it ends as the baseline's did."""
+@pytest.mark.parametrize(
+    ("stage", "variant"), [("rpn", "roi_op pool"), ("box", "mask_activation softmax"), ("mask", "baseline")], ids=["rpn", "box", "mask"]
+)
+def test_shared_and_stopped_runs_have_the_bits_of_others(stage: str, variant: str, job: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Each stage of the baseline, trained without a stop by the whole config of a variant that shares it."""
     recipe = load_recipe(str(TINY), str(tiny_data))
-    shared = plan(recipe, job, seeds=1)[0][0].runs[stage]
+    (shared,) = (run for run in plan(recipe, job, seeds=1)[0][0].runs if run.stage.name == stage)
     model = {variant.title: variant for variant in VARIANTS}[variant].change(recipe).model
-    assert model != shared.config.model
     loop.train(replace(shared.config, model=model), tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (shared.folder / "metrics.jsonl").read_bytes()
     assert arrays(tmp_path / "run") == arrays(shared.folder)
-
-
-def test_a_job_that_was_stopped_ends_as_one_that_was_not(
-    job: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By SIGTERM between two epochs of the RPN, and while the evaluation, whose metrics are written, draws."""
-    workdir = tmp_path / "job"
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved in"):
-            experiments.run(arguments(workdir, tiny_data, "baseline"))
-    seconds = [json.loads((workdir / "seed0/baseline/rpn/experiment.json").read_text())["training_seconds"]]
-
-    def stop(*_: Any) -> None:
-        raise loop.Stopped("stopped by signal 15")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "proposals_figure", stop)
-        with pytest.raises(loop.Stopped):
-            experiments.run(arguments(workdir, tiny_data, "baseline"))
-    seconds.append(json.loads((workdir / "seed0/baseline/rpn/experiment.json").read_text())["training_seconds"])
-    assert (workdir / "seed0/baseline/mask/eval/metrics.json").exists()
-    capsys.readouterr()
-
-    experiments.run(arguments(workdir, tiny_data, "baseline"))
-    output = capsys.readouterr().out
-    assert output.startswith("4 pieces of work, 3 of them done\n\n[4 of 4] baseline: evaluation\n")
-    assert 0 < seconds[0] < seconds[1]
-    assert epochs_timed(workdir)["seed0/baseline/rpn"] == [1, 2]
-    for name in ("rpn/metrics.jsonl", "mask/metrics.jsonl", "mask/eval/metrics.json", "mask/eval/detections.json"):
-        assert (workdir / "seed0/baseline" / name).read_bytes() == (job / "seed0/baseline" / name).read_bytes()
-    rows = [json.loads((folder / "table.json").read_text())["rows"][0] for folder in (job, workdir)]
-    assert rows[0]["metrics"] == rows[1]["metrics"]
+    if stage == "mask":
+        evaluation.evaluate_run(tmp_path / "run", figures=0)
+        for name in ("metrics.json", "detections.json"):
+            assert (tmp_path / "run" / "eval" / name).read_bytes() == (shared.folder / "eval" / name).read_bytes()
 
 
 def test_seconds_of_epochs_that_were_cut() -> None:
@@ -313,6 +305,21 @@ def test_seconds_of_epochs_that_were_cut() -> None:
     cut, whole = {"steps": 2, "seconds": 9.0}, [{"steps": 6, "seconds": seconds} for seconds in (3.0, 5.0, 4.0)]
     assert seconds_per_epoch([cut, *whole], steps=6) == 4.0
     assert seconds_per_epoch([cut], steps=6) == 27.0
+
+
+def test_signals_stop_the_job() -> None:
+    """SIGTERM and the first Ctrl-C say so in one line; the second Ctrl-C is Python's own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        experiments.stop_when_asked(WORKDIR)
+        for number in handlers:
+            with pytest.raises(loop.Stopped, match="stopped by signal 15: what is done is kept in job"):
+                signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_several_seeds_are_a_mean_and_a_standard_deviation() -> None:
