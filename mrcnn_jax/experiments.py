@@ -402,13 +402,16 @@ def write_table(recipe: Config, by_seed: Sequence[Sequence[Chain]], job: _Job, a
 
 
 def _seconds_per_epoch(run: StageRun, job: _Job) -> float:
-    """The median of its whole epochs; of an epoch in which it was stopped, as many of its steps as timing.jsonl has."""
     end = job.end(run)
     assert end is not None
-    steps = end.stage_step // run.stage.epochs
     rows = [json.loads(line) for line in (run.folder / "timing.jsonl").read_text().splitlines()]
+    return round(seconds_per_epoch(rows, steps=end.stage_step // run.stage.epochs), 3)
+
+
+def seconds_per_epoch(rows: Sequence[dict[str, Any]], *, steps: int) -> float:
+    """The median over the rows of timing.jsonl that are whole epochs of `steps` steps; without any, over what a stop left of them."""
     whole = [row for row in rows if row["steps"] == steps] or rows
-    return round(statistics.median(row["seconds"] / row["steps"] for row in whole) * steps, 3)
+    return statistics.median(row["seconds"] / row["steps"] for row in whole) * steps
 
 
 def _parameters(config: Config) -> int:
@@ -440,8 +443,8 @@ def _markdown(table: dict[str, Any], columns: dict[str, str]) -> str:
     head = ["variant", *columns.values(), f"s an epoch ({stages})", "parameters", "command"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        seconds = " / ".join(_spread(values, "{:.1f}".format) for values in row["seconds_per_epoch"].values())
-        metrics = [_spread(row["metrics"][name], _share) for name in columns]
+        seconds = " / ".join(spread(values, "{:.1f}".format) for values in row["seconds_per_epoch"].values())
+        metrics = [spread(row["metrics"][name], _share) for name in columns]
         lines.append([row["variant"], *metrics, seconds, f"{row['parameters']:,}", f"`{row['command']}`"])
     training, evaluation = table["training_seconds"] / 60, table["evaluation_seconds"] / 60
     several = f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation" if len(seeds) > 1 else f"seed {seeds[0]}"
@@ -454,7 +457,7 @@ def _markdown(table: dict[str, Any], columns: dict[str, str]) -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *notes]) + "\n"
 
 
-def _spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
+def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
     """Mean ± standard deviation; "-" where COCO's figure is not defined."""
     known = [value for value in values if value is not None and value >= 0]
     if len(known) < len(values):
@@ -470,7 +473,7 @@ def _share(value: float) -> str:
 # -- the command ---------------------------------------------------------------------------------------------------------------
 
 
-def _stop_when_asked(workdir: Path) -> None:
+def stop_when_asked(workdir: Path) -> None:
     """From now on SIGTERM raises Stopped, where it does not reach a training, which saves its state first; so does the first Ctrl-C."""
     from mrcnn_jax.training.loop import Stopped
 
@@ -489,7 +492,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m mrcnn_jax.experiments", description=__doc__)
     from mrcnn_jax.training.loop import Stopped, TrainingError
 
-    _stop_when_asked(arguments.workdir)
+    stop_when_asked(arguments.workdir)
     try:
         run(arguments)
     except Stopped as stopped:
