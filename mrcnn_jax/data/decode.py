@@ -87,14 +87,17 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
     return np.asarray(image)
 
 
-def decode_labels(encoded: bytes) -> Int64[np.ndarray, "h w"]:
+def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"]:
     """The values of an image whose pixels are numbers, not light: palette indices, grey values (8 or 16 bits), 0x1RRGGBB of
     colours but 0 of black.
 
-    ValueError: not an image, cut off, of a lossy format, or of values that are no labels (floats, colours of more than 8 bits).
+    ValueError: not an image, cut off, over `max_pixels`, of a lossy format, or of values that are no labels (floats, colours of more than 8
+    bits).
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.height} x {image.width} is over {max_pixels} pixels")
         if image.format == "PNG" and b"IEND" not in encoded:
             raise ValueError("cut off")
         if image.mode in ("RGB", "RGBA") and ";16" in str(image.tile):

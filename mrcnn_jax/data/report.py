@@ -71,6 +71,7 @@ class Reason(Enum):
     OVER_LIMIT = "truncated", "images with more boxes than data.{field} = {limit}: the largest are kept (the count is that of the boxes)"
 
     # Of the converters alone.
+    OTHER_FILE = "left out", "JSON files that are not of labelme (without imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
     SKIPPED = "left out", "shapes labelled {label} (--skip)"
     UNANNOTATED = "left out", "images without an annotation (--keep-unannotated takes them as images without objects)"

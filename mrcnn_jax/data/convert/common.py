@@ -7,7 +7,7 @@ import math
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,10 +24,11 @@ from mrcnn_jax.data.decode import FORMATS, decode_labels
 from mrcnn_jax.data.report import Report
 
 SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
+MAX_PIXELS = 200_000_000  # the most that data.max_pixels allows: the limit that a run sets is for the checker
 ELLIPSE_ERROR = 0.05  # px: how far the polygon that stands for an ellipse may lie inside it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patch:
     """A mask whose top left pixel lies at (left, top) of the image; what is outside of the image is cut off."""
 
@@ -36,7 +37,7 @@ class Patch:
     top: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shape:
     """One thing drawn on a picture, in pixels of it: a polygon (x1, y1, x2, y2, ...) or a patch, a box, or a box with either."""
 
@@ -108,8 +109,7 @@ class ImageFolder:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such image folder")
         self.folder = folder
-        files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        self.files = sorted(file.relative_to(folder).as_posix() for file in files if not without(file))
+        self.files = [file.relative_to(folder).as_posix() for file in files_in(folder, SUFFIXES) if not without(file)]
         self._exact = {unicodedata.normalize("NFC", file): file for file in self.files}
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
@@ -137,6 +137,12 @@ class ImageFolder:
         if len(found) > 1:
             raise ConfigError(f"{self.folder}: both {found[0]} and {found[1]} may be the image {name}")
         return found[0]
+
+
+def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files with these suffixes in a folder and those inside it, sorted; not hidden ones, nor what macOS puts into archives."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    return sorted(file for file in found if not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts))
 
 
 def normal_path(name: str) -> str:
@@ -213,7 +219,7 @@ def read_xml(path: Path, root: str) -> ET.Element:
 def read_labels(path: Path) -> Int64[np.ndarray, "h w"]:
     """`decode.decode_labels` of a file; ConfigError with its name."""
     try:
-        return decode_labels(read_bytes(path))
+        return decode_labels(read_bytes(path), max_pixels=MAX_PIXELS)
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from mrcnn_jax.config import ConfigError
+from mrcnn_jax.data.coco import is_text
 from mrcnn_jax.data.convert.common import ImageFolder, Options, Patch, Picture, Shape, ellipse, finite, read_xml, rectangle
 from mrcnn_jax.data.report import Reason, Report
 
@@ -52,10 +53,10 @@ class Cvat(Options):
             yield self._picture(path, element, report)
 
     def _picture(self, path: Path, element: ET.Element, report: Report) -> Picture:
-        name = element.get("name")
-        where = f"{path}: image {element.get('id')} ({name})"
-        if not name:
-            raise ConfigError(f"{where}: no name")
+        image_id, name = element.get("id"), element.get("name")
+        if not is_text(image_id) or name is None or not is_text(name):
+            raise ConfigError(f"{path}: image {image_id!r}: its id or its name {name!r} is missing or not printable")
+        where = f"{path}: image {image_id} ({name})"
         try:
             size = _integer(element, "height"), _integer(element, "width")
         except ValueError as error:

@@ -16,7 +16,19 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data.convert.common import ImageFolder, Options, Patch, Picture, Shape, ellipse, finite, read_json, rectangle
+from mrcnn_jax.data.convert.common import (
+    MAX_PIXELS,
+    ImageFolder,
+    Options,
+    Patch,
+    Picture,
+    Shape,
+    ellipse,
+    files_in,
+    finite,
+    read_json,
+    rectangle,
+)
 from mrcnn_jax.data.decode import decode_labels
 from mrcnn_jax.data.report import Reason, Report
 
@@ -36,14 +48,17 @@ class Labelme(Options):
     """Write images that are only inside the JSON (imageData) into the image folder."""
 
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
-        files = sorted(self.input.rglob("*.json")) if self.input.is_dir() else [self.input]
+        files = files_in(self.input, (".json",)) if self.input.is_dir() else [self.input]
         if not files:
             raise ConfigError(f"{self.input}: no JSON files in this folder")
         for path in files:
-            yield self._picture(path, images.folder, report)
+            content = read_json(path)
+            if content.keys() & {"imagePath", "shapes"} or not self.input.is_dir():
+                yield self._picture(path, content, images.folder, report)
+            else:
+                report.add(Reason.OTHER_FILE, path.relative_to(self.input).as_posix())
 
-    def _picture(self, path: Path, folder: Path, report: Report) -> Picture:
-        content = read_json(path)
+    def _picture(self, path: Path, content: dict[str, Any], folder: Path, report: Report) -> Picture:
         image_path, raw_shapes, embedded = content.get("imagePath"), content.get("shapes"), content.get("imageData")
         if not isinstance(image_path, str) or not isinstance(raw_shapes, list):
             raise ConfigError(f"{path}: not of labelme: 'imagePath' or 'shapes' is missing")
@@ -109,7 +124,7 @@ class Labelme(Options):
 def _patch(encoded: Any, points: list[list[float]]) -> Patch:
     if not isinstance(encoded, str) or len(points) != 2:
         raise ValueError("a mask needs a 'mask' (base64) and two points")
-    pixels = decode_labels(base64.b64decode(encoded)) != 0
+    pixels = decode_labels(base64.b64decode(encoded), max_pixels=MAX_PIXELS) != 0
     (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
     if all(value == int(value) for point in points for value in point):
         pixels = pixels[: max(bottom - top + 1, 0), : max(right - left + 1, 0)]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data.convert.common import ImageFolder, Options, Patch, Picture, Shape, instances, read_json, read_labels
+from mrcnn_jax.data.convert.common import ImageFolder, Options, Patch, Picture, Shape, files_in, instances, read_json, read_labels
 from mrcnn_jax.data.convert.voc import value_name
 from mrcnn_jax.data.report import Report
 
@@ -55,7 +55,7 @@ class Masks(Options):
         del report  # nothing is lost here
         if not self.input.is_dir():
             raise ConfigError(f"{self.input}: no such folder")
-        files = sorted(file for file in self.input.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = files_in(self.input, SUFFIXES)
         if self.input.resolve() == images.folder.resolve():
             files = [file for file in files if "masks" in file.relative_to(self.input).parts[:-1]]
         if not files:

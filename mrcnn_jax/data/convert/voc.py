@@ -11,6 +11,7 @@ COCO does with crowds. (`--difficult object` takes them as any other.)
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,19 @@ from jaxtyping import Int64
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.coco import Box
-from mrcnn_jax.data.convert.common import ImageFolder, Options, Patch, Picture, Shape, finite, instances, read_bytes, read_labels, read_xml
+from mrcnn_jax.data.convert.common import (
+    ImageFolder,
+    Options,
+    Patch,
+    Picture,
+    Shape,
+    files_in,
+    finite,
+    instances,
+    read_bytes,
+    read_labels,
+    read_xml,
+)
 from mrcnn_jax.data.report import Reason, Report
 
 # fmt: off
@@ -66,8 +79,8 @@ class Voc(Options):
         xml_folder, png_folder = self.input / "Annotations", self.input / "SegmentationObject"
         if not xml_folder.is_dir():
             xml_folder = self.input
-        xmls = {file.relative_to(xml_folder).with_suffix("").as_posix(): file for file in xml_folder.rglob("*.xml")}
-        pngs = {file.relative_to(png_folder).with_suffix("").as_posix(): file for file in png_folder.rglob("*.png")}
+        xmls = {file.relative_to(xml_folder).with_suffix("").as_posix(): file for file in files_in(xml_folder, (".xml",))}
+        pngs = {file.relative_to(png_folder).with_suffix("").as_posix(): file for file in files_in(png_folder, (".png",))}
         if not xmls and not pngs:
             raise ConfigError(f"{self.input}: neither Annotations/*.xml nor SegmentationObject/*.png")
         annotations = {stem: _annotation(path) for stem, path in sorted(xmls.items())}
@@ -170,8 +183,10 @@ def _class_names(folder: Path) -> dict[int, str]:
             break
     names = {}
     for index, (name, *rest) in enumerate(lines):
-        colour = [int(c) for c in rest[0].split(",")] if rest and rest[0].replace(",", "").isdigit() else []
-        red, green, blue = colour if len(colour) == 3 else _colour(index)
+        written = rest[0].strip() if rest else ""
+        if written and not re.fullmatch(r"[0-9]{1,3} *, *[0-9]{1,3} *, *[0-9]{1,3}", written):
+            raise ConfigError(f"{folder / 'labelmap.txt'}: class {name!r}: its colour is {written!r}, three numbers are needed")
+        red, green, blue = (int(c) for c in written.split(",")) if written else _colour(index)
         names[index] = names[1 << 24 | red << 16 | green << 8 | blue] = name.strip()
     return names
 
@@ -188,11 +203,13 @@ def _colour(index: int) -> list[int]:
     return [sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)]
 
 
+NUMBERS = {1 << 24 | red << 16 | green << 8 | blue: index for index in range(255) for red, green, blue in [_colour(index)]}
+
+
 def _owners(found: list[tuple[int, Patch]], boxes: list[Box]) -> list[int | None]:
     """The place of each instance's object among the boxes."""
-    numbers = {1 << 24 | red << 16 | green << 8 | blue: index for index in range(255) for red, green, blue in [_colour(index)]}
     extents = [(p.left, p.top, p.left + p.pixels.shape[1], p.top + p.pixels.shape[0]) for _, p in found]
-    places = [numbers.get(value, value) - 1 for value, _ in found]
+    places = [NUMBERS.get(value, value) - 1 for value, _ in found]
     if all(place < len(boxes) and _inside(extent, boxes[place]) for place, extent in zip(places, extents, strict=True)):
         return list(places)
     owners: list[int | None] = [None] * len(found)

@@ -22,11 +22,10 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config import ConfigError, DataConfig
 from mrcnn_jax.data.coco import LOST_IMAGES, MIN_SIDE, RLE, Box, clipped, is_polygon, is_text, read_coco
-from mrcnn_jax.data.convert.common import ImageFolder, Options, Patch, Picture, Shape, read_bytes
+from mrcnn_jax.data.convert.common import MAX_PIXELS, ImageFolder, Options, Patch, Picture, Shape, read_bytes
 from mrcnn_jax.data.decode import SWAPS, header_size, image_kind
 from mrcnn_jax.data.report import Finding, Reason, Report
 
-MAX_PIXELS = 200_000_000  # the most that data.max_pixels allows: the limit that a run sets is for the checker
 NO_NAMES = ("__ignore__", "_background_")  # in a labels.txt of labelme
 
 
@@ -163,6 +162,9 @@ def _spellings(file: str) -> set[str]:
 
 def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
     """The picture's file, relative to the folder; None if there is none."""
+    for name in picture.names:
+        if not is_text(name):
+            raise ConfigError(f"{picture.where}: its image's name {name!r} is not printable")
     file = images.find(picture.names)
     if file is None:
         file = images.find_elsewhere(picture.names, picture.stem)
@@ -268,7 +270,7 @@ def _extent(shape: Shape) -> Box | None:
 
 def _rle(shapes: list[Shape], height: int, width: int) -> RLE | None:
     """The union of polygons and patches; None if there are none."""
-    rles = [rle_ops.encode(np.asfortranarray(_whole(shape.patch, height, width))) for shape in shapes if shape.patch is not None]
+    rles = [rle_ops.encode(_whole(shape.patch, height, width)) for shape in shapes if shape.patch is not None]
     polygons = [shape.polygon for shape in shapes if shape.polygon is not None]
     if polygons:
         rles += rle_ops.frPyObjects(polygons, height, width)
@@ -276,8 +278,8 @@ def _rle(shapes: list[Shape], height: int, width: int) -> RLE | None:
 
 
 def _whole(patch: Patch, height: int, width: int) -> np.ndarray:
-    """The image-sized uint8 mask [height, width] of a patch."""
-    whole = np.zeros((height, width), np.uint8)
+    """The image-sized uint8 mask [height, width] of a patch, in the order that pycocotools wants."""
+    whole = np.zeros((height, width), np.uint8, order="F")
     rows, columns = patch.pixels.shape
     top, left = max(patch.top, 0), max(patch.left, 0)
     bottom, right = min(patch.top + rows, height), min(patch.left + columns, width)
