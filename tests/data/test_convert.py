@@ -169,6 +169,8 @@ def as_voc_without_xml(folder: Path, drawn: Drawn) -> Options:
         picture(folder / "JPEGImages" / name)
         whole = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
         for number, (label, mask) in enumerate(objects, 1):
+            border = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) == 1
+            whole[:, border & ~whole.any((0, 3))] = (224, 224, 192)
             whole[0][mask], whole[1][mask] = colours[label], (255 - number, 0, number)
         for part, values in zip(("SegmentationClass", "SegmentationObject"), whole, strict=True):
             (folder / part).mkdir(exist_ok=True)
