@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -30,6 +31,7 @@ from mrcnn_jax.data.convert.masks import Masks
 from mrcnn_jax.data.convert.voc import Voc
 from mrcnn_jax.data.convert.write import convert
 from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.report import Reason
 
 ROOT = Path(__file__).parent.parent.parent
 Drawn = dict[str, list[tuple[str, np.ndarray]]]  # image -> label and mask [h, w] of its objects
@@ -219,12 +221,12 @@ def as_names(folder: Path, drawn: Drawn) -> Options:
 # -- what came of it ---------------------------------------------------------------------------------------------------------------
 
 
-def checked(options: Options, cache: Path, out: Path | None = None) -> CocoDataset:
-    """The checker's data set of the converted file: nothing was dropped, clipped or mended there."""
+def checked(options: Options, cache: Path, out: Path | None = None, *, but: Reason | None = None) -> CocoDataset:
+    """The checker's data set of the converted file: nothing was dropped, clipped or mended there (`but` for this)."""
     images = options.open_images().folder
     (found, _) = check_split(out or options.out, images, cache=cache, data=DataConfig(), keep_empty=True)
-    lost = {text for reason, text in found.report.findings if reason.outcome in ("dropped", "clipped") or "annotations" in text}
-    assert not lost
+    lost = {reason for reason, text in found.report.findings if reason.outcome in ("dropped", "clipped") or "annotations" in text}
+    assert lost == ({but} if but else set())
     return found
 
 
@@ -245,10 +247,13 @@ def same_but_for_the_border(found: np.ndarray, expected: np.ndarray) -> bool:
 @pytest.mark.parametrize(
     "write", [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_label_images, as_folders, as_names], ids=lambda write: write.__name__
 )
-def test_masks_come_back_as_they_were_drawn(write: Callable[[Path, Drawn], Options], tmp_path: Path) -> None:
+def test_masks_come_back_as_they_were_drawn(
+    write: Callable[[Path, Drawn], Options], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With holes, in several parts, of one pixel, at the border, inside one another; names and labels beyond ASCII; an empty image."""
     options = write(tmp_path, PICTURES)
     assert convert(options) == [options.out]
+    assert capsys.readouterr().out.startswith("kept 3 images, 5 objects, 0 crowds\n2 classes:"), "no reason to say more"
     dataset = checked(options, tmp_path / "cache")
     assert dataset.class_names == ("cell wall", "ядро")
     assert [(image.id, image.file_name) for image in dataset.images] == [(1, "a.png"), (2, "empty.png"), (3, "größe 2.png")]
@@ -294,7 +299,8 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         labelme_shape("line", [[3, 3], [5, 5]]),
         labelme_shape("polygon", [[3, 3], [5, 5]]),
         labelme_shape("polygon", [[60, 3], [65, 3], [65, 9]]),
-        labelme_shape("polygon", [[40, -10], [60, 10], [40, 30]], label="y"),
+        labelme_shape("polygon", [[40, 20], [60, 0], [60, 40]], label="y"),
+        labelme_shape("polygon", [[3, 3], [9, 3.2], [9, 3.1]]),
     ]
     labelme_file(tmp_path / "x.json", "x.png", shapes)
     options = Labelme(tmp_path, tmp_path / "out.json")
@@ -310,7 +316,7 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not masks[3].any(), "a box has no mask"
     assert dataset.images[0].objects[3].box == (10.0, 20.0, 40.0, 30.0)
     assert (masks[4] == (RING | block(30, 5, 40, 15))).all()
-    assert dataset.images[0].objects[6].box[2] == 52.0
+    assert dataset.images[0].objects[6].box == (40.0, 8.0, 52.0, 31.0), "of the part inside, by its pixels"
     written = json.loads(options.out.read_text())["annotations"]
     assert written[0]["segmentation"] == [[v for point in POLYGON for v in point]], "polygons stay polygons"
     assert [isinstance(a.get("segmentation"), dict) for a in written] == [False, False, False, False, True, False, False]
@@ -319,6 +325,7 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "kept 1 images, 7 objects, 0 crowds, 1 objects without a mask (box only)",
         "clipped 1: annotations whose box leaves the image (x.json: shape 12)",
         "dropped 1: annotations whose box lies outside the image (x.json: shape 11)",
+        "dropped 1: annotations whose mask has no pixel in the image (x.json: shape 13)",
         "dropped 1: annotations with an unusable segmentation (x.json: shape 10)",
         "dropped 1: shapes of type line, which has no area (x.json: shape 9)",
         "dropped 1: shapes of type point, which has no area (x.json: shape 8)",
@@ -381,34 +388,44 @@ def test_labelme_images_inside_the_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert "written into the image folder (x.json)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (None, None)])
-def test_turned_photographs(size: tuple[Any, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "stored", "upright"),
+    [
+        ((HEIGHT, WIDTH), (WIDTH, HEIGHT), True),
+        ((HEIGHT, WIDTH), (HEIGHT, WIDTH), False),
+        ((None, None), (WIDTH, HEIGHT), True),
+    ],
+)
+def test_turned_photographs(size: tuple[Any, Any], stored: tuple[int, int], upright: bool, tmp_path: Path) -> None:
     """labelme shows pictures as EXIF says, and the checker turns the pixels to fit its sizes; without a size, upright is meant."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(tmp_path / "x.jpg", (WIDTH, HEIGHT), exif=exif)
+    picture(tmp_path / "x.jpg", stored, exif=exif)
     labelme_file(tmp_path / "x.json", "x.jpg", [labelme_mask("x", RING)], size)
     options = Labelme(tmp_path, tmp_path / "out.json")
     convert(options)
     dataset = checked(options, tmp_path / "cache")
-    assert (dataset.images[0].height, dataset.images[0].width, dataset.images[0].upright) == (HEIGHT, WIDTH, True)
+    assert (dataset.images[0].height, dataset.images[0].width, dataset.images[0].upright) == (HEIGHT, WIDTH, upright)
     assert (objects(dataset, "x.jpg")[0][1] == RING).all()
 
 
 def test_labelme_masks_beyond_the_image_and_cut_as_labelme_cuts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture(tmp_path / "x.png")
     full = base64.b64encode(png(np.ones((10, 12), np.uint8))).decode()
-    points = [[[-4, 35], [7, 44]], [[10, 10], [13, 12]], [[20.4, 9.6], [31.2, 18.7]]]
+    points = [[[-4, 35], [7, 44]], [[10, 10], [13, 12]], [[20.6, 9.6], [31.4, 18.4]]]
     shapes = [labelme_shape("mask", p, mask=full) for p in points]
     shapes += [labelme_shape("mask", [[1, 1], [12, 10]], mask=base64.b64encode(png(np.zeros((10, 12), np.uint8))).decode())]
-    labelme_file(tmp_path / "x.json", "x.png", shapes)
+    moved = labelme_mask("x", RING)
+    moved["points"] = [[x - 6, y - 8] for x, y in moved["points"]]
+    labelme_file(tmp_path / "x.json", "x.png", [*shapes, moved])
     options = Labelme(tmp_path, tmp_path / "out.json")
     convert(options)
     masks = [mask for _, mask in objects(checked(options, tmp_path / "cache"), "x.png")]
-    for mask, expected in zip(masks, (block(0, 35, 8, 40), block(10, 10, 14, 13), block(20, 10, 32, 20)), strict=True):
+    blocks = block(0, 35, 8, 40), block(10, 10, 14, 13), block(21, 10, 33, 20)
+    for mask, expected in zip(masks, (*blocks, np.pad(RING, ((0, 8), (0, 6)))[8:, 6:]), strict=True):
         assert (mask == expected).all()
     text = capsys.readouterr().out
-    assert "clipped 1: annotations whose box leaves the image (x.json: shape 1)" in text
+    assert "clipped 2: annotations whose box leaves the image (x.json: shape 1, x.json: shape 5)" in text
     assert "dropped 1: annotations whose mask has no pixel in the image (x.json: shape 4)" in text
 
 
@@ -428,11 +445,14 @@ def test_cvat_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         <polygon label="x" occluded="0" points="2,2;12,2;12,9;2,9" z_order="0" group_id="3"/>
         <polygon label="x" occluded="0" points="40,30;50,30;50,38;40,38" z_order="0" group_id="3"/>
         <polygon label="x" occluded="0" points="20,30;30,30;30,38;20,38" z_order="0" group_id="0"/>
+        <polygon label="x" occluded="0" points="32,30;35,30;35,38;32,38" z_order="0" group_id="0"/>
         <polyline label="x" occluded="0" points="2,2;12,2" z_order="0"/>
         <tag label="x" source="manual"/>
         <skeleton label="x" source="manual" z_order="0"><points label="1" outside="0" occluded="0" points="1,1"/></skeleton>
     """
-    cvat_file(tmp_path / "annotations.xml", cvat_image("dir/x.png", shapes, more=' subset="train"'))
+    picture(tmp_path / "images" / "train" / "dir" / "y.png")
+    other = cvat_image("train\\dir\\y.png", cvat_mask("x", RING))
+    cvat_file(tmp_path / "annotations.xml", cvat_image("dir/x.png", shapes, more=' subset="train"') + other)
     options = Cvat(tmp_path / "annotations.xml", tmp_path / "out.json")
     convert(options)
     dataset = checked(options, tmp_path / "cache")
@@ -445,57 +465,72 @@ def test_cvat_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert same_but_for_the_border(masks[3], expected == 1)
     assert (masks[4] == (block(2, 2, 12, 9) | block(40, 30, 50, 38))).all()
     assert (masks[5] == block(20, 30, 30, 38)).all()
-    assert len(masks) == 6
+    assert len(masks) == 7, "group 0 is none"
+    assert (objects(dataset, "train/dir/y.png")[0][1] == RING).all()
     text = capsys.readouterr().out
-    for kind, number in (("polyline", 8), ("tag", 9), ("skeleton", 10)):
+    for kind, number in (("polyline", 9), ("tag", 10), ("skeleton", 11)):
         assert f"dropped 1: shapes of type {kind}, which has no area (dir/x.png: {kind} {number})" in text
+    assert "elsewhere" not in text
 
 
 # -- Pascal VOC --------------------------------------------------------------------------------------------------------------------
 
 
-def test_voc_borders_difficult_objects_and_boxes_without_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_voc_borders_difficult_objects_and_boxes_without_masks(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also an object of which so little is marked, and a bit outside of its box, that only its number tells which one it is."""
     picture(tmp_path / "JPEGImages" / "x.jpg")
     picture(tmp_path / "JPEGImages" / "y.jpg")
     inner, core = block(4, 6, 18, 30), block(30, 5, 45, 15)
-    values = counted([inner, core])
+    bit = block(40, 25, 43, 28)
+    values = counted([inner, core, bit])
     values[block(2, 4, 20, 32) & ~inner] = 255
-    voc_png(tmp_path / "SegmentationObject" / "x.png", values)
-    text = voc_object("cat", (3, 5, 20, 32)) + voc_object("dog", (31, 6, 45, 15), difficult=1) + voc_object("cat", (22, 34, 30, 40))
+    path = tmp_path / "SegmentationObject" / "x.png"
+    voc_png(path, values)
+    Image.open(path).convert(mode).save(path)
+    text = voc_object("cat", (3, 5, 20, 32)) + voc_object("dog", (31, 6, 45, 15), difficult=1)
+    text += voc_object("cow", (43, 23, 52, 38)) + voc_object("cat", (22, 34, 30, 40))
     voc_xml(tmp_path / "Annotations" / "x.xml", text, filename="x.jpg")
     voc_xml(tmp_path / "Annotations" / "y.xml", voc_object("dog", (1, 1, 52, 40)), size=(0, 0), filename="wrong.jpg")
     options = Voc(tmp_path, tmp_path / "out.json")
     convert(options)
-    dataset = checked(options, tmp_path / "cache")
+    dataset = checked(options, tmp_path / "cache", but=Reason.FAR_FROM_MASK)  # the cow's
     found = objects(dataset, "x.jpg")
-    assert [label for label, _ in found] == ["cat", "dog", "cat"]
-    assert (found[0][1] == inner).all()
-    assert (found[1][1] == core).all()
-    assert [o.box for o in dataset.images[0].objects] == [(2.0, 4.0, 20.0, 32.0), (30.0, 5.0, 45.0, 15.0), (21.0, 33.0, 30.0, 40.0)]
-    assert [o.iscrowd for o in dataset.images[0].objects] == [False, True, False]
+    assert [label for label, _ in found] == ["cat", "dog", "cow", "cat"]
+    for (_, mask), expected in zip(found, (inner, core, bit, ~inner & inner), strict=True):
+        assert (mask == expected).all()
+    assert [o.box for o in dataset.images[0].objects][:2] == [(2.0, 4.0, 20.0, 32.0), (30.0, 5.0, 45.0, 15.0)]
+    assert dataset.images[0].objects[3].box == (21.0, 33.0, 30.0, 40.0)
+    assert [o.iscrowd for o in dataset.images[0].objects] == [False, True, False, False]
     assert dataset.images[1].objects[0].box == (0.0, 0.0, 52.0, 40.0)
     lines = capsys.readouterr().out
-    assert lines.startswith("kept 2 images, 3 objects, 1 crowds, 2 objects without a mask (box only)\n")
+    assert lines.startswith("kept 2 images, 4 objects, 1 crowds, 2 objects without a mask (box only)\n")
     assert "(--difficult object) (x: object 2)" in lines
     assert "repaired 1: images that lie elsewhere than the annotation says: found by their name (y)" in lines
     convert(Voc(tmp_path, tmp_path / "out.json", difficult="object"))
-    assert not any(o.iscrowd for o in checked(options, tmp_path / "cache").images[0].objects)
+    assert not any(o.iscrowd for o in checked(options, tmp_path / "cache", but=Reason.FAR_FROM_MASK).images[0].objects)
 
 
-def test_voc_numbers_that_are_not_those_of_the_xml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("names", "cat", "other"), [(None, 8, 30), ("_background_\ncat\nvoid", 1, 2)])
+def test_voc_numbers_that_are_not_those_of_the_xml(
+    names: str | None, cat: int, other: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Instances numbered otherwise go to the object whose box they have; what no <object> has goes by its class, or is dropped."""
     picture(tmp_path / "JPEGImages" / "x.png")
     parts = [block(30, 5, 45, 15), block(4, 6, 18, 30), block(30, 25, 40, 35), block(46, 25, 50, 35)]
     voc_png(tmp_path / "SegmentationObject" / "x.png", counted(parts))
     classes = np.zeros((HEIGHT, WIDTH), int)
-    classes[parts[2]] = 8
+    classes[parts[2]], classes[parts[3] | block(30, 25, 40, 27)] = cat, other
+    if names is not None:
+        (tmp_path / "class_names.txt").write_text(names)
     voc_png(tmp_path / "SegmentationClass" / "x.png", classes)
-    voc_xml(tmp_path / "Annotations" / "x.xml", voc_object("dog", (5, 7, 18, 30)) + voc_object("cow", (31, 6, 45, 15)))
+    text = voc_object("dog", (5, 7, 18, 30)) + voc_object("cow", (31, 6, 45, 15)) + voc_object("hen", (48, 30, 52, 40))
+    voc_xml(tmp_path / "Annotations" / "x.xml", text)
     options = Voc(tmp_path, tmp_path / "out.json")
     convert(options)
     found = objects(checked(options, tmp_path / "cache"), "x.png")
-    assert [label for label, _ in found] == ["dog", "cow", "cat"]
-    for (_, mask), expected in zip(found, (parts[1], parts[0], parts[2]), strict=True):
+    assert [label for label, _ in found] == ["dog", "cow", "hen", "cat"]
+    for (_, mask), expected in zip(found, (parts[1], parts[0], block(0, 0, 0, 0), parts[2]), strict=True):
         assert (mask == expected).all()
     assert "SegmentationClass has none of the names there (x: value 4)" in capsys.readouterr().out
 
@@ -523,6 +558,8 @@ def test_masks_beside_their_images(tmp_path: Path) -> None:
         for number, (_, mask) in enumerate(drawn):
             (tmp_path / stem / "masks" / f"{number}.png").write_bytes(png(mask.astype(np.uint8) * 255))
     options = Masks(tmp_path, tmp_path / "out.json", images=tmp_path, layout="folder", class_name="nucleus", keep_unannotated=True)
+    with pytest.raises(ConfigError, match=r"a/masks/0.png: value 255: which class is it\?"):
+        convert(dataclasses.replace(options, class_name=None))
     convert(options)
     dataset = checked(options, tmp_path / "cache")
     assert dataset.class_names == ("nucleus",)
@@ -579,7 +616,7 @@ def test_categories_skip_and_only(tmp_path: Path, capsys: pytest.CaptureFixture[
     options = as_cvat(tmp_path, PICTURES)
     names = tmp_path / "names.txt"
     names.write_text("__ignore__\nядро\nunused\ncell wall\n")
-    (tmp_path / "list.txt").write_text("a\nempty.png\n")
+    (tmp_path / "list.txt").write_text("a -1\nempty.png\n")
     convert(Cvat(tmp_path, options.out, categories=names, only=tmp_path / "list.txt"))
     dataset = checked(options, tmp_path / "cache")
     assert dataset.class_names == ("ядро", "unused", "cell wall")
@@ -760,6 +797,7 @@ def shape(**change: Any) -> Callable[[dict[str, Any]], Any]:
         (break_masks(np.zeros((HEIGHT, WIDTH), np.uint8)), r"masks: no object is left, and so no class"),
         (break_masks(b"\xff\xd8\xff\xe0"), r"masks/a.png: not an image that can hold labels: none of PNG, TIFF, BMP, GIF"),
         (break_masks(TWO, split=0.5), r"--split: 0.5 of 1 images leaves one of the two files empty"),
+        (break_masks(TWO, categories=Path(__file__)), r"test_convert.py: '.*' is named \d+ times"),
         (break_masks(TWO, categories=Path("/none.txt")), r"/none.txt: No such file or directory"),
         (break_masks(TWO, out=Path("/proc/none/out.json")), r"--out: /proc/none/out.json: cannot be written: No such file"),
         (break_masks(TWO, images=Path("/none")), r"/none: no such image folder"),
@@ -818,6 +856,20 @@ def test_broken_files_are_converted_or_refused_in_a_line(write: Callable[[Path, 
     assert not any("\n" in line for line in refused)
     convert(options)
     assert len(objects(checked(options, tmp_path / "cache"), "a.png")) == 3
+
+
+def test_instances_belong_to_the_image_with_the_longest_name(tmp_path: Path) -> None:
+    for name in ("a", "a_1"):
+        picture(tmp_path / "images" / f"{name}.jpg")
+    (tmp_path / "masks" / "a_1").mkdir(parents=True)
+    (tmp_path / "masks" / "a_1" / "a_1_2.png").write_bytes(png(RING))
+    options = Masks(tmp_path / "masks", tmp_path / "out.json", images=tmp_path / "images", layout="name", class_name="x")
+    convert(options)
+    assert [image.file_name for image in checked(options, tmp_path / "cache").images] == ["a_1.jpg"]
+    (tmp_path / "masks" / "a_1" / "a").mkdir()
+    (tmp_path / "masks" / "a_1" / "a_1_2.png").rename(tmp_path / "masks" / "a_1" / "a" / "1.png")
+    with pytest.raises(ConfigError, match=r"masks/a_1/a: both a_1.jpg and a.jpg may be the image of these masks"):
+        convert(dataclasses.replace(options, layout="folder"))
 
 
 def test_the_command(tmp_path: Path) -> None:

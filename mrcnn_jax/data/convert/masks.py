@@ -87,11 +87,10 @@ class Masks(Options):
             image = images.with_stem("/".join(folders)) if folders else None
             if image is not None:
                 return image, None
-            for i, name in reversed(list(enumerate(folders))):
-                image = images.with_stem(name)
-                if image is not None:
-                    return image, next(iter([*folders[i + 1 :], *reversed(folders[:i])]), None)
-            return None, None
+            found = [(image, i) for i, name in enumerate(folders) if (image := images.with_stem(name)) is not None]
+            if len(found) > 1:
+                raise ConfigError(f"{self.input / path.parent}: both {found[0][0]} and {found[1][0]} may be the image of these masks")
+            return next(((image, next(iter([*folders[i + 1 :], *reversed(folders[:i])]), None)) for image, i in found), (None, None))
         stems = [stem] if self.layout == "image" else [stem[:i] for i in range(len(stem) - 1, 0, -1) if stem[i] == "_"]
         class_name = folders[-1] if folders else None
         keys = (key for name in stems for key in ("/".join([*folders, name]), name))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import difflib
 import json
-import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable
@@ -250,7 +249,7 @@ def _object(shapes: list[Shape], size: tuple[int, int], name: str, report: Repor
     iscrowd = any(shape.iscrowd for shape in shapes)
     area = float(rle_ops.area(rle)) if rle is not None else (box[2] - box[0]) * (box[3] - box[1])
     segmentation: list[list[float]] | RLE | None = rle and {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-    if usable and not iscrowd and all(shape.patch is None for shape in usable):
+    if usable and all(shape.patch is None for shape in usable):
         segmentation = [shape.polygon for shape in usable if shape.polygon is not None]
     return _Object(_normal(shapes[0].label), segmentation, box, area, iscrowd)
 
@@ -324,12 +323,6 @@ def _written(images: list[_Image], names: tuple[str, ...], options: Options, fol
     return {path: len(numbers) for path, numbers in parts.items()}
 
 
-def _length(start: float, end: float) -> float:
-    """end - start, such that start and it do not add up to more than `end`, which may be the border of the image."""
-    length = end - start
-    return math.nextafter(length, 0) if start + length > end else length
-
-
 def _coco(images: list[tuple[int, int, _Image]], names: tuple[str, ...]) -> dict[str, Any]:
     """COCO's format of images with their ids and the ids of their first annotations."""
     ids = {name: number for number, name in enumerate(names, 1)}
@@ -341,7 +334,7 @@ def _coco(images: list[tuple[int, int, _Image]], names: tuple[str, ...]) -> dict
                 "id": number,
                 "image_id": image_id,
                 "category_id": ids[item.label],
-                "bbox": [x1, y1, _length(x1, x2), _length(y1, y2)],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": item.area,
                 "iscrowd": int(item.iscrowd),
             }
