@@ -330,8 +330,8 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "dropped 1: shapes of type line, which has no area (x.json: shape 9)",
         "dropped 1: shapes of type point, which has no area (x.json: shape 8)",
         "2 classes: x, y",
-        f"{options.out}: 1 images",
-        f"to check: python -m mrcnn_jax.data.check --annotations {options.out} --images {tmp_path}",
+        f"{options.out}: 1 images; to check:",
+        f"    python -m mrcnn_jax.data.check --annotations {options.out} --images {tmp_path}",
     ]
 
 
@@ -878,7 +878,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("kept 3 images, 5 objects, 0 crowds\n")
-    assert f"to check: python -m mrcnn_jax.data.check --annotations {options.out} --images {tmp_path / 'JPEGImages'}" in done.stdout
+    assert f"    python -m mrcnn_jax.data.check --annotations {options.out} --images {tmp_path / 'JPEGImages'}" in done.stdout
     (tmp_path / "Annotations" / "a.xml").write_text("")
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2

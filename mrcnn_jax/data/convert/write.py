@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import difflib
 import json
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable
@@ -66,8 +67,9 @@ def convert(options: Options) -> list[Path]:
     print("\n".join(report.lines()))
     print(f"{len(names)} classes: {', '.join(names)}")
     for path, count in written.items():
-        print(f"{path}: {count} images")
-    print(f"to check: python -m mrcnn_jax.data.check --annotations {next(iter(written))} --images {images.folder}")
+        print(f"{path}: {count} images; to check:")
+        command = ["python", "-m", "mrcnn_jax.data.check", "--annotations", str(path), "--images", str(images.folder)]
+        print(f"    {shlex.join(command)}")
     return list(written)
 
 
