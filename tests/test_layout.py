@@ -29,7 +29,7 @@ def _imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_lower_layers_do_not_know_the_upper_ones(folder: str) -> None:
-    files = [path for path in (PACKAGE / folder).glob("*.py") if path not in COMMANDS]
+    files = [path for path in (PACKAGE / folder).rglob("*.py") if path not in COMMANDS]
     assert len(files) > 3
     for path in files:
         wrong = {name for name in _imports(path) for upper in FORBIDDEN[folder] if f"{name}.".startswith(f"mrcnn_jax.{upper}.")}

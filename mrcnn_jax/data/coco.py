@@ -276,7 +276,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether a name can be printed in a line and written as UTF-8: no control characters, no halves of pairs."""
     return isinstance(value, str) and value != "" and not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)
 
@@ -286,7 +286,7 @@ def _categories(raw: list[dict[str, Any]], path: Path, report: Report) -> tuple[
         raise ConfigError(f"{path}: 'categories' is empty")
     categories = [Category(item["id"], str(item["id"] if item.get("name") is None else item["name"])) for item in raw]
     for category in categories:
-        if not _is_text(category.name):
+        if not is_text(category.name):
             raise ConfigError(f"{path}: categories: id {category.id}: its name {_short(category.name)} is not printable")
     if [category.id for category in categories] != list(range(1, len(categories) + 1)):
         for category in categories:
@@ -327,7 +327,7 @@ def _usable_images(
 
 def _found(folder: Path, name: Any) -> str:
     """How `name` is spelled in the folder."""
-    if not _is_text(name):
+    if not is_text(name):
         raise _Dropped(Reason.NAME)
     forward = name.replace("\\", "/")
     for spelling in (name, forward, unicodedata.normalize("NFC", forward), unicodedata.normalize("NFD", forward)):
@@ -373,7 +373,7 @@ def _box(bbox: Any, extent: Box | None, height: int, width: int, note: Note, for
     formats.add((x, y, w, h), extent, height, width)
     if min(w, h) < MIN_SIDE:
         raise _Dropped(Reason.DEGENERATE)
-    box = _clipped((x, y, x + w, y + h), height, width)
+    box = clipped((x, y, x + w, y + h), height, width)
     if extent is not None and _far(box, extent):
         note(Reason.FAR_FROM_MASK)
         return extent
@@ -384,7 +384,8 @@ def _box(bbox: Any, extent: Box | None, height: int, width: int, note: Note, for
     return box
 
 
-def _clipped(box: Box, height: int, width: int) -> Box:
+def clipped(box: Box, height: int, width: int) -> Box:
+    """The part of a box that lies inside the image."""
     return min(max(box[0], 0.0), width), min(max(box[1], 0.0), height), min(max(box[2], 0.0), width), min(max(box[3], 0.0), height)
 
 
@@ -418,7 +419,7 @@ class _BoxFormats:
         x, y, w, h = bbox
 
         def impossible(box: Box) -> bool:
-            inside = _clipped(box, height, width)
+            inside = clipped(box, height, width)
             if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > 1 or box[2] <= box[0] or box[3] <= box[1]:
                 return True
             return extent is not None and _far(inside, extent)
@@ -471,7 +472,7 @@ def _polygons_rle(parts: list[Any], height: int, width: int, note: Note) -> RLE:
     if all(map(_is_number, parts)):
         note(Reason.FLAT_POLYGON)
         parts = [parts]
-    polygons = [part for part in parts if _is_polygon(part, height, width)]
+    polygons = [part for part in parts if is_polygon(part, height, width)]
     if not polygons:
         raise _Dropped(Reason.UNUSABLE_MASK)
     if len(polygons) < len(parts):
@@ -482,7 +483,7 @@ def _polygons_rle(parts: list[Any], height: int, width: int, note: Note) -> RLE:
     return rle_ops.merge(rles)
 
 
-def _is_polygon(part: Any, height: int, width: int) -> bool:
+def is_polygon(part: Any, height: int, width: int) -> bool:
     """Three points or more, none of them further from the image than its longer side."""
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2 or not set(map(type, part)) <= {int, float}:
         return False

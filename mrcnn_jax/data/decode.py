@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # No others: some of Pillow's formats run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels takes its place: it is the user's to change, and Pillow's is a warning first
 
 KINDS = {
@@ -84,6 +85,35 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
     if upright and kind.orientation in TURNS:
         image = image.transpose(TURNS[kind.orientation])
     return np.asarray(image)
+
+
+def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"]:
+    """The values of an image whose pixels are numbers, not light: palette indices, grey values (8 or 16 bits), 0x1RRGGBB of
+    colours but 0 of black.
+
+    ValueError: not an image, cut off, over `max_pixels`, of a lossy format, or of values that are no labels (floats, colours of more than 8
+    bits).
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.height} x {image.width} is over {max_pixels} pixels")
+        if image.format == "PNG" and b"IEND" not in encoded:
+            raise ValueError("cut off")
+        if image.mode in ("RGB", "RGBA") and ";16" in str(image.tile):
+            raise ValueError("colours of 16 bits are no labels")
+        values = np.asarray(image)
+        if values.dtype.kind not in "biu":
+            raise ValueError("its values are floats")
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image that can hold labels: none of {', '.join(LOSSLESS)}") from None
+    except Exception as error:  # of a broken file, Pillow raises what its parsers happen to meet
+        raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
+    values = values.astype(np.int64)
+    if values.ndim == 3 and values.shape[2] > 2:
+        colours = values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
+        return np.where(colours == 0, 0, colours | 1 << 24)
+    return values[..., 0] if values.ndim == 3 else values
 
 
 def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:

@@ -30,6 +30,11 @@ class Reason(Enum):
     OUTSIDE = "dropped", "annotations whose box lies outside the image"
     POLYGON = "dropped", "annotations with an unusable polygon among others (under 3 points, an odd count, or far outside the image)"
 
+    # Of the converters (data.convert) alone.
+    NO_AREA = "dropped", "shapes of type {kind}, which has no area"
+    NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
+    NO_CLASS = "dropped", "instances without a class: no <object> has their box, and SegmentationClass has none of the names there"
+
     CLIPPED = "clipped", "annotations whose box leaves the image"
 
     CATEGORY_IDS = "repaired", "categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids"
@@ -53,8 +58,27 @@ class Reason(Enum):
         "images whose EXIF orientation is passed over: the size fits either way, most others are annotated as stored",
     )
 
+    # Of the converters alone.
+    IMAGE_PATH = "repaired", "images that lie elsewhere than the annotation says: found by their name"
+    EMBEDDED = "repaired", "images that were only inside the annotation (imageData): written into the image folder"
+    LABEL = "repaired", "labels with spaces at their ends or in another Unicode form than NFC: written without, in NFC"
+    ZERO_BASED = (
+        "repaired",
+        "annotations whose box is taken to count pixels from 0: VOC counts from 1, but some box of these files begins at 0",
+    )
+
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
     OVER_LIMIT = "truncated", "images with more boxes than data.{field} = {limit}: the largest are kept (the count is that of the boxes)"
+
+    # Of the converters alone.
+    OTHER_FILE = "left out", "JSON files that are not of labelme (without imagePath and shapes)"
+    NOT_LISTED = "left out", "images that {file} does not list (--only)"
+    SKIPPED = "left out", "shapes labelled {label} (--skip)"
+    UNANNOTATED = "left out", "images without an annotation (--keep-unannotated takes them as images without objects)"
+    DIFFICULT = (
+        "left out",
+        "objects marked difficult: written as crowd regions, which are neither trained on nor judged (--difficult object)",
+    )
 
     @property
     def outcome(self) -> Outcome:

@@ -14,7 +14,7 @@ import pytest
 from pictures import STORED, encoded, tiff
 from PIL import Image
 
-from mrcnn_jax.data.decode import DEEP, KINDS, decode_image, header_size, image_kind
+from mrcnn_jax.data.decode import DEEP, KINDS, decode_image, decode_labels, header_size, image_kind
 
 LIMIT = 1_000_000
 RNG = np.random.default_rng(0)
@@ -147,3 +147,52 @@ def test_the_limit_is_seen_in_the_header(tmp_path: Path) -> None:
         decode_image(bytes(bomb), upright=False, max_pixels=100_000_000)
     with pytest.raises(ValueError, match="not an image"):
         header_size(tmp_path)
+
+
+INDICES = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
+CODES = (RGB.astype(int) @ [65536, 256, 1]) + 2**24 * RGB.any(-1)
+
+
+def _palette() -> Image.Image:
+    image = Image.fromarray(INDICES, "P")
+    image.putpalette(RNG.integers(0, 256, 768).tolist())
+    return image
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (encoded(Image.fromarray(INDICES), "PNG"), INDICES),
+        (encoded(_palette(), "PNG"), INDICES),
+        (encoded(_palette(), "PNG", transparency=bytes(range(256))), INDICES),
+        (encoded(_palette(), "BMP"), INDICES),
+        (encoded(Image.fromarray(np.dstack([INDICES, INDICES[::-1]]), "LA"), "PNG"), INDICES),
+        (encoded(Image.fromarray(INDICES > 99), "PNG"), INDICES > 99),
+        (by_cv2(DEEP_GREY, ".png"), DEEP_GREY),
+        (by_cv2(DEEP_GREY, ".tif"), DEEP_GREY),
+        (encoded(PICTURE, "PNG"), CODES),
+        (encoded(Image.fromarray(np.dstack([RGB, INDICES])), "PNG"), CODES),
+        (encoded(Image.new("RGB", (3, 2)), "PNG"), np.zeros((2, 3))),
+    ],
+)
+def test_label_images_keep_their_values(file: bytes, expected: np.ndarray) -> None:
+    values = decode_labels(file, max_pixels=600)
+    assert values.dtype == np.int64
+    assert (values == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (encoded(PICTURE, "JPEG"), "not an image that can hold labels: none of PNG, TIFF, BMP, GIF"),
+        (b"", "not an image that can hold labels"),
+        (by_cv2(DEEP_RGB, ".png"), "colours of 16 bits are no labels"),
+        (by_cv2(DEEP_GREY.astype(np.float32), ".tiff"), "its values are floats"),
+        (encoded(PICTURE, "PNG")[:-12], "cut off"),
+        (encoded(Image.new("1", (601, 1)), "PNG"), "1 x 601 is over 600 pixels"),
+    ],
+)
+def test_what_is_no_label_image_is_refused(file: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        decode_labels(file, max_pixels=600)
+    assert "\n" not in str(raised.value)
