@@ -113,17 +113,17 @@ def open_runs(arguments: Arguments) -> list[tuple[Run, Split]]:
     from mrcnn_jax.evaluation.run import open_data
 
     need = NEEDS.get(arguments.name)
-    runs = []
+    runs: list[Run] = []
     for folder in arguments.runs:
         run = load_run(folder)
         if need is not None and need not in run.trained:
             raise ConfigError(f"{folder}: {arguments.name}: its {need} head is not trained yet (checkpoint {run.meta.name})")
+        if runs and run.meta.categories != runs[0].meta.categories:
+            raise ConfigError(f"{folder}: has other categories than {arguments.runs[0]}")
         runs.append(run)
     opened = [(run, open_data(run, folder, "val")) for run, folder in zip(runs, arguments.runs, strict=True)]
     first = opened[0][1].dataset
-    for folder, (run, split) in zip(arguments.runs, opened, strict=True):
-        if run.meta.categories != opened[0][0].meta.categories:
-            raise ConfigError(f"{folder}: has other categories than {arguments.runs[0]}")
+    for folder, (_, split) in zip(arguments.runs, opened, strict=True):
         if split.dataset.to_coco() != first.to_coco():
             raise ConfigError(f"{folder}: has other validation data than {arguments.runs[0]}")
     return opened

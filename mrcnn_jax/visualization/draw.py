@@ -66,14 +66,15 @@ def draw_instances(
     for i in order:
         x, y, width, height = instances[i]["bbox"]
         rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
-    for i in order:
+    taken: list[tuple[int, int, int, int]] = []
+    for i in reversed(order):
         x, y, _, _ = instances[i]["bbox"]
         text = class_names[instances[i]["category_id"]]
         if instances[i].get("iscrowd"):
             text += " (crowd)"
         if "score" in instances[i]:
             text += f" {instances[i]['score']:.2f}"
-        _label(canvas, text, (round(x * scale[0]), round(y * scale[1])), colors[i])
+        _label(canvas, text, (round(x * scale[0]), round(y * scale[1])), colors[i], taken)
     return canvas
 
 
@@ -195,14 +196,20 @@ def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickne
     cv2.rectangle(canvas, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, round(thickness * _magnification(canvas)))
 
 
-def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color) -> None:
-    """`text` on a patch of `color` above `corner`, moved so that it lies in the image."""
+def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color, taken: list[tuple[int, int, int, int]]) -> None:
+    """`text` on a patch of `color` above `corner`, moved so that it lies in the image and below the patches before it (`taken`)."""
     magnification = _magnification(canvas)
     font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
     (width, height), baseline = cv2.getTextSize(text, FONT, font, stroke)
     width, height = width + 2 * gap, height + baseline + gap
     x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
-    y = max(corner[1] - height - 1, 0)
+    y = above = max(corner[1] - height - 1, 0)
+    while below := [bottom for left, top, right, bottom in taken if left <= x + width and x <= right and top <= y + height and y <= bottom]:
+        y = max(below) + 1
+        if y + height > canvas.shape[0]:  # no room is left
+            y = above
+            break
+    taken.append((x, y, x + width, y + height))
     cv2.rectangle(canvas, (x, y), (x + width, y + height), color, cv2.FILLED)
     cv2.putText(canvas, text, (x + gap, y + height - baseline), FONT, font, INK, stroke, cv2.LINE_AA)
 

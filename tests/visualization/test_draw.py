@@ -72,6 +72,16 @@ def test_labels_stay_in_the_image(box: list[float]) -> None:
     assert ((image < 60).all(axis=-1)).sum() > 60
 
 
+def test_labels_of_one_place_stand_below_each_other() -> None:
+    """The best one above the box."""
+    objects = [{**OBJECT, "score": score, "segmentation": None} for score in (0.3, 0.9, 0.6)]
+    image = draw_instances(GREY, objects, NAMES)
+    worst, best, middle = (np.flatnonzero((image[:260, 99:160] == color).all(axis=-1).sum(axis=1) > 15) for color in PALETTE[:3])
+    above = best[best < 199]
+    assert min(len(above), len(middle), len(worst)) > 8
+    assert above.max() < middle.min() <= middle.max() < worst.min()
+
+
 def test_small_images_are_enlarged_and_large_ones_get_larger_lines() -> None:
     small = draw_instances(GREY[:48, :60], [{**OBJECT, "bbox": [10, 20, 15, 12], "segmentation": None}], NAMES)
     assert small.shape == (SHORT_SIDE, 600, 3)
