@@ -197,18 +197,21 @@ def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickne
 
 
 def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color, taken: list[tuple[int, int, int, int]]) -> None:
-    """`text` on a patch of `color` above `corner`, moved so that it lies in the image and below the patches before it (`taken`)."""
+    """`text` on a patch of `color` above `corner`, moved so that it lies in the image and off the patches before it (`taken`)."""
     magnification = _magnification(canvas)
     font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
     (width, height), baseline = cv2.getTextSize(text, FONT, font, stroke)
     width, height = width + 2 * gap, height + baseline + gap
     x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
     y = above = max(corner[1] - height - 1, 0)
-    while below := [bottom for left, top, right, bottom in taken if left <= x + width and x <= right and top <= y + height and y <= bottom]:
-        y = max(below) + 1
-        if y + height > canvas.shape[0]:  # no room is left
-            y = above
+    for upwards in (True, False):
+        y = above
+        while hit := [t for t in taken if t[0] <= x + width and x <= t[2] and t[1] <= y + height and y <= t[3]]:
+            y = min(t[1] for t in hit) - height - 1 if upwards else max(t[3] for t in hit) + 1
+        if 0 <= y <= canvas.shape[0] - height:
             break
+    else:
+        y = above  # no room is left
     taken.append((x, y, x + width, y + height))
     cv2.rectangle(canvas, (x, y), (x + width, y + height), color, cv2.FILLED)
     cv2.putText(canvas, text, (x + gap, y + height - baseline), FONT, font, INK, stroke, cv2.LINE_AA)

@@ -54,7 +54,7 @@ def masks_figure(
         titles = [f"ground truth: {class_names[annotation['category_id']]}"]
         titles += [f"{title}: mask IoU {coco_mask.iou([rle], [truth], [0])[0, 0]:.2f}" for title, rle in found.items()]
         drawn.append(side_by_side(cells, titles, column_width(columns)))
-    colors = {"mask of the object": AGREED, "beyond the object": EXCESS, "object without mask": LACKING}
+    colors = {"mask on the object": AGREED, "mask beyond the object": EXCESS, "object that the mask leaves out": LACKING}
     return write_pages(drawn, out_dir, "masks", rows=rows, colors=colors)
 
 

@@ -15,7 +15,7 @@ from mrcnn_jax.visualization.pages import column_width, drawn_size, write_pages
 
 TRUTH: Color = (255, 255, 255)
 POSITIVE: Color = (40, 230, 90)
-NEGATIVE: Color = (150, 150, 150)
+NEGATIVE: Color = (180, 180, 180)
 BEYOND: Color = (70, 70, 70)  # around the image
 SHOWN_NEGATIVES = 10  # a level
 
@@ -30,12 +30,12 @@ def rpn_targets_figure(targets: Sequence[tuple[Canvas, Sequence[LevelTargets]]],
     panels = 1 + len(targets[0][1])
     columns = min(panels, 3)
     for canvas, levels in targets:
-        shown = [(level.positive, level.negative[:SHOWN_NEGATIVES]) for level in levels]
-        page = _Page(canvas.image, np.concatenate([*(part for level in shown for part in level), np.zeros((0, 4))]), columns)
+        page = _Page(canvas.image, np.concatenate([canvas.truth, *(level.positive for level in levels)]), columns)
         cells.append(_panel(page.drawn([(canvas.truth, TRUTH, 2)]), f"ground truth: {len(canvas.truth)} objects", columns))
-        for level, (positive, negative) in zip(levels, shown, strict=True):
-            title = f"{level.name}: {len(positive)} of {level.positives} positive, {len(level.negative)} of {level.negatives} negative"
-            layers = [(negative, NEGATIVE, 1), (canvas.truth, TRUTH, 2), (positive, POSITIVE, 1)]
+        for level in levels:
+            positive, negative = level.positive, level.negative[:SHOWN_NEGATIVES]
+            title = f"{level.name}: {len(positive)} of {level.positives} positive, {len(level.negative)} of {level.negatives:,} negative"
+            layers = [(negative, NEGATIVE, 1), (canvas.truth, TRUTH, 2), (positive, POSITIVE, 2)]
             cells.append(_panel(page.drawn(layers), title, columns))
     colors = {
         "object": TRUTH,
@@ -81,12 +81,12 @@ def class_color(label: int) -> Color:
 
 
 class _Page:
-    """An image with a border as wide as boxes reach beyond it (at most a quarter of its longer side), as it is drawn in a column."""
+    """An image with a border as wide as boxes reach beyond it (at most an eighth of its longer side), as it is drawn in a column."""
 
     def __init__(self, image: Image, boxes: Boxes, columns: int) -> None:
         height, width = image.shape[:2]
         beyond = np.concatenate([-boxes[:, :2], boxes[:, 2:] - [width, height]]).max(initial=0)
-        self.border = int(np.ceil(min(beyond, max(height, width) / 4)))
+        self.border = int(np.ceil(min(beyond, max(height, width) / 8)))
         wide = np.full((height + 2 * self.border, width + 2 * self.border, 3), BEYOND, np.uint8)
         wide[self.border : self.border + height, self.border : self.border + width] = darkened(image)
         size = drawn_size(wide, columns)

@@ -72,14 +72,23 @@ def test_labels_stay_in_the_image(box: list[float]) -> None:
     assert ((image < 60).all(axis=-1)).sum() > 60
 
 
-def test_labels_of_one_place_stand_below_each_other() -> None:
-    """The best one above the box."""
+def test_labels_of_one_place_stand_above_each_other() -> None:
+    """The best one next to the box."""
     objects = [{**OBJECT, "score": score, "segmentation": None} for score in (0.3, 0.9, 0.6)]
     image = draw_instances(GREY, objects, NAMES)
     worst, best, middle = (np.flatnonzero((image[:260, 99:160] == color).all(axis=-1).sum(axis=1) > 15) for color in PALETTE[:3])
     above = best[best < 199]
     assert min(len(above), len(middle), len(worst)) > 8
-    assert above.max() < middle.min() <= middle.max() < worst.min()
+    assert worst.max() < middle.min() <= middle.max() < above.min()
+
+
+def test_labels_at_the_top_stand_below_each_other() -> None:
+    objects = [{**OBJECT, "bbox": [100, 0, 150, 120], "score": score, "segmentation": None} for score in (0.9, 0.6)]
+    best, other = (
+        np.flatnonzero((draw_instances(GREY, objects, NAMES)[3:60, 103:160] == c).all(axis=-1).sum(axis=1) > 15) for c in PALETTE[:2]
+    )
+    assert min(len(best), len(other)) > 8
+    assert best.max() < other.min()
 
 
 def test_small_images_are_enlarged_and_large_ones_get_larger_lines() -> None:

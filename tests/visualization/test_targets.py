@@ -38,7 +38,7 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
     positive, negative = np.array([[25.0, 25, 65, 65]]), np.array([[70.0, 5, 90, 25]])
     levels = [LevelTargets(f"P{level}", NONE, NONE, 0, 0) for level in range(2, 7)]
     levels[1] = LevelTargets("P3", positive, np.tile(negative, (30, 1)), 4, 500)
-    levels[4] = LevelTargets("P6", np.array([[-20.0, 10, 120, 90]]), NONE, 1, 0)  # it reaches 20 px beyond the image
+    levels[4] = LevelTargets("P6", np.array([[-10.0, 10, 110, 90]]), NONE, 1, 0)  # it reaches 10 px beyond the image
     (path,) = rpn_targets_figure([(CANVAS, levels)], tmp_path)
     page = _read(path)
     assert page.shape[1] == PAGE_WIDTH
@@ -54,17 +54,17 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
     ]
     top = page.shape[0] - 2 * (30 + 388 + 6)
     cells = [page[top + row * 424 + 30 :, column * 400 + 6 :][:388, :388] for row in range(2) for column in range(3)]
-    scale = 388 / 140  # 100 px of image, 20 px of margin
+    scale = 388 / 120  # 100 px of image, 10 px of margin
 
     def has(panel: int, x: float, y: float, color: tuple[int, int, int]) -> bool:
-        return _has(cells[panel], (x + 20) * scale, (y + 20) * scale, color)
+        return _has(cells[panel], (x + 10) * scale, (y + 10) * scale, color)
 
     for panel in range(6):
         assert has(panel, 20, 50, TRUTH)
-        assert has(panel, -10, 50, BEYOND)
+        assert has(panel, -5, 50, BEYOND)
         assert has(panel, 65, 45, POSITIVE) == (panel == 2)
         assert has(panel, 90, 15, NEGATIVE) == (panel == 2)
-        assert has(panel, -20, 50, POSITIVE) == has(panel, 50, 90, POSITIVE) == (panel == 5)
+        assert has(panel, -10, 50, POSITIVE) == has(panel, 50, 90, POSITIVE) == (panel == 5)
 
 
 def test_of_the_negative_anchors_some_are_drawn(tmp_path: Path) -> None:
