@@ -30,7 +30,7 @@ def detections_figure(
     out_dir: Path,
     *,
     min_score: float = 0.5,
-    rows: int = 4,
+    rows: int = 3,
 ) -> list[Path]:
     """For each image a row: the ground truth left, right of it the detections with masks of each run.
 

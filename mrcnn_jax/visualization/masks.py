@@ -27,7 +27,7 @@ def masks_figure(
     class_names: Mapping[int, str],
     out_dir: Path,
     *,
-    rows: int = 4,
+    rows: int = 3,
 ) -> list[Path]:
     """For each object a row, zoomed to it: its ground-truth mask left, then the mask of each run, and where that is too large or too small.
 
@@ -72,7 +72,8 @@ def _decoded(rle: Mapping[str, Any], region: tuple[slice, slice], size: tuple[in
 
 
 def _compared(part: Image, size: tuple[int, int], truth: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]) -> Image:
-    canvas = darkened(resized(part, size))
+    grey = cv2.cvtColor(resized(part, size), cv2.COLOR_RGB2GRAY)  # all colour there is tells of the masks
+    canvas = darkened(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
     for pixels, color in ((truth & mask, AGREED), (mask & (1 - truth), EXCESS), (truth & (1 - mask), LACKING)):
         tint(canvas, pixels, color)
     return canvas

@@ -31,7 +31,7 @@ def rpn_targets_figure(targets: Sequence[tuple[Canvas, Sequence[LevelTargets]]],
     columns = min(panels, 3)
     for canvas, levels in targets:
         page = _Page(canvas.image, np.concatenate([canvas.truth, *(level.positive for level in levels)]), columns)
-        cells.append(_panel(page.drawn([(canvas.truth, TRUTH, 2)]), f"ground truth: {len(canvas.truth)} objects", columns))
+        cells.append(_panel(page.drawn([(canvas.truth, TRUTH, 2)]), f"ground truth ({len(canvas.truth)})", columns))
         for level in levels:
             positive, negative = level.positive, level.negative[:SHOWN_NEGATIVES]
             title = f"{level.name}: {len(positive)} of {level.positives} positive, {len(level.negative)} of {level.negatives:,} negative"

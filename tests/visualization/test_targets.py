@@ -42,7 +42,7 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
     (path,) = rpn_targets_figure([(CANVAS, levels)], tmp_path)
     page = _read(path)
     assert page.shape[1] == PAGE_WIDTH
-    assert titles == ["ground truth: 1 objects"] + [
+    assert titles == ["ground truth (1)"] + [
         f"P{level}: {title}"
         for level, title in (
             (2, "0 of 0 positive, 0 of 0 negative"),
