@@ -150,9 +150,11 @@ def test_the_box_ground_truth_is_matched_as_in_numpy_and_drawn_as_in_validation(
     model = run.config.model
     validate = jax.jit(make_validation_step(MaskRCNN(model), run.config.stages[1]))
 
-    def classify(m: MaskRCNN, b: Batch, boxes: np.ndarray) -> jax.Array:
+    def logits_of(m: MaskRCNN, b: Batch, boxes: np.ndarray) -> jax.Array:
         features = m.features(b.images, b.image_sizes, b.valid)
         return m.boxes(features, boxes, np.ones(boxes.shape[:2], bool)).logits
+
+    classify = jax.jit(nn.apply(logits_of, MaskRCNN(model)))
 
     for batch, (canvas, found) in zip(batches, views.box_ground_truth(run, split, SHOWN), strict=True):
         truth_labels = batch.ground_truth.labels[0][batch.ground_truth.valid[0]]
@@ -161,7 +163,7 @@ def test_the_box_ground_truth_is_matched_as_in_numpy_and_drawn_as_in_validation(
         np.testing.assert_array_equal(found.labels, np.where(foreground, truth_labels[iou.argmax(axis=1)], 0))
         assert 0 < foreground.sum() < len(foreground)
         np.testing.assert_allclose(found.taken_to[foreground], canvas.truth[iou.argmax(axis=1)][foreground], atol=1e-2)
-        logits = np.asarray(nn.apply(classify, MaskRCNN(model))(run.variables, batch, found.boxes[None])[0], np.float64)
+        logits = np.asarray(classify(run.variables, batch, found.boxes[None])[0], np.float64)
         losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), found.labels]
         values, _ = validate(run.variables, batch, jax.random.key(run.config.seed))
         np.testing.assert_allclose(losses.mean(), values["loss/box_class"], rtol=1e-4)

@@ -44,11 +44,18 @@ def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
 
 
 def test_a_figure_of_two_runs_by_command(
-    kept_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], titles: list[str]
+    kept_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    titles: list[str],
 ) -> None:
     """The second run has come no further than stage 1, which is enough for proposals: the same weights, so the same picture."""
     other = _variant(kept_run, tmp_path / "first stage", stage="rpn", stage_index=0)
-    _call(monkeypatch, "proposals", kept_run, other, "--out", tmp_path / "out", "--images", "108", "101", "--titles", "a", "b")
+    truth = tiny.read(tiny_data, "val")
+    ids = [truth["images"][i]["id"] for i in (4, 1)]
+    _call(monkeypatch, "proposals", kept_run, other, "--out", tmp_path / "out", "--images", *map(str, ids), "--titles", "a", "b")
     (path,) = capsys.readouterr().out.split()
     page = _read(Path(path))
     assert Path(path) == tmp_path / "out" / "proposals_1.png"
@@ -57,13 +64,7 @@ def test_a_figure_of_two_runs_by_command(
         top = 32 + row * 624 + 30
         np.testing.assert_array_equal(page[top : top + 588, 6:594], page[top : top + 588, 606:1194])
     assert (page[62:650, 6:594] != page[686:1274, 6:594]).mean() > 0.2  # another image
-    objects = [
-        sum(
-            a["image_id"] == number
-            for a in tiny.read(Path(load_config_json(kept_run / "config.json").data.root or ""), "val")["annotations"]
-        )
-        for number in (108, 101)
-    ]
+    objects = [sum(a["image_id"] == number for a in truth["annotations"]) for number in ids]
     assert [title.split(": ")[0] for title in titles] == ["a", "b", "a", "b"]
     assert [int(title.split(" of ")[1].split()[0]) for title in titles[::2]] == objects
 
