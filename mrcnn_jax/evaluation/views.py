@@ -16,11 +16,10 @@ from mrcnn_jax.data.coco import ImageRecord, ObjectRecord
 from mrcnn_jax.data.decode import decode_image
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.evaluation.masks import paste_rle
-from mrcnn_jax.evaluation.predict import Run
-from mrcnn_jax.evaluation.results import coco_results
+from mrcnn_jax.evaluation.predict import Predictor, Run, predict_split
 from mrcnn_jax.models.box_head import BoxSamples, box_samples
 from mrcnn_jax.models.mask_head import mask_probabilities
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, select_proposals
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals
 from mrcnn_jax.models.rpn import RPNTargets, pyramid_anchors, rpn_labels, rpn_targets, usable_anchors
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.runtime import compile_options
@@ -104,21 +103,9 @@ def proposals(run: Run, split: Split, indices: Sequence[int]) -> list[tuple[Boxe
 
 def detections(run: Run, split: Split, indices: Sequence[int]) -> list[list[dict[str, Any]]]:
     """COCO results of each image."""
-    results = []
-    for i, (batch, seen) in zip(indices, _each(run, split, indices, MaskRCNN.__call__), strict=True):
-        prediction: Prediction = jax.tree.map(lambda field: field[None], seen)
-        results.append(
-            coco_results(
-                prediction.detections,
-                scales=batch.scales,
-                original_sizes=batch.original_sizes,
-                image_ids=[split.dataset.images[i].id],
-                category_ids=run.category_ids,
-                images_valid=batch.valid,
-                paste=run.config.model.mask_head.paste,
-            )
-        )
-    return results
+    predictor = Predictor(run)
+    found = zip(indices, predict_split(predictor, split, _one_by_one(split, indices)), strict=True)
+    return [predictor.results(batch, prediction, [split.dataset.images[i].id]) for i, (batch, prediction) in found]
 
 
 def masks_of(run: Run, split: Split, indices: Sequence[int], objects: Sequence[ObjectRecord]) -> list[dict[str, Any]]:
@@ -252,6 +239,9 @@ def _each(
     """For each image (its batch of one, what `see` gives for it without the batch axis); one compiled program a canvas."""
     apply = jax.jit(nn.apply(see, MaskRCNN(run.config.model)), **compile_options(deterministic=run.config.deterministic))
     variables = jax.device_put(run.variables)
-    plan = [PlannedBatch(split.plans[i].canvas, (i,)) for i in indices]
-    for batch in map(prepare, load(split, plan, run.config.data)):
+    for batch in map(prepare, load(split, _one_by_one(split, indices), run.config.data)):
         yield batch, jax.tree.map(lambda field: field[0], jax.device_get(apply(variables, batch)))
+
+
+def _one_by_one(split: Split, indices: Sequence[int]) -> list[PlannedBatch]:
+    return [PlannedBatch(split.plans[i].canvas, (i,)) for i in indices]
