@@ -60,8 +60,7 @@ def box_targets_figure(targets: Sequence[tuple[Canvas, BoxTargets]], class_names
         foreground = np.flatnonzero(labels > 0)
         layers = [(boxes[labels == 0], NEGATIVE, 1)]
         layers += [(boxes[i][None], class_color(labels[i]), 2) for i in foreground]
-        moved = page.drawn([(taken_to[i][None], TRUTH, 2) for i in foreground])
-        moved = page.drawn([(boxes[i][None], class_color(labels[i]), 1) for i in foreground], moved)
+        moved = page.drawn([*((boxes[i][None], class_color(labels[i]), 1) for i in foreground), (taken_to[foreground], TRUTH, 2)])
         for i in foreground:
             page.arrows(moved, boxes[i], taken_to[i], class_color(labels[i]))
         titles = (
@@ -96,9 +95,9 @@ class _Page:
     def place(self, boxes: Boxes) -> Float[np.ndarray, "_ 4"]:
         return (boxes + self.border) * self.scale
 
-    def drawn(self, layers: Sequence[tuple[Boxes, Color, int]], canvas: Image | None = None) -> Image:
+    def drawn(self, layers: Sequence[tuple[Boxes, Color, int]]) -> Image:
         """A copy with boxes of a colour and thickness each."""
-        canvas = (self.image if canvas is None else canvas).copy()
+        canvas = self.image.copy()
         for boxes, color, thickness in layers:
             for box in self.place(boxes):
                 rectangle(canvas, box, color, thickness)
