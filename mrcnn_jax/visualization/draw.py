@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -66,7 +66,7 @@ def draw_instances(
     for i in order:
         x, y, width, height = instances[i]["bbox"]
         rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
-    taken: list[tuple[int, int, int, int]] = []
+    labels: list[_Label] = []
     for i in reversed(order):
         x, y, _, _ = instances[i]["bbox"]
         text = class_names[instances[i]["category_id"]]
@@ -74,7 +74,9 @@ def draw_instances(
             text += " (crowd)"
         if "score" in instances[i]:
             text += f" {instances[i]['score']:.2f}"
-        _label(canvas, text, (round(x * scale[0]), round(y * scale[1])), colors[i], taken)
+        labels.append(_placed_label(canvas, text, (round(x * scale[0]), round(y * scale[1])), colors[i], labels))
+    for label in reversed(labels):  # where they do overlap, the best is read
+        _draw_label(canvas, label)
     return canvas
 
 
@@ -196,25 +198,35 @@ def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickne
     cv2.rectangle(canvas, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, round(thickness * _magnification(canvas)))
 
 
-def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color, taken: list[tuple[int, int, int, int]]) -> None:
-    """`text` on a patch of `color` above `corner`, moved so that it lies in the image and off the patches before it (`taken`)."""
+class _Label(NamedTuple):
+    text: str
+    color: Color
+    box: tuple[int, int, int, int]  # of its patch: x1, y1, x2, y2
+
+
+def _placed_label(canvas: Image, text: str, corner: tuple[int, int], color: Color, others: Sequence[_Label]) -> _Label:
+    """A label above `corner`, moved so that it lies in the image and off `others`, if a place is near."""
     magnification = _magnification(canvas)
-    font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
-    (width, height), baseline = cv2.getTextSize(text, FONT, font, stroke)
+    gap = round(2 * magnification)
+    (width, height), baseline = cv2.getTextSize(text, FONT, FONT_SCALE * magnification, round(magnification))
     width, height = width + 2 * gap, height + baseline + gap
     x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
-    y = above = max(corner[1] - height - 1, 0)
-    for upwards in (True, False):
-        y = above
-        while hit := [t for t in taken if t[0] <= x + width and x <= t[2] and t[1] <= y + height and y <= t[3]]:
-            y = min(t[1] for t in hit) - height - 1 if upwards else max(t[3] for t in hit) + 1
-        if 0 <= y <= canvas.shape[0] - height:
-            break
-    else:
-        y = above  # no room is left
-    taken.append((x, y, x + width, y + height))
-    cv2.rectangle(canvas, (x, y), (x + width, y + height), color, cv2.FILLED)
-    cv2.putText(canvas, text, (x + gap, y + height - baseline), FONT, font, INK, stroke, cv2.LINE_AA)
+    above = max(corner[1] - height - 1, 0)
+    for step in (0, -1, -2, 1, 2):
+        y = above + step * (height + 1)
+        free = all(x > o[2] or x + width < o[0] or y > o[3] or y + height < o[1] for o in (other.box for other in others))
+        if free and 0 <= y <= canvas.shape[0] - height:
+            return _Label(text, color, (x, y, x + width, y + height))
+    return _Label(text, color, (x, above, x + width, above + height))
+
+
+def _draw_label(canvas: Image, label: _Label) -> None:
+    magnification = _magnification(canvas)
+    font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
+    x1, y1, x2, y2 = label.box
+    _, baseline = cv2.getTextSize(label.text, FONT, font, stroke)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), label.color, cv2.FILLED)
+    cv2.putText(canvas, label.text, (x1 + gap, y2 - baseline), FONT, font, INK, stroke, cv2.LINE_AA)
 
 
 def _magnification(canvas: Image) -> float:

@@ -18,6 +18,7 @@ POSITIVE: Color = (40, 230, 90)
 NEGATIVE: Color = (180, 180, 180)
 BEYOND: Color = (70, 70, 70)  # around the image
 SHOWN_NEGATIVES = 10  # a level
+SMALL = 30  # pixels as drawn
 
 
 def rpn_targets_figure(targets: Sequence[tuple[Canvas, Sequence[LevelTargets]]], out_dir: Path) -> list[Path]:
@@ -80,12 +81,12 @@ def class_color(label: int) -> Color:
 
 
 class _Page:
-    """An image with a border as wide as boxes reach beyond it (at most an eighth of its longer side), as it is drawn in a column."""
+    """An image with a border as wide as boxes reach beyond it (at most a quarter of its longer side), as it is drawn in a column."""
 
     def __init__(self, image: Image, boxes: Boxes, columns: int) -> None:
         height, width = image.shape[:2]
         beyond = np.concatenate([-boxes[:, :2], boxes[:, 2:] - [width, height]]).max(initial=0)
-        self.border = int(np.ceil(min(beyond, max(height, width) / 8)))
+        self.border = int(np.ceil(min(beyond, max(height, width) / 4)))
         wide = np.full((height + 2 * self.border, width + 2 * self.border, 3), BEYOND, np.uint8)
         wide[self.border : self.border + height, self.border : self.border + width] = darkened(image)
         size = drawn_size(wide, columns)
@@ -96,11 +97,11 @@ class _Page:
         return (boxes + self.border) * self.scale
 
     def drawn(self, layers: Sequence[tuple[Boxes, Color, int]]) -> Image:
-        """A copy with boxes of a colour and thickness each."""
+        """A copy with boxes of a colour and thickness each; those of small boxes are thin, or they would be filled."""
         canvas = self.image.copy()
         for boxes, color, thickness in layers:
             for box in self.place(boxes):
-                rectangle(canvas, box, color, thickness)
+                rectangle(canvas, box, color, thickness if (box[2:] - box[:2]).min() >= SMALL else 1)
         return canvas
 
     def arrows(self, canvas: Image, box: Float[np.ndarray, " 4"], target: Float[np.ndarray, " 4"], color: Color) -> None:
