@@ -6,6 +6,7 @@ One column a run, the same validation images in each:
     proposals     the RPN's proposals, and the objects they reach and miss (figure 1)
     masks         the masks of the same objects from their ground-truth boxes, zoomed, with their IoU (figures 2, 3)
     detections    detections with masks beside the ground truth (figure 7)
+
 Of one run:
     rpn_targets   the anchors that the RPN is trained on, a panel a level (figure 5)
     box_targets   the boxes that the box head is trained on, and where their targets lead (figure 6)

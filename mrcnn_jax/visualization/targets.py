@@ -81,20 +81,21 @@ def class_color(label: int) -> Color:
 
 
 class _Page:
-    """An image with a border as wide as boxes reach beyond it (at most a quarter of its longer side), as it is drawn in a column."""
+    """An image as it is drawn in a column; its borders are as wide as boxes reach beyond them, a quarter of its longer side at most."""
 
     def __init__(self, image: Image, boxes: Boxes, columns: int) -> None:
         height, width = image.shape[:2]
-        beyond = np.concatenate([-boxes[:, :2], boxes[:, 2:] - [width, height]]).max(initial=0)
-        self.border = int(np.ceil(min(beyond, max(height, width) / 4)))
-        wide = np.full((height + 2 * self.border, width + 2 * self.border, 3), BEYOND, np.uint8)
-        wide[self.border : self.border + height, self.border : self.border + width] = darkened(image)
+        beyond = np.concatenate([-boxes[:, :2], boxes[:, 2:] - [width, height]]).max(axis=0, initial=0)
+        x, y = np.ceil(np.minimum(beyond, max(height, width) / 4)).astype(int).tolist()
+        wide = np.full((height + 2 * y, width + 2 * x, 3), BEYOND, np.uint8)
+        wide[y : y + height, x : x + width] = darkened(image)
         size = drawn_size(wide, columns)
         self.image = resized(wide, size)
+        self.corner = np.array([x, y] * 2)
         self.scale = np.array([size[1] / wide.shape[1], size[0] / wide.shape[0]] * 2)
 
     def place(self, boxes: Boxes) -> Float[np.ndarray, "_ 4"]:
-        return (boxes + self.border) * self.scale
+        return (boxes + self.corner) * self.scale
 
     def drawn(self, layers: Sequence[tuple[Boxes, Color, int]]) -> Image:
         """A copy with boxes of a colour and thickness each; those of small boxes are thin, or they would be filled."""

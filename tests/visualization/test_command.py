@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mrcnn_jax import cli, figures
 from mrcnn_jax.config import ConfigError, load_config_json, save_config
 from mrcnn_jax.evaluation.predict import Run, load_run
 from mrcnn_jax.figures import Arguments, column_titles, draw
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.visualization.pages import PAGE_WIDTH
@@ -27,10 +29,15 @@ from mrcnn_jax.visualization.pages import PAGE_WIDTH
 def _variant(run: Path, folder: Path, **changes: Any) -> Path:
     """The run once more, with another newest checkpoint: the same weights, but `Meta` changed."""
     source = load_run(run)
-    nothing: dict[str, Any] = {"opt_state": (), "step": jnp.int32(0), "key": jnp.zeros(2, jnp.uint32)}
-    state = TrainState(params=source.variables["params"], batch_stats=source.variables["batch_stats"], **nothing)
-    Checkpoints(folder, keep=1).save(state, replace(source.meta, **changes))
+    _saved(folder, replace(source.meta, **changes), source.variables)
     shutil.copy(run / "config.json", folder)
+    return folder
+
+
+def _saved(folder: Path, meta: Meta, variables: Variables) -> Path:
+    nothing: dict[str, Any] = {"opt_state": (), "step": jnp.int32(0), "key": jnp.zeros(2, jnp.uint32)}
+    state = TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **nothing)
+    Checkpoints(folder, keep=1).save(state, meta)
     return folder
 
 
@@ -67,6 +74,20 @@ def test_a_figure_of_two_runs_by_command(
     objects = [sum(a["image_id"] == number for a in truth["annotations"]) for number in ids]
     assert [title.split(": ")[0] for title in titles] == ["a", "b", "a", "b"]
     assert [int(title.split(" of ")[1].split()[0]) for title in titles[::2]] == objects
+
+
+def test_fpn_and_c4_stand_side_by_side(kept_run: Path, tmp_path: Path, titles: list[str]) -> None:
+    """The C4 network is as it was initialised: what it sees means nothing, but it is drawn."""
+    run = load_run(kept_run)
+    config = replace(run.config, model=replace(run.config.model, backbone="c4"))
+    variables = jax.jit(MaskRCNN(config.model).init)(jax.random.key(0), example_batch((128, 128)))
+    save_config(config, _saved(tmp_path / "c4", run.meta, variables) / "config.json")
+    draw(Arguments("proposals", (kept_run, tmp_path / "c4"), tmp_path / "out", titles=("FPN", "C4"), count=1))
+    draw(Arguments("rpn_targets", (tmp_path / "c4",), tmp_path / "out", count=1))
+    assert [title.split(":")[0] for title in titles[:2]] == ["FPN", "C4"]
+    assert titles[3].startswith("C4: ")
+    page = _read(tmp_path / "out" / "proposals_1.png")
+    assert (page[62:650, 6:594] != page[62:650, 606:1194]).any()
 
 
 @pytest.mark.parametrize(

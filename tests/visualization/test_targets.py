@@ -38,7 +38,7 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
     positive, negative = np.array([[25.0, 25, 65, 65]]), np.array([[70.0, 5, 90, 25]])
     levels = [LevelTargets(f"P{level}", NONE, NONE, 0, 0) for level in range(2, 7)]
     levels[1] = LevelTargets("P3", positive, np.tile(negative, (30, 1)), 4, 500)
-    levels[4] = LevelTargets("P6", np.array([[-10.0, 10, 110, 90]]), NONE, 1, 0)  # it reaches 10 px beyond the image
+    levels[4] = LevelTargets("P6", np.array([[-10.0, -10, 110, 110]]), NONE, 1, 0)  # it reaches 10 px beyond the image
     (path,) = rpn_targets_figure([(CANVAS, levels)], tmp_path)
     page = _read(path)
     assert page.shape[1] == PAGE_WIDTH
@@ -64,7 +64,7 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
         assert has(panel, -5, 50, BEYOND)
         assert has(panel, 65, 45, POSITIVE) == (panel == 2)
         assert has(panel, 90, 15, NEGATIVE) == (panel == 2)
-        assert has(panel, -10, 50, POSITIVE) == has(panel, 50, 90, POSITIVE) == (panel == 5)
+        assert has(panel, -10, 50, POSITIVE) == has(panel, 50, 110, POSITIVE) == (panel == 5)
 
 
 def test_of_the_negative_anchors_some_are_drawn(tmp_path: Path) -> None:
