@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -61,4 +63,16 @@ def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> P
 
     workdir = tmp_path_factory.mktemp("tiny_run") / "run"
     train(tiny_config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def kept_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/fixtures/run_v1, with the data of tests/tiny.py: a run that need not be trained first. Not to be written to."""
+    workdir = shutil.copytree(Path(__file__).parent / "fixtures" / "run_v1", tmp_path_factory.mktemp("kept") / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"] |= {"root": str(tiny_data), "cache": str(tmp_path_factory.mktemp("kept_cache"))}
+    for split in ("train", "val"):
+        config["data"] |= {f"{split}_annotations": str(tiny.annotations(tiny_data, split)), f"{split}_images": str(tiny_data / "images")}
+    (workdir / "config.json").write_text(json.dumps(config))
     return workdir

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import UInt8
 
 from mrcnn_jax import parallel
-from mrcnn_jax.config import Config, ConfigError, DataConfig, load_config_json
+from mrcnn_jax.config import Config, ConfigError, DataConfig, Loss, load_config_json
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.transforms import resize_image, resize_plan
 from mrcnn_jax.evaluation.results import coco_results
@@ -21,6 +21,8 @@ from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+
+HEADS: tuple[Loss, ...] = ("rpn", "box", "mask")  # each needs those before it
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class Run:
     def class_names(self) -> dict[int, str]:
         """COCO category id -> name."""
         return dict(self.meta.categories)
+
+    @property
+    def trained(self) -> frozenset[Loss]:
+        """Heads that are not random: those of the stages begun, and those before them, which a stage refuses to do without.
+
+        An imported network has no stages, and all heads."""
+        if not self.config.stages:
+            return frozenset(HEADS)
+        begun = self.config.stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
+        furthest = max((HEADS.index(loss) for stage in begun for loss in stage.losses), default=-1)
+        return frozenset(HEADS[: furthest + 1])
 
 
 def load_run(workdir: Path) -> Run:

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data.decode import decode_image
-from mrcnn_jax.data.loader import open_split, plan_once
+from mrcnn_jax.data.loader import Split, open_split, plan_once
 from mrcnn_jax.evaluation.coco import evaluate, table
-from mrcnn_jax.evaluation.predict import Predictor, load_run, make_folder, predict_split
+from mrcnn_jax.evaluation.predict import Predictor, Run, load_run, make_folder, predict_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.evaluation.views import annotations_of, read_images, spread, truth_boxes
 from mrcnn_jax.visualization.figures import curves, detections_figure, proposals_figure
 
 
@@ -51,21 +51,11 @@ def evaluate_run(
     """
     run = load_run(workdir)
     data = run.config.data
-    if (annotations is None) != (images is None):
-        raise ConfigError("--annotations and --images go together")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: {limit}: must be at least 1")
-    json_path = annotations or Path(getattr(data, f"{split_name}_annotations"))
-    images_path = images or Path(getattr(data, f"{split_name}_images"))
-    if not json_path.is_absolute() and annotations is None:  # a run that was trained keeps where its data was
-        raise ConfigError(f"{workdir}: its config names no data set: give --annotations and --images")
-    cache = Path(data.cache) if data.cache else workdir / "data"
-    expected = data if annotations is None else replace(data, class_names=())  # which may be some of the run's
-    split = parallel.in_turn(lambda: open_split(split_name, json_path, images_path, cache=cache, data=expected))
+    split = open_data(run, workdir, split_name, annotations, images)
+    json_path = split.dataset.annotations_path
     categories, known = [(category.id, category.name) for category in split.dataset.categories], run.meta.categories
-    unknown = [f"{number} {name!r} (there {run.class_names.get(number)!r})" for number, name in categories if (number, name) not in known]
-    if unknown:
-        raise ConfigError(f"{json_path}: categories that the run does not have: {', '.join(unknown[:3])}{', ...' if unknown[3:] else ''}")
     print(f"{workdir}: checkpoint {run.meta.name}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
     if len(categories) < len(known):
         print(f"{json_path} has {len(categories)} of the run's {len(known)} categories: detections of the others are not judged")
@@ -109,17 +99,33 @@ def evaluate_run(
     print(f"{len(proposals)} images, {len(ground_truth['annotations'])} annotations, {len(results)} detections\n{table(metrics)}")
 
     # Images from all over the split, easy and hard ones; those without objects show little.
-    shown = [i for i in sorted(proposals) if split.dataset.images[i].objects] or sorted(proposals)
-    chosen = shown[:: max(1, len(shown) // max(figures, 1))][:figures]
-    records = [split.source[i] for i in chosen]
-    pixels = [decode_image(r["image"], upright=bool(r["upright"]), max_pixels=data.max_pixels) for r in records]
-    ids = [split.dataset.images[i].id for i in chosen]
-    truth = [[a for a in ground_truth["annotations"] if a["image_id"] == number] for number in ids]
-    seen_there = [[r for r in results if r["image_id"] == number] for number in ids]
-    pages = detections_figure(pixels, truth, seen_there, run.class_names, folder)
-    boxes = [np.array([[x, y, x + w, y + h] for a in t if not a["iscrowd"] for x, y, w, h in [a["bbox"]]]).reshape(-1, 4) for t in truth]
-    pages += proposals_figure(pixels, [proposals[i][0] for i in chosen], [proposals[i][1] for i in chosen], boxes, folder)
+    chosen = spread([i for i in sorted(proposals) if split.dataset.images[i].objects] or sorted(proposals), figures)
+    pixels = read_images(split, chosen, data)
+    seen_there = [[r for r in results if r["image_id"] == split.dataset.images[i].id] for i in chosen]
+    pages = detections_figure(pixels, annotations_of(split, chosen), {"detections": seen_there}, run.class_names, folder)
+    pages += proposals_figure(pixels, {"RPN": [proposals[i] for i in chosen]}, truth_boxes(split, chosen), folder)
     if (workdir / "metrics.jsonl").exists():
         pages += curves(workdir / "metrics.jsonl", folder)
     print(f"results: {out / 'metrics.json'}, {out / 'detections.json'}\npictures: " + ", ".join(str(page) for page in pages))
     return metrics
+
+
+def open_data(
+    run: Run, workdir: Path, split_name: Literal["train", "val"], annotations: Path | None = None, images: Path | None = None
+) -> Split:
+    """A split of the run's own data, or another data set whose categories are the run's or some of them; ConfigError if there is none."""
+    data = run.config.data
+    if (annotations is None) != (images is None):
+        raise ConfigError("--annotations and --images go together")
+    json_path = annotations or Path(getattr(data, f"{split_name}_annotations"))
+    images_path = images or Path(getattr(data, f"{split_name}_images"))
+    if not json_path.is_absolute() and annotations is None:  # a run that was trained keeps where its data was
+        raise ConfigError(f"{workdir}: its config names no data set: give --annotations and --images")
+    cache = Path(data.cache) if data.cache else workdir / "data"
+    expected = data if annotations is None else replace(data, class_names=())  # which may be some of the run's
+    split = parallel.in_turn(lambda: open_split(split_name, json_path, images_path, cache=cache, data=expected))
+    categories, known = [(category.id, category.name) for category in split.dataset.categories], run.meta.categories
+    unknown = [f"{number} {name!r} (there {run.class_names.get(number)!r})" for number, name in categories if (number, name) not in known]
+    if unknown:
+        raise ConfigError(f"{json_path}: categories that the run does not have: {', '.join(unknown[:3])}{', ...' if unknown[3:] else ''}")
+    return split

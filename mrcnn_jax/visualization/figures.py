@@ -1,4 +1,4 @@
-"""The figures of a run, as PNG files: detections beside the ground truth, proposals, and the curves of training."""
+"""Figures of runs, as PNG files: detections beside the ground truth, proposals, and the curves of training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -17,28 +16,28 @@ from matplotlib.ticker import MaxNLocator
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation.proposals import recalled
-from mrcnn_jax.visualization.draw import SHORT_SIDE, Image, draw_instances, draw_proposals, side_by_side, titled
+from mrcnn_jax.visualization.draw import MISSED, PROPOSAL, RECALLED, Image, draw_instances, draw_proposals, side_by_side
+from mrcnn_jax.visualization.pages import column_width, drawn_size, write_pages
 
-LONG_SIDE = 800  # of an image on a page, in pixels at most
 Curve = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps and values
 
 
 def detections_figure(
     images: Sequence[Image],
     ground_truths: Sequence[Sequence[Mapping[str, Any]]],
-    detections: Sequence[Sequence[Mapping[str, Any]]],
+    detections: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     class_names: Mapping[int, str],
     out_dir: Path,
     *,
     min_score: float = 0.5,
-    rows: int = 4,
+    rows: int = 3,
 ) -> list[Path]:
-    """For each image a row: the ground truth left, the detections with masks right.
+    """For each image a row: the ground truth left, right of it the detections with masks of each run.
 
     Args:
         images: uint8 RGB [H, W, 3] in original pixels.
         ground_truths: COCO annotations of each image.
-        detections: COCO results of each image.
+        detections: title of a column -> COCO results of each image.
         class_names: category id -> name.
         out_dir: folder of the pages; made if need be.
         min_score: detections below it are not drawn.
@@ -47,47 +46,55 @@ def detections_figure(
     Returns:
         The pages, `detections_1.png`, `detections_2.png`, ...
     """
+    columns = 1 + len(detections)
     drawn = []
-    for image, truth, found in zip(images, ground_truths, detections, strict=True):
-        shown = [result for result in found if result["score"] >= min_score]
-        drawn.append(
-            side_by_side(
-                _fitted(draw_instances(image, truth, class_names)),
-                _fitted(draw_instances(image, shown, class_names)),
-                (f"ground truth ({len(truth)})", f"detections with score >= {min_score:g} ({len(shown)})"),
-            )
-        )
-    return _write_pages(drawn, out_dir, "detections", rows=rows, columns=1)
+    for i, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
+        shown = {title: [result for result in found[i] if result["score"] >= min_score] for title, found in detections.items()}
+        titles = [f"ground truth ({len(truth)})"]
+        titles += [f"{title}: score >= {min_score:g} ({len(found)})" for title, found in shown.items()]
+        size = drawn_size(image, columns)
+        cells = [draw_instances(image, objects, class_names, size) for objects in (truth, *shown.values())]
+        drawn.append(side_by_side(cells, titles, column_width(columns)))
+    return write_pages(drawn, out_dir, "detections", rows=rows)
 
 
 def proposals_figure(
     images: Sequence[Image],
-    proposals: Sequence[Float[np.ndarray, "_ 4"]],
-    scores: Sequence[Float[np.ndarray, " _"]],
+    proposals: Mapping[str, Sequence[tuple[Float[np.ndarray, "_ 4"], Float[np.ndarray, " _"]]]],
     ground_truths: Sequence[Float[np.ndarray, "_ 4"]],
     out_dir: Path,
     *,
     iou: float = 0.5,
 ) -> list[Path]:
-    """The proposals of the RPN over each image, with the ground truth they reach (green) and miss (red).
+    """The proposals of each run's RPN over each image, with the ground truth they reach (green) and miss (red).
 
     Args:
         images: uint8 RGB [H, W, 3] in original pixels.
-        proposals: boxes (x1, y1, x2, y2) of each image in original pixels, best first; all are drawn.
-        scores: their objectness in [0, 1].
+        proposals: title of a column -> (boxes, scores) of each image: (x1, y1, x2, y2) in original pixels, best first (all are drawn),
+            and their objectness in [0, 1].
         ground_truths: boxes (x1, y1, x2, y2) of each image in original pixels, crowds left out.
         out_dir: folder of the pages; made if need be.
         iou: overlap from which on a ground-truth box counts as reached.
 
     Returns:
-        The pages, `proposals_1.png`, `proposals_2.png`, ..., of six images.
+        The pages, `proposals_1.png`, `proposals_2.png`, ...: a row an image; of one run two images a row.
     """
+    columns = max(len(proposals), 2)
     drawn = []
-    for image, boxes, objectness, truth in zip(images, proposals, scores, ground_truths, strict=True):
-        hits = recalled(boxes, truth, iou=iou, limit=len(boxes))
-        title = f"{len(boxes)} proposals; objects reached {hits.sum()} (green), missed {(~hits).sum()} (red)"
-        drawn.append(titled(_fitted(draw_proposals(image, boxes, objectness, truth, hits)), title))
-    return _write_pages(drawn, out_dir, "proposals", rows=3, columns=2)
+    for i, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
+        cells, titles = [], []
+        for title, found in proposals.items():
+            boxes, scores = found[i]
+            hits = recalled(boxes, truth, iou=iou, limit=len(boxes))
+            cells.append(draw_proposals(image, boxes, scores, truth, hits, drawn_size(image, columns)))
+            titles.append(f"{title}: {len(boxes)} proposals, {hits.sum()} of {len(truth)} objects reached")
+        drawn.append(side_by_side(cells, titles, column_width(columns)))
+    colors = {
+        f"object reached (IoU >= {iou:g})": RECALLED,
+        "object missed": MISSED,
+        "proposal, the fainter the lower its score": PROPOSAL,
+    }
+    return write_pages(drawn, out_dir, "proposals", rows=3, columns=2 if len(proposals) == 1 else 1, colors=colors)
 
 
 def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
@@ -197,32 +204,3 @@ def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 def _mean(values: Float[np.ndarray, " n"]) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _fitted(image: Image) -> Image:
-    """The image, made small enough for a page: text comes out alike on images of all sizes."""
-    scale = min(1.0, SHORT_SIDE / min(image.shape[:2]), LONG_SIDE / max(image.shape[:2]))
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-
-
-def _write_pages(drawn: Sequence[Image], out_dir: Path, name: str, *, rows: int, columns: int) -> list[Path]:
-    """PNG pages of `rows` x `columns` images, each padded with white to the largest of its row and page."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, start in enumerate(range(0, len(drawn), rows * columns), start=1):
-        cells = drawn[start : start + rows * columns]
-        width = max(cell.shape[1] for cell in cells)
-        lines = []
-        for row in range(0, len(cells), columns):
-            line = list(cells[row : row + columns])
-            line += [np.zeros((0, 0, 3), np.uint8)] * (columns - len(line))
-            height = max(cell.shape[0] for cell in line)
-            lines.append(np.concatenate([_padded(cell, height, width) for cell in line], axis=1))
-        paths.append(out_dir / f"{name}_{number}.png")
-        paths[-1].write_bytes(cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
-    return paths
-
-
-def _padded(image: Image, height: int, width: int) -> Image:
-    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), constant_values=255)

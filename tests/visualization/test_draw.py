@@ -18,6 +18,7 @@ from mrcnn_jax.visualization.draw import (
     SHORT_SIDE,
     draw_instances,
     draw_proposals,
+    legend,
     side_by_side,
 )
 
@@ -71,6 +72,25 @@ def test_labels_stay_in_the_image(box: list[float]) -> None:
     assert ((image < 60).all(axis=-1)).sum() > 60
 
 
+def test_labels_of_one_place_stand_above_each_other() -> None:
+    """The best one next to the box."""
+    objects = [{**OBJECT, "score": score, "segmentation": None} for score in (0.3, 0.9, 0.6)]
+    image = draw_instances(GREY, objects, NAMES)
+    worst, best, middle = (np.flatnonzero((image[:260, 99:160] == color).all(axis=-1).sum(axis=1) > 15) for color in PALETTE[:3])
+    above = best[best < 199]
+    assert min(len(above), len(middle), len(worst)) > 8
+    assert worst.max() < middle.min() <= middle.max() < above.min()
+
+
+def test_labels_at_the_top_stand_below_each_other() -> None:
+    objects = [{**OBJECT, "bbox": [100, 0, 150, 120], "score": score, "segmentation": None} for score in (0.9, 0.6)]
+    best, other = (
+        np.flatnonzero((draw_instances(GREY, objects, NAMES)[3:60, 103:160] == c).all(axis=-1).sum(axis=1) > 15) for c in PALETTE[:2]
+    )
+    assert min(len(best), len(other)) > 8
+    assert best.max() < other.min()
+
+
 def test_small_images_are_enlarged_and_large_ones_get_larger_lines() -> None:
     small = draw_instances(GREY[:48, :60], [{**OBJECT, "bbox": [10, 20, 15, 12], "segmentation": None}], NAMES)
     assert small.shape == (SHORT_SIDE, 600, 3)
@@ -103,11 +123,28 @@ def test_images_without_proposals_or_objects_can_be_drawn() -> None:
 
 def test_side_by_side_keeps_both_images_and_titles_them() -> None:
     left, right = np.full((50, 300, 3), 10, np.uint8), np.full((80, 310, 3), 20, np.uint8)
-    row = side_by_side(left, right, ("truth", "found"))
+    row = side_by_side([left, right], ["truth", "found"])
     assert (row == 10).all(axis=-1).sum() == pytest.approx(50 * 300, abs=60)  # letters may hold that grey
     assert (row == 20).all(axis=-1).sum() == pytest.approx(80 * 310, abs=60)
     for title in (row[:30, :310], row[:30, 320:]):
         assert (title < 100).any()
+
+
+def test_long_titles_are_written_smaller() -> None:
+    row = side_by_side([np.full((40, 200, 3), 10, np.uint8)] * 2, ["a title that is far longer than 200 pixels are wide", "short"])
+    ink = np.flatnonzero((row[:30, :212] < 128).any(axis=(0, 2)))
+    assert 150 < ink[-1] < 207
+    assert (row[30:70, 6:206] == 10).all()
+    assert (row[30:70, 218:418] == 10).all()
+
+
+def test_a_legend_names_its_colours_in_as_many_lines_as_it_needs() -> None:
+    colors = {"first": (1, 2, 3), "second, which is much longer": (4, 5, 6), "third": (7, 8, 9)}
+    wide, narrow = legend(colors, 900), legend(colors, 300)
+    assert narrow.shape[0] > wide.shape[0]
+    for page in (wide, narrow):
+        for color in colors.values():
+            assert (page == color).all(axis=-1).sum() > 150
 
 
 def test_every_pixel_of_a_mask_is_tinted_and_no_other() -> None:
