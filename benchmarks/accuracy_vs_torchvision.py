@@ -29,6 +29,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -456,7 +457,6 @@ def run_child(arguments: argparse.Namespace, seed: int, child: str) -> None:
     """One process; while a side trains, its losses are printed beside those of the other one."""
     from mrcnn_jax.training.metrics import read_metrics
 
-    # As relative names were looked up from where the command was given.
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(arguments.workdir.absolute() / "cache")}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [sys.executable, *sys.argv, "--child", child, "--seed", str(seed)]
@@ -522,6 +522,7 @@ def main() -> None:
             raise ConfigError("--side torchvision: torchvision is not installed here")
         print("torchvision is not installed here: ours alone", file=sys.stderr)
         sides.remove("torchvision")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without its child
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     path = arguments.workdir / "plan.json"
     if path.exists() and json.loads(path.read_text())["asked"] != asked(arguments):
