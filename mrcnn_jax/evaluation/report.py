@@ -33,8 +33,11 @@ SCORE = 0.5  # of the detections by which images are ranked
 BINS = 20  # of the histogram of scores, over [0, 1]
 POINTS = 80  # of a training curve: more would be a blot
 LONG_SIDE = 640  # of an image on the page, in pixels; boxes and masks are in these
-IMAGE_BYTES, GALLERY_BYTES = 150_000, 9_000_000  # of a JPEG, of all of them: with masks the file stays below about 15 MB
-QUALITIES = (85, 70, 50, 30, 15)  # of a JPEG: the first that is small enough
+# An image's JPEG and the outlines of its masks take the first quality and tolerance (in pixels) that keep them within these, so that the
+# file stays below 15 MB; of a gallery of more than FULL images each may have less.
+JPEG_BYTES, OUTLINE_BYTES, FULL = 150_000, 70_000, 60
+QUALITIES = (85, 70, 50, 30, 15)
+TOLERANCES = (0.6, 1.5, 4.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ def _gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: in
     chosen = ranked if len(ranked) <= limit else ranked[: limit - limit // 2] + ranked[len(ranked) - limit // 2 :]
     matches = matches_at_half(evaluation)
     place = {category: k for k, category in enumerate(evaluation.params.catIds)}
-    budget = min(IMAGE_BYTES, GALLERY_BYTES // max(len(chosen), 1))
+    share = min(1.0, FULL / max(len(chosen), 1))
     shown = []
     for number in chosen:
         image = read_image(number)
@@ -215,56 +218,66 @@ def _gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: in
         truth = evaluation.cocoGt.imgToAnns[number]
         found = sorted(evaluation.cocoDt.imgToAnns[number], key=lambda detection: -detection["score"])
         order = {annotation["id"]: i for i, annotation in enumerate(truth)}
-        judged = [matches[detection["id"]] for detection in found]
+        for tolerance in TOLERANCES:
+            drawn: list[dict[str, Any]] = [
+                {
+                    "class": place[instance["category_id"]],
+                    "box": [round(float(side) * scale, 1) for side in instance["bbox"]],
+                    "path": outline(instance["segmentation"], scale, tolerance),
+                }
+                for instance in (*truth, *found)
+            ]
+            if sum(len(instance["path"]) for instance in drawn) <= share * OUTLINE_BYTES:
+                break
+        judged = [
+            {
+                "score": float(detection["score"]),
+                "match": None if match.annotation is None else order[match.annotation],
+                "ignored": match.ignored,
+            }
+            for detection in found
+            for match in [matches[detection["id"]]]
+        ]
         shown.append(
             {
                 "name": str(evaluation.cocoGt.imgs[number].get("file_name", number)),
                 "quality": _known(qualities[number]),
                 "width": max(round(image.shape[1] * scale), 1),
                 "height": max(round(image.shape[0] * scale), 1),
-                "jpeg": _jpeg(image, budget),
-                "objects": [{**_drawn(a, place, scale), "crowd": bool(a["iscrowd"])} for a in truth],
-                "detections": [
-                    {
-                        **_drawn(detection, place, scale),
-                        "score": float(detection["score"]),
-                        "match": None if match.annotation is None else order[match.annotation],
-                        "ignored": match.ignored,
-                    }
-                    for detection, match in zip(found, judged, strict=True)
-                ],
+                "jpeg": _jpeg(image, share * JPEG_BYTES),
+                "objects": [{**d, "crowd": bool(a["iscrowd"])} for d, a in zip(drawn, truth, strict=False)],
+                "detections": [{**d, **judgement} for d, judgement in zip(drawn[len(truth) :], judged, strict=True)],
             }
         )
     return {"score": SCORE, "ranked": len(ranked), "images": shown}
 
 
-def _drawn(instance: Mapping[str, Any], place: Mapping[int, int], scale: float) -> dict[str, Any]:
-    box = [round(float(side) * scale, 1) for side in instance["bbox"]]
-    return {"class": place[instance["category_id"]], "box": box, "path": outline(instance["segmentation"], scale)}
+def outline(rle: Mapping[str, Any], scale: float, tolerance: float = TOLERANCES[0]) -> str:
+    """A mask as the path of an SVG, filled by the even-odd rule, in whole pixels of the image times `scale`; "" for an empty one.
 
-
-def outline(rle: Mapping[str, Any], scale: float) -> str:
-    """A mask as the path of an SVG, filled by the even-odd rule, in whole pixels of the image times `scale`; "" for an empty one."""
+    Where the path leaves points out it is at most about `tolerance` of these pixels away from them.
+    """
     x, y, width, height = (int(side) for side in coco_mask.toBbox(rle))
     if not width * height:
         return ""
     # With a border of zeros, or an enlarged mask would have no half-way to its outside.
     mask = np.pad(np.asarray(coco_mask.decode(rle))[y : y + height, x : x + width], 1).astype(np.float32)
-    size = max(round(mask.shape[1] * scale), 1), max(round(mask.shape[0] * scale), 1)
-    drawn = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA) >= 0.5
+    # A contour runs through the centres of its pixels, half a pixel inside the mask: of half the size, they hide that.
+    size = max(round(mask.shape[1] * scale * 2), 1), max(round(mask.shape[0] * scale * 2), 1)
+    drawn = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR if scale > 0.5 else cv2.INTER_AREA) >= 0.5
     contours, _ = cv2.findContours(drawn.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts = []
     for contour in contours:
-        points = cv2.approxPolyDP(contour, 0.7, closed=True)[:, 0]
+        points = cv2.approxPolyDP(contour, 2 * tolerance, closed=True)[:, 0] + 0.5
         if len(points) > 2:
-            # A contour runs through the centres of its pixels; the mask begins one pixel before the box.
-            places = np.round((points + 0.5) * (np.array(mask.shape[::-1]) / size) * scale + (np.array([x, y]) - 1) * scale).astype(int)
+            # The mask begins one pixel before its box.
+            places = ((points * mask.shape[::-1] / size + [x - 1, y - 1]) * scale).round().astype(int)
             steps = np.diff(places, axis=0).ravel().tolist()
             parts.append(f"M{places[0, 0]} {places[0, 1]}l{' '.join(map(str, steps))}z")
     return "".join(parts)
 
 
-def _jpeg(image: Image, budget: int) -> str:
+def _jpeg(image: Image, budget: float) -> str:
     """Base64 of a JPEG with a long side of at most LONG_SIDE, in the best of QUALITIES that keeps it within `budget`, or in the worst."""
     scale = min(1.0, LONG_SIDE / max(image.shape[:2]))
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
