@@ -189,6 +189,13 @@ def test_every_control_is_reached_by_tab_and_seen(page: Browser) -> None:
         reached.append(name)
     for name in ("class", "score", "order", "masks", "labels", "next"):
         assert name in reached, name
+    # Of the strip of images one is a stop, and the arrows take the focus with them.
+    place = "[...document.querySelectorAll('#strip button')].indexOf(document.activeElement)"
+    page.evaluate("document.querySelector('#strip [tabindex=\"0\"]').focus()")
+    page.press("ArrowRight", 2)
+    assert page.evaluate(place) == 2
+    page.press("Tab")
+    assert page.evaluate(place) == -1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -122,7 +122,7 @@ function chart(place, { x, y, height = 270, draw }) {
   const xAt = (value) => left + ((value - x.range[0]) / (x.range[1] - x.range[0] || 1)) * (width - left - right);
   const yAt = (value) => height - bottom - ((value - y.range[0]) / (y.range[1] - y.range[0] || 1)) * (height - top - bottom);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-labelledby": place.parentElement.firstElementChild.id });
-  for (const value of y.ticks || ticks(...y.range, 5)) {
+  for (const value of y.ticks || ticks(...y.range, 6)) {
     picture.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: yAt(value), y2: yAt(value) }),
       svg("text", { x: left - 7, y: yAt(value) + 4, "text-anchor": "end" }, y.text ? y.text(value) : String(value)));
   }
@@ -212,10 +212,12 @@ function showTraining() {
     // Drawn when all are in their places: a chart is as wide as its place.
     panels.forEach(({ label, series }, number) => {
       // The first steps' losses can be many times the others: let them leave the picture rather than flatten it.
-      const settled = series.flatMap(({ y, low }) => (low ? y.slice(Math.ceil(y.length / 10)) : y));
+      const settled = series.flatMap(({ y, high }) => (high ? y.slice(Math.ceil(y.length / 10)) : y));
+      const spikes = series.flatMap(({ high }) => (high ? high.slice(Math.ceil(high.length / 10)) : [])).sort((a, b) => a - b);
+      const top = Math.max(1.25 * Math.max(...settled), spikes[Math.floor(0.95 * spikes.length)] || 0, 1e-9);
       chart(bodies[number], {
         x: { range: [0, 1.02 * Math.max(...series.flatMap(({ x }) => x), 1)], label: "step" },
-        y: { range: [0, label === "recall" ? 1.02 : 1.25 * Math.max(...settled, 1e-9)], label },
+        y: { range: [0, label === "recall" ? 1.02 : top], label },
         height: 230,
         draw: (xAt, yAt, area) => series.forEach(({ x, y, low, high }, i) => {
           const style = styles[i % styles.length];
@@ -267,7 +269,10 @@ function overlay(picture_, image, instances, style, text) {
 function showImage() {
   const image = shown();
   const strip = byId("strip");
-  [...strip.children].forEach((button, i) => button.setAttribute("aria-current", i === state.place));
+  [...strip.children].forEach((button, i) => {
+    button.setAttribute("aria-current", i === state.place);
+    button.tabIndex = i === state.place ? 0 : -1; // one stop for the tabulator, not sixty
+  });
   byId("previous").disabled = !image || state.place === 0;
   byId("next").disabled = !image || state.place === state.list.length - 1;
   document.querySelector(".pair").hidden = !image;
@@ -288,6 +293,7 @@ function showImage() {
   overlay(byId("found"), image, [...detections].reverse(), (one) => (one.ignored ? "ignored" : one.match === null ? "no-match" : "match"),
     (one) => `${className(one.class)} ${decimal(one.score)}`);
   const current = strip.children[state.place];
+  if (strip.contains(document.activeElement)) current.focus({ preventScroll: true });
   strip.scrollLeft = current.offsetLeft - (strip.clientWidth - current.offsetWidth) / 2;
 }
 
