@@ -218,26 +218,12 @@ def _gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: in
         truth = evaluation.cocoGt.imgToAnns[number]
         found = sorted(evaluation.cocoDt.imgToAnns[number], key=lambda detection: -detection["score"])
         order = {annotation["id"]: i for i, annotation in enumerate(truth)}
-        for tolerance in TOLERANCES:
-            drawn: list[dict[str, Any]] = [
-                {
-                    "class": place[instance["category_id"]],
-                    "box": [round(float(side) * scale, 1) for side in instance["bbox"]],
-                    "path": outline(instance["segmentation"], scale, tolerance),
-                }
-                for instance in (*truth, *found)
-            ]
-            if sum(len(instance["path"]) for instance in drawn) <= share * OUTLINE_BYTES:
-                break
-        judged = [
-            {
-                "score": float(detection["score"]),
-                "match": None if match.annotation is None else order[match.annotation],
-                "ignored": match.ignored,
-            }
-            for detection in found
-            for match in [matches[detection["id"]]]
-        ]
+        drawn = _drawn([*truth, *found], place, scale, share * OUTLINE_BYTES)
+        judged = []
+        for detection in found:
+            match = matches[detection["id"]]
+            taken = None if match.annotation is None else order[match.annotation]
+            judged.append({"score": float(detection["score"]), "match": taken, "ignored": match.ignored})
         shown.append(
             {
                 "name": str(evaluation.cocoGt.imgs[number].get("file_name", number)),
@@ -250,6 +236,15 @@ def _gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: in
             }
         )
     return {"score": SCORE, "ranked": len(ranked), "images": shown}
+
+
+def _drawn(instances: Sequence[Mapping[str, Any]], place: Mapping[int, int], scale: float, budget: float) -> list[dict[str, Any]]:
+    for tolerance in TOLERANCES:
+        paths = [outline(instance["segmentation"], scale, tolerance) for instance in instances]
+        if sum(map(len, paths)) <= budget:
+            break
+    boxes = [[round(float(side) * scale, 1) for side in instance["bbox"]] for instance in instances]
+    return [{"class": place[i["category_id"]], "box": box, "path": path} for i, box, path in zip(instances, boxes, paths, strict=True)]
 
 
 def outline(rle: Mapping[str, Any], scale: float, tolerance: float = TOLERANCES[0]) -> str:
