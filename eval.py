@@ -2,7 +2,7 @@
 
     python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
 
-Writes eval/metrics.json, eval/detections.json (COCO results) and figures/.
+Writes eval/metrics.json, eval/detections.json (COCO results), figures/, and eval/report.html: all of it on one page for a browser.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Arguments:
     images: Path | None = None
     figures: int = 8
     """Images that are drawn."""
+    report_images: int = 60
+    """Images in report.html: half of them the worst, half the best."""
     out: Path | None = None
     """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training images."""
     distributed: DistributedConfig = DistributedConfig()
@@ -47,6 +49,7 @@ def main() -> None:
         annotations=arguments.annotations,
         images=arguments.images,
         figures=arguments.figures,
+        report_images=arguments.report_images,
         out=arguments.out,
     )
 

@@ -66,7 +66,7 @@ def mistake(*command: str | Path, cwd: Path) -> str:
                 "--init-from",
             ),
         ),
-        (("eval.py",), ("--workdir", "--split", "--limit", "--annotations", "--images", "--figures", "--out")),
+        (("eval.py",), ("--workdir", "--split", "--limit", "--annotations", "--images", "--figures", "--report-images", "--out")),
         (("predict.py",), ("--workdir", "--out", "--min-score", "image.jpg")),
     ],
     ids=lambda value: " ".join(Path(part).name for part in value) if value[0].endswith(".py") else "",

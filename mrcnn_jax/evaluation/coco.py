@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pycocotools import mask as coco_mask
@@ -46,26 +46,49 @@ def evaluate(
         ConfigError: a result or an annotation names an image, or a result a category, that the ground truth lacks; a result lacks what is
             judged; a segmentation is unreadable.
     """
+    return coco_figures(judge(ground_truth, results, iou_types=iou_types))
+
+
+def judge(
+    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], *, iou_types: Sequence[IouType] = ("bbox", "segm")
+) -> dict[IouType, COCOeval]:
+    """What `coco_figures` reads: pycocotools' matches, precision and recall; arguments and errors are those of `evaluate`.
+
+    In each, `cocoGt` and `cocoDt` number the annotations and the results from 1 in the order in which they were given.
+    """
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in ground_truth["images"]}
-    times = Counter(category["name"] for category in ground_truth["categories"])
-    names = {c["id"]: c["name"] if times[c["name"]] == 1 else f"{c['name']} ({c['id']})" for c in ground_truth["categories"]}
+    known = {category["id"] for category in ground_truth["categories"]}
     for result in results:
         if result["image_id"] not in sizes:
             raise ConfigError(f"results: image_id {result['image_id']}: not in the ground truth")
-        if result["category_id"] not in names:
+        if result["category_id"] not in known:
             raise ConfigError(f"results: category_id {result['category_id']} (image {result['image_id']}): not in the ground truth")
 
-    metrics: dict[str, float] = {}
+    evaluations: dict[IouType, COCOeval] = {}
     for kind in iou_types:
         truth = [_truth(annotation, sizes, kind) for annotation in ground_truth["annotations"]]
         found = [_detection(result, sizes, kind) for result in results]
-        evaluation = _run(ground_truth, truth, found, kind)
+        evaluations[kind] = _run(ground_truth, truth, found, kind)
+    return evaluations
+
+
+def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
+    """What `evaluate` returns."""
+    metrics: dict[str, float] = {}
+    for kind, evaluation in evaluations.items():
+        names = category_names(evaluation.cocoGt.dataset["categories"])
         metrics |= {f"{kind}/{figure}": float(value) for figure, value in zip(FIGURES, evaluation.stats, strict=True)}
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU x recall x category, all sizes, 100 detections an image
         for i, category in enumerate(evaluation.params.catIds):
             if (precision[:, :, i] > -1).any():
                 metrics[f"{kind}/AP/{names[category]}"] = float(precision[:, :, i].mean())
     return metrics
+
+
+def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """COCO category id -> name, with the id behind it where several share the name."""
+    times = Counter(category["name"] for category in categories)
+    return {c["id"]: c["name"] if times[c["name"]] == 1 else f"{c['name']} ({c['id']})" for c in categories}
 
 
 def table(metrics: dict[str, float]) -> str:

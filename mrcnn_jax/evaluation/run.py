@@ -13,13 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from mrcnn_jax import parallel
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config import ConfigError, to_dict
 from mrcnn_jax.data.loader import Split, open_split, plan_once
-from mrcnn_jax.evaluation.coco import evaluate, table
+from mrcnn_jax.evaluation.coco import coco_figures, judge, table
 from mrcnn_jax.evaluation.predict import Predictor, Run, load_run, make_folder, predict_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.evaluation.report import report_data
 from mrcnn_jax.evaluation.views import annotations_of, read_images, spread, truth_boxes
 from mrcnn_jax.visualization.figures import curves, detections_figure, proposals_figure
+from mrcnn_jax.visualization.page import render
 
 
 def evaluate_run(
@@ -30,6 +32,7 @@ def evaluate_run(
     annotations: Path | None = None,
     images: Path | None = None,
     figures: int = 8,
+    report_images: int = 60,
     out: Path | None = None,
 ) -> dict[str, float]:
     """COCO box and mask figures of the run's newest checkpoint, on every image of a split exactly once, with all devices.
@@ -43,8 +46,9 @@ def evaluate_run(
         limit: only the first images.
         annotations, images: another data set, whose categories are the run's or some of them.
         figures: how many images are drawn.
-        out: folder for metrics.json, detections.json and figures/; by default <workdir>/eval with the pictures in <workdir>/figures
-            for the validation images, and <workdir>/eval_train for the training images.
+        report_images: how many images report.html shows, half of them the worst and half the best.
+        out: folder for metrics.json, detections.json, report.html and figures/; by default <workdir>/eval with the pictures in
+            <workdir>/figures for the validation images, and <workdir>/eval_train for the training images.
 
     Raises:
         ConfigError: no whole checkpoint, no such data, or a category that the run was not trained on.
@@ -53,6 +57,8 @@ def evaluate_run(
     data = run.config.data
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: {limit}: must be at least 1")
+    if report_images < 0:
+        raise ConfigError(f"--report-images: {report_images}: must be at least 0")
     split = open_data(run, workdir, split_name, annotations, images)
     json_path = split.dataset.annotations_path
     categories, known = [(category.id, category.name) for category in split.dataset.categories], run.meta.categories
@@ -90,7 +96,8 @@ def evaluate_run(
     seen = split.dataset.with_images([split.dataset.images[i] for i in sorted(proposals)])
     ground_truth = seen.to_coco()
     judged = {number for number, _ in categories}
-    metrics = evaluate(ground_truth, [result for result in results if result["category_id"] in judged])
+    evaluations = judge(ground_truth, [result for result in results if result["category_id"] in judged])
+    metrics = coco_figures(evaluations)
     truths = [np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4) for image in seen.images]
     metrics |= proposal_recall([proposals[i][0] for i in sorted(proposals)], truths, limit=run.config.model.rpn.proposals)
 
@@ -104,9 +111,23 @@ def evaluate_run(
     seen_there = [[r for r in results if r["image_id"] == split.dataset.images[i].id] for i in chosen]
     pages = detections_figure(pixels, annotations_of(split, chosen), {"detections": seen_there}, run.class_names, folder)
     pages += proposals_figure(pixels, {"RPN": [proposals[i] for i in chosen]}, truth_boxes(split, chosen), folder)
-    if (workdir / "metrics.jsonl").exists():
-        pages += curves(workdir / "metrics.jsonl", folder)
+    metrics_jsonl = workdir / "metrics.jsonl" if (workdir / "metrics.jsonl").exists() else None  # a run made of imported weights has none
+    if metrics_jsonl:
+        pages += curves(metrics_jsonl, folder)
+
+    index = {image.id: i for i, image in enumerate(split.dataset.images)}
+    report = report_data(
+        evaluations,
+        metrics,
+        lambda image_id: read_images(split, [index[image_id]], data)[0],
+        heading={"run": str(workdir), "checkpoint": run.meta.name, "data": str(split.dataset.annotations_path)},
+        config=to_dict(run.config),
+        metrics_jsonl=metrics_jsonl,
+        images=report_images,
+    )
+    (out / "report.html").write_text(render(report), encoding="utf-8")
     print(f"results: {out / 'metrics.json'}, {out / 'detections.json'}\npictures: " + ", ".join(str(page) for page in pages))
+    print(f"page: {out / 'report.html'}")
     return metrics
 
 

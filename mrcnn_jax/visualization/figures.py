@@ -112,7 +112,7 @@ def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
     Raises:
         ConfigError: there is no such file, or a line before the last is not JSON.
     """
-    rows = _read_rows(metrics_jsonl)
+    rows = read_rows(metrics_jsonl)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for stage in dict.fromkeys(row["stage"] for row in rows):
@@ -128,7 +128,7 @@ def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
         figure = Figure(figsize=(9, 0.7 + 3.2 * lines), dpi=100, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for axis, name in zip(axes, losses, strict=False):
-            _draw_loss(axis, name, _curve(train, name), _curve(val, name))
+            _draw_loss(axis, name, curve(train, name), curve(val, name))
         if recalls:
             _draw_recall(axes[len(losses)], recalls, val)
         for axis in axes[panels:]:
@@ -139,7 +139,8 @@ def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
     return paths
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line cut short is passed over. ConfigError as of `curves`."""
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -154,7 +155,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _curve(rows: Mapping[int, Mapping[str, Any]], name: str) -> Curve:
+def curve(rows: Mapping[int, Mapping[str, Any]], name: str) -> Curve:
+    """One figure of rows by step, in the order of the steps, where it was measured."""
     points = sorted((step, row[name]) for step, row in rows.items() if row.get(name) is not None)
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return steps, values
@@ -178,7 +180,7 @@ def _draw_loss(axis: Axes, name: str, train: Curve, val: Curve) -> None:
 def _draw_recall(axis: Axes, names: Sequence[str], val: Mapping[int, Mapping[str, Any]]) -> None:
     for name in names:
         size = name.partition("/")[2]
-        axis.plot(*_curve(val, name), linewidth=1.2 if size else 2.2, marker="o", markersize=4, label=size or "all")
+        axis.plot(*curve(val, name), linewidth=1.2 if size else 2.2, marker="o", markersize=4, label=size or "all")
     axis.set_ylim(0, 1.02)  # a marker at 1 is seen whole
     _finish(axis, f"proposals: {names[0].partition('/')[0]} (validation, IoU 0.5)", "recall")
 

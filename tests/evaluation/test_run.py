@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -127,6 +128,29 @@ def test_pictures_and_curves_are_drawn(evaluated: tuple[dict[str, float], Path])
         assert cv2.imread(str(folder / name)).std() > 0, name
 
 
+def test_the_page_shows_this_evaluation(evaluated: tuple[dict[str, float], Path], tiny_data: Path) -> None:
+    """In a file that holds the run's figures, curves and config, and its own images."""
+    metrics, out = evaluated
+    page = (out / "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    truth = tiny.read(tiny_data, "val")
+    for kind in ("bbox", "segm"):
+        expected = [None if metrics[f"{kind}/{name}"] < 0 else pytest.approx(metrics[f"{kind}/{name}"], abs=1e-5) for name in FIGURES]
+        assert list(data["figures"][kind].values()) == expected
+    assert data["recall"]["recall@16"] == pytest.approx(metrics["recall@16"], abs=1e-5)
+    assert [stage["stage"] for stage in data["training"]] == list(tiny.STAGES)
+    assert data["config"]["name"] == "tiny"
+    assert data["totals"]["detections"] == len(results_of(out))
+    images = data["gallery"]["images"]
+    assert len(images) == data["gallery"]["ranked"] > 4
+    for image in images:  # each with its own pixels
+        stored = cv2.imread(str(tiny_data / "images" / image["name"]))
+        shown = cv2.imdecode(np.frombuffer(base64.b64decode(image["jpeg"]), np.uint8), cv2.IMREAD_COLOR)
+        assert np.abs(stored.astype(float) - shown).mean() < 12
+        number = next(i["id"] for i in truth["images"] if i["file_name"] == image["name"])
+        assert len(image["objects"]) == sum(a["image_id"] == number for a in truth["annotations"])
+
+
 def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
     evaluate_run(moved, split_name="train", limit=4, figures=0, out=tmp_path / "eval")
     first = sorted(image["id"] for image in tiny.read(tiny_data, "train")["images"])[:4]
@@ -152,6 +176,8 @@ def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
         evaluate_run(moved, annotations=path, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--limit: 0: must be at least 1"):
         evaluate_run(moved, limit=0, out=tmp_path / "eval")
+    with pytest.raises(ConfigError, match="--report-images: -1: must be at least 0"):
+        evaluate_run(moved, report_images=-1, out=tmp_path / "eval")
 
 
 def test_fewer_categories(
