@@ -357,6 +357,13 @@ class Peer:
         return int(saved["step"])
 
 
+def remaining(epochs: Sequence[Sequence[Any]], step: int) -> list[tuple[int, Sequence[Any]]]:
+    """Of batches by epoch, what is left after `step` of them: (epoch, counted from 1, and its batches)."""
+    starts = [sum(map(len, epochs[:i])) for i in range(len(epochs))]
+    left = [(i + 1, batches[max(0, step - start) :]) for i, (batches, start) in enumerate(zip(epochs, starts, strict=True))]
+    return [(epoch, batches) for epoch, batches in left if batches]
+
+
 def torchvision(arguments: argparse.Namespace) -> None:
     from mrcnn_jax.data.loader import load, plan_epoch
     from mrcnn_jax.training.metrics import MetricsLog
@@ -370,8 +377,7 @@ def torchvision(arguments: argparse.Namespace) -> None:
     epochs = [plan_epoch(canvases, data.batch_size, seed=config.seed, epoch=epoch, shuffle=True) for epoch in range(plan.epochs)]
     with MetricsLog(folder) as log:
         log.truncate([STAGE], 0, step)
-        for epoch, batches in enumerate(epochs, start=1):
-            rest = batches[max(0, step - (epoch - 1) * len(batches)) :]
+        for epoch, rest in remaining(epochs, step):
             started = time.perf_counter()
             for batch in load(split, rest, data):
                 losses = peer.train_step(
@@ -384,9 +390,8 @@ def torchvision(arguments: argparse.Namespace) -> None:
                 if step % SAVE_EVERY == 0 or step == plan.steps:
                     log.sync()
                     peer.save(folder / "checkpoint.pt", step)
-            if rest:
-                with (folder / "timing.jsonl").open("a") as file:
-                    file.write(json.dumps({"epoch": epoch, "steps": len(rest), "seconds": time.perf_counter() - started}) + "\n")
+            with (folder / "timing.jsonl").open("a") as file:
+                file.write(json.dumps({"epoch": epoch, "steps": len(rest), "seconds": time.perf_counter() - started}) + "\n")
     judge(peer, config, val_split, folder)
 
 

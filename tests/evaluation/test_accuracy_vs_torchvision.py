@@ -9,7 +9,7 @@ import state_dicts
 from flax.traverse_util import flatten_dict
 from pycocotools import mask as coco_mask
 
-from benchmarks.accuracy_vs_torchvision import full_masks, results_of, summary, to_torchvision, whole_epochs, window_means
+from benchmarks.accuracy_vs_torchvision import full_masks, remaining, results_of, summary, to_torchvision, whole_epochs, window_means
 from mrcnn_jax.evaluation.coco import evaluate
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.mapping import assign, fill
@@ -74,6 +74,14 @@ def test_masks_are_of_the_objects_without_crowds() -> None:
 def test_steps_are_whole_epochs(asked: int, expected: tuple[int, int, int]) -> None:
     """Batches of 2 of one canvas: 5 images on the first, then 3 on the second, give 3 + 2 batches."""
     assert whole_epochs([0, 0, 0, 0, 0, 1, 1, 1], 2, asked) == expected
+
+
+def test_a_run_goes_on_with_the_batches_that_are_left() -> None:
+    epochs = ["abc", "def"]
+    for step in range(7):
+        left = remaining(epochs, step)
+        assert "".join(batches for _, batches in left) == "abcdef"[step:]
+        assert all(batches and epochs[epoch - 1].endswith(batches) for epoch, batches in left)
 
 
 def test_losses_are_means_of_the_first_step_and_of_whole_windows() -> None:
