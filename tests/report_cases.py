@@ -42,7 +42,7 @@ def instance(mask: np.ndarray, image: int, category: int, **more: Any) -> dict[s
 
 
 def case(images: int = 14) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth with a crowd in every fifth image, and detections that are shifted copies, of other classes, or invented."""
+    """Ground truth with a crowd in every third image, and detections that are shifted copies, of other classes, or invented."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
 
@@ -54,7 +54,7 @@ def case(images: int = 14) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     truth, found = [], []
     for image in range(images):
         for number in range(rng.integers(1, 5)):
-            crowd = int(image % 5 == 4 and number == 0)
+            crowd = int(image % 3 == 1 and number == 0)
             truth.append(instance(ellipse(), image, int(rng.choice(categories)), iscrowd=crowd, id=len(truth)))
             for _ in range(rng.integers(0, 4)):
                 mask = np.roll(mask_of(truth[-1]), tuple(rng.integers(-5, 6, 2)), (0, 1))
