@@ -1,41 +1,6 @@
-"""Detect and segment objects in images and folders of images with a trained run.
+"""See mrcnn_jax/commands/predict.py, or `python predict.py --help`."""
 
-    python predict.py --workdir runs/a image.jpg folder/ --out out/
-
-Writes out/detections.json (COCO results, with the file's name) and one overlay an image.
-"""
-
-from __future__ import annotations
-
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
-
-from mrcnn_jax import cli
-
-
-@dataclass(frozen=True)
-class Arguments:
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Images, and folders of images."""
-    workdir: Path
-    """The run's folder."""
-    out: Path = Path("predictions")
-    min_score: float = 0.5
-    """Detections below it are not drawn (detections.json has them all)."""
-
-
-def main() -> None:
-    arguments = tyro.cli(Arguments, prog="predict.py", description=__doc__)
-    from mrcnn_jax.evaluation.files import predict_files
-
-    failed = predict_files(arguments.workdir, arguments.paths, out=arguments.out, min_score=arguments.min_score)
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
-    sys.exit(2 if failed else 0)
-
+from mrcnn_jax.commands.predict import command
 
 if __name__ == "__main__":
-    cli.run(main)
+    command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from mrcnn_jax.config import ConfigError
 
@@ -19,3 +21,16 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def program() -> str:
+    """How the running command was called, for its help: python train.py, mrcnn-train or python -m mrcnn_jax.data.check."""
+    module, name = sys.modules["__main__"].__spec__, Path(sys.argv[0]).name
+    if module is not None:
+        return f"python -m {module.name}"
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def command_line() -> str:
+    """The running command, to be typed again."""
+    return f"{program()} {shlex.join(sys.argv[1:])}".rstrip()

@@ -413,6 +413,8 @@ class Config:
     """Steps a stage that are left out, since their loss or gradient is not finite, before the run stops."""
     shard_parameters: bool = field(default=False, metadata=RUNTIME)
     """Spread parameters and optimiser state over the devices, where each has a copy otherwise: less memory, more traffic."""
+    profile: bool = field(default=False, metadata=RUNTIME)
+    """Write a trace of a few steps of each stage to <workdir>/profile, for TensorBoard's profiler or ui.perfetto.dev."""
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
@@ -425,9 +427,18 @@ class Config:
         _require(self.skip_non_finite >= 0, "skip_non_finite: must not be negative")
 
 
+# Beside the package in a checkout, inside it where it is installed.
+RECIPES = next(folder for folder in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if folder.is_dir())
+
+
 def load_config_file(path: str | Path) -> Config:
-    """The Config of a config file; ConfigError if there is no such file or it has no `get_config`."""
+    """The Config of a config file, or of a recipe of configs/ by its name; ConfigError if there is none or it has no `get_config`."""
     path = Path(path)
+    if path.name == str(path) and not path.suffix:
+        recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.py"))}
+        if path.name not in recipes:
+            raise ConfigError(f"{path}: no config file (*.py), and no recipe of configs/: {', '.join(recipes)}")
+        path = recipes[path.name]
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     spec = importlib.util.spec_from_file_location(f"mrcnn_jax_config_{path.stem}", path)

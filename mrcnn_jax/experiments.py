@@ -34,8 +34,6 @@ from mrcnn_jax.config import Config, ConfigError, Loss, ModelConfig, StageConfig
 if TYPE_CHECKING:
     from mrcnn_jax.training.checkpoints import Meta
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -127,16 +125,15 @@ EXPERIMENTS = tuple(dict.fromkeys(variant.experiment for variant in VARIANTS))
 
 def load_recipe(name: str, data_root: str | None = None) -> Config:
     """The baseline, with absolute file names; ConfigError if there is no such recipe, or the variants cannot be made from it."""
-    path = Path(name) if name.endswith(".py") else CONFIGS / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
-        raise ConfigError(f"--recipe: {name}: no such file, and none of configs/ ({known})")
-    recipe = load_config_file(path)
+    try:
+        recipe = load_config_file(name)
+    except ConfigError as error:
+        raise ConfigError(f"--recipe: {error}") from None
     if len(recipe.stages) != 3 or recipe.stages != _staged(recipe, "fpn"):
-        raise ConfigError(f"--recipe: {path}: its stages must be those that recipes.staged makes for an FPN")
+        raise ConfigError(f"--recipe: {name}: its stages must be those that recipes.staged makes for an FPN")
     for variant in VARIANTS:
         if variant is not BASELINE and variant.change(recipe) == recipe:
-            raise ConfigError(f"--recipe: {path}: is the variant {variant.title}; it must be the baseline")
+            raise ConfigError(f"--recipe: {name}: is the variant {variant.title}; it must be the baseline")
     if data_root is not None:
         recipe = replace(recipe, data=replace(recipe.data, root=data_root))
     return resolve_paths(recipe)

@@ -108,8 +108,12 @@ def check(arguments: Arguments) -> None:
 
 
 def main() -> None:
-    check(tyro.cli(Arguments, prog="python -m mrcnn_jax.data.check", description=__doc__))
+    check(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
+
+
+def command() -> None:
+    cli.run(main)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command()

@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class Meta:
     best_metric: float | None = None
     """None also stands for one that is not finite: a run must not die of it here, and JSON has no such number."""
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
+    command: str = ""
+    """That the steps before it were done by, as it was typed; "" where that is not known."""
 
     def __post_init__(self) -> None:
         best = self.best_metric
@@ -232,6 +235,33 @@ class Checkpoints:
         for meta in metas:
             if meta not in (*stages.values(), *between):
                 _remove(self.folder / meta.name)
+
+
+def refuse_taken(out: Path) -> None:
+    """ConfigError if `out` is there and not an empty folder: a new run's folder is not made over another."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out}: is there already, and not an empty folder (choose another --out)")
+
+
+def write_run(out: Path, config: Config, variables: dict[str, Any], meta: Meta, texts: dict[str, str] | None = None) -> None:
+    """A new folder of a run that was not trained there: parameters, statistics and config, and `texts` by file name.
+
+    All of it, or nothing: it is made beside its place and then renamed. ConfigError if that is not possible.
+    """
+    nothing = {"opt_state": (), "step": jnp.int32(0), "key": jnp.zeros(2, jnp.uint32)}
+    state = TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **nothing)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            run = Path(folder) / "run"
+            Checkpoints(run, keep=1).save(state, meta, config)
+            save_config(config, run / "config.json")
+            for name, text in (texts or {}).items():
+                (run / name).parent.mkdir(exist_ok=True)
+                (run / name).write_text(text, encoding="utf-8")
+            run.replace(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from mrcnn_jax import parallel
+from mrcnn_jax import cli, parallel
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
@@ -42,6 +42,7 @@ from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.metrics import MetricsLog
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer, scaling_hint
+from mrcnn_jax.training.profiler import Profiler
 from mrcnn_jax.training.replay import FailedStep, write_failed
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, summary
 from mrcnn_jax.training.state import TrainState
@@ -172,6 +173,7 @@ class _Run:
         self._refuse_differing_processes()
         self.log = MetricsLog(workdir) if parallel.is_first() else None
         self.stop_signal: int | None = None
+        self.profiler = Profiler(workdir / "profile") if config.profile and parallel.is_first() else None
 
     def _refuse_full_disk(self, shapes: Variables) -> None:
         """ConfigError if the disk has no room for the checkpoints that the run will keep at once."""
@@ -228,6 +230,8 @@ class _Run:
         finally:
             if alone:
                 signal.signal(signal.SIGTERM, handler)
+            if self.profiler is not None:
+                self.profiler.end()
             if self.log is not None:
                 self.log.close()
 
@@ -298,6 +302,8 @@ class _Run:
             make_validation_step(self.model, stage, self.mesh), **compile_options(deterministic=deterministic, **in_validation)
         )
 
+        if self.profiler is not None:
+            self.profiler.begin(stage.name)
         for epoch in range(progress.step // steps_per_epoch, stage.epochs):
             started, first = time.perf_counter(), progress.step
             try:
@@ -359,6 +365,8 @@ class _Run:
             batches = _Timed(self._batches(self.train_split, plan))
             for planned, batch in zip(plan, batches, strict=True):
                 state, metrics = train_step(state, parallel.place_rows(batch, self.mesh))
+                if self.profiler is not None:
+                    self.profiler.step(metrics)
                 waiting = batches.seconds / (time.perf_counter() - started)
                 # The numbers of a step are read while the next one runs: two batches are in flight.
                 if pending is not None:
@@ -485,6 +493,7 @@ class _Run:
             categories=tuple((category.id, category.name) for category in self.train_split.dataset.categories),
             config_hash=config_hash(self.config),
             best_metric=progress.best,
+            command=cli.command_line(),
         )
         self.checkpoints.save(state, meta, self.config)
 

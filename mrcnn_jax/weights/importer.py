@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mrcnn_jax.config import Config, ConfigError, ModelConfig, config_hash, save_config
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.config import Config, ConfigError, ModelConfig, config_hash
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth
 from mrcnn_jax.recipes import COCO_CANVASES
-from mrcnn_jax.training.checkpoints import Checkpoints, Meta
-from mrcnn_jax.training.state import TrainState
+from mrcnn_jax.training.checkpoints import Meta, refuse_taken, write_run
 from mrcnn_jax.weights.coco_categories import Categories
 from mrcnn_jax.weights.families import Family, family_of
 from mrcnn_jax.weights.files import read_tensors
@@ -40,8 +37,7 @@ def import_weights(source: Path, out: Path, *, categories: Path | None = None, n
         ConfigError: `out` is not empty; the file can't be read, is of no known family, or does not fill its network exactly; the
             categories are not as many as the classes. Nothing is written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out}: is there already, and not an empty folder (choose another --out)")
+    refuse_taken(out)
     tensors = read_tensors(source)
     family = family_of(tensors, str(source))
     assigned = assign(tensors, family.rules, family.left_out, str(source))
@@ -62,7 +58,11 @@ def import_weights(source: Path, out: Path, *, categories: Path | None = None, n
 
     known = _categories(family, model.num_classes, categories)
     name = family.name if family.model is not None else f"resnet{model.resnet.depth}"
-    _write(out, Config(name=name, data=COCO_CANVASES, model=model), variables, known)
+    config = Config(name=name, data=COCO_CANVASES, model=model)
+    meta = Meta(
+        step=0, stage="imported", stage_index=0, stage_step=0, stage_complete=True, categories=known, config_hash=config_hash(config)
+    )
+    write_run(out, config, variables, meta)
     print(f"{source}: {name} ({family.project}), {len(tensors)} tensors, {len(assigned)} of them used")
     _print_choices(family, tensors, model)
     if family.model is None:
@@ -121,21 +121,3 @@ def _categories(family: Family, count: int, file: Path | None) -> Categories:
     if len(dict(found)) != count:
         raise ConfigError(f"--categories: {file}: {len(dict(found))} categories, but the network has {count} classes")
     return found
-
-
-def _write(out: Path, config: Config, variables: Variables, categories: Categories) -> None:
-    """All of it, or nothing: made beside its place, then renamed."""
-    nothing = {"opt_state": (), "step": jnp.int32(0), "key": jnp.zeros(2, jnp.uint32)}  # it was not trained here
-    state = TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **nothing)
-    meta = Meta(
-        step=0, stage="imported", stage_index=0, stage_step=0, stage_complete=True, categories=categories, config_hash=config_hash(config)
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            run = Path(folder) / "run"
-            Checkpoints(run, keep=1).save(state, meta, config)
-            save_config(config, run / "config.json")
-            run.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None

@@ -25,6 +25,7 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict
 
+from mrcnn_jax import cli
 from mrcnn_jax.config import Config, ConfigError, MaskHeadConfig, ParamGroup, load_config_file, load_config_json, resolve_paths
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import checkpoints, loop
@@ -149,7 +150,9 @@ def test_interrupted_runs_end_with_the_same_bits(
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n{"stage": "box", "st')
     data = replace(tiny_config.data, threads=1)
-    loop.train(replace(tiny_config, data=data, save_every_steps=4, keep_checkpoints=1), run)
+    loop.train(replace(tiny_config, data=data, save_every_steps=4, keep_checkpoints=1, profile=True), run)
+    assert [path.name for path in (run / "profile").iterdir()] == ["mask"]  # of box, three steps were left
+    assert latest(run).command == cli.command_line() != ""
     assert {path.name for path in (run / "checkpoints").iterdir()} == {*ENDS, "00000022-mask"}
     assert_same_bits(run, tiny_run)
 

@@ -1,0 +1,45 @@
+"""Detect and segment objects in images and folders of images with a trained run.
+
+    python predict.py --workdir runs/a image.jpg folder/ --out out/
+
+Writes out/detections.json (COCO results, with the file's name) and one overlay an image.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mrcnn_jax import cli
+
+
+@dataclass(frozen=True)
+class Arguments:
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Images, and folders of images."""
+    workdir: Path
+    """The run's folder."""
+    out: Path = Path("predictions")
+    min_score: float = 0.5
+    """Detections below it are not drawn (detections.json has them all)."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog=cli.program(), description=__doc__)
+    from mrcnn_jax.evaluation.files import predict_files
+
+    failed = predict_files(arguments.workdir, arguments.paths, out=arguments.out, min_score=arguments.min_score)
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2 if failed else 0)
+
+
+def command() -> None:
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    command()
