@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -308,17 +309,29 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adam", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     batch_size: int = field(default=2, metadata=RUNTIME)
-    """Images a step that `learning_rate` is meant for: with another data.batch_size a hint is printed, and nothing is scaled."""
+    """Images an update that `learning_rate` is meant for: with another data.batch_size x accumulate_steps a hint is printed, and nothing
+    is scaled."""
     momentum: float = 0.9
     weight_decay: float = 0.0
-    """L2 (added to the gradient), as in the paper; it never reaches a frozen parameter."""
+    """adam, sgd: L2 (added to the gradient), as in the paper; adamw: decoupled, learning rate x weight_decay x parameter is subtracted
+    (Loshchilov and Hutter 2019). It never reaches a frozen parameter."""
+    decay_vectors: bool = True
+    """Whether it reaches parameters of one axis: biases, scales of norms."""
     clip_norm: float | None = None
     """Global norm over the trained parameters only."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Over the updates of the stage, after the warm-up. cosine: half of one, to 0; step: times `step_factor` at each of `milestones`."""
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Shares of the stage's updates, warm-up included (detectron2's 1x: 60k and 80k of 90k)."""
+    step_factor: float = 0.1
     warmup_steps: int = 0
+    """Updates of a linear warm-up."""
+    accumulate_steps: int = 1
+    """Steps whose gradients are averaged for one update, as of one batch so many times as large where its losses are means over as many
+    rows; what is left at the end of a stage makes its last one. Gradients are clipped after that; batch statistics are each step's own."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "optimizer.learning_rate: must be positive")
@@ -327,6 +340,12 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, "optimizer.weight_decay: must not be negative")
         _require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm: must be positive")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps: must not be negative")
+        _require(
+            all(a < b for a, b in itertools.pairwise((0.0, *self.milestones, 1.0))),
+            f"optimizer.milestones: {self.milestones}: must rise, between 0 and 1",
+        )
+        _require(0 < self.step_factor < 1, "optimizer.step_factor: must be in (0, 1)")
+        _require(self.accumulate_steps >= 1, "optimizer.accumulate_steps: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -350,12 +369,17 @@ class StageConfig:
     frozen: tuple[str, ...] = ()
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: int = 20
+    ema_decay: float = 0.0
+    """Beside the trained parameters their moving average, average = decay x average + (1 - decay) x parameter after every update, from
+    those that the stage begins with; 0: none. It is evaluated beside them, with their batch statistics; it changes nothing in training,
+    and the next stage starts from the parameters themselves."""
 
     def __post_init__(self) -> None:
         _require(re.fullmatch(r"[a-z0-9_]+", self.name) is not None, f"stages: name {self.name!r}: use a-z, 0-9, _")
         _require(len(self.losses) > 0, f"stages.{self.name}.losses: at least one loss is needed")
         _require(len(self.train) > 0, f"stages.{self.name}.train: at least one parameter group is needed")
         _require(self.epochs >= 1, f"stages.{self.name}.epochs: must be at least 1")
+        _require(0 <= self.ema_decay < 1, f"stages.{self.name}.ema_decay: must be in [0, 1)")
         for pattern in (*(group.pattern for group in self.train), *self.frozen):
             try:
                 re.compile(pattern)
@@ -403,8 +427,11 @@ class Config:
     seed: int = 0
     save_every_steps: int = field(default=500, metadata=RUNTIME)
     keep_checkpoints: int = field(default=2, metadata=RUNTIME)
-    """Newest checkpoints kept beside the last one of every stage."""
+    """Newest checkpoints kept beside the last one of every stage, and the one of the best mask AP."""
     validate_every_epochs: int = field(default=1, metadata=RUNTIME)
+    evaluate_every_epochs: int = field(default=0, metadata=RUNTIME)
+    """Epochs between two measurements of COCO's AP on the validation images, in stages that train masks, each saved in a checkpoint;
+    0: never."""
     deterministic: bool = field(default=False, metadata=RUNTIME)
     """On a GPU, ask the compiler (xla_gpu_deterministic_ops) for programs that give the same bits each time, and choose no kernels by
     timing them. Its cost is not yet measured; expect much: scatter, RoIAlign's backward pass, is known to become very slow. On a CPU
@@ -424,7 +451,8 @@ class Config:
         _require(self.seed >= 0, "seed: must not be negative")
         for name in ("save_every_steps", "keep_checkpoints", "validate_every_epochs"):
             _require(getattr(self, name) >= 1, f"{name}: must be at least 1")
-        _require(self.skip_non_finite >= 0, "skip_non_finite: must not be negative")
+        for name in ("skip_non_finite", "evaluate_every_epochs"):
+            _require(getattr(self, name) >= 0, f"{name}: must not be negative")
 
 
 # Beside the package in a checkout, inside it where it is installed.

@@ -1,8 +1,9 @@
 """Evaluate a run: COCO box and mask AP, proposal recall and pictures, from the run's folder alone.
 
-    python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
+    python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/] [--checkpoint best]
 
-Writes eval/metrics.json, eval/detections.json (COCO results), figures/, and eval/report.html: all of it on one page for a browser.
+Writes eval/metrics.json, eval/detections.json (COCO results), figures/, and eval/report.html: all of it on one page for a browser. Where
+the run has a moving average of its weights, eval_ema/ has the same of it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mrcnn_jax.config import DistributedConfig
 class Arguments:
     workdir: Path
     """The run's folder."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """best: the one of the highest mask AP, of a run with --evaluate-every-epochs."""
     split: Literal["val", "train"] = "val"
     limit: int | None = None
     """Only the first images of the split."""
@@ -39,10 +42,10 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, prog=cli.program(), description=__doc__)
     from mrcnn_jax import parallel
-    from mrcnn_jax.evaluation.run import evaluate_run
+    from mrcnn_jax.evaluation.run import evaluate_weights
 
     parallel.join(arguments.distributed)
-    evaluate_run(
+    evaluate_weights(
         arguments.workdir,
         split_name=arguments.split,
         limit=arguments.limit,
@@ -51,6 +54,7 @@ def main() -> None:
         figures=arguments.figures,
         report_images=arguments.report_images,
         out=arguments.out,
+        checkpoint=arguments.checkpoint,
     )
 
 

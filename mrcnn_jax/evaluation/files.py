@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.decode import decode_image
-from mrcnn_jax.evaluation.predict import Predictor, batch_of_one, load_run, make_folder
+from mrcnn_jax.evaluation.predict import Choice, Predictor, batch_of_one, load_run, make_folder
+from mrcnn_jax.training.checkpoints import Weights
 from mrcnn_jax.visualization.draw import draw_instances
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -36,14 +37,16 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def predict_files(workdir: Path, paths: Sequence[Path], *, out: Path, min_score: float) -> list[str]:
-    """Writes `out`/detections.json and an overlay an image; image ids count the files from 1.
+def predict_files(
+    workdir: Path, paths: Sequence[Path], *, out: Path, min_score: float, checkpoint: Choice = "newest", weights: Weights = "raw"
+) -> list[str]:
+    """Writes `out`/detections.json and an overlay an image; image ids count the files from 1. `checkpoint`, `weights`: as in `load_run`.
 
     Returns:
         One line for every file that could not be read; the others are done.
     """
     files = image_files(paths)
-    run = load_run(workdir)
+    run = load_run(workdir, checkpoint, weights)
     make_folder(out)
     predictor = Predictor(run)
     results: list[dict[str, Any]] = []

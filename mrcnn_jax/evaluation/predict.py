@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config import Config, ConfigError, DataConfig, Loss, load_config_json
@@ -20,14 +22,16 @@ from mrcnn_jax.evaluation.results import coco_results
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
-from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+from mrcnn_jax.training.checkpoints import Checkpoints, Meta, Weights
 
+Seen = dict[int, tuple[np.ndarray, np.ndarray]]  # image index -> proposals: boxes in original pixels, scores
+Choice = Literal["newest", "best"]
 HEADS: tuple[Loss, ...] = ("rpn", "box", "mask")  # each needs those before it
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the folder of a run holds: config, categories and weights of its newest whole checkpoint."""
+    """What the folder of a run holds: config, categories and weights of a whole checkpoint."""
 
     config: Config
     meta: Meta
@@ -44,6 +48,11 @@ class Run:
         return dict(self.meta.categories)
 
     @property
+    def has_average(self) -> bool:
+        """Whether the checkpoint holds a moving average of its weights."""
+        return bool(self.config.stages) and self.config.stages[self.meta.stage_index].ema_decay > 0
+
+    @property
     def trained(self) -> frozenset[Loss]:
         """Heads that are not random: those of the stages begun, and those before them, which a stage refuses to do without.
 
@@ -55,14 +64,23 @@ class Run:
         return frozenset(HEADS[: furthest + 1])
 
 
-def load_run(workdir: Path) -> Run:
-    """ConfigError if the folder holds no config, no whole checkpoint, or (imported) no more than a backbone."""
+def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:
+    """A run from its folder.
+
+    Args:
+        checkpoint: the newest whole one, or the one of the best mask AP (`Config.evaluate_every_epochs`).
+        weights: the parameters themselves, or with their moving average (`StageConfig.ema_decay`) where the checkpoint's stage trains.
+
+    Raises:
+        ConfigError: the folder holds no config, no such checkpoint or weights, or (imported) no more than a backbone.
+    """
     config = load_config_json(workdir / "config.json")
     checkpoints = Checkpoints(workdir, keep=1)
-    meta = checkpoints.latest()
+    meta = checkpoints.latest() if checkpoint == "newest" else checkpoints.best()
     if meta is None:
-        raise ConfigError(f"{workdir}: holds no checkpoint yet")
-    params, batch_stats = checkpoints.restore_params(meta)
+        what = "no checkpoint yet" if checkpoint == "newest" else "no checkpoint whose mask AP was measured (--evaluate-every-epochs)"
+        raise ConfigError(f"{workdir}: holds {what}")
+    params, batch_stats = checkpoints.restore_params(meta, weights)
     if set(params) == {"resnet"}:
         raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: train.py --init-from {workdir}")
     return Run(config, meta, {"params": params, "batch_stats": batch_stats})
@@ -85,15 +103,21 @@ class Predictor:
     def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
         self.run, self.mesh = run, mesh
         network = MaskRCNN(run.config.model)
-        if mesh is None:
-            self._variables = jax.device_put(run.variables)
-            apply = network.apply
-        else:
+        apply: Any = network.apply
+        if mesh is not None:
             everywhere, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)
-            self._variables = parallel.place(run.variables, jax.tree.map(lambda _: parallel.replicated(mesh), run.variables))
             # No image knows of another: no device needs to hear of one.
             apply = jax.shard_map(network.apply, mesh=mesh, in_specs=(everywhere, rows), out_specs=rows, check_vma=False)
         self._apply = jax.jit(apply, **compile_options(deterministic=run.config.deterministic))
+        self.load(run.variables)
+
+    def load(self, variables: Variables) -> None:
+        """Go on with other weights, in the same programs; with a mesh, arrays that this process has as a whole."""
+        mesh = self.mesh
+        if mesh is None:
+            self._variables = jax.device_put(variables)
+        else:
+            self._variables = parallel.place(variables, jax.tree.map(lambda _: parallel.replicated(mesh), variables))
 
     def __call__(self, batch: Batch) -> Prediction:
         return parallel.rows_to_host(self._apply(self._variables, parallel.place_rows(batch, self.mesh)), self.mesh)
@@ -109,6 +133,25 @@ class Predictor:
             images_valid=batch.valid,
             paste=self.run.config.model.mask_head.paste,
         )
+
+
+def results_of_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]) -> tuple[list[dict[str, Any]], Seen]:
+    """COCO results of a plan's images, in their order, and the proposals of each: of all processes together, each of which calls this."""
+    results: list[dict[str, Any]] = []
+    proposals: Seen = {}
+    total = sum(i >= 0 for planned in parallel.own_rows(plan, predictor.mesh) for i in planned.indices)
+    with tqdm(total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()) as bar:
+        for batch, prediction in predict_split(predictor, split, plan):
+            results += predictor.results(batch, prediction, [split.dataset.images[i].id for i in batch.indices])
+            for i in np.flatnonzero(batch.valid):
+                found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
+                found = jax.tree.map(operator.itemgetter(found.valid), found)
+                proposals[int(batch.indices[i])] = (found.boxes / np.tile(batch.scales[i][::-1], 2), found.scores)
+            bar.update(int(batch.valid.sum()))
+    parts = parallel.gather((results, proposals))
+    rank = {split.dataset.images[i].id: n for n, i in enumerate(i for planned in plan for i in planned.indices if i >= 0)}
+    results = sorted((result for part, _ in parts for result in part), key=lambda result: rank[result["image_id"]])
+    return results, {index: boxes for _, part in parts for index, boxes in part.items()}
 
 
 def predict_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[tuple[Batch, Prediction]]:

@@ -155,7 +155,7 @@ def matches_at_half(evaluation: COCOeval) -> dict[int, Match]:
 
 
 def training_curves(metrics_jsonl: Path) -> list[dict[str, Any]]:
-    """For each stage its panels, one a loss and one for the recall of the proposals, as in `visualization.figures.curves`.
+    """For each stage its panels, one a loss, one for the recall of the proposals and one for the AP, as in `visualization.figures.curves`.
 
     A panel is {"title", "label", "series": [{"name", "x", "y"}]}; a series of more than POINTS steps gives the means of as many windows,
     with the least and largest value of each in "low" and "high". Values that are not finite are passed over.
@@ -173,6 +173,9 @@ def training_curves(metrics_jsonl: Path) -> list[dict[str, Any]]:
         if recalls:
             title = next(name for name in names if name.startswith("recall@")).partition("/")[0]
             panels.append(_panel(f"{title} of the proposals, IoU .5", "recall", recalls))
+        precisions = {what: curve(splits["val"], f"{kind}/AP") for kind, what in (("bbox", "boxes"), ("segm", "masks"))}
+        if any(steps.size for steps, _ in precisions.values()):
+            panels.append(_panel("average precision, IoU .50:.95", "AP", precisions))
         if panels:
             stages.append({"stage": stage, "panels": panels})
     return stages

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-import operator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config import ConfigError, to_dict
 from mrcnn_jax.data.loader import Split, open_split, plan_once
 from mrcnn_jax.evaluation.coco import coco_figures, judge, table
-from mrcnn_jax.evaluation.predict import Predictor, Run, load_run, make_folder, predict_split
+from mrcnn_jax.evaluation.predict import Choice, Predictor, Run, load_run, make_folder, results_of_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.evaluation.report import report_data
 from mrcnn_jax.evaluation.views import annotations_of, read_images, spread, truth_boxes
+from mrcnn_jax.training.checkpoints import Weights
 from mrcnn_jax.visualization.figures import curves, detections_figure, proposals_figure
 from mrcnn_jax.visualization.page import render
+
+
+def evaluate_weights(workdir: Path, *, checkpoint: Choice = "newest", **options: Any) -> None:
+    """`evaluate_run` with its options, of a checkpoint's weights, and of their moving average if it holds one."""
+    evaluate_run(workdir, checkpoint=checkpoint, **options)
+    if load_run(workdir, checkpoint).has_average:
+        evaluate_run(workdir, checkpoint=checkpoint, weights="ema", **options)
 
 
 def evaluate_run(
@@ -34,8 +39,10 @@ def evaluate_run(
     figures: int = 8,
     report_images: int = 60,
     out: Path | None = None,
+    checkpoint: Choice = "newest",
+    weights: Weights = "raw",
 ) -> dict[str, float]:
-    """COCO box and mask figures of the run's newest checkpoint, on every image of a split exactly once, with all devices.
+    """COCO box and mask figures of a checkpoint of the run, on every image of a split exactly once, with all devices.
 
     Of several processes (`parallel.join`) each calls this, with the same arguments; the first one has the figures and writes, the
     others get {}.
@@ -48,12 +55,14 @@ def evaluate_run(
         figures: how many images are drawn.
         report_images: how many images report.html shows, half of them the worst and half the best.
         out: folder for metrics.json, detections.json, report.html and figures/; by default <workdir>/eval with the pictures in
-            <workdir>/figures for the validation images, and <workdir>/eval_train for the training images.
+            <workdir>/figures for the validation images, and <workdir>/eval_train for the training images. With the moving average
+            its name ends in _ema.
+        checkpoint, weights: which, as in `load_run`.
 
     Raises:
-        ConfigError: no whole checkpoint, no such data, or a category that the run was not trained on.
+        ConfigError: no such checkpoint or weights, no such data, or a category that the run was not trained on.
     """
-    run = load_run(workdir)
+    run = load_run(workdir, checkpoint, weights)
     data = run.config.data
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: {limit}: must be at least 1")
@@ -62,37 +71,25 @@ def evaluate_run(
     split = open_data(run, workdir, split_name, annotations, images)
     json_path = split.dataset.annotations_path
     categories, known = [(category.id, category.name) for category in split.dataset.categories], run.meta.categories
-    print(f"{workdir}: checkpoint {run.meta.name}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
+    shown = run.meta.name + (", moving average of its weights" if weights == "ema" else "")
+    print(f"{workdir}: checkpoint {shown}" + ("" if run.meta.stage_complete else " (its stage is not complete)"))
     if len(categories) < len(known):
         print(f"{json_path} has {len(categories)} of the run's {len(known)} categories: detections of the others are not judged")
 
     print("\n".join(split.dataset.report.lines()))
     # The run's own pictures are those of its own evaluation; any other has its pictures beside its results.
-    folder = workdir / "figures" if out is None and split_name == "val" else (out or workdir / f"eval_{split_name}") / "figures"
+    own = out is None and split_name == "val" and weights == "raw"
     out = out or workdir / ("eval" if split_name == "val" else f"eval_{split_name}")
+    out = out if weights == "raw" else out.with_name(f"{out.name}_{weights}")
+    folder = (workdir if own else out) / "figures"
     parallel.in_turn(lambda: make_folder(out) if parallel.is_first() else None)
     mesh = parallel.data_mesh()
     predictor = Predictor(run, mesh)
     # What is seen on an image does not depend on its batch: every device gets as many images as one would.
     plan = plan_once(split, data.eval_batch_size * (1 if mesh is None else mesh.size), limit)
-    results: list[dict[str, Any]] = []
-    proposals: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image index -> boxes in original pixels, scores
-    total = sum(i >= 0 for planned in parallel.own_rows(plan, mesh) for i in planned.indices)
-    with tqdm(total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()) as bar:
-        for batch, prediction in predict_split(predictor, split, plan):
-            results += predictor.results(batch, prediction, [split.dataset.images[i].id for i in batch.indices])
-            for i in np.flatnonzero(batch.valid):
-                found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
-                found = jax.tree.map(operator.itemgetter(found.valid), found)
-                proposals[int(batch.indices[i])] = (found.boxes / np.tile(batch.scales[i][::-1], 2), found.scores)
-            bar.update(int(batch.valid.sum()))
-
-    parts = parallel.gather((results, proposals))
+    results, proposals = results_of_split(predictor, split, plan)
     if not parallel.is_first():
         return {}
-    rank = {split.dataset.images[i].id: n for n, i in enumerate(i for planned in plan for i in planned.indices if i >= 0)}
-    results = sorted((result for part, _ in parts for result in part), key=lambda result: rank[result["image_id"]])
-    proposals = {index: boxes for _, part in parts for index, boxes in part.items()}
     seen = split.dataset.with_images([split.dataset.images[i] for i in sorted(proposals)])
     ground_truth = seen.to_coco()
     judged = {number for number, _ in categories}
@@ -120,7 +117,7 @@ def evaluate_run(
         evaluations,
         metrics,
         lambda image_id: read_images(split, [index[image_id]], data)[0],
-        heading={"run": str(workdir), "checkpoint": run.meta.name, "data": str(split.dataset.annotations_path)},
+        heading={"run": str(workdir), "checkpoint": shown, "data": str(split.dataset.annotations_path)},
         config=to_dict(run.config),
         metrics_jsonl=metrics_jsonl,
         images=report_images,

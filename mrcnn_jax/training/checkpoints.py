@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not exist.
 
     <workdir>/checkpoints/00000490-rpn/     global step, stage
-        model/                              orbax: params and batch_stats, all that evaluation needs
+        model/                              orbax: params, batch_stats and ema, all that evaluation needs
         training/                           orbax: opt_state, step, skipped, key
         config.json                         the resolved config, so that a checkpoint is complete in itself
         meta.json                           `Meta`
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _META = "meta.json"
-_ITEMS = {"model": ("params", "batch_stats"), "training": ("opt_state", "step", "skipped", "key")}
+_ITEMS = {"model": ("params", "batch_stats", "ema"), "training": ("opt_state", "step", "skipped", "key")}
+Weights = Literal["raw", "ema"]
 _SHOWN_LEAVES = 20  # of each kind, where a checkpoint does not fit
 _NAME = re.compile(r"\d{8,}-[a-z0-9_]+")  # as `Meta.name` makes it: nothing else in the folder is ours to remove
 
@@ -86,6 +87,8 @@ class Meta:
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
     command: str = ""
     """That the steps before it were done by, as it was typed; "" where that is not known."""
+    mask_ap: float | None = None
+    """COCO's mask AP of these parameters on the validation images, None where it was not measured (`evaluate_every_epochs`)."""
 
     def __post_init__(self) -> None:
         best = self.best_metric
@@ -106,7 +109,7 @@ class Checkpoints:
     """The checkpoints of one run: `<workdir>/checkpoints`, made at the first save."""
 
     def __init__(self, workdir: Path, keep: int) -> None:
-        """`keep`: newest checkpoints to keep beside the last one of every completed stage (at least 1)."""
+        """`keep`: newest checkpoints to keep beside the last one of every completed stage and the best one (at least 1)."""
         self.folder = workdir.absolute() / "checkpoints"  # orbax takes no relative path
         self.keep = keep
         self._checkpointer = _checkpointer()
@@ -160,21 +163,15 @@ class Checkpoints:
 
         A damaged one is skipped with one warning that names the file; ConfigError if there are checkpoints and all are damaged.
         """
-        folders = self._folders()
-        metas = []
-        for folder in folders:
-            try:
-                metas.append(_read_meta(folder))
-            except ConfigError as error:
-                log.warning("%s: skipped", error)
-        for meta in sorted(metas, key=lambda meta: meta.order, reverse=True):
-            damage = _damage(self.folder / meta.name)
-            if damage is None:
-                return meta
-            log.warning("%s: skipped", damage)
-        if folders:
-            raise ConfigError(f"{self.folder}: none of the {len(folders)} checkpoints is intact")
-        return None
+        found = next(filter(self._intact, reversed(self._metas("skipped"))), None)
+        if found is None and self._folders():
+            raise ConfigError(f"{self.folder}: none of the {len(self._folders())} checkpoints is intact")
+        return found
+
+    def best(self) -> Meta | None:
+        """The intact checkpoint of the highest mask AP, of several the first; None if there is none whose AP was measured."""
+        measured = [meta for meta in self._metas("skipped") if meta.mask_ap is not None]
+        return next(filter(self._intact, sorted(measured, key=_mask_ap, reverse=True)), None)
 
     def restore(self, template: TrainState, meta: Meta) -> TrainState:
         """The state that was saved, bit for bit, as device arrays in the structure of `template`.
@@ -195,10 +192,18 @@ class Checkpoints:
         # Copies: a donated buffer must not be memory that NumPy owns.
         return jax.tree.unflatten(jax.tree.structure(template), [jnp.array(saved[path]) for path in wanted])
 
-    def restore_params(self, meta: Meta) -> tuple[Params, Params]:
-        """(params, batch_stats) as NumPy arrays, from the folder alone. ConfigError if a file of the checkpoint is damaged."""
+    def restore_params(self, meta: Meta, weights: Weights = "raw") -> tuple[Params, Params]:
+        """(params, batch_stats) as NumPy arrays, from the folder alone.
+
+        ConfigError if a file of the checkpoint is damaged, or if it has no moving average and that is asked for: "ema", which stands in
+        for the parameters that it is of.
+        """
         folder = self._verified(meta)
-        tree = unflatten_dict(self._checkpointer.restore(folder / "model"), sep="/")
+        flat = self._checkpointer.restore(folder / "model")
+        average = {f"params/{path.removeprefix('ema/')}": flat.pop(path) for path in list(flat) if path.startswith("ema/")}
+        if weights == "ema" and not average:
+            raise ConfigError(f"{folder}: holds no moving average of its weights (stages.{meta.stage}.ema_decay)")
+        tree = unflatten_dict(flat | average if weights == "ema" else flat, sep="/")
         return tree["params"], tree.get("batch_stats", {})
 
     def _verified(self, meta: Meta) -> Path:
@@ -214,6 +219,25 @@ class Checkpoints:
             return []
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / _MANIFEST).is_file())
 
+    def _metas(self, fate: Literal["skipped", "removed"]) -> list[Meta]:
+        """Those that can be read, by age; the fate of any other is warned of."""
+        metas = []
+        for folder in self._folders():
+            try:
+                metas.append(_read_meta(folder))
+            except ConfigError as error:
+                log.warning("%s: %s", error, fate)
+                if fate == "removed":
+                    _remove(folder)
+        return sorted(metas, key=lambda meta: meta.order)
+
+    def _intact(self, meta: Meta) -> bool:
+        """Whether all of it is as it was saved; a warning names what is not."""
+        damage = _damage(self.folder / meta.name)
+        if damage is not None:
+            log.warning("%s: skipped", damage)
+        return damage is None
+
     def _remove_unfinished(self) -> None:
         for path in self.folder.iterdir():
             hidden = path.name.startswith(".") and _NAME.match(path.name[1:])
@@ -221,19 +245,13 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def _retain(self, newest: Meta) -> None:
-        metas = []
-        for folder in self._folders():
-            try:
-                metas.append(_read_meta(folder))
-            except ConfigError as error:
-                log.warning("%s: removed", error)
-                _remove(folder)
-        metas.sort(key=lambda meta: meta.order)
+        metas = self._metas("removed")
         past = [meta for meta in metas if meta.order <= newest.order]
         stages = {meta.stage: meta for meta in past if meta.stage_complete}  # the last one of each
         between = [meta for meta in past if not meta.stage_complete][-self.keep :]
+        best = max((meta for meta in past if meta.mask_ap is not None), key=_mask_ap, default=newest)
         for meta in metas:
-            if meta not in (*stages.values(), *between):
+            if meta not in (*stages.values(), *between, best):
                 _remove(self.folder / meta.name)
 
 
@@ -304,6 +322,11 @@ def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path)
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     counts = ", ".join(f"{len(paths)} {what}" for what, paths in kinds.items() if paths)
     raise ConfigError("\n  ".join([f"{folder}: does not fit this model and stage: {counts}", *table]))
+
+
+def _mask_ap(meta: Meta) -> float:
+    assert meta.mask_ap is not None
+    return meta.mask_ap
 
 
 def _read_meta(folder: Path) -> Meta:

@@ -31,6 +31,8 @@ from mrcnn_jax import cli, parallel
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.evaluation.coco import evaluate as coco_ap
+from mrcnn_jax.evaluation.predict import Predictor, Run, results_of_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
@@ -44,10 +46,12 @@ from mrcnn_jax.training.metrics import MetricsLog
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer, scaling_hint
 from mrcnn_jax.training.profiler import Profiler
 from mrcnn_jax.training.replay import FailedStep, write_failed
-from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, summary
+from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, summary, trained
 from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.visualization.figures import curves
+
+_AP = {f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in ("AP", "AP50", "AP75")}  # of an evaluation in training
 
 
 class TrainingError(RuntimeError):
@@ -108,11 +112,12 @@ def refuse_another_config(config: Config, workdir: Path) -> None:
 
 @dataclass
 class _Progress:
-    """Where a run stands: steps done in a stage, and the lowest validation loss seen in it."""
+    """Where a run stands: steps done in a stage, the lowest validation loss seen in it, and the mask AP if it was just measured."""
 
     stage_index: int
     step: int = 0
     best: float | None = None
+    mask_ap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,8 @@ class _Run:
         for index in range(len(self.config.stages)):
             state = jax.eval_shape(functools.partial(self._first_state, index), shapes)
             sizes.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
-        # The last one of every stage, those between, and one while it is written; a run that is resumed has some of them.
-        needed = sum(sizes) + (self.config.keep_checkpoints + 1) * max(sizes)
+        # The last one of every stage, those between, the best, and one while it is written; a run that is resumed has some of them.
+        needed = sum(sizes) + (self.config.keep_checkpoints + 1 + (self.config.evaluate_every_epochs > 0)) * max(sizes)
         needed -= sum(path.stat().st_size for path in self.checkpoints.folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.workdir).free
         if free < needed:
@@ -194,7 +199,7 @@ class _Run:
     def _refuse_differing_processes(self) -> None:
         """ConfigError if the processes would not do the same steps on the same data."""
         config = self.config
-        fields = ("save_every_steps", "validate_every_epochs", "skip_non_finite", "shard_parameters")
+        fields = ("save_every_steps", "validate_every_epochs", "evaluate_every_epochs", "skip_non_finite", "shard_parameters")
         values: dict[str, Any] = {"the config": config_hash(config)} | {name: getattr(config, name) for name in fields}
         values["the newest checkpoint in --workdir"] = self.resumed_from.name if self.resumed_from else None
         for split in (self.train_split, self.val_split):
@@ -264,10 +269,12 @@ class _Run:
     def _first_state(self, stage_index: int, variables: Variables) -> TrainState:
         """The state at the first step of a stage."""
         params: Params = variables["params"]
-        optimizer = make_optimizer(self.config.stages[stage_index], params, total_steps=self._total_steps(stage_index))
+        stage = self.config.stages[stage_index]
+        optimizer = make_optimizer(stage, params, total_steps=self._total_steps(stage_index))
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(self.config.seed), stage_index))
         batch_stats = variables.get("batch_stats", {})
-        return TrainState(params=params, batch_stats=batch_stats, opt_state=optimizer.init(params), step=jnp.int32(0), key=key)
+        ema = trained(stage, params) if stage.ema_decay else {}
+        return TrainState(params=params, batch_stats=batch_stats, opt_state=optimizer.init(params), step=jnp.int32(0), key=key, ema=ema)
 
     def _total_steps(self, stage_index: int) -> int:
         return self.config.stages[stage_index].epochs * len(self._plan(stage_index, 0))
@@ -301,6 +308,8 @@ class _Run:
         validate = jax.jit(
             make_validation_step(self.model, stage, self.mesh), **compile_options(deterministic=deterministic, **in_validation)
         )
+        evaluate_every = self.config.evaluate_every_epochs if "mask" in stage.losses else 0
+        predictor: Predictor | None = None
 
         if self.profiler is not None:
             self.profiler.begin(stage.name)
@@ -318,17 +327,26 @@ class _Run:
             last = epoch + 1 == stage.epochs
             line = f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s, {waited / seconds:.1%} of it waiting for data"
             self._append_timing(stage, epoch, seconds, waited, steps=progress.step - first)
+            values: dict[str, float] = {}
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
             if last or (epoch + 1) % self.config.validate_every_epochs == 0:
-                values = self._validate(stage, validate, {"params": state.params, "batch_stats": state.batch_stats})
+                values |= self._validate(stage, validate, variables)
                 progress.best = float(np.fmin(values["loss/total"], progress.best if progress.best is not None else np.inf))
+            evaluate = evaluate_every > 0 and (last or (epoch + 1) % evaluate_every == 0)
+            if evaluate:
+                predictor = predictor or Predictor(Run(self.config, self._meta(progress), {}), self.mesh)
+                values |= self._evaluate(predictor, variables)
+                progress.mask_ap = values.get("segm/AP")
+            if values:
                 if self.log is not None:
                     self.log.write(stage=stage.name, step=progress.step, epoch=epoch + 1, split="val", values=values)
                     curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
                 gc.collect()  # figures and loaders refer to themselves: what they held would wait for Python's own time
                 line += "  validation: " + "  ".join(f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items())
             tqdm.write(line)
-            if self._save_is_due(progress) or last:
+            if self._save_is_due(progress) or evaluate or last:
                 self._save(progress, state, complete=last)
+                progress.mask_ap = None
                 self._stop_if_asked(progress)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         return variables if self.mesh is None else parallel.to_host(variables)
@@ -338,8 +356,9 @@ class _Run:
         layout = jax.tree.map(lambda _: parallel.replicated(mesh), state)
         if not self.config.shard_parameters:
             return layout
-        params, opt_state = jax.tree.map(lambda leaf: parallel.spread(leaf, mesh), (state.params, state.opt_state))
-        return layout.replace(params=params, opt_state=opt_state)
+        leaves = state.params, state.opt_state, state.ema
+        params, opt_state, ema = jax.tree.map(lambda leaf: parallel.spread(leaf, mesh), leaves)
+        return layout.replace(params=params, opt_state=opt_state, ema=ema)
 
     def _train_epoch(
         self, progress: _Progress, epoch: int, total_steps: int, train_step: Any, state: TrainState
@@ -475,6 +494,34 @@ class _Run:
             values |= proposal_recall(proposals, truths, limit=self.config.model.rpn.proposals)
         return values
 
+    def _evaluate(self, predictor: Predictor, variables: Variables) -> dict[str, float]:
+        """COCO's AP on the validation images, of the first process; the others, which help it, get {}."""
+        predictor.load(variables if self.mesh is None else parallel.to_host(variables))
+        split, devices = self.val_split, 1 if self.mesh is None else self.mesh.size
+        try:
+            results, _ = results_of_split(predictor, split, plan_once(split, self.config.data.eval_batch_size * devices))
+        except jax.errors.JaxRuntimeError:
+            raise
+        except RuntimeError as error:
+            raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
+        figures = coco_ap(split.dataset.to_coco(), results) if parallel.is_first() else {}
+        return {name: value for name, value in figures.items() if name in _AP}
+
+    def _meta(self, progress: _Progress, *, complete: bool = False) -> Meta:
+        """What a checkpoint tells of the run as it stands."""
+        return Meta(
+            step=self._steps_done(progress),
+            stage=self.config.stages[progress.stage_index].name,
+            stage_index=progress.stage_index,
+            stage_step=progress.step,
+            stage_complete=complete,
+            categories=tuple((category.id, category.name) for category in self.train_split.dataset.categories),
+            config_hash=config_hash(self.config),
+            best_metric=progress.best,
+            mask_ap=progress.mask_ap,
+            command=cli.command_line(),
+        )
+
     def _save(self, progress: _Progress, state: TrainState, *, complete: bool) -> None:
         index, state = progress.stage_index, state if self.mesh is None else parallel.to_host(state)
         broken = [path for path, leaf in flatten(state).items() if not np.isfinite(leaf).all()]
@@ -484,18 +531,7 @@ class _Run:
         if self.log is None:
             return
         self.log.sync()
-        meta = Meta(
-            step=self._steps_done(progress),
-            stage=self.config.stages[index].name,
-            stage_index=index,
-            stage_step=progress.step,
-            stage_complete=complete,
-            categories=tuple((category.id, category.name) for category in self.train_split.dataset.categories),
-            config_hash=config_hash(self.config),
-            best_metric=progress.best,
-            command=cli.command_line(),
-        )
-        self.checkpoints.save(state, meta, self.config)
+        self.checkpoints.save(state, self._meta(progress, complete=complete), self.config)
 
     def _append_timing(self, stage: StageConfig, epoch: int, seconds: float, waited: float, *, steps: int) -> None:
         """Wall time is kept apart from metrics.jsonl, which is the same to the bit however often a run was interrupted."""

@@ -57,10 +57,14 @@ def merge(trainable: Params, frozen: Params) -> Params:
     return unflatten_dict(flatten_dict(trainable, sep="/") | flatten_dict(frozen, sep="/"), sep="/")
 
 
+def trained(stage: StageConfig, params: Params) -> Params:
+    """The subtree of `params` that the stage trains; ConfigError as of `labels`."""
+    return split(params, labels(stage, params))[0]
+
+
 def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
     """Top-level modules ("resnet", "rpn", ...) with a trainable parameter: the batch statistics of no other module may move."""
-    trainable, _ = split(params, labels(stage, params))
-    return frozenset(trainable)
+    return frozenset(trained(stage, params))
 
 
 def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]) -> None:
@@ -78,15 +82,15 @@ def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: P
     """
     known = params.keys() - {path[0] for path in flatten_dict(params).keys() - flatten_dict(loaded).keys()}
     for stage in table:
-        trained = set(split(params, labels(stage, params))[0])
+        heads = set(trained(stage, params))
         needed = {"resnet", "fpn", "rpn"}
         needed |= {"res5", "box_head"} if {"box", "mask"} & set(stage.losses) else set()
         needed |= {"mask_head"} if "mask" in stage.losses else set()
         needed &= params.keys()  # fpn or res5
-        random = ", ".join(sorted(needed - known - trained))
+        random = ", ".join(sorted(needed - known - heads))
         if random:
             raise ConfigError(f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)")
-        known |= trained
+        known |= heads
 
 
 def summary(stage: StageConfig, params: Params) -> str:
@@ -96,11 +100,11 @@ def summary(stage: StageConfig, params: Params) -> str:
     optimizer = stage.optimizer
     scales = [group.lr_scale for group in stage.train]
     rows = [("", "pattern", "leaves", "parameters", "learning rate")]
-    trained = 0
+    count = 0
     for i, (label, pattern) in enumerate(_patterns(stage)):
         matching = [size for path, size in sizes.items() if re.fullmatch(pattern, path)]
         if label != FROZEN:
-            trained += sum(matching)
+            count += sum(matching)
         rate = "-" if label == FROZEN else f"{optimizer.learning_rate * scales[i]:g}"
         rows.append((label, pattern, f"{len(matching):,}", f"{sum(matching):,}", rate))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -109,14 +113,16 @@ def summary(stage: StageConfig, params: Params) -> str:
         names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         table.append("  ".join(names + numbers))
-    clip = "" if optimizer.clip_norm is None else f", clip norm {optimizer.clip_norm:g}"
+    rest = "" if optimizer.clip_norm is None else f", clip norm {optimizer.clip_norm:g}"
+    rest += "" if stage.ema_decay == 0 else f", moving average {stage.ema_decay:g}"
+    rest += "" if optimizer.accumulate_steps == 1 else f", an update every {optimizer.accumulate_steps} steps"
     head = f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; {optimizer.name}, {optimizer.schedule} rate"
-    head += f", warm-up {optimizer.warmup_steps} steps, weight decay {optimizer.weight_decay:g}{clip}"
-    foot = f"trained {trained:,} parameters, frozen {sum(sizes.values()) - trained:,}"
+    head += f", warm-up {optimizer.warmup_steps} updates, weight decay {optimizer.weight_decay:g}{rest}"
+    foot = f"trained {count:,} parameters, frozen {sum(sizes.values()) - count:,}"
     return "\n".join((head, *(f"  {line}" for line in table), f"  {foot}"))
 
 
 def _patterns(stage: StageConfig) -> list[tuple[str, str]]:
     """(label, pattern) of every pattern, the trained ones first."""
-    trained = [(f"group{i}", group.pattern) for i, group in enumerate(stage.train)]
-    return trained + [(FROZEN, pattern) for pattern in stage.frozen]
+    groups = [(f"group{i}", group.pattern) for i, group in enumerate(stage.train)]
+    return groups + [(FROZEN, pattern) for pattern in stage.frozen]

@@ -21,3 +21,5 @@ class TrainState(flax.struct.PyTreeNode):
     key: UInt32[Array, " words"]  # `jax.random.key_data` of the stage's key
     # Steps of the stage that were not applied, since their loss or gradient was not finite.
     skipped: Int32[Array, ""] = flax.struct.field(default_factory=lambda: jnp.int32(0))
+    # The moving average of the trained parameters: a subtree of `params`, or nothing.
+    ema: Params = flax.struct.field(default_factory=dict)

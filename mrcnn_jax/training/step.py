@@ -21,7 +21,7 @@ from mrcnn_jax.models.rpn import pyramid_anchors, rpn_loss, rpn_targets
 from mrcnn_jax.parallel import per_image, replicated
 from mrcnn_jax.structures import Batch, Instances, Params
 from mrcnn_jax.training import stages
-from mrcnn_jax.training.optimizer import apply_gradients
+from mrcnn_jax.training.optimizer import apply_gradients, moving_average
 from mrcnn_jax.training.state import TrainState
 
 Losses = dict[str, Float[Array, ""]]
@@ -102,10 +102,11 @@ def make_train_step(
         gradient = jax.value_and_grad(objective, has_aux=True)
         (total, (values, counts, statistics)), gradients = gradient(trainable)
         params, opt_state = apply_gradients(optimizer, state.opt_state, state.params, gradients, labels)
+        ema = state.ema and moving_average(state.ema, stages.split(params, labels)[0], opt_state, stage.ema_decay)
         batch_stats = {name: statistics[name] if name in live else old for name, old in state.batch_stats.items()}
         metrics = {f"loss/{name}": value for name, value in values.items()}
         metrics |= counts | {"loss/total": total, "gradient_norm": optax.tree.norm(gradients)}
-        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, step=state.step + 1), metrics
+        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, step=state.step + 1, ema=ema), metrics
 
     return train_step
 

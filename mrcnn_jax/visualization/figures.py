@@ -98,12 +98,12 @@ def proposals_figure(
 
 
 def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
-    """One figure a stage: every loss in training and validation, and the recall of the proposals where it was measured.
+    """One figure a stage: every loss in training and validation, and the recall of the proposals and the AP where they were measured.
 
     Args:
-        metrics_jsonl: one JSON object a line with stage, step (from 0 within the stage), split ("train" or "val"), `loss/<name>` and
-            `recall@<number>[/<size>]`; other keys are not read. Of rows that repeat a step (a run that was resumed) the last one counts.
-            A last line cut short by a crash is passed over.
+        metrics_jsonl: one JSON object a line with stage, step (from 0 within the stage), split ("train" or "val"), `loss/<name>`,
+            `recall@<number>[/<size>]`, `bbox/AP` and `segm/AP`; other keys are not read. Of rows that repeat a step (a run that was
+            resumed) the last one counts. A last line cut short by a crash is passed over.
         out_dir: folder of the figures; made if need be.
 
     Returns:
@@ -120,7 +120,8 @@ def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
         names = list(dict.fromkeys(name for row in (*train.values(), *val.values()) for name in row))
         losses = [name for name in names if name.startswith("loss/")]
         recalls = [name for name in names if name.startswith("recall@")]
-        panels = len(losses) + bool(recalls)
+        precisions = [name for name in names if name in ("bbox/AP", "segm/AP")]
+        panels = len(losses) + bool(recalls) + bool(precisions)
         if not panels:
             continue
         columns = min(panels, 2)
@@ -130,7 +131,12 @@ def curves(metrics_jsonl: Path, out_dir: Path) -> list[Path]:
         for axis, name in zip(axes, losses, strict=False):
             _draw_loss(axis, name, curve(train, name), curve(val, name))
         if recalls:
-            _draw_recall(axes[len(losses)], recalls, val)
+            _draw_shares(axes[len(losses)], {name.partition("/")[2] or "all": curve(val, name) for name in recalls})
+            _finish(axes[len(losses)], f"proposals: {recalls[0].partition('/')[0]} (validation, IoU 0.5)", "recall")
+        if precisions:
+            axis = axes[panels - 1]
+            _draw_shares(axis, {{"bbox/AP": "boxes", "segm/AP": "masks"}[name]: curve(val, name) for name in precisions})
+            _finish(axis, "average precision (validation, IoU .50:.95)", "AP")
         for axis in axes[panels:]:
             axis.set_axis_off()
         figure.suptitle(f"stage {stage}", fontsize=14)
@@ -177,12 +183,10 @@ def _draw_loss(axis: Axes, name: str, train: Curve, val: Curve) -> None:
     _finish(axis, name.removeprefix("loss/").replace("_", " ") + " loss", "loss")
 
 
-def _draw_recall(axis: Axes, names: Sequence[str], val: Mapping[int, Mapping[str, Any]]) -> None:
-    for name in names:
-        size = name.partition("/")[2]
-        axis.plot(*curve(val, name), linewidth=1.2 if size else 2.2, marker="o", markersize=4, label=size or "all")
+def _draw_shares(axis: Axes, lines: Mapping[str, Curve]) -> None:
+    for label, line in lines.items():
+        axis.plot(*line, linewidth=2.2 if label == "all" else 1.2, marker="o", markersize=4, label=label)
     axis.set_ylim(0, 1.02)  # a marker at 1 is seen whole
-    _finish(axis, f"proposals: {names[0].partition('/')[0]} (validation, IoU 0.5)", "recall")
 
 
 def _finish(axis: Axes, title: str, label: str) -> None:

@@ -227,9 +227,10 @@ def test_training_curves_are_means_and_ranges_of_steps(tmp_path: Path) -> None:
         {"stage": "rpn", "step": 500 * i, "split": "val", "loss/total": 0.5 / i, "recall@50": 0.4, "recall@50/small": 0.1} for i in (1, 2)
     ]
     rows += [{"stage": "mask", "step": 1, "split": "train", "loss/mask": 0.7}]
+    rows += [{"stage": "joint", "step": i, "split": "val", "segm/AP": 0.3 / i, "segm/AP50": 0.9} for i in (2, 3)]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rpn, mask = training_curves(path)
+    rpn, mask, joint = training_curves(path)
     assert [panel["title"] for panel in rpn["panels"]] == ["total loss", "recall@50 of the proposals, IoU .5"]
     train, val = rpn["panels"][0]["series"]
     finite = np.isfinite(values)
@@ -240,6 +241,8 @@ def test_training_curves_are_means_and_ranges_of_steps(tmp_path: Path) -> None:
     assert (val["x"], val["y"]) == ([500, 1000], [0.5, 0.25])
     assert [(s["name"], s["y"]) for s in rpn["panels"][1]["series"]] == [("all", [0.4, 0.4]), ("small", [0.1, 0.1])]
     assert mask["panels"] == [{"title": "mask loss", "label": "loss", "series": [{"name": "training", "x": [1], "y": [0.7]}]}]
+    series = [{"name": "masks", "x": [2, 3], "y": [0.15, 0.1]}]
+    assert joint["panels"] == [{"title": "average precision, IoU .50:.95", "label": "AP", "series": series}]
 
 
 # -- the file ------------------------------------------------------------------------------------------------------------------

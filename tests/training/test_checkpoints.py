@@ -97,6 +97,21 @@ def test_evaluation_restores_from_the_folder_alone(run: Checkpoints) -> None:
     assert_same_bits(batch_stats, STATE.batch_stats)
 
 
+def test_the_moving_average_stands_in_for_what_it_is_of(run: Checkpoints) -> None:
+    ema = {"rpn": {"conv": {"kernel": jnp.full((2, 3), 0.1)}}, "fpn": {"kernel": jnp.full(7, -0.0)}}
+    state = STATE.replace(ema=ema)
+    run.save(state, meta(3))
+    assert_same_bits(run.restore(state, meta(3)), state)
+    assert_same_bits(run.restore_params(meta(3))[0], STATE.params)
+    params, batch_stats = run.restore_params(meta(3), "ema")
+    assert_same_bits(batch_stats, STATE.batch_stats)
+    expected = {**STATE.params, "fpn": ema["fpn"], "rpn": {"conv": {**STATE.params["rpn"]["conv"], **ema["rpn"]["conv"]}}}
+    assert_same_bits(params, expected)
+    run.save(STATE, meta(4))
+    with pytest.raises(ConfigError, match=r"00000004-rpn: holds no moving average of its weights \(stages\.rpn\.ema_decay\)"):
+        run.restore_params(meta(4), "ema")
+
+
 def test_no_batch_statistics(run: Checkpoints) -> None:
     run.save(STATE.replace(batch_stats={}), meta(3))
     assert run.restore_params(meta(3))[1] == {}
@@ -257,6 +272,33 @@ def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Che
     latest = run.latest()
     assert latest is not None
     assert latest.name == "00000009-mask"
+
+
+def test_the_best_mask_ap_is_never_let_go(run: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    def save(step: int, mask_ap: float | None, *, complete: bool = False) -> list[int]:
+        run.save(STATE, dataclasses.replace(meta(step, complete=complete), mask_ap=mask_ap))
+        return [int(name.split("-")[0]) for name in names(run)]
+
+    assert run.best() is None
+    assert save(1, 0.1) == [1]
+    assert save(2, 0.3) == [1, 2]
+    assert save(3, 0.3) == [2, 3]
+    assert save(4, None) == [2, 3, 4]
+    assert save(5, 0.2) == [2, 4, 5]
+    assert save(6, 0.1, complete=True) == [2, 4, 5, 6]
+    best = Checkpoints(run.folder.parent, keep=2).best()
+    assert best is not None
+    assert (best.step, best.mask_ap) == (2, 0.3)
+    harmed = run.folder / best.name / "model" / "_METADATA"
+    _flip(harmed)
+    second = run.best()
+    assert second is not None
+    assert second.step == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{harmed}: damaged: not the bytes that were saved (SHA-256 differs): skipped"
+    ]
+    assert save(3, 0.4) == [2, 3]  # gone back to: what follows is of a future that was given up
+    assert save(4, -1.0) == [3, 4]
 
 
 def test_a_stage_that_starts_where_the_last_one_ended_is_the_newer(run: Checkpoints) -> None:

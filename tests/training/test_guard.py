@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mrcnn_jax.config import OptimizerConfig, ParamGroup, StageConfig
@@ -23,11 +26,11 @@ START = TrainState(PARAMS, {"rpn": {"mean": jnp.ones(2)}}, OPTIMIZER.init(PARAMS
 GOOD, NO_GRADIENT, NO_LOSS = (jnp.array(x, jnp.float32) for x in ([1.0, 4.0], [0.0, 1.0], [-1.0, 1.0]))
 
 
-def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+def step(state: TrainState, batch: Any, optimizer: optax.GradientTransformation = OPTIMIZER) -> tuple[TrainState, dict[str, Any]]:
     """The loss sum(sqrt(batch * kernel)): at 0 it is finite and its gradient is not, below 0 neither is."""
     trainable, _ = stages.split(state.params, LABELS)
     loss, grads = jax.value_and_grad(lambda p: jnp.sqrt(batch * p["rpn"]["kernel"]).sum() + batch.sum())(trainable)
-    params, opt_state = apply_gradients(OPTIMIZER, state.opt_state, state.params, grads, LABELS)
+    params, opt_state = apply_gradients(optimizer, state.opt_state, state.params, grads, LABELS)
     statistics = {"rpn": {"mean": state.batch_stats["rpn"]["mean"] + batch}}
     metrics = {"loss/total": loss, "gradient_norm": jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))), "count": jnp.int32(3)}
     return state.replace(params=params, batch_stats=statistics, opt_state=opt_state, step=state.step + 1), metrics
@@ -80,6 +83,24 @@ def test_beyond_the_limit_the_state_stays_as_the_failing_step_found_it(allowed: 
     assert bits(failed) == bits(run([GOOD], 0)[0][0])
     assert bits(later) == bits(after) == bits(failed)
     assert later.skipped > allowed
+
+
+def test_a_skipped_step_of_an_accumulated_update_counts_for_nothing() -> None:
+    """The next one takes its place: three steps, of which one is not finite, are the two that are."""
+    optimizer = make_optimizer(replace(STAGE, optimizer=replace(STAGE.optimizer, accumulate_steps=2)), PARAMS, total_steps=10)
+    guard = jax.jit(guarded(functools.partial(step, optimizer=optimizer), 1))
+
+    def end(batches: list[Any]) -> TrainState:
+        state = START.replace(opt_state=optimizer.init(PARAMS))
+        for batch in batches:
+            state, _ = guard(state, batch)
+        return state
+
+    assert bits(end([GOOD, NO_GRADIENT])) == bits(end([GOOD]))
+    two, three = end([GOOD, GOOD + 1]), end([GOOD, NO_GRADIENT, GOOD + 1])
+    assert bits(three) == bits(two)
+    assert (three.step, three.skipped) == (3, 1)
+    assert np.asarray(two.params["rpn"]["kernel"] != PARAMS["rpn"]["kernel"]).all()
 
 
 def test_frozen_leaves_are_not_copied() -> None:

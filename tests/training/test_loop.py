@@ -27,6 +27,8 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli
 from mrcnn_jax.config import Config, ConfigError, MaskHeadConfig, ParamGroup, load_config_file, load_config_json, resolve_paths
+from mrcnn_jax.evaluation.predict import load_run
+from mrcnn_jax.evaluation.run import evaluate_weights
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import checkpoints, loop
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta
@@ -196,6 +198,58 @@ def test_sigterm_to_the_script_saves_and_another_process_resumes(
     assert f"resumed from stage {stopped_at.stage}, step {stopped_at.stage_step}" in capsys.readouterr().out
     assert latest(run).step == stopped_at.step + 2
     assert (tiny_run / "metrics.jsonl").read_text().startswith((run / "metrics.jsonl").read_text())
+
+
+def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve steps make three updates, of 5, 5 and 2 steps. A kill leaves the checkpoint between two of them, and rows of what followed."""
+    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    mask = tiny_config.stages[2]
+    optimizer = replace(mask.optimizer, accumulate_steps=5, schedule="step", milestones=(0.5,))
+    stages = (replace(mask, epochs=2, ema_decay=0.5, optimizer=optimizer),)
+    config = replace(tiny_config, init_from=str(tiny_run), stages=stages, evaluate_every_epochs=1, save_every_steps=4)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    loop.train(replace(config, keep_checkpoints=9), whole)
+    shutil.copytree(whole, run)
+    for name in ("00000006-mask", "00000008-mask", "00000012-mask"):
+        shutil.rmtree(run / "checkpoints" / name)
+    assert (latest(run).name, latest(run).mask_ap) == ("00000004-mask", None)
+    loop.train(replace(config, keep_checkpoints=1), run)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"00000006-mask", "00000008-mask", "00000012-mask"}
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    for name in ("00000006-mask", "00000012-mask"):
+        ours, theirs = (arrays(folder / "checkpoints" / name) for folder in (run, whole))
+        assert {path: leaf.tobytes() for path, leaf in ours.items()} == {path: leaf.tobytes() for path, leaf in theirs.items()}
+        assert (run / "checkpoints" / name / "meta.json").read_text() == (whole / "checkpoints" / name / "meta.json").read_text()
+
+    rows = read_metrics(whole)
+    assert [row["learning_rate"] for row in rows if row["split"] == "train"] == [np.float32(0.01)] * 10 + [np.float32(0.001)] * 2
+    middle, end = (arrays(whole / "checkpoints" / name) for name in ("00000006-mask", "00000012-mask"))
+    counts = [{path.split("/")[-1]: leaf.item() for path, leaf in found.items() if path.endswith("_step")} for found in (middle, end)]
+    assert counts == [{"mini_step": 1, "gradient_step": 1}, {"mini_step": 0, "gradient_step": 3}]
+    # The average is of what the stage trains, half of it of the last update's.
+    trained = {path.removeprefix("params/") for path in end if path.startswith("params/mask_head/")}
+    assert {path.removeprefix("ema/") for path in end if path.startswith("ema/")} == trained
+    start = arrays(tiny_run / "checkpoints" / "00000024-mask")
+    for path in trained:  # one update by step 6
+        np.testing.assert_allclose(middle[f"ema/{path}"], (start[f"params/{path}"] + middle[f"params/{path}"]) / 2, atol=1e-6)
+
+    measured = {row["step"]: row for row in rows if row["split"] == "val"}
+    assert measured.keys() == {6, 12}
+    best = Checkpoints(run, keep=1).best()
+    assert best is not None
+    assert best.mask_ap == max(row["segm/AP"] for row in measured.values())
+    assert measured[best.step]["bbox/AP"] > 0
+    evaluate_weights(run, checkpoint="best", figures=0, report_images=0, out=tmp_path / "eval")
+    found, averaged = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("eval", "eval_ema"))
+    names = {"bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75"}
+    assert {name: found[name] for name in names} == {name: measured[best.step][name] for name in names}
+    assert averaged["bbox/AP"] == found["bbox/AP"]  # masks alone were trained
+    kept = flatten_dict(load_run(run, "best", "ema").variables["params"], sep="/")
+    saved = arrays(run / "checkpoints" / best.name)
+    for path, leaf in kept.items():
+        assert leaf.tobytes() == saved[f"{'ema' if path in trained else 'params'}/{path}"].tobytes()
 
 
 # -- what a run waits for ------------------------------------------------------------------------------------------------------
@@ -591,7 +645,7 @@ def test_the_resnet_comes_from_a_weights_file(data_folder: Path, capsys: pytest.
 def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:
     rpn, box, mask = tiny_config.stages
     late = replace(mask, optimizer=replace(mask.optimizer, warmup_steps=1000))
-    with pytest.raises(ConfigError, match=r"stages.mask.optimizer.warmup_steps: 1000, but the stage has only 6 steps"):
+    with pytest.raises(ConfigError, match=r"stages.mask.optimizer.warmup_steps: 1000, but the stage has only 6 updates"):
         loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
     with pytest.raises(ConfigError, match=r"stages.mask: frozen at random initialisation: box_head "):
         loop.train(replace(tiny_config, stages=(rpn, mask)), tmp_path / "random")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config import ConfigError, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
-from mrcnn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, scaling_hint
+from mrcnn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, moving_average, scaling_hint
 
 STEPS = 20
 SCALES = {"head/kernel": 1.0, "head/bias": 1.0, "neck/kernel": 0.1}  # the trained leaves and their groups' lr_scale
@@ -75,11 +77,16 @@ def run(table: StageConfig) -> tuple[dict[str, np.ndarray], Any]:
 def rate(config: OptimizerConfig, step: int) -> float:
     """The schedule in plain Python."""
     warmup, peak = config.warmup_steps, config.learning_rate
+    step, updates = step // config.accumulate_steps, math.ceil(STEPS / config.accumulate_steps)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+    if config.schedule == "step":
+        for milestone in config.milestones:
+            peak *= config.step_factor if step >= round(milestone * updates) else 1
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (updates - warmup)))
 
 
 def reference(config: OptimizerConfig) -> dict[str, np.ndarray]:
@@ -87,18 +94,21 @@ def reference(config: OptimizerConfig) -> dict[str, np.ndarray]:
     params = {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(initial(), sep="/").items() if path in SCALES}
     first = {path: np.zeros_like(leaf) for path, leaf in params.items()}
     second = {path: np.zeros_like(leaf) for path, leaf in params.items()}
-    for step in range(STEPS):
-        grads = {path: grad.astype(np.float64) for path, grad in gradients(step).items()}
+    for made, step in enumerate(range(0, STEPS, config.accumulate_steps)):
+        # One batch as large as several, whose gradient is the mean of theirs; the last one has what is left.
+        parts = [gradients(s) for s in range(step, min(step + config.accumulate_steps, STEPS))]
+        grads = {path: sum(part[path].astype(np.float64) for part in parts) / len(parts) for path in params}
         if config.clip_norm is not None:
             norm = math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
             grads = {path: grad * min(1.0, config.clip_norm / norm) for path, grad in grads.items()}
         for path, param in params.items():
-            grad = grads[path] + config.weight_decay * param
-            if config.name == "adam":
+            decay = config.weight_decay * param * (config.decay_vectors or param.ndim > 1)
+            grad = grads[path] + decay * (config.name != "adamw")
+            if config.name != "sgd":
                 first[path] = 0.9 * first[path] + 0.1 * grad
                 second[path] = 0.999 * second[path] + 0.001 * grad**2
-                mean, variance = first[path] / (1 - 0.9 ** (step + 1)), second[path] / (1 - 0.999 ** (step + 1))
-                direction = mean / (np.sqrt(variance) + 1e-8)
+                mean, variance = first[path] / (1 - 0.9 ** (made + 1)), second[path] / (1 - 0.999 ** (made + 1))
+                direction = mean / (np.sqrt(variance) + 1e-8) + decay * (config.name == "adamw")
             else:
                 first[path] = config.momentum * first[path] + grad
                 direction = first[path]
@@ -115,6 +125,17 @@ RECIPES = {
     },
     "adam": {"name": "adam", "learning_rate": 1e-2},
     "adam_l2_clip": {"name": "adam", "learning_rate": 1e-2, "weight_decay": 0.3, "clip_norm": 2.0, "schedule": "cosine"},
+    "adamw": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.5},
+    "adamw_kernels_step": {
+        **{"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.5, "decay_vectors": False},
+        **{"schedule": "step", "warmup_steps": 2, "milestones": (0.3, 0.62), "step_factor": 0.5},
+    },
+    "sgd_kernels": {"name": "sgd", "learning_rate": 0.02, "weight_decay": 0.3, "decay_vectors": False},
+    "sgd_accumulated": {
+        **{"name": "sgd", "learning_rate": 0.3, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.5},
+        **{"accumulate_steps": 3, "schedule": "cosine", "warmup_steps": 2},
+    },
+    "adamw_accumulated": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.5, "accumulate_steps": 4},
 }
 
 
@@ -147,7 +168,8 @@ def test_frozen_leaves_own_no_state(recipe: str) -> None:
     state = make_optimizer(table, params, total_steps=STEPS).init(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert not [path for path in paths if "body" in path or stages.FROZEN in path]
-    copies = {"adam": 2, "sgd": 1 if table.optimizer.momentum else 0}[table.optimizer.name]
+    copies = {"adam": 2, "adamw": 2, "sgd": 1 if table.optimizer.momentum else 0}[table.optimizer.name]
+    copies += table.optimizer.accumulate_steps > 1  # the gradients so far
     moments = sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape)
     assert moments == sorted([(3, 4), (4,), (2, 2)] * copies)
 
@@ -173,10 +195,47 @@ def test_the_clip_norm_sees_the_trainable_gradients_only() -> None:
     assert all(not np.asarray(leaf, np.float32).any() for leaf in jax.tree.leaves(updates["body"]))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("warmup", [0, 1, 7])
-def test_learning_rate_is_the_formula(schedule: str, warmup: int) -> None:
-    table = stage(learning_rate=0.3, schedule=schedule, warmup_steps=warmup)
+def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> None:
+    """Three steps make an update, and 20 of them seven, the last one of two; the moving average follows the updates alone."""
+    table = stage(name="sgd", learning_rate=0.1, momentum=0.5, accumulate_steps=3)
+    params = initial()
+    optimizer, labels = make_optimizer(table, params, total_steps=STEPS), stages.labels(table, params)
+
+    @jax.jit
+    def step_once(params: Any, state: Any, average: Any, grads: Any) -> Any:
+        params, state = apply_gradients(optimizer, state, params, grads, labels)
+        return params, state, moving_average(average, stages.split(params, labels)[0], state, 0.75)
+
+    def kept(found: Any) -> Any:
+        """All but the frozen parameters, the mean so far and its count."""
+        params, state, average = found
+        return stages.split(params, labels)[0], average, [leaf for _, leaf in optax.tree.get_all_with_path(state, "trace")]
+
+    average, state = stages.split(params, labels)[0], optimizer.init(params)
+    found, moved = (params, state, average), []
+    expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), average)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for step in range(STEPS):
+            before, found = kept(found), step_once(*found, nested(gradients(step)))
+            trained, average, _ = kept(found)
+            mean = optax.tree.get(found[1], "acc_grads")["head"]["bias"]
+            if np.array_equal(trained["head"]["bias"], before[0]["head"]["bias"]):
+                jax.tree.map(np.testing.assert_array_equal, kept(found), before)
+                so_far = [gradients(s)["head/bias"] for s in range(step // 3 * 3, step + 1)]
+                np.testing.assert_allclose(mean, np.mean(so_far, axis=0), rtol=1e-5)
+            else:
+                moved.append(step)
+                assert not np.asarray(mean).any()
+                expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * np.asarray(new, np.float64), expected, trained)
+    assert moved == [2, 5, 8, 11, 14, 17, 19]
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7), average, expected)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_learning_rate_is_the_formula(schedule: str, warmup: int, accumulate: int) -> None:
+    table = stage(learning_rate=0.3, schedule=schedule, warmup_steps=warmup, accumulate_steps=accumulate)
     traced = jax.jit(lambda step: learning_rate(table, step, STEPS))
     for step in range(STEPS):
         expected = rate(table.optimizer, step)
@@ -193,6 +252,18 @@ def test_a_warmup_longer_than_the_stage_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"stages\.box\.optimizer\.warmup_steps: 20"):
         make_optimizer(table, initial(), total_steps=STEPS)
     make_optimizer(table, initial(), total_steps=STEPS + 1)
+    table = stage(warmup_steps=5, accumulate_steps=4)  # it counts updates
+    with pytest.raises(ConfigError, match=r"warmup_steps: 5, but the stage has only 5 updates"):
+        make_optimizer(table, initial(), total_steps=STEPS)
+    make_optimizer(table, initial(), total_steps=STEPS + 1)
+
+
+def test_a_milestone_within_the_warmup_is_an_error() -> None:
+    table = stage(schedule="step", milestones=(0.25, 0.5), warmup_steps=6)
+    with pytest.raises(ConfigError, match=r"stages\.box\.optimizer\.milestones: 0\.25 is update 5, within the warm-up of 6"):
+        make_optimizer(table, initial(), total_steps=STEPS)
+    # At its end the first fall follows at once.
+    assert float(learning_rate(replace(table, optimizer=replace(table.optimizer, warmup_steps=5)), 5, STEPS)) == np.float32(1e-4)
 
 
 def test_wrong_patterns_are_caught_here_too() -> None:
@@ -204,8 +275,9 @@ def test_wrong_patterns_are_caught_here_too() -> None:
 def test_another_batch_size_gives_a_hint_and_scales_nothing() -> None:
     table = stage(learning_rate=0.02, batch_size=16)
     assert scaling_hint(table, 0, 16) is None
+    assert scaling_hint(stage(learning_rate=0.02, batch_size=16, accumulate_steps=4), 0, 4) is None
     assert scaling_hint(table, 1, 4) == (
-        "learning rate 0.02 is in use with 4 images a step, and meant for 16; scaled linearly it would be 0.005"
+        "learning rate 0.02 is in use with 4 images an update, and meant for 16; scaled linearly it would be 0.005"
         " (--stages.1.optimizer.learning-rate; --stages.1.optimizer.batch-size 4 says that the rate is meant)"
     )
     assert float(learning_rate(table, 0, STEPS)) == np.float32(0.02)

@@ -30,6 +30,7 @@ from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.recipes import joint, staged
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.optimizer import make_optimizer
+from mrcnn_jax.training.stages import trained
 from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 
@@ -48,6 +49,7 @@ MODEL = MaskRCNN(CONFIG)
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # each program runs a few times only
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=0.1)
 RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
+BOX = replace(BOX, ema_decay=0.75)
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,7 @@ class Runner:
             opt_state=optimizer.init(variables["params"]),
             step=jnp.int32(0),
             key=jax.random.key_data(jax.random.key(0)),
+            ema=trained(stage, variables["params"]) if stage.ema_decay else {},
         )
         # NumPy arrays: `step` may donate what is made of them, and start again.
         self.start: Any = jax.tree.map(np.array, start)
@@ -147,14 +150,18 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
     state = box_runner.start
     before = jax.tree.map(np.array, state)
     losses = []
+    assert before.ema.keys() == {"box_head"}
+    average = jax.tree.map(np.float64, before.ema)
     for step in range(20):
         state, metrics = box_runner.step(state, batch(step % 3))
+        average = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * np.float64(new), average, {"box_head": state.params["box_head"]})
         losses.append({name: float(value) for name, value in metrics.items()})
     assert box_runner.traces == 1
     assert int(state.step) == 20
     box_head = {path for path in flatten_dict(before.params, sep="/") if path.startswith("box_head/")}
     assert moved(before.params, state.params) == box_head
     assert moved(before.batch_stats, state.batch_stats) == set()
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7), state.ema, average)
     assert set(losses[0]) == {"loss/box_class", "loss/box_box", "loss/total", "gradient_norm"}
     for row in losses:
         assert row["loss/total"] == pytest.approx(row["loss/box_class"] + row["loss/box_box"], rel=1e-6)

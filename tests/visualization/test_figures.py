@@ -93,7 +93,9 @@ def _rows() -> list[dict[str, Any]]:
             train = {"loss/total": 3.0 - step / 100, f"loss/{stage}_box": 1.0, "learning_rate": 0.1, "images_per_second": 3.0}
             rows.append({"stage": stage, "step": step, "epoch": step / 50, "split": "train", **train})
         for step in (49, 99):
-            val = {"loss/total": 4.0 - step / 100, f"loss/{stage}_box": 2.0} | ({"recall@50": step / 100} if stage == "rpn" else {})
+            val = {"loss/total": 4.0 - step / 100, f"loss/{stage}_box": 2.0} | (
+                {"recall@50": step / 100} if stage == "rpn" else {"segm/AP": 0.2, "bbox/AP": step / 500, "bbox/AP50": 0.5}
+            )
             rows.append({"stage": stage, "step": step, "epoch": step / 50, "split": "val", **val})
     return rows
 
@@ -126,7 +128,10 @@ def test_curves_hold_every_loss_of_every_stage(tmp_path: Path, drawn: list[Figur
     assert all(_read(path).shape[1] == 900 for path in paths)
     rpn, box = (_lines(figure) for figure in drawn)
     assert list(rpn) == ["total loss", "rpn box loss", "proposals: recall@50 (validation, IoU 0.5)"]
-    assert list(box) == ["total loss", "box box loss"]
+    assert list(box) == ["total loss", "box box loss", "average precision (validation, IoU .50:.95)"]
+    precisions = box["average precision (validation, IoU .50:.95)"]
+    assert precisions.keys() == {"boxes", "masks"}
+    np.testing.assert_allclose(precisions["boxes"], [[49, 0.098], [99, 0.198]])
     np.testing.assert_allclose(rpn["total loss"]["validation"], [[49, 3.51], [99, 3.01]])
     np.testing.assert_allclose(rpn["proposals: recall@50 (validation, IoU 0.5)"]["all"], [[49, 0.49], [99, 0.99]])
     training = rpn["total loss"]["training (smoothed)"]
