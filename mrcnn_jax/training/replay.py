@@ -100,7 +100,8 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     step = make_train_step(MaskRCNN(config.model), stage, state.params, optax.set_to_zero())
     metrics = jax.jit(lambda state, batch: step(state, batch)[1], **compile_options(deterministic=config.deterministic))
     rows = {"all images": np.ones(len(batch.valid), bool)}
-    rows |= {f"{failed.describe(image)} alone": np.arange(len(batch.valid)) == row for row, image in enumerate(failed.images)}
+    indices = dict.fromkeys(batch.indices[batch.valid].tolist())  # in the order of the rows, once each, as in `failed.images`
+    rows |= {f"{failed.describe(image)} alone": batch.indices == index for index, image in zip(indices, failed.images, strict=True)}
     found = []
     for name, chosen in rows.items():
         values = {key: float(value) for key, value in jax.device_get(metrics(state, batch.replace(valid=batch.valid & chosen))).items()}
