@@ -65,7 +65,7 @@ class Batch(flax.struct.PyTreeNode):
     ground_truth: Instances  # boxes, labels, masks, has_mask
     ignore: Instances  # crowd regions: boxes only
     # Of augmented images: objects (pasted ones too) that are not in the ground truth, since they were cut away or hidden, or are over
-    # data.max_objects. None: nothing is augmented.
+    # data.max_objects. None where nothing is augmented.
     lost: Int32[AnyArray, " b"] | None = None
 
 
