@@ -32,6 +32,31 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are changed, drawn anew each time one is used (data/augment.py). By default not at all; validation never is."""
+
+    flip: float = 0.0
+    """Probability that an image is mirrored, left to right."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of a factor, uniform, on the scale that `short_side` and `long_side` give. Of an image that then leaves its canvas a random
+    window is taken. (0.1, 2.0) is the large-scale jitter of Ghiasi et al. 2021."""
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    """Each a factor in 1 - x..1 + x, uniform: of all values, of the distance from the image's mean grey, of that from the pixel's grey."""
+    hue: float = 0.0
+    """A turn in -x..x, uniform, as a share of the circle of colours."""
+    copy_paste: float = 0.0
+    """Probability that objects of another training image (each with chance .5, if it has a mask) are pasted over this one (Ghiasi et al.
+    2021), which is mirrored and scaled by draws of its own."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("flip", 1.0), ("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5), ("copy_paste", 1.0)):
+            _require(0 <= getattr(self, name) <= most, f"data.augment.{name}: must be in 0..{most:g}")
+        _require(0 < self.scale[0] <= self.scale[1] <= 4, "data.augment.scale: must be (low, high) with 0 < low <= high <= 4")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which data set, and how its images become canvases (SPEC: pixels to a few fixed canvas sizes)."""
 
@@ -58,6 +83,10 @@ class DataConfig:
     """Ground-truth masks travel as crops of their box, mask_crop x mask_crop."""
     keep_empty: bool = True
     """Keep training images without objects (they are negatives)."""
+    repeat_threshold: float = 0.0
+    """Training images with a class that fewer than this share of them have are repeated in an epoch (Gupta et al. 2019; LVIS: 0.001): an
+    image max(1, sqrt(threshold / share)) times, by its rarest class. 0: each once."""
+    augment: AugmentConfig = AugmentConfig()
     class_names: tuple[str, ...] = field(default=(), metadata=RUNTIME)
     """The names that the annotation files must have for labels 1, 2, ... (categories by id); empty: whatever they have."""
     max_pixels: int = field(default=100_000_000, metadata=RUNTIME)
@@ -85,6 +114,7 @@ class DataConfig:
         for name in ("max_objects", "max_ignored", "mask_crop", "batch_size", "eval_batch_size", "threads"):
             _require(getattr(self, name) >= 1, f"data.{name}: must be at least 1")
         _require(self.workers >= 0, "data.workers: must be at least 0")
+        _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold: must be in 0..1")
         # pycocotools counts fifths of a pixel in 32 bits.
         _require(1 <= self.max_pixels <= 200_000_000, "data.max_pixels: must be in 1..200000000")
 

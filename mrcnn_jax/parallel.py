@@ -169,7 +169,7 @@ def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBat
         filled = planned.indices + (-1,) * (-len(planned.indices) % mesh.size)
         share = len(filled) // jax.process_count()
         start = jax.process_index() * share
-        own.append(PlannedBatch(planned.canvas, filled[start : start + share]))
+        own.append(PlannedBatch(planned.canvas, filled[start : start + share], planned.keys[start : start + share]))
     return own
 
 

@@ -55,13 +55,18 @@ class Batch(flax.struct.PyTreeNode):
     """Images of one canvas size with their ground truth, as the loader makes it (NumPy) and a train step takes it."""
 
     images: UInt8[AnyArray, "b h w 3"]  # top left of the canvas; the rest is zero
-    image_sizes: Int32[AnyArray, "b 2"]  # (height, width) of the resized image inside the canvas
+    image_sizes: Int32[AnyArray, "b 2"]  # (height, width) of what is seen of the resized image: all of it, or what the canvas holds
     original_sizes: Int32[AnyArray, "b 2"]  # (height, width) of the image on disk
-    scales: Float[AnyArray, "b 2"]  # (y, x): canvas pixels = original pixels * scale, float32
+    # (y, x): canvas pixels = original pixels * scale, float32. An augmented training image may be mirrored and cut as well: then it is only
+    # the ratio of the sizes.
+    scales: Float[AnyArray, "b 2"]
     indices: Int32[AnyArray, " b"]  # index of the image in its split: keys of randomness, and the way back to COCO ids
     valid: Bool[AnyArray, " b"]  # False for the images that fill up an incomplete batch
     ground_truth: Instances  # boxes, labels, masks, has_mask
     ignore: Instances  # crowd regions: boxes only
+    # Of augmented images: objects (pasted ones too) that are not in the ground truth, since they were cut away or hidden, or are over
+    # data.max_objects. None where nothing is augmented.
+    lost: Int32[AnyArray, " b"] | None = None
 
 
 # Nested dict of arrays, as Flax makes it.

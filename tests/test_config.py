@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from mrcnn_jax.config import (
+    AugmentConfig,
     BoxHeadConfig,
     Config,
     ConfigError,
@@ -182,6 +183,12 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: DataConfig(short_side=1089), "data.short_side"),
         (lambda: DataConfig(batch_size=0), "data.batch_size"),
         (lambda: DataConfig(workers=-1), "data.workers"),
+        (lambda: DataConfig(repeat_threshold=1.1), "data.repeat_threshold"),
+        (lambda: AugmentConfig(flip=1.1), "data.augment.flip"),
+        (lambda: AugmentConfig(brightness=-0.1), "data.augment.brightness"),
+        (lambda: AugmentConfig(hue=0.6), "data.augment.hue"),
+        (lambda: AugmentConfig(scale=(0.0, 1.0)), "data.augment.scale"),
+        (lambda: AugmentConfig(scale=(1.5, 1.0)), "data.augment.scale"),
         (lambda: DataConfig(max_pixels=0), "data.max_pixels"),
         (lambda: DataConfig(max_pixels=200_000_001), "data.max_pixels"),
         (lambda: ResNetConfig(width=0), "model.resnet.width"),

@@ -234,7 +234,8 @@ def test_a_run_with_such_a_batch_is_refused_before_it_reads_anything(tiny_data: 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_rows_of_all_processes_are_the_batch(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh: Any = AbstractMesh((4,), ("data",))
-    plan = [PlannedBatch(1, (5, 3, 8)), PlannedBatch(0, (0, 1, 2, 4, 6, 7, -1, -1))]
+    keys = (*((i,) for i in (0, 1, 2, 4, 6, 7)), (), ())
+    plan = [PlannedBatch(1, (5, 3, 8)), PlannedBatch(0, (0, 1, 2, 4, 6, 7, -1, -1), keys)]
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     shares = []
     for index in range(processes):
@@ -246,3 +247,4 @@ def test_the_rows_of_all_processes_are_the_batch(processes: int, monkeypatch: py
         assert {len(part.indices) for part in parts} == {rows // processes}
         together = sum((part.indices for part in parts), ())
         assert together == planned.indices + (-1,) * (rows - len(planned.indices))
+        assert sum((part.keys for part in parts), ()) == planned.keys

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.config import Config, ConfigError, StageConfig, config_hash, differences, load_config_json, resolve_paths, save_config
 from mrcnn_jax.data.coco import read_coco
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once, repeat_factors
 from mrcnn_jax.evaluation.coco import evaluate as coco_ap
 from mrcnn_jax.evaluation.predict import Predictor, Run, results_of_split
 from mrcnn_jax.evaluation.proposals import proposal_recall
@@ -169,6 +169,10 @@ class _Run:
             raise ConfigError(f"{data.val_annotations}: its categories differ from those of {data.train_annotations}")
         for split in (self.train_split, self.val_split):
             print("\n".join(split.dataset.report.lines()))
+        self.repeats = repeat_factors(self.train_split.dataset, data.repeat_threshold)
+        if self.repeats.max() > 1:
+            used = sum(len(_real(planned)) for planned in self._plan(0, 0))
+            print(f"{(self.repeats > 1).sum()} training images are repeated (data.repeat_threshold): {used} an epoch")
         categories = tuple((category.id, category.name) for category in self.train_split.dataset.categories)
         if self.resumed_from is not None and self.resumed_from.categories != categories:
             raise ConfigError(f"{data.train_annotations}: categories {categories}, but the run began with {self.resumed_from.categories}")
@@ -210,10 +214,17 @@ class _Run:
     # -- the plan of the run ---------------------------------------------------------------------------------------------------
 
     def _plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
-        """The batches of an epoch: a pure function of the data's sizes, the seed and the epoch counted over all stages."""
+        """The batches of an epoch: a pure function of the data's sizes and classes, the seed and the epoch counted over all stages."""
         epochs_before = sum(stage.epochs for stage in self.config.stages[:stage_index])
-        canvases = [plan.canvas for plan in self.train_split.plans]
-        return plan_epoch(canvases, self.config.data.batch_size, seed=self.config.seed, epoch=epochs_before + epoch, shuffle=True)
+        data = self.config.data
+        return plan_epoch(
+            [plan.canvas for plan in self.train_split.plans],
+            data.batch_size,
+            seed=self.config.seed,
+            epoch=epochs_before + epoch,
+            shuffle=True,
+            repeats=self.repeats,
+        )
 
     # -- training --------------------------------------------------------------------------------------------------------------
 

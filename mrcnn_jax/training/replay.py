@@ -24,6 +24,7 @@ import optax
 import tyro
 from flax.serialization import to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Bool
 
 from mrcnn_jax import cli
 from mrcnn_jax.config import Config, ConfigError, from_dict, to_dict
@@ -91,6 +92,13 @@ def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
     return failed, from_dict(about["config"]), batch, state
 
 
+def rows_of(failed: FailedStep, batch: Batch) -> dict[str, Bool[np.ndarray, " b"]]:
+    """What the step is computed on: all rows, and those of each image, which may be in a batch more than once (`data.repeat_threshold`)."""
+    indices = dict.fromkeys(batch.indices[batch.valid].tolist())  # in the order of the rows, once each, as in `failed.images`
+    alone = {f"{failed.describe(image)} alone": batch.indices == index for index, image in zip(indices, failed.images, strict=True)}
+    return {"all images": np.ones(len(batch.valid), bool)} | alone
+
+
 def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     """The metrics of the step, again: of ("all images", ...) and of each image alone."""
     failed, config, batch, state = read_failed(path)
@@ -99,10 +107,8 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     # Nothing is applied: an optimiser without state and updates.
     step = make_train_step(MaskRCNN(config.model), stage, state.params, optax.set_to_zero())
     metrics = jax.jit(lambda state, batch: step(state, batch)[1], **compile_options(deterministic=config.deterministic))
-    rows = {"all images": np.ones(len(batch.valid), bool)}
-    rows |= {f"{failed.describe(image)} alone": np.arange(len(batch.valid)) == row for row, image in enumerate(failed.images)}
     found = []
-    for name, chosen in rows.items():
+    for name, chosen in rows_of(failed, batch).items():
         values = {key: float(value) for key, value in jax.device_get(metrics(state, batch.replace(valid=batch.valid & chosen))).items()}
         print(f"{name}: " + "  ".join(f"{key} {value:g}" for key, value in values.items()))
         found.append((name, values))

@@ -45,7 +45,7 @@ def stage_losses(
     features = model.features(batch.images, batch.image_sizes, batch.valid, live="resnet" in live)
     output = model.propose(features, batch.image_sizes, batch.valid, live="rpn" in live)
     values: Losses = {}
-    counts: dict[str, Array] = {}
+    counts: dict[str, Array] = {} if batch.lost is None else {"objects_lost": jnp.sum(jnp.where(batch.valid, batch.lost, 0))}
 
     if "rpn" in losses:
         height, width = batch.images.shape[1:3]

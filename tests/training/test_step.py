@@ -86,6 +86,7 @@ def batch(seed: int, valid: tuple[bool, bool] = (True, True)) -> Batch:
         valid=np.array(valid),
         ground_truth=ground_truth,
         ignore=Instances(boxes=np.array([[[0, 0, 9, 9]]] * 2, np.float32), valid=np.array([[True], [False]])),
+        lost=np.array([2, 5], np.int32),
     )
 
 
@@ -162,7 +163,7 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
     assert moved(before.params, state.params) == box_head
     assert moved(before.batch_stats, state.batch_stats) == set()
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7), state.ema, average)
-    assert set(losses[0]) == {"loss/box_class", "loss/box_box", "loss/total", "gradient_norm"}
+    assert set(losses[0]) == {"loss/box_class", "loss/box_box", "loss/total", "gradient_norm", "objects_lost"}
     for row in losses:
         assert row["loss/total"] == pytest.approx(row["loss/box_class"] + row["loss/box_box"], rel=1e-6)
         assert 0 < row["gradient_norm"] < np.inf
@@ -177,7 +178,8 @@ def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runne
     statistics = set(flatten_dict(start.batch_stats, sep="/"))
     assert {path.split("/")[0] for path in statistics} == {"resnet", "rpn"}
     assert moved(start.batch_stats, state.batch_stats) == statistics
-    assert set(metrics) == {"loss/rpn_objectness", "loss/rpn_box", "loss/total", "gradient_norm"}
+    assert set(metrics) == {"loss/rpn_objectness", "loss/rpn_box", "loss/total", "gradient_norm", "objects_lost"}
+    assert metrics["objects_lost"] == 7
 
 
 def test_c4_trains_res5_with_the_box_head_alone() -> None:

@@ -1,0 +1,214 @@
+"""What is seen of an image and its objects on a canvas, and how training images are changed (`AugmentConfig`).
+
+Every draw comes from a key, (seed, epoch, how often the image was used in it, image), and from nothing else, so that a killed run goes on
+with the same pictures. The canvas of an image never changes. Masks stay in the pixels of their own image until they are cropped to their
+box, so that none is resampled twice.
+
+What is left of an object. One that the canvas cuts, or that others are pasted over, keeps the part of its mask that is seen, and its box
+is that part's, within the box it had; without a mask it keeps the part of its box that is on the canvas. It is lost, and counted, if no
+pixel of its mask is seen, if a side of its box is under LEAST, or if it has no mask and its whole box is hidden. The same holds for crowd
+regions, but that nothing pasted hides them, and they are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int32, UInt8
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax.config import AugmentConfig
+from mrcnn_jax.data.transforms import View, coverage
+
+LEAST = 1.0  # canvas pixels: of an augmented image's objects, the least side that is trained on
+GREY = (0.299, 0.587, 0.114)  # weights of R, G, B (ITU-R BT.601)
+
+Box = tuple[float, ...]  # (x1, y1, x2, y2) in the pixels of its own image
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image and its annotations, in its own pixels. `counts`: compressed run lengths, empty without a mask."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int32[np.ndarray, " n"]
+    iscrowd: Bool[np.ndarray, " n"]
+    counts: Sequence[bytes]
+    resized: Size
+    """The size that it has without augmentation."""
+
+    @property
+    def size(self) -> Size:
+        return self.image.shape[0], self.image.shape[1]
+
+    def mask(self, number: int) -> UInt8[np.ndarray, "h w"] | None:
+        counts = self.counts[number]
+        return rle_ops.decode({"size": list(self.size), "counts": counts}) if counts else None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is seen of an object: a box, and the mask there where it is not the annotated one."""
+
+    picture: Picture
+    view: View
+    number: int
+    box: Box
+    left: UInt8[np.ndarray, "h w"] | None = None
+
+    @property
+    def label(self) -> int:
+        return int(self.picture.labels[self.number])
+
+    @property
+    def area(self) -> float:
+        """Of the box, in canvas pixels."""
+        y, x = self.view.scale
+        corners = np.array(self.box, np.float32)
+        return float(np.prod(corners[2:] - corners[:2])) * y * x
+
+    @property
+    def on_canvas(self) -> Float[np.ndarray, " 4"]:
+        return self.view.boxes(np.array([self.box], np.float32))[0]
+
+    @property
+    def mask(self) -> UInt8[np.ndarray, "h w"] | None:
+        """In the pixels of its image, 0 and 1."""
+        return self.picture.mask(self.number) if self.left is None else self.left
+
+    def crop(self, size: int) -> UInt8[np.ndarray, "size size"] | None:
+        """Coverage 0..255 of the mask inside the box; None without a mask."""
+        mask = self.mask
+        return None if mask is None else coverage(mask, self.box, size)[:, :: -1 if self.view.flip else 1]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image on its canvas, and what is seen in it; `pixels` are as many as `view.size` says."""
+
+    view: View
+    pixels: UInt8[np.ndarray, "vh vw 3"]
+    objects: list[Seen]
+    crowds: list[Seen]
+    lost: int = 0
+    """Objects of which too little is seen."""
+
+
+def plain(picture: Picture) -> Scene:
+    """Nothing changed: all of it is seen."""
+    view = View(picture.size, picture.resized, picture.resized)
+    return Scene(view, view.pixels(picture.image), _seen(picture, view, ~picture.iscrowd, 0), _seen(picture, view, picture.iscrowd, 0))
+
+
+def augmented(
+    picture: Picture, canvas: Size, key: Sequence[int], config: AugmentConfig, another: Callable[[np.random.Generator], Picture]
+) -> Scene:
+    """A training image changed by the draws of `key`.
+
+    Args:
+        canvas: (height, width) of the one that `picture` is planned for.
+        another: draws a training image whose objects may be pasted.
+    """
+    rng = np.random.default_rng(tuple(key))
+    view = _drawn(picture, rng, config)
+    size = min(view.resized[0], canvas[0]), min(view.resized[1], canvas[1])
+    view = _placed(view, size, rng)
+    pixels = view.pixels(picture.image)
+    hidden = np.zeros(picture.size, bool)
+    pasted: list[Seen] = []
+    if rng.random() < config.copy_paste:
+        source = another(rng)
+        theirs = _placed(_drawn(source, rng, config), size, rng)
+        over, pasted = _chosen(_seen(source, theirs, ~source.iscrowd, LEAST), size, rng)
+        pixels = np.where(over[..., None], theirs.pixels(source.image), pixels)
+        hidden = view.from_canvas(over)
+    objects = _seen(picture, view, ~picture.iscrowd, LEAST, hidden)
+    lost = int(np.sum(~picture.iscrowd)) - len(objects)
+    return Scene(view, _coloured(pixels, rng, config), objects + pasted, _seen(picture, view, picture.iscrowd, LEAST), lost)
+
+
+def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) -> View:
+    """The whole image, mirrored or not, in a size."""
+    flip, factor = bool(rng.random() < config.flip), rng.uniform(*config.scale)
+    height, width = (max(1, round(side * factor)) for side in picture.resized)
+    return View(picture.size, (height, width), (height, width), flip=flip)
+
+
+def _placed(view: View, size: Size, rng: np.random.Generator) -> View:
+    """A window of `size` at a random place: in the image along a side that is longer, around it along one that is shorter."""
+    spare = view.resized[0] - size[0], view.resized[1] - size[1]
+    y, x = (int(rng.integers(min(0, pixels), max(0, pixels) + 1)) for pixels in spare)
+    return replace(view, size=size, offset=(y, x))
+
+
+def _chosen(objects: list[Seen], size: Size, rng: np.random.Generator) -> tuple[Bool[np.ndarray, "h w"], list[Seen]]:
+    """Objects to be pasted, and the canvas pixels that they cover."""
+    over, chosen = np.zeros(size, bool), []
+    for seen in objects:
+        mask = seen.mask if rng.random() < 0.5 else None
+        shape = np.zeros(size, bool) if mask is None else seen.view.pixels(255 * mask) >= 128
+        if shape.any():
+            over |= shape
+            chosen.append(seen)
+    return over, chosen
+
+
+def _seen(
+    picture: Picture, view: View, which: Bool[np.ndarray, " n"], least: float, hidden: Bool[np.ndarray, "h w"] | None = None
+) -> list[Seen]:
+    """Those of the annotations `which` of which enough is seen, in their order. `hidden`: pixels of the image that others lie over."""
+    found = []
+    (y, x), window = view.scale, view.window
+    if hidden is None:
+        hidden = np.broadcast_to(np.False_, picture.size)
+    for number in np.flatnonzero(which).tolist():
+        whole: Box = tuple(picture.boxes[number].tolist())
+        box, left = _common(whole, window), None
+        near = slice(int(box[1]), math.ceil(box[3])), slice(int(box[0]), math.ceil(box[2]))
+        if box != whole or hidden[near].any():
+            mask = picture.mask(number)
+            if mask is not None and mask.any():
+                left = mask * ~hidden
+                if box != whole or (left != mask).any():
+                    box = _common(box, _extent(left[near], near))
+            elif hidden[near].all():
+                continue
+        if min((box[2] - box[0]) * x, (box[3] - box[1]) * y) >= least:
+            found.append(Seen(picture, view, number, box, left))
+    return found
+
+
+def _extent(part: UInt8[np.ndarray, "h w"], place: tuple[slice, slice]) -> Box:
+    """The box around the pixels of a part of a mask that begins at `place`; sides are not positive if there are none."""
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    if not rows.size:
+        return (0.0, 0.0, 0.0, 0.0)
+    top, left = place[0].start, place[1].start
+    return tuple(map(float, (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)))
+
+
+def _common(a: Box, b: Box) -> Box:
+    """The intersection of two boxes; a side that is not positive if there is none."""
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def _coloured(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, config: AugmentConfig) -> UInt8[np.ndarray, "h w 3"]:
+    """Brightness, contrast and saturation as one linear map of the colours, cut to 0..255 once, then hue."""
+    brightness, contrast, saturation = (rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation))
+    turn = round(256 * rng.uniform(-config.hue, config.hue)) % 256
+    if (brightness, contrast, saturation) != (1, 1, 1):
+        grey = np.array(GREY)
+        colours = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+        constant = (1 - contrast) * brightness * float(grey @ image.mean(axis=(0, 1)))
+        image = cv2.transform(image, np.column_stack([colours, np.full(3, constant)]))  # type: ignore[assignment]
+    if turn:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # 256 hues: a turn is an addition that overflows
+        hsv[..., 0] += np.uint8(turn)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[assignment]
+    return image
