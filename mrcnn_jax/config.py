@@ -136,9 +136,10 @@ class ResNetConfig:
         _require(self.norm_epsilon >= 0, "model.resnet.norm_epsilon: must not be negative")
 
 
-Norm = Literal["none", "frozen_batch"]
+Norm = Literal["none", "frozen_batch", "group"]
 """Normalisation of a convolution outside the ResNet. frozen_batch: imported batch norm, by its running statistics, always; its scale and
-bias train."""
+bias train. group (Wu & He 2018): by the statistics of groups of channels of each box, in float32; 32 groups, or fewer where they would have
+less than 8 channels."""
 
 BoxLoss = Literal["smooth_l1", "l1", "giou"]
 """smooth_l1 and l1 on the deltas, summed over the four; giou: 1 - generalised IoU of the decoded box (Rezatofighi et al. 2019)."""
@@ -265,6 +266,33 @@ class BoxHeadConfig:
 
 
 @dataclass(frozen=True)
+class PointRendConfig:
+    """Masks refined point by point (PointRend, Kirillov et al. 2020), after the mask branch and trained beside it."""
+
+    steps: int = 0
+    """Doublings of the mask branch's masks: 2 make 112 x 112 of 28 x 28. 0: no refinement."""
+    points: int = 784
+    """Cells that each doubling predicts anew: those whose probability is nearest to .5."""
+    train_points: int = 196
+    """Points a box that the loss is taken at."""
+    oversampling: int = 3
+    """Random points a box from which these are chosen, for each of them."""
+    uncertain_fraction: float = 0.75
+    """Share of them that are the most uncertain of those; the rest is random."""
+    channels: int = 256
+    """Width of the fully connected layers, which see the finest map and the mask branch's logit at a point."""
+    fcs: int = 3
+    loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.steps <= 4, "model.mask_head.refine.steps: must be in 0..4")
+        for name in ("points", "train_points", "oversampling", "channels"):
+            _require(getattr(self, name) >= 1, f"model.mask_head.refine.{name}: must be at least 1")
+        _require(self.fcs >= 0, "model.mask_head.refine.fcs: must not be negative")
+        _require(0 <= self.uncertain_fraction <= 1, "model.mask_head.refine.uncertain_fraction: must be in 0..1")
+
+
+@dataclass(frozen=True)
 class MaskHeadConfig:
     """Mask head (report table 3)."""
 
@@ -291,6 +319,7 @@ class MaskHeadConfig:
     paste: Literal["exact", "torchvision"] = "exact"
     """How masks go back to the image: pixel centres inside the box as it is; torchvision: boxes widened by a border cell and cut to whole
     pixels first."""
+    refine: PointRendConfig = PointRendConfig()
 
     def __post_init__(self) -> None:
         for name in ("channels", "pool_size", "samples"):
@@ -298,6 +327,8 @@ class MaskHeadConfig:
         _require(self.convs >= 0, "model.mask_head.convs: must not be negative")
         _require(self.focal_gamma >= 0, "model.mask_head.focal_gamma: must not be negative")
         _require(0 < self.focal_alpha <= 1, "model.mask_head.focal_alpha: must be in (0, 1]")
+        # Points and cells are parts of one mask: their logits have to mean the same.
+        _require(self.refine.steps == 0 or self.loss == "bce", "model.mask_head.refine.steps: goes with model.mask_head.loss bce")
 
 
 @dataclass(frozen=True)
@@ -323,8 +354,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("num_classes", "fpn_channels"):
             _require(getattr(self, name) >= 1, f"model.{name}: must be at least 1")
+        _require(self.fpn_norm != "group", "model.fpn_norm: group would take the canvas's padding into its statistics")
         if self.backbone == "fpn":
             _require(len(self.rpn.scales) == 5, "model.rpn.scales: one scale a level P2..P6 is needed (5)")
+        else:
+            _require(self.mask_head.refine.steps == 0, "model.mask_head.refine.steps: the C4 backbone has no finer map to refine masks by")
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -333,7 +367,7 @@ class ModelConfig:
 
     @property
     def mask_size(self) -> int:
-        """Side of the predicted masks: the transposed convolution doubles what the head sees, which res5 (C4) has halved."""
+        """Side of the masks before `refine`: the transposed convolution doubles what the head sees, which res5 (C4) has halved."""
         return 2 * self.mask_head.pool_size // (1 if self.backbone == "fpn" else 2)
 
 

@@ -34,6 +34,8 @@ class Arguments:
     """Images that are drawn."""
     report_images: int = 60
     """Images in report.html: half of them the worst, half the best."""
+    boundary: bool = False
+    """Also boundary AP, by which masks are judged at their outlines (Cheng et al. 2021). It takes a while on many images."""
     out: Path | None = None
     """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training images."""
     distributed: DistributedConfig = DistributedConfig()
@@ -53,6 +55,7 @@ def main() -> None:
         images=arguments.images,
         figures=arguments.figures,
         report_images=arguments.report_images,
+        boundary=arguments.boundary,
         out=arguments.out,
         checkpoint=arguments.checkpoint,
     )

@@ -2,7 +2,8 @@
 
 pycocotools is given copies, prepared so that what trips it does not matter: annotations are numbered from 1 (it reads a match with id 0 as
 no match), `info`, `area` and `iscrowd` may be missing, and there may be no results at all. Boxes and masks are judged apart, so that the
-area of a detection is that of its box for boxes and of its mask for masks.
+area of a detection is that of its box for boxes and of its mask for masks. "boundary" judges masks by the smaller of two IoUs: their own,
+and that of their boundaries (`evaluation.boundary`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.config import ConfigError
+from mrcnn_jax.evaluation.boundary import BoundaryEval
 from mrcnn_jax.evaluation.masks import segmentation_rle
 
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "boundary"]
 # In the order of COCOeval.stats: AP over IoU .50:.95, at .50, at .75, and for small, medium and large objects; average recall at 1, 10
 # and 100 detections an image, and for small, medium and large objects.
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -34,8 +36,8 @@ def evaluate(
     Args:
         ground_truth: a COCO instances file as parsed; not changed. For masks, an annotation without a segmentation is a crowd region of its
             box: what is found there counts neither for nor against.
-        results: COCO results (`results.coco_results`); not changed. Those for "segm" need a segmentation.
-        iou_types: "bbox", "segm" or both.
+        results: COCO results (`results.coco_results`); not changed. Those for "segm" and "boundary" need a segmentation.
+        iou_types: some of "bbox", "segm" and "boundary".
 
     Returns:
         For each type, `<type>/<figure>` for the twelve FIGURES in [0, 1], or -1 (COCO's sign for undefined) where the ground truth has no
@@ -93,18 +95,20 @@ def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 def table(metrics: dict[str, float]) -> str:
     """`evaluate`'s figures as a few aligned lines, in percent; "-" where a figure is undefined."""
-    kinds = [(kind, name) for kind, name in (("bbox", "box"), ("segm", "mask")) if f"{kind}/AP" in metrics]
+    named = (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary"))
+    kinds = [(kind, name) for kind, name in named if f"{kind}/AP" in metrics]
+    margin = max([6, *(len(name) for _, name in kinds)])
     classes = list(dict.fromkeys(key.split("/", 2)[2] for key in metrics if key.count("/") >= 2))
     lines = []
     for title, columns in (("", FIGURES[:6]), ("", FIGURES[6:]), ("AP/", tuple(classes))):
         if not columns:
             continue
         widths = [max(6, len(column)) for column in columns]
-        lines.append(" ".join([f"{'AP of' if title else '':6}", *(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))]))
+        lines.append(" ".join([f"{'AP of' if title else '':{margin}}", *(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))]))
         for kind, name in kinds:
             values = [metrics.get(f"{kind}/{title}{column}", -1.0) for column in columns]
             cells = [f"{'-' if v < 0 else f'{100 * v:.1f}':>{w}}" for v, w in zip(values, widths, strict=True)]
-            lines.append(" ".join([f"{name:6}", *cells]))
+            lines.append(" ".join([f"{name:{margin}}", *cells]))
     return "\n".join(lines)
 
 
@@ -117,9 +121,9 @@ def _truth(annotation: dict[str, Any], sizes: dict[int, tuple[int, int]], kind: 
     if not annotation.get("segmentation"):
         x, y, width, height = annotation["bbox"]
         prepared["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
-        if kind == "segm":
+        if kind != "bbox":
             prepared["iscrowd"] = 1
-    if kind == "segm" or "area" not in annotation:
+    if kind != "bbox" or "area" not in annotation:
         prepared["segmentation"] = _rle(prepared["segmentation"], sizes[annotation["image_id"]], name)
         prepared.setdefault("area", float(coco_mask.area(prepared["segmentation"])))
     return prepared
@@ -128,7 +132,7 @@ def _truth(annotation: dict[str, Any], sizes: dict[int, tuple[int, int]], kind: 
 def _detection(result: dict[str, Any], sizes: dict[int, tuple[int, int]], kind: IouType) -> dict[str, Any]:
     """A copy of a result with the area of its box or of its mask, by which pycocotools tells small, medium and large."""
     name = f"results: image_id {result['image_id']}"
-    if kind == "segm":
+    if kind != "bbox":
         rle = _rle(result.get("segmentation"), sizes[result["image_id"]], name)
         return {**result, "iscrowd": 0, "segmentation": rle, "area": float(coco_mask.area(rle))}
     if "bbox" not in result:
@@ -145,7 +149,8 @@ def _rle(segmentation: Any, size: tuple[int, int], name: str) -> dict[str, Any]:
 
 def _run(ground_truth: dict[str, Any], truth: list[dict[str, Any]], found: list[dict[str, Any]], kind: IouType) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and its own table
-        evaluation = COCOeval(_coco(ground_truth, truth), _coco(ground_truth, found), kind)
+        both = _coco(ground_truth, truth), _coco(ground_truth, found)
+        evaluation = BoundaryEval(*both, "segm") if kind == "boundary" else COCOeval(*both, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

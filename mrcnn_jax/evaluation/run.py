@@ -38,6 +38,7 @@ def evaluate_run(
     images: Path | None = None,
     figures: int = 8,
     report_images: int = 60,
+    boundary: bool = False,
     out: Path | None = None,
     checkpoint: Choice = "newest",
     weights: Weights = "raw",
@@ -54,6 +55,7 @@ def evaluate_run(
         annotations, images: another data set, whose categories are the run's or some of them.
         figures: how many images are drawn.
         report_images: how many images report.html shows, half of them the worst and half the best.
+        boundary: masks are judged by their boundaries too: `boundary/AP`, ... (evaluation.boundary).
         out: folder for metrics.json, detections.json, report.html and figures/; by default <workdir>/eval with the pictures in
             <workdir>/figures for the validation images, and <workdir>/eval_train for the training images. With the moving average
             its name ends in _ema.
@@ -93,8 +95,11 @@ def evaluate_run(
     seen = split.dataset.with_images([split.dataset.images[i] for i in sorted(proposals)])
     ground_truth = seen.to_coco()
     judged = {number for number, _ in categories}
-    evaluations = judge(ground_truth, [result for result in results if result["category_id"] in judged])
+    judged_results = [result for result in results if result["category_id"] in judged]
+    evaluations = judge(ground_truth, judged_results)
     metrics = coco_figures(evaluations)
+    if boundary:
+        metrics |= coco_figures(judge(ground_truth, judged_results, iou_types=("boundary",)))
     truths = [np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4) for image in seen.images]
     metrics |= proposal_recall([proposals[i][0] for i in sorted(proposals)], truths, limit=run.config.model.rpn.proposals)
 

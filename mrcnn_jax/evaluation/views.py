@@ -18,7 +18,6 @@ from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.evaluation.masks import paste_rle
 from mrcnn_jax.evaluation.predict import Predictor, Run, predict_split
 from mrcnn_jax.models.box_head import BoxSamples, box_samples
-from mrcnn_jax.models.mask_head import mask_probabilities
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals
 from mrcnn_jax.models.rpn import RPNTargets, pyramid_anchors, rpn_labels, rpn_targets, usable_anchors
 from mrcnn_jax.ops import boxes as box_ops
@@ -118,7 +117,7 @@ def masks_of(run: Run, split: Split, indices: Sequence[int], objects: Sequence[O
         truth = batch.ground_truth
         assert truth.labels is not None
         features = model.features(batch.images, batch.image_sizes, batch.valid)
-        return mask_probabilities(model.masks(features, truth.boxes, truth.valid), truth.labels, model.config.mask_head)
+        return model.instance_masks(features, truth.boxes, truth.labels, truth.valid)
 
     asked = iter(objects)
 

@@ -5,6 +5,7 @@ Shapes are NHWC. `dtype` is the compute dtype; parameters, batch statistics and 
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -186,10 +187,19 @@ class ConvNorm(nn.Module):
 def conv_relu(
     x: Float[Array, "b h w i"], channels: int, norm: Norm, *, kernel_init: Any, dtype: Dtype, name: str
 ) -> Float[Array, "b h w o"]:
-    """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; imported batch norm takes the place of the bias."""
+    """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; a normalisation takes the place of the bias.
+
+    Group norm is for the features of boxes, which have no padding; those of a box that does not exist are 0, and stay finite.
+    """
     if norm == "frozen_batch":
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
-    return relu(Conv(channels, kernel_init, dtype=dtype, name=name)(x))
+    y = Conv(channels, kernel_init, use_bias=norm == "none", dtype=dtype, name=name)(x)
+    if norm == "group":
+        groups = math.gcd(32, max(channels // 8, 1), channels)
+        # Flax's fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
+        group_norm = nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm")
+        y = group_norm(y.astype(jnp.float32)).astype(dtype)
+    return relu(y)
 
 
 def _wide(channels: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:

@@ -1,4 +1,4 @@
-"""Stage 3, the mask head: network, targets and loss (report table 3; He et al. 2017, section 3)."""
+"""Stage 3, the mask head: network, targets and loss (report table 3; He et al. 2017, section 3), and what refines it (PointRend)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config import MaskHeadConfig
+from mrcnn_jax.config import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
-from mrcnn_jax.models.layers import add_bias, conv_relu, relu
+from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
-from mrcnn_jax.ops.masks import crop_targets
+from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.matching import match
+from mrcnn_jax.ops.points import uncertain_points
 from mrcnn_jax.structures import Instances
 
 he_normal = nn.initializers.he_normal()
@@ -54,12 +55,37 @@ class TransposedConv(nn.Module):
         return add_bias(y, bias)
 
 
+class PointHead(nn.Module):
+    """Fully connected layers with ReLU on the features of a point, each of which sees the mask branch's logit there too; a logit a class.
+
+    The paper gives them that branch's logits of all classes; here it is the one of the box's class, the only one trained on its mask.
+    """
+
+    config: PointRendConfig
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*n c"], coarse: Float[Array, "*n"]) -> Float[Array, "*n k"]:
+        config = self.config
+        seen = coarse[..., None].astype(self.dtype)
+        x = jnp.concatenate([features.astype(self.dtype), seen], axis=-1)
+        for i in range(1, config.fcs + 1):
+            x = relu(Dense(config.channels, he_normal, dtype=self.dtype, name=f"fc{i}")(x))
+            x = jnp.concatenate([x, seen], axis=-1)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), name="logits")(x.astype(jnp.float32))
+
+
 class MaskHead(nn.Module):
     """Four 3x3 convolutions, a stride-2 transposed convolution, and a 1x1 convolution to one mask a class: float32 logits."""
 
     config: MaskHeadConfig
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        if self.config.refine.steps:
+            self.points = PointHead(self.config.refine, self.num_classes, dtype=self.dtype)
 
     @nn.compact
     def __call__(self, features: Float[Array, "n p p c"]) -> Float[Array, "n m m k"]:
@@ -78,6 +104,7 @@ class MaskSamples(flax.struct.PyTreeNode):
     labels: Int32[Array, " s"]
     targets: Float[Array, "s m m"]
     valid: Bool[Array, " s"]
+    gt_index: Int32[Array, " s"]  # whose mask it is
     left_out: Int32[Array, ""]  # boxes that would have qualified, beyond `config.samples`
 
 
@@ -109,6 +136,7 @@ def mask_samples(found: Instances, ground_truth: Instances, config: MaskHeadConf
         labels=gt.labels[gt_index[chosen]],
         targets=crop_targets(gt.masks, gt_boxes, gt_index[chosen], boxes[chosen], size=size),
         valid=rank > 0,
+        gt_index=gt_index[chosen],
         left_out=jnp.sum(usable, dtype=jnp.int32) - jnp.sum(rank > 0, dtype=jnp.int32),
     )
 
@@ -142,3 +170,31 @@ def mask_loss(
         else:
             pixels = losses.binary_cross_entropy(values, targets)
     return {"mask": config.loss_weight * losses.masked_mean(pixels.mean((-2, -1)), valid)}
+
+
+class PointSamples(flax.struct.PyTreeNode):
+    """Points of the boxes of an image's `MaskSamples`, with their targets, 0 or 1."""
+
+    points: Float[Array, "s q 2"]
+    targets: Float[Array, "s q"]
+
+
+def point_samples(
+    key: PRNGKeyArray, coarse: Float[Array, "s m m"], samples: MaskSamples, ground_truth: Instances, config: PointRendConfig
+) -> PointSamples:
+    """Points of one image's boxes, most of them where `coarse`, the logits of each box's class, is uncertain."""
+    assert ground_truth.masks is not None
+    points = uncertain_points(
+        key, coarse, count=config.train_points, oversampling=config.oversampling, uncertain_fraction=config.uncertain_fraction
+    )
+    gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
+    return PointSamples(points=points, targets=point_targets(ground_truth.masks, gt_boxes, samples.gt_index, samples.boxes, points))
+
+
+def point_loss(
+    logits: Float[Array, "b s q"], points: PointSamples, samples: MaskSamples, image_valid: Bool[Array, " b"], config: PointRendConfig
+) -> dict[str, Float[Array, ""]]:
+    """Cross-entropy of each point, averaged over the points and the samples of a batch."""
+    valid = samples.valid & image_valid[:, None]
+    values = losses.binary_cross_entropy(losses.keep(logits, valid), losses.keep(points.targets, valid))
+    return {"mask_points": config.loss_weight * losses.masked_mean(values.mean(-1), valid)}

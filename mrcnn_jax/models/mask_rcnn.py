@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,10 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
 from mrcnn_jax.models.fpn import FPN
-from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities
+from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
 from mrcnn_jax.models.resnet import ResNet, stage
 from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
+from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide
 from mrcnn_jax.ops.roi import assign_levels, roi_features
 from mrcnn_jax.structures import Batch, Instances
 
@@ -73,6 +75,33 @@ class MaskRCNN(nn.Module):
         logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]))
         return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
 
+    def points(
+        self,
+        features: Pyramid,
+        boxes: Float[Array, "b n 4"],
+        labels: Int32[Array, "b n"],
+        valid: Bool[Array, "b n"],
+        coarse: Float[Array, "b n m m"],
+        points: Float[Array, "b n q 2"],
+    ) -> Float[Array, "b n q"]:
+        """Logits of each box's class at points (x, y) in [0, 1] of the box, by the finest map and `coarse`, the logits of its mask."""
+        read = functools.partial(sample_map, stride=self.config.strides[0])
+        fine = jax.vmap(read)(_maps(features)[0], boxes, valid, points)
+        logits = self.mask_head.points(fine, jax.vmap(sample_grids)(coarse, points))
+        return true_class(logits[..., None, :], labels)[..., 0]
+
+    def instance_masks(
+        self, features: Pyramid, boxes: Float[Array, "b n 4"], labels: Int32[Array, "b n"], valid: Bool[Array, "b n"]
+    ) -> Float[Array, "b n m m"]:
+        """Mask probabilities of boxes for their labels, refined where the config asks for it."""
+        logits = self.masks(features, boxes, valid)
+        refine = self.config.mask_head.refine
+        if not refine.steps:
+            return mask_probabilities(logits, labels, self.config.mask_head)
+        coarse = true_class(logits, labels)
+        predict = functools.partial(self.points, features, boxes, labels, valid, coarse)
+        return jax.nn.sigmoid(subdivide(coarse, predict, steps=refine.steps, count=refine.points))
+
     def _roi_features(self, features: Pyramid, boxes: Array, valid: Array, size: int, *, live: bool = False) -> Float[Array, "b n p p c"]:
         """What the heads see of each box: the RoI operation's output, behind it res5 (C4)."""
         roi = self.config.roi
@@ -108,9 +137,8 @@ class MaskRCNN(nn.Module):
         features = self.features(batch.images, batch.image_sizes, batch.valid)
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
-        logits = self.masks(features, detections.boxes, detections.valid)
         assert detections.labels is not None
-        masks = mask_probabilities(logits, detections.labels, self.config.mask_head)
+        masks = self.instance_masks(features, detections.boxes, detections.labels, detections.valid)
         return Prediction(proposals=proposals, detections=detections.replace(masks=masks))
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
+_Axis = tuple[Bool[Array, "n s"], Int32[Array, "n s"], Int32[Array, "n s"], Float32[Array, "n s"]]
 
-def _axis(
-    start: Float32[Array, " n"],
-    end: Float32[Array, " n"],
-    gt_start: Float32[Array, " n"],
-    gt_end: Float32[Array, " n"],
-    size: int,
-    cells: int,
-) -> tuple[Bool[Array, "n s"], Int32[Array, "n s"], Int32[Array, "n s"], Float32[Array, "n s"]]:
-    """Of the `size` sample points along one axis: inside the ground-truth box?, the two mask cells around it, weight of the second."""
-    fractions = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
-    points = start[:, None] + fractions[None, :] * (end - start)[:, None]
+
+def _axis(points: Float32[Array, "n s"], gt_start: Float32[Array, " n"], gt_end: Float32[Array, " n"], cells: int) -> _Axis:
+    """Of the sample points along one axis: inside the ground-truth box?, the two mask cells around it, weight of the second."""
     extent = (gt_end - gt_start)[:, None]
     position = (points - gt_start[:, None]) / jnp.where(extent > 0, extent, 1)
     inside = (extent > 0) & (position >= 0) & (position <= 1)  # False for NaN
     cell = jnp.clip(jnp.where(inside, position, 0) * cells - 0.5, 0, cells - 1)
     low = jnp.floor(cell).astype(jnp.int32)
     return inside, low, jnp.minimum(low + 1, cells - 1), cell - low.astype(jnp.float32)
+
+
+def _covered(masks: UInt8[Array, "g m m"], rows: Array, x: Sequence[Array], y: Sequence[Array]) -> Float32[Array, "*points"]:
+    """1 where the bilinear coverage at the points of two `_axis`, shaped to broadcast with `rows`, is at least half; else 0."""
+    (x_inside, x0, x1, fx), (y_inside, y0, y1, fy) = x, y
+
+    def read(y: Array, x: Array) -> Array:
+        return masks[rows, y, x].astype(jnp.float32)
+
+    top = (1 - fx) * read(y0, x0) + fx * read(y0, x1)
+    bottom = (1 - fx) * read(y1, x0) + fx * read(y1, x1)
+    coverage = (1 - fy) * top + fy * bottom
+    return (x_inside & y_inside & (coverage >= 127.5)).astype(jnp.float32)
 
 
 def crop_targets(
@@ -44,15 +52,21 @@ def crop_targets(
     """
     gt = gt_boxes[gt_index]
     cells = masks.shape[-1]
-    x_inside, x0, x1, fx = _axis(boxes[:, 0], boxes[:, 2], gt[:, 0], gt[:, 2], size, cells)
-    y_inside, y0, y1, fy = _axis(boxes[:, 1], boxes[:, 3], gt[:, 1], gt[:, 3], size, cells)
+    fractions = (jnp.arange(size, dtype=jnp.float32) + 0.5)[None, :] / size
+    at = (boxes[:, axis, None] + fractions * (boxes[:, axis + 2] - boxes[:, axis])[:, None] for axis in (0, 1))
+    x, y = (_axis(points, gt[:, axis], gt[:, axis + 2], cells) for axis, points in enumerate(at))
+    return _covered(masks, gt_index[:, None, None], [part[:, None, :] for part in x], [part[:, :, None] for part in y])
 
-    def read(y: Int32[Array, "n s"], x: Int32[Array, "n s"]) -> Float32[Array, "n s s"]:
-        return masks[gt_index[:, None, None], y[:, :, None], x[:, None, :]].astype(jnp.float32)
 
-    fx, fy = fx[:, None, :], fy[:, :, None]
-    top = (1 - fx) * read(y0, x0) + fx * read(y0, x1)
-    bottom = (1 - fx) * read(y1, x0) + fx * read(y1, x1)
-    coverage = (1 - fy) * top + fy * bottom
-    inside = y_inside[:, :, None] & x_inside[:, None, :]
-    return (inside & (coverage >= 127.5)).astype(jnp.float32)
+def point_targets(
+    masks: UInt8[Array, "g m m"],
+    gt_boxes: Float32[Array, "g 4"],
+    gt_index: Int32[Array, " n"],
+    boxes: Float32[Array, "n 4"],
+    points: Float32[Array, "n q 2"],
+) -> Float32[Array, "n q"]:
+    """What `crop_targets` has at the centres of cells, at any points (x, y) in [0, 1] of the boxes."""
+    gt = gt_boxes[gt_index]
+    at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
+    x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))
+    return _covered(masks, gt_index[:, None], x, y)

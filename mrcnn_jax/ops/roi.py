@@ -138,7 +138,7 @@ def _sampled(
     indices, weights = (part.reshape(*part.shape[:3], -1) for part in (indices, weights))
     # All levels in one table, so that a box reads from its level by an offset.
     table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
-    return jnp.where(valid[:, None, None, None], _weighted_gather(table, indices, weights), 0)
+    return jnp.where(valid[:, None, None, None], weighted_gather(table, indices, weights), 0)
 
 
 def _axis_samples(
@@ -170,7 +170,7 @@ def _axis_samples(
 
 
 @jax.custom_vjp
-def _weighted_gather(
+def weighted_gather(
     table: Float[Array, "rows c"], indices: Int32[Array, "n p p t"], weights: Float32[Array, "n p p t"]
 ) -> Float[Array, "n p p c"]:
     """Sum over t of weights[..., t] * table[indices[..., t]], in float32; differentiable in `table` alone.
@@ -216,4 +216,4 @@ def _scatter_box_by_box(total: Array, *boxes: Array) -> Array:
     return jax.lax.fori_loop(0, len(boxes[0]), lambda i, total: _scatter(total, *(x[i] for x in boxes)), total)
 
 
-_weighted_gather.defvjp(_weighted_gather_forward, _weighted_gather_backward)
+weighted_gather.defvjp(_weighted_gather_forward, _weighted_gather_backward)

@@ -14,7 +14,7 @@ from mrcnn_jax.training.checkpoints import Checkpoints
 from mrcnn_jax.weights.resnet import load_resnet
 
 # Leaves with an output a class.
-_CLASSES = re.compile(r"params/(box_head/(logits|deltas)|mask_head/logits)/(kernel|bias)")
+_CLASSES = re.compile(r"params/(box_head/(logits|deltas)|mask_head/(points/)?logits)/(kernel|bias)")
 # Fields by which the same parameters mean something else.
 _MEANING = ("model.pixel_mean", "model.pixel_std", "model.resnet.stride_in_1x1", "model.resnet.norm_epsilon")
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mrcnn_jax.config import Loss, StageConfig
 from mrcnn_jax.models.box_head import box_loss, box_samples
-from mrcnn_jax.models.mask_head import mask_loss, mask_samples
+from mrcnn_jax.models.mask_head import mask_loss, mask_samples, point_loss, point_samples, true_class
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, select_proposals
 from mrcnn_jax.models.rpn import pyramid_anchors, rpn_loss, rpn_targets
 from mrcnn_jax.parallel import per_image, replicated
@@ -69,7 +69,16 @@ def stage_losses(
         choose = jax.vmap(lambda f, gt: mask_samples(f, gt, config.mask_head, config.mask_size))
         chosen = per_image(choose, mesh)(found, batch.ground_truth)
         counts["mask_boxes_left_out"] = jnp.sum(chosen.left_out)
-        values |= mask_loss(model.masks(features, chosen.boxes, chosen.valid), chosen, batch.valid, config.mask_head)
+        logits = model.masks(features, chosen.boxes, chosen.valid)
+        values |= mask_loss(logits, chosen, batch.valid, config.mask_head)
+        refine = config.mask_head.refine
+        if refine.steps:
+            coarse = true_class(logits, chosen.labels)
+            point_keys = jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)  # `split` has made the first two of these
+            choose_points = jax.vmap(lambda k, c, s, gt: point_samples(k, c, s, gt, refine))
+            points = per_image(choose_points, mesh)(point_keys, coarse, chosen, batch.ground_truth)
+            at_points = model.points(features, chosen.boxes, chosen.labels, chosen.valid, coarse, points.points)
+            values |= point_loss(at_points, points, chosen, batch.valid, refine)
     return values, proposals, counts
 
 

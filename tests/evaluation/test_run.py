@@ -107,13 +107,13 @@ def test_every_image_and_annotation_counts_once(
         return [{**{key: a[key] for key in keys}, "score": 1.0} for a in truth["annotations"] if a["image_id"] in here]
 
     monkeypatch.setattr(Predictor, "results", results)
-    metrics = evaluate_run(moved, figures=0, out=tmp_path / "eval")
+    metrics = evaluate_run(moved, figures=0, boundary=True, out=tmp_path / "eval")
     assert sorted(asked) == sorted(image["id"] for image in truth["images"])
     assert len(results_of(tmp_path / "eval")) == len(truth["annotations"])
     for key, value in metrics.items():
         if "/AP" in key:
             assert value in (1.0, -1.0), key  # -1: there is no object of this size
-    assert metrics["bbox/AP"] == metrics["segm/AP"] == 1.0
+    assert metrics["bbox/AP"] == metrics["segm/AP"] == metrics["boundary/AP"] == 1.0
     assert f"8 images, {len(truth['annotations'])} annotations, {len(truth['annotations'])} detections" in capsys.readouterr().out
 
     # And AP tells when something is amiss: without the result of annotation 0, recall is not complete.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.models.layers import Conv, Dense
+from mrcnn_jax.models.layers import Conv, Dense, conv_relu
 
 normal = nn.initializers.normal(0.1)
 
@@ -47,3 +47,38 @@ def test_the_bias_of_a_large_map_gets_its_gradient_in_float32(layer: nn.Module) 
     bias = gradient["params"]["bias"]
     assert bias.dtype == jnp.float32
     np.testing.assert_allclose(bias, cotangent.astype(np.float64).sum((0, 1, 2)), rtol=1e-5)
+
+
+class _GroupNormed(nn.Module):
+    channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return conv_relu(x, self.channels, "group", kernel_init=normal, dtype=self.dtype, name="conv1")
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "dtype"), [(256, 32, "float32"), (20, 2, "float32"), (32, 4, "bfloat16"), (512, 32, "float32")]
+)
+def test_group_norm_equals_numpy(channels: int, groups: int, dtype: str) -> None:
+    """Each box by the mean and variance of its own groups, which in bfloat16 are of what the convolution gave, in float32."""
+    rng = np.random.default_rng(0)
+    # The centre tap alone hands a large mean on, which a variance as a difference of squares, or one in bfloat16, would not survive.
+    kernel = np.zeros((3, 3, 1, channels), np.float32)
+    kernel[1, 1] = 1
+    scale, bias = rng.normal(size=(2, channels)).astype(np.float32)
+    layer = _GroupNormed(channels, dtype=jnp.dtype(dtype))
+    x = np.asarray(jnp.asarray(rng.normal(400, 3, (2, 5, 5, 1)), dtype), np.float32)
+    params = {"conv1": {"kernel": kernel}, "conv1_norm": {"scale": scale, "bias": bias}}
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+
+    kernel *= rng.choice([0.5, 1, 2], channels).astype(np.float32)  # powers of two: exact in bfloat16
+    found = jax.jit(layer.apply)({"params": params}, x)
+    assert found.dtype == jnp.dtype(dtype)
+    y = (x.astype(np.float64) * kernel[1, 1]).reshape(2, 5, 5, groups, -1)
+    y = (y - y.mean((1, 2, 4), keepdims=True)) / np.sqrt(y.var((1, 2, 4), keepdims=True) + 1e-5)
+    expected = np.maximum(y.reshape(2, 5, 5, channels) * scale + bias, 0)
+    tolerance = 1e-3 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=tolerance, atol=tolerance)

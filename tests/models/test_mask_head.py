@@ -17,8 +17,20 @@ from ops.test_masks import coverage_loop
 from test_resnet import numpy_conv
 from test_rpn import assert_loss_laws, instances, near
 
-from mrcnn_jax.config import MaskHeadConfig
-from mrcnn_jax.models.mask_head import MaskHead, MaskSamples, TransposedConv, mask_loss, mask_probabilities, mask_samples, true_class
+from mrcnn_jax.config import MaskHeadConfig, PointRendConfig
+from mrcnn_jax.models.mask_head import (
+    MaskHead,
+    MaskSamples,
+    PointHead,
+    PointSamples,
+    TransposedConv,
+    mask_loss,
+    mask_probabilities,
+    mask_samples,
+    point_loss,
+    point_samples,
+    true_class,
+)
 from mrcnn_jax.structures import Instances
 
 CONFIG = MaskHeadConfig(channels=5, convs=2, pool_size=3)
@@ -237,7 +249,8 @@ def test_probabilities_are_those_that_the_loss_trains() -> None:
     logits = jnp.array(np.random.default_rng(4).normal(scale=2, size=(1, 2, 6, 6, CLASSES)), jnp.float32)
     labels, full = jnp.array([[3, 1]], jnp.int32), jnp.ones((1, 2, 6, 6), jnp.float32)
     zeros = jnp.zeros((1, 2, 4), jnp.float32)
-    samples = MaskSamples(boxes=zeros, labels=labels, targets=full, valid=jnp.ones((1, 2), bool), left_out=jnp.zeros(1, jnp.int32))
+    rows = {"gt_index": jnp.zeros((1, 2), jnp.int32), "valid": jnp.ones((1, 2), bool)}
+    samples = MaskSamples(boxes=zeros, labels=labels, targets=full, left_out=jnp.zeros(1, jnp.int32), **rows)
     for config in (CONFIG, replace(CONFIG, loss="softmax"), replace(CONFIG, loss="focal", focal_gamma=0.0, focal_alpha=1.0)):
         probabilities = mask_probabilities(logits, labels, config)
         loss = mask_loss(logits, samples, jnp.ones(1, bool), config)["mask"]
@@ -251,7 +264,7 @@ def test_the_box_heads_mini_batch_brings_its_own_ground_truth() -> None:
     found = SAMPLE(instances(DETECTIONS, DETECTIONS_VALID), ground_truth(), config=replace(config, samples=64))
     n, with_mask = int(found.valid.sum()), int((GT["has_mask"] & GT_VALID).sum())
     assert n == int(everything.valid.sum()) - with_mask > 5
-    for name in ("boxes", "labels", "targets"):
+    for name in ("boxes", "labels", "targets", "gt_index"):
         np.testing.assert_array_equal(getattr(found, name)[:n], getattr(everything, name)[with_mask : with_mask + n])
 
 
@@ -293,3 +306,61 @@ def test_laws_of_padded_sets(varied: str) -> None:
     rows, valid = (GT, GT_VALID) if varied == "ground_truth" else ({"boxes": DETECTIONS}, DETECTIONS_VALID)
     assert_loss_laws(functools.partial(function, cap=64), rows, valid)
     assert_loss_laws(functools.partial(function, cap=6), rows, valid, random=True)  # the cut goes by order
+
+
+# Refinement
+
+
+def test_point_head_equals_a_loop() -> None:
+    """Each layer sees the mask branch's logit beside what the one before it gave."""
+    head = PointHead(PointRendConfig(steps=1, channels=7, fcs=2), CLASSES)
+    rng = np.random.default_rng(6)
+    features, coarse = rng.normal(size=(2, 9, 5)).astype(np.float32), rng.normal(size=(2, 9)).astype(np.float32)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), features, coarse)["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    seen, x = coarse[..., None], features
+    for layer in ("fc1", "fc2"):
+        x = np.maximum(np.concatenate([x, seen], axis=-1) @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    expected = np.concatenate([x, seen], axis=-1) @ params["logits"]["kernel"] + params["logits"]["bias"]
+    assert set(params) == {"fc1", "fc2", "logits"}
+    np.testing.assert_allclose(jax.jit(head.apply)({"params": params}, features, coarse), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_point_loss_equals_a_loop() -> None:
+    """At points of each box, the truth there read from the object's own mask; what does not exist has no part in it."""
+    config = PointRendConfig(steps=1, train_points=12, uncertain_fraction=0.5, loss_weight=0.5)
+    _, samples = batch()
+    rng = np.random.default_rng(7)
+    coarse, logits = rng.normal(size=(3, 8, 6, 6)).astype(np.float32), rng.normal(size=(3, 8, 12)).astype(np.float32)
+    images = np.array([True, True, False])
+
+    @jax.jit
+    def run(logits: jax.Array, coarse: jax.Array, samples: MaskSamples) -> Any:
+        draw = jax.vmap(lambda key, c, s: point_samples(key, c, s, ground_truth(), config))
+        points = draw(jax.random.split(jax.random.key(0), 3), coarse, samples)
+        return points, *jax.value_and_grad(lambda x: point_loss(x, points, samples, images, config)["mask_points"])(logits)
+
+    points: PointSamples
+    points, value, gradient = jax.tree.map(np.asarray, run(logits, coarse, samples))
+    total, count, expected = 0.0, 0, np.zeros(logits.shape)
+    for image, row in zip(*np.nonzero(np.asarray(samples.valid) & images[:, None]), strict=True):
+        count += 1
+        box, index = np.asarray(samples.boxes[image, row]), int(samples.gt_index[image, row])
+        at = box[:2] + points.points[image, row] * (box[2:] - box[:2])
+        coverage = coverage_loop(GT["masks"], GROUND_TRUTH, np.full(12, index), np.concatenate([at, at], axis=1), 1).ravel()
+        assert (np.abs(coverage - 127.5) > 0.01).all()
+        t, p = (coverage >= 127.5).astype(float), 1 / (1 + np.exp(-logits[image, row].astype(float)))
+        total += np.mean(-t * np.log(p) - (1 - t) * np.log(1 - p))
+        expected[image, row] = (p - t) / 12
+    assert count > 3
+    assert float(value) == pytest.approx(0.5 * total / count, rel=1e-5)
+    np.testing.assert_allclose(gradient, 0.5 * expected / count, rtol=1e-4, atol=1e-7)
+    exists = np.asarray(samples.valid) & images[:, None]
+    for poison in (np.nan, 1e9):
+        told, seen, said = (
+            np.where(exists.reshape(3, 8, *[1] * (x.ndim - 2)), x, poison).astype(np.float32)
+            for x in (np.asarray(samples.boxes), coarse, logits)
+        )
+        _, again, pulled = run(said, seen, samples.replace(boxes=told))
+        np.testing.assert_array_equal(again, value)
+        np.testing.assert_array_equal(pulled, gradient)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ops.test_points import bilinear_loop
 
-from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, PointRendConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, normalise, select_proposals
 from mrcnn_jax.models.resnet import stage
@@ -197,6 +198,38 @@ def test_imported_batch_norm_in_neck_and_heads() -> None:
     ]
     for ours, expected in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+
+
+def test_masks_are_refined_by_the_finest_map() -> None:
+    """Two doublings of what the mask branch gives, the cells nearest to an even chance predicted anew, in plain loops."""
+    config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, refine=PointRendConfig(steps=2, points=40, channels=8, fcs=1)))
+    model, rng = MaskRCNN(config), np.random.default_rng(0)
+    kernels = {"conv1": (3, 3, 16, 8), "conv2": (3, 3, 8, 8), "deconv": (3, 3, 8, 8), "logits": (8, 3), "fc1": (17, 8), "last": (9, 3)}
+    params: dict[str, Any] = {
+        name: {leaf: rng.normal(scale=0.5, size=size).astype(np.float32) for leaf, size in (("kernel", shape), ("bias", shape[-1:]))}
+        for name, shape in kernels.items()
+    }
+    params["points"] = {"fc1": params.pop("fc1"), "logits": params.pop("last")}
+    maps = {f"p{i}": rng.normal(size=(1, 64 >> i, 96 >> i, 16)).astype(np.float32) for i in (2, 3, 4, 5, 6)}
+    boxes, labels, valid = np.array([[[4, 8, 60, 40], [30, 2, 90, 62]]], np.float32), np.array([[3, 1]], np.int32), np.ones((1, 2), bool)
+    apply = functools.partial(model.apply, {"params": {"mask_head": params}})
+    run = jax.jit(lambda: (apply(maps, boxes, valid, method="masks"), apply(maps, boxes, labels, valid, method="instance_masks")))
+    logits, masks = map(np.asarray, run())
+    assert masks.shape == (1, 2, 32, 32)
+    layers = params["points"]
+    for n, (box, label) in enumerate(zip(boxes[0], labels[0], strict=True)):
+        coarse = mask = logits[0, n, :, :, label - 1].astype(float)
+        for side in (16, 32):
+            mask = np.array([[bilinear_loop(mask, (j + 0.5) / 2, (i + 0.5) / 2) for j in range(side)] for i in range(side)])
+            for cell in np.argsort(np.abs(mask).ravel())[:40]:
+                i, j = divmod(int(cell), side)
+                x, y = (j + 0.5) / side, (i + 0.5) / side
+                seen = bilinear_loop(coarse, 8 * x, 8 * y)
+                at = (box[:2] + [x, y] * (box[2:] - box[:2])) / 4
+                hidden = np.append(bilinear_loop(maps["p2"][0], *at), seen) @ layers["fc1"]["kernel"] + layers["fc1"]["bias"]
+                last = np.append(np.maximum(hidden, 0), seen)
+                mask[i, j] = last @ layers["logits"]["kernel"][:, label - 1] + layers["logits"]["bias"][label - 1]
+        np.testing.assert_allclose(masks[0, n], 1 / (1 + np.exp(-mask)), rtol=1e-3, atol=1e-4)
 
 
 def test_training_may_have_more_proposals() -> None:

@@ -163,6 +163,7 @@ def handed_over(
             labels=mask_labels.astype(np.int32),
             targets=targets,
             valid=mask_valid,
+            gt_index=np.zeros(mask_valid.shape, np.int32),
             left_out=np.zeros(len(boxes), np.int32),
         ),
     )

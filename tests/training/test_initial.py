@@ -18,6 +18,7 @@ from mrcnn_jax.config import (
     ConfigError,
     MaskHeadConfig,
     ModelConfig,
+    PointRendConfig,
     ResNetConfig,
     RPNConfig,
     config_hash,
@@ -35,7 +36,7 @@ FPN = ModelConfig(
     resnet=ResNetConfig(depth=18, width=state_dicts.WIDTH),
     rpn=RPNConfig(batch_norm=False),
     box_head=BoxHeadConfig(hidden=8),
-    mask_head=MaskHeadConfig(channels=8, convs=1),
+    mask_head=MaskHeadConfig(channels=8, convs=1, refine=PointRendConfig(steps=1, channels=8)),
 )
 C4 = replace(
     FPN,
@@ -43,9 +44,8 @@ C4 = replace(
     box_head=BoxHeadConfig(fcs=0, pool_size=14),
     mask_head=MaskHeadConfig(channels=8, convs=0, pool_size=14),
 )
-CLASS_LEAVES = {
-    f"params/{layer}/{leaf}" for layer in ("box_head/logits", "box_head/deltas", "mask_head/logits") for leaf in ("kernel", "bias")
-}
+CLASS_LAYERS = ("box_head/logits", "box_head/deltas", "mask_head/logits", "mask_head/points/logits")
+CLASS_LEAVES = {f"params/{layer}/{leaf}" for layer in CLASS_LAYERS for leaf in ("kernel", "bias")}
 
 
 def shapes(model: ModelConfig) -> Variables:

@@ -20,6 +20,7 @@ from mrcnn_jax.config import (
     ModelConfig,
     OptimizerConfig,
     ParamGroup,
+    PointRendConfig,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
@@ -257,6 +258,38 @@ def test_losses_do_not_depend_on_an_added_invalid_image_or_on_the_order(variable
         values, _ = validate(variables, other, key)
         for name, value in expected.items():
             assert float(values[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_a_normalised_and_refined_mask_branch_learns_a_batch(variables: Variables) -> None:
+    """With group norm and points: both losses fall, all of the branch moves and nothing else, and what does not exist has no part in it."""
+    refine = PointRendConfig(steps=2, train_points=16, channels=8, fcs=1)
+    model = MaskRCNN(replace(CONFIG, mask_head=replace(CONFIG.mask_head, norm="group", refine=refine)))
+    rng = np.random.default_rng(0)
+
+    def layer(*kernel: int) -> dict[str, np.ndarray]:
+        return {"kernel": rng.normal(scale=0.3, size=kernel).astype(np.float32), "bias": np.zeros(kernel[-1], np.float32)}
+
+    branch = {**variables["params"]["mask_head"], "points": {"fc1": layer(17, 8), "logits": layer(9, 2)}}
+    for name in ("conv1", "conv2"):
+        branch[name] = {"kernel": branch[name]["kernel"]}
+        branch[f"{name}_norm"] = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
+    ours = {**variables, "params": variables["params"] | {"mask_head": branch}}
+    halves = np.zeros((2, 4, 8, 8), np.uint8)
+    halves[..., :4] = 255
+    truth = batch(0)
+    truth = truth.replace(ground_truth=truth.ground_truth.replace(masks=halves))
+
+    runner = Runner(replace(MASK, optimizer=OptimizerConfig(name="adam", learning_rate=0.01)), ours, model)
+    state, first = runner.once(truth)
+    _, again = runner.once(poisoned(truth, np.nan))
+    assert {name: value.tobytes() for name, value in first.items()} == {name: value.tobytes() for name, value in again.items()}
+    assert moved(ours["params"], state.params) == {f"mask_head/{path}" for path in flatten_dict(branch, sep="/")}
+    metrics = first
+    for _ in range(60):
+        state, metrics = runner.step(state, truth)
+    assert float(metrics["loss/mask"]) < 0.1 * float(first["loss/mask"])
+    assert float(metrics["loss/mask_points"]) < 0.5 * float(first["loss/mask_points"])
+    assert runner.traces == 1
 
 
 def operations(function: Callable[..., Any], *args: Any) -> Counter[str]:
