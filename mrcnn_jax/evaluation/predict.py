@@ -19,14 +19,13 @@ from mrcnn_jax.config import Config, ConfigError, DataConfig, Loss, load_config_
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.transforms import resize_image, resize_plan
 from mrcnn_jax.evaluation.results import coco_results
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
+from mrcnn_jax.models.mask_rcnn import MODULES_OF, MaskRCNN, Prediction, Variables
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.checkpoints import Checkpoints, Meta, Weights
 
 Seen = dict[int, tuple[np.ndarray, np.ndarray]]  # image index -> proposals: boxes in original pixels, scores
 Choice = Literal["newest", "best"]
-HEADS: tuple[Loss, ...] = ("rpn", "box", "mask")  # each needs those before it
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Run:
 
         An imported network has no stages, and all heads."""
         if not self.config.stages:
-            return frozenset(HEADS)
+            return frozenset(MODULES_OF)
         begun = self.config.stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
-        furthest = max((HEADS.index(loss) for stage in begun for loss in stage.losses), default=-1)
-        return frozenset(HEADS[: furthest + 1])
+        modules = set().union(*(MODULES_OF[loss] for stage in begun for loss in stage.losses))
+        return frozenset(loss for loss, needed in MODULES_OF.items() if needed <= modules)
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import flax.linen as nn
 import flax.struct
@@ -161,14 +161,16 @@ def mask_loss(
     valid = samples.valid & image_valid[:, None]
     targets = losses.keep(samples.targets, valid)
     labels = jnp.where(valid, samples.labels, 1)
-    if config.loss == "softmax":
-        pixels = losses.mask_cross_entropy(losses.keep(logits, valid), targets, labels)
-    else:
-        values = losses.keep(true_class(logits, labels), valid)
-        if config.loss == "focal":
-            pixels = losses.focal(values, targets, gamma=config.focal_gamma, alpha=config.focal_alpha)
-        else:
+    values = losses.keep(true_class(logits, labels), valid)
+    match config.loss:
+        case "bce":
             pixels = losses.binary_cross_entropy(values, targets)
+        case "focal":
+            pixels = losses.focal(values, targets, gamma=config.focal_gamma, alpha=config.focal_alpha)
+        case "softmax":
+            pixels = losses.mask_cross_entropy(losses.keep(logits, valid), targets, labels)
+        case _:
+            assert_never(config.loss)
     return {"mask": config.loss_weight * losses.masked_mean(pixels.mean((-2, -1)), valid)}
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config import Loss, ModelConfig
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
@@ -24,6 +24,11 @@ from mrcnn_jax.ops.roi import assign_levels, roi_features
 from mrcnn_jax.structures import Batch, Instances
 
 Pyramid = dict[str, Array]
+
+_RPN = {"resnet", "fpn", "rpn"}
+_BOX = _RPN | {"res5", "box_head"}
+# The modules of `MaskRCNN` that a loss reads (of fpn and res5, the one that the backbone has): its head stands on all the others.
+MODULES_OF: dict[Loss, set[str]] = {"rpn": _RPN, "box": _BOX, "mask": _BOX | {"mask_head"}}
 
 
 class Prediction(flax.struct.PyTreeNode):

@@ -12,6 +12,7 @@ Losses are float32 whatever the dtype of the predictions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +59,17 @@ def box_regression(
         beta: of smooth_l1.
         weights: of the deltas; only giou reads them.
     """
-    if kind == "giou":
-        # Moving both boxes or scaling an axis of both leaves GIoU as it is: any anchor does, and this one loses no digits.
-        anchor = jnp.broadcast_to(jnp.array([-0.5, -0.5, 0.5, 0.5], jnp.float32), pred.shape)
-        return 1 - box_ops.giou(box_ops.decode(pred, anchor, weights=weights), box_ops.decode(target, anchor, weights=weights))
-    return smooth_l1(pred, target, beta=beta if kind == "smooth_l1" else 0).sum(-1)
+    match kind:
+        case "smooth_l1":
+            return smooth_l1(pred, target, beta=beta).sum(-1)
+        case "l1":
+            return smooth_l1(pred, target, beta=0).sum(-1)
+        case "giou":
+            # Moving both boxes or scaling an axis of both leaves GIoU as it is: any anchor does, and this one loses no digits.
+            anchor = jnp.broadcast_to(jnp.array([-0.5, -0.5, 0.5, 0.5], jnp.float32), pred.shape)
+            return 1 - box_ops.giou(box_ops.decode(pred, anchor, weights=weights), box_ops.decode(target, anchor, weights=weights))
+        case _:
+            assert_never(kind)
 
 
 def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float32[Array, "*n"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,16 @@ def roi_features(
     A single map is a list of one, with all `levels` 0.
     """
     place: dict[str, Any] = {"levels": levels, "strides": strides, "output_size": output_size}
-    if config.op == "pool":
-        return roi_pool(features, boxes, valid, **place)
     samples: dict[str, Any] = {"sampling_ratio": config.sampling_ratio, "max_sampling_ratio": config.max_sampling_ratio}
-    if config.op == "warp":
-        return roi_warp(features, boxes, valid, **place, **samples)
-    return roi_align(features, boxes, valid, **place, **samples, aligned=config.aligned)
+    match config.op:
+        case "align":
+            return roi_align(features, boxes, valid, **place, **samples, aligned=config.aligned)
+        case "pool":
+            return roi_pool(features, boxes, valid, **place)
+        case "warp":
+            return roi_warp(features, boxes, valid, **place, **samples)
+        case _:
+            assert_never(config.op)
 
 
 def assign_levels(

@@ -38,7 +38,7 @@ def _from_file(shapes: Variables, config: Config, source: Path) -> Variables:
     """A ResNet, all of it."""
     modules = [module for module in ("resnet", "res5") if module in shapes["params"]]
     loaded = load_resnet(source, {kind: {module: shapes[kind][module] for module in modules} for kind in ("params", "batch_stats")})
-    others = [module for module in ("fpn", "rpn", "box_head", "mask_head") if module in shapes["params"]]
+    others = sorted(shapes["params"].keys() - set(modules))
     print(f"{source.name}: loaded into {', '.join(modules)} ({len(flatten_dict(loaded['params']))} tensors); {', '.join(others)}: random")
     if config.model.resnet.stride_in_1x1:
         print(f"warning: {source.name}: torchvision's ResNets have their stride in the 3x3, this model in the 1x1")

@@ -13,6 +13,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config import ConfigError, StageConfig
+from mrcnn_jax.models.mask_rcnn import MODULES_OF
 from mrcnn_jax.structures import Params
 
 FROZEN = "frozen"
@@ -83,10 +84,7 @@ def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: P
     known = params.keys() - {path[0] for path in flatten_dict(params).keys() - flatten_dict(loaded).keys()}
     for stage in table:
         heads = set(trained(stage, params))
-        needed = {"resnet", "fpn", "rpn"}
-        needed |= {"res5", "box_head"} if {"box", "mask"} & set(stage.losses) else set()
-        needed |= {"mask_head"} if "mask" in stage.losses else set()
-        needed &= params.keys()  # fpn or res5
+        needed = set().union(*(MODULES_OF[loss] for loss in stage.losses)) & params.keys()
         random = ", ".join(sorted(needed - known - heads))
         if random:
             raise ConfigError(f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)")

@@ -92,7 +92,7 @@ def test_a_file_of_a_resnet(resnet_file: Path, capsys: pytest.CaptureFixture[str
     loaded = load(resnet_file, FPN)
     assert loaded.keys() == {path for path in flat(shapes(FPN)) if path.split("/")[1] == "resnet"}
     count = sum(path.startswith("params/") for path in loaded)
-    assert capsys.readouterr().out == f"resnet18.npz: loaded into resnet ({count} tensors); fpn, rpn, box_head, mask_head: random\n"
+    assert capsys.readouterr().out == f"resnet18.npz: loaded into resnet ({count} tensors); box_head, fpn, mask_head, rpn: random\n"
 
 
 def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixt
     np.testing.assert_array_equal(loaded["params/res5/block1/conv2/kernel"], tensors["layer4.1.conv2.weight"].transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(loaded["batch_stats/res5/block0/downsample/var"], tensors["layer4.0.downsample.1.running_var"])
     assert "loaded into resnet, res5 " in (printed := capsys.readouterr().out)
-    assert "; rpn, box_head, mask_head: random\n" in printed
+    assert "; box_head, mask_head, rpn: random\n" in printed
 
 
 def test_another_stride_is_warned_of(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from ops import laws
 
 from mrcnn_jax.config import (
     BoxHeadConfig,
+    Loss,
     MaskHeadConfig,
     ModelConfig,
     OptimizerConfig,
@@ -27,13 +29,13 @@ from mrcnn_jax.config import (
     StageConfig,
 )
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.models.mask_rcnn import MODULES_OF, MaskRCNN, Variables, example_batch
 from mrcnn_jax.recipes import joint, staged
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.optimizer import make_optimizer
 from mrcnn_jax.training.stages import trained
 from mrcnn_jax.training.state import TrainState
-from mrcnn_jax.training.step import make_train_step, make_validation_step
+from mrcnn_jax.training.step import make_train_step, make_validation_step, stage_losses
 
 CANVAS = (64, 64)
 CONVS = 2
@@ -47,6 +49,12 @@ CONFIG = ModelConfig(
     mask_head=MaskHeadConfig(channels=8, convs=CONVS, pool_size=4, samples=6),
 )
 MODEL = MaskRCNN(CONFIG)
+C4 = replace(
+    CONFIG,
+    backbone="c4",
+    box_head=replace(CONFIG.box_head, fcs=0, pool_size=4),
+    mask_head=replace(CONFIG.mask_head, convs=0, deconv_kernel=2),
+)
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # each program runs a few times only
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=0.1)
 RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
@@ -140,6 +148,15 @@ def rpn_runner(variables: Variables) -> Runner:
     return Runner(RPN, variables)
 
 
+@pytest.mark.parametrize("backbone", ["fpn", "c4"])
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, backbone: str) -> None:
+    """Flax makes the parameters of the modules that are called, and of no other."""
+    model, absent = (MODEL, "res5") if backbone == "fpn" else (MaskRCNN(C4), "fpn")
+    init = nn.init(lambda m: stage_losses(m, batch(0), jax.random.key(0), (loss,), ())[0], model)
+    assert set(jax.eval_shape(init, jax.random.key(0))["params"]) == MODULES_OF[loss] - {absent}
+
+
 def moved(before: Any, after: Any) -> set[str]:
     """Paths of the leaves whose bits differ."""
     old, new = (flatten_dict(tree, sep="/") for tree in (before, after))
@@ -185,13 +202,7 @@ def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runne
 
 def test_c4_trains_res5_with_the_box_head_alone() -> None:
     """Its batch statistics too, over the boxes that exist; under the mask head it is frozen."""
-    config = replace(
-        CONFIG,
-        backbone="c4",
-        box_head=replace(CONFIG.box_head, fcs=0, pool_size=4),
-        mask_head=replace(CONFIG.mask_head, convs=0, deconv_kernel=2),
-    )
-    model = MaskRCNN(config)
+    model = MaskRCNN(C4)
     variables = jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
     _, box, mask = staged(pretrained=False, backbone="c4", optimizers=(SGD, SGD, SGD))
     for stage, modules in ((box, {"res5", "box_head"}), (mask, {"mask_head"})):
