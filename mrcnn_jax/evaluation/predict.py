@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config import Config, ConfigError, DataConfig, Loss, load_config_json
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.transforms import resize_image, resize_plan
-from mrcnn_jax.evaluation.results import coco_results
+from mrcnn_jax.evaluation.results import Detections, coco_results, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
@@ -86,17 +86,17 @@ class Predictor:
         self.run, self.mesh = run, mesh
         network = MaskRCNN(run.config.model)
         if mesh is None:
-            self._variables = jax.device_put(run.variables)
+            self.variables = jax.device_put(run.variables)
             apply = network.apply
         else:
             everywhere, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)
-            self._variables = parallel.place(run.variables, jax.tree.map(lambda _: parallel.replicated(mesh), run.variables))
+            self.variables = parallel.place(run.variables, jax.tree.map(lambda _: parallel.replicated(mesh), run.variables))
             # No image knows of another: no device needs to hear of one.
             apply = jax.shard_map(network.apply, mesh=mesh, in_specs=(everywhere, rows), out_specs=rows, check_vma=False)
         self._apply = jax.jit(apply, **compile_options(deterministic=run.config.deterministic))
 
     def __call__(self, batch: Batch) -> Prediction:
-        return parallel.rows_to_host(self._apply(self._variables, parallel.place_rows(batch, self.mesh)), self.mesh)
+        return parallel.rows_to_host(self._apply(self.variables, parallel.place_rows(batch, self.mesh)), self.mesh)
 
     def results(self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]) -> list[dict[str, Any]]:
         """COCO results of a batch: original ids, pixels and image size."""
@@ -105,10 +105,21 @@ class Predictor:
             scales=batch.scales,
             original_sizes=batch.original_sizes,
             image_ids=image_ids,
-            category_ids=self.run.category_ids,
+            categories=self.run.meta.categories,
             images_valid=batch.valid,
             paste=self.run.config.model.mask_head.paste,
         )
+
+    def detections(self, image: UInt8[np.ndarray, "h w 3"], *, min_score: float = 0.0) -> Detections:
+        """What is seen on one image, in its pixels, with masks as RLEs."""
+        batch = batch_of_one(image, self.run.config.data)
+        found = jax.tree.map(lambda field: field[0], self(batch).detections)
+        return self.in_image(found, batch.scales[0], image.shape[:2], min_score=min_score)
+
+    def in_image(self, found: Instances, scale: Float32[np.ndarray, " 2"], size: tuple[int, int], *, min_score: float = 0.0) -> Detections:
+        """`image_detections` with the run's classes and way of pasting."""
+        paste = self.run.config.model.mask_head.paste
+        return image_detections(found, scale=scale, size=size, categories=self.run.meta.categories, paste=paste, min_score=min_score)
 
 
 def predict_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[tuple[Batch, Prediction]]:
