@@ -68,7 +68,8 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
     import jax
     import jax.numpy as jnp
 
-    from mrcnn_jax.evaluation.masks import paste, paste_rle
+    from mrcnn_jax.evaluation.masks import paste_rle
+    from mrcnn_jax.exported import paste
     from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors, rpn_proposals
     from mrcnn_jax.ops.nms import nms
     from mrcnn_jax.ops.roi import assign_levels, roi_align

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as rle_ops
 
+from mrcnn_jax import exported
 from mrcnn_jax.config import DataConfig
 
 
@@ -30,16 +31,9 @@ class Plan:
 def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
     """Scale min(short_side / short, long_side / long), sides rounded down (SPEC section 1: 300 x 400 becomes 800 x 1066).
 
-    In integers, since 300 * (800 / 300) must not become 799. A side is at least 1 px. The canvas is the smallest that holds
-    the image, the first of equals.
+    The canvas is the smallest that holds the image, the first of equals.
     """
-    short, long = min(height, width), max(height, width)
-    by_long = data.long_side * short < data.short_side * long
-    numerator, denominator = (data.long_side, long) if by_long else (data.short_side, short)
-    resized = max(1, height * numerator // denominator), max(1, width * numerator // denominator)
-    fitting = [i for i, (h, w) in enumerate(data.canvases) if h >= resized[0] and w >= resized[1]]
-    canvas = min(fitting, key=lambda i: data.canvases[i][0] * data.canvases[i][1])
-    return Plan(canvas, resized, (resized[0] / height, resized[1] / width))
+    return Plan(*exported.resize_plan(height, width, data.short_side, data.long_side, data.canvases))
 
 
 def resize_image(image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]) -> UInt8[np.ndarray, "rh rw *c"]:

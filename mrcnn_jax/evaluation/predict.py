@@ -11,14 +11,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config import Config, ConfigError, DataConfig, Loss, load_config_json
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.transforms import resize_image, resize_plan
-from mrcnn_jax.evaluation.results import coco_results
+from mrcnn_jax.evaluation.results import Detections, coco_results, image_detections
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, MaskRCNN, Prediction, Variables
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
@@ -114,12 +114,12 @@ class Predictor:
         """Go on with other weights, in the same programs; with a mesh, arrays that this process has as a whole."""
         mesh = self.mesh
         if mesh is None:
-            self._variables = jax.device_put(variables)
+            self.variables = jax.device_put(variables)
         else:
-            self._variables = parallel.place(variables, jax.tree.map(lambda _: parallel.replicated(mesh), variables))
+            self.variables = parallel.place(variables, jax.tree.map(lambda _: parallel.replicated(mesh), variables))
 
     def __call__(self, batch: Batch) -> Prediction:
-        return parallel.rows_to_host(self._apply(self._variables, parallel.place_rows(batch, self.mesh)), self.mesh)
+        return parallel.rows_to_host(self._apply(self.variables, parallel.place_rows(batch, self.mesh)), self.mesh)
 
     def results(self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]) -> list[dict[str, Any]]:
         """COCO results of a batch: original ids, pixels and image size."""
@@ -128,10 +128,21 @@ class Predictor:
             scales=batch.scales,
             original_sizes=batch.original_sizes,
             image_ids=image_ids,
-            category_ids=self.run.category_ids,
+            categories=self.run.meta.categories,
             images_valid=batch.valid,
             paste=self.run.config.model.mask_head.paste,
         )
+
+    def detections(self, image: UInt8[np.ndarray, "h w 3"], *, min_score: float = 0.0) -> Detections:
+        """What is seen on one image, in its pixels, with masks as RLEs."""
+        batch = batch_of_one(image, self.run.config.data)
+        found = jax.tree.map(lambda field: field[0], self(batch).detections)
+        return self.in_image(found, batch.scales[0], image.shape[:2], min_score=min_score)
+
+    def in_image(self, found: Instances, scale: Float32[np.ndarray, " 2"], size: tuple[int, int], *, min_score: float = 0.0) -> Detections:
+        """`image_detections` with the run's classes and way of pasting."""
+        paste = self.run.config.model.mask_head.paste
+        return image_detections(found, scale=scale, size=size, categories=self.run.meta.categories, paste=paste, min_score=min_score)
 
 
 def results_of_split(predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]) -> tuple[list[dict[str, Any]], Seen]:

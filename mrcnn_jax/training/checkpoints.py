@@ -291,7 +291,7 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
-def flatten(state: TrainState) -> dict[str, Any]:
+def flatten(state: Any) -> dict[str, Any]:
     """{"params/rpn/conv1/kernel": leaf, "opt_state/inner_states/group0/...": leaf, ...}, in the order of `jax.tree.leaves`.
 
     By path, not as a tree: optax's states hold named tuples and empty nodes, which only a template can give back.

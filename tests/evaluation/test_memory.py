@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mrcnn_jax import api
 from mrcnn_jax.evaluation import files, predict
 
 run, folder = map(Path, sys.argv[1:])
@@ -47,7 +48,7 @@ class Crowded(predict.Predictor):
         return prediction.replace(detections=found)
 
 
-files.Predictor = Crowded
+api.Predictor = Crowded
 noise = np.random.default_rng(1).integers(0, 256, (30, 40, 3)).astype(np.uint8)
 cv2.imwrite(str(folder / "image.jpg"), cv2.resize(noise, SHAPE[::-1]))
 batch = predict.batch_of_one(noise, predict.load_run(run).config.data)

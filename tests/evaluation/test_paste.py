@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.evaluation.masks import PasteStyle, paste, paste_rle, segmentation_rle
+from mrcnn_jax.evaluation.masks import PasteStyle, paste_rle, segmentation_rle
+from mrcnn_jax.exported import paste
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "paste.npz"  # by tests/parity/record_paste.py
 SIZE = (23, 31)

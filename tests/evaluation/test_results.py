@@ -35,7 +35,7 @@ def _results(masks: bool = True, paste: PasteStyle = "exact") -> list[dict]:
         scales=SCALES,
         original_sizes=SIZES,
         image_ids=[101, 0, -1],
-        category_ids=[7, 90, 11],
+        categories=[(7, "a"), (90, "b"), (11, "c")],
         images_valid=np.array([True, True, False]),
         paste=paste,
     )
@@ -73,7 +73,7 @@ def test_a_clipped_box_does_not_move_its_mask() -> None:
         scales=SCALES,
         original_sizes=SIZES,
         image_ids=[1, 2, 3],
-        category_ids=[1, 2, 3],
+        categories=[(1, "a"), (2, "b"), (3, "c")],
         images_valid=np.array([1, 0, 0], bool),
         paste="exact",
     )[1]
@@ -92,7 +92,7 @@ def test_no_valid_image_gives_no_result() -> None:
         scales=SCALES,
         original_sizes=SIZES,
         image_ids=[1, 2, 3],
-        category_ids=[1, 2, 3],
+        categories=[(1, "a"), (2, "b"), (3, "c")],
         images_valid=np.zeros(3, bool),
         paste="exact",
     )

@@ -19,9 +19,10 @@ from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mrcnn_jax import api
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.evaluation import files
-from mrcnn_jax.evaluation.files import image_files, predict_files
+from mrcnn_jax.evaluation.files import predict_files
+from mrcnn_jax.evaluation.inputs import image_files
 from mrcnn_jax.evaluation.predict import Predictor
 from mrcnn_jax.evaluation.run import evaluate_run
 from mrcnn_jax.structures import Batch
@@ -267,7 +268,7 @@ def test_results_are_in_pixels_of_the_file(moved: Path, tiny_data: Path, tmp_pat
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "load_run", lambda _: pytest.fail("the run was read first"))
+    monkeypatch.setattr(api, "load_run", lambda _: pytest.fail("the run was read first"))
     (tmp_path / "empty").mkdir()
     for paths, message in (
         ([tmp_path / "nowhere.jpg"], "nowhere.jpg: no such file or folder"),

@@ -16,7 +16,7 @@ from parity.ours import Stages, batch_of, model_config, padded, variables_of
 pytest.importorskip("torchvision")
 from parity import peers  # imports torch
 
-from mrcnn_jax.evaluation.masks import paste
+from mrcnn_jax.exported import paste
 from mrcnn_jax.models.box_head import BoxOutput
 from mrcnn_jax.models.mask_head import mask_probabilities
 from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from record_paste import BOXES, RECORDED, SIZE, cases, pasted_by_torchvision
 
-from mrcnn_jax.evaluation.masks import paste
+from mrcnn_jax.exported import paste
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
