@@ -1,17 +1,17 @@
 """Export a run to one file that predicts with jax and NumPy alone.
 
-    python -m mrcnn_jax.export --workdir runs/a --out model.jaxexport
+    python -m mrcnn_jax.export --workdir runs/a --out model.jaxexport [--checkpoint best] [--weights ema] [--weights-licence "CC BY-NC 4.0"]
 
 The file is a zip (stored, not compressed): meta.json, the weights, a program a canvas as `jax.export` serializes it (StableHLO for CPU,
-CUDA and TPU), mrcnn_exported.py, which loads and runs it (docs/api.md), and flatbuffers, which jax reads programs with and does not bring
-itself. A file that is there already is replaced, when the new one is whole.
+CUDA and TPU), mrcnn_exported.py, which loads and runs it (docs/api.md), flatbuffers, which jax reads programs with and does not bring
+itself, and the model card, README.md. A file that is there already is replaced, when the new one is whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -32,10 +32,16 @@ class Arguments:
     """The run's folder."""
     out: Path
     """The file that is written."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """best: the one of the highest mask AP, of a run with --evaluate-every-epochs."""
+    weights: Literal["raw", "ema"] = "raw"
+    """ema: their moving average, of a run with ema_decay."""
+    weights_licence: str | None = None
+    """Of the weights that the run started from, for the card; without it the card says that it is not stated."""
 
 
-def export_run(workdir: Path, out: Path) -> None:
-    """Writes `out` from the newest whole checkpoint; ConfigError if there is none, or `out` cannot be written."""
+def export_run(arguments: Arguments) -> None:
+    """ConfigError if there is no such checkpoint, or `out` cannot be written."""
     import json
     import zipfile
 
@@ -44,10 +50,12 @@ def export_run(workdir: Path, out: Path) -> None:
     import numpy as np
 
     from mrcnn_jax import exported
+    from mrcnn_jax.evaluation.model_card import model_card
     from mrcnn_jax.evaluation.predict import load_run, make_folder
     from mrcnn_jax.training.checkpoints import flatten
 
-    run = load_run(workdir)
+    out = arguments.out
+    run = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder")
     make_folder(out.parent)
@@ -72,6 +80,7 @@ def export_run(workdir: Path, out: Path) -> None:
                 archive.writestr(zipfile.ZipInfo(name), content)  # without the time: the same run gives the same bytes
 
             add("meta.json", json.dumps(meta, indent=1))
+            add("README.md", model_card(run, arguments.workdir, weights_licence=arguments.weights_licence))
             add("mrcnn_exported.py", Path(exported.__file__).read_text())
             for source in sorted(Path(flatbuffers.__file__).parent.glob("*.py")):
                 add(f"flatbuffers/{source.name}", source.read_text())
@@ -86,6 +95,7 @@ def export_run(workdir: Path, out: Path) -> None:
     finally:
         part.unlink(missing_ok=True)
     print(f"{out}: checkpoint {run.meta.name}, {len(data.canvases)} programs, {out.stat().st_size / 1e6:.1f} MB")
+    print(f"model card: unzip -p {out} README.md")
 
 
 def program(run: Run, canvas: tuple[int, int]) -> Exported:
@@ -108,8 +118,7 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m mrcnn_jax.export", description=__doc__)
-    export_run(arguments.workdir, arguments.out)
+    export_run(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
 
 
 if __name__ == "__main__":

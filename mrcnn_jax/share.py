@@ -7,9 +7,9 @@ The new folder is that of a run: eval.py, predict.py and --init-from take it. RE
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -23,6 +23,10 @@ class Arguments:
     """The run's folder."""
     out: Path
     """The new folder."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """best: the one of the highest mask AP, of a run with --evaluate-every-epochs."""
+    weights: Literal["raw", "ema"] = "raw"
+    """ema: their moving average, of a run with ema_decay."""
     weights_licence: str | None = None
     """Of the weights that the run started from, for the card; without it the card says that it is not stated."""
 
@@ -34,13 +38,11 @@ def share(arguments: Arguments) -> None:
     from mrcnn_jax.training.checkpoints import refuse_taken, write_run
 
     refuse_taken(arguments.out)
-    run = load_run(arguments.workdir)
+    run = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
     config = without_paths(run.config)
-    texts = {"README.md": model_card(run, arguments.workdir, weights_licence=arguments.weights_licence)}
-    metrics = arguments.workdir / "eval" / "metrics.json"
-    if metrics.exists() and json.loads(metrics.read_text()).get("checkpoint") == run.meta.name:
-        texts["eval/metrics.json"] = metrics.read_text()
-    write_run(arguments.out, config, run.variables, replace(run.meta, config_hash=config_hash(config)), texts)
+    config = replace(config, stages=tuple(replace(stage, ema_decay=0.0) for stage in config.stages))  # its weights are all that there is
+    card = model_card(run, arguments.workdir, weights_licence=arguments.weights_licence)
+    write_run(arguments.out, config, run.variables, replace(run.meta, config_hash=config_hash(config)), {"README.md": card})
     print(f"{arguments.out}: the run without its optimiser's state; model card: {arguments.out / 'README.md'}")
 
 

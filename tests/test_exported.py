@@ -19,7 +19,7 @@ from jax import export
 import mrcnn_jax
 from mrcnn_jax import cli
 from mrcnn_jax.data.transforms import resize_image
-from mrcnn_jax.export import export_run, main
+from mrcnn_jax.export import Arguments, export_run, main
 from mrcnn_jax.exported import resize
 
 PREDICT = """
@@ -50,7 +50,7 @@ def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In the place of another file."""
     path = tmp_path_factory.mktemp("artefact") / "model.jaxexport"
     path.write_text("old")
-    export_run(kept_run, path)
+    export_run(Arguments(kept_run, path))
     assert list(path.parent.iterdir()) == [path]
     return path
 
@@ -94,6 +94,8 @@ def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -
     assert text.count("stablehlo.while") > 2
     assert "custom_call" not in text  # which only some versions and platforms know
     assert [number for number, _ in meta["categories"]] == [5, 7, 90]
+    with zipfile.ZipFile(artefact) as archive:
+        assert "disc (5), rectangle (7), triangle (90)" in archive.read("README.md").decode()  # the model card
     assert [f"weights/{name}.npy" for name in meta["weights"]] == [name for name in names if name.startswith("weights/")]
 
 

@@ -30,7 +30,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     """Data, categories, stages, command, figures, what it started from with its licence, and the config of a restored run.
 
     Args:
-        workdir: the run's folder: figures come from its eval/metrics.json.
+        workdir: the run's folder: figures come from its own evaluation.
         weights_licence: of the weights that the run started from; nobody but the user knows it.
     """
     config, meta, model = run.config, run.meta, run.config.model
@@ -41,7 +41,8 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         f"# {config.name}",
         "",
         f"Mask R-CNN on a {backbone}, {size:,} parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint"
-        f" {meta.name}{'' if meta.stage_complete else ', whose stage is not complete'}. Made with mrcnn_jax.",
+        f" {meta.name}{', moving average of its weights' if run.weights == 'ema' else ''}"
+        f"{'' if meta.stage_complete else ', whose stage is not complete'}. Made with mrcnn_jax.",
         "",
         "## Categories",
         "",
@@ -70,7 +71,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         lines += ["", f"{on}, jax {environment['jax']}. Command: {f'`{meta.command}`' if meta.command else 'not recorded'}"]
     else:
         lines.append("Imported; not trained here.")
-    lines += ["", "## Figures", "", *_figures(workdir, meta.name), "", "## Started from", ""]
+    lines += ["", "## Figures", "", *_figures(run, workdir), "", "## Started from", ""]
     if config.init_from is None:
         lines.append("Random weights." if config.stages else f"Licence of the imported weights: {weights_licence or UNKNOWN}.")
     else:
@@ -78,14 +79,17 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     return "\n".join([*lines, "", "## Config", "", "```json", json.dumps(to_dict(without_paths(config)), indent=1), "```", ""])
 
 
-def _figures(workdir: Path, checkpoint: str) -> list[str]:
-    """Of the run's own evaluation, where it is of this checkpoint."""
-    path = workdir / "eval" / "metrics.json"
-    if not path.exists():
+def figures_of(run: Run, workdir: Path) -> dict[str, float] | None:
+    """What eval.py found for these weights on the validation images; None if it was not asked, or of another checkpoint."""
+    path = workdir / ("eval" if run.weights == "raw" else "eval_ema") / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    return metrics if metrics.pop("checkpoint", None) == run.meta.name else None
+
+
+def _figures(run: Run, workdir: Path) -> list[str]:
+    metrics = figures_of(run, workdir)
+    if metrics is None:
         return ["Not evaluated."]
-    metrics = json.loads(path.read_text())
-    if metrics.get("checkpoint") != checkpoint:
-        return ["Not evaluated since this checkpoint was saved."]
     cells = [f"{metrics[name]:.3f}" if metrics[name] >= 0 else "-" for name in FIGURES]
     by_class = [f"{name.removeprefix('segm/AP/')} {value:.3f}" for name, value in metrics.items() if name.startswith("segm/AP/")]
     lines = [

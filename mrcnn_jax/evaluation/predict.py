@@ -35,6 +35,8 @@ class Run:
     config: Config
     meta: Meta
     variables: Variables
+    weights: Weights = "raw"
+    """ema: `variables` hold the moving average where it was kept."""
 
     @property
     def category_ids(self) -> list[int]:
@@ -82,7 +84,7 @@ def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "r
     params, batch_stats = checkpoints.restore_params(meta, weights)
     if set(params) == {"resnet"}:
         raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: train.py --init-from {workdir}")
-    return Run(config, meta, {"params": params, "batch_stats": batch_stats})
+    return Run(config, meta, {"params": params, "batch_stats": batch_stats}, weights)
 
 
 def make_folder(folder: Path) -> None:

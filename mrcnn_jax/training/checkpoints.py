@@ -275,7 +275,6 @@ def write_run(out: Path, config: Config, variables: dict[str, Any], meta: Meta, 
             Checkpoints(run, keep=1).save(state, meta, config)
             save_config(config, run / "config.json")
             for name, text in (texts or {}).items():
-                (run / name).parent.mkdir(exist_ok=True)
                 (run / name).write_text(text, encoding="utf-8")
             run.replace(out)
     except OSError as error:
