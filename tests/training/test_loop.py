@@ -636,7 +636,7 @@ def test_the_resnet_comes_from_a_weights_file(data_folder: Path, capsys: pytest.
     loaded = flatten_dict(initial_variables(shapes(config), config), sep="/")
     assert set(loaded) == {path for path in wanted if path.split("/")[1] == "resnet"}
     assert all(leaf.shape == wanted[path].shape for path, leaf in loaded.items())
-    assert "fpn, rpn, box_head, mask_head: random" in capsys.readouterr().out
+    assert "box_head, fpn, mask_head, rpn: random" in capsys.readouterr().out
     with np.load(data_folder / "weights" / "pqf_resnet50_large.npz") as file:
         assert np.array_equal(loaded["params/resnet/stem/kernel"], file["conv1.weight"].transpose(2, 3, 1, 0))
         assert np.array_equal(loaded["batch_stats/resnet/layer4/block2/conv3/var"], file["layer4.2.bn3.running_var"])
