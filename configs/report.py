@@ -1,4 +1,4 @@
-"""The report's constants, each as SPEC.md's sections 1 to 7 give them; other recipes change what they need.
+"""The report's constants, and ours where it is silent (NOTES.md); other recipes change what they need.
 
     python train.py --config configs/report.py --workdir runs/a --data.root DIR --init-from resnet50.pth
 

@@ -58,7 +58,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and how its images become canvases (SPEC: pixels to a few fixed canvas sizes)."""
+    """Which data set, and how its images become canvases (a few fixed sizes)."""
 
     folder: str = ""
     """Name of the data set's folder under $MRCNN_DATA; used when `root` is not given."""

@@ -1,4 +1,4 @@
-"""What configs and imported weights share: stage tables and the families of constants (SPEC section 7 and "Compatibility preset")."""
+"""What configs and imported weights share: stage tables and the families of constants."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def staged(
         StageConfig(
             name="box",
             losses=("box",),
-            # What is imported is tuned at a tenth of the rate (SPEC section 7).
+            # What is imported is tuned at a tenth of the rate.
             train=tuple(ParamGroup(pattern, 0.1 if pretrained and pattern == "res5/.*" else 1.0) for pattern in box_head),
             frozen=(resnet, *neck, "rpn/.*", "mask_head/.*"),
             optimizer=optimizers[1],

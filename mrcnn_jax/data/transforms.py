@@ -29,7 +29,7 @@ class Plan:
 
 
 def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
-    """Scale min(short_side / short, long_side / long), sides rounded down (SPEC section 1: 300 x 400 becomes 800 x 1066).
+    """Scale min(short_side / short, long_side / long), sides rounded down (as in the report: 300 x 400 becomes 800 x 1066).
 
     The canvas is the smallest that holds the image, the first of equals.
     """

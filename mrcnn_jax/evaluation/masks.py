@@ -1,4 +1,4 @@
-"""From a mask inside its box to COCO's run-length encoding (SPEC section 6), and back to pixels; `exported.paste` has the rule."""
+"""From a mask inside its box to COCO's run-length encoding, and back to pixels; `exported.paste` has the rule."""
 
 from __future__ import annotations
 

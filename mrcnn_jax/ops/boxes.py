@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Num
 
-# Decoded log sizes are clipped here (SPEC section 3): a box is at most 62.5 times its anchor, and exp never overflows.
+# Decoded log sizes are clipped here: a box is at most 62.5 times its anchor, and exp never overflows.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 # Areas of at most this count as 0: the gradient of a quotient divides by their square, which would leave float32.

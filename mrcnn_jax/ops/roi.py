@@ -108,7 +108,7 @@ def roi_warp(
     sampling_ratio: int,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
-    """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2, on RoIWarp; SPEC section 4).
+    """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2, on RoIWarp).
 
     Cell i of a map covers [i, i + 1). The rest is as in `roi_align`.
     """

@@ -1,4 +1,4 @@
-"""One compiled call a stage and canvas: losses, gradients of what the stage trains, the update (SPEC section 7)."""
+"""One compiled call a stage and canvas: losses, gradients of what the stage trains, the update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three laws of padded sets (DESIGN law 1), for any function of one.
+"""The three laws of padded sets (docs/architecture.md), for any function of one.
 
 A function under test takes `rows`, a dict of arrays that share their first axis, and `valid`. It answers with
 `Outcome(rows=..., totals=...)`: what belongs to each row (compared where the row is valid) and what belongs to the set.
