@@ -55,7 +55,9 @@ def one_line(error: pytest.ExceptionInfo[ConfigError]) -> str:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> None:
     config = load_config_file(path)
-    assert [stage.name for stage in config.stages] == (["joint"] if path.stem == "torchvision_coco" else ["rpn", "box", "mask"])
+    assert [stage.name for stage in config.stages] == (
+        ["joint"] if path.stem in ("torchvision_coco", "finetune") else ["rpn", "box", "mask"]
+    )
     assert config.name == path.stem
     save_config(config, tmp_path / "config.json")
     again = load_config_json(tmp_path / "config.json")
@@ -296,6 +298,7 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "validate_every_epochs",
         "evaluate_every_epochs",
         "deterministic",
+        "profile",
         "skip_non_finite",
         "shard_parameters",
         "distributed.coordinator",

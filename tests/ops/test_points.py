@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.evaluation.masks import paste
+from mrcnn_jax.exported import paste
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide, uncertain_points
