@@ -46,8 +46,11 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
 
 
 class Model:
-    """A run on one device. Its programs are compiled when an image first needs them: one for each of the run's canvases, and with test-time
-    augmentation two for each canvas and scale, however many sizes the images have."""
+    """A run on one device.
+
+    Its programs are compiled when an image first needs them: one for each of the run's canvases, and with test-time augmentation two for
+    each canvas and scale and one for each number of views, however many sizes the images have.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -105,7 +105,8 @@ def resize_plan(
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 [h, w, c] to `size` (height, width): bilinear when it grows, area mean when it shrinks; rounded as OpenCV 5 does on x86, whose
-    pixels these are (another build's may differ by one grey level)."""
+    pixels these are (another build's may differ by one grey level).
+    """
     if size[0] < image.shape[0]:
         mean = _area_means(_area_means(image, size[0]).swapaxes(0, 1), size[1]).swapaxes(0, 1)
         halved = (2 * size[0], 2 * size[1]) == image.shape[:2]  # OpenCV rounds these means up, where others go to the even number

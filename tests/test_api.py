@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,6 +43,13 @@ def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(path: Path) -> np.ndarray:
     return cv2.imread(str(path))[..., ::-1]
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (WIDTH, WIDTH))
+    for frame in frames:
+        video.write(np.ascontiguousarray(frame[..., ::-1]))
+    video.release()
 
 
 def test_it_is_what_predict_writes(model: mrcnn_jax.Model, kept_run: Path, folder: Path, tmp_path: Path) -> None:
@@ -132,6 +141,23 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
             model.predict(np.zeros((5, 7, 3), np.uint8), scales=scales)
 
 
+def test_what_the_documentation_says_runs(model: mrcnn_jax.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first part, on the run that is loaded already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mrcnn_jax, "load", {"runs/a": model}.__getitem__, raising=False)
+    shutil.copytree(folder, "folder")
+    for name in ("image.jpg", "a.jpg", "b.jpg"):
+        cv2.imwrite(name, cv2.imread(str(folder / "0.png")))
+    write_video(tmp_path / "clip.avi", [read(folder / "0.png")])
+    part = (ROOT / "docs" / "api.md").read_text().partition("## One file")[0]
+    blocks = [block.partition("```")[0] for block in part.split("```python\n")[1:]]
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    assert len(names["several"]) == 2
+    assert names["overlay"].std() > 0
+
+
 def test_importing_it_costs_nothing() -> None:
     """A command's typo is answered before jax is imported."""
     code = "import sys, mrcnn_jax; assert not {'jax', 'flax', 'cv2'} & set(sys.modules); assert not hasattr(mrcnn_jax, 'nothing')"
@@ -205,10 +231,7 @@ def test_a_video_is_predicted_frame_by_frame(model: mrcnn_jax.Model, folder: Pat
     image = read(folder / "0.png")
     frames = [np.roll(image, 9 * number, axis=1) for number in range(3)]
     frames[0][:40, :40] = (250, 20, 20)
-    video = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (WIDTH, WIDTH))
-    for frame in frames:
-        video.write(np.ascontiguousarray(frame[..., ::-1]))
-    video.release()
+    write_video(tmp_path / "a.avi", frames)
     back = list(mrcnn_jax.video_frames(tmp_path / "a.avi"))
     assert len(back) == 3
     for ours, theirs in zip(back, frames, strict=True):

@@ -38,7 +38,8 @@ class Detections:
 
     def coco_results(self, image_id: int = 0) -> list[dict[str, Any]]:
         """One dict a detection, ready for JSON: image_id, category_id, bbox ([x, y, width, height] in pixels of the original image), score,
-        and, with masks, segmentation (compressed RLE of the original image's size)."""
+        and, with masks, segmentation (compressed RLE of the original image's size).
+        """
         rles = encoded(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
         results: list[dict[str, Any]] = []
         for row, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
