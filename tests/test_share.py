@@ -24,6 +24,7 @@ def run(kept_run: Path, tmp_path: Path) -> Path:
     workdir = shutil.copytree(kept_run, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps(config | {"init_from": "/home/me/resnet18.npz"}))
+    (workdir / "commands.txt").write_text("python train.py --config tiny.py\nthe same again\n")
     (workdir / "eval").mkdir()
     (workdir / "eval" / "metrics.json").write_text(json.dumps({"checkpoint": "00000072-mask"} | FIGURES))
     return workdir
@@ -54,12 +55,14 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
     assert "Mask AP by class: disc 0.400." in card
     assert "`resnet18.npz`. Its licence: CC BY-NC 4.0." in card
     assert "| mask | mask |" in card
+    assert "Command: `python train.py --config tiny.py`" in card
     assert '"detections": 8' in card  # of the config
 
 
 def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
     """Figures of an older checkpoint are not this one's, and nobody but the user knows a licence."""
     (run / "eval" / "metrics.json").write_text(json.dumps({"checkpoint": "00000036-box"} | FIGURES))
+    (run / "commands.txt").unlink()
     share(Arguments(run, tmp_path / "shared"))
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "Not evaluated." in card

@@ -68,7 +68,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         on = f"{environment['cores']} cores of {environment['processor']}"
         if environment["platform"] != "cpu":
             on = f"{environment.get('devices', 1)} x {environment['device']}"
-        lines += ["", f"{on}, jax {environment['jax']}. Command: {f'`{meta.command}`' if meta.command else 'not recorded'}"]
+        lines += ["", f"{on}, jax {environment['jax']}. Command: {_command(workdir)}"]
     else:
         lines.append("Imported; not trained here.")
     lines += ["", "## Figures", "", *_figures(run, workdir), "", "## Started from", ""]
@@ -77,6 +77,12 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     else:
         lines.append(f"`{Path(config.init_from).name}`. Its licence: {weights_licence or UNKNOWN}.")
     return "\n".join([*lines, "", "## Config", "", "```json", json.dumps(to_dict(without_paths(config)), indent=1), "```", ""])
+
+
+def _command(workdir: Path) -> str:
+    """That the run was begun with."""
+    path = workdir / "commands.txt"
+    return f"`{path.read_text().splitlines()[0]}`" if path.exists() else "not recorded"
 
 
 def figures_of(run: Run, workdir: Path) -> dict[str, float] | None:

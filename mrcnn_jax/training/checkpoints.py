@@ -85,8 +85,6 @@ class Meta:
     best_metric: float | None = None
     """None also stands for one that is not finite: a run must not die of it here, and JSON has no such number."""
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
-    command: str = ""
-    """That the steps before it were done by, as it was typed; "" where that is not known."""
     mask_ap: float | None = None
     """COCO's mask AP of these parameters on the validation images, None where it was not measured (`evaluate_every_epochs`)."""
 

@@ -235,6 +235,8 @@ class _Run:
             variables, progress, state = self._start()
             if parallel.is_first():
                 save_config(self.config, self.workdir / "config.json")  # only now: a run that could not begin takes no folder
+                with (self.workdir / "commands.txt").open("a") as file:
+                    file.write(f"{cli.command_line()}\n")
             canvases = len({plan.canvas for plan in self.train_split.plans})
             stages = self.config.stages[progress.stage_index :]
             print(f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training programs to compile")
@@ -530,7 +532,6 @@ class _Run:
             config_hash=config_hash(self.config),
             best_metric=progress.best,
             mask_ap=progress.mask_ap,
-            command=cli.command_line(),
         )
 
     def _save(self, progress: _Progress, state: TrainState, *, complete: bool) -> None:
