@@ -1,0 +1,39 @@
+"""The notebook runs, cell by cell, as it is committed: without outputs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+NOTEBOOK = Path(__file__).parent.parent / "docs" / "tutorial.ipynb"
+
+
+def test_the_tutorial_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.syspath_prepend(".")  # sys.path is as before afterwards
+    pictures: list[np.ndarray] = []
+
+    def show() -> None:
+        plt.gcf().canvas.draw()
+        pictures.append(np.asarray(plt.gcf().canvas.buffer_rgba()))  # type: ignore[attr-defined]
+        plt.close()
+
+    plt.switch_backend("agg")
+    monkeypatch.setattr(plt, "show", show)
+    names: dict[str, Any] = {}
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}: {cell['id']}", "exec"), names)
+    losses = names["losses"]
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+    assert [detections.path for detections in names["found"]] == names["images"]
+    assert max(len(detections.scores) for detections in names["found"]) > 0
+    assert len(pictures) == 2
+    assert all(picture.std() > 0 for picture in pictures)
