@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh
 from mrcnn_jax import parallel
 from mrcnn_jax.config import Config, ConfigError, OptimizerConfig, to_dict
 from mrcnn_jax.data.loader import PlannedBatch
+from mrcnn_jax.evaluation.predict import load_run
 from mrcnn_jax.evaluation.run import evaluate_run
 from mrcnn_jax.training.loop import train
 from mrcnn_jax.training.metrics import read_metrics
@@ -206,6 +207,7 @@ def test_evaluation_sees_each_image_once(
         for key, bound in (("bbox", 1e-2), ("score", 1e-5)):
             np.testing.assert_allclose([result[key] for result in theirs], [result[key] for result in results], atol=bound)
         found = json.loads((folder / "eval" / "metrics.json").read_text())
+        assert found.pop("checkpoint") == load_run(one["mask"][1]).meta.name
         assert found.keys() == metrics.keys()
         np.testing.assert_allclose(list(found.values()), list(metrics.values()), atol=1e-3)
 
