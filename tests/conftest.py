@@ -21,7 +21,7 @@ import tiny
 from mrcnn_jax.config import Config
 
 # Files that keep a core busy for a minute or more come first, the longest before the others: no core then waits for another at the end.
-LONG = ("test_parallel", "test_loop", "test_experiments", "test_precision", "test_overfit", "test_kill_and_resume")
+LONG = ("test_parallel", "test_loop", "test_experiments", "test_precision", "test_overfit", "test_kill_and_resume", "test_tutorial")
 STRICT = ("ops", "models")  # folders under tests/ whose tests run under strict dtype and rank promotion
 
 

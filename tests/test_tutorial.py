@@ -14,6 +14,7 @@ import pytest
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "tutorial.ipynb"
 
 
+@pytest.mark.slow
 def test_the_tutorial_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.syspath_prepend(".")  # sys.path is as before afterwards
