@@ -103,7 +103,9 @@ def evaluate_run(
     truths = [np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4) for image in seen.images]
     metrics |= proposal_recall([proposals[i][0] for i in sorted(proposals)], truths, limit=run.config.model.rpn.proposals)
 
-    (out / "metrics.json").write_text(json.dumps({"checkpoint": run.meta.name} | metrics, indent=2) + "\n")
+    # Figures that stand for the checkpoint, as on its model card, are those of all of its own validation images.
+    whole = {"checkpoint": run.meta.name} if split_name == "val" and annotations is None and limit is None else {}
+    (out / "metrics.json").write_text(json.dumps(whole | metrics, indent=2) + "\n")
     (out / "detections.json").write_text(json.dumps(results))
     print(f"{len(proposals)} images, {len(ground_truth['annotations'])} annotations, {len(results)} detections\n{table(metrics)}")
 

@@ -156,6 +156,7 @@ def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path
     evaluate_run(moved, split_name="train", limit=4, figures=0, out=tmp_path / "eval")
     first = sorted(image["id"] for image in tiny.read(tiny_data, "train")["images"])[:4]
     assert {result["image_id"] for result in results_of(tmp_path / "eval")} == set(first)
+    assert "checkpoint" not in json.loads((tmp_path / "eval" / "metrics.json").read_text())  # a part does not stand for it
 
 
 def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
