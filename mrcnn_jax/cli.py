@@ -12,13 +12,18 @@ from mrcnn_jax.config import ConfigError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a ConfigError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    """Calls `main`; a ConfigError becomes one line on stderr and exit status 2, Ctrl-C status 130, a reader that left (`| head`) 141."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         main()
+        sys.stdout.flush()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # What the buffer still holds goes nowhere: the interpreter would complain when it flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
 

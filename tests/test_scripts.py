@@ -85,6 +85,18 @@ def test_a_required_option_that_is_missing(script: str, tmp_path: Path) -> None:
     assert "--workdir" in done.errors
 
 
+def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: Path) -> None:
+    """As in `... | head`: here it has left before the first line."""
+    command = [sys.executable, "-m", "mrcnn_jax.data.check", "--annotations", tiny.annotations(tiny_data, "train"), "--images"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, tiny_data / "images", "--cache", tmp_path], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 # -- train.py ------------------------------------------------------------------------------------------------------------------
 
 
