@@ -35,6 +35,7 @@ CHAINS = {
     "roi_op pool": ("baseline/rpn", "roi_op-pool/box", "roi_op-pool/mask"),
     "roi_op warp": ("baseline/rpn", "roi_op-warp/box", "roi_op-warp/mask"),
     "mask_loss focal": ("baseline/rpn", "baseline/box", "mask_loss-focal/mask"),
+    "mask_loss focal-even": ("baseline/rpn", "baseline/box", "mask_loss-focal-even/mask"),
     "anchor_ratios one": ("anchor_ratios-one/rpn", "anchor_ratios-one/box", "anchor_ratios-one/mask"),
     "mask_activation softmax": ("baseline/rpn", "baseline/box", "mask_activation-softmax/mask"),
     "training joint": ("training-joint/joint",),
@@ -52,6 +53,7 @@ CHANGES = {
     "roi_op pool": {"model.roi.op: 'align' -> 'pool'"},
     "roi_op warp": {"model.roi.op: 'align' -> 'warp'"},
     "mask_loss focal": {"model.mask_head.loss: 'bce' -> 'focal'"},
+    "mask_loss focal-even": {"model.mask_head.loss: 'bce' -> 'focal'", "model.mask_head.focal_alpha: 0.25 -> 0.5"},
     "anchor_ratios one": {"model.rpn.ratios: (0.5, 1.0, 2.0) -> (1.0,)"},
     "mask_activation softmax": {"model.mask_head.loss: 'bce' -> 'softmax'"},
     "training joint": set(),
@@ -192,7 +194,7 @@ def job(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved in"):
-            experiments.run(arguments(workdir, tiny_data, "mask_loss"))
+            experiments.run(arguments(workdir, tiny_data, "mask_activation"))
     before = record(baseline / "rpn")["training_seconds"]
 
     def stop(*_: Any) -> None:
@@ -201,12 +203,12 @@ def job(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "proposals_figure", stop)
         with pytest.raises(loop.Stopped):
-            experiments.run(arguments(workdir, tiny_data, "mask_loss"))
+            experiments.run(arguments(workdir, tiny_data, "mask_activation"))
     assert 0 < before < record(baseline / "rpn")["training_seconds"]
     before = record(baseline / "mask")["evaluation_seconds"]
     (baseline / "mask" / "eval" / "metrics.json").write_text("{}")  # a stop could have cut it short
 
-    experiments.run(arguments(workdir, tiny_data, "mask_loss"))
+    experiments.run(arguments(workdir, tiny_data, "mask_activation"))
     assert 0 < before < record(baseline / "mask")["evaluation_seconds"]
     return workdir
 
@@ -217,7 +219,7 @@ def test_shared_stages_are_trained_once(job: Path) -> None:
         "seed0/baseline/box": [1],
         "seed0/baseline/mask": [1],
         "seed0/baseline/rpn": [1, 2],
-        "seed0/mask_loss-focal/mask": [1],
+        "seed0/mask_activation-softmax/mask": [1],
     }
 
 
@@ -226,10 +228,10 @@ def test_the_table_is_what_the_runs_left(job: Path, tiny_data: Path) -> None:
     table = json.loads((job / "table.json").read_text())
     lines = (job / "table.md").read_text().splitlines()
     cells = {line.split(" | ")[0].removeprefix("| "): line.removeprefix("| ").split(" | ")[1:] for line in lines[2:4]}
-    assert list(cells) == [row["variant"] for row in table["rows"]] == ["baseline", "mask_loss focal"]
+    assert list(cells) == [row["variant"] for row in table["rows"]] == ["baseline", "mask_activation softmax"]
     names = ["recall@16", "recall@16/small", "recall@16/medium", "recall@16/large"]
     names += ["bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "segm/AP75"]
-    for row, folder in zip(table["rows"], ("baseline", "mask_loss-focal"), strict=True):
+    for row, folder in zip(table["rows"], ("baseline", "mask_activation-softmax"), strict=True):
         run = job / "seed0" / folder / "mask"
         metrics = json.loads((run / "eval" / "metrics.json").read_text())
         assert row["runs"] == [str(run)]
@@ -265,7 +267,7 @@ def test_a_finished_job_writes_the_same_table(job: Path, tiny_data: Path, capsys
     before = sorted((path, path.stat().st_mtime_ns) for path in (job / "seed0").rglob("*"))
     for path in job.glob("table.*"):
         path.unlink()
-    experiments.run(arguments(job, tiny_data, "mask_loss"))
+    experiments.run(arguments(job, tiny_data, "mask_activation"))
     output = capsys.readouterr().out
     assert output.startswith("6 pieces of work, 6 of them done\n")
     assert (job / "table.md").read_text() in output
