@@ -116,7 +116,7 @@ VARIANTS = (
     Variant("roi_op", "pool", _model("roi", op="pool")),
     Variant("roi_op", "warp", _model("roi", op="warp")),
     Variant("mask_loss", "focal", _model("mask_head", loss="focal", focal_gamma=2.0)),
-    # Alpha .25, the default, is for few positives; a mask fills more than half of its box.
+    # Alpha .25, the default, is for few positives; a mask fills half of its box and more.
     Variant("mask_loss", "focal-even", _model("mask_head", loss="focal", focal_gamma=2.0, focal_alpha=0.5)),
     Variant("anchor_ratios", "one", _model("rpn", ratios=(1.0,))),
     Variant("mask_activation", "softmax", _model("mask_head", loss="softmax")),
