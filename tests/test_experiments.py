@@ -93,7 +93,7 @@ def test_shared_stages_are_one_run(seed: int) -> None:
         title: tuple(f"job/seed{seed}/{folder}" for folder in folders) for title, folders in CHAINS.items()
     }
     runs = {run for chain in found.values() for run in chain.runs}
-    assert len(runs) == len({run.folder for run in runs}) == 16
+    assert len(runs) == len({run.folder for run in runs}) == 17
     assert {run.config.seed for run in runs} == {seed}
 
 
@@ -163,7 +163,7 @@ def test_mistakes() -> None:
 def test_recipes_of_this_repository(name: str, tmp_path: Path) -> None:
     """Every variant can be made of them, and C4 trains the ResNet in stage 1 if they do."""
     found = chains(load_config_file(ROOT / "configs" / f"{name}.py"))
-    assert len({run for chain in found.values() for run in chain.runs}) == 16
+    assert len({run for chain in found.values() for run in chain.runs}) == 17
     trains = ["resnet/.*" in {group.pattern for group in found[title].runs[0].stage.train} for title in ("baseline", "backbone c4")]
     assert trains == [name == "shapes"] * 2
 
