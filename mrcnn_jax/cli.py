@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,11 +22,19 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
+        if not _reader_left():  # another pipe broke, as that of a loader's process
+            raise
         # What the buffer still holds goes nowhere: the interpreter would complain when it flushes it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _reader_left() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def program() -> str:
