@@ -5,8 +5,8 @@
 
 coco300 at its own size (short side 300, long side at most 480), batches of 2, no augmentation. An ImageNet ResNet-50 with frozen batch
 norm, res3 to res5 trainable; FPN and heads begin at our random weights on both sides, drawn from the seed. SGD 0.005 behind a linear
-warm-up and a tenth of it for the last quarter, momentum 0.9, weight decay 1e-4. torchvision is fed our loader's canvases and boxes, in our order, and both are judged by our
-evaluation.
+warm-up, a tenth of it in the last quarter, momentum 0.9, weight decay 1e-4. torchvision is fed our loader's canvases and boxes, in our
+order, and both are judged by our evaluation.
 
 Each side trains in a process of its own, one after the other; the same command again goes on where it was stopped. Losses stand side by
 side as they come, means over the last 50 steps. The last line is JSON: figures by seed and their mean, `difference` (ours less
@@ -19,7 +19,8 @@ What differs on purpose (see also NOTES.md):
 - which anchors and proposals are drawn: each side has its own random numbers. With --all-samples every anchor and every one of 100
   proposals is taken, and nothing else is left to chance: losses then agree step by step, but for what follows;
 - mask targets: torchvision's are averages of the full mask, made from the segmentation and resized as it does; ours are 0 or 1, from crops;
-- crowds: torchvision does not know of them (its recipe leaves them out); ours takes no negatives in them;
+- crowds: torchvision does not know of them (its recipe leaves them out); ours takes no negatives in them. With --without-crowds neither
+  knows of them;
 - its detections are pasted by its own code.
 """
 
@@ -33,7 +34,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -88,6 +89,14 @@ def whole_epochs(canvases: Sequence[int], batch_size: int, steps: int) -> tuple[
     while images > 1 and epochs == 1 and length(images) > steps:
         images -= 1
     return epochs, images, epochs * length(images)
+
+
+def subset(content: Mapping[str, Any], image_ids: Collection[int], *, crowds: bool) -> dict[str, Any]:
+    """Of a COCO file, these images and their annotations, with or without crowds."""
+    return dict(content) | {
+        "images": [image for image in content["images"] if image["id"] in image_ids],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in image_ids and (crowds or not a.get("iscrowd"))],
+    }
 
 
 def run_config(arguments: argparse.Namespace, *, annotations: str | None, epochs: int, steps: int) -> Config:
@@ -179,11 +188,9 @@ def prepare(arguments: argparse.Namespace) -> None:
         split, _ = splits(config)
         epochs, images, steps = whole_epochs([plan.canvas for plan in split.plans], config.data.batch_size, arguments.steps)
         annotations = Path(config.data.train_annotations)
-        if images < len(split.plans):
+        if images < len(split.plans) or arguments.without_crowds:
             kept = {image.id for image in split.dataset.images[:images]}
-            content = json.loads(annotations.read_text())
-            content["images"] = [image for image in content["images"] if image["id"] in kept]
-            content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+            content = subset(json.loads(annotations.read_text()), kept, crowds=not arguments.without_crowds)
             annotations = arguments.workdir.absolute() / "train.json"
             annotations.write_text(json.dumps(content))
         (stage,) = run_config(arguments, annotations=str(annotations), epochs=epochs, steps=steps).stages
@@ -434,7 +441,7 @@ def judge(peer: Peer, config: Config, split: Any, folder: Path) -> None:
 
 
 def asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("steps", "samples", "all_samples")}
+    return {name: getattr(arguments, name) for name in ("steps", "samples", "all_samples", "without_crowds")}
 
 
 def write(path: Path, content: Any) -> None:
@@ -515,6 +522,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[0])
     made.add_argument("--samples", type=int, default=128, help="RoIs an image of the box head")
     made.add_argument("--all-samples", action="store_true", help="leave nothing to chance")
+    made.add_argument("--without-crowds", action="store_true", help="leave crowds out of the training images")
     made.add_argument("--every", type=int, default=50, help="steps between two lines of losses")
     made.add_argument("--workdir", type=Path, default=Path("runs/accuracy_vs_torchvision"))
     made.add_argument("--child", choices=["prepare", *SIDES], help=argparse.SUPPRESS)  # in a process of its own

@@ -9,7 +9,16 @@ import state_dicts
 from flax.traverse_util import flatten_dict
 from pycocotools import mask as coco_mask
 
-from benchmarks.accuracy_vs_torchvision import full_masks, remaining, results_of, summary, to_torchvision, whole_epochs, window_means
+from benchmarks.accuracy_vs_torchvision import (
+    full_masks,
+    remaining,
+    results_of,
+    subset,
+    summary,
+    to_torchvision,
+    whole_epochs,
+    window_means,
+)
 from mrcnn_jax.evaluation.coco import evaluate
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.mapping import assign, fill
@@ -74,6 +83,13 @@ def test_masks_are_of_the_objects_without_crowds() -> None:
 def test_steps_are_whole_epochs(asked: int, expected: tuple[int, int, int]) -> None:
     """Batches of 2 of one canvas: 5 images on the first, then 3 on the second, give 3 + 2 batches."""
     assert whole_epochs([0, 0, 0, 0, 0, 1, 1, 1], 2, asked) == expected
+
+
+def test_subset_of_a_file() -> None:
+    crowd, plain, elsewhere = {"image_id": 1, "iscrowd": 1}, {"image_id": 1}, {"image_id": 2, "iscrowd": 0}
+    content = {"categories": ["a"], "images": [{"id": 1}, {"id": 2}], "annotations": [crowd, plain, elsewhere]}
+    assert subset(content, {1, 2}, crowds=True) == content
+    assert subset(content, {1}, crowds=False) == {"categories": ["a"], "images": [{"id": 1}], "annotations": [plain]}
 
 
 def test_a_run_goes_on_with_the_batches_that_are_left() -> None:
