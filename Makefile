@@ -9,7 +9,7 @@ DEMO_DATA ?= runs/shapes_data
 
 help:
 	@echo "make demo       install, generate the data set, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
-	@echo "make test       install what tests need and run all of them"
+	@echo "make test       install what tests need and run all of them (about 11 minutes on 2 cores)"
 	@echo "make parity     compare with torchvision number by number, where torch and torchvision are installed (about 10 minutes on 2 cores)"
 	@echo "make lint       style and types"
 	@echo "make clean      remove the environment, caches and the demo's runs"
