@@ -25,8 +25,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@
 
-$(DEMO_DATA)/.generated: mrcnn_jax/data/shapes.py | $(VENV)/.installed
-	$(BIN)/python -m mrcnn_jax.data.shapes --out $(DEMO_DATA) --train 4000
+$(DEMO_DATA)/.generated: mrcnn_jax/datasets/shapes.py | $(VENV)/.installed
+	$(BIN)/python -m mrcnn_jax.datasets.shapes --out $(DEMO_DATA) --train 4000
 	@touch $@
 
 # Run again after an interruption, `make demo` resumes.

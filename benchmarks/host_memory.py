@@ -2,13 +2,15 @@
 
     python benchmarks/host_memory.py [--epochs 40] [--images 100]
 
-Trains a tiny network in a process of its own, with validation, curves and a checkpoint every epoch, and reads the process's resident size
-(Linux, without mapped files) whenever an epoch ends, after ten epochs to warm up. Prints one JSON line: the sizes in MiB, and
-`percent_in_10_epochs`, by how much a straight line through them rises in ten epochs, in percent of their mean. Exit status 0 if that is
-under 1.
+Trains a tiny network in a process of its own, with validation, curves and a checkpoint every epoch,
+and reads the process's resident size (Linux, without mapped files) whenever an epoch ends, after
+ten epochs to warm up. Prints one JSON line: the sizes in MiB, and `percent_in_10_epochs`, by how
+much a straight line through them rises in ten epochs, in percent of their mean. Exit status 0 if
+that is under 1.
 
-The size is a saw: the allocator gives back what was freed every ten epochs or so. Hence the line through many, and MALLOC_ARENA_MAX=1:
-else glibc also spreads what is free over as many arenas as there were loader threads.
+The size is a saw: the allocator gives back what was freed every ten epochs or so. Hence the line
+through many, and MALLOC_ARENA_MAX=1: else glibc also spreads what is free over as many arenas as
+there were loader threads.
 
 This file is also the config of the run.
 """
@@ -30,8 +32,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from mrcnn_jax.config import Config, load_config_file  # noqa: E402
-from mrcnn_jax.data.shapes import write_shapes  # noqa: E402
+from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.datasets.shapes import write_shapes
 
 WARM_UP = 10
 
@@ -48,7 +51,9 @@ def resident_mib(process: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--images", type=int, default=100)
     arguments = parser.parse_args()
@@ -56,11 +61,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_shapes(folder / "data", train=arguments.images, val=20)
-        command = [sys.executable, str(ROOT / "train.py"), "--config", __file__, "--data.root", str(folder / "data")]
-        command += ["--workdir", str(folder / "run"), "--stages.0.epochs", str(WARM_UP + arguments.epochs + 1)]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--config",
+            __file__,
+            "--data.root",
+            str(folder / "data"),
+        ]
+        command += [
+            "--workdir",
+            str(folder / "run"),
+            "--stages.0.epochs",
+            str(WARM_UP + arguments.epochs + 1),
+        ]
         command += ["--save-every-steps", str(-(-arguments.images // get_config().data.batch_size))]
         timing = folder / "run" / "timing.jsonl"
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
+        )
         while process.poll() is None and len(sizes) < WARM_UP + arguments.epochs:
             if timing.exists() and timing.read_text().count("\n") > len(sizes):
                 sizes.append(resident_mib(process.pid))
@@ -73,7 +92,11 @@ def main() -> None:
         sys.exit("error: the run ended too soon")
     slope = float(np.polyfit(np.arange(len(sizes)), sizes, 1)[0])
     percent = 100 * 10 * slope / float(np.mean(sizes))
-    result = {"epochs": len(sizes), "resident_mib": [round(size, 1) for size in sizes], "percent_in_10_epochs": round(percent, 3)}
+    result = {
+        "epochs": len(sizes),
+        "resident_mib": [round(size, 1) for size in sizes],
+        "percent_in_10_epochs": round(percent, 3),
+    }
     print(json.dumps(result))
     sys.exit(0 if percent < 1 else 1)
 

@@ -1,9 +1,11 @@
-"""Prediction, ours beside torchvision's maskrcnn_resnet50_fpn: same weights and images, 1000 proposals, 100 detections, 28 x 28 masks.
+"""Prediction, ours beside torchvision's maskrcnn_resnet50_fpn: same weights and images, 1000
+proposals, 100 detections, 28 x 28 masks.
 
     python benchmarks/inference.py [--batch 1] [--canvas 800 1088] [--dtype bfloat16]
 
-torchvision is the faster of its default and its channels-last form, and does not paste its masks into the image (benchmarks/ops.py times
-that). Needs no data set; without torch, ours is timed alone. The last line is JSON, as of benchmarks/train_step.py.
+torchvision is the faster of its default and its channels-last form, and does not paste its masks
+into the image (benchmarks/ops.py times that). Needs no data set; without torch, ours is timed
+alone. The last line is JSON, as of benchmarks/train_step.py.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
 
     config, variables, batch = workload.network(arguments)
     variables, batch = jax.device_put((variables, batch))
-    facts: dict[str, Any] = {"device": jax.devices()[0].device_kind, "matrix_tflops": workload.matrix_tflops(arguments.dtype)}
+    facts: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "matrix_tflops": workload.matrix_tflops(arguments.dtype),
+    }
     program, numbers = workload.compiled(MaskRCNN(config).apply, variables, batch)
     facts |= numbers
 
@@ -44,7 +49,12 @@ def torchvision(arguments: argparse.Namespace, *, channels_last: bool) -> sides.
     facts: dict[str, Any] = {}
 
     def run() -> None:
-        with torch.no_grad(), torch.autocast(images[0].device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+        with (
+            torch.no_grad(),
+            torch.autocast(
+                images[0].device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16"
+            ),
+        ):
             found = model([image / 255 for image in images])
         facts["detections"] = [len(image["masks"].cpu()) for image in found]
 
@@ -68,7 +78,10 @@ def main() -> None:
     if sides.OURS in times:
         row = sides.ratios(times, "predict")
         rate = facts[sides.OURS]["gflop"] / 1e3 / row["ours_seconds"]
-        result |= row | {"tflops": round(rate, 3), "share_of_matrix_rate": round(rate / facts[sides.OURS]["matrix_tflops"], 3)}
+        result |= row | {
+            "tflops": round(rate, 3),
+            "share_of_matrix_rate": round(rate / facts[sides.OURS]["matrix_tflops"], 3),
+        }
     print(json.dumps(result | {"facts": facts}))
 
 

@@ -1,14 +1,18 @@
-"""One training run, killed (kill -9) at random instants and started again with the same command until it is done.
+"""One training run, killed (kill -9) at random instants and started again with the same command
+until it is done.
 
     python benchmarks/kill_and_resume.py [--kills 200] [--seed 0] [--workdir DIR]
 
-Trains a tiny network twice, in processes of their own: once left alone, once killed. A fifth of the kills each is aimed at the start of
-the process (imports, data set, restoring), at a save, and at the change to the next stage; the others fall anywhere after the start.
-Prints a line a kill to stderr and one JSON line at the end: `kills`, what they interrupted (`during`), `unrecoverable` starts (that failed
-by themselves), whether metrics.jsonl and the parameters, optimiser's state and metadata at the end of every stage are `bit_equal`, and
-`seconds`. Exit status 0 if all kills were made, all starts were good, and all bits are equal.
+Trains a tiny network twice, in processes of their own: once left alone, once killed. A fifth of the
+kills each is aimed at the start of the process (imports, data set, restoring), at a save, and at
+the change to the next stage; the others fall anywhere after the start. Prints a line a kill to
+stderr and one JSON line at the end: `kills`, what they interrupted (`during`), `unrecoverable`
+starts (that failed by themselves), whether metrics.jsonl and the parameters, optimiser's state and
+metadata at the end of every stage are `bit_equal`, and `seconds`. Exit status 0 if all kills were
+made, all starts were good, and all bits are equal.
 
-This file is also the config of the run: many short stages, so that many kills fall on their changes.
+This file is also the config of the run: many short stages, so that many kills fall on their
+changes.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from mrcnn_jax.config import Config, load_config_file  # noqa: E402
+from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.schema import Config
 
 ROUNDS = 5  # of the three stages
 READY = b"training programs to compile"  # what train.py prints when all is restored
@@ -39,25 +44,42 @@ MOMENTS = ("start", "save", "stage change", "training", "training")
 
 def get_config() -> Config:
     config = load_config_file(ROOT / "tests" / "tiny.py")
-    stages = tuple(replace(stage, name=f"{stage.name}{i}", epochs=12) for i in range(ROUNDS) for stage in config.stages)
-    return replace(config, name="kill_and_resume", stages=stages, save_every_steps=5, validate_every_epochs=6)
+    stages = tuple(
+        replace(stage, name=f"{stage.name}{i}", epochs=12)
+        for i in range(ROUNDS)
+        for stage in config.stages
+    )
+    return replace(
+        config, name="kill_and_resume", stages=stages, save_every_steps=5, validate_every_epochs=6
+    )
 
 
-def killed_run(command: Sequence[str], workdir: Path, log: Path, moments: Sequence[str], *, seed: int) -> tuple[Counter[str], int]:
-    """Starts `command`, which trains in `workdir`, kills it once at each of `moments` (of MOMENTS), then leaves it to its end.
+def killed_run(
+    command: Sequence[str], workdir: Path, log: Path, moments: Sequence[str], *, seed: int
+) -> tuple[Counter[str], int]:
+    """Starts `command`, which trains in `workdir`, kills it once at each of `moments` (of MOMENTS),
+    then leaves it to its end.
 
     Returns:
-        (what the kills interrupted, starts that failed by themselves); fewer kills than moments if the run was done before, or a start
-        failed. A kill aimed at one moment may come too late and hit another.
+        (what the kills interrupted, starts that failed by themselves); fewer kills than moments if
+        the run was done before, or a start failed. A kill aimed at one moment may come too late and
+        hit another.
     """
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    start_up = 1.0  # seconds until READY, as last measured: how fast the machine is just now; at first less than the imports take
+    # seconds until READY, as last measured: how fast the machine is just now; at first less than
+    # the imports take
+    start_up = 1.0
     for moment in [*moments, "none"]:
         begun, since = time.monotonic(), time.time()
         # Unbuffered, for READY.
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
         kill_at = begun + rng.uniform(0, start_up) if moment == "start" else None
         ready = False
         while process.poll() is None and (kill_at is None or time.monotonic() < kill_at):
@@ -81,14 +103,27 @@ def killed_run(command: Sequence[str], workdir: Path, log: Path, moments: Sequen
         if status != -signal.SIGKILL:
             print(log.read_text(errors="replace"), file=sys.stderr)
             return killed, 1
-        what = "start" if not ready else "save" if _saving(workdir, since) else "stage change" if _between_stages(workdir) else "training"
+        what = (
+            "start"
+            if not ready
+            else "save"
+            if _saving(workdir, since)
+            else "stage change"
+            if _between_stages(workdir)
+            else "training"
+        )
         killed[what] += 1
-        print(f"kill {killed.total()}: {what}, {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"kill {killed.total()}: {what}, {time.monotonic() - begun:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     raise AssertionError("a run that is left alone ends")
 
 
 def _saving(workdir: Path, since: float) -> bool:
-    """Whether a checkpoint that was begun after `since` is (or was, when it was killed) on its way to the disk."""
+    """Whether a checkpoint that was begun after `since` is (or was, when it was killed) on its way
+    to the disk."""
     for hidden in (workdir / "checkpoints").glob(".*"):
         try:
             if hidden.stat().st_mtime >= since:
@@ -113,9 +148,19 @@ def differences(run: Path, reference: Path, config: Config) -> list[str]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    found = [] if (run / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes() else ["metrics.jsonl"]
-    ends = [{meta.parent.name: meta for meta in sorted(folder.glob("checkpoints/*/meta.json"))} for folder in (run, reference)]
-    complete = [{name for name, meta in end.items() if json.loads(meta.read_text())["stage_complete"]} for end in ends]
+    found = (
+        []
+        if (run / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+        else ["metrics.jsonl"]
+    )
+    ends = [
+        {meta.parent.name: meta for meta in sorted(folder.glob("checkpoints/*/meta.json"))}
+        for folder in (run, reference)
+    ]
+    complete = [
+        {name for name, meta in end.items() if json.loads(meta.read_text())["stage_complete"]}
+        for end in ends
+    ]
     if complete[0] != complete[1] or len(complete[0]) != len(config.stages):
         return [*found, "the stages' last checkpoints"]
     reader = ocp.PyTreeCheckpointer()
@@ -125,33 +170,61 @@ def differences(run: Path, reference: Path, config: Config) -> list[str]:
         for item in ("model", "training"):
             a, b = (reader.restore(meta.parent / item) for meta in (ours, theirs))
             paths = sorted(a.keys() | b.keys())
-            same = [p in a and p in b and np.asarray(a[p]).tobytes() == np.asarray(b[p]).tobytes() for p in paths]
-            found += [f"{name}: {path}" for path, equal in zip(paths, same, strict=True) if not equal]
+            same = [
+                p in a and p in b and np.asarray(a[p]).tobytes() == np.asarray(b[p]).tobytes()
+                for p in paths
+            ]
+            found += [
+                f"{name}: {path}" for path, equal in zip(paths, same, strict=True) if not equal
+            ]
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, help="for data, both runs and the compilation cache; by default removed afterwards")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        help="for data, both runs and the compilation cache; by default removed afterwards",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.workdir or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        from mrcnn_jax.data.shapes import write_shapes
+        from mrcnn_jax.datasets.shapes import write_shapes
 
         write_shapes(folder / "data", train=11, val=8)
-        command = [sys.executable, str(ROOT / "train.py"), "--config", __file__, "--data.root", str(folder / "data"), "--workdir"]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--config",
+            __file__,
+            "--data.root",
+            str(folder / "data"),
+            "--workdir",
+        ]
         started = time.monotonic()
         reference, run = folder / "reference", folder / "run"
-        subprocess.run([*command, str(reference)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [*command, str(reference)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         alone = time.monotonic() - started
         moments = random.Random(arguments.seed).choices(MOMENTS, k=arguments.kills)
-        killed, unrecoverable = killed_run([*command, str(run)], run, folder / "log", moments, seed=arguments.seed)
-        different = ["the run did not end"] if unrecoverable else differences(run, reference, get_config())
+        killed, unrecoverable = killed_run(
+            [*command, str(run)], run, folder / "log", moments, seed=arguments.seed
+        )
+        different = (
+            ["the run did not end"] if unrecoverable else differences(run, reference, get_config())
+        )
         seconds = time.monotonic() - started
     for name in different:
         print(f"differs: {name}", file=sys.stderr)

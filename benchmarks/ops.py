@@ -1,11 +1,14 @@
-"""Single operations, ours beside torchvision's: RoIAlign forward and with its gradient, NMS, proposals of the RPN, pasting of masks.
+"""Single operations, ours beside torchvision's: RoIAlign forward and with its gradient, NMS,
+proposals of the RPN, pasting of masks.
 
     python benchmarks/ops.py [--canvas 800 1088] [--boxes 512] [--channels 256]
 
-Same inputs, which NumPy makes. RoIAlign reads P2..P5 of one image, each box from its level, 7 x 7 bins of 2 x 2 samples; proposals go from
-logits and deltas of every anchor to 1000 boxes; 100 masks are pasted into an image. Ours run on JAX's device, but for pasting, which is
-NumPy's on the host; it ends with COCO's run lengths (`paste`: without them). Needs no data set; without torch, ours are timed alone. The
-last line is JSON: of each operation medians in seconds and `ratio` (above 1: ours is faster).
+Same inputs, which NumPy makes. RoIAlign reads P2..P5 of one image, each box from its level, 7 x 7
+bins of 2 x 2 samples; proposals go from logits and deltas of every anchor to 1000 boxes; 100 masks
+are pasted into an image. Ours run on JAX's device, but for pasting, which is NumPy's on the host;
+it ends with COCO's run lengths (`paste`: without them). Needs no data set; without torch, ours are
+timed alone. The last line is JSON: of each operation medians in seconds and `ratio` (above 1: ours
+is faster).
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ def inputs(arguments: argparse.Namespace) -> Inputs:
     height, width = arguments.canvas
 
     def boxes(count: int) -> np.ndarray:
-        side = np.exp(rng.uniform(np.log(16), np.log(min(height, width) * 0.9), (count, 1))) * np.exp(rng.uniform(-0.35, 0.35, (count, 2)))
+        side = np.exp(
+            rng.uniform(np.log(16), np.log(min(height, width) * 0.9), (count, 1))
+        ) * np.exp(rng.uniform(-0.35, 0.35, (count, 2)))
         centre = rng.uniform(0, 1, (count, 2)) * [width, height]
         corners = np.concatenate([centre - side / 2, centre + side / 2], axis=1)
         return np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
@@ -68,12 +73,12 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
     import jax
     import jax.numpy as jnp
 
-    from mrcnn_jax.evaluation.masks import paste_rle
-    from mrcnn_jax.exported import paste
+    from mrcnn_jax.config.tables import TORCHVISION
     from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors, rpn_proposals
     from mrcnn_jax.ops.nms import nms
     from mrcnn_jax.ops.roi import assign_levels, roi_align
-    from mrcnn_jax.recipes import TORCHVISION
+    from mrcnn_jax.pixels.geometry import paste
+    from mrcnn_jax.pixels.rle import paste_rle
     from mrcnn_jax.runtime import compile_options
 
     given = inputs(arguments)
@@ -81,11 +86,25 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
     on_device = jax.device_put(given)
 
     def align(maps: list[jax.Array], boxes: jax.Array) -> jax.Array:
-        levels = assign_levels(boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5) - 2
+        levels = (
+            assign_levels(boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5)
+            - 2
+        )
         there = jnp.ones(len(boxes), bool)
-        return roi_align(maps, boxes, there, levels=levels, strides=STRIDES, output_size=7, sampling_ratio=2, aligned=False)
+        return roi_align(
+            maps,
+            boxes,
+            there,
+            levels=levels,
+            strides=STRIDES,
+            output_size=7,
+            sampling_ratio=2,
+            aligned=False,
+        )
 
-    def align_gradient(maps: list[jax.Array], boxes: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    def align_gradient(
+        maps: list[jax.Array], boxes: jax.Array, cotangent: jax.Array
+    ) -> tuple[jax.Array, list[jax.Array]]:
         pooled, vjp = jax.vjp(lambda maps: align(maps, boxes), maps)
         return pooled, vjp(cotangent)[0]
 
@@ -94,13 +113,20 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
     size = jnp.array(canvas, jnp.int32)
     programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "roi_align": (align, (on_device.maps, on_device.boxes)),
-        "roi_align_with_gradient": (align_gradient, (on_device.maps, on_device.boxes, on_device.cotangent)),
+        "roi_align_with_gradient": (
+            align_gradient,
+            (on_device.maps, on_device.boxes, on_device.cotangent),
+        ),
         "nms_2000": (
-            lambda boxes, scores: nms(boxes, scores, jnp.ones(NMS_BOXES, bool), iou_threshold=0.7, max_output=NMS_BOXES),
+            lambda boxes, scores: nms(
+                boxes, scores, jnp.ones(NMS_BOXES, bool), iou_threshold=0.7, max_output=NMS_BOXES
+            ),
             (on_device.nms_boxes, on_device.nms_scores),
         ),
         "proposals": (
-            lambda logits, deltas: rpn_proposals(RPNOutput(logits=logits, deltas=deltas), anchors, size, config),
+            lambda logits, deltas: rpn_proposals(
+                RPNOutput(logits=logits, deltas=deltas), anchors, size, config
+            ),
             (on_device.logits, on_device.deltas),
         ),
     }
@@ -109,8 +135,14 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
         program = jax.jit(function, **compile_options())
         runs[name] = lambda program=program, values=values: jax.block_until_ready(program(*values))
     boxes = given.boxes[:MASKS]
-    runs["paste"] = lambda: [paste(mask, box, canvas, "torchvision") for mask, box in zip(given.masks, boxes, strict=True)]
-    runs["paste_rle"] = lambda: [paste_rle(mask, box, canvas, "torchvision") for mask, box in zip(given.masks, boxes, strict=True)]
+    runs["paste"] = lambda: [
+        paste(mask, box, canvas, "torchvision")
+        for mask, box in zip(given.masks, boxes, strict=True)
+    ]
+    runs["paste_rle"] = lambda: [
+        paste_rle(mask, box, canvas, "torchvision")
+        for mask, box in zip(given.masks, boxes, strict=True)
+    ]
     return sides.Side(runs, {"device": jax.devices()[0].device_kind})
 
 
@@ -124,9 +156,12 @@ def torchvision(arguments: argparse.Namespace) -> sides.Side:
 
     given = inputs(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tensor = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+    tensor = lambda array: torch.from_numpy(array).to(device)
     sizes = [tuple(arguments.canvas)]
-    maps = {str(i): tensor(level.transpose(2, 0, 1)[None].copy()).requires_grad_() for i, level in enumerate(given.maps)}
+    maps = {
+        str(i): tensor(level.transpose(2, 0, 1)[None].copy()).requires_grad_()
+        for i, level in enumerate(given.maps)
+    }
     boxes, cotangent = tensor(given.boxes), tensor(given.cotangent.transpose(0, 3, 1, 2).copy())
     pool = MultiScaleRoIAlign(list(maps), output_size=7, sampling_ratio=2)
     scores, nms_boxes = tensor(given.nms_scores), tensor(given.nms_boxes)
@@ -191,7 +226,9 @@ SIDES = {sides.OURS: ours, "torchvision": torchvision}
 
 def main() -> None:
     parser = sides.parser(__doc__, rounds=10)
-    parser.add_argument("--canvas", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--canvas", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--boxes", type=int, default=512)
     parser.add_argument("--channels", type=int, default=256)
     arguments = parser.parse_args()

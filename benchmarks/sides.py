@@ -1,8 +1,10 @@
-"""Programs timed beside each other: each in a process of its own, called in turn, so that a machine that drifts drifts for all of them.
+"""Programs timed beside each other: each in a process of its own, called in turn, so that a machine
+that drifts drifts for all of them.
 
 At each turn a program runs twice, and the second time counts.
 
-A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side whose libraries do not import says why and is left out.
+A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side whose libraries
+do not import says why and is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from statistics import median
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the package need not be installed; seeded weights and the peer are shared with the tests
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests"),
+]  # the package need not be installed; seeded weights and the peer are shared with the tests
 
 OURS = "ours"
 
@@ -47,7 +52,9 @@ class Times:
 
 def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
     """With the options that every benchmark has."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--rounds", type=int, default=rounds, help="how often each side is timed")
     made.add_argument("--only", nargs="+", help="sides to time, by default all")
     made.add_argument("--side", help=argparse.SUPPRESS)  # in the process of a side
@@ -55,19 +62,27 @@ def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
 
 
 def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[str, Times]:
-    """The times of every side that can be built. In the process of a side, it serves that one and does not return."""
+    """The times of every side that can be built. In the process of a side, it serves that one and
+    does not return."""
     if arguments.side:
         _serve(sides[arguments.side], arguments)
     with tempfile.TemporaryDirectory() as cache:
         # Compilation is timed with an empty cache, then with what that left in it.
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two sides share the memory of a GPU
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        environment.setdefault(
+            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+        )  # two sides share the memory of a GPU
         processes: dict[str, subprocess.Popen[str]] = {}
         for name in sides:
             if arguments.only and name not in arguments.only:
                 continue
             command = [sys.executable, *sys.argv, "--side", name]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
             processes[name] = process
             reply = _ask(process, None)  # one builds at a time
             if "missing" in reply:
@@ -81,7 +96,11 @@ def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[s
                 for name, process in processes.items():
                     if run in runs[name]:
                         seconds = _ask(process, run)["seconds"]
-                        print(f"round {number + 1}  {run:24} {name:26} {seconds:9.4f} s", file=sys.stderr, flush=True)
+                        print(
+                            f"round {number + 1}  {run:24} {name:26} {seconds:9.4f} s",
+                            file=sys.stderr,
+                            flush=True,
+                        )
                         times[name].seconds.setdefault(run, []).append(seconds)
         for name, process in processes.items():
             times[name].facts = _ask(process, "facts")
@@ -90,14 +109,22 @@ def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[s
 
 
 def ratios(times: Mapping[str, Times], run: str) -> dict[str, Any]:
-    """Medians of a run; `ratio` = the seconds of the peer's fastest form over ours, from medians, and its range over the rounds."""
-    row: dict[str, Any] = {f"{name}_seconds": round(median(t.seconds[run]), 5) for name, t in times.items() if run in t.seconds}
+    """Medians of a run; `ratio` = the seconds of the peer's fastest form over ours, from medians,
+    and its range over the rounds."""
+    row: dict[str, Any] = {
+        f"{name}_seconds": round(median(t.seconds[run]), 5)
+        for name, t in times.items()
+        if run in t.seconds
+    }
     ours = times[OURS].seconds[run]
     peers = {name: t.seconds[run] for name, t in times.items() if name != OURS and run in t.seconds}
     if peers:
         best = min(peers.values(), key=median)
         by_round = [theirs / mine for theirs, mine in zip(best, ours, strict=True)]
-        row |= {"ratio": round(median(best) / median(ours), 3), "ratio_range": [round(min(by_round), 3), round(max(by_round), 3)]}
+        row |= {
+            "ratio": round(median(best) / median(ours), 3),
+            "ratio_range": [round(min(by_round), 3), round(max(by_round), 3)],
+        }
     return row
 
 
@@ -130,7 +157,9 @@ def _serve(build: Build, arguments: argparse.Namespace) -> None:
         elif what == "facts":
             _reply(replies, side.facts | peak_memory())
         else:
-            side.runs[what]()  # the memory of a process that waits for its turn is taken away by some kernels
+            side.runs[
+                what
+            ]()  # the memory of a process that waits for its turn is taken away by some kernels
             started = time.perf_counter()
             side.runs[what]()
             _reply(replies, {"seconds": time.perf_counter() - started})
@@ -150,9 +179,14 @@ def peak_memory() -> dict[str, int]:
     if jax is not None and jax.default_backend() == "gpu":
         return {"peak_mib": jax.devices()[0].memory_stats()["peak_bytes_in_use"] // 2**20}
     lines = Path("/proc/self/status").read_text().splitlines()
-    return {"peak_mib": next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024}
+    return {
+        "peak_mib": next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+    }
 
 
 def machine(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """What a row of results has to say of where and how it was measured."""
-    return {name: getattr(arguments, name) for name in names} | {"rounds": arguments.rounds, "cores": len(os.sched_getaffinity(0))}
+    return {name: getattr(arguments, name) for name in names} | {
+        "rounds": arguments.rounds,
+        "cores": len(os.sched_getaffinity(0)),
+    }

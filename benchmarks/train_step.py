@@ -1,14 +1,17 @@
-"""One training step of all heads together, ours beside torchvision's maskrcnn_resnet50_fpn: same weights, images, sample counts and layers.
+"""One training step of all heads together, ours beside torchvision's maskrcnn_resnet50_fpn: same
+weights, images, sample counts and layers.
 
     python benchmarks/train_step.py [--batch 2] [--canvas 800 1088] [--dtype bfloat16] [--stages]
 
-res3 to res5 and all heads train (SGD with momentum); up to 2000 proposals and 512 RoIs an image, 128 of them with masks: an IoU of .3 with
-an object is enough for foreground, so that the random proposals hold as many. --stages also times ours for the three stages of
-`recipes.staged` with the report's constants. torchvision is the faster of its default and its channels-last form; its masks are
-full-sized, ours crops. Needs no data set; without torch, ours is timed alone.
+res3 to res5 and all heads train (SGD with momentum); up to 2000 proposals and 512 RoIs an image,
+128 of them with masks: an IoU of .3 with an object is enough for foreground, so that the random
+proposals hold as many. --stages also times ours for the three stages of `recipes.staged` with the
+report's constants. torchvision is the faster of its default and its channels-last form; its masks
+are full-sized, ours crops. Needs no data set; without torch, ours is timed alone.
 
-The last line is JSON: medians in seconds, `ratio` (above 1: ours is faster), compile seconds without and with the persistent cache, peak
-memory of each process, and our rate beside that of a large product of matrices.
+The last line is JSON: medians in seconds, `ratio` (above 1: ours is faster), compile seconds
+without and with the persistent cache, peak memory of each process, and our rate beside that of a
+large product of matrices.
 """
 
 from __future__ import annotations
@@ -24,24 +27,32 @@ import sides
 import workload
 
 FOREGROUND = 0.3
-LEARNING_RATE = 1e-9  # the weights stay where they are: at a real rate these seeded ones would soon be infinite
+LEARNING_RATE = (
+    1e-9  # the weights stay where they are: at a real rate these seeded ones would soon be infinite
+)
 
 
 def ours(arguments: argparse.Namespace) -> sides.Side:
     import jax
 
-    from mrcnn_jax.config import ModelConfig, ParamGroup
+    from mrcnn_jax.config.schema import ModelConfig, ParamGroup
+    from mrcnn_jax.config.tables import joint, staged
     from mrcnn_jax.models.mask_rcnn import MaskRCNN
-    from mrcnn_jax.recipes import joint, staged
+    from mrcnn_jax.runs.state import TrainState
     from mrcnn_jax.training.optimizer import make_optimizer
-    from mrcnn_jax.training.state import TrainState
     from mrcnn_jax.training.step import make_train_step
 
     config, variables, batch = workload.network(arguments)
     config = replace(config, box_head=replace(config.box_head, foreground_iou=FOREGROUND))
     heads = tuple(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head"))
     frozen = ("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)")
-    plans = {"joint": (config, variables, joint((ParamGroup("resnet/layer[234]/.*/kernel"), *heads), frozen, epochs=1)[0])}
+    plans = {
+        "joint": (
+            config,
+            variables,
+            joint((ParamGroup("resnet/layer[234]/.*/kernel"), *heads), frozen, epochs=1)[0],
+        )
+    }
     if arguments.stages:
         from mrcnn_jax.models.initialise import initialise
         from mrcnn_jax.models.mask_rcnn import example_batch
@@ -50,12 +61,17 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
         start = initialise(MaskRCNN(report), example_batch((64, 64)), seed=0)
         plans |= {stage.name: (report, start, stage) for stage in staged(pretrained=True)}
     batch = jax.device_put(batch)
-    facts: dict[str, Any] = {"device": jax.devices()[0].device_kind, "matrix_tflops": workload.matrix_tflops(arguments.dtype)}
+    facts: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "matrix_tflops": workload.matrix_tflops(arguments.dtype),
+    }
     runs = {}
     for name, (model_config, start, stage) in plans.items():
         params, batch_stats = start["params"], start.get("batch_stats", {})
         optimizer = make_optimizer(
-            replace(stage, optimizer=replace(stage.optimizer, learning_rate=LEARNING_RATE)), params, total_steps=1000
+            replace(stage, optimizer=replace(stage.optimizer, learning_rate=LEARNING_RATE)),
+            params,
+            total_steps=1000,
         )
         key = jax.random.key_data(jax.random.key(0))
         state = TrainState(params, batch_stats, optimizer.init(params), jax.numpy.int32(0), key)
@@ -73,7 +89,9 @@ def _runner(program: Any, state: Any, batch: Any, facts: dict[str, Any]) -> Any:
     def run() -> None:
         nonlocal state
         state, metrics = program(state, batch)
-        facts["losses"] = {name: round(float(value), 4) for name, value in jax.device_get(metrics).items()}
+        facts["losses"] = {
+            name: round(float(value), 4) for name, value in jax.device_get(metrics).items()
+        }
 
     return run
 
@@ -90,10 +108,14 @@ def torchvision(arguments: argparse.Namespace, *, channels_last: bool) -> sides.
     optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     facts: dict[str, Any] = {}
     rows: list[int] = []
-    model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    model.roi_heads.mask_head.register_forward_pre_hook(
+        lambda _, inputs: rows.append(len(inputs[0]))
+    )
 
     def run() -> None:
-        with torch.autocast(images[0].device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+        with torch.autocast(
+            images[0].device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16"
+        ):
             losses = model([image / 255 for image in images], targets)
             total = sum(losses.values())
         optimizer.zero_grad()
@@ -116,7 +138,9 @@ SIDES = {
 def main() -> None:
     parser = sides.parser(__doc__, rounds=3)
     workload.add_options(parser, batch=2, objects=64)
-    parser.add_argument("--stages", action="store_true", help="time the steps of the report's three stages too")
+    parser.add_argument(
+        "--stages", action="store_true", help="time the steps of the report's three stages too"
+    )
     arguments = parser.parse_args()
     times = sides.compare(SIDES, arguments)
     result = sides.machine(arguments, ["batch", "canvas", "objects", "dtype"])
@@ -124,10 +148,18 @@ def main() -> None:
     if sides.OURS in times:
         joint = sides.ratios(times, "joint")
         rate = facts[sides.OURS]["joint"]["gflop"] / 1e3 / joint["ours_seconds"]
-        result |= joint | {"tflops": round(rate, 3), "share_of_matrix_rate": round(rate / facts[sides.OURS]["matrix_tflops"], 3)}
-        seconds = {run: median(values) for run, values in times[sides.OURS].seconds.items() if run != "joint"}
+        result |= joint | {
+            "tflops": round(rate, 3),
+            "share_of_matrix_rate": round(rate / facts[sides.OURS]["matrix_tflops"], 3),
+        }
+        seconds = {
+            run: median(values)
+            for run, values in times[sides.OURS].seconds.items()
+            if run != "joint"
+        }
         result["stages"] = {
-            run: {"seconds": round(s, 4), "joint_over_it": round(joint["ours_seconds"] / s, 2)} for run, s in seconds.items()
+            run: {"seconds": round(s, 4), "joint_over_it": round(joint["ours_seconds"] / s, 2)}
+            for run, s in seconds.items()
         }
     print(json.dumps(result | {"facts": facts}))
 

@@ -1,4 +1,5 @@
-"""What the sides of a benchmark share: torchvision's V1 with seeded weights, generated images, and our network made of the same."""
+"""What the sides of a benchmark share: torchvision's V1 with seeded weights, generated images, and
+our network made of the same."""
 
 from __future__ import annotations
 
@@ -24,17 +25,27 @@ def tensors() -> dict[str, np.ndarray]:
 def scenes(arguments: argparse.Namespace) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """`batch` images that fill the canvas, with `objects` ellipses each."""
     size = tuple(arguments.canvas)
-    return [seeded.seeded_scene(size, arguments.objects, CLASSES, seed) for seed in range(arguments.batch)]
+    return [
+        seeded.seeded_scene(size, arguments.objects, CLASSES, seed)
+        for seed in range(arguments.batch)
+    ]
 
 
 def add_options(parser: argparse.ArgumentParser, *, batch: int, objects: int) -> None:
     parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--canvas", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--canvas", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--objects", type=int, default=objects, help="in each image")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; the peer's is AMP")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the computation; the peer's is AMP",
+    )
 
 
-# -- ours ----------------------------------------------------------------------------------------------------------------------
+# -- ours ------------------------------------------------------------------------------------------
 
 
 def network(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -46,11 +57,18 @@ def network(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     batch = batch_of([image for image, _ in images], tuple(arguments.canvas))
     if arguments.objects:
         batch = with_ground_truth(batch, [truth for _, truth in images])
-    return replace(config, compute_dtype=arguments.dtype), variables_of("v1", config, tensors()), batch
+    return (
+        replace(config, compute_dtype=arguments.dtype),
+        variables_of("v1", config, tensors()),
+        batch,
+    )
 
 
-def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """`function` compiled for these arguments; seconds that took without and with the persistent cache, and floating-point operations."""
+def compiled(
+    function: Callable[..., Any], *arguments: Any, **options: Any
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """`function` compiled for these arguments; seconds that took without and with the persistent
+    cache, and floating-point operations."""
     import jax
 
     from mrcnn_jax.runtime import compile_options
@@ -63,7 +81,11 @@ def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> t
         program = lowered.compile()
         seconds.append(round(time.perf_counter() - started, 2))
     flops = lowered.cost_analysis()["flops"]
-    return program, {"compile_seconds": seconds[0], "compile_seconds_cached": seconds[1], "gflop": round(flops / 1e9, 1)}
+    return program, {
+        "compile_seconds": seconds[0],
+        "compile_seconds_cached": seconds[1],
+        "gflop": round(flops / 1e9, 1),
+    }
 
 
 def matrix_tflops(dtype: str) -> float:
@@ -83,10 +105,12 @@ def matrix_tflops(dtype: str) -> float:
     return round(2e-12 * size**3 / min(seconds), 3)
 
 
-# -- torchvision ---------------------------------------------------------------------------------------------------------------
+# -- torchvision -----------------------------------------------------------------------------------
 
 
-def peer(arguments: argparse.Namespace, *, channels_last: bool, **constants: Any) -> tuple[Any, list[Any], list[dict[str, Any]]]:
+def peer(
+    arguments: argparse.Namespace, *, channels_last: bool, **constants: Any
+) -> tuple[Any, list[Any], list[dict[str, Any]]]:
     """(model, images, targets) of torchvision's, on the GPU if there is one."""
     import torch
     from parity import peers
@@ -94,15 +118,21 @@ def peer(arguments: argparse.Namespace, *, channels_last: bool, **constants: Any
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = peers.build("v1", classes=CLASSES, **constants)
     peers.load(model, tensors())
-    model.transform.min_size = (min(arguments.canvas),)  # its resizing leaves these images as they are
+    model.transform.min_size = (
+        min(arguments.canvas),
+    )  # its resizing leaves these images as they are
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-        model.backbone.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
+        model.backbone.register_forward_pre_hook(
+            lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last)
+        )
     images, targets = [], []
     for pixels, truth in scenes(arguments):
         images.append(torch.from_numpy(pixels).permute(2, 0, 1).to(device))
-        targets.append({name: torch.from_numpy(values).to(device) for name, values in truth.items()})
+        targets.append(
+            {name: torch.from_numpy(values).to(device) for name, values in truth.items()}
+        )
     return model, images, targets
 
 

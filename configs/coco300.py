@@ -1,4 +1,5 @@
-"""The report's recipe: ResNet-50-FPN on 300 COCO images, canvases 800 x 1088 and 1088 x 800, batch 2, 20 epochs a stage.
+"""The report's recipe: ResNet-50-FPN on 300 COCO images, canvases 800 x 1088 and 1088 x 800, batch
+2, 20 epochs a stage.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
     python train.py --config configs/coco300.py --workdir runs/coco300
@@ -6,8 +7,8 @@
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
-from mrcnn_jax.config import Config, DataConfig
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.config.schema import Config, DataConfig
+from mrcnn_jax.config.tables import staged
 
 
 def get_config() -> Config:

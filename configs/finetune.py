@@ -1,4 +1,5 @@
-"""A few hundred images of your own: torchvision's network and constants, all heads together, mirrored and rescaled images.
+"""A few hundred images of your own: torchvision's network and constants, all heads together,
+mirrored and rescaled images.
 
     python -m mrcnn_jax.weights import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
     python train.py --config configs/finetune.py --workdir runs/mine --model.num-classes 5 \\
@@ -6,15 +7,16 @@
         --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\
         --init-from runs/tv --init-without-classes --model.resnet.norm-epsilon 0
 
-From ImageNet weights instead: `--init-from resnet50.pth`, without the last two options. Step by step: docs/your_own_data.md.
+From ImageNet weights instead: `--init-from resnet50.pth`, without the last two options. Step by
+step: docs/your_own_data.md.
 
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
 from dataclasses import replace
 
-from mrcnn_jax.config import AugmentConfig, Config, OptimizerConfig, ParamGroup
-from mrcnn_jax.recipes import COCO_CANVASES, TORCHVISION, joint
+from mrcnn_jax.config.schema import AugmentConfig, Config, OptimizerConfig, ParamGroup
+from mrcnn_jax.config.tables import COCO_CANVASES, TORCHVISION, joint
 
 
 def get_config() -> Config:
@@ -30,9 +32,15 @@ def get_config() -> Config:
             ),
             frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
             epochs=20,
-            # For 2 images a step. Of 300 images an epoch is 150 steps: the warm-up takes two of them.
+            # For 2 images a step. Of 300 images an epoch is 150 steps: the warm-up takes two of
+            # them.
             optimizer=OptimizerConfig(
-                name="sgd", learning_rate=0.005, momentum=0.9, weight_decay=1e-4, schedule="cosine", warmup_steps=300
+                name="sgd",
+                learning_rate=0.005,
+                momentum=0.9,
+                weight_decay=1e-4,
+                schedule="cosine",
+                warmup_steps=300,
             ),
         ),
     )

@@ -1,11 +1,13 @@
-"""The report's constants, and ours where it is silent (NOTES.md); other recipes change what they need.
+"""The report's constants, and ours where it is silent (NOTES.md); other recipes change what they
+need.
 
-    python train.py --config configs/report.py --workdir runs/a --data.root DIR --init-from resnet50.pth
+    python train.py --config configs/report.py --workdir runs/a --data.root DIR --init-from
+    resnet50.pth
 
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
-from mrcnn_jax.config import (
+from mrcnn_jax.config.schema import (
     BoxHeadConfig,
     Config,
     DataConfig,
@@ -16,13 +18,15 @@ from mrcnn_jax.config import (
     RoIConfig,
     RPNConfig,
 )
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.config.tables import staged
 
 
 def get_config() -> Config:
     return Config(
         name="report",
-        data=DataConfig(short_side=800, long_side=1088, canvases=((800, 1088), (1088, 800)), batch_size=2),
+        data=DataConfig(
+            short_side=800, long_side=1088, canvases=((800, 1088), (1088, 800)), batch_size=2
+        ),
         model=ModelConfig(
             num_classes=3,
             pixel_mean=(0.485, 0.456, 0.406),
@@ -48,7 +52,9 @@ def get_config() -> Config:
                 proposals=50,
                 min_size=1e-3,
             ),
-            roi=RoIConfig(op="align", aligned=True, sampling_ratio=2, canonical_size=224.0, canonical_level=4),
+            roi=RoIConfig(
+                op="align", aligned=True, sampling_ratio=2, canonical_size=224.0, canonical_level=4
+            ),
             box_head=BoxHeadConfig(
                 fcs=2,
                 hidden=1024,
@@ -64,7 +70,14 @@ def get_config() -> Config:
                 detections=20,
             ),
             mask_head=MaskHeadConfig(
-                channels=256, convs=4, deconv_kernel=3, pool_size=14, train_on="detections", match_iou=0.5, loss="bce", focal_gamma=2.0
+                channels=256,
+                convs=4,
+                deconv_kernel=3,
+                pool_size=14,
+                train_on="detections",
+                match_iou=0.5,
+                loss="bce",
+                focal_gamma=2.0,
             ),
         ),
         stages=staged(

@@ -1,4 +1,5 @@
-"""The report's experiments on 2 CPU cores: coco300 at its own size (short side 300), few epochs a stage, one seed.
+"""The report's experiments on 2 CPU cores: coco300 at its own size (short side 300), few epochs a
+stage, one seed.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
     python -m mrcnn_jax.experiments --workdir runs/report
@@ -6,24 +7,41 @@
 Time and AP of every variant: docs/RESULTS.md.
 """
 
-from mrcnn_jax.config import BoxHeadConfig, Config, DataConfig, MaskHeadConfig, ModelConfig, OptimizerConfig, RoIConfig, RPNConfig
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.config.schema import (
+    BoxHeadConfig,
+    Config,
+    DataConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RoIConfig,
+    RPNConfig,
+)
+from mrcnn_jax.config.tables import staged
 
 DELTAS = (10.0, 10.0, 5.0, 5.0)  # as in configs/coco300_cpu.py
 
 
 def adam(learning_rate: float) -> OptimizerConfig:
-    return OptimizerConfig(name="adam", learning_rate=learning_rate, schedule="cosine", warmup_steps=50)
+    return OptimizerConfig(
+        name="adam", learning_rate=learning_rate, schedule="cosine", warmup_steps=50
+    )
 
 
 def get_config() -> Config:
     return Config(
         name="report_cpu",
         data=DataConfig(
-            folder="coco300", short_side=300, long_side=480, canvases=((320, 480), (480, 320)), max_objects=32, eval_batch_size=2
+            folder="coco300",
+            short_side=300,
+            long_side=480,
+            canvases=((320, 480), (480, 320)),
+            max_objects=32,
+            eval_batch_size=2,
         ),
-        # Images are 2.67 times smaller than in the report: so are anchors (to the next power of two) and the level rule. With half the
-        # channels and samples an epoch of the three stages took 87, 64 and 88 s instead of about 170, 100 and 188.
+        # Images are 2.67 times smaller than in the report: so are anchors (to the next power of
+        # two) and the level rule. With half the channels and samples an epoch of the three stages
+        # took 87, 64 and 88 s instead of about 170, 100 and 188.
         model=ModelConfig(
             fpn_channels=128,
             rpn=RPNConfig(scales=(16, 32, 64, 128, 256), positive_iou=0.5, box_weights=DELTAS),
@@ -37,7 +55,14 @@ def get_config() -> Config:
             optimizers=(
                 adam(1e-3),
                 adam(5e-4),
-                OptimizerConfig(name="sgd", learning_rate=0.02, weight_decay=1e-4, clip_norm=1.0, schedule="cosine", warmup_steps=50),
+                OptimizerConfig(
+                    name="sgd",
+                    learning_rate=0.02,
+                    weight_decay=1e-4,
+                    clip_norm=1.0,
+                    schedule="cosine",
+                    warmup_steps=50,
+                ),
             ),
         ),
         init_from="weights/pqf_resnet50_large.npz",

@@ -1,4 +1,5 @@
-"""The demo: a small network from random weights on the generated data set, all three stages in minutes on 2 CPU cores.
+"""The demo: a small network from random weights on the generated data set, all three stages in
+minutes on 2 CPU cores.
 
     python -m mrcnn_jax.data.shapes --out runs/shapes_data --train 4000
     python train.py --config configs/shapes.py --workdir runs/shapes --data.root runs/shapes_data
@@ -6,7 +7,7 @@
 `make demo` does both, evaluates and draws.
 """
 
-from mrcnn_jax.config import (
+from mrcnn_jax.config.schema import (
     BoxHeadConfig,
     Config,
     DataConfig,
@@ -17,11 +18,13 @@ from mrcnn_jax.config import (
     RoIConfig,
     RPNConfig,
 )
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.config.tables import staged
 
 
 def get_config() -> Config:
-    adam = OptimizerConfig(name="adam", learning_rate=2e-3, batch_size=8, schedule="cosine", warmup_steps=50)
+    adam = OptimizerConfig(
+        name="adam", learning_rate=2e-3, batch_size=8, schedule="cosine", warmup_steps=50
+    )
     return Config(
         name="shapes",
         data=DataConfig(
@@ -37,11 +40,16 @@ def get_config() -> Config:
         model=ModelConfig(
             fpn_channels=64,
             resnet=ResNetConfig(depth=10, width=32, norm="live"),
-            # Stage 1 alone shapes the features that later stages read frozen: many positives with a demanding regression teach it
-            # where the outlines run, and so what tells the classes apart. Measured once each: box
-            # AP .616, against .487 with positives from .7, a box loss weight of 1 and epochs (4, 4, 2); not varied one at a time.
+            # Stage 1 alone shapes the features that later stages read frozen: many positives with a
+            # demanding regression teach it where the outlines run, and so what tells the classes
+            # apart. Measured once each: box AP .616, against .487 with positives from .7, a box
+            # loss weight of 1 and epochs (4, 4, 2); not varied one at a time.
             rpn=RPNConfig(
-                scales=(16, 32, 64, 128, 256), samples=128, positive_iou=0.5, box_loss_weight=2.0, box_weights=(10.0, 10.0, 5.0, 5.0)
+                scales=(16, 32, 64, 128, 256),
+                samples=128,
+                positive_iou=0.5,
+                box_loss_weight=2.0,
+                box_weights=(10.0, 10.0, 5.0, 5.0),
             ),
             roi=RoIConfig(canonical_size=112.0),
             box_head=BoxHeadConfig(hidden=256, box_weights=(10.0, 10.0, 5.0, 5.0)),

@@ -1,17 +1,20 @@
-"""torchvision's maskrcnn_resnet50_fpn: its constants and its recipe (all heads together, SGD, res3 to res5 trainable) on COCO 2017.
+"""torchvision's maskrcnn_resnet50_fpn: its constants and its recipe (all heads together, SGD, res3
+to res5 trainable) on COCO 2017.
 
-    python train.py --config configs/torchvision_coco.py --workdir runs/a --data.root coco --init-from resnet50.pth
+    python train.py --config configs/torchvision_coco.py --workdir runs/a --data.root coco
+    --init-from resnet50.pth
 
-`--data.root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/. Weights that torchvision has published for this
-network are converted, not trained: `python -m mrcnn_jax.weights import FILE --out DIR`.
+`--data.root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/. Weights
+that torchvision has published for this network are converted, not trained: `python -m
+mrcnn_jax.weights import FILE --out DIR`.
 
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
 from dataclasses import replace
 
-from mrcnn_jax.config import Config, OptimizerConfig, ParamGroup
-from mrcnn_jax.recipes import COCO_CANVASES, TORCHVISION, joint
+from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
+from mrcnn_jax.config.tables import COCO_CANVASES, TORCHVISION, joint
 
 
 def get_config() -> Config:
@@ -25,7 +28,8 @@ def get_config() -> Config:
             val_images="val2017",
             keep_empty=False,
         ),
-        # The 80 categories of the annotation files; the published weights count the gaps between their ids as classes too, 90 in all.
+        # The 80 categories of the annotation files; the published weights count the gaps between
+        # their ids as classes too, 90 in all.
         model=replace(TORCHVISION, num_classes=80),
         stages=joint(
             train=(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mrcnn_jax.api import Detections, Model, load, video_frames
+    from mrcnn_jax.inference.api import Detections, Model, load, video_frames
 
 __version__ = "0.1.0"
 __all__ = ["Detections", "Model", "load", "video_frames"]
@@ -18,6 +18,8 @@ __all__ = ["Detections", "Model", "load", "video_frames"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mrcnn_jax import api  # late: importing jax takes seconds, and a command's typo should not wait for it
+    from mrcnn_jax.inference import (
+        api,  # late: importing jax takes seconds, and a command's typo should not wait for it
+    )
 
     return getattr(api, name)

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config.schema import ConfigError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a ConfigError becomes one line on stderr and exit status 2, Ctrl-C status 130, a reader that left (`| head`) 141."""
+    """Calls `main`; a ConfigError becomes one line on stderr and exit status 2, Ctrl-C status 130,
+    a reader that left (`| head`) 141."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         main()
@@ -24,7 +25,8 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         if not _reader_left():  # another pipe broke, as that of a loader's process
             raise
-        # What the buffer still holds goes nowhere: the interpreter would complain when it flushes it at the end.
+        # What the buffer still holds goes nowhere: the interpreter would complain when it flushes
+        # it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
@@ -38,7 +40,8 @@ def _reader_left() -> bool:
 
 
 def program() -> str:
-    """How the running command was called, for its help: python train.py, mrcnn-train or python -m mrcnn_jax.data.check."""
+    """How the running command was called, for its help: python train.py, mrcnn-train or python -m
+    mrcnn_jax.commands.check."""
     module, name = sys.modules["__main__"].__spec__, Path(sys.argv[0]).name
     if module is not None:
         return f"python -m {module.name}"

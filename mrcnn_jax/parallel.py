@@ -1,8 +1,10 @@
-"""Many devices, of one process or of several: a mesh with one axis, along which the rows of a batch lie.
+"""Many devices, of one process or of several: a mesh with one axis, along which the rows of a batch
+lie.
 
-A step is written for the whole batch. Its rows are spread over the devices, parameters are on each of them (or spread too, and put
-together for a step), and XLA's partitioner adds up losses, gradients and batch statistics: they are those of the whole batch by
-construction. Where there is one device, there is no mesh, and programs are compiled as if this file did not exist.
+A step is written for the whole batch. Its rows are spread over the devices, parameters are on each
+of them (or spread too, and put together for a step), and XLA's partitioner adds up losses,
+gradients and batch statistics: they are those of the whole batch by construction. Where there is
+one device, there is no mesh, and programs are compiled as if this file did not exist.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -19,31 +21,42 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mrcnn_jax.config import ConfigError, DistributedConfig
-from mrcnn_jax.data.loader import PlannedBatch
+from mrcnn_jax.config.schema import ConfigError, DistributedConfig
 
 AXIS = "data"
-_SHUTDOWN_SECONDS = 60  # that a process which ends waits for the others: one that failed must not keep them long
+_SHUTDOWN_SECONDS = (
+    60  # that a process which ends waits for the others: one that failed must not keep them long
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 
-# -- processes -----------------------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 
 def join(config: DistributedConfig) -> None:
-    """Makes this process one of several, which print through the first one; nothing may have asked for a device before.
+    """Makes this process one of several, which print through the first one; nothing may have asked
+    for a device before.
 
     Returns when all of them are there. ConfigError if they cannot be found.
     """
     if config.coordinator is None:
         return
-    found: dict[str, Any] = {"coordinator_address": config.coordinator, "num_processes": config.processes, "process_id": config.index}
+    found: dict[str, Any] = {
+        "coordinator_address": config.coordinator,
+        "num_processes": config.processes,
+        "process_id": config.index,
+    }
     try:
-        jax.distributed.initialize(**({} if config.coordinator == "auto" else found), shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+        jax.distributed.initialize(
+            **({} if config.coordinator == "auto" else found),
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"distributed.coordinator: {config.coordinator}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"distributed.coordinator: {config.coordinator}: {str(error).splitlines()[0]}"
+        ) from None
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -61,11 +74,15 @@ def gather(value: Any) -> list[Any]:
     sizes = multihost_utils.process_allgather(np.int32(len(content)))
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(content)] = content
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)]
+    return [
+        pickle.loads(row[:size].tobytes())
+        for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)
+    ]
 
 
 def in_turn(function: Callable[[], Result]) -> Result:
-    """`function()` of the first process, then of the others at once, which find the files that it made.
+    """`function()` of the first process, then of the others at once, which find the files that it
+    made.
 
     A ConfigError of the first process is one of all.
     """
@@ -93,10 +110,12 @@ def refuse_differing(values: dict[str, Any]) -> None:
     for name in values:
         found = [there[name] for there in by_process]
         if any(value != found[0] for value in found):
-            raise ConfigError(f"{name}: differs between the processes: {', '.join(map(str, found))}")
+            raise ConfigError(
+                f"{name}: differs between the processes: {', '.join(map(str, found))}"
+            )
 
 
-# -- devices -------------------------------------------------------------------------------------------------------------------
+# -- devices ---------------------------------------------------------------------------------------
 
 
 def data_mesh() -> Mesh | None:
@@ -104,7 +123,9 @@ def data_mesh() -> Mesh | None:
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
-        raise ConfigError(f"distributed: the processes have different numbers of devices: {', '.join(map(str, counts.values()))}")
+        raise ConfigError(
+            f"distributed: the processes have different numbers of devices: {', '.join(map(str, counts.values()))}"
+        )
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
 
 
@@ -114,13 +135,17 @@ def refuse_uneven(batch_size: int, mesh: Mesh | None) -> None:
         return
     below = batch_size // mesh.size * mesh.size
     nearest = f"{below} and {below + mesh.size} do" if below else f"{mesh.size} does"
-    raise ConfigError(f"data.batch_size: {batch_size} images do not divide by {mesh.size} devices ({nearest})")
+    raise ConfigError(
+        f"data.batch_size: {batch_size} images do not divide by {mesh.size} devices ({nearest})"
+    )
 
 
 def per_image(function: Function, mesh: Mesh | None) -> Function:
-    """`function`, whose arguments and results have the rows of a batch and which looks at each row alone, on the device of that row.
+    """`function`, whose arguments and results have the rows of a batch and which looks at each row
+    alone, on the device of that row.
 
-    XLA's partitioner does not know that of `top_k`: every device would search through the whole batch.
+    XLA's partitioner does not know that of `top_k`: every device would search through the whole
+    batch.
     """
     if mesh is None:
         return function
@@ -128,7 +153,7 @@ def per_image(function: Function, mesh: Mesh | None) -> Function:
     return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
-# -- where arrays lie ----------------------------------------------------------------------------------------------------------
+# -- where arrays lie ------------------------------------------------------------------------------
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -142,7 +167,8 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def spread(leaf: Any, mesh: Mesh) -> NamedSharding:
-    """Spread along the longest axis that divides by the number of devices; without such an axis, a copy on every device."""
+    """Spread along the longest axis that divides by the number of devices; without such an axis, a
+    copy on every device."""
     axes = [axis for axis, side in enumerate(leaf.shape) if side > 0 and side % mesh.size == 0]
     if not axes:
         return replicated(mesh)
@@ -151,26 +177,14 @@ def spread(leaf: Any, mesh: Mesh) -> NamedSharding:
 
 
 def place(tree: Any, layout: Any) -> Any:
-    """Device arrays, in memory of their own, of host arrays that every process has; `layout`: a sharding a leaf."""
+    """Device arrays, in memory of their own, of host arrays that every process has; `layout`: a
+    sharding a leaf."""
 
     def leaf(host: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(host)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(jax.numpy.array, jax.tree.map(leaf, tree, layout))
-
-
-def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBatch]:
-    """What this process loads of a plan: its rows of every batch, which is filled up (-1) to as many for each device."""
-    if mesh is None:
-        return list(plan)
-    own = []
-    for planned in plan:
-        filled = planned.indices + (-1,) * (-len(planned.indices) % mesh.size)
-        share = len(filled) // jax.process_count()
-        start = jax.process_index() * share
-        own.append(PlannedBatch(planned.canvas, filled[start : start + share], planned.keys[start : start + share]))
-    return own
 
 
 def bytes_a_device(tree: Any) -> int:
@@ -182,14 +196,20 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
     """A batch on the devices, from the rows that this process has; without a mesh, as it is."""
     if mesh is None:
         return tree
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(by_rows(mesh), leaf), tree)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(by_rows(mesh), leaf), tree
+    )
 
 
 def to_host(tree: Any) -> Any:
     """NumPy arrays, whole ones on every process: each has to call this."""
 
     def leaf(array: Any) -> np.ndarray:
-        whole = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
+        whole = (
+            not isinstance(array, jax.Array)
+            or array.is_fully_addressable
+            or array.is_fully_replicated
+        )
         return np.asarray(array) if whole else multihost_utils.process_allgather(array, tiled=True)
 
     return jax.tree.map(leaf, tree)

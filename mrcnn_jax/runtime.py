@@ -9,27 +9,35 @@ from typing import Any
 import jax
 import jaxlib
 
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config.schema import ConfigError
 
 
 @functools.cache
 def compiler_options(backend: str, *, deterministic: bool = False) -> dict[str, Any] | None:
     """XLA's options for programs of this project on "cpu" or "gpu"; None: its defaults.
 
-    deterministic: programs that give the same bits each time. A CPU's do so anyway, which is said in one line. ConfigError if this
-    jaxlib cannot promise it.
+    deterministic: programs that give the same bits each time. A CPU's do so anyway, which is said
+    in one line. ConfigError if this jaxlib cannot promise it.
     """
     options: dict[str, Any]
     if backend == "gpu" and deterministic:
         options = {"xla_gpu_deterministic_ops": True}
         if not _known(options):
-            raise ConfigError(f"deterministic: jaxlib {jaxlib.__version__} does not know the option xla_gpu_deterministic_ops")
+            raise ConfigError(
+                f"deterministic: jaxlib {jaxlib.__version__} does not know the option xla_gpu_deterministic_ops"
+            )
         return options
     if deterministic:
-        print(f"deterministic: nothing is asked of a {backend.upper()}, whose runs are equal to the bit")
-    # On a CPU, YNNPACK's fusions cost up to half of the speed, and barriers are taken out before common subexpressions are joined, so that
-    # `model.remat` would be undone. A build that does not know an option compiles without them.
-    options = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
+        print(
+            f"deterministic: nothing is asked of a {backend.upper()}, whose runs are equal to the bit"
+        )
+    # On a CPU, YNNPACK's fusions cost up to half of the speed, and barriers are taken out before
+    # common subexpressions are joined, so that `model.remat` would be undone. A build that does not
+    # know an option compiles without them.
+    options = {
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
     return options if backend == "cpu" and _known(options) else None
 
 
@@ -42,12 +50,18 @@ def _known(options: dict[str, Any]) -> bool:
 
 
 def compile_options(*, deterministic: bool = False, **options: Any) -> dict[str, Any]:
-    """Arguments of `jax.jit` for a top-level program of this project; `deterministic`: see `Config.deterministic`."""
-    return options | {"compiler_options": compiler_options(jax.default_backend(), deterministic=deterministic)}
+    """Arguments of `jax.jit` for a top-level program of this project; `deterministic`: see
+    `Config.deterministic`."""
+    return options | {
+        "compiler_options": compiler_options(jax.default_backend(), deterministic=deterministic)
+    }
 
 
 def warn_of_slow_versions() -> None:
     """jaxlib 0.10.2 to 0.11.0 compile the RoIAlign backward to compare-and-swap loops on a GPU."""
     version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
     if jax.default_backend() == "gpu" and (0, 10, 2) <= version < (0, 11, 1):
-        warnings.warn(f"jaxlib {jaxlib.__version__} is slow on GPUs: use Python >= 3.12 and jax >= 0.11.1", stacklevel=2)
+        warnings.warn(
+            f"jaxlib {jaxlib.__version__} is slow on GPUs: use Python >= 3.12 and jax >= 0.11.1",
+            stacklevel=2,
+        )

@@ -2,11 +2,13 @@
 
 Conventions, written down here once:
 
-- Boxes are (x1, y1, x2, y2) in absolute pixels of the canvas, continuous in [0, W] x [0, H]: a box that covers
+- Boxes are (x1, y1, x2, y2) in absolute pixels of the canvas, continuous in [0, W] x [0, H]: a box
+that covers
   exactly the first pixel is (0, 0, 1, 1). There is no "+ 1" anywhere.
 - Images and feature maps are NHWC (HWC inside single-image functions), RGB.
 - Label 0 is the background; the classes of a data set are 1..K.
-- A set of things is padded to a static length and carries `valid`. Whether a row exists is told by `valid` and by nothing
+- A set of things is padded to a static length and carries `valid`. Whether a row exists is told by
+`valid` and by nothing
   else: the other fields of an invalid row may hold anything, NaN included.
 - Sizes are (height, width). Geometry, softmax and losses are float32 whatever the compute dtype.
 """
@@ -21,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-# Leaves are jax arrays on the device and NumPy arrays on the host (loader, evaluation). A static checker, which would want every use
-# narrowed to one of the two, sees Any.
+# Leaves are jax arrays on the device and NumPy arrays on the host (loader, evaluation). A static
+# checker, which would want every use narrowed to one of the two, sees Any.
 if TYPE_CHECKING:
     AnyArray: TypeAlias = Any
 else:
@@ -39,10 +41,11 @@ class Instances(flax.struct.PyTreeNode):
     valid: Bool[AnyArray, "*b n"]
     labels: Int32[AnyArray, "*b n"] | None = None
     scores: Float[AnyArray, "*b n"] | None = None
-    # Ground truth: uint8 coverage 0..255 of the object inside its own box, resampled to a fixed M x M. Detections: float32 mask
-    # probabilities in [0, 1] inside the box.
+    # Ground truth: uint8 coverage 0..255 of the object inside its own box, resampled to a fixed M x
+    # M. Detections: float32 mask probabilities in [0, 1] inside the box.
     masks: UInt8[AnyArray, "*b n m m"] | Float[AnyArray, "*b n m m"] | None = None
-    # False where a valid object has no mask (box-only annotation, or a mask that vanished in resizing).
+    # False where a valid object has no mask (box-only annotation, or a mask that vanished in
+    # resizing).
     has_mask: Bool[AnyArray, "*b n"] | None = None
 
     def take(self, indices: Int32[Array, " k"], valid: Bool[Array, " k"]) -> Instances:
@@ -52,20 +55,25 @@ class Instances(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """Images of one canvas size with their ground truth, as the loader makes it (NumPy) and a train step takes it."""
+    """Images of one canvas size with their ground truth, as the loader makes it (NumPy) and a train
+    step takes it."""
 
     images: UInt8[AnyArray, "b h w 3"]  # top left of the canvas; the rest is zero
-    image_sizes: Int32[AnyArray, "b 2"]  # (height, width) of what is seen of the resized image: all of it, or what the canvas holds
+    image_sizes: Int32[
+        AnyArray, "b 2"
+    ]  # (height, width) of what is seen of the resized image: all of it, or what the canvas holds
     original_sizes: Int32[AnyArray, "b 2"]  # (height, width) of the image on disk
-    # (y, x): canvas pixels = original pixels * scale, float32. An augmented training image may be mirrored and cut as well: then it is only
-    # the ratio of the sizes.
+    # (y, x): canvas pixels = original pixels * scale, float32. An augmented training image may be
+    # mirrored and cut as well: then it is only the ratio of the sizes.
     scales: Float[AnyArray, "b 2"]
-    indices: Int32[AnyArray, " b"]  # index of the image in its split: keys of randomness, and the way back to COCO ids
+    indices: Int32[
+        AnyArray, " b"
+    ]  # index of the image in its split: keys of randomness, and the way back to COCO ids
     valid: Bool[AnyArray, " b"]  # False for the images that fill up an incomplete batch
     ground_truth: Instances  # boxes, labels, masks, has_mask
     ignore: Instances  # crowd regions: boxes only
-    # Of augmented images: objects (pasted ones too) that are not in the ground truth, since they were cut away or hidden, or are over
-    # data.max_objects. None where nothing is augmented.
+    # Of augmented images: objects (pasted ones too) that are not in the ground truth, since they
+    # were cut away or hidden, or are over data.max_objects. None where nothing is augmented.
     lost: Int32[AnyArray, " b"] | None = None
 
 

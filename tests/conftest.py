@@ -1,4 +1,5 @@
-"""What every test shares: a persistent compilation cache, the data folder, strict promotion for the pure code."""
+"""What every test shares: a persistent compilation cache, the data folder, strict promotion for the
+pure code."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-# Before jax is imported anywhere: a test process is several times faster with the programs of the last run.
+# Before jax is imported anywhere: a test process is several times faster with the programs of the
+# last run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,11 +20,23 @@ import jax
 import pytest
 import tiny
 
-from mrcnn_jax.config import Config
+from mrcnn_jax.config.schema import Config
 
-# Files that keep a core busy for a minute or more come first, the longest before the others: no core then waits for another at the end.
-LONG = ("test_parallel", "test_loop", "test_experiments", "test_precision", "test_overfit", "test_kill_and_resume", "test_tutorial")
-STRICT = ("ops", "models")  # folders under tests/ whose tests run under strict dtype and rank promotion
+# Files that keep a core busy for a minute or more come first, the longest before the others: no
+# core then waits for another at the end.
+LONG = (
+    "test_parallel",
+    "test_loop",
+    "test_experiments",
+    "test_precision",
+    "test_overfit",
+    "test_kill_and_resume",
+    "test_tutorial",
+)
+STRICT = (
+    "ops",
+    "models",
+)  # folders under tests/ whose tests run under strict dtype and rank promotion
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +74,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The config of tests/tiny.py on its data, built once for all runs."""
     config = tiny.get_config()
-    return replace(config, data=replace(config.data, root=str(tiny_data), cache=str(tmp_path_factory.mktemp("tiny_cache"))))
+    return replace(
+        config,
+        data=replace(
+            config.data, root=str(tiny_data), cache=str(tmp_path_factory.mktemp("tiny_cache"))
+        ),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +94,17 @@ def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def kept_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/fixtures/run_v1, with the data of tests/tiny.py: a run that need not be trained first. Not to be written to."""
-    workdir = shutil.copytree(Path(__file__).parent / "fixtures" / "run_v1", tmp_path_factory.mktemp("kept") / "run")
+    """tests/fixtures/run_v1, with the data of tests/tiny.py: a run that need not be trained first.
+    Not to be written to."""
+    workdir = shutil.copytree(
+        Path(__file__).parent / "fixtures" / "run_v1", tmp_path_factory.mktemp("kept") / "run"
+    )
     config = json.loads((workdir / "config.json").read_text())
     config["data"] |= {"root": str(tiny_data), "cache": str(tmp_path_factory.mktemp("kept_cache"))}
     for split in ("train", "val"):
-        config["data"] |= {f"{split}_annotations": str(tiny.annotations(tiny_data, split)), f"{split}_images": str(tiny_data / "images")}
+        config["data"] |= {
+            f"{split}_annotations": str(tiny.annotations(tiny_data, split)),
+            f"{split}_images": str(tiny_data / "images"),
+        }
     (workdir / "config.json").write_text(json.dumps(config))
     return workdir

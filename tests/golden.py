@@ -1,9 +1,12 @@
-"""Every preset as text, so that an unintended change of an option or of a parameter shows as a diff.
+"""Every preset as text, so that an unintended change of an option or of a parameter shows as a
+diff.
 
-    python -m tests.golden      # in the repository's root: writes tests/golden/ anew, after a change that is meant
+    python -m tests.golden      # in the repository's root: writes tests/golden/ anew, after a
+    change that is meant
 
-A preset is a file of configs/ or a ModelConfig of mrcnn_jax/recipes.py. NAME.config.json holds all of its fields, NAME.parameters.txt
-a line for each parameter: path, shape and the stages that train it; and one for each running statistic.
+A preset is a file of configs/ or a ModelConfig of mrcnn_jax/tables.py. NAME.config.json holds all
+of its fields, NAME.parameters.txt a line for each parameter: path, shape and the stages that train
+it; and one for each running statistic.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from pathlib import Path
 import jax
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax import recipes
-from mrcnn_jax.config import Config, ModelConfig, load_config_file, to_dict
+from mrcnn_jax.config import tables
+from mrcnn_jax.config.files import load_config_file, to_dict
+from mrcnn_jax.config.schema import Config, ModelConfig
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.training.stages import FROZEN, labels
 
@@ -25,24 +29,42 @@ CANVAS = (64, 64)  # parameters do not depend on it
 
 
 def presets() -> dict[str, Config | ModelConfig]:
-    configs = {path.stem: load_config_file(path) for path in sorted((ROOT / "configs").glob("*.py"))}
-    return configs | {f"recipes.{name}": value for name, value in vars(recipes).items() if isinstance(value, ModelConfig)}
+    configs = {
+        path.stem: load_config_file(path) for path in sorted((ROOT / "configs").glob("*.py"))
+    }
+    return configs | {
+        f"tables.{name}": value
+        for name, value in vars(tables).items()
+        if isinstance(value, ModelConfig)
+    }
 
 
 def texts(preset: Config | ModelConfig) -> dict[str, str]:
     """The text of each of the preset's files, by the end of their name."""
-    return {"config.json": json.dumps(to_dict(preset), indent=2) + "\n", "parameters.txt": _parameters(preset)}
+    return {
+        "config.json": json.dumps(to_dict(preset), indent=2) + "\n",
+        "parameters.txt": _parameters(preset),
+    }
 
 
 def _parameters(preset: Config | ModelConfig) -> str:
     model, stages = (preset.model, preset.stages) if isinstance(preset, Config) else (preset, ())
-    variables = jax.eval_shape(lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch(CANVAS))
-    kinds = {stage.name: flatten_dict(labels(stage, variables["params"]), sep="/") for stage in stages}
+    variables = jax.eval_shape(
+        lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch(CANVAS)
+    )
+    kinds = {
+        stage.name: flatten_dict(labels(stage, variables["params"]), sep="/") for stage in stages
+    }
     rows = []
     for path, leaf in sorted(flatten_dict(variables["params"], sep="/").items()):
         trained = ", ".join(name for name, kind in kinds.items() if kind[path] != FROZEN)
-        rows.append((path, _shape(leaf), f"trained in {trained}" if trained else "frozen" if stages else ""))
-    rows += [(path, _shape(leaf), "statistic") for path, leaf in sorted(flatten_dict(variables["batch_stats"], sep="/").items())]
+        rows.append(
+            (path, _shape(leaf), f"trained in {trained}" if trained else "frozen" if stages else "")
+        )
+    rows += [
+        (path, _shape(leaf), "statistic")
+        for path, leaf in sorted(flatten_dict(variables["batch_stats"], sep="/").items())
+    ]
     return "".join(f"{path:<40}{shape:<24}{kind}".rstrip() + "\n" for path, shape, kind in rows)
 
 

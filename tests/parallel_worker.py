@@ -1,7 +1,8 @@
-"""What tests/test_parallel.py runs in processes of its own: `python parallel_worker.py JOBS [INDEX]`, with a JSON list of jobs.
+"""What tests/test_parallel.py runs in processes of its own: `python parallel_worker.py JOBS
+[INDEX]`, with a JSON list of jobs.
 
-A job trains a config in a folder, evaluates the run there, or tells by which operations its devices exchange numbers. With INDEX this
-process is one of two, on the port that is in $PORT.
+A job trains a config in a folder, evaluates the run there, or tells by which operations its devices
+exchange numbers. With INDEX this process is one of two, on the port that is in $PORT.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax import parallel
-from mrcnn_jax.config import DistributedConfig, from_dict
+from mrcnn_jax.commands.evaluate import evaluate_run
+from mrcnn_jax.config.files import from_dict
+from mrcnn_jax.config.schema import DistributedConfig
 from mrcnn_jax.data.loader import load, open_split, plan_once
-from mrcnn_jax.evaluation.predict import load_run
-from mrcnn_jax.evaluation.run import evaluate_run
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
+from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training.loop import train
 from mrcnn_jax.training.optimizer import make_optimizer
-from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step
 
 
@@ -34,9 +36,21 @@ def collectives(workdir: Path) -> None:
     assert mesh is not None
     params = run.variables["params"]
     optimizer = make_optimizer(stage, params, total_steps=20)
-    state = TrainState(params, run.variables["batch_stats"], optimizer.init(params), jnp.int32(0), jax.random.key_data(jax.random.key(0)))
+    state = TrainState(
+        params,
+        run.variables["batch_stats"],
+        optimizer.init(params),
+        jnp.int32(0),
+        jax.random.key_data(jax.random.key(0)),
+    )
     data = run.config.data
-    split = open_split("train", Path(data.train_annotations), Path(data.train_images), cache=Path(str(data.cache)), data=data)
+    split = open_split(
+        "train",
+        Path(data.train_annotations),
+        Path(data.train_images),
+        cache=Path(str(data.cache)),
+        data=data,
+    )
     batch = next(load(split, plan_once(split, mesh.size), data))
     step = jax.jit(
         make_train_step(model, stage, params, optimizer, mesh),
@@ -45,14 +59,27 @@ def collectives(workdir: Path) -> None:
         compiler_options={"xla_backend_optimization_level": 0},
     )
     text = step.lower(state, batch).compile().as_text()
-    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter", "send", "recv")
+    kinds = (
+        "all-reduce",
+        "all-gather",
+        "all-to-all",
+        "collective-permute",
+        "collective-broadcast",
+        "reduce-scatter",
+        "send",
+        "recv",
+    )
     found = [kind for kind in kinds if re.search(rf" {kind}(-start)?\(", text)]
     print(f"collectives of {stage.name}: {json.dumps(found)}", flush=True)
 
 
 def main() -> None:
     if len(sys.argv) > 2:
-        parallel.join(DistributedConfig(coordinator=f"127.0.0.1:{os.environ['PORT']}", processes=2, index=int(sys.argv[2])))
+        parallel.join(
+            DistributedConfig(
+                coordinator=f"127.0.0.1:{os.environ['PORT']}", processes=2, index=int(sys.argv[2])
+            )
+        )
     for job in json.loads(Path(sys.argv[1]).read_text()):
         workdir = Path(job["workdir"])
         print(f"== {workdir.name}", flush=True)

@@ -1,4 +1,5 @@
-"""An evaluation of random ellipses whose names would break a careless page, and how pycocotools should judge it, in plain loops."""
+"""An evaluation of random ellipses whose names would break a careless page, and how pycocotools
+should judge it, in plain loops."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.evaluation.coco import coco_figures, judge
-from mrcnn_jax.evaluation.report import report_data
+from mrcnn_jax.evaluation.average_precision import coco_figures, judge
+from mrcnn_jax.figures.page.contents import report_data
 
 SIZE = (96, 128)
 ATTACK = "window.attacked = true"
@@ -23,7 +24,8 @@ FILE_NAME = f"<svg onload='{ATTACK}'>/{{{{data}}}}/{{}}.jpg"
 
 
 class Judged(NamedTuple):
-    """A detection: the annotation it took (None: false), the IoU of their masks, and whether it lies in a crowd and is not judged."""
+    """A detection: the annotation it took (None: false), the IoU of their masks, and whether it
+    lies in a crowd and is not judged."""
 
     annotation: dict[str, Any] | None
     iou: float
@@ -38,11 +40,20 @@ def instance(mask: np.ndarray, image: int, category: int, **more: Any) -> dict[s
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     box = coco_mask.toBbox(rle).tolist()
     rle = {"size": list(mask.shape), "counts": rle["counts"].decode()}
-    return {"image_id": image, "category_id": category, "segmentation": rle, "bbox": box, "area": float(mask.sum()), "iscrowd": 0, **more}
+    return {
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle,
+        "bbox": box,
+        "area": float(mask.sum()),
+        "iscrowd": 0,
+        **more,
+    }
 
 
 def case(images: int = 14) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth with a crowd in every third image, and detections that are shifted copies, of other classes, or invented."""
+    """Ground truth with a crowd in every third image, and detections that are shifted copies, of
+    other classes, or invented."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
 
@@ -55,15 +66,27 @@ def case(images: int = 14) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for image in range(images):
         for number in range(rng.integers(1, 5)):
             crowd = int(image % 3 == 1 and number == 0)
-            truth.append(instance(ellipse(), image, int(rng.choice(categories)), iscrowd=crowd, id=len(truth)))
+            truth.append(
+                instance(
+                    ellipse(), image, int(rng.choice(categories)), iscrowd=crowd, id=len(truth)
+                )
+            )
             for _ in range(rng.integers(0, 4)):
                 mask = np.roll(mask_of(truth[-1]), tuple(rng.integers(-5, 6, 2)), (0, 1))
-                category = truth[-1]["category_id"] if rng.uniform() < 0.8 else int(rng.choice(categories))
+                category = (
+                    truth[-1]["category_id"] if rng.uniform() < 0.8 else int(rng.choice(categories))
+                )
                 found.append(instance(mask, image, category, score=float(rng.uniform())))
-        found += [instance(ellipse(), image, int(rng.choice(categories)), score=float(rng.uniform())) for _ in range(rng.integers(0, 4))]
+        found += [
+            instance(ellipse(), image, int(rng.choice(categories)), score=float(rng.uniform()))
+            for _ in range(rng.integers(0, 4))
+        ]
     ground_truth = {
         # One image more than has objects or detections.
-        "images": [{"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": FILE_NAME.format(i)} for i in range(images + 1)],
+        "images": [
+            {"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": FILE_NAME.format(i)}
+            for i in range(images + 1)
+        ],
         "categories": [{"id": number, "name": name} for number, name in NAMES.items()],
         "annotations": truth,
     }
@@ -75,11 +98,19 @@ def picture(number: int) -> np.ndarray:
 
 
 def data_of(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], *, images: int = 60, metrics_jsonl: Path | None = None
+    ground_truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    images: int = 60,
+    metrics_jsonl: Path | None = None,
 ) -> dict[str, Any]:
     evaluations = judge(ground_truth, results)
     heading = {"run": "runs/" + NAMES[8], "data": "/long/" + "path/" * 60}
-    config = {"name": NAMES[3], "model": {"scales": (16, 32), "high": float("inf")}, "stages": ({"name": "rpn"},)}
+    config = {
+        "name": NAMES[3],
+        "model": {"scales": (16, 32), "high": float("inf")},
+        "stages": ({"name": "rpn"},),
+    }
     return report_data(
         evaluations,
         {**coco_figures(evaluations), "recall@50": 0.5, "recall@50/small": 0.25},
@@ -92,7 +123,8 @@ def data_of(
 
 
 def judged(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> list[Judged]:
-    """COCO's matching at a mask IoU of .5, of each result: best scores first, each takes the object it overlaps most of those left."""
+    """COCO's matching at a mask IoU of .5, of each result: best scores first, each takes the object
+    it overlaps most of those left."""
     taken: set[int] = set()
     answers: list[Judged | None] = [None] * len(results)
     for i in sorted(range(len(results)), key=lambda i: -results[i]["score"]):
@@ -100,12 +132,18 @@ def judged(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> list[
         best: tuple[float, dict[str, Any] | None] = (0.5, None)
         crowd = False
         for annotation in ground_truth["annotations"]:
-            if (annotation["image_id"], annotation["category_id"]) != (result["image_id"], result["category_id"]):
+            if (annotation["image_id"], annotation["category_id"]) != (
+                result["image_id"],
+                result["category_id"],
+            ):
                 continue
             other = mask_of(annotation)
             if annotation["iscrowd"]:
                 crowd |= bool((mask & other).sum() >= 0.5 * mask.sum())
-            elif id(annotation) not in taken and (mask & other).sum() >= best[0] * (mask | other).sum():
+            elif (
+                id(annotation) not in taken
+                and (mask & other).sum() >= best[0] * (mask | other).sum()
+            ):
                 best = (mask & other).sum() / (mask | other).sum(), annotation
         if best[1] is not None:
             taken.add(id(best[1]))

@@ -1,4 +1,5 @@
-"""Inputs of the RoI operations that NumPy alone can make again: for their tests, and for torchvision's recorded numbers."""
+"""Inputs of the RoI operations that NumPy alone can make again: for their tests, and for
+torchvision's recorded numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.config import RoIConfig
+from mrcnn_jax.config.schema import RoIConfig
 
 RECORDED = Path(__file__).parent / "recorded" / "roi_ops.npz"
 STRIDES = (4, 8)
@@ -50,12 +51,15 @@ class Case(NamedTuple):
 
 
 def case(seed: int, *, size: int = SIZE, channels: int = 2, ordinary: int = 10) -> Case:
-    """Ordinary and awkward boxes on random maps; a third of the values are 0, as after a ReLU, so that maxima are often equal."""
+    """Ordinary and awkward boxes on random maps; a third of the values are 0, as after a ReLU, so
+    that maxima are often equal."""
     rng = np.random.default_rng(seed)
     features = [rng.normal(size=(*grid, channels)) for grid in GRIDS]
     features = [np.where(rng.random(f.shape) < 1 / 3, 0, f).astype(np.float32) for f in features]
     corners, sides = rng.uniform(-5, 60, (ordinary, 2)), rng.uniform(1, 45, (ordinary, 2))
-    boxes = np.concatenate([np.concatenate([corners, corners + sides], axis=1), AWKWARD]).astype(np.float32)
+    boxes = np.concatenate([np.concatenate([corners, corners + sides], axis=1), AWKWARD]).astype(
+        np.float32
+    )
     levels = rng.integers(0, len(GRIDS), len(boxes)).astype(np.int32)
     cotangent = rng.normal(size=(len(boxes), size, size, channels)).astype(np.float32)
     return Case(features, boxes, levels, cotangent)

@@ -1,4 +1,5 @@
-"""State dicts as the families publish them, narrowed sixteen-fold, and the networks that they fit."""
+"""State dicts as the families publish them, narrowed sixteen-fold, and the networks that they
+fit."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config.schema import ModelConfig
 from mrcnn_jax.weights.families import FAMILIES, Family
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -18,8 +19,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 def recorded(name: str, divisor: int = 16) -> Shapes:
     """torchvision's own names and shapes (weights/record.py)."""
-    lines = (Path(__file__).parent / "weights" / "recorded" / f"{name}.txt").read_text().splitlines()
-    return {name: _narrow(tuple(map(int, shape)), divisor) for name, *shape in map(str.split, lines)}
+    lines = (
+        (Path(__file__).parent / "weights" / "recorded" / f"{name}.txt").read_text().splitlines()
+    )
+    return {
+        name: _narrow(tuple(map(int, shape)), divisor) for name, *shape in map(str.split, lines)
+    }
 
 
 def _narrow(shape: tuple[int, ...], divisor: int) -> tuple[int, ...]:
@@ -28,12 +33,19 @@ def _narrow(shape: tuple[int, ...], divisor: int) -> tuple[int, ...]:
 
 
 def published(divisor: int = 16) -> Shapes:
-    """The names of torchvision's published V1 file, which is older than the code that reads it, and frozen: it has no counters."""
-    shapes = {key: shape for key, shape in recorded("maskrcnn_resnet50_fpn", divisor).items() if not key.endswith("num_batches_tracked")}
+    """The names of torchvision's published V1 file, which is older than the code that reads it, and
+    frozen: it has no counters."""
+    shapes = {
+        key: shape
+        for key, shape in recorded("maskrcnn_resnet50_fpn", divisor).items()
+        if not key.endswith("num_batches_tracked")
+    }
     names = {
         r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.": r"\1.",
         r"rpn\.head\.conv\.0\.0\.": "rpn.head.conv.",
-        r"roi_heads\.mask_head\.(\d)\.0\.": lambda match: f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}.",
+        r"roi_heads\.mask_head\.(\d)\.0\.": lambda match: (
+            f"roi_heads.mask_head.mask_fcn{int(match[1]) + 1}."
+        ),
     }
     for pattern, new in names.items():
         shapes = {re.sub(pattern, new, key): shape for key, shape in shapes.items()}
@@ -46,7 +58,9 @@ def resnet(depth: int, width: int = WIDTH) -> Shapes:
 
     def conv_norm(conv: str, norm: str, out: int, into: int, size: int) -> None:
         shapes[f"{conv}.weight"] = (out, into, size, size)
-        shapes.update({f"{norm}.{name}": (out,) for name in ("weight", "bias", "running_mean", "running_var")})
+        shapes.update(
+            {f"{norm}.{name}": (out,) for name in ("weight", "bias", "running_mean", "running_var")}
+        )
         shapes[f"{norm}.num_batches_tracked"] = ()
 
     conv_norm("conv1", "bn1", width, 3, 7)
@@ -67,7 +81,8 @@ def resnet(depth: int, width: int = WIDTH) -> Shapes:
 
 
 def detectron2(kind: str, classes: int = 80) -> Shapes:
-    """mask_rcnn_R_50_FPN or _C4 by detectron2's published names, with the buffers of the zoo's older files."""
+    """mask_rcnn_R_50_FPN or _C4 by detectron2's published names, with the buffers of the zoo's
+    older files."""
     shapes: Shapes = {"pixel_mean": (3, 1, 1), "pixel_std": (3, 1, 1)}
 
     def layer(name: str, *shape: int) -> None:
@@ -80,9 +95,15 @@ def detectron2(kind: str, classes: int = 80) -> Shapes:
             continue
         place = f"{trunk}{name}" if name.startswith("layer") else f"{trunk}stem.{name}"
         for i in (1, 2, 3, 4):
-            place = place.replace(f"layer{i}.", f"res{i + 1}.").replace(f".bn{i}.", f".conv{i}.norm.")
-        place = place.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        shapes[place.replace("backbone.res5.", "roi_heads.res5.") if kind == "C4" else place] = shape
+            place = place.replace(f"layer{i}.", f"res{i + 1}.").replace(
+                f".bn{i}.", f".conv{i}.norm."
+            )
+        place = place.replace("downsample.0.", "shortcut.").replace(
+            "downsample.1.", "shortcut.norm."
+        )
+        shapes[place.replace("backbone.res5.", "roi_heads.res5.") if kind == "C4" else place] = (
+            shape
+        )
 
     fpn = kind == "FPN"
     features, pooled = (16, 64) if fpn else (16 * WIDTH, 32 * WIDTH)
@@ -108,15 +129,22 @@ def detectron2(kind: str, classes: int = 80) -> Shapes:
 
 
 def tensors(shapes: Shapes) -> dict[str, np.ndarray]:
-    """Every value once: 0, 1, 2, ... through all tensors, but for counters and detectron2's constants."""
+    """Every value once: 0, 1, 2, ... through all tensors, but for counters and detectron2's
+    constants."""
     made, count = {}, 0
     for name, shape in shapes.items():
-        made[name] = np.arange(count, count + np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+        made[name] = np.arange(count, count + np.prod(shape, dtype=int), dtype=np.float32).reshape(
+            shape
+        )
         count += made[name].size
     assert count < 2**24  # float32 tells them apart
     made |= {name: np.array(7) for name in shapes if name.endswith("num_batches_tracked")}
     constants = {"pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1, 1, 1)}
-    return made | {name: np.float32(value).reshape(3, 1, 1) for name, value in constants.items() if name in made}
+    return made | {
+        name: np.float32(value).reshape(3, 1, 1)
+        for name, value in constants.items()
+        if name in made
+    }
 
 
 def family(name: str) -> Family:

@@ -17,7 +17,9 @@ def test_presets_are_unchanged(name: str) -> None:
         path = golden.FOLDER / f"{name}.{end}"
         old = path.read_text() if path.exists() else ""
         lines = (part.splitlines(keepends=True) for part in (old, text))
-        diff = "".join(difflib.unified_diff(*lines, fromfile=f"tests/golden/{path.name}", tofile="now", n=1))
+        diff = "".join(
+            difflib.unified_diff(*lines, fromfile=f"tests/golden/{path.name}", tofile="now", n=1)
+        )
         assert not diff, f"{UPDATE}\n{diff}"
 
 

@@ -1,4 +1,5 @@
-"""Imports run one way: structures, config <- ops <- models <- training, evaluation <- scripts; the data road knows no model."""
+"""Imports run one way: structures, config <- ops <- models <- training, evaluation <- scripts; the
+data road knows no model."""
 
 from __future__ import annotations
 
@@ -32,7 +33,12 @@ def test_lower_layers_do_not_know_the_upper_ones(folder: str) -> None:
     files = [path for path in (PACKAGE / folder).rglob("*.py") if path not in COMMANDS]
     assert len(files) > 3
     for path in files:
-        wrong = {name for name in _imports(path) for upper in FORBIDDEN[folder] if f"{name}.".startswith(f"mrcnn_jax.{upper}.")}
+        wrong = {
+            name
+            for name in _imports(path)
+            for upper in FORBIDDEN[folder]
+            if f"{name}.".startswith(f"mrcnn_jax.{upper}.")
+        }
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 

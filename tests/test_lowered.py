@@ -1,4 +1,5 @@
-"""What a GPU is given: the joint step and prediction in bfloat16, lowered for CUDA here and read operation by operation."""
+"""What a GPU is given: the joint step and prediction in bfloat16, lowered for CUDA here and read
+operation by operation."""
 
 from __future__ import annotations
 
@@ -15,32 +16,52 @@ import pytest
 import tiny
 from jax.extend.mlir import ir
 
-from mrcnn_jax.config import ModelConfig, ParamGroup
+from mrcnn_jax.config.schema import ModelConfig, ParamGroup
+from mrcnn_jax.config.tables import joint
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
-from mrcnn_jax.recipes import joint
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.optimizer import make_optimizer
-from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step
 
 CANVAS = (128, 128)
 BATCH, OBJECTS = 2, 8
 
-# Float32 by intention: the products whose results are logits and deltas, of softmax, losses and geometry.
-FLOAT32_PRODUCTS = {"rpn/logits", "rpn/deltas", "box_head/logits", "box_head/deltas", "mask_head/logits"}
+# Float32 by intention: the products whose results are logits and deltas, of softmax, losses and
+# geometry.
+FLOAT32_PRODUCTS = {
+    "rpn/logits",
+    "rpn/deltas",
+    "box_head/logits",
+    "box_head/deltas",
+    "mask_head/logits",
+}
 
-# What may touch a bfloat16: layers, pooling and RoIAlign's reads, and what moves values. No exponential, logarithm, quotient, no product of
-# single numbers: geometry, softmax, losses, normalisation and updates are made of these.
+# What may touch a bfloat16: layers, pooling and RoIAlign's reads, and what moves values. No
+# exponential, logarithm, quotient, no product of single numbers: geometry, softmax, losses,
+# normalisation and updates are made of these.
 BFLOAT16_OPERATIONS = {
     *("convolution", "dot_general", "add", "maximum", "compare", "select", "reduce"),
-    *("convert", "constant", "broadcast_in_dim", "reshape", "transpose", "reverse", "slice", "pad", "concatenate", "gather"),
+    *(
+        "convert",
+        "constant",
+        "broadcast_in_dim",
+        "reshape",
+        "transpose",
+        "reverse",
+        "slice",
+        "pad",
+        "concatenate",
+        "gather",
+    ),
     *("call", "case", "return"),
 }
 
 
 def model_config() -> ModelConfig:
-    """tests/tiny.py's network with what configs/torchvision_coco.py has: batch norm frozen, the box head's samples for the mask head."""
+    """tests/tiny.py's network with what configs/torchvision_coco.py has: batch norm frozen, the box
+    head's samples for the mask head."""
     config = tiny.get_config().model
     return replace(
         config,
@@ -62,7 +83,9 @@ def example() -> Batch:
         masks=np.zeros((BATCH, OBJECTS, 28, 28), np.uint8),
         has_mask=exists,
     )
-    return batch.replace(ground_truth=truth, ignore=Instances(boxes=boxes[:, :1], valid=exists[:, :1]))
+    return batch.replace(
+        ground_truth=truth, ignore=Instances(boxes=boxes[:, :1], valid=exists[:, :1])
+    )
 
 
 class Program:
@@ -84,7 +107,9 @@ class Program:
 
     @property
     def main(self) -> Any:
-        return next(function for function in self.module.body.operations if function.name.value == "main")
+        return next(
+            function for function in self.module.body.operations if function.name.value == "main"
+        )
 
 
 def short_name(operation: Any) -> str:
@@ -93,11 +118,16 @@ def short_name(operation: Any) -> str:
 
 def element(value: Any) -> str:
     """Element type of a tensor: "f32", "bf16", ..."""
-    return str(value.type.element_type) if isinstance(value.type, ir.RankedTensorType) else str(value.type)
+    return (
+        str(value.type.element_type)
+        if isinstance(value.type, ir.RankedTensorType)
+        else str(value.type)
+    )
 
 
 def path(operation: Any) -> str:
-    """Names of the transformations and modules that an operation comes from: jit(step)/jvp(...)/resnet/stem/..."""
+    """Names of the transformations and modules that an operation comes from:
+    jit(step)/jvp(...)/resnet/stem/..."""
     found = re.match(r'loc\("([^"]*)"', str(operation.location))
     return found[1] if found else ""
 
@@ -106,15 +136,22 @@ def origin(operation: Any) -> Any:
     """The operation itself, or what gives the result of every branch of a `case`."""
     if short_name(operation) != "case":
         return operation
-    results = [list(region.blocks[0].operations)[-1].operands[0].owner for region in operation.regions]
+    results = [
+        list(region.blocks[0].operations)[-1].operands[0].owner for region in operation.regions
+    ]
     assert len({str(result) for result in results}) == 1
     return origin(results[0])
 
 
 def users(operation: Any) -> list[Any]:
-    """What reads an operation's result; of a branch's result, what reads that of the `case` around it."""
+    """What reads an operation's result; of a branch's result, what reads that of the `case` around
+    it."""
     found = [use.owner.operation for use in operation.results[0].uses]
-    return [reader for user in found for reader in (users(user.parent) if short_name(user.parent) == "case" else [user])]
+    return [
+        reader
+        for user in found
+        for reader in (users(user.parent) if short_name(user.parent) == "case" else [user])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +165,21 @@ def step() -> Program:
 
     def first_state(variables: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(0))
-        return TrainState(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), jnp.int32(0), key)
+        return TrainState(
+            variables["params"],
+            variables["batch_stats"],
+            optimizer.init(variables["params"]),
+            jnp.int32(0),
+            key,
+        )
 
     state = jax.eval_shape(first_state, shapes)
-    program = Program(guarded(make_train_step(model, stage, shapes["params"], optimizer), 0), state, example(), donate_argnums=0)
+    program = Program(
+        guarded(make_train_step(model, stage, shapes["params"], optimizer), 0),
+        state,
+        example(),
+        donate_argnums=0,
+    )
     program.state_leaves = len(jax.tree.leaves(state))
     return program
 
@@ -149,16 +197,19 @@ def program(request: pytest.FixtureRequest) -> Program:
 
 
 def test_nothing_leaves_the_device(program: Program) -> None:
-    """No callback and no other custom call, no transfer; nor what `deterministic` has no form of (select-and-scatter)."""
+    """No callback and no other custom call, no transfer; nor what `deterministic` has no form of
+    (select-and-scatter)."""
     foreign = ("custom_call", "infeed", "outfeed", "send", "recv", "select_and_scatter")
     assert program.named(*foreign) == []
     assert len(program.named("convolution")) >= 20  # the search does find operations
 
 
 def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> None:
-    """One in blocks over the boxes of all levels and images together, one over the detections; no other kind of loop, and no branch.
+    """One in blocks over the boxes of all levels and images together, one over the detections; no
+    other kind of loop, and no branch.
 
-    NMS and RoIAlign choose by platform: a `case` whose index is a constant, which compilers resolve.
+    NMS and RoIAlign choose by platform: a `case` whose index is a constant, which compilers
+    resolve.
     """
     places = ("rpn_proposals", "_greedy_in_blocks", "_greedy_row_by_row", "box_detections")
 
@@ -170,7 +221,9 @@ def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> 
     assert callers(step) == [{"rpn_proposals", "_greedy_in_blocks"}]
     assert callers(prediction) == [{"rpn_proposals", "_greedy_in_blocks"}, {"box_detections"}]
     branches = [*step.named("case", "if"), *prediction.named("case", "if")]
-    assert all(re.search(r"mrcnn_jax/ops/(roi|nms)\.py", str(branch.location)) for branch in branches)
+    assert all(
+        re.search(r"mrcnn_jax/ops/(roi|nms)\.py", str(branch.location)) for branch in branches
+    )
     assert {short_name(origin(branch.operands[0].owner)) for branch in branches} == {"constant"}
 
 
@@ -184,10 +237,17 @@ def test_images_go_in_as_bytes_and_the_state_is_donated(step: Program) -> None:
 
 
 def test_sums_into_cells_are_float32(step: Program) -> None:
-    """RoIAlign's backward pass, of boxes and of masks, whose features are bfloat16; and every other scatter of numbers."""
-    scatters = [scatter for scatter in step.named("scatter") if element(scatter.results[0]) not in ("i1", "i32")]
+    """RoIAlign's backward pass, of boxes and of masks, whose features are bfloat16; and every other
+    scatter of numbers."""
+    scatters = [
+        scatter
+        for scatter in step.named("scatter")
+        if element(scatter.results[0]) not in ("i1", "i32")
+    ]
     assert {element(scatter.results[0]) for scatter in scatters} == {"f32"}
-    alignments = [scatter for scatter in scatters if "mrcnn_jax/ops/roi.py" in str(scatter.location)]
+    alignments = [
+        scatter for scatter in scatters if "mrcnn_jax/ops/roi.py" in str(scatter.location)
+    ]
     assert len(alignments) == 2
     for scatter in alignments:
         (user,) = users(scatter)
@@ -195,10 +255,13 @@ def test_sums_into_cells_are_float32(step: Program) -> None:
 
 
 def test_long_sums_are_float32(program: Program) -> None:
-    """In bfloat16 no more than the four cells of an upsampled one are summed, or compared in pooling."""
+    """In bfloat16 no more than the four cells of an upsampled one are summed, or compared in
+    pooling."""
     for reduction in program.named("reduce"):
         if element(reduction.operands[0]) == "bf16":
-            assert operation_size(reduction.operands[0]) <= 4 * operation_size(reduction.results[0]), path(reduction)
+            assert operation_size(reduction.operands[0]) <= 4 * operation_size(
+                reduction.results[0]
+            ), path(reduction)
 
 
 def operation_size(value: Any) -> int:
@@ -207,7 +270,11 @@ def operation_size(value: Any) -> int:
 
 def test_products_of_matrices_are_bfloat16(program: Program) -> None:
     products = program.named("convolution", "dot_general")
-    wide = [product for product in products if {element(value) for value in (*product.operands, *product.results)} != {"bf16"}]
+    wide = [
+        product
+        for product in products
+        if {element(value) for value in (*product.operands, *product.results)} != {"bf16"}
+    ]
     assert len(products) > 25
     assert {short_name(product) for product in wide} == {"dot_general"}
     layers = {re.search(r"(\w+/(?:logits|deltas))/", path(product)) for product in wide}
@@ -225,9 +292,11 @@ def test_bfloat16_is_for_layers_alone(program: Program) -> None:
 
 
 def test_convolution_bias_and_relu_can_be_fused(program: Program) -> None:
-    """Each has one user, and the bias the dtype of the computation; a residual sum may stand between bias and ReLU.
+    """Each has one user, and the bias the dtype of the computation; a residual sum may stand
+    between bias and ReLU.
 
-    Only the transposed convolution's bias and ReLU do not follow: they are computed with its depth-to-space.
+    Only the transposed convolution's bias and ReLU do not follow: they are computed with its
+    depth-to-space.
     """
     chains = Counter()
     for layer in forward_layers(program):
@@ -250,7 +319,8 @@ def test_convolution_bias_and_relu_can_be_fused(program: Program) -> None:
             (after,) = users(after)
         assert short_name(after) == "maximum", path(layer)
         chains[module[1], *chain] += 1
-    # ResNet-10: a stem, and in four blocks a convolution with ReLU, one before the sum, and three projections.
+    # ResNet-10: a stem, and in four blocks a convolution with ReLU, one before the sum, and three
+    # projections.
     expected: dict[Sequence[str], int] = {
         ("resnet", "bias"): 5,
         ("resnet", "bias", "residual"): 7,
@@ -264,4 +334,8 @@ def test_convolution_bias_and_relu_can_be_fused(program: Program) -> None:
 def forward_layers(program: Program) -> list[Any]:
     """bfloat16 convolutions and products that are no gradients."""
     products = program.named("convolution", "dot_general")
-    return [product for product in products if element(product.results[0]) == "bf16" and "transpose(" not in path(product)]
+    return [
+        product
+        for product in products
+        if element(product.results[0]) == "bf16" and "transpose(" not in path(product)
+    ]

@@ -1,4 +1,5 @@
-"""Many devices, in one process or two, do what one does: losses, checkpoints, evaluation; and what cannot be spread is refused."""
+"""Many devices, in one process or two, do what one does: losses, checkpoints, evaluation; and what
+cannot be spread is refused."""
 
 from __future__ import annotations
 
@@ -20,12 +21,13 @@ import tiny
 from jax.sharding import AbstractMesh
 
 from mrcnn_jax import parallel
-from mrcnn_jax.config import Config, ConfigError, OptimizerConfig, to_dict
+from mrcnn_jax.commands.evaluate import evaluate_run
+from mrcnn_jax.config.files import to_dict
+from mrcnn_jax.config.schema import Config, ConfigError, OptimizerConfig
 from mrcnn_jax.data.loader import PlannedBatch
-from mrcnn_jax.evaluation.predict import load_run
-from mrcnn_jax.evaluation.run import evaluate_run
+from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training.loop import train
-from mrcnn_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 STEPS, HALF = 20, 10
@@ -36,28 +38,48 @@ WORKER = str(ROOT / "tests" / "parallel_worker.py")
 
 def virtual_devices(count: int, **variables: str) -> dict[str, str]:
     """The environment of a process in which JAX has so many CPU devices."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", **variables}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        **variables,
+    }
 
 
 def stage_config(config: Config, index: int, previous: Path | None) -> Config:
-    """One stage of the tiny config, 20 steps of 8 images (3 in every other one), from the weights of another run.
+    """One stage of the tiny config, 20 steps of 8 images (3 in every other one), from the weights
+    of another run.
 
-    Each stage begins with the same parameters everywhere, so that what differs in the end did not begin in an earlier one. The
-    ResNet with batch statistics of the whole batch trains in the first one, by SGD: what Adam divides by a gradient of almost
-    nothing is rounding, and at its rate of 1e-3 the losses of *one* device move by 4e-4 if the rows of the batches are reversed.
+    Each stage begins with the same parameters everywhere, so that what differs in the end did not
+    begin in an earlier one. The ResNet with batch statistics of the whole batch trains in the first
+    one, by SGD: what Adam divides by a gradient of almost nothing is rounding, and at its rate of
+    1e-3 the losses of *one* device move by 4e-4 if the rows of the batches are reversed.
     """
     stage = replace(config.stages[index], epochs=HALF)
     if index == 0:
-        stage = replace(stage, optimizer=OptimizerConfig(name="sgd", learning_rate=0.003, schedule="cosine", warmup_steps=3))
+        stage = replace(
+            stage,
+            optimizer=OptimizerConfig(
+                name="sgd", learning_rate=0.003, schedule="cosine", warmup_steps=3
+            ),
+        )
     data = replace(config.data, batch_size=8)
     init_from = None if previous is None else str(previous)
     return replace(
-        config, data=data, stages=(stage,), init_from=init_from, save_every_steps=HALF, validate_every_epochs=HALF, keep_checkpoints=9
+        config,
+        data=data,
+        stages=(stage,),
+        init_from=init_from,
+        save_every_steps=HALF,
+        validate_every_epochs=HALF,
+        keep_checkpoints=9,
     )
 
 
 @pytest.fixture(scope="module")
-def one(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Config, Path]]:
+def one(
+    tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Config, Path]]:
     """Stage -> its config and run, on one device."""
     assert jax.device_count() == 1
     folder = tmp_path_factory.mktemp("one")
@@ -83,7 +105,9 @@ def halfway(run: Path, copy: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def eight(one: dict[str, tuple[Config, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def eight(
+    one: dict[str, tuple[Config, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """The folder of runs that one process made on 8 devices, and what it printed."""
     folder = tmp_path_factory.mktemp("eight")
     rpn, first = one["rpn"]
@@ -93,15 +117,22 @@ def eight(one: dict[str, tuple[Config, Path]], tmp_path_factory: pytest.TempPath
     jobs += [{"workdir": str(one[name][1]), "collectives": True} for name in ("rpn", "mask")]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
-        [sys.executable, WORKER, str(folder / "jobs.json")], env=virtual_devices(8), capture_output=True, text=True, timeout=600
+        [sys.executable, WORKER, str(folder / "jobs.json")],
+        env=virtual_devices(8),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
 
 @pytest.fixture(scope="module")
-def two(one: dict[str, tuple[Config, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder of runs that two processes of a device each made together, and what they printed."""
+def two(
+    one: dict[str, tuple[Config, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """The folder of runs that two processes of a device each made together, and what they
+    printed."""
     folder = tmp_path_factory.mktemp("two")
     jobs = [train_job(replace(one["rpn"][0], shard_parameters=True), folder / "rpn")]
     jobs += [{"workdir": str(one["mask"][1]), "out": str(folder / "eval")}]
@@ -124,42 +155,63 @@ def two(one: dict[str, tuple[Config, Path]], tmp_path_factory: pytest.TempPathFa
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors for _, errors in ends)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(
+        errors for _, errors in ends
+    )
     return folder, [output for output, _ in ends]
 
 
 def assert_same_losses(run: Path, reference: Path) -> None:
-    """Losses of every step, and of the validation; a count that differs is told, since then a choice fell otherwise."""
+    """Losses of every step, and of the validation; a count that differs is told, since then a
+    choice fell otherwise."""
     ours, theirs = read_metrics(run), read_metrics(reference)
-    assert [(row["step"], row["split"]) for row in ours] == [(row["step"], row["split"]) for row in theirs]
+    assert [(row["step"], row["split"]) for row in ours] == [
+        (row["step"], row["split"]) for row in theirs
+    ]
     assert [row["step"] for row in ours if row["split"] == "train"] == list(range(1, STEPS + 1))
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             if name.startswith("loss/"):
-                flips = [(count, a[count], b[count]) for count in a if count.endswith("left_out") and a[count] != b[count]]
-                assert abs(a[name] - b[name]) <= BOUND, f"{a['split']}, step {a['step']}, {name}: {a[name]} and {b[name]}; flips: {flips}"
+                flips = [
+                    (count, a[count], b[count])
+                    for count in a
+                    if count.endswith("left_out") and a[count] != b[count]
+                ]
+                assert abs(a[name] - b[name]) <= BOUND, (
+                    f"{a['split']}, step {a['step']}, {name}: {a[name]} and {b[name]}; flips: {flips}"
+                )
 
 
-# -- training ------------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*STAGES, "resumed"])
-def test_eight_devices_have_the_losses_of_one(name: str, one: dict[str, tuple[Config, Path]], eight: tuple[Path, str]) -> None:
-    """`resumed`: from the checkpoint that one device wrote after half of the steps, with spread parameters and optimiser state."""
+def test_eight_devices_have_the_losses_of_one(
+    name: str, one: dict[str, tuple[Config, Path]], eight: tuple[Path, str]
+) -> None:
+    """`resumed`: from the checkpoint that one device wrote after half of the steps, with spread
+    parameters and optimiser state."""
     reference = one[name if name in one else "rpn"][1]
     assert_same_losses(eight[0] / name, reference)
     # They are others in the last bits: it was not one device that computed them.
-    assert (eight[0] / name / "metrics.jsonl").read_bytes() != (reference / "metrics.jsonl").read_bytes()
+    assert (eight[0] / name / "metrics.jsonl").read_bytes() != (
+        reference / "metrics.jsonl"
+    ).read_bytes()
 
 
-def test_two_processes_have_the_losses_of_one(one: dict[str, tuple[Config, Path]], two: tuple[Path, list[str]]) -> None:
+def test_two_processes_have_the_losses_of_one(
+    one: dict[str, tuple[Config, Path]], two: tuple[Path, list[str]]
+) -> None:
     """With parameters and optimiser state spread over both."""
     assert_same_losses(two[0] / "rpn", one["rpn"][1])
 
 
 def test_checkpoints_of_many_devices_resume_on_one(
-    one: dict[str, tuple[Config, Path]], eight: tuple[Path, str], two: tuple[Path, list[str]], tmp_path: Path
+    one: dict[str, tuple[Config, Path]],
+    eight: tuple[Path, str],
+    two: tuple[Path, list[str]],
+    tmp_path: Path,
 ) -> None:
     config, reference = one["rpn"]
     for folder in (eight[0], two[0]):
@@ -170,7 +222,12 @@ def test_checkpoints_of_many_devices_resume_on_one(
 
 def test_spread_parameters_take_less_memory(eight: tuple[Path, str]) -> None:
     """Nearly an eighth: of the tiny network's leaves, a few have no axis that divides by 8."""
-    sizes = {name: float(size) for name, size in re.findall(r"^== (\w+)\n(?:.*\n)*?8 devices, ([\d.]+) MiB", eight[1], re.MULTILINE)}
+    sizes = {
+        name: float(size)
+        for name, size in re.findall(
+            r"^== (\w+)\n(?:.*\n)*?8 devices, ([\d.]+) MiB", eight[1], re.MULTILINE
+        )
+    }
     assert sizes.keys() == {*STAGES, "resumed"}
     assert sizes["resumed"] < sizes["rpn"] / 6
 
@@ -191,11 +248,14 @@ def test_one_of_two_processes_speaks(two: tuple[Path, list[str]]) -> None:
     assert [row["steps"] for row in rows] == [2] * HALF
 
 
-# -- evaluation ----------------------------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------
 
 
 def test_evaluation_sees_each_image_once(
-    one: dict[str, tuple[Config, Path]], eight: tuple[Path, str], two: tuple[Path, list[str]], tmp_path: Path
+    one: dict[str, tuple[Config, Path]],
+    eight: tuple[Path, str],
+    two: tuple[Path, list[str]],
+    tmp_path: Path,
 ) -> None:
     metrics = evaluate_run(one["mask"][1], figures=0, out=tmp_path)
     results = json.loads((tmp_path / "detections.json").read_text())
@@ -205,36 +265,59 @@ def test_evaluation_sees_each_image_once(
         for key in ("image_id", "category_id"):
             assert [result[key] for result in theirs] == [result[key] for result in results]
         for key, bound in (("bbox", 1e-2), ("score", 1e-5)):
-            np.testing.assert_allclose([result[key] for result in theirs], [result[key] for result in results], atol=bound)
+            np.testing.assert_allclose(
+                [result[key] for result in theirs], [result[key] for result in results], atol=bound
+            )
         found = json.loads((folder / "eval" / "metrics.json").read_text())
         assert found.pop("checkpoint") == load_run(one["mask"][1]).meta.name
         assert found.keys() == metrics.keys()
         np.testing.assert_allclose(list(found.values()), list(metrics.values()), atol=1e-3)
 
 
-# -- batches -------------------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "nearest"), [(3, "8 does"), (10, "8 and 16 do"), (23, "16 and 24 do")])
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(3, "8 does"), (10, "8 and 16 do"), (23, "16 and 24 do")]
+)
 def test_a_batch_that_does_not_divide_is_refused(size: int, nearest: str) -> None:
     mesh: Any = AbstractMesh((8,), ("data",))
     with pytest.raises(ConfigError) as error:
         parallel.refuse_uneven(size, mesh)
-    assert str(error.value) == f"data.batch_size: {size} images do not divide by 8 devices ({nearest})"
+    assert (
+        str(error.value) == f"data.batch_size: {size} images do not divide by 8 devices ({nearest})"
+    )
     parallel.refuse_uneven(16, mesh)
     parallel.refuse_uneven(size, None)
 
 
-def test_a_run_with_such_a_batch_is_refused_before_it_reads_anything(tiny_data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "tests" / "tiny.py"), "--workdir", str(tmp_path / "run")]
-    done = subprocess.run([*command, "--data.root", str(tiny_data)], env=virtual_devices(8), capture_output=True, text=True, timeout=120)
+def test_a_run_with_such_a_batch_is_refused_before_it_reads_anything(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config",
+        str(ROOT / "tests" / "tiny.py"),
+        "--workdir",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [*command, "--data.root", str(tiny_data)],
+        env=virtual_devices(8),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: data.batch_size: 2 images do not divide by 8 devices (8 does)\n"
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_rows_of_all_processes_are_the_batch(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_of_all_processes_are_the_batch(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mesh: Any = AbstractMesh((4,), ("data",))
     keys = (*((i,) for i in (0, 1, 2, 4, 6, 7)), (), ())
     plan = [PlannedBatch(1, (5, 3, 8)), PlannedBatch(0, (0, 1, 2, 4, 6, 7, -1, -1), keys)]

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from mrcnn_jax import runtime
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config.schema import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +30,21 @@ def test_a_gpu_is_asked_for_determinism_by_an_option_that_this_jaxlib_has() -> N
 
 def test_a_jaxlib_without_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_known", lambda options: False)
-    with pytest.raises(ConfigError, match=r"^deterministic: jaxlib .* does not know the option xla_gpu_deterministic_ops$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^deterministic: jaxlib .* does not know the option xla_gpu_deterministic_ops$",
+    ):
         runtime.compiler_options("gpu", deterministic=True)
 
 
-def test_on_a_cpu_determinism_is_there_and_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cpu_determinism_is_there_and_one_line_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     plain = runtime.compile_options(donate_argnums=0)
     assert capsys.readouterr().out == ""
     for _ in range(3):
         assert runtime.compile_options(deterministic=True, donate_argnums=0) == plain
-    assert capsys.readouterr().out == "deterministic: nothing is asked of a CPU, whose runs are equal to the bit\n"
+    assert (
+        capsys.readouterr().out
+        == "deterministic: nothing is asked of a CPU, whose runs are equal to the bit\n"
+    )

@@ -1,4 +1,5 @@
-"""The scripts as a user calls them: help, and one line and exit status 2, soon, for each mistake."""
+"""The scripts as a user calls them: help, and one line and exit status 2, soon, for each
+mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ import tiny
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
-SECONDS = 10.0  # of processor time: 5 by the clock are promised on a machine that does nothing else, and those that run tests are busy
+# of processor time: 5 by the clock are promised on a machine that does nothing else, and those that
+# run tests are busy
+SECONDS = 10.0
 
 
 class Done(NamedTuple):
@@ -37,7 +40,10 @@ def call(*command: str | Path, cwd: Path) -> Done:
         timeout=120,
     )
     after = os.times()
-    assert after.children_user + after.children_system - before.children_user - before.children_system < SECONDS
+    assert (
+        after.children_user + after.children_system - before.children_user - before.children_system
+        < SECONDS
+    )
     assert "Traceback" not in done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -66,10 +72,24 @@ def mistake(*command: str | Path, cwd: Path) -> str:
                 "--init-from",
             ),
         ),
-        (("eval.py",), ("--workdir", "--split", "--limit", "--annotations", "--images", "--figures", "--report-images", "--out")),
+        (
+            ("eval.py",),
+            (
+                "--workdir",
+                "--split",
+                "--limit",
+                "--annotations",
+                "--images",
+                "--figures",
+                "--report-images",
+                "--out",
+            ),
+        ),
         (("predict.py",), ("--workdir", "--out", "--min-score", "image.jpg")),
     ],
-    ids=lambda value: " ".join(Path(part).name for part in value) if value[0].endswith(".py") else "",
+    ids=lambda value: (
+        " ".join(Path(part).name for part in value) if value[0].endswith(".py") else ""
+    ),
 )
 def test_help(command: tuple[str, ...], options: tuple[str, ...], tmp_path: Path) -> None:
     done = call(*command, "--help", cwd=tmp_path)
@@ -87,11 +107,23 @@ def test_a_required_option_that_is_missing(script: str, tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: Path) -> None:
     """As in `... | head`: here it has left before the first line."""
-    command = [sys.executable, "-m", "mrcnn_jax.data.check", "--annotations", tiny.annotations(tiny_data, "train"), "--images"]
+    command = [
+        sys.executable,
+        "-m",
+        "mrcnn_jax.commands.check",
+        "--annotations",
+        tiny.annotations(tiny_data, "train"),
+        "--images",
+    ]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [*command, tiny_data / "images", "--cache", tmp_path], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120
+        [*command, tiny_data / "images", "--cache", tmp_path],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
@@ -99,17 +131,22 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: 
 
 def test_another_broken_pipe_is_no_reader_that_left() -> None:
     program = "import mrcnn_jax.cli as cli\ndef main(): raise BrokenPipeError('of a loader')\ncli.run(main)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert done.returncode == 1
     assert done.stderr.endswith("BrokenPipeError: of a loader\n")
 
 
-# -- train.py ------------------------------------------------------------------------------------------------------------------
+# -- train.py --------------------------------------------------------------------------------------
 
 
 def test_train_without_its_two_options(tmp_path: Path) -> None:
     assert mistake("train.py", "--workdir", "run", cwd=tmp_path).startswith("--config: ")
-    assert mistake("train.py", "--config", "nowhere.py", "--workdir", "run", cwd=tmp_path) == "nowhere.py: no such config file"
+    assert (
+        mistake("train.py", "--config", "nowhere.py", "--workdir", "run", cwd=tmp_path)
+        == "nowhere.py: no such config file"
+    )
     assert mistake("train.py", "--config", TINY, cwd=tmp_path).startswith("--workdir: ")
 
 
@@ -124,7 +161,9 @@ def test_train_without_its_two_options(tmp_path: Path) -> None:
     ],
     ids=lambda value: value[0],
 )
-def test_an_option_with_a_mistake(override: tuple[str, str], expected: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_option_with_a_mistake(
+    override: tuple[str, str], expected: tuple[str, ...], tmp_path: Path
+) -> None:
     """Answered by the command line's library, in its box."""
     done = call("train.py", "--config", TINY, "--workdir", "run", *override, cwd=tmp_path)
     assert done.status == 2
@@ -133,15 +172,20 @@ def test_an_option_with_a_mistake(override: tuple[str, str], expected: tuple[str
 
 
 def test_train_with_wrong_data(tiny_data: Path, tmp_path: Path) -> None:
-    """One after the other in the same folder, as a user would find them: none of them may take it."""
+    """One after the other in the same folder, as a user would find them: none of them may take
+    it."""
     command = ("train.py", "--config", TINY, "--workdir", "run")
-    assert mistake(*command, cwd=tmp_path).startswith("data.root: not given, and $MRCNN_DATA is not set")
+    assert mistake(*command, cwd=tmp_path).startswith(
+        "data.root: not given, and $MRCNN_DATA is not set"
+    )
 
     root = shutil.copytree(tiny_data, tmp_path / "data")
     path = tiny.annotations(root, "train")
     whole = path.read_text()
     path.write_text(whole[:1000])
-    assert mistake(*command, "--data.root", root, cwd=tmp_path).startswith(f"{path}: not JSON (empty or cut off?): ")
+    assert mistake(*command, "--data.root", root, cwd=tmp_path).startswith(
+        f"{path}: not JSON (empty or cut off?): "
+    )
 
     content = json.loads(whole)
     content["annotations"][3]["category_id"] = 6
@@ -155,20 +199,30 @@ def test_train_with_wrong_data(tiny_data: Path, tmp_path: Path) -> None:
 
     path.unlink()
     line = mistake(*command, "--data.root", "data", cwd=tmp_path)
-    assert line == f"data.train_annotations: {Path('data', *path.parts[-2:])}: no such file or folder"
+    assert (
+        line == f"data.train_annotations: {Path('data', *path.parts[-2:])}: no such file or folder"
+    )
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-# -- eval.py and predict.py ----------------------------------------------------------------------------------------------------
+# -- eval.py and predict.py ------------------------------------------------------------------------
 
 
 def test_a_folder_without_a_run_or_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
     (tmp_path / "begun").mkdir()
     shutil.copy(tiny_run / "config.json", tmp_path / "begun")
-    assert mistake("eval.py", "--workdir", "nowhere", cwd=tmp_path) == "nowhere/config.json: no such file (is this a run's folder?)"
-    assert mistake("eval.py", "--workdir", "begun", cwd=tmp_path) == "begun: holds no checkpoint yet"
-    assert mistake("predict.py", "image.png", "--workdir", "begun", cwd=tmp_path) == "begun: holds no checkpoint yet"
+    assert (
+        mistake("eval.py", "--workdir", "nowhere", cwd=tmp_path)
+        == "nowhere/config.json: no such file (is this a run's folder?)"
+    )
+    assert (
+        mistake("eval.py", "--workdir", "begun", cwd=tmp_path) == "begun: holds no checkpoint yet"
+    )
+    assert (
+        mistake("predict.py", "image.png", "--workdir", "begun", cwd=tmp_path)
+        == "begun: holds no checkpoint yet"
+    )
     assert not (tmp_path / "begun" / "checkpoints").exists()
 
 

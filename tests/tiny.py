@@ -1,4 +1,5 @@
-"""The smallest run that goes the whole way: a config file for `train.py --config tests/tiny.py --data.root FOLDER`, and its data."""
+"""The smallest run that goes the whole way: a config file for `train.py --config tests/tiny.py
+--data.root FOLDER`, and its data."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.config import (
+from mrcnn_jax.config.schema import (
     BoxHeadConfig,
     Config,
     DataConfig,
@@ -17,8 +18,8 @@ from mrcnn_jax.config import (
     RoIConfig,
     RPNConfig,
 )
-from mrcnn_jax.data.shapes import write_shapes
-from mrcnn_jax.recipes import staged
+from mrcnn_jax.config.tables import staged
+from mrcnn_jax.datasets.shapes import write_shapes
 
 TRAIN, VAL = 11, 8  # neither is a multiple of its batch size, and image 7 of a split has no objects
 STEPS = 6  # training steps an epoch
@@ -53,7 +54,8 @@ def get_config() -> Config:
 
 
 def write_data(root: Path) -> None:
-    """Generated shapes under ids that nothing can guess: images from 101 in steps of 7, categories 5, 7 and 90, annotations from 0."""
+    """Generated shapes under ids that nothing can guess: images from 101 in steps of 7, categories
+    5, 7 and 90, annotations from 0."""
     write_shapes(root, train=TRAIN, val=VAL)
     for split in ("train", "val"):
         path = annotations(root, split)

@@ -1,8 +1,10 @@
 """A small run of this version, kept so that later versions are tested to load it.
 
-    python -m tests.write_run_fixture      # in the repository's root: writes tests/fixtures/run_v1/ anew
+    python -m tests.write_run_fixture      # in the repository's root: writes tests/fixtures/run_v1/
+    anew
 
-Only when runs of the kept kind are given up on purpose: a later format gets a folder of its own beside it.
+Only when runs of the kept kind are given up on purpose: a later format gets a folder of its own
+beside it.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mrcnn_jax.config import Config, OptimizerConfig
-from mrcnn_jax.evaluation.predict import Predictor, batch_of_one, load_run
-from mrcnn_jax.training.checkpoints import Checkpoints, flatten
-from mrcnn_jax.training.metrics import read_metrics
+from mrcnn_jax.config.schema import Config, OptimizerConfig
+from mrcnn_jax.inference.predictor import Predictor, batch_of_one
+from mrcnn_jax.runs.checkpoints import Checkpoints, flatten
+from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training.optimizer import make_optimizer
-from mrcnn_jax.training.state import TrainState
 
 FOLDER = Path(__file__).parent / "fixtures" / "run_v1"
 EXPECTED = "expected.json"
@@ -50,14 +53,19 @@ def get_config() -> Config:
 
 
 def seen(run: Path) -> dict[str, Any]:
-    """What the run's newest checkpoint shows on an image of stripes: sorted, since scores of so small a network are close together."""
+    """What the run's newest checkpoint shows on an image of stripes: sorted, since scores of so
+    small a network are close together."""
     restored = load_run(run)
     y, x = np.mgrid[:96, :120]
-    image = np.stack([(x * 5 + y) % 256, (y * 3) % 256, (x * y // 16) % 256], axis=2).astype(np.uint8)
+    image = np.stack([(x * 5 + y) % 256, (y * 3) % 256, (x * y // 16) % 256], axis=2).astype(
+        np.uint8
+    )
     prediction = Predictor(restored)(batch_of_one(image, restored.config.data))
     found = prediction.detections
     return {
-        "proposal_scores": np.sort(prediction.proposals.scores[prediction.proposals.valid]).tolist(),
+        "proposal_scores": np.sort(
+            prediction.proposals.scores[prediction.proposals.valid]
+        ).tolist(),
         "scores": np.sort(found.scores[found.valid]).tolist(),
         "boxes": np.sort(found.boxes[found.valid], axis=0).tolist(),
         "mask_means": np.sort(found.masks[found.valid].mean(axis=(1, 2))).tolist(),
@@ -65,13 +73,18 @@ def seen(run: Path) -> dict[str, Any]:
 
 
 def digest(run: Path) -> str:
-    """SHA-256 of all that training goes on from, restored in full from the run's newest checkpoint."""
+    """SHA-256 of all that training goes on from, restored in full from the run's newest
+    checkpoint."""
     checkpoints = Checkpoints(run, keep=1)
     meta = checkpoints.latest()
     assert meta is not None
     params, batch_stats = checkpoints.restore_params(meta)
-    opt_state = make_optimizer(load_run(run).config.stages[meta.stage_index], params, total_steps=STEPS).init(params)
-    state = checkpoints.restore(TrainState(params, batch_stats, opt_state, jnp.int32(0), jnp.zeros(2, jnp.uint32)), meta)
+    opt_state = make_optimizer(
+        load_run(run).config.stages[meta.stage_index], params, total_steps=STEPS
+    ).init(params)
+    state = checkpoints.restore(
+        TrainState(params, batch_stats, opt_state, jnp.int32(0), jnp.zeros(2, jnp.uint32)), meta
+    )
     total = hashlib.sha256()
     for path, leaf in sorted(flatten(state).items()):
         array = np.asarray(leaf)

@@ -1,9 +1,11 @@
 """Evaluate a run: COCO box and mask AP, proposal recall and pictures, from the run's folder alone.
 
-    python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/] [--checkpoint best]
+    python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
+    [--checkpoint best]
 
-Writes eval/metrics.json, eval/detections.json (COCO results), figures/, and eval/report.html: all of it on one page for a browser. Where
-the run has a moving average of its weights, eval_ema/ has the same of it.
+Writes eval/metrics.json, eval/detections.json (COCO results), figures/, and eval/report.html: all
+of it on one page for a browser. Where the run has a moving average of its weights, eval_ema/ has
+the same of it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Literal
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.config import DistributedConfig
+from mrcnn_jax.config.schema import DistributedConfig
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,18 @@ class Arguments:
     report_images: int = 60
     """Images in report.html: half of them the worst, half the best."""
     boundary: bool = False
-    """Also boundary AP, by which masks are judged at their outlines (Cheng et al. 2021). It takes a while on many images."""
+    """Also boundary AP, by which masks are judged at their outlines (Cheng et al. 2021). It takes a
+    while on many images."""
     out: Path | None = None
-    """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training images."""
+    """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training
+    images."""
     distributed: DistributedConfig = DistributedConfig()
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, prog=cli.program(), description=__doc__)
     from mrcnn_jax import parallel
-    from mrcnn_jax.evaluation.run import evaluate_weights
+    from mrcnn_jax.commands.evaluate import evaluate_weights
 
     parallel.join(arguments.distributed)
     evaluate_weights(

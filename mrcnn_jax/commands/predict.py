@@ -1,6 +1,7 @@
 """Detect and segment objects in images and folders of images with a trained run.
 
-    python predict.py --workdir runs/a image.jpg folder/ --out out/ [--checkpoint best] [--weights ema]
+    python predict.py --workdir runs/a image.jpg folder/ --out out/ [--checkpoint best] [--weights
+    ema]
 
 Writes out/detections.json (COCO results, with the file's name) and one overlay an image.
 """
@@ -34,7 +35,7 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, prog=cli.program(), description=__doc__)
-    from mrcnn_jax.evaluation.files import predict_files
+    from mrcnn_jax.commands.predict_files import predict_files
 
     failed = predict_files(
         arguments.workdir,

@@ -1,9 +1,11 @@
 """Train Mask R-CNN stage by stage.
 
-    python train.py --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...] [--init-from PATH]
+    python train.py --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
+    [--init-from PATH]
 
-The same command again resumes from the newest complete checkpoint. On several hosts, or in several processes, each is started with the same
-command and its own `--distributed.*`; what they share is in README.md. `--config FILE --help` lists every option of that config.
+The same command again resumes from the newest complete checkpoint. On several hosts, or in several
+processes, each is started with the same command and its own `--distributed.*`; what they share is
+in README.md. `--config FILE --help` lists every option of that config.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from typing import Annotated
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.config import Config, ConfigError, load_config_file
+from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.schema import Config, ConfigError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", help="a config file, or the name of one of configs/")
     parser.add_argument("--workdir", help="the run's folder; made if it is not there")
@@ -34,13 +40,18 @@ def main() -> None:
     default = load_config_file(known.config)
     try:
         config = tyro.cli(
-            Annotated[Config, tyro.conf.AvoidSubcommands], default=default, args=overrides, prog=cli.program(), description=__doc__
+            Annotated[Config, tyro.conf.AvoidSubcommands],
+            default=default,
+            args=overrides,
+            prog=cli.program(),
+            description=__doc__,
         )
     except ConfigError as error:
         raise ConfigError(f"command line: {error}") from None
     if known.workdir is None:
         raise ConfigError("--workdir: where the run's folder shall be")
-    # Late: importing jax and tensorflow-datasets takes seconds, and a typo should not wait for them.
+    # Late: importing jax and tensorflow-datasets takes seconds, and a typo should not wait for
+    # them.
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import Stopped, TrainingError, train
 

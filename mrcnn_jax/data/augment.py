@@ -1,13 +1,16 @@
-"""What is seen of an image and its objects on a canvas, and how training images are changed (`AugmentConfig`).
+"""What is seen of an image and its objects on a canvas, and how training images are changed
+(`AugmentConfig`).
 
-Every draw comes from a key, (seed, epoch, how often the image was used in it, image), and from nothing else, so that a killed run goes on
-with the same pictures. The canvas of an image never changes. Masks stay in the pixels of their own image until they are cropped to their
-box, so that none is resampled twice.
+Every draw comes from a key, (seed, epoch, how often the image was used in it, image), and from
+nothing else, so that a killed run goes on with the same pictures. The canvas of an image never
+changes. Masks stay in the pixels of their own image until they are cropped to their box, so that
+none is resampled twice.
 
-What is left of an object. One that the canvas cuts, or that others are pasted over, keeps the part of its mask that is seen, and its box
-is that part's, within the box it had; without a mask it keeps the part of its box that is on the canvas. It is lost, and counted, if no
-pixel of its mask is seen, if a side of its box is under LEAST, or if it has no mask and its whole box is hidden. The same holds for crowd
-regions, but that nothing pasted hides them, and they are not counted.
+What is left of an object. One that the canvas cuts, or that others are pasted over, keeps the part
+of its mask that is seen, and its box is that part's, within the box it had; without a mask it keeps
+the part of its box that is on the canvas. It is lost, and counted, if no pixel of its mask is seen,
+if a side of its box is under LEAST, or if it has no mask and its whole box is hidden. The same
+holds for crowd regions, but that nothing pasted hides them, and they are not counted.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config import AugmentConfig
+from mrcnn_jax.config.schema import AugmentConfig
 from mrcnn_jax.data.transforms import View, coverage
 
 LEAST = 1.0  # canvas pixels: of an augmented image's objects, the least side that is trained on
@@ -33,7 +36,8 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image and its annotations, in its own pixels. `counts`: compressed run lengths, empty without a mask."""
+    """A decoded image and its annotations, in its own pixels. `counts`: compressed run lengths,
+    empty without a mask."""
 
     image: UInt8[np.ndarray, "h w 3"]
     boxes: Float[np.ndarray, "n 4"]
@@ -85,7 +89,11 @@ class Seen:
     def crop(self, size: int) -> UInt8[np.ndarray, "size size"] | None:
         """Coverage 0..255 of the mask inside the box; None without a mask."""
         mask = self.mask
-        return None if mask is None else coverage(mask, self.box, size)[:, :: -1 if self.view.flip else 1]
+        return (
+            None
+            if mask is None
+            else coverage(mask, self.box, size)[:, :: -1 if self.view.flip else 1]
+        )
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,20 @@ class Scene:
 def plain(picture: Picture) -> Scene:
     """Nothing changed: all of it is seen."""
     view = View(picture.size, picture.resized, picture.resized)
-    return Scene(view, view.pixels(picture.image), _seen(picture, view, ~picture.iscrowd, 0), _seen(picture, view, picture.iscrowd, 0))
+    return Scene(
+        view,
+        view.pixels(picture.image),
+        _seen(picture, view, ~picture.iscrowd, 0),
+        _seen(picture, view, picture.iscrowd, 0),
+    )
 
 
 def augmented(
-    picture: Picture, canvas: Size, key: Sequence[int], config: AugmentConfig, another: Callable[[np.random.Generator], Picture]
+    picture: Picture,
+    canvas: Size,
+    key: Sequence[int],
+    config: AugmentConfig,
+    another: Callable[[np.random.Generator], Picture],
 ) -> Scene:
     """A training image changed by the draws of `key`.
 
@@ -130,7 +147,13 @@ def augmented(
         hidden = view.from_canvas(over)
     objects = _seen(picture, view, ~picture.iscrowd, LEAST, hidden)
     lost = int(np.sum(~picture.iscrowd)) - len(objects)
-    return Scene(view, _coloured(pixels, rng, config), objects + pasted, _seen(picture, view, picture.iscrowd, LEAST), lost)
+    return Scene(
+        view,
+        _coloured(pixels, rng, config),
+        objects + pasted,
+        _seen(picture, view, picture.iscrowd, LEAST),
+        lost,
+    )
 
 
 def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) -> View:
@@ -141,13 +164,16 @@ def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) ->
 
 
 def _placed(view: View, size: Size, rng: np.random.Generator) -> View:
-    """A window of `size` at a random place: in the image along a side that is longer, around it along one that is shorter."""
+    """A window of `size` at a random place: in the image along a side that is longer, around it
+    along one that is shorter."""
     spare = view.resized[0] - size[0], view.resized[1] - size[1]
     y, x = (int(rng.integers(min(0, pixels), max(0, pixels) + 1)) for pixels in spare)
     return replace(view, size=size, offset=(y, x))
 
 
-def _chosen(objects: list[Seen], size: Size, rng: np.random.Generator) -> tuple[Bool[np.ndarray, "h w"], list[Seen]]:
+def _chosen(
+    objects: list[Seen], size: Size, rng: np.random.Generator
+) -> tuple[Bool[np.ndarray, "h w"], list[Seen]]:
     """Objects to be pasted, and the canvas pixels that they cover."""
     over, chosen = np.zeros(size, bool), []
     for seen in objects:
@@ -160,9 +186,14 @@ def _chosen(objects: list[Seen], size: Size, rng: np.random.Generator) -> tuple[
 
 
 def _seen(
-    picture: Picture, view: View, which: Bool[np.ndarray, " n"], least: float, hidden: Bool[np.ndarray, "h w"] | None = None
+    picture: Picture,
+    view: View,
+    which: Bool[np.ndarray, " n"],
+    least: float,
+    hidden: Bool[np.ndarray, "h w"] | None = None,
 ) -> list[Seen]:
-    """Those of the annotations `which` of which enough is seen, in their order. `hidden`: pixels of the image that others lie over."""
+    """Those of the annotations `which` of which enough is seen, in their order. `hidden`: pixels of
+    the image that others lie over."""
     found = []
     (y, x), window = view.scale, view.window
     if hidden is None:
@@ -185,12 +216,15 @@ def _seen(
 
 
 def _extent(part: UInt8[np.ndarray, "h w"], place: tuple[slice, slice]) -> Box:
-    """The box around the pixels of a part of a mask that begins at `place`; sides are not positive if there are none."""
+    """The box around the pixels of a part of a mask that begins at `place`; sides are not positive
+    if there are none."""
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     if not rows.size:
         return (0.0, 0.0, 0.0, 0.0)
     top, left = place[0].start, place[1].start
-    return tuple(map(float, (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)))
+    return tuple(
+        map(float, (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
+    )
 
 
 def _common(a: Box, b: Box) -> Box:
@@ -198,9 +232,14 @@ def _common(a: Box, b: Box) -> Box:
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def _coloured(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, config: AugmentConfig) -> UInt8[np.ndarray, "h w 3"]:
-    """Brightness, contrast and saturation as one linear map of the colours, cut to 0..255 once, then hue."""
-    brightness, contrast, saturation = (rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation))
+def _coloured(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, config: AugmentConfig
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Brightness, contrast and saturation as one linear map of the colours, cut to 0..255 once,
+    then hue."""
+    brightness, contrast, saturation = (
+        rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation)
+    )
     turn = round(256 * rng.uniform(-config.hue, config.hue)) % 256
     if (brightness, contrast, saturation) != (1, 1, 1):
         grey = np.array(GREY)
@@ -208,7 +247,9 @@ def _coloured(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, confi
         constant = (1 - contrast) * brightness * float(grey @ image.mean(axis=(0, 1)))
         image = cv2.transform(image, np.column_stack([colours, np.full(3, constant)]))  # type: ignore[assignment]
     if turn:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # 256 hues: a turn is an addition that overflows
+        hsv = cv2.cvtColor(
+            image, cv2.COLOR_RGB2HSV_FULL
+        )  # 256 hues: a turn is an addition that overflows
         hsv[..., 0] += np.uint8(turn)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[assignment]
     return image

@@ -1,4 +1,5 @@
-"""The checked data set as a tensorflow-datasets folder of ours: ArrayRecord files that are read at random, without TensorFlow.
+"""The checked data set as a tensorflow-datasets folder of ours: ArrayRecord files that are read at
+random, without TensorFlow.
 
 It is written beside its place and renamed, so that a killed build leaves none.
 """
@@ -36,9 +37,10 @@ class RandomAccess(Protocol):
 def make_record(image: ImageRecord, encoded: bytes) -> dict[str, Any]:
     """An image as it is stored.
 
-    `image` (the file's bytes), `upright` (to be turned as its EXIF says), `image_id`, `file_name`, and per object, in `objects`:
-    `annotation_id`, `label` (1..K), `box` float32 (x1, y1, x2, y2) in original pixels, `iscrowd`, `counts` (compressed RLE, "" without
-    a mask). Read back, texts are bytes and `objects` a dict of arrays.
+    `image` (the file's bytes), `upright` (to be turned as its EXIF says), `image_id`, `file_name`,
+    and per object, in `objects`: `annotation_id`, `label` (1..K), `box` float32 (x1, y1, x2, y2) in
+    original pixels, `iscrowd`, `counts` (compressed RLE, "" without a mask). Read back, texts are
+    bytes and `objects` a dict of arrays.
     """
     objects = [
         {
@@ -50,14 +52,21 @@ def make_record(image: ImageRecord, encoded: bytes) -> dict[str, Any]:
         }
         for record in image.objects
     ]
-    return {"image": encoded, "upright": image.upright, "image_id": image.id, "file_name": image.file_name, "objects": objects}
+    return {
+        "image": encoded,
+        "upright": image.upright,
+        "image_id": image.id,
+        "file_name": image.file_name,
+        "objects": objects,
+    }
 
 
 class CocoBuilder(tfds.core.GeneratorBasedBuilder):
     """tfds builder of a `CocoDataset` whose images were checked."""
 
     VERSION = tfds.core.Version(VERSION)
-    # tfds would find this through importlib_resources, which it does not list among its requirements.
+    # tfds would find this through importlib_resources, which it does not list among its
+    # requirements.
     code_path = epath.Path(__file__)
 
     def __init__(self, *, dataset: CocoDataset, **kwargs: Any) -> None:
@@ -88,13 +97,19 @@ class CocoBuilder(tfds.core.GeneratorBasedBuilder):
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, image in enumerate(tqdm(self._dataset.images, desc="building", unit="img", disable=None, leave=False)):
-            yield index, make_record(image, (self._dataset.images_dir / image.file_name).read_bytes())
+        for index, image in enumerate(
+            tqdm(self._dataset.images, desc="building", unit="img", disable=None, leave=False)
+        ):
+            yield (
+                index,
+                make_record(image, (self._dataset.images_dir / image.file_name).read_bytes()),
+            )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without tfds's progress bars (ours counts images) and its lines about downloads (there are none)."""
+    """Without tfds's progress bars (ours counts images) and its lines about downloads (there are
+    none)."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -106,7 +121,8 @@ def _quiet() -> Iterator[None]:
 def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
     """The data source of a checked data set: record `i` (`make_record`) is `dataset.images[i]`.
 
-    `folder` is that of `check_images`; what was built there before is used. ConfigError if it cannot be written to.
+    `folder` is that of `check_images`; what was built there before is used. ConfigError if it
+    cannot be written to.
     """
     if not (folder / FOLDER).is_dir():
         with writing(folder):
@@ -119,7 +135,12 @@ def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
 
 
 def _write(dataset: CocoDataset, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as temporary, _quiet():
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=".building-", dir=folder, ignore_cleanup_errors=True
+        ) as temporary,
+        _quiet(),
+    ):
         builder = CocoBuilder(dataset=dataset, data_dir=temporary)
         builder.download_and_prepare()
         try:

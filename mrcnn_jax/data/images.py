@@ -1,12 +1,15 @@
-"""The whole check of a data set: every image is decoded once before it is used; the result is kept in the data set's folder of the cache.
+"""The whole check of a data set: every image is decoded once before it is used; the result is kept
+in the data set's folder of the cache.
 
-The folder is named by a hash of what the data set is made from (the annotation file, names, sizes and times of the images, VERSION),
-so that nothing stale is ever read. It holds `images.json`, written here, and the records that `builder` writes.
+The folder is named by a hash of what the data set is made from (the annotation file, names, sizes
+and times of the images, VERSION), so that nothing stale is ever read. It holds `images.json`,
+written here, and the records that `builder` writes.
 
-EXIF orientation. Annotations are of the picture as it is stored, or as it is seen after the turn that the file's EXIF asks for, and the
-file does not say which. An image of which only one way has the annotated size is taken that way. Where both have it (a turn by 180 degrees,
-a flip, a square), the majority of the images of the same file that do tell decides; a file without any was most likely made with a tool
-that shows pictures as people see them, so they are turned.
+EXIF orientation. Annotations are of the picture as it is stored, or as it is seen after the turn
+that the file's EXIF asks for, and the file does not say which. An image of which only one way has
+the annotated size is taken that way. Where both have it (a turn by 180 degrees, a flip, a square),
+the majority of the images of the same file that do tell decides; a file without any was most likely
+made with a tool that shows pictures as people see them, so they are turned.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mrcnn_jax.config import ConfigError, DataConfig
+from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data.coco import CocoDataset, ImageRecord, read_coco
-from mrcnn_jax.data.decode import SWAPS, Kind, header_size, image_kind
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
 VERSION = "1.1.0"  # of the checks and of the records: raise it whenever they change
 FILE = "images.json"
@@ -45,9 +48,16 @@ Kinds = dict[int, Kind | str]  # image id -> what it is, or why it cannot be dec
 
 
 def check_split(
-    annotations: Path, images: Path, *, cache: Path, data: DataConfig, keep_empty: bool, lost_images: bool = False
+    annotations: Path,
+    images: Path,
+    *,
+    cache: Path,
+    data: DataConfig,
+    keep_empty: bool,
+    lost_images: bool = False,
 ) -> tuple[CocoDataset, Path]:
-    """Reads a data set and checks it, pixels included; what was lost on the way is in its `report`. And its folder in `cache`.
+    """Reads a data set and checks it, pixels included; what was lost on the way is in its `report`.
+    And its folder in `cache`.
 
     Args:
         annotations, images: the file, and the folder that its file names are relative to.
@@ -61,7 +71,9 @@ def check_split(
     """
     dataset = read_coco(annotations, images, data, lost_images=lost_images)
     if not keep_empty:
-        empty = {image.id for image in dataset.images if all(record.iscrowd for record in image.objects)}
+        empty = {
+            image.id for image in dataset.images if all(record.iscrowd for record in image.objects)
+        }
         for image_id in sorted(empty):
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(image for image in dataset.images if image.id not in empty)
@@ -75,16 +87,20 @@ def check_split(
             (crowds, data.max_ignored, "max_ignored"),
         ):
             if count > limit:
-                dataset.report.add(Reason.OVER_LIMIT, image.id, count - limit, field=field, limit=limit)
+                dataset.report.add(
+                    Reason.OVER_LIMIT, image.id, count - limit, field=field, limit=limit
+                )
     return dataset, folder
 
 
 def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[CocoDataset, Path]:
-    """The data set without the images that cannot be decoded, each with its `upright`; and its folder in `cache`.
+    """The data set without the images that cannot be decoded, each with its `upright`; and its
+    folder in `cache`.
 
     Raises:
-        ConfigError: an image over `data.max_pixels` (seen in its header, never decoded), one whose size is neither way the annotated one,
-            or no usable image. (Whether too many are lost is for `CocoDataset.refuse_lost_images` to say.)
+        ConfigError: an image over `data.max_pixels` (seen in its header, never decoded), one whose
+            size is neither way the annotated one, or no usable image. (Whether too many are lost is
+            for `CocoDataset.refuse_lost_images` to say.)
     """
     folder = cache / f"{dataset.annotations_path.stem}-{_key(dataset)}"
     kinds = _kept_kinds(folder / FILE)
@@ -92,10 +108,16 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
     left = [image for image in dataset.images if image.id not in kinds]
     if left:
         _refuse_by_header(dataset, left, data)
-        found = {image.id: kind for image, kind in _each(dataset, left, _kind, data, "checking images")}
+        found = {
+            image.id: kind for image, kind in _each(dataset, left, _kind, data, "checking images")
+        }
         with writing(folder):
             part = folder / f"{FILE}.{os.getpid()}.part"
-            kept = {number: astuple(kind) for number, kind in (kinds | found).items() if isinstance(kind, Kind)}
+            kept = {
+                number: astuple(kind)
+                for number, kind in (kinds | found).items()
+                if isinstance(kind, Kind)
+            }
             part.write_text(json.dumps(kept))
             part.replace(folder / FILE)
         kinds |= found
@@ -104,7 +126,8 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes a folder of the cache and writes there; ConfigError, with the file's name, if that is not possible."""
+    """Makes a folder of the cache and writes there; ConfigError, with the file's name, if that is
+    not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -125,19 +148,31 @@ def _key(dataset: CocoDataset) -> str:
 def _kept_kinds(path: Path) -> Kinds:
     """What an earlier check found; nothing if there was none, or its file is damaged."""
     try:
-        return {int(number): Kind(*kind) for number, kind in dict(json.loads(path.read_text())).items()}  # JSON's keys are text
+        return {
+            int(number): Kind(*kind) for number, kind in dict(json.loads(path.read_text())).items()
+        }  # JSON's keys are text
     except (OSError, ValueError, TypeError):
         return {}
 
 
 def _each(
-    dataset: CocoDataset, images: Sequence[ImageRecord], function: Callable[[Path, DataConfig], T], data: DataConfig, what: str
+    dataset: CocoDataset,
+    images: Sequence[ImageRecord],
+    function: Callable[[Path, DataConfig], T],
+    data: DataConfig,
+    what: str,
 ) -> Iterator[tuple[ImageRecord, T]]:
     """`function` of the file of each image, in threads: Pillow decodes beside Python."""
     pool = ThreadPoolExecutor(data.threads)
     try:
-        results = pool.map(lambda image: function(dataset.images_dir / image.file_name, data), images)
-        yield from zip(images, tqdm(results, desc=what, total=len(images), unit="img", disable=None, leave=False), strict=True)
+        results = pool.map(
+            lambda image: function(dataset.images_dir / image.file_name, data), images
+        )
+        yield from zip(
+            images,
+            tqdm(results, desc=what, total=len(images), unit="img", disable=None, leave=False),
+            strict=True,
+        )
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -156,13 +191,18 @@ def _kind(path: Path, data: DataConfig) -> Kind | str:
         return str(error)
 
 
-def _refuse_by_header(dataset: CocoDataset, images: Sequence[ImageRecord], data: DataConfig) -> None:
-    """ConfigError if an image is over the pixel limit, or can neither stored nor turned have the annotated size."""
+def _refuse_by_header(
+    dataset: CocoDataset, images: Sequence[ImageRecord], data: DataConfig
+) -> None:
+    """ConfigError if an image is over the pixel limit, or can neither stored nor turned have the
+    annotated size."""
     wrong = []
     for image, found in _each(dataset, images, _size, data, "reading headers"):
         name = f"{dataset.annotations_path}: image {image.id}: {image.file_name}"
         if found is not None and found[0] * found[1] > data.max_pixels:
-            raise ConfigError(f"{name}: {found[0]} x {found[1]} is over {data.max_pixels} pixels (data.max_pixels)")
+            raise ConfigError(
+                f"{name}: {found[0]} x {found[1]} is over {data.max_pixels} pixels (data.max_pixels)"
+            )
         if found is not None and (image.height, image.width) not in (found, found[::-1]):
             wrong.append((image, found))
     _refuse_sizes(dataset, wrong)
@@ -170,7 +210,10 @@ def _refuse_by_header(dataset: CocoDataset, images: Sequence[ImageRecord], data:
 
 def _refuse_sizes(dataset: CocoDataset, wrong: list[tuple[ImageRecord, tuple[int, int]]]) -> None:
     if wrong:
-        shown = "; ".join(f"{i.id} ({i.file_name}) is {h} x {w}, annotated as {i.height} x {i.width}" for i, (h, w) in wrong[:3])
+        shown = "; ".join(
+            f"{i.id} ({i.file_name}) is {h} x {w}, annotated as {i.height} x {i.width}"
+            for i, (h, w) in wrong[:3]
+        )
         more = "; ..." if len(wrong) > 3 else ""
         raise ConfigError(
             f"{dataset.annotations_path}: {len(wrong)} images have another size (height x width) than annotated: {shown}{more}"
@@ -178,7 +221,8 @@ def _refuse_sizes(dataset: CocoDataset, wrong: list[tuple[ImageRecord, tuple[int
 
 
 def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
-    """The data set as its decoded images make it; ConfigError if a size is not explained by EXIF."""
+    """The data set as its decoded images make it; ConfigError if a size is not explained by
+    EXIF."""
     report, lost, wrong = copy.deepcopy(dataset.report), list(dataset.lost), []
     decoded: list[tuple[ImageRecord, Kind, tuple[bool, bool]]] = []
     for image in dataset.images:
@@ -193,7 +237,9 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
         decoded.append((image, kind, fits))
     _refuse_sizes(dataset, wrong)
 
-    votes = sum(turned - stored for _, _, (stored, turned) in decoded)  # those that fit either way have none
+    votes = sum(
+        turned - stored for _, _, (stored, turned) in decoded
+    )  # those that fit either way have none
     images = []
     for image, kind, (stored, turned) in decoded:
         if kind.converted is not None:

@@ -1,7 +1,9 @@
-"""From a checked data set to padded batches of one canvas, in an order that is made on the host before the epoch.
+"""From a checked data set to padded batches of one canvas, in an order that is made on the host
+before the epoch.
 
-The order is a pure function of (canvases of the images, how often each is repeated, seed, epoch), and the plan holds what augmentation is
-drawn from, so the loader has no state worth saving: to resume, or to replay a step, pass the rest of the plan to `load`.
+The order is a pure function of (canvases of the images, how often each is repeated, seed, epoch),
+and the plan holds what augmentation is drawn from, so the loader has no state worth saving: to
+resume, or to replay a step, pass the rest of the plan to `load`.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ import grain
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from mrcnn_jax.config import AugmentConfig, DataConfig
+from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import Picture, Scene, augmented, plain
 from mrcnn_jax.data.builder import RandomAccess, build
 from mrcnn_jax.data.coco import CocoDataset
-from mrcnn_jax.data.decode import decode_image
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.transforms import Plan, resize_plan
+from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.structures import Batch, Instances
 
 TRAIN = "train"
@@ -32,7 +35,8 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Split:
-    """One annotation file, ready to be loaded: image i is `dataset.images[i]`, `source[i]` and `plans[i]`."""
+    """One annotation file, ready to be loaded: image i is `dataset.images[i]`, `source[i]` and
+    `plans[i]`."""
 
     name: str
     dataset: CocoDataset
@@ -44,7 +48,8 @@ class Split:
 class PlannedBatch:
     """A canvas number and the images that go onto it, filled up with -1.
 
-    `keys`: for each of them, what its augmentation is drawn from; none: they are loaded as they are, whatever `data.augment` says.
+    `keys`: for each of them, what its augmentation is drawn from; none: they are loaded as they
+    are, whatever `data.augment` says.
     """
 
     canvas: int
@@ -52,25 +57,39 @@ class PlannedBatch:
     keys: tuple[tuple[int, ...], ...] = ()
 
 
-def open_split(name: str, annotations: str | Path, images: str | Path, *, cache: Path, data: DataConfig) -> Split:
-    """Reads, checks and (unless `cache` has it) builds a split; what was lost on the way is in `dataset.report`.
+def open_split(
+    name: str, annotations: str | Path, images: str | Path, *, cache: Path, data: DataConfig
+) -> Split:
+    """Reads, checks and (unless `cache` has it) builds a split; what was lost on the way is in
+    `dataset.report`.
 
-    The split named "train" leaves out images without objects unless `data.keep_empty`. ConfigError as of `check_split` and `build`.
+    The split named "train" leaves out images without objects unless `data.keep_empty`. ConfigError
+    as of `check_split` and `build`.
     """
     keep_empty = data.keep_empty or name != TRAIN
-    dataset, folder = check_split(Path(annotations), Path(images), cache=cache, data=data, keep_empty=keep_empty)
+    dataset, folder = check_split(
+        Path(annotations), Path(images), cache=cache, data=data, keep_empty=keep_empty
+    )
     plans = tuple(resize_plan(image.height, image.width, data) for image in dataset.images)
     return Split(name, dataset, build(dataset, folder), plans)
 
 
 def repeat_factors(dataset: CocoDataset, threshold: float) -> Float[np.ndarray, " n"]:
-    """How often each image is used in an epoch, 1 or more (Gupta et al. 2019, section 5): max(1, sqrt(threshold / share)) of its rarest
-    class, where share is that of the images with the class. Crowd regions do not count; an image without objects is used once.
+    """How often each image is used in an epoch, 1 or more (Gupta et al. 2019, section 5): max(1,
+    sqrt(threshold / share)) of its rarest class, where share is that of the images with the class.
+    Crowd regions do not count; an image without objects is used once.
     """
-    labels = [{record.label for record in image.objects if not record.iscrowd} for image in dataset.images]
+    labels = [
+        {record.label for record in image.objects if not record.iscrowd} for image in dataset.images
+    ]
     images_with = Counter(label for found in labels for label in found)
     wanted = threshold * len(labels)
-    return np.array([max([1.0, *(math.sqrt(wanted / images_with[label]) for label in found)]) for found in labels])
+    return np.array(
+        [
+            max([1.0, *(math.sqrt(wanted / images_with[label]) for label in found)])
+            for found in labels
+        ]
+    )
 
 
 def plan_epoch(
@@ -82,14 +101,17 @@ def plan_epoch(
     shuffle: bool,
     repeats: Float[np.ndarray, " n"] | None = None,
 ) -> list[PlannedBatch]:
-    """The batches of an epoch: every image once, one canvas a batch, incomplete batches filled up with -1.
+    """The batches of an epoch: every image once, one canvas a batch, incomplete batches filled up
+    with -1.
 
-    Their number is the same in every epoch. With `shuffle`, as in training, images are permuted within their canvas, batches of all
-    canvases are mixed, and every image has the key of its augmentation; without, they come by canvas and image number.
+    Their number is the same in every epoch. With `shuffle`, as in training, images are permuted
+    within their canvas, batches of all canvases are mixed, and every image has the key of its
+    augmentation; without, they come by canvas and image number.
 
-    With `repeats` (`repeat_factors`) an image comes as often as its factor says: its whole part, and once more with a chance of what is
-    left. For the number of batches to stay, how many of a canvas come once more is fixed, the sum of their chances rounded, and the chances
-    are scaled to it: of which images, each epoch draws anew.
+    With `repeats` (`repeat_factors`) an image comes as often as its factor says: its whole part,
+    and once more with a chance of what is left. For the number of batches to stay, how many of a
+    canvas come once more is fixed, the sum of their chances rounded, and the chances are scaled to
+    it: of which images, each epoch draws anew.
     """
     rng = np.random.default_rng((seed, epoch))
     canvases = np.asarray(canvas_of_image)
@@ -108,12 +130,17 @@ def plan_epoch(
             for index in indices if shuffle else ():
                 used[index] += 1
                 keys.append((seed, epoch, used[index], index))
-            batches.append(PlannedBatch(int(canvas), (*indices, *[-1] * fill), (*keys, *[()] * fill) if shuffle else ()))
+            batches.append(
+                PlannedBatch(
+                    int(canvas), (*indices, *[-1] * fill), (*keys, *[()] * fill) if shuffle else ()
+                )
+            )
     return [batches[i] for i in rng.permutation(len(batches))] if shuffle else batches
 
 
 def _times(factors: Float[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Whole numbers in place of the factors, of one sum in every draw: systematic sampling of what is over their whole parts."""
+    """Whole numbers in place of the factors, of one sum in every draw: systematic sampling of what
+    is over their whole parts."""
     times = np.floor(factors)
     chances = factors - times
     more = int(chances.sum() + 0.5)
@@ -127,26 +154,44 @@ def _times(factors: Float[np.ndarray, " n"], rng: np.random.Generator) -> Int[np
 
 def plan_once(split: Split, batch_size: int, limit: int | None = None) -> list[PlannedBatch]:
     """Every image of a split exactly once, in order, or its first `limit` images."""
-    return plan_epoch([plan.canvas for plan in split.plans][:limit], batch_size, seed=0, epoch=0, shuffle=False)
+    return plan_epoch(
+        [plan.canvas for plan in split.plans][:limit], batch_size, seed=0, epoch=0, shuffle=False
+    )
 
 
 def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterator[Batch]:
-    """Batches of NumPy arrays in exactly the order of `plan`, made ahead by threads or, if `data.workers`, by processes.
+    """Batches of NumPy arrays in exactly the order of `plan`, made ahead by threads or, if
+    `data.workers`, by processes.
 
-    Nothing is read before the first `next`. An image that cannot be loaded raises a RuntimeError that names its file. Worker
-    processes are spawned: the caller's script needs a `__main__` guard.
+    Nothing is read before the first `next`. An image that cannot be loaded raises a RuntimeError
+    that names its file. Worker processes are spawned: the caller's script needs a `__main__` guard.
     """
     images = _Batches(
-        split.source, split.plans, tuple(i.id for i in split.dataset.images), len(split.dataset.categories), tuple(plan), data
+        split.source,
+        split.plans,
+        tuple(i.id for i in split.dataset.images),
+        len(split.dataset.categories),
+        tuple(plan),
+        data,
     )
     dataset = grain.MapDataset.source(images)
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
-        in_process = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        iterator = iter(in_process.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)))
+        in_process = dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        )
+        iterator = iter(
+            in_process.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
+            )
+        )
     else:
-        iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads + 2)))
+        iterator = iter(
+            dataset.to_iter_dataset(
+                grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads + 2)
+            )
+        )
     try:
         for batch in iterator:
             # Out of the memory shared with a worker process, which dies with the iterator.
@@ -180,7 +225,13 @@ class _Batches:
             picture, name = self._picture(index)
             try:
                 if keys:
-                    scene = augmented(picture, canvas, keys[row], augment, lambda rng: self._picture(int(rng.integers(len(self.plans))))[0])
+                    scene = augmented(
+                        picture,
+                        canvas,
+                        keys[row],
+                        augment,
+                        lambda rng: self._picture(int(rng.integers(len(self.plans))))[0],
+                    )
                 else:
                     scene = plain(picture)
                 self._fill(batch, row, index, scene)
@@ -194,15 +245,23 @@ class _Batches:
         name = record["file_name"].decode()
         try:
             if record["image_id"] != self.image_ids[index]:
-                raise ValueError(f"record {index} is image {record['image_id']}, not {self.image_ids[index]}: delete the data cache")
+                raise ValueError(
+                    f"record {index} is image {record['image_id']}, not {self.image_ids[index]}: delete the data cache"
+                )
             objects = record["objects"]
             labels = np.asarray(objects["label"], np.int32)
             wrong = np.flatnonzero((labels < 1) | (labels > self.num_classes))
             if wrong.size:
                 number = objects["annotation_id"][wrong[0]]
-                raise ValueError(f"annotation {number}: label {labels[wrong[0]]} is outside 1..{self.num_classes}")
+                raise ValueError(
+                    f"annotation {number}: label {labels[wrong[0]]} is outside 1..{self.num_classes}"
+                )
             return Picture(
-                image=decode_image(record["image"], upright=bool(record["upright"]), max_pixels=self.data.max_pixels),
+                image=decode_image(
+                    record["image"],
+                    upright=bool(record["upright"]),
+                    max_pixels=self.data.max_pixels,
+                ),
                 boxes=np.asarray(objects["box"], np.float32).reshape(-1, 4),
                 labels=labels,
                 iscrowd=np.asarray(objects["iscrowd"], bool),
@@ -240,7 +299,9 @@ class _Batches:
         if batch.lost is not None:
             batch.lost[row] = scene.lost + len(scene.objects) - len(kept)
 
-        for place, number in enumerate(_largest([seen.area for seen in scene.crowds], self.data.max_ignored)):
+        for place, number in enumerate(
+            _largest([seen.area for seen in scene.crowds], self.data.max_ignored)
+        ):
             ignore.boxes[row, place] = scene.crowds[number].on_canvas
             ignore.valid[row, place] = True
 
@@ -251,7 +312,8 @@ def _largest(areas: Sequence[float], limit: int) -> Int[np.ndarray, " k"]:
 
 
 def _empty_batch(size: int, canvas: tuple[int, int], data: DataConfig, *, augmented: bool) -> Batch:
-    """All rows invalid; sizes and scales of an invalid image are 1, since downstream code divides by them."""
+    """All rows invalid; sizes and scales of an invalid image are 1, since downstream code divides
+    by them."""
     objects, crop = data.max_objects, data.mask_crop
     return Batch(
         images=np.zeros((size, *canvas, 3), np.uint8),
@@ -267,6 +329,27 @@ def _empty_batch(size: int, canvas: tuple[int, int], data: DataConfig, *, augmen
             masks=np.zeros((size, objects, crop, crop), np.uint8),
             has_mask=np.zeros((size, objects), bool),
         ),
-        ignore=Instances(boxes=np.zeros((size, data.max_ignored, 4), np.float32), valid=np.zeros((size, data.max_ignored), bool)),
+        ignore=Instances(
+            boxes=np.zeros((size, data.max_ignored, 4), np.float32),
+            valid=np.zeros((size, data.max_ignored), bool),
+        ),
         lost=np.zeros(size, np.int32) if augmented else None,
     )
+
+
+def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBatch]:
+    """What this process loads of a plan: its rows of every batch, which is filled up (-1) to as
+    many for each device."""
+    if mesh is None:
+        return list(plan)
+    own = []
+    for planned in plan:
+        filled = planned.indices + (-1,) * (-len(planned.indices) % mesh.size)
+        share = len(filled) // jax.process_count()
+        start = jax.process_index() * share
+        own.append(
+            PlannedBatch(
+                planned.canvas, filled[start : start + share], planned.keys[start : start + share]
+            )
+        )
+    return own

@@ -1,4 +1,5 @@
-"""What happens to a data set while it is checked: every reason, with its outcome, is a row of `Reason`; `Report` counts them.
+"""What happens to a data set while it is checked: every reason, with its outcome, is a row of
+`Reason`; `Report` counts them.
 
 What is refused is no row: it raises a ConfigError where it is found.
 """
@@ -12,7 +13,8 @@ from typing import Any, Literal
 FIRST_IDS = 10
 
 Outcome = Literal["dropped", "clipped", "repaired", "truncated", "left out"]
-"""dropped: lost, for a fault of the data; left out, truncated: not trained on, because the config says so."""
+"""dropped: lost, for a fault of the data; left out, truncated: not trained on, because the config
+says so."""
 
 
 class Reason(Enum):
@@ -26,20 +28,35 @@ class Reason(Enum):
     UNKNOWN_IMAGE = "dropped", "annotations with an unknown image_id"
     UNUSABLE_MASK = "dropped", "annotations with an unusable segmentation"
     NO_BOX = "dropped", "annotations without a usable bbox"
-    DEGENERATE = "dropped", "annotations with a degenerate box (a side zero, negative or under 0.1 px)"
+    DEGENERATE = (
+        "dropped",
+        "annotations with a degenerate box (a side zero, negative or under 0.1 px)",
+    )
     OUTSIDE = "dropped", "annotations whose box lies outside the image"
-    POLYGON = "dropped", "annotations with an unusable polygon among others (under 3 points, an odd count, or far outside the image)"
+    POLYGON = (
+        "dropped",
+        "annotations with an unusable polygon among others (under 3 points, an odd count, or far outside the image)",
+    )
 
     # Of the converters (data.convert) alone.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
     NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
-    NO_CLASS = "dropped", "instances without a class: no <object> has their box, and SegmentationClass has none of the names there"
+    NO_CLASS = (
+        "dropped",
+        "instances without a class: no <object> has their box, and SegmentationClass has none of the names there",
+    )
 
     CLIPPED = "clipped", "annotations whose box leaves the image"
 
-    CATEGORY_IDS = "repaired", "categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids"
+    CATEGORY_IDS = (
+        "repaired",
+        "categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids",
+    )
     NUMBERS = "repaired", '{items} with ids or sizes like "12" or 12.0: read as integers'
-    FILE_NAME = "repaired", "images whose file_name is spelled otherwise (backslashes, another Unicode form)"
+    FILE_NAME = (
+        "repaired",
+        "images whose file_name is spelled otherwise (backslashes, another Unicode form)",
+    )
     BOX_FROM_MASK = "repaired", "annotations without a usable bbox: taken from the mask"
     FAR_FROM_MASK = "repaired", "annotations whose bbox is far from their mask: taken from the mask"
     FLAT_POLYGON = "repaired", "annotations whose polygon is a flat list"
@@ -47,34 +64,55 @@ class Reason(Enum):
     RUN_BYTES = "repaired", "annotations whose run lengths are bytes: read as text"
     AREA = "repaired", "annotations without an area: computed"
     CONVERTED = "repaired", "images that are {kind}: made 8-bit RGB"
-    TURNED = "repaired", "images turned as their EXIF orientation says: the annotated size is that of the turned picture"
+    TURNED = (
+        "repaired",
+        "images turned as their EXIF orientation says: the annotated size is that of the turned picture",
+    )
     TURNED_BY_VOTE = (
         "repaired",
         "images turned as their EXIF orientation says: the size fits either way, and others do not speak against it",
     )
-    NOT_TURNED = "repaired", "images whose EXIF orientation is passed over: the annotated size is that of the stored pixels"
+    NOT_TURNED = (
+        "repaired",
+        "images whose EXIF orientation is passed over: the annotated size is that of the stored pixels",
+    )
     NOT_TURNED_BY_VOTE = (
         "repaired",
         "images whose EXIF orientation is passed over: the size fits either way, most others are annotated as stored",
     )
 
     # Of the converters alone.
-    IMAGE_PATH = "repaired", "images that lie elsewhere than the annotation says: found by their name"
-    EMBEDDED = "repaired", "images that were only inside the annotation (imageData): written into the image folder"
-    LABEL = "repaired", "labels with spaces at their ends or in another Unicode form than NFC: written without, in NFC"
+    IMAGE_PATH = (
+        "repaired",
+        "images that lie elsewhere than the annotation says: found by their name",
+    )
+    EMBEDDED = (
+        "repaired",
+        "images that were only inside the annotation (imageData): written into the image folder",
+    )
+    LABEL = (
+        "repaired",
+        "labels with spaces at their ends or in another Unicode form than NFC: written without, in NFC",
+    )
     ZERO_BASED = (
         "repaired",
         "annotations whose box is taken to count pixels from 0: VOC counts from 1, but some box of these files begins at 0",
     )
 
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
-    OVER_LIMIT = "truncated", "images with more boxes than data.{field} = {limit}: the largest are kept (the count is that of the boxes)"
+    OVER_LIMIT = (
+        "truncated",
+        "images with more boxes than data.{field} = {limit}: the largest are kept (the count is that of the boxes)",
+    )
 
     # Of the converters alone.
     OTHER_FILE = "left out", "JSON files that are not of labelme (without imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
     SKIPPED = "left out", "shapes labelled {label} (--skip)"
-    UNANNOTATED = "left out", "images without an annotation (--keep-unannotated takes them as images without objects)"
+    UNANNOTATED = (
+        "left out",
+        "images without an annotation (--keep-unannotated takes them as images without objects)",
+    )
     DIFFICULT = (
         "left out",
         "objects marked difficult: written as crowd regions, which are neither trained on nor judged (--difficult object)",
@@ -100,13 +138,15 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was kept, and what happened to the rest: (reason, its text with the details filled in) -> count and first ten ids."""
+    """What was kept, and what happened to the rest: (reason, its text with the details filled in)
+    -> count and first ten ids."""
 
     kept: dict[str, int] = field(default_factory=dict)
     findings: dict[tuple[Reason, str], Finding] = field(default_factory=dict)
 
     def add(self, reason: Reason, identifier: Any, count: int = 1, **details: Any) -> None:
-        """Counts `count` cases of `reason` at one image, annotation or category; `details` fill the gaps of its text."""
+        """Counts `count` cases of `reason` at one image, annotation or category; `details` fill the
+        gaps of its text."""
         finding = self.findings.setdefault((reason, reason.text.format(**details)), Finding())
         finding.count += count
         if len(finding.first_ids) < FIRST_IDS:
@@ -124,9 +164,16 @@ class Report:
         return [f"kept {kept}", *found]
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: {"kept": {...}, "findings": [{"outcome", "code", "reason", "count", "first_ids"}, ...]}."""
+        """For machines: {"kept": {...}, "findings": [{"outcome", "code", "reason", "count",
+        "first_ids"}, ...]}."""
         found = [
-            {"outcome": reason.outcome, "code": reason.name.lower(), "reason": text, "count": f.count, "first_ids": f.first_ids}
+            {
+                "outcome": reason.outcome,
+                "code": reason.name.lower(),
+                "reason": text,
+                "count": f.count,
+                "first_ids": f.first_ids,
+            }
             for reason, text, f in self._sorted()
         ]
         return {"kept": self.kept, "findings": found}

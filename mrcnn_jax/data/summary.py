@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_jax.config import DataConfig
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.transforms import resize_plan
 
@@ -19,7 +19,12 @@ SIDES = (8, 16, 32, 64, 128, 256, 512)  # px on the canvas, of the histogram
 def summary(dataset: CocoDataset, data: DataConfig) -> dict[str, Any]:
     """The report, and what a recipe needs to know: JSON only."""
     plans = [resize_plan(image.height, image.width, data) for image in dataset.images]
-    objects = [(record, plan) for image, plan in zip(dataset.images, plans, strict=True) for record in image.objects if not record.iscrowd]
+    objects = [
+        (record, plan)
+        for image, plan in zip(dataset.images, plans, strict=True)
+        for record in image.objects
+        if not record.iscrowd
+    ]
     counts = [sum(not record.iscrowd for record in image.objects) for image in dataset.images]
     by_label = Counter(record.label for record, _ in objects)
     by_size = Counter(f"{image.height} x {image.width}" for image in dataset.images)
@@ -28,21 +33,31 @@ def summary(dataset: CocoDataset, data: DataConfig) -> dict[str, Any]:
     boxes = np.array([record.box for record, _ in objects]).reshape(-1, 4)
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) * magnified)
     histogram = np.bincount(np.searchsorted(SIDES, sides, side="right"), minlength=len(SIDES) + 1)
-    names = [f"under {SIDES[0]}", *(f"{low} to {high}" for low, high in itertools.pairwise(SIDES)), f"from {SIDES[-1]}"]
+    names = [
+        f"under {SIDES[0]}",
+        *(f"{low} to {high}" for low, high in itertools.pairwise(SIDES)),
+        f"from {SIDES[-1]}",
+    ]
     used = Counter(plan.canvas for plan in plans)
     return {
         **dataset.report.to_dict(),
-        "objects_by_class": {name: by_label[label] for label, name in enumerate(dataset.class_names, 1)},
+        "objects_by_class": {
+            name: by_label[label] for label, name in enumerate(dataset.class_names, 1)
+        },
         "objects_by_canvas_side": dict(zip(names, histogram.tolist(), strict=True)),
         "small_objects_share": float((areas < SMALL).mean()) if objects else 0.0,
-        "small_objects_share_on_canvas": float((areas * magnified < SMALL).mean()) if objects else 0.0,
+        "small_objects_share_on_canvas": float((areas * magnified < SMALL).mean())
+        if objects
+        else 0.0,
         "objects_without_mask": sum(record.rle is None for record, _ in objects),
         "max_objects_per_image": max(counts),
         "max_objects_limit": data.max_objects,
         "objects_over_limit": sum(max(count - data.max_objects, 0) for count in counts),
         "images_over_limit": sum(count > data.max_objects for count in counts),
         "images_by_size": dict(by_size.most_common()),
-        "images_by_canvas": {f"{h} x {w}": used[i] for i, (h, w) in enumerate(data.canvases) if used[i]},
+        "images_by_canvas": {
+            f"{h} x {w}": used[i] for i, (h, w) in enumerate(data.canvases) if used[i]
+        },
         "images_without_objects": counts.count(0),
     }
 

@@ -1,4 +1,5 @@
-"""Host side of the geometry: where an image lies on its canvas, its pixels there, and its masks as crops of their boxes."""
+"""Host side of the geometry: where an image lies on its canvas, its pixels there, and its masks as
+crops of their boxes."""
 
 from __future__ import annotations
 
@@ -12,15 +13,17 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax import exported
-from mrcnn_jax.config import DataConfig
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.pixels import geometry
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an image becomes a canvas: resized to `resized` (height, width) and put at the top left of canvas number `canvas`.
+    """How an image becomes a canvas: resized to `resized` (height, width) and put at the top left
+    of canvas number `canvas`.
 
-    `scale` (y, x) is resized / original exactly, not the nominal factor: what boxes are multiplied with.
+    `scale` (y, x) is resized / original exactly, not the nominal factor: what boxes are multiplied
+    with.
     """
 
     canvas: int
@@ -29,24 +32,34 @@ class Plan:
 
 
 def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
-    """Scale min(short_side / short, long_side / long), sides rounded down (as in the report: 300 x 400 becomes 800 x 1066).
+    """Scale min(short_side / short, long_side / long), sides rounded down (as in the report: 300 x
+    400 becomes 800 x 1066).
 
     The canvas is the smallest that holds the image, the first of equals.
     """
-    return Plan(*exported.resize_plan(height, width, data.short_side, data.long_side, data.canvases))
+    return Plan(
+        *geometry.resize_plan(height, width, data.short_side, data.long_side, data.canvases)
+    )
 
 
-def resize_image(image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]) -> UInt8[np.ndarray, "rh rw *c"]:
-    """To `size` (height, width): bilinear when it grows, area mean when it shrinks (no aliasing)."""
+def resize_image(
+    image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "rh rw *c"]:
+    """To `size` (height, width): bilinear when it grows, area mean when it shrinks (no
+    aliasing)."""
     shrinks = size[0] < image.shape[0]
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[return-value]
+    return cv2.resize(
+        image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an image: resized, mirrored if `flip`, and of that the window of `size` that begins at `offset`.
+    """What is seen of an image: resized, mirrored if `flip`, and of that the window of `size` that
+    begins at `offset`.
 
-    All are (height, width) or (y, x) in whole pixels. Beyond the image, as where `offset` is negative, nothing is seen.
+    All are (height, width) or (y, x) in whole pixels. Beyond the image, as where `offset` is
+    negative, nothing is seen.
     """
 
     original: tuple[int, int]
@@ -65,12 +78,18 @@ class View:
         """The part of the image that is seen, (x1, y1, x2, y2) in its own pixels."""
         bounds = []
         for axis in (1, 0):
-            start, stop, end = self.offset[axis], self.offset[axis] + self.size[axis], self.resized[axis]
+            start, stop, end = (
+                self.offset[axis],
+                self.offset[axis] + self.size[axis],
+                self.resized[axis],
+            )
             if axis == 1 and self.flip:
                 start, stop = end - stop, end - start
             # The image's own border exactly, so that an object there counts as whole.
             low = 0.0 if start <= 0 else start / self.scale[axis]
-            bounds.append((low, float(self.original[axis]) if stop >= end else stop / self.scale[axis]))
+            bounds.append(
+                (low, float(self.original[axis]) if stop >= end else stop / self.scale[axis])
+            )
         (x1, x2), (y1, y2) = bounds
         return x1, y1, x2, y2
 
@@ -82,20 +101,30 @@ class View:
         if seen.shape[:2] == self.size:
             return seen
         before = max(-y, 0), max(-x, 0)
-        around = [(low, side - low - part) for low, side, part in zip(before, self.size, seen.shape, strict=False)]
+        around = [
+            (low, side - low - part)
+            for low, side, part in zip(before, self.size, seen.shape, strict=False)
+        ]
         return np.pad(seen, around + [(0, 0)] * (image.ndim - 2))
 
     def boxes(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Boxes of the image where they are seen, cut to `size`; float32. Of one that is not seen no side is positive."""
+        """Boxes of the image where they are seen, cut to `size`; float32. Of one that is not seen
+        no side is positive."""
         (y, x), (top, left), (height, width) = self.scale, self.offset, self.size
         if self.flip:
             mirror = self.original[1]
-            boxes = np.array([mirror, 0, mirror, 0], np.float32) + np.array([-1, 1, -1, 1], np.float32) * boxes[:, [2, 1, 0, 3]]
-        placed = boxes * np.array([x, y, x, y], np.float32) - np.array([left, top, left, top], np.float32)
+            boxes = (
+                np.array([mirror, 0, mirror, 0], np.float32)
+                + np.array([-1, 1, -1, 1], np.float32) * boxes[:, [2, 1, 0, 3]]
+            )
+        placed = boxes * np.array([x, y, x, y], np.float32) - np.array(
+            [left, top, left, top], np.float32
+        )
         return np.clip(placed, 0, np.array([width, height, width, height], np.float32))
 
     def from_canvas(self, seen: Bool[np.ndarray, "vh vw"]) -> Bool[np.ndarray, "h w"]:
-        """What `seen` says at the centre of each of the image's own pixels; False where that is not seen."""
+        """What `seen` says at the centre of each of the image's own pixels; False where that is not
+        seen."""
         places, inside = [], []
         for axis in (0, 1):
             centres = (np.arange(self.original[axis]) + 0.5) * self.scale[axis]
@@ -109,12 +138,16 @@ class View:
         return found
 
 
-def _window_means(values: Float[np.ndarray, "n k"], start: float, stop: float, cells: int) -> Float[np.ndarray, "cells k"]:
-    """Resamples the columns of `values` to `cells` equal cells of [start, stop], where value i fills [i, i + 1].
+def _window_means(
+    values: Float[np.ndarray, "n k"], start: float, stop: float, cells: int
+) -> Float[np.ndarray, "cells k"]:
+    """Resamples the columns of `values` to `cells` equal cells of [start, stop], where value i
+    fills [i, i + 1].
 
-    A cell averages the window around its centre that is as wide as the cell but at least 1: the area mean when the column
-    shrinks, and when it grows exactly bilinear interpolation (the mean of a piecewise constant function over a width of 1).
-    The first and last values extend beyond the ends. Sums instead of a matrix product: BLAS threads fight with the loader's.
+    A cell averages the window around its centre that is as wide as the cell but at least 1: the
+    area mean when the column shrinks, and when it grows exactly bilinear interpolation (the mean of
+    a piecewise constant function over a width of 1). The first and last values extend beyond the
+    ends. Sums instead of a matrix product: BLAS threads fight with the loader's.
     """
     step = (stop - start) / cells
     half = max(step, 1.0) / 2
@@ -129,12 +162,17 @@ def _window_means(values: Float[np.ndarray, "n k"], start: float, stop: float, c
     return (integral_to(centres + half) - integral_to(centres - half)) / np.float32(2 * half)
 
 
-def mask_crop(rle: dict[str, Any], box: Sequence[float], size: int) -> UInt8[np.ndarray, "size size"]:
-    """Coverage 0..255 of a mask inside its box (x1, y1, x2, y2; original pixels, fractions allowed), on size x size cells."""
+def mask_crop(
+    rle: dict[str, Any], box: Sequence[float], size: int
+) -> UInt8[np.ndarray, "size size"]:
+    """Coverage 0..255 of a mask inside its box (x1, y1, x2, y2; original pixels, fractions
+    allowed), on size x size cells."""
     return coverage(rle_ops.decode(rle), box, size)
 
 
-def coverage(mask: UInt8[np.ndarray, "h w"], box: Sequence[float], size: int) -> UInt8[np.ndarray, "size size"]:
+def coverage(
+    mask: UInt8[np.ndarray, "h w"], box: Sequence[float], size: int
+) -> UInt8[np.ndarray, "size size"]:
     """`mask_crop` of a mask that is decoded: 0 and 1."""
     # One pixel more on each side, for windows that reach over the border of the box.
     left, top = (max(math.floor(low) - 1, 0) for low in box[:2])

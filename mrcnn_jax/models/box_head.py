@@ -1,4 +1,5 @@
-"""Stage 2, the box head: network, targets, loss and detections (report table 2; Girshick 2015, section 2)."""
+"""Stage 2, the box head: network, targets, loss and detections (report table 2; Girshick 2015,
+section 2)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config import BoxHeadConfig
+from mrcnn_jax.config.schema import BoxHeadConfig
 from mrcnn_jax.models.layers import Dense, conv_relu, he_normal_fan_out, relu
 from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
@@ -20,14 +21,16 @@ from mrcnn_jax.structures import Instances
 
 
 class BoxOutput(flax.struct.PyTreeNode):
-    """Predictions for R boxes, always float32. Class 0 is the background; deltas exist for the K foreground classes only."""
+    """Predictions for R boxes, always float32. Class 0 is the background; deltas exist for the K
+    foreground classes only."""
 
     logits: Float[Array, "*r classes"]
     deltas: Float[Array, "*r k 4"]
 
 
 class BoxHead(nn.Module):
-    """Fully connected layers with ReLU on the flattened RoI features, then class logits and a box a foreground class.
+    """Fully connected layers with ReLU on the flattened RoI features, then class logits and a box a
+    foreground class.
 
     The report's has two such layers; convolutions may precede them.
     """
@@ -42,18 +45,32 @@ class BoxHead(nn.Module):
         boxes = features.shape[:-3]
         x = features.reshape(-1, *features.shape[-3:]).astype(self.dtype)
         for i in range(1, config.convs + 1):
-            x = conv_relu(x, config.conv_channels, config.norm, kernel_init=he_normal_fan_out, dtype=self.dtype, name=f"conv{i}")
+            x = conv_relu(
+                x,
+                config.conv_channels,
+                config.norm,
+                kernel_init=he_normal_fan_out,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )
         x = x.reshape(*boxes, -1)
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
         x = x.astype(jnp.float32)
-        logits = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits")(x)
-        deltas = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
-        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], self.num_classes, 4))
+        logits = nn.Dense(
+            self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits"
+        )(x)
+        deltas = nn.Dense(
+            4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas"
+        )(x)
+        return BoxOutput(
+            logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], self.num_classes, 4)
+        )
 
 
 class BoxSamples(flax.struct.PyTreeNode):
-    """The boxes of one image that the box head is trained on, with their targets (label 0: background)."""
+    """The boxes of one image that the box head is trained on, with their targets (label 0:
+    background)."""
 
     boxes: Float[Array, "s 4"]
     labels: Int32[Array, " s"]
@@ -63,13 +80,24 @@ class BoxSamples(flax.struct.PyTreeNode):
 
 def concatenate_boxes(*sets: Instances) -> Instances:
     """Boxes and validity of several sets as one set."""
-    return Instances(boxes=jnp.concatenate([s.boxes for s in sets]), valid=jnp.concatenate([s.valid for s in sets]))
+    return Instances(
+        boxes=jnp.concatenate([s.boxes for s in sets]),
+        valid=jnp.concatenate([s.valid for s in sets]),
+    )
 
 
-def box_samples(key: PRNGKeyArray, proposals: Instances, ground_truth: Instances, ignore: Instances, config: BoxHeadConfig) -> BoxSamples:
-    """Samples `config.samples` of one image's proposals and ground-truth boxes, foreground : background as near 3 : 1 as possible.
+def box_samples(
+    key: PRNGKeyArray,
+    proposals: Instances,
+    ground_truth: Instances,
+    ignore: Instances,
+    config: BoxHeadConfig,
+) -> BoxSamples:
+    """Samples `config.samples` of one image's proposals and ground-truth boxes, foreground :
+    background as near 3 : 1 as possible.
 
-    A candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it is background, unless it lies in a crowd.
+    A candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it
+    is background, unless it lies in a crowd.
     """
     candidates = concatenate_boxes(proposals, ground_truth)
     boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
@@ -77,7 +105,13 @@ def box_samples(key: PRNGKeyArray, proposals: Instances, ground_truth: Instances
     matches = match(box_ops.iou(boxes, gt_boxes), ground_truth.valid)
     foreground = candidates.valid & (matches.iou > config.foreground_iou)
     background = candidates.valid & ~foreground & ~inside_crowd(boxes, ignore, config.crowd_overlap)
-    samples = sample(key, positive=foreground, negative=background, count=config.samples, positive_fraction=config.positive_fraction)
+    samples = sample(
+        key,
+        positive=foreground,
+        negative=background,
+        count=config.samples,
+        positive_fraction=config.positive_fraction,
+    )
     chosen = boxes[samples.indices]
     gt_index = matches.gt_index[samples.indices]
     assert ground_truth.labels is not None
@@ -89,13 +123,18 @@ def box_samples(key: PRNGKeyArray, proposals: Instances, ground_truth: Instances
     )
 
 
-def box_loss(output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " b"], config: BoxHeadConfig) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy of all samples of a batch, box loss on the true class's deltas of its foreground; both over the number of samples."""
+def box_loss(
+    output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " b"], config: BoxHeadConfig
+) -> dict[str, Float[Array, ""]]:
+    """Cross-entropy of all samples of a batch, box loss on the true class's deltas of its
+    foreground; both over the number of samples."""
     valid = samples.valid & image_valid[:, None]
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
-    deltas = jnp.take_along_axis(output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2)[..., 0, :]
+    deltas = jnp.take_along_axis(
+        output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2
+    )[..., 0, :]
     box = losses.box_regression(
         losses.keep(deltas, foreground),
         losses.keep(samples.deltas, foreground),
@@ -109,8 +148,11 @@ def box_loss(output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " 
     }
 
 
-def box_detections(output: BoxOutput, proposals: Instances, image_size: Int32[Array, " 2"], config: BoxHeadConfig) -> Instances:
-    """The best `config.detections` boxes of one image after NMS a class: refined boxes, labels 1..K, probabilities as scores.
+def box_detections(
+    output: BoxOutput, proposals: Instances, image_size: Int32[Array, " 2"], config: BoxHeadConfig
+) -> Instances:
+    """The best `config.detections` boxes of one image after NMS a class: refined boxes, labels
+    1..K, probabilities as scores.
 
     Args:
         output: predictions for the proposals, [P, K+1] and [P, K, 4].
@@ -118,11 +160,23 @@ def box_detections(output: BoxOutput, proposals: Instances, image_size: Int32[Ar
     """
     scores = jax.nn.softmax(output.logits, axis=-1)[:, 1:]
     anchors = box_ops.sanitize(proposals.boxes, proposals.valid)[:, None]
-    boxes = box_ops.decode(output.deltas, jnp.broadcast_to(anchors, output.deltas.shape), weights=config.box_weights)
+    boxes = box_ops.decode(
+        output.deltas, jnp.broadcast_to(anchors, output.deltas.shape), weights=config.box_weights
+    )
     boxes = box_ops.clip(boxes, image_size)
     sides = boxes[..., 2:] - boxes[..., :2]
-    valid = proposals.valid[:, None] & (scores > config.score_threshold) & jnp.all((sides > 0) & (sides >= config.min_size), axis=-1)
-    rows, classes, filled = multiclass_nms(boxes, scores, valid, iou_threshold=config.nms_iou, max_output=config.detections)
-    found = Instances(boxes=boxes[rows, classes], labels=classes + 1, scores=scores[rows, classes], valid=filled)
+    valid = (
+        proposals.valid[:, None]
+        & (scores > config.score_threshold)
+        & jnp.all((sides > 0) & (sides >= config.min_size), axis=-1)
+    )
+    rows, classes, filled = multiclass_nms(
+        boxes, scores, valid, iou_threshold=config.nms_iou, max_output=config.detections
+    )
+    found = Instances(
+        boxes=boxes[rows, classes], labels=classes + 1, scores=scores[rows, classes], valid=filled
+    )
     assert found.scores is not None
-    return found.replace(boxes=losses.keep(found.boxes, filled), scores=losses.keep(found.scores, filled))
+    return found.replace(
+        boxes=losses.keep(found.boxes, filled), scores=losses.keep(found.scores, filled)
+    )

@@ -1,4 +1,5 @@
-"""Feature pyramid network (Lin et al. 2017): laterals, a top-down path of nearest upsampling, 3x3 outputs, and P6 from P5."""
+"""Feature pyramid network (Lin et al. 2017): laterals, a top-down path of nearest upsampling, 3x3
+outputs, and P6 from P5."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mrcnn_jax.config import Norm
+from mrcnn_jax.config.schema import Norm
 from mrcnn_jax.models.layers import Conv, ConvNorm, Dense
 
 
@@ -17,7 +18,9 @@ def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, 
     Broadcast and reshape: on a CPU the gradient of `jax.image.resize` is many times slower.
     """
     b, h, w, c = x.shape
-    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(
+        b, 2 * h, 2 * w, c
+    )
     return doubled[:, : size[0], : size[1]]
 
 
@@ -29,15 +32,20 @@ class FPN(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features: dict[str, Float[Array, "b _h _w _c"]]) -> dict[str, Float[Array, "b _h _w {self.channels}"]]:
-        """{"c2".."c5"} at strides 4..32 to {"p2".."p6"} at strides 4..64; P6 is every second cell of P5.
+    def __call__(
+        self, features: dict[str, Float[Array, "b _h _w _c"]]
+    ) -> dict[str, Float[Array, "b _h _w {self.channels}"]]:
+        """{"c2".."c5"} at strides 4..32 to {"p2".."p6"} at strides 4..64; P6 is every second cell
+        of P5.
 
         Each finer map has twice the cells of the next one, or one less (odd sizes).
         """
 
         def convolution(x: Array, size: int, name: str) -> Array:
             if self.norm == "frozen_batch":
-                return ConvNorm(self.channels, size, relu=False, dtype=self.dtype, name=name)(x, live=False)
+                return ConvNorm(self.channels, size, relu=False, dtype=self.dtype, name=name)(
+                    x, live=False
+                )
             xavier = nn.initializers.xavier_uniform()
             if size == 1:  # a product of matrices, which is faster on a CPU
                 return Dense(self.channels, xavier, dtype=self.dtype, name=name)(x)

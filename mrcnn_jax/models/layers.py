@@ -1,6 +1,8 @@
-"""Building blocks: layers with a bias, convolution with batch norm, max pooling, cells that are not padding.
+"""Building blocks: layers with a bias, convolution with batch norm, max pooling, cells that are not
+padding.
 
-Shapes are NHWC. `dtype` is the compute dtype; parameters, batch statistics and normalisation are float32.
+Shapes are NHWC. `dtype` is the compute dtype; parameters, batch statistics and normalisation are
+float32.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config import Norm
+from mrcnn_jax.config.schema import Norm
 
 # He et al. 2015 for ReLU, by fan out as ResNets are trained (torchvision does the same).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def cell_mask(image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], stride: int, grid: tuple[int, int]) -> Bool[Array, "b h w 1"]:
-    """Which cells of a feature map of `grid` = (h, w) cells lie on an image: row i where i * stride < height, columns alike.
+def cell_mask(
+    image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], stride: int, grid: tuple[int, int]
+) -> Bool[Array, "b h w 1"]:
+    """Which cells of a feature map of `grid` = (h, w) cells lie on an image: row i where i * stride
+    < height, columns alike.
 
-    The rest is the canvas's padding. `image_sizes` are (height, width) in pixels; an image that is not valid has no cell.
+    The rest is the canvas's padding. `image_sizes` are (height, width) in pixels; an image that is
+    not valid has no cell.
     """
     rows = jnp.arange(grid[0], dtype=jnp.int32)[None, :] * stride < image_sizes[:, :1]
     columns = jnp.arange(grid[1], dtype=jnp.int32)[None, :] * stride < image_sizes[:, 1:]
@@ -36,7 +42,8 @@ def cell_mask(image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], stride
 def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """max(x, 0), whose derivative reads the output.
 
-    The input then has one user, as GPU compilers need to fuse convolution, bias and ReLU; `jax.nn.relu`'s derivative is a second one.
+    The input then has one user, as GPU compilers need to fuse convolution, bias and ReLU;
+    `jax.nn.relu`'s derivative is a second one.
     """
     return jnp.maximum(x, 0)
 
@@ -51,8 +58,9 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """3x3 max pooling, stride 2, padding 1: h2 = ceil(h / 2).
 
-    As maxima of strided slices, first of rows, then of columns: on a CPU the gradient of `nn.max_pool` (select-and-scatter) is several
-    times slower. Where cells tie for the maximum the gradient is shared among them.
+    As maxima of strided slices, first of rows, then of columns: on a CPU the gradient of
+    `nn.max_pool` (select-and-scatter) is several times slower. Where cells tie for the maximum the
+    gradient is shared among them.
     """
     for axis in (1, 2):
         out = (x.shape[axis] + 1) // 2
@@ -60,23 +68,37 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         padding = [(0, 0, 0)] * 4
         padding[axis] = (1, 2 * out - x.shape[axis], 0)
         padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
-        x = reduce(jnp.maximum, [lax.slice_in_dim(padded, i, i + 2 * out - 1, stride=2, axis=axis) for i in range(3)])
+        x = reduce(
+            jnp.maximum,
+            [lax.slice_in_dim(padded, i, i + 2 * out - 1, stride=2, axis=axis) for i in range(3)],
+        )
     return x
 
 
-def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], strides: int) -> Float[Array, "b h2 w2 o"]:
-    """Convolution with (k - 1) // 2 cells of padding on either side, as torch pads ('SAME' pads unevenly at stride 2)."""
+def convolve(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], strides: int
+) -> Float[Array, "b h2 w2 o"]:
+    """Convolution with (k - 1) // 2 cells of padding on either side, as torch pads ('SAME' pads
+    unevenly at stride 2)."""
     size = kernel.shape[0]
     if size == 1:  # a matrix product: on a CPU, faster forward and backward than a convolution
         return lax.dot_general(x[:, ::strides, ::strides], kernel[0, 0], (((3,), (0,)), ((), ())))
-    return lax.conv_general_dilated(x, kernel, (strides, strides), [((size - 1) // 2,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        [((size - 1) // 2,) * 2] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 @jax.custom_vjp
 def add_bias(x: Float[Array, "*n c"], bias: Float[Array, " c"]) -> Float[Array, "*n c"]:
-    """`x` plus a float32 bias in the dtype of `x`, as GPU compilers need it to fuse convolution, bias and ReLU.
+    """`x` plus a float32 bias in the dtype of `x`, as GPU compilers need it to fuse convolution,
+    bias and ReLU.
 
-    The bias's gradient is summed in float32: over the cells of a large map, a sum in bfloat16 is off by a tenth.
+    The bias's gradient is summed in float32: over the cells of a large map, a sum in bfloat16 is
+    off by a tenth.
     """
     return x + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
@@ -93,7 +115,8 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Conv(nn.Module):
-    """3x3 convolution with one cell of padding, as `nn.Conv` but for `add_bias`. Parameters: `kernel` (HWIO) and `bias`."""
+    """3x3 convolution with one cell of padding, as `nn.Conv` but for `add_bias`. Parameters:
+    `kernel` (HWIO) and `bias`."""
 
     features: int
     kernel_init: Any
@@ -102,13 +125,20 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32
+        )
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), 1)
-        return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)) if self.use_bias else y
+        return (
+            add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+            if self.use_bias
+            else y
+        )
 
 
 class Dense(nn.Module):
-    """Fully connected layer, as `nn.Dense` but for `add_bias`. Parameters: `kernel` (IO) and `bias`."""
+    """Fully connected layer, as `nn.Dense` but for `add_bias`. Parameters: `kernel` (IO) and
+    `bias`."""
 
     features: int
     kernel_init: Any = nn.initializers.lecun_normal()
@@ -117,28 +147,34 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+        y = lax.dot_general(
+            x.astype(self.dtype), kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ()))
+        )
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
 def batch_moments(
     x: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"] | None
 ) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
-    """Mean, (biased) variance and number of the cells where the mask is True (None: all), in float32; without such a cell 0, 0, 0."""
+    """Mean, (biased) variance and number of the cells where the mask is True (None: all), in
+    float32; without such a cell 0, 0, 0."""
     if mask is None:
         mask = jnp.ones((*x.shape[:3], 1), bool)
     x = jnp.where(mask, x.astype(jnp.float32), 0.0)
     count = jnp.sum(mask, dtype=jnp.float32)
     mean = jnp.sum(x, axis=(0, 1, 2)) / jnp.maximum(count, 1.0)
     # From the deviations: E[x^2] - E[x]^2 cancels where the mean is large.
-    variance = jnp.sum(jnp.where(mask, jnp.square(x - _wide(mean)), 0.0), axis=(0, 1, 2)) / jnp.maximum(count, 1.0)
+    variance = jnp.sum(
+        jnp.where(mask, jnp.square(x - _wide(mean)), 0.0), axis=(0, 1, 2)
+    ) / jnp.maximum(count, 1.0)
     return mean, variance, count
 
 
 class ConvNorm(nn.Module):
     """Square convolution without bias, batch norm, and ReLU unless `relu` is False.
 
-    Parameters: `kernel` (HWIO), `scale`, `bias` in 'params', the running `mean` and `var` in 'batch_stats'.
+    Parameters: `kernel` (HWIO), `scale`, `bias` in 'params', the running `mean` and `var` in
+    'batch_stats'.
     """
 
     features: int
@@ -151,20 +187,27 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w i"], *, live: bool, mask: Bool[Array, "b h2 w2 1"] | None = None
+        self,
+        x: Float[Array, "b h w i"],
+        *,
+        live: bool,
+        mask: Bool[Array, "b h2 w2 1"] | None = None,
     ) -> Float[Array, "b h2 w2 o"]:
         """The layer's output, h2 = ceil(h / strides), in the compute dtype.
 
         live False: the running statistics, folded into the kernel and a bias; `mask` is not read.
-        live True: the statistics of the batch, over the cells of the output where `mask` is True (None: all). 'batch_stats' has to be
-        mutable: its running statistics move, unless the mask leaves no cell. Cells outside of it are normalised like the others, as
-        they are when the running statistics are used.
+        live True: the statistics of the batch, over the cells of the output where `mask` is True
+        (None: all). 'batch_stats' has to be mutable: its running statistics move, unless the mask
+        leaves no cell. Cells outside of it are normalised like the others, as they are when the
+        running statistics are used.
         """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,), jnp.float32)
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, (self.features,), jnp.float32
+        )
         running_var = self.variable("batch_stats", "var", jnp.ones, (self.features,), jnp.float32)
         x = x.astype(self.dtype)
 
@@ -173,7 +216,9 @@ class ConvNorm(nn.Module):
             mean, var, count = batch_moments(y, mask)
             if not self.is_initializing():
                 for running, new in ((running_mean, mean), (running_var, var)):
-                    moved = self.momentum * running.value + (1.0 - self.momentum) * lax.stop_gradient(new)
+                    moved = self.momentum * running.value + (
+                        1.0 - self.momentum
+                    ) * lax.stop_gradient(new)
                     running.value = jnp.where(count > 0, moved, running.value)
             factor = scale * lax.rsqrt(var + self.epsilon)
             y = ((y - _wide(mean)) * _wide(factor) + _wide(bias)).astype(self.dtype)
@@ -185,11 +230,19 @@ class ConvNorm(nn.Module):
 
 
 def conv_relu(
-    x: Float[Array, "b h w i"], channels: int, norm: Norm, *, kernel_init: Any, dtype: Dtype, name: str
+    x: Float[Array, "b h w i"],
+    channels: int,
+    norm: Norm,
+    *,
+    kernel_init: Any,
+    dtype: Dtype,
+    name: str,
 ) -> Float[Array, "b h w o"]:
-    """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; a normalisation takes the place of the bias.
+    """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; a normalisation takes the
+    place of the bias.
 
-    Group norm is for the features of boxes, which have no padding; those of a box that does not exist are 0, and stay finite.
+    Group norm is for the features of boxes, which have no padding; those of a box that does not
+    exist are 0, and stay finite.
     """
     if norm == "frozen_batch":
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
@@ -197,7 +250,9 @@ def conv_relu(
     if norm == "group":
         groups = math.gcd(32, max(channels // 8, 1), channels)
         # Flax's fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
-        group_norm = nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm")
+        group_norm = nn.GroupNorm(
+            groups, epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm"
+        )
         y = group_norm(y.astype(jnp.float32)).astype(dtype)
     return relu(y)
 

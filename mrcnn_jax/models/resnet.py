@@ -1,4 +1,5 @@
-"""ResNet backbones (He et al. 2016): one block table, v1.5 (stride in the 3x3) and v1 (stride in the first 1x1)."""
+"""ResNet backbones (He et al. 2016): one block table, v1.5 (stride in the 3x3) and v1 (stride in
+the first 1x1)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config import ResNetConfig
+from mrcnn_jax.config.schema import ResNetConfig
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, max_pool, relu
 
 
@@ -29,7 +30,8 @@ EXPANSION = 4  # output channels of a bottleneck, as a multiple of its 3x3's
 
 
 class Block(nn.Module):
-    """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with EXPANSION times the channels at the end (bottleneck)."""
+    """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with EXPANSION times the channels at
+    the end (bottleneck)."""
 
     channels: int
     strides: int
@@ -47,13 +49,25 @@ class Block(nn.Module):
         mask_in: Bool[Array, "b h w 1"] | None,
         mask_out: Bool[Array, "b h2 w2 1"] | None,
     ) -> Float[Array, "b h2 w2 o"]:
-        def conv(name: str, x: Array, channels: int, size: int, strides: int, mask: Array | None, relu: bool = True) -> Array:
-            return ConvNorm(channels, size, strides, relu, self.epsilon, dtype=self.dtype, name=name)(x, live=live, mask=mask)
+        def conv(
+            name: str,
+            x: Array,
+            channels: int,
+            size: int,
+            strides: int,
+            mask: Array | None,
+            relu: bool = True,
+        ) -> Array:
+            return ConvNorm(
+                channels, size, strides, relu, self.epsilon, dtype=self.dtype, name=name
+            )(x, live=live, mask=mask)
 
         if self.bottleneck:
             out = self.channels * EXPANSION
             first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
-            y = conv("conv1", x, self.channels, 1, first, mask_out if self.stride_in_1x1 else mask_in)
+            y = conv(
+                "conv1", x, self.channels, 1, first, mask_out if self.stride_in_1x1 else mask_in
+            )
             y = conv("conv2", y, self.channels, 3, second, mask_out)
             y = conv("conv3", y, out, 1, 1, mask_out, relu=False)
         else:
@@ -96,17 +110,37 @@ class Stage(nn.Module):
             run = nn.remat(run)
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
-            block = Block(self.channels, strides, self.bottleneck, self.stride_in_1x1, self.epsilon, self.dtype, name=f"block{i}")
+            block = Block(
+                self.channels,
+                strides,
+                self.bottleneck,
+                self.stride_in_1x1,
+                self.epsilon,
+                self.dtype,
+                name=f"block{i}",
+            )
             x = run(block, x, mask_in if i == 0 else mask_out, mask_out)
         return x
 
 
-def stage(config: ResNetConfig, number: int, *, remat: bool = False, dtype: Dtype, name: str) -> Stage:
+def stage(
+    config: ResNetConfig, number: int, *, remat: bool = False, dtype: Dtype, name: str
+) -> Stage:
     """res2 .. res5, `number` 2 .. 5."""
     bottleneck, blocks = DEPTHS[config.depth]
     i = number - 2
     strides = 1 if i == 0 else 2
-    return Stage(blocks[i], config.width * 2**i, strides, bottleneck, config.stride_in_1x1, config.norm_epsilon, remat, dtype, name=name)
+    return Stage(
+        blocks[i],
+        config.width * 2**i,
+        strides,
+        bottleneck,
+        config.stride_in_1x1,
+        config.norm_epsilon,
+        remat,
+        dtype,
+        name=name,
+    )
 
 
 class ResNet(nn.Module):
@@ -126,10 +160,12 @@ class ResNet(nn.Module):
         image_sizes: Int32[Array, "b 2"] | None = None,
         valid: Bool[Array, " b"] | None = None,
     ) -> dict[str, Float[Array, "b _h _w _c"]]:
-        """{"c2", "c3", "c4", "c5"} (up to `last`) at strides 4, 8, 16, 32 (sizes rounded up), in the compute dtype.
+        """{"c2", "c3", "c4", "c5"} (up to `last`) at strides 4, 8, 16, 32 (sizes rounded up), in
+        the compute dtype.
 
-        The padding of the canvas has to be zero in `images`. live: batch statistics, if the config's norm is "live" too; they cover
-        the cells on images: `image_sizes` (height, width) in pixels (None: the whole canvas), `valid` images (None: all).
+        The padding of the canvas has to be zero in `images`. live: batch statistics, if the
+        config's norm is "live" too; they cover the cells on images: `image_sizes` (height, width)
+        in pixels (None: the whole canvas), `valid` images (None: all).
         """
         batch, *canvas, _ = images.shape
         live = live and self.config.norm == "live"
@@ -138,13 +174,20 @@ class ResNet(nn.Module):
         if valid is None:
             valid = jnp.ones((batch,), bool)
         # Unused (and removed by the compiler) unless live.
-        masks = {s: cell_mask(image_sizes, valid, s, (-(-canvas[0] // s), -(-canvas[1] // s))) for s in (2, 4, 8, 16, 32)}
+        masks = {
+            s: cell_mask(image_sizes, valid, s, (-(-canvas[0] // s), -(-canvas[1] // s)))
+            for s in (2, 4, 8, 16, 32)
+        }
 
-        stem = ConvNorm(self.config.width, 7, 2, epsilon=self.config.norm_epsilon, dtype=self.dtype, name="stem")
+        stem = ConvNorm(
+            self.config.width, 7, 2, epsilon=self.config.norm_epsilon, dtype=self.dtype, name="stem"
+        )
         x = max_pool(stem(images, live=live, mask=masks[2]))
         features = {}
         for number in range(2, self.last + 1):
-            layer = stage(self.config, number, remat=self.remat, dtype=self.dtype, name=f"layer{number - 1}")
+            layer = stage(
+                self.config, number, remat=self.remat, dtype=self.dtype, name=f"layer{number - 1}"
+            )
             stride = 2**number
             x = layer(x, live=live, mask_in=masks[stride // layer.strides], mask_out=masks[stride])
             features[f"c{number}"] = x

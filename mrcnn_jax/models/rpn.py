@@ -1,4 +1,5 @@
-"""Stage 1, the region proposal network: network, targets, loss and proposals (report table 1; Ren et al. 2015, section 3.1)."""
+"""Stage 1, the region proposal network: network, targets, loss and proposals (report table 1; Ren
+et al. 2015, section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config import RPNConfig
+from mrcnn_jax.config.schema import RPNConfig
 from mrcnn_jax.models.layers import Conv, cell_mask, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
@@ -23,14 +24,16 @@ from mrcnn_jax.structures import Instances
 
 
 class RPNOutput(flax.struct.PyTreeNode):
-    """Predictions for all anchors of all levels, P2 first; within a level by row, column, scale, ratio. Always float32."""
+    """Predictions for all anchors of all levels, P2 first; within a level by row, column, scale,
+    ratio. Always float32."""
 
     logits: Float[Array, "*b a"]
     deltas: Float[Array, "*b a 4"]
 
 
 class RPNHead(nn.Module):
-    """3x3 conv(s), BatchNorm, ReLU, then objectness and deltas; one set of weights and of batch statistics for all levels."""
+    """3x3 conv(s), BatchNorm, ReLU, then objectness and deltas; one set of weights and of batch
+    statistics for all levels."""
 
     config: RPNConfig
     strides: tuple[int, ...]
@@ -45,7 +48,8 @@ class RPNHead(nn.Module):
         valid: Bool[Array, " b"],
         live: bool = False,
     ) -> RPNOutput:
-        """`features` are the maps of `strides`; statistics are taken over the unpadded cells of all valid images when `live`."""
+        """`features` are the maps of `strides`; statistics are taken over the unpadded cells of all
+        valid images when `live`."""
         config = self.config
         batch = features[0].shape[0]
         channels = config.channels or features[0].shape[-1]
@@ -53,21 +57,35 @@ class RPNHead(nn.Module):
         normal = nn.initializers.normal(0.01)
         levels = list(features)
         for i in range(1, config.convs + 1):
-            conv = Conv(channels, normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}")
+            conv = Conv(
+                channels, normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}"
+            )
             levels = [conv(level) for level in levels]
-            if not config.batch_norm:  # on each map: behind the concatenation it could not be fused with its convolution
+            if (
+                not config.batch_norm
+            ):  # on each map: behind the concatenation it could not be fused with its convolution
                 levels = [relu(level) for level in levels]
         # One row a cell over all levels, so that batch statistics are those of all levels together.
         cells = jnp.concatenate([level.reshape(batch, -1, channels) for level in levels], axis=1)
         if config.batch_norm:
             masks = [
-                cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(batch, -1, 1)
+                cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(
+                    batch, -1, 1
+                )
                 for level, stride in zip(features, self.strides, strict=True)
             ]
-            norm = nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, name="norm")
+            norm = nn.BatchNorm(
+                use_running_average=not live,
+                momentum=0.9,
+                epsilon=1e-5,
+                dtype=jnp.float32,
+                name="norm",
+            )
             cells = relu(norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1)))
         cells = cells.astype(jnp.float32)
-        logits = nn.Dense(anchors, kernel_init=normal, name="logits")(cells)  # float32: what decides on boxes
+        logits = nn.Dense(anchors, kernel_init=normal, name="logits")(
+            cells
+        )  # float32: what decides on boxes
         deltas = nn.Dense(4 * anchors, kernel_init=normal, name="deltas")(cells)
         return RPNOutput(logits=logits.reshape(batch, -1), deltas=deltas.reshape(batch, -1, 4))
 
@@ -77,8 +95,11 @@ def level_scales(config: RPNConfig, strides: Sequence[int]) -> list[tuple[int, .
     return [config.scales] if len(strides) == 1 else [(scale,) for scale in config.scales]
 
 
-def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int], strides: Sequence[int]) -> list[np.ndarray]:
-    """float32 anchors [A_l, 4] of each level for a canvas (height, width), in the order of RPNOutput."""
+def pyramid_anchors(
+    config: RPNConfig, canvas: tuple[int, int], strides: Sequence[int]
+) -> list[np.ndarray]:
+    """float32 anchors [A_l, 4] of each level for a canvas (height, width), in the order of
+    RPNOutput."""
     levels = []
     for scales, stride in zip(level_scales(config, strides), strides, strict=True):
         rows, columns = -(-canvas[0] // stride), -(-canvas[1] // stride)
@@ -86,7 +107,9 @@ def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int], strides: Sequenc
         levels.append(
             level_anchors(
                 grid=(rows, columns),
-                stride=(canvas[0] // rows, canvas[1] // columns) if torchvision else (stride, stride),
+                stride=(canvas[0] // rows, canvas[1] // columns)
+                if torchvision
+                else (stride, stride),
                 scales=scales,
                 ratios=config.ratios,
                 offset=0.5 if config.anchor_grid == "centre" else 0.0,
@@ -96,20 +119,33 @@ def pyramid_anchors(config: RPNConfig, canvas: tuple[int, int], strides: Sequenc
     return levels
 
 
-def on_image(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
-    """Anchors whose centre lies in the image of (height, width), not in the canvas's padding; all of them if so configured."""
+def on_image(
+    config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]
+) -> Bool[Array, " a"]:
+    """Anchors whose centre lies in the image of (height, width), not in the canvas's padding; all
+    of them if so configured."""
     if config.anchors_in_padding:
         return jnp.ones(len(anchors), bool)
     height, width = image_size.astype(jnp.float32)
-    return ((anchors[:, 0] + anchors[:, 2]) / 2 < width) & ((anchors[:, 1] + anchors[:, 3]) / 2 < height)
+    return ((anchors[:, 0] + anchors[:, 2]) / 2 < width) & (
+        (anchors[:, 1] + anchors[:, 3]) / 2 < height
+    )
 
 
-def usable_anchors(config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]) -> Bool[Array, " a"]:
-    """Anchors that may be trained on: centred in the image and, if so configured, not across its border."""
+def usable_anchors(
+    config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]
+) -> Bool[Array, " a"]:
+    """Anchors that may be trained on: centred in the image and, if so configured, not across its
+    border."""
     usable = on_image(config, anchors, image_size)
     if not config.anchors_across_border:
         height, width = image_size.astype(jnp.float32)
-        usable &= (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+        usable &= (
+            (anchors[:, 0] >= 0)
+            & (anchors[:, 1] >= 0)
+            & (anchors[:, 2] <= width)
+            & (anchors[:, 3] <= height)
+        )
     return usable
 
 
@@ -121,23 +157,32 @@ class RPNTargets(flax.struct.PyTreeNode):
 
 
 def rpn_labels(
-    anchors: Float[Array, "a 4"], usable: Bool[Array, " a"], ground_truth: Instances, ignore: Instances, config: RPNConfig
+    anchors: Float[Array, "a 4"],
+    usable: Bool[Array, " a"],
+    ground_truth: Instances,
+    ignore: Instances,
+    config: RPNConfig,
 ) -> tuple[Bool[Array, " a"], Bool[Array, " a"], Int32[Array, " a"]]:
     """(positive [A], negative [A], ground-truth index [A]) of one image's anchors.
 
-    Positive: IoU >= positive_iou with some ground-truth box, or the best anchor of one. Negative: IoU < negative_iou with all, and less
-    than crowd_overlap of its area inside any crowd region. The rest is ignored.
+    Positive: IoU >= positive_iou with some ground-truth box, or the best anchor of one. Negative:
+    IoU < negative_iou with all, and less than crowd_overlap of its area inside any crowd region.
+    The rest is ignored.
     """
     gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
     iou = box_ops.iou(anchors, gt_boxes)
     matches = match(iou, ground_truth.valid)
-    positive = usable & ((matches.iou >= config.positive_iou) | best_anchor_mask(iou, usable, ground_truth.valid))
+    positive = usable & (
+        (matches.iou >= config.positive_iou) | best_anchor_mask(iou, usable, ground_truth.valid)
+    )
     in_crowd = inside_crowd(anchors, ignore, config.crowd_overlap)
     negative = usable & ~positive & (matches.iou < config.negative_iou) & ~in_crowd
     return positive, negative, matches.gt_index
 
 
-def inside_crowd(boxes: Float[Array, "n 4"], ignore: Instances, overlap: float) -> Bool[Array, " n"]:
+def inside_crowd(
+    boxes: Float[Array, "n 4"], ignore: Instances, overlap: float
+) -> Bool[Array, " n"]:
     """Boxes with at least `overlap` of their own area inside one crowd region."""
     share = box_ops.intersection_over_area(boxes, box_ops.sanitize(ignore.boxes, ignore.valid))
     return jnp.any((share >= overlap) & ignore.valid[None, :], axis=1)
@@ -151,23 +196,35 @@ def rpn_targets(
     ignore: Instances,
     config: RPNConfig,
 ) -> RPNTargets:
-    """Samples `config.samples` anchors of one image, positives : negatives as near 1 : 1 as there are positives."""
+    """Samples `config.samples` anchors of one image, positives : negatives as near 1 : 1 as there
+    are positives."""
     usable = usable_anchors(config, anchors, image_size)
     positive, negative, gt_index = rpn_labels(anchors, usable, ground_truth, ignore, config)
-    samples = sample(key, positive=positive, negative=negative, count=config.samples, positive_fraction=config.positive_fraction)
+    samples = sample(
+        key,
+        positive=positive,
+        negative=negative,
+        count=config.samples,
+        positive_fraction=config.positive_fraction,
+    )
     gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)[gt_index[samples.indices]]
     deltas = box_ops.encode(gt_boxes, anchors[samples.indices], weights=config.box_weights)
     return RPNTargets(samples=samples, deltas=deltas)
 
 
-def rpn_loss(output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " b"], config: RPNConfig) -> dict[str, Float[Array, ""]]:
-    """Binary cross-entropy of a batch's samples and box loss of its positives, both divided by the number of samples."""
+def rpn_loss(
+    output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " b"], config: RPNConfig
+) -> dict[str, Float[Array, ""]]:
+    """Binary cross-entropy of a batch's samples and box loss of its positives, both divided by the
+    number of samples."""
     samples = targets.samples
     logits = jnp.take_along_axis(output.logits, samples.indices, axis=1)
     deltas = jnp.take_along_axis(output.deltas, samples.indices[..., None], axis=1)
     valid = samples.valid & image_valid[:, None]
     positive = samples.positive & valid
-    objectness = losses.binary_cross_entropy(jnp.where(valid, logits, 0.0), positive.astype(jnp.float32))
+    objectness = losses.binary_cross_entropy(
+        jnp.where(valid, logits, 0.0), positive.astype(jnp.float32)
+    )
     box = losses.box_regression(
         losses.keep(deltas, positive),
         losses.keep(targets.deltas, positive),
@@ -181,8 +238,14 @@ def rpn_loss(output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " 
     }
 
 
-def rpn_proposals(output: RPNOutput, anchors: Sequence[np.ndarray], image_size: Int32[Array, " 2"], config: RPNConfig) -> Instances:
-    """The best `config.proposals` boxes of one image over all levels, after NMS a level; scores are probabilities.
+def rpn_proposals(
+    output: RPNOutput,
+    anchors: Sequence[np.ndarray],
+    image_size: Int32[Array, " 2"],
+    config: RPNConfig,
+) -> Instances:
+    """The best `config.proposals` boxes of one image over all levels, after NMS a level; scores are
+    probabilities.
 
     Args:
         output: predictions of one image, float32 [A] and [A, 4].
@@ -192,25 +255,46 @@ def rpn_proposals(output: RPNOutput, anchors: Sequence[np.ndarray], image_size: 
     candidates: list[Instances] = []
     start = 0
     for level in anchors:
-        logits, deltas = output.logits[start : start + len(level)], output.deltas[start : start + len(level)]
+        logits, deltas = (
+            output.logits[start : start + len(level)],
+            output.deltas[start : start + len(level)],
+        )
         start += len(level)
         in_image = on_image(config, jnp.asarray(level), image_size)
-        top, indices = jax.lax.top_k(jnp.where(in_image, logits, -jnp.inf), min(config.pre_nms, len(level)))
-        boxes = box_ops.clip(box_ops.decode(deltas[indices], jnp.asarray(level)[indices], weights=config.box_weights), image_size)
+        top, indices = jax.lax.top_k(
+            jnp.where(in_image, logits, -jnp.inf), min(config.pre_nms, len(level))
+        )
+        boxes = box_ops.clip(
+            box_ops.decode(
+                deltas[indices], jnp.asarray(level)[indices], weights=config.box_weights
+            ),
+            image_size,
+        )
         sides = boxes[:, 2:] - boxes[:, :2]
         valid = in_image[indices] & jnp.all((sides >= config.min_size) & (sides > 0), axis=1)
         padding = min(config.pre_nms, max(len(a) for a in anchors)) - len(top)
         candidates.append(
             Instances(
                 boxes=jnp.pad(boxes, ((0, padding), (0, 0))),
-                scores=jnp.pad(jnp.where(valid, top, 0.0), (0, padding)),  # logits: probabilities near 1 would tie
+                scores=jnp.pad(
+                    jnp.where(valid, top, 0.0), (0, padding)
+                ),  # logits: probabilities near 1 would tie
                 valid=jnp.pad(valid, (0, padding)),
             )
         )
     levels = jax.tree.map(lambda *fields: jnp.stack(fields), *candidates)
-    keep, kept = jax.vmap(lambda c: nms(c.boxes, c.scores, c.valid, iou_threshold=config.nms_iou, max_output=config.proposals))(levels)
-    survivors = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), jax.vmap(Instances.take)(levels, keep, kept))
+    keep, kept = jax.vmap(
+        lambda c: nms(
+            c.boxes, c.scores, c.valid, iou_threshold=config.nms_iou, max_output=config.proposals
+        )
+    )(levels)
+    survivors = jax.tree.map(
+        lambda field: field.reshape(-1, *field.shape[2:]),
+        jax.vmap(Instances.take)(levels, keep, kept),
+    )
     assert survivors.scores is not None
-    _, best = jax.lax.top_k(jnp.where(survivors.valid, survivors.scores, -jnp.inf), config.proposals)
+    _, best = jax.lax.top_k(
+        jnp.where(survivors.valid, survivors.scores, -jnp.inf), config.proposals
+    )
     proposals = survivors.take(best, jnp.ones(config.proposals, bool))
     return proposals.replace(scores=jax.nn.sigmoid(proposals.scores))

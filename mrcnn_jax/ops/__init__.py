@@ -1,1 +1,2 @@
-"""Pure functions of one image: no batch axis, no parameters, static shapes; `jax.vmap` lifts them at the stage boundary."""
+"""Pure functions of one image: no batch axis, no parameters, static shapes; `jax.vmap` lifts them
+at the stage boundary."""

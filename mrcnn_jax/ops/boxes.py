@@ -1,4 +1,5 @@
-"""Box algebra. Boxes are float32 (x1, y1, x2, y2), continuous, no "+ 1" (see mrcnn_jax.structures)."""
+"""Box algebra. Boxes are float32 (x1, y1, x2, y2), continuous, no "+ 1" (see
+mrcnn_jax.structures)."""
 
 from __future__ import annotations
 
@@ -8,17 +9,21 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Num
 
-# Decoded log sizes are clipped here: a box is at most 62.5 times its anchor, and exp never overflows.
+# Decoded log sizes are clipped here: a box is at most 62.5 times its anchor, and exp never
+# overflows.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
-# Areas of at most this count as 0: the gradient of a quotient divides by their square, which would leave float32.
+# Areas of at most this count as 0: the gradient of a quotient divides by their square, which would
+# leave float32.
 EMPTY_AREA = 1e-19
 
 
 def sanitize(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"]) -> Float32[Array, "*nm"]:
-    """`boxes` with every invalid row replaced by the unit box (0, 0, 1, 1), which no formula divides by zero on.
+    """`boxes` with every invalid row replaced by the unit box (0, 0, 1, 1), which no formula
+    divides by zero on.
 
-    The first half of the select-twice rule (see mrcnn_jax.ops.losses): invalid rows get no gradient, whatever they held.
+    The first half of the select-twice rule (see mrcnn_jax.ops.losses): invalid rows get no
+    gradient, whatever they held.
     """
     return jnp.where(valid[:, None], boxes, jnp.array([[0, 0, 1, 1]], boxes.dtype))
 
@@ -38,54 +43,74 @@ def _intersection(a: Float32[Array, "*n 4"], b: Float32[Array, "*m 4"]) -> Float
 
 
 def _ratio(part: Float32[Array, "*n"], whole: Float32[Array, "*n"]) -> Float32[Array, "*n"]:
-    """part / whole, and 0 where the whole is empty or leaves float32; no NaN gradient there either."""
+    """part / whole, and 0 where the whole is empty or leaves float32; no NaN gradient there
+    either."""
     usable = (whole > EMPTY_AREA) & (whole < jnp.inf)
     return jnp.where(usable, part / jnp.where(usable, whole, 1), 0)
 
 
 def iou(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "*nm"]:
-    """Intersection over union of every pair; 0 where the union is empty (or overflows float32), never NaN for finite boxes."""
+    """Intersection over union of every pair; 0 where the union is empty (or overflows float32),
+    never NaN for finite boxes."""
     intersection = _intersection(a[:, None], b[None])
     return _ratio(intersection, area(a)[:, None] + area(b)[None] - intersection)
 
 
 def giou(a: Float32[Array, "*n 4"], b: Float32[Array, "*n 4"]) -> Float32[Array, "*n"]:
-    """Generalised IoU of each `a` with the `b` of the same row, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
+    """Generalised IoU of each `a` with the `b` of the same row, in [-1, 1] (Rezatofighi et al.
+    2019, algorithm 1).
 
-    IoU less the share of the smallest box around both that neither covers. A share of an empty area (or of one that overflows float32)
-    counts as 0, so two equal boxes without area have 0.
+    IoU less the share of the smallest box around both that neither covers. A share of an empty area
+    (or of one that overflows float32) counts as 0, so two equal boxes without area have 0.
     """
     intersection = _intersection(a, b)
     union = area(a) + area(b) - intersection
-    hull = area(jnp.concatenate([jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], axis=-1))
+    hull = area(
+        jnp.concatenate(
+            [jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], axis=-1
+        )
+    )
     return _ratio(intersection, union) - _ratio(hull - union, hull)
 
 
-def intersection_over_area(a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]) -> Float32[Array, "*nm"]:
-    """Share of the area of each `a` that lies inside each `b` (crowd regions); 0 for an `a` without area."""
+def intersection_over_area(
+    a: Float32[Array, "n 4"], b: Float32[Array, "m 4"]
+) -> Float32[Array, "*nm"]:
+    """Share of the area of each `a` that lies inside each `b` (crowd regions); 0 for an `a` without
+    area."""
     intersection = _intersection(a[:, None], b[None])
     return _ratio(intersection, jnp.broadcast_to(area(a)[:, None], intersection.shape))
 
 
-def encode(boxes: Float32[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]) -> Float32[Array, "*nm"]:
-    """Deltas (tx, ty, tw, th) that lead from `anchors` to `boxes`, times the four `weights` (Faster R-CNN, equation 2).
+def encode(
+    boxes: Float32[Array, "n 4"], anchors: Float32[Array, "n 4"], *, weights: Sequence[float]
+) -> Float32[Array, "*nm"]:
+    """Deltas (tx, ty, tw, th) that lead from `anchors` to `boxes`, times the four `weights` (Faster
+    R-CNN, equation 2).
 
-    tx = (x - xa) / wa and ty = (y - ya) / ha on box centres, tw = log(w / wa), th = log(h / ha). A row whose box or anchor has no
-    area (padding, most often) has no encoding: it gives 0 and no gradient.
+    tx = (x - xa) / wa and ty = (y - ya) / ha on box centres, tw = log(w / wa), th = log(h / ha). A
+    row whose box or anchor has no area (padding, most often) has no encoding: it gives 0 and no
+    gradient.
     """
     defined = (area(boxes) > 0) & (area(anchors) > 0)
     boxes, anchors = sanitize(boxes, defined), sanitize(anchors, defined)
     size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
-    # The difference of the centres is taken corner by corner: large coordinates cancel before they are rounded.
+    # The difference of the centres is taken corner by corner: large coordinates cancel before they
+    # are rounded.
     shift = ((boxes[:, :2] - anchors[:, :2]) + (boxes[:, 2:] - anchors[:, 2:])) / 2
     # Two logarithms: the quotient of extreme sizes would leave float32.
     deltas = jnp.concatenate([shift / anchor_size, jnp.log(size) - jnp.log(anchor_size)], axis=1)
     return deltas * jnp.array([weights], deltas.dtype)
 
 
-def decode(deltas: Float[Array, "*n 4"], anchors: Float32[Array, "*n 4"], *, weights: Sequence[float]) -> Float32[Array, "*n 4"]:
-    """The inverse of `encode`: boxes that `deltas` make of `anchors`. tw and th are clipped at MAX_LOG_SCALE (above only)."""
-    deltas = deltas.astype(jnp.float32) / jnp.broadcast_to(jnp.array(weights, jnp.float32), deltas.shape)
+def decode(
+    deltas: Float[Array, "*n 4"], anchors: Float32[Array, "*n 4"], *, weights: Sequence[float]
+) -> Float32[Array, "*n 4"]:
+    """The inverse of `encode`: boxes that `deltas` make of `anchors`. tw and th are clipped at
+    MAX_LOG_SCALE (above only)."""
+    deltas = deltas.astype(jnp.float32) / jnp.broadcast_to(
+        jnp.array(weights, jnp.float32), deltas.shape
+    )
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
     half = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_size / 2
@@ -93,7 +118,8 @@ def decode(deltas: Float[Array, "*n 4"], anchors: Float32[Array, "*n 4"], *, wei
 
 
 def clip(boxes: Float32[Array, "*n 4"], size: Num[Array, " 2"]) -> Float32[Array, "*n 4"]:
-    """Boxes cut at the borders of an image of `size` = (height, width) pixels; a box outside of it ends without area."""
+    """Boxes cut at the borders of an image of `size` = (height, width) pixels; a box outside of it
+    ends without area."""
     size = jnp.asarray(size).astype(boxes.dtype)
     limits = jnp.broadcast_to(size[jnp.array([1, 0, 1, 0])], boxes.shape)
     return jnp.clip(boxes, 0, limits)

@@ -1,8 +1,9 @@
 """Losses, element by element, and sums over the rows that exist.
 
-The select-twice rule. The rows of a padded set that do not exist may hold anything, NaN included. `where(valid, f(x), 0)` hides
-their value but not their gradient: the zero that flows back is multiplied by f'(NaN) = NaN. So a row that does not exist is
-replaced before the formula (`keep`, or `boxes.sanitize`) and left out after it (`masked_sum`, `masked_mean`):
+The select-twice rule. The rows of a padded set that do not exist may hold anything, NaN included.
+`where(valid, f(x), 0)` hides their value but not their gradient: the zero that flows back is
+multiplied by f'(NaN) = NaN. So a row that does not exist is replaced before the formula (`keep`, or
+`boxes.sanitize`) and left out after it (`masked_sum`, `masked_mean`):
 
     masked_sum(smooth_l1(keep(pred, valid), keep(target, valid), beta=1.0), valid)
 
@@ -19,22 +20,28 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int, Num
 
-from mrcnn_jax.config import BoxLoss
+from mrcnn_jax.config.schema import BoxLoss
 from mrcnn_jax.ops import boxes as box_ops
 
 
 def _like(where: Bool[Array, "*n"], values: Num[Array, "*n ..."]) -> Bool[Array, "*n ..."]:
     """`where`, given for the leading axes of `values`, spread over the others."""
-    return jnp.broadcast_to(where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape)
+    return jnp.broadcast_to(
+        where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape
+    )
 
 
 def keep(values: Num[Array, "*n ..."], where: Bool[Array, "*n"]) -> Num[Array, "*n ..."]:
-    """`values`, and 0 in the rows (leading axes) where `where` is False; no gradient reaches those."""
+    """`values`, and 0 in the rows (leading axes) where `where` is False; no gradient reaches
+    those."""
     return jnp.where(_like(where, values), values, 0)
 
 
-def smooth_l1(pred: Float[Array, "*n"], target: Float[Array, "*n"], *, beta: float) -> Float32[Array, "*n"]:
-    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, elementwise (Fast R-CNN, equation 3); L1 for beta 0."""
+def smooth_l1(
+    pred: Float[Array, "*n"], target: Float[Array, "*n"], *, beta: float
+) -> Float32[Array, "*n"]:
+    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, elementwise (Fast R-CNN, equation 3);
+    L1 for beta 0."""
     pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
     if beta == 0:
         return jnp.abs(pred - target)
@@ -54,8 +61,9 @@ def box_regression(
     Args:
         pred: deltas as `boxes.encode` makes them, times `weights`.
         target: the same of the true boxes.
-        kind: smooth_l1 (Fast R-CNN, equation 3) or l1: summed over the four deltas; giou: 1 - GIoU of the two decoded boxes, in [0, 2]
-            (Rezatofighi et al. 2019), which ignores growth beyond `boxes.MAX_LOG_SCALE`.
+        kind: smooth_l1 (Fast R-CNN, equation 3) or l1: summed over the four deltas; giou: 1 - GIoU
+            of the two decoded boxes, in [0, 2] (Rezatofighi et al. 2019), which ignores growth
+            beyond `boxes.MAX_LOG_SCALE`.
         beta: of smooth_l1.
         weights: of the deltas; only giou reads them.
     """
@@ -65,24 +73,39 @@ def box_regression(
         case "l1":
             return smooth_l1(pred, target, beta=0).sum(-1)
         case "giou":
-            # Moving both boxes or scaling an axis of both leaves GIoU as it is: any anchor does, and this one loses no digits.
+            # Moving both boxes or scaling an axis of both leaves GIoU as it is: any anchor does,
+            # and this one loses no digits.
             anchor = jnp.broadcast_to(jnp.array([-0.5, -0.5, 0.5, 0.5], jnp.float32), pred.shape)
-            return 1 - box_ops.giou(box_ops.decode(pred, anchor, weights=weights), box_ops.decode(target, anchor, weights=weights))
+            return 1 - box_ops.giou(
+                box_ops.decode(pred, anchor, weights=weights),
+                box_ops.decode(target, anchor, weights=weights),
+            )
         case _:
             assert_never(kind)
 
 
-def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float32[Array, "*n"]:
-    """-t log p - (1 - t) log(1 - p) for p = sigmoid(logits), elementwise, stable for any finite logit."""
-    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
+def binary_cross_entropy(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"]
+) -> Float32[Array, "*n"]:
+    """-t log p - (1 - t) log(1 - p) for p = sigmoid(logits), elementwise, stable for any finite
+    logit."""
+    return optax.sigmoid_binary_cross_entropy(
+        logits.astype(jnp.float32), targets.astype(jnp.float32)
+    )
 
 
-def focal(logits: Float[Array, "*n"], targets: Float[Array, "*n"], *, gamma: float, alpha: float) -> Float32[Array, "*n"]:
-    """-alpha_t (1 - p_t)^gamma log p_t for p = sigmoid(logits), elementwise, stable for any finite logit (Lin et al. 2017, equation 5).
+def focal(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"], *, gamma: float, alpha: float
+) -> Float32[Array, "*n"]:
+    """-alpha_t (1 - p_t)^gamma log p_t for p = sigmoid(logits), elementwise, stable for any finite
+    logit (Lin et al. 2017, equation 5).
 
-    p_t is p where the target is 1 and 1 - p where it is 0; alpha_t is `alpha` and 1 - `alpha` there.
+    p_t is p where the target is 1 and 1 - p where it is 0; alpha_t is `alpha` and 1 - `alpha`
+    there.
     """
-    return optax.sigmoid_focal_loss(logits.astype(jnp.float32), targets.astype(jnp.float32), alpha=alpha, gamma=gamma)
+    return optax.sigmoid_focal_loss(
+        logits.astype(jnp.float32), targets.astype(jnp.float32), alpha=alpha, gamma=gamma
+    )
 
 
 def cross_entropy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float32[Array, " n"]:
@@ -98,7 +121,8 @@ def _with_background(logits: Float[Array, "*n k"]) -> Float32[Array, "*n k+1"]:
 def mask_cross_entropy(
     logits: Float[Array, "*n h w k"], targets: Float[Array, "*n h w"], labels: Int[Array, "*n"]
 ) -> Float32[Array, "*n h w"]:
-    """Softmax cross-entropy of each pixel of a mask: its K classes compete, with the background as a further class of logit 0.
+    """Softmax cross-entropy of each pixel of a mask: its K classes compete, with the background as
+    a further class of logit 0.
 
     This is the multinomial loss that the paper compares its own with (He et al. 2017, table 2b).
 
@@ -110,12 +134,17 @@ def mask_cross_entropy(
     classes = logits.shape[-1] + 1
     share = targets.astype(jnp.float32)[..., None]
     object_class = jax.nn.one_hot(labels, classes, dtype=jnp.float32)[..., None, None, :]
-    background = jax.nn.one_hot(jnp.zeros_like(labels), classes, dtype=jnp.float32)[..., None, None, :]
-    return optax.softmax_cross_entropy(_with_background(logits), share * object_class + (1 - share) * background)
+    background = jax.nn.one_hot(jnp.zeros_like(labels), classes, dtype=jnp.float32)[
+        ..., None, None, :
+    ]
+    return optax.softmax_cross_entropy(
+        _with_background(logits), share * object_class + (1 - share) * background
+    )
 
 
 def mask_softmax(logits: Float[Array, "*n k"]) -> Float32[Array, "*n k"]:
-    """Probabilities of the classes 1..K as `mask_cross_entropy` trains them; the background has what they lack of 1."""
+    """Probabilities of the classes 1..K as `mask_cross_entropy` trains them; the background has
+    what they lack of 1."""
     return jax.nn.softmax(_with_background(logits), axis=-1)[..., 1:]
 
 
@@ -125,9 +154,12 @@ def masked_sum(values: Float[Array, "*n ..."], where: Bool[Array, "*n"]) -> Floa
 
 
 def masked_mean(
-    values: Float[Array, "*n ..."], where: Bool[Array, "*n"], denominator: Num[Array, ""] | int | None = None
+    values: Float[Array, "*n ..."],
+    where: Bool[Array, "*n"],
+    denominator: Num[Array, ""] | int | None = None,
 ) -> Float32[Array, ""]:
-    """`masked_sum` over `denominator`, a count: by default of the elements that were summed. A count of 0 gives exactly 0."""
+    """`masked_sum` over `denominator`, a count: by default of the elements that were summed. A
+    count of 0 gives exactly 0."""
     if denominator is None:
         denominator = jnp.sum(_like(where, values))
     # With a count of 0 nothing was summed: any positive denominator does.

@@ -16,13 +16,20 @@ class Matches:
 
 
 def match(iou: Float32[Array, "n g"], gt_valid: Bool[Array, " g"]) -> Matches:
-    """The valid ground-truth box of highest IoU of each row, the first of equals; index 0 and IoU 0 if no box is valid."""
+    """The valid ground-truth box of highest IoU of each row, the first of equals; index 0 and IoU 0
+    if no box is valid."""
     candidates = jnp.where(gt_valid[None, :], iou, -1)
-    return Matches(gt_index=jnp.argmax(candidates, axis=1).astype(jnp.int32), iou=jnp.maximum(jnp.max(candidates, axis=1), 0))
+    return Matches(
+        gt_index=jnp.argmax(candidates, axis=1).astype(jnp.int32),
+        iou=jnp.maximum(jnp.max(candidates, axis=1), 0),
+    )
 
 
-def best_anchor_mask(iou: Float32[Array, "n g"], anchor_valid: Bool[Array, " n"], gt_valid: Bool[Array, " g"]) -> Bool[Array, " n"]:
-    """Anchors that are the best of some ground-truth box, ties included; none for a box that no valid anchor touches (IoU 0)."""
+def best_anchor_mask(
+    iou: Float32[Array, "n g"], anchor_valid: Bool[Array, " n"], gt_valid: Bool[Array, " g"]
+) -> Bool[Array, " n"]:
+    """Anchors that are the best of some ground-truth box, ties included; none for a box that no
+    valid anchor touches (IoU 0)."""
     candidates = jnp.where(anchor_valid[:, None] & gt_valid[None, :], iou, 0)
     best = jnp.max(candidates, axis=0, keepdims=True)
     return jnp.any((candidates == best) & (best > 0), axis=1)

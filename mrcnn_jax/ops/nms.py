@@ -19,11 +19,13 @@ def nms(
 ) -> tuple[Int32[Array, " max_output"], Bool[Array, " max_output"]]:
     """Indices of the boxes that are kept, highest score first, and which of these slots are filled.
 
-    A box is kept if its IoU with every box kept before it is at most `iou_threshold`. Equal scores go by index, lowest first.
-    Empty slots have index 0. `max_output` may exceed n. Invalid rows take no part, whatever they hold.
-    The choice has no gradient.
+    A box is kept if its IoU with every box kept before it is at most `iou_threshold`. Equal scores
+    go by index, lowest first. Empty slots have index 0. `max_output` may exceed n. Invalid rows
+    take no part, whatever they hold. The choice has no gradient.
     """
-    boxes, scores = jax.lax.stop_gradient((box_ops.sanitize(boxes, valid), jnp.where(valid, scores, 0)))
+    boxes, scores = jax.lax.stop_gradient(
+        (box_ops.sanitize(boxes, valid), jnp.where(valid, scores, 0))
+    )
     order = jnp.argsort(-scores)  # stable: equal scores stay in order of their index
     kept = _greedy(boxes[order], valid[order], iou_threshold=iou_threshold)
     (positions,) = jnp.nonzero(kept, size=max_output, fill_value=0)
@@ -31,17 +33,23 @@ def nms(
     return jnp.where(filled, order[positions], 0).astype(jnp.int32), filled
 
 
-def _greedy(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], *, iou_threshold: float) -> Bool[Array, " n"]:
+def _greedy(
+    boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], *, iou_threshold: float
+) -> Bool[Array, " n"]:
     """Which of the boxes, sorted by falling score, are kept."""
     threshold = jnp.asarray(iou_threshold, jnp.float32)
-    return jax.lax.platform_dependent(boxes, valid, threshold, cpu=_greedy_row_by_row, default=_greedy_in_blocks)
+    return jax.lax.platform_dependent(
+        boxes, valid, threshold, cpu=_greedy_row_by_row, default=_greedy_in_blocks
+    )
 
 
-def _greedy_row_by_row(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], threshold: Float32[Array, ""]) -> Bool[Array, " n"]:
+def _greedy_row_by_row(
+    boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], threshold: Float32[Array, ""]
+) -> Bool[Array, " n"]:
     """For a CPU: a step for each box, with its row of the IoU matrix computed on the spot.
 
-    The number of steps is static, so a batch (levels, images) shares one loop; a loop over the kept boxes alone, its end depending on the
-    data, was four times slower.
+    The number of steps is static, so a batch (levels, images) shares one loop; a loop over the kept
+    boxes alone, its end depending on the data, was four times slower.
     """
     rows = jnp.arange(boxes.shape[0])
 
@@ -53,12 +61,18 @@ def _greedy_row_by_row(boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], t
 
 
 def _greedy_in_blocks(
-    boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], threshold: Float32[Array, ""], *, block: int = 256
+    boxes: Float32[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    threshold: Float32[Array, ""],
+    *,
+    block: int = 256,
 ) -> Bool[Array, " n"]:
-    """For a GPU, where a step costs microseconds whatever it does: each block settles its own boxes, then suppresses all after it.
+    """For a GPU, where a step costs microseconds whatever it does: each block settles its own
+    boxes, then suppresses all after it.
 
-    Within a block, "kept unless one kept before it overlaps" is repeated until nothing changes. Each round settles at least one more box
-    of the chain, so there are at most `block` + 1 of them, in practice a few; and what does not change is the greedy choice, by induction.
+    Within a block, "kept unless one kept before it overlaps" is repeated until nothing changes.
+    Each round settles at least one more box of the chain, so there are at most `block` + 1 of them,
+    in practice a few; and what does not change is the greedy choice, by induction.
     """
     earlier = jnp.arange(block)[:, None] < jnp.arange(block)[None, :]
     alive, kept = valid, []
@@ -66,13 +80,19 @@ def _greedy_in_blocks(
         own, left = boxes[start : start + block], alive[:block]
         overlaps = (box_ops.iou(own, own) > threshold) & earlier[: len(own), : len(own)]
 
-        def settle(state: tuple[Array, Array], overlaps: Array = overlaps, left: Array = left) -> tuple[Array, Array]:
+        def settle(
+            state: tuple[Array, Array], overlaps: Array = overlaps, left: Array = left
+        ) -> tuple[Array, Array]:
             _, kept = state
             return kept, left & ~jnp.any(overlaps & kept[:, None], axis=0)
 
-        _, own_kept = jax.lax.while_loop(lambda state: jnp.any(state[0] != state[1]), settle, (jnp.zeros_like(left), left))
+        _, own_kept = jax.lax.while_loop(
+            lambda state: jnp.any(state[0] != state[1]), settle, (jnp.zeros_like(left), left)
+        )
         later = boxes[start + block :]
-        alive = alive[block:] & ~jnp.any((box_ops.iou(own, later) > threshold) & own_kept[:, None], axis=0)
+        alive = alive[block:] & ~jnp.any(
+            (box_ops.iou(own, later) > threshold) & own_kept[:, None], axis=0
+        )
         kept.append(own_kept)
     return jnp.concatenate(kept) if kept else valid
 
@@ -85,21 +105,30 @@ def multiclass_nms(
     iou_threshold: float,
     max_output: int,
 ) -> tuple[Int32[Array, " max_output"], Int32[Array, " max_output"], Bool[Array, " max_output"]]:
-    """The best `max_output` boxes over all classes after `nms` within each: rows, classes, and which of these slots are filled.
+    """The best `max_output` boxes over all classes after `nms` within each: rows, classes, and
+    which of these slots are filled.
 
-    Highest score first; equal scores go by class, then by row, lowest first. Empty slots have row and class 0. Scores of valid boxes are
-    above -inf. There is a box a class in each row; those not valid take no part, whatever they hold.
+    Highest score first; equal scores go by class, then by row, lowest first. Empty slots have row
+    and class 0. Scores of valid boxes are above -inf. There is a box a class in each row; those not
+    valid take no part, whatever they hold.
 
-    What is suppressed never beats what suppressed it: so the best box of all that are left is kept, and only its class has to be looked
-    at again. That takes `max_output` steps of one class each, where a loop a class takes N steps of all of them.
+    What is suppressed never beats what suppressed it: so the best box of all that are left is kept,
+    and only its class has to be looked at again. That takes `max_output` steps of one class each,
+    where a loop a class takes N steps of all of them.
     """
     rows = jnp.arange(scores.shape[0])
     flat = box_ops.sanitize(boxes.reshape(-1, 4), valid.reshape(-1)).reshape(boxes.shape)
     by_class = jax.lax.stop_gradient(flat).transpose(1, 0, 2)
     left = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf)).T
 
-    def keep(slot: Int32[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        left, best, kept = carry  # scores not yet kept or suppressed [k, n], the best of each class [k], what was kept [max_output, 3]
+    def keep(
+        slot: Int32[Array, ""], carry: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        left, best, kept = (
+            # scores not yet kept or suppressed [k, n], the best of each class [k], what was kept
+            # [max_output, 3]
+            carry
+        )
         label = jnp.argmax(best)
         row = jax.lax.dynamic_index_in_dim(left, label, keepdims=False)
         first = jnp.argmax(row)
@@ -109,6 +138,8 @@ def multiclass_nms(
         chosen = jnp.stack([first, label, (best[label] > -jnp.inf).astype(jnp.int32)])
         return left.at[label].set(row), best.at[label].set(jnp.max(row)), kept.at[slot].set(chosen)
 
-    _, _, kept = jax.lax.fori_loop(0, max_output, keep, (left, left.max(axis=1), jnp.zeros((max_output, 3), jnp.int32)))
+    _, _, kept = jax.lax.fori_loop(
+        0, max_output, keep, (left, left.max(axis=1), jnp.zeros((max_output, 3), jnp.int32))
+    )
     filled = kept[:, 2] > 0
     return jnp.where(filled, kept[:, 0], 0), jnp.where(filled, kept[:, 1], 0), filled

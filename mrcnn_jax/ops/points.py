@@ -1,7 +1,8 @@
-"""Points of a box instead of cells: bilinear samples there, the most uncertain of them, and masks that double by them (PointRend).
+"""Points of a box instead of cells: bilinear samples there, the most uncertain of them, and masks
+that double by them (PointRend).
 
-A point is (x, y) in [0, 1] of its box; the centre of cell i of M lies at (i + 0.5) / M. Between the border of a grid and the centres of its
-outermost cells the value is that of these cells.
+A point is (x, y) in [0, 1] of its box; the centre of cell i of M lies at (i + 0.5) / M. Between the
+border of a grid and the centres of its outermost cells the value is that of these cells.
 """
 
 from __future__ import annotations
@@ -27,16 +28,21 @@ def sample_map(
 ) -> Float[Array, "n q c"]:
     """A feature map at points of boxes, in its dtype; its cells are `stride` pixels wide.
 
-    Boxes and points get no gradient. Invalid rows give exactly 0, and no gradient, whatever their boxes hold.
+    Boxes and points get no gradient. Invalid rows give exactly 0, and no gradient, whatever their
+    boxes hold.
     """
     height, width, channels = feature.shape
     box = in_cells(boxes, valid, jnp.zeros(len(boxes), jnp.int32), (stride,))[:, None]
     at = box[..., :2] + points * (box[..., 2:] - box[..., :2])
-    values = _bilinear(feature.reshape(-1, channels), jnp.zeros(len(boxes), jnp.int32), at, (height, width))
+    values = _bilinear(
+        feature.reshape(-1, channels), jnp.zeros(len(boxes), jnp.int32), at, (height, width)
+    )
     return jnp.where(valid[:, None, None], values, 0)
 
 
-def sample_grids(grids: Float[Array, "n m m"], points: Float32[Array, "n q 2"]) -> Float[Array, "n q"]:
+def sample_grids(
+    grids: Float[Array, "n m m"], points: Float32[Array, "n q 2"]
+) -> Float[Array, "n q"]:
     """Each box's own M x M grid at points of the box; differentiable in `grids`."""
     n, size, _ = grids.shape
     starts = jnp.arange(n, dtype=jnp.int32) * size**2
@@ -44,14 +50,22 @@ def sample_grids(grids: Float[Array, "n m m"], points: Float32[Array, "n q 2"]) 
 
 
 def _bilinear(
-    table: Float[Array, "rows c"], starts: Int32[Array, " n"], at: Float32[Array, "n q 2"], sides: tuple[int, int]
+    table: Float[Array, "rows c"],
+    starts: Int32[Array, " n"],
+    at: Float32[Array, "n q 2"],
+    sides: tuple[int, int],
 ) -> Float[Array, "n q c"]:
-    """Grids of `sides` = (h, w) cells, that of row n from `starts[n]` on in the table, at (x, y) in cells: cell i covers [i, i + 1)."""
+    """Grids of `sides` = (h, w) cells, that of row n from `starts[n]` on in the table, at (x, y) in
+    cells: cell i covers [i, i + 1)."""
     last = jnp.array([[[sides[1] - 1, sides[0] - 1]]], jnp.int32)
-    at = jnp.clip(jnp.nan_to_num(jax.lax.stop_gradient(at)) - 0.5, 0, last.astype(jnp.float32))  # NaN, of a model that diverged
+    at = jnp.clip(
+        jnp.nan_to_num(jax.lax.stop_gradient(at)) - 0.5, 0, last.astype(jnp.float32)
+    )  # NaN, of a model that diverged
     low = jnp.floor(at).astype(jnp.int32)
     upper = at - low.astype(jnp.float32)
-    x, y = jnp.moveaxis(jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1), 2, 0)  # each [n, q, 2]: lower and upper cell
+    x, y = jnp.moveaxis(
+        jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1), 2, 0
+    )  # each [n, q, 2]: lower and upper cell
     x_weight, y_weight = jnp.moveaxis(jnp.stack([1 - upper, upper], axis=-1), 2, 0)
     indices = starts[:, None, None, None] + y[..., :, None] * sides[1] + x[..., None, :]
     weights = y_weight[..., :, None] * x_weight[..., None, :]
@@ -60,25 +74,40 @@ def _bilinear(
 
 
 def uncertain_points(
-    key: PRNGKeyArray, logits: Float[Array, "n m m"], *, count: int, oversampling: int, uncertain_fraction: float
+    key: PRNGKeyArray,
+    logits: Float[Array, "n m m"],
+    *,
+    count: int,
+    oversampling: int,
+    uncertain_fraction: float,
 ) -> Float32[Array, "n count 2"]:
     """Random points of each box, most of them where its mask is uncertain (PointRend, section 3.1).
 
-    floor(count * uncertain_fraction) are those of oversampling * count uniform ones whose logit is nearest to 0; the rest is uniform.
+    floor(count * uncertain_fraction) are those of oversampling * count uniform ones whose logit is
+    nearest to 0; the rest is uniform.
     """
     uncertain = math.floor(count * uncertain_fraction + 1e-6)  # as in `sampling.sample`
     candidates_key, rest_key = jax.random.split(key)
-    candidates = jax.random.uniform(candidates_key, (len(logits), oversampling * count, 2), jnp.float32)
+    candidates = jax.random.uniform(
+        candidates_key, (len(logits), oversampling * count, 2), jnp.float32
+    )
     certainty = jnp.abs(sample_grids(jax.lax.stop_gradient(logits), candidates).astype(jnp.float32))
     _, chosen = jax.lax.top_k(-certainty, uncertain)
     rest = jax.random.uniform(rest_key, (len(logits), count - uncertain, 2), jnp.float32)
-    return jnp.concatenate([jnp.take_along_axis(candidates, chosen[..., None], axis=1), rest], axis=1)
+    return jnp.concatenate(
+        [jnp.take_along_axis(candidates, chosen[..., None], axis=1), rest], axis=1
+    )
 
 
 def subdivide(
-    logits: Float32[Array, "*n m m"], predict: Callable[[Float32[Array, "*n q 2"]], Float32[Array, "*n q"]], *, steps: int, count: int
+    logits: Float32[Array, "*n m m"],
+    predict: Callable[[Float32[Array, "*n q 2"]], Float32[Array, "*n q"]],
+    *,
+    steps: int,
+    count: int,
 ) -> Float32[Array, "*n m2 m2"]:
-    """Masks doubled `steps` times, bilinearly, each time with the `count` cells nearest to logit 0 predicted anew (PointRend, 3.1).
+    """Masks doubled `steps` times, bilinearly, each time with the `count` cells nearest to logit 0
+    predicted anew (PointRend, 3.1).
 
     Args:
         logits: of the masks; 0 is their outline.
@@ -90,6 +119,10 @@ def subdivide(
         side = 2 * size
         flat = jax.image.resize(logits, (*rows, side, side), "linear").reshape(*rows, side * side)
         _, cells = jax.lax.top_k(-jnp.abs(flat), min(count, side * side))
-        points = (jnp.stack([cells % side, cells // side], axis=-1).astype(jnp.float32) + 0.5) / side
-        logits = jnp.put_along_axis(flat, cells, predict(points), axis=-1, inplace=False).reshape(*rows, side, side)
+        points = (
+            jnp.stack([cells % side, cells // side], axis=-1).astype(jnp.float32) + 0.5
+        ) / side
+        logits = jnp.put_along_axis(flat, cells, predict(points), axis=-1, inplace=False).reshape(
+            *rows, side, side
+        )
     return logits

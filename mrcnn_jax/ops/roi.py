@@ -1,4 +1,5 @@
-"""Features of a box: the FPN level rule, RoIAlign, RoIWarp, and the switch between these and RoIPool."""
+"""Features of a box: the FPN level rule, RoIAlign, RoIWarp, and the switch between these and
+RoIPool."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from mrcnn_jax.config import RoIConfig
+from mrcnn_jax.config.schema import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
 
@@ -25,12 +26,16 @@ def roi_features(
     output_size: int,
     config: RoIConfig,
 ) -> Float[Array, "n p p c"]:
-    """P x P features of each box by the operation that `config` names: `roi_align`, `roi_pool` or `roi_warp`.
+    """P x P features of each box by the operation that `config` names: `roi_align`, `roi_pool` or
+    `roi_warp`.
 
     A single map is a list of one, with all `levels` 0.
     """
     place: dict[str, Any] = {"levels": levels, "strides": strides, "output_size": output_size}
-    samples: dict[str, Any] = {"sampling_ratio": config.sampling_ratio, "max_sampling_ratio": config.max_sampling_ratio}
+    samples: dict[str, Any] = {
+        "sampling_ratio": config.sampling_ratio,
+        "max_sampling_ratio": config.max_sampling_ratio,
+    }
     match config.op:
         case "align":
             return roi_align(features, boxes, valid, **place, **samples, aligned=config.aligned)
@@ -51,13 +56,17 @@ def assign_levels(
     max_level: int,
     epsilon: float = 0.0,
 ) -> Int32[Array, " n"]:
-    """FPN level of each box: floor(canonical_level + log2(sqrt(w h) / canonical_size) + epsilon), clamped (FPN paper, equation 1).
+    """FPN level of each box: floor(canonical_level + log2(sqrt(w h) / canonical_size) + epsilon),
+    clamped (FPN paper, equation 1).
 
     A box without area goes to `min_level`.
     """
-    # Level l begins at side canonical_size * 2^(l - canonical_level - epsilon): counting the beginnings that a box has passed is the
-    # same rule without a logarithm, exact at the borders and defined for any box.
-    starts = canonical_size * 2.0 ** (np.arange(min_level + 1, max_level + 1) - canonical_level - epsilon)
+    # Level l begins at side canonical_size * 2^(l - canonical_level - epsilon): counting the
+    # beginnings that a box has passed is the same rule without a logarithm, exact at the borders
+    # and defined for any box.
+    starts = canonical_size * 2.0 ** (
+        np.arange(min_level + 1, max_level + 1) - canonical_level - epsilon
+    )
     passed = box_ops.area(boxes)[:, None] >= jnp.array([starts**2], jnp.float32)
     return min_level + jnp.sum(passed, axis=1, dtype=jnp.int32)
 
@@ -74,17 +83,20 @@ def roi_align(
     aligned: bool = True,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
-    """Average of bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3); torchvision's roi_align.
+    """Average of bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3);
+    torchvision's roi_align.
 
     Args:
         levels: indices into `features`, whose cells are `strides` pixels wide.
-        sampling_ratio: samples a bin and axis. 0: as many as the bin has cells, rounded up; a box turned inside out or without area
-            then gives 0.
-        aligned: pixel centres of a map lie at (i + 0.5) * stride. False: at i * stride, and a box is at least one cell wide and high.
-        max_sampling_ratio: bound where `sampling_ratio` is 0. The cost is that of as many samples in every bin.
+        sampling_ratio: samples a bin and axis. 0: as many as the bin has cells, rounded up; a box
+            turned inside out or without area then gives 0.
+        aligned: pixel centres of a map lie at (i + 0.5) * stride. False: at i * stride, and a box
+            is at least one cell wide and high.
+        max_sampling_ratio: bound where `sampling_ratio` is 0. The cost is that of as many samples
+            in every bin.
 
-    A sample more than one cell centre outside of its map gives 0, one less far outside the value at the border. Coordinates and the
-    average are float32, the result has the features' dtype.
+    A sample more than one cell centre outside of its map gives 0, one less far outside the value at
+    the border. Coordinates and the average are float32, the result has the features' dtype.
 
     Boxes get no gradient. Invalid rows give exactly 0, and no gradient, whatever they hold.
     """
@@ -94,7 +106,9 @@ def roi_align(
     start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not aligned:
         extent = jnp.maximum(extent, 1)
-    return _sampled(features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio)
+    return _sampled(
+        features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio
+    )
 
 
 def roi_warp(
@@ -108,13 +122,16 @@ def roi_warp(
     sampling_ratio: int,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
-    """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2, on RoIWarp).
+    """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2,
+    on RoIWarp).
 
     Cell i of a map covers [i, i + 1). The rest is as in `roi_align`.
     """
     first, cells = quantise(in_cells(boxes, valid, levels, strides))
     start, extent = first.astype(jnp.float32) - 0.5, cells.astype(jnp.float32)
-    return _sampled(features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio)
+    return _sampled(
+        features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio
+    )
 
 
 def _sampled(
@@ -127,14 +144,19 @@ def _sampled(
     sampling_ratio: int,
     max_sampling_ratio: int,
 ) -> Float[Array, "n p p c"]:
-    """Average of bilinear samples in P x P bins of regions: (x, y) in cells, whose centres are whole numbers."""
+    """Average of bilinear samples in P x P bins of regions: (x, y) in cells, whose centres are
+    whole numbers."""
     levels = jnp.where(valid, levels, 0)
     grids = np.array([feature.shape[:2] for feature in features], np.int32)
     sides = jnp.array(grids)[levels]
     offset = jnp.array(np.cumsum(grids.prod(axis=1)) - grids.prod(axis=1), jnp.int32)[levels]
 
-    x, x_weight = _axis_samples(start[:, 0], extent[:, 0], sides[:, 1], output_size, sampling_ratio, max_sampling_ratio)
-    y, y_weight = _axis_samples(start[:, 1], extent[:, 1], sides[:, 0], output_size, sampling_ratio, max_sampling_ratio)
+    x, x_weight = _axis_samples(
+        start[:, 0], extent[:, 0], sides[:, 1], output_size, sampling_ratio, max_sampling_ratio
+    )
+    y, y_weight = _axis_samples(
+        start[:, 1], extent[:, 1], sides[:, 0], output_size, sampling_ratio, max_sampling_ratio
+    )
     row_start = offset[:, None, None] + y * sides[:, 1, None, None]
     # [n, p, p, 2 s, 2 s]: box, bin row, bin column, vertical cells, horizontal cells
     indices = row_start[:, :, None, :, None] + x[:, None, :, None, :]
@@ -153,12 +175,14 @@ def _axis_samples(
     sampling_ratio: int,
     max_sampling_ratio: int,
 ) -> tuple[Int32[Array, "n p k"], Float32[Array, "n p k"]]:
-    """Cells that the samples of each bin read along one axis, and their weights: K = 2 s, the lower ones of s samples, then the upper."""
+    """Cells that the samples of each bin read along one axis, and their weights: K = 2 s, the lower
+    ones of s samples, then the upper."""
     slots = jnp.arange(sampling_ratio or max_sampling_ratio, dtype=jnp.float32)[None]
     if sampling_ratio:
         count = jnp.full_like(extent, sampling_ratio)
     else:
-        # ceil(extent / output_size) without the division, which XLA rounds otherwise where the quotient is whole.
+        # ceil(extent / output_size) without the division, which XLA rounds otherwise where the
+        # quotient is whole.
         count = jnp.sum(extent[:, None] > slots * output_size, axis=1, dtype=jnp.float32)
     used = slots < count[:, None]
     count = jnp.maximum(count, 1)[:, None, None]
@@ -166,22 +190,31 @@ def _axis_samples(
     at = start[:, None, None] + bins * extent[:, None, None] / output_size
     last = (cells - 1)[:, None, None]
     within = (at >= -1) & (at <= cells.astype(jnp.float32)[:, None, None])
-    at = jnp.clip(jnp.where(within, at, 0), 0, last.astype(jnp.float32))  # NaN, of a model that diverged, is not within
+    at = jnp.clip(
+        jnp.where(within, at, 0), 0, last.astype(jnp.float32)
+    )  # NaN, of a model that diverged, is not within
     low = jnp.floor(at).astype(jnp.int32)
     upper = at - low.astype(jnp.float32)
-    weight = jnp.where(jnp.tile(within & used[:, None], 2), jnp.concatenate([1 - upper, upper], axis=2) / count, 0)
+    weight = jnp.where(
+        jnp.tile(within & used[:, None], 2), jnp.concatenate([1 - upper, upper], axis=2) / count, 0
+    )
     return jnp.concatenate([low, jnp.minimum(low + 1, last)], axis=2), weight
 
 
 @jax.custom_vjp
 def weighted_gather(
-    table: Float[Array, "rows c"], indices: Int32[Array, "n p p t"], weights: Float32[Array, "n p p t"]
+    table: Float[Array, "rows c"],
+    indices: Int32[Array, "n p p t"],
+    weights: Float32[Array, "n p p t"],
 ) -> Float[Array, "n p p c"]:
-    """Sum over t of weights[..., t] * table[indices[..., t]], in float32; differentiable in `table` alone.
+    """Sum over t of weights[..., t] * table[indices[..., t]], in float32; differentiable in `table`
+    alone.
 
-    Forward, T gathers that XLA fuses with their sum; backward, one scatter-add, where autodiff makes T of them. On a CPU a step that has a
-    backward pass goes box by box in both. That stays in the caches, and the backward is three times as fast. And for a convolution that
-    reads the forward's sum in another order XLA would compute it once more, in that order; of what a loop made it cannot.
+    Forward, T gathers that XLA fuses with their sum; backward, one scatter-add, where autodiff
+    makes T of them. On a CPU a step that has a backward pass goes box by box in both. That stays in
+    the caches, and the backward is three times as fast. And for a convolution that reads the
+    forward's sum in another order XLA would compute it once more, in that order; of what a loop
+    made it cannot.
     """
     return _gather(table, indices, weights)
 
@@ -189,7 +222,9 @@ def weighted_gather(
 def _gather(table: Array, indices: Array, weights: Array) -> Array:
     total = jnp.zeros((*indices.shape[:-1], table.shape[-1]), jnp.float32)
     for term in range(indices.shape[-1]):
-        total += weights[..., term, None] * table.at[indices[..., term]].get(mode="promise_in_bounds").astype(jnp.float32)
+        total += weights[..., term, None] * table.at[indices[..., term]].get(
+            mode="promise_in_bounds"
+        ).astype(jnp.float32)
     return total.astype(table.dtype)
 
 
@@ -197,17 +232,25 @@ def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
     return jax.lax.map(lambda box: _gather(table, *box), (indices, weights))
 
 
-def _weighted_gather_forward(table: Array, indices: Array, weights: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    gathered = jax.lax.platform_dependent(table, indices, weights, cpu=_gather_box_by_box, default=_gather)
+def _weighted_gather_forward(
+    table: Array, indices: Array, weights: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    gathered = jax.lax.platform_dependent(
+        table, indices, weights, cpu=_gather_box_by_box, default=_gather
+    )
     # The backward reads the table's shape and dtype only, so a jit does not keep its values.
     return gathered, (table, indices, weights)
 
 
-def _weighted_gather_backward(residuals: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+def _weighted_gather_backward(
+    residuals: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, None, None]:
     table, indices, weights = residuals
     # Float32 even for bfloat16 features: many samples fall into one cell.
     nothing = jnp.zeros(table.shape, jnp.float32)
-    gradient = jax.lax.platform_dependent(nothing, indices, weights, cotangent, cpu=_scatter_box_by_box, default=_scatter)
+    gradient = jax.lax.platform_dependent(
+        nothing, indices, weights, cotangent, cpu=_scatter_box_by_box, default=_scatter
+    )
     return gradient.astype(table.dtype), None, None
 
 
@@ -217,7 +260,9 @@ def _scatter(total: Array, indices: Array, weights: Array, cotangent: Array) -> 
 
 
 def _scatter_box_by_box(total: Array, *boxes: Array) -> Array:
-    return jax.lax.fori_loop(0, len(boxes[0]), lambda i, total: _scatter(total, *(x[i] for x in boxes)), total)
+    return jax.lax.fori_loop(
+        0, len(boxes[0]), lambda i, total: _scatter(total, *(x[i] for x in boxes)), total
+    )
 
 
 weighted_gather.defvjp(_weighted_gather_forward, _weighted_gather_backward)

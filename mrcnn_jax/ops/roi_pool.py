@@ -1,8 +1,9 @@
 """RoIPool: the maximum over bins of whole cells, of any size, at a static cost.
 
-A bin may be one cell or the whole map, and shapes are static. So each map gets a pyramid of maxima over windows of 1, 8, 32, 128, ...
-cells along each axis, and a bin is the maximum of the few windows that cover it exactly. Windows overlap, which a maximum does
-not mind: along 272 cells nine of them make any range, and the pyramid holds 2.7 times the cells of the map.
+A bin may be one cell or the whole map, and shapes are static. So each map gets a pyramid of maxima
+over windows of 1, 8, 32, 128, ... cells along each axis, and a bin is the maximum of the few
+windows that cover it exactly. Windows overlap, which a maximum does not mind: along 272 cells nine
+of them make any range, and the pyramid holds 2.7 times the cells of the map.
 """
 
 from __future__ import annotations
@@ -19,23 +20,30 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from mrcnn_jax.ops import boxes as box_ops
 
-# Boxes are cut this many cells from the origin: int32 holds no infinity, and the table of bin sizes below has an end.
+# Boxes are cut this many cells from the origin: int32 holds no infinity, and the table of bin sizes
+# below has an end.
 _FURTHEST = 8192
 _NOWHERE = np.iinfo(np.int32).max
 
 
 def in_cells(
-    boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], levels: Int32[Array, " n"], strides: Sequence[int]
+    boxes: Float32[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    levels: Int32[Array, " n"],
+    strides: Sequence[int],
 ) -> Float32[Array, "n 4"]:
-    """Boxes in cells of the maps they belong to, without gradient. An invalid row gives some finite box."""
+    """Boxes in cells of the maps they belong to, without gradient. An invalid row gives some finite
+    box."""
     boxes = jax.lax.stop_gradient(box_ops.sanitize(boxes, valid))
     return boxes * jnp.array(1 / np.array(strides), jnp.float32)[jnp.where(valid, levels, 0), None]
 
 
 def quantise(boxes: Float32[Array, "n 4"]) -> tuple[Int32[Array, "n 2"], Int32[Array, "n 2"]]:
-    """(first cell, number of cells) of boxes in cells, each along (x, y) (Fast R-CNN, as torchvision has it).
+    """(first cell, number of cells) of boxes in cells, each along (x, y) (Fast R-CNN, as
+    torchvision has it).
 
-    The corners are rounded, halves away from zero, and both cells belong to the box: it has at least one along each axis.
+    The corners are rounded, halves away from zero, and both cells belong to the box: it has at
+    least one along each axis.
     """
     corners = jnp.nan_to_num(jax.lax.round(boxes))  # NaN, of a model that diverged, is 0
     corners = jnp.clip(corners, -_FURTHEST, _FURTHEST).astype(jnp.int32)
@@ -51,11 +59,13 @@ def roi_pool(
     strides: Sequence[int],
     output_size: int,
 ) -> Float[Array, "n p p c"]:
-    """Maximum over each of P x P bins of each box, rounded to whole cells twice: the box, then its bins (Fast R-CNN, section 2.1).
+    """Maximum over each of P x P bins of each box, rounded to whole cells twice: the box, then its
+    bins (Fast R-CNN, section 2.1).
 
-    Values and gradients are those of torchvision's roi_pool: bins overlap where the box is no multiple of P, are cut at the border of
-    the map, and give 0 where nothing is left; the first of equal maxima, row by row, gets the gradient (accumulated in float32).
-    `levels` are indices into `features`, whose cells are `strides` pixels wide.
+    Values and gradients are those of torchvision's roi_pool: bins overlap where the box is no
+    multiple of P, are cut at the border of the map, and give 0 where nothing is left; the first of
+    equal maxima, row by row, gets the gradient (accumulated in float32). `levels` are indices into
+    `features`, whose cells are `strides` pixels wide.
 
     Boxes get no gradient. Invalid rows give exactly 0, and no gradient, whatever they hold.
     """
@@ -75,7 +85,9 @@ def roi_pool(
     y_level, y = y_level[:, :, None, :, None], y[:, :, None, :, None]
     x_level, x = x_level[:, None, :, None, :], x[:, None, :, None, :]
     level = levels[:, None, None, None, None]
-    rows = jnp.array(starts)[level, y_level, x_level] + y * jnp.array(counts[:, 1])[level, x_level] + x
+    rows = (
+        jnp.array(starts)[level, y_level, x_level] + y * jnp.array(counts[:, 1])[level, x_level] + x
+    )
 
     pooled = _maximum(tuple(features), rows.reshape(*rows.shape[:3], -1))
     filled = valid[:, None, None] & (top < bottom)[:, :, None] & (left < right)[:, None, :]
@@ -85,9 +97,10 @@ def roi_pool(
 def _bins(
     first: Int32[Array, " n"], cells: Int32[Array, " n"], side: Int32[Array, " n"], output_size: int
 ) -> tuple[Int32[Array, "n p"], Int32[Array, "n p"]]:
-    """First cell of each bin along one axis, and the one after its last, inside a map of `side` cells."""
-    # Which cells bins share hangs on the last bit of this quotient. A table has it rounded as IEEE asks; XLA's own division by a
-    # constant has not.
+    """First cell of each bin along one axis, and the one after its last, inside a map of `side`
+    cells."""
+    # Which cells bins share hangs on the last bit of this quotient. A table has it rounded as IEEE
+    # asks; XLA's own division by a constant has not.
     quotients = np.arange(2 * _FURTHEST + 2, dtype=np.float32) / np.float32(output_size)
     size = jnp.array(quotients)[cells, None]
     edges = jnp.arange(output_size + 1, dtype=jnp.float32)[None]
@@ -97,22 +110,27 @@ def _bins(
 
 
 class _Window(NamedTuple):
-    """Windows of a level of the pyramid along one axis: window i covers the `size` cells from i * `stride` on."""
+    """Windows of a level of the pyramid along one axis: window i covers the `size` cells from i *
+    `stride` on."""
 
     size: int
     stride: int
 
 
 def _windows(side: int) -> list[_Window]:
-    """Levels of the pyramid over `side` cells: the cells, then windows of 2 * 4^k cells every 4^k / 2 as long as these fit."""
+    """Levels of the pyramid over `side` cells: the cells, then windows of 2 * 4^k cells every 4^k /
+    2 as long as these fit."""
     windows = [_Window(1, 1)]
     while (size := 2 * 4 ** len(windows)) <= side:
         windows.append(_Window(size, size // 4))
     return windows
 
 
-def _furthest(at: Any, low: Any, high: Any, windows: Sequence[_Window], xp: ModuleType) -> tuple[Any, Any, Any]:
-    """(level, index, end) of the window inside [low, high), from `at` or before it on, that ends last; `xp` is NumPy or jax.numpy."""
+def _furthest(
+    at: Any, low: Any, high: Any, windows: Sequence[_Window], xp: ModuleType
+) -> tuple[Any, Any, Any]:
+    """(level, index, end) of the window inside [low, high), from `at` or before it on, that ends
+    last; `xp` is NumPy or jax.numpy."""
     level, index, end = xp.zeros_like(low), xp.zeros_like(low), low
     for k, (size, stride) in enumerate(windows):
         candidate = xp.minimum(at, high - size) // stride
@@ -125,7 +143,8 @@ def _furthest(at: Any, low: Any, high: Any, windows: Sequence[_Window], xp: Modu
 def _cover(
     low: Int32[Array, "n p"], high: Int32[Array, "n p"], windows: Sequence[_Window], length: int
 ) -> tuple[Int32[Array, "n p t"], Int32[Array, "n p t"]]:
-    """Levels and indices of `length` windows whose union is [low, high): always the one that leads furthest. Empty ranges give any."""
+    """Levels and indices of `length` windows whose union is [low, high): always the one that leads
+    furthest. Empty ranges give any."""
     at, cover = low, []
     for _ in range(length):
         level, index, at = _furthest(at, low, high, windows, jnp)
@@ -144,42 +163,72 @@ def _cover_length(side: int) -> int:
 
 
 def _layout(grids: np.ndarray, windows: Sequence[_Window]) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (windows [map, axis, level] along each axis, first row [map, vertical level, horizontal level]) of the table of maxima."""
+    """int32 (windows [map, axis, level] along each axis, first row [map, vertical level, horizontal
+    level]) of the table of maxima."""
     size, stride = np.array(windows, np.int32).T
     counts = np.maximum((grids[:, :, None] - size) // stride + 1, 0)
     rows = counts[:, 0, :, None] * counts[:, 1, None, :]
     return counts, (np.cumsum(rows) - rows.ravel()).reshape(rows.shape).astype(np.int32)
 
 
-def _pyramid(features: Sequence[Float[Array, "h_l w_l c"]]) -> tuple[Float[Array, "rows c"], Int32[Array, "rows c"]]:
-    """Maxima of all windows of all maps, as `_layout` has them, and the cells that hold them: the first, row by row, of equal ones."""
+def _pyramid(
+    features: Sequence[Float[Array, "h_l w_l c"]],
+) -> tuple[Float[Array, "rows c"], Int32[Array, "rows c"]]:
+    """Maxima of all windows of all maps, as `_layout` has them, and the cells that hold them: the
+    first, row by row, of equal ones."""
     grids = np.array([feature.shape[:2] for feature in features], np.int32)
     windows = _windows(int(grids.max()))
     counts, _ = _layout(grids, windows)
     tables = []
-    for feature, count, offset in zip(features, counts, np.cumsum(grids.prod(axis=1)) - grids.prod(axis=1), strict=True):
+    for feature, count, offset in zip(
+        features, counts, np.cumsum(grids.prod(axis=1)) - grids.prod(axis=1), strict=True
+    ):
         cells = int(offset) + jnp.arange(feature.shape[0] * feature.shape[1], dtype=jnp.int32)
         column = (feature, jnp.broadcast_to(cells.reshape(*feature.shape[:2], 1), feature.shape))
         for ky in range(np.count_nonzero(count[0])):
             if ky > 0:
-                column = _coarser(*column, axis=0, fine=windows[ky - 1], coarse=windows[ky], count=int(count[0, ky]))
+                column = _coarser(
+                    *column,
+                    axis=0,
+                    fine=windows[ky - 1],
+                    coarse=windows[ky],
+                    count=int(count[0, ky]),
+                )
             table = column
             for kx in range(np.count_nonzero(count[1])):
                 if kx > 0:
-                    table = _coarser(*table, axis=1, fine=windows[kx - 1], coarse=windows[kx], count=int(count[1, kx]))
+                    table = _coarser(
+                        *table,
+                        axis=1,
+                        fine=windows[kx - 1],
+                        coarse=windows[kx],
+                        count=int(count[1, kx]),
+                    )
                 tables.append(table)
-    return tuple(jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in part]) for part in zip(*tables, strict=True))  # type: ignore[return-value]
+    return tuple(
+        jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in part])
+        for part in zip(*tables, strict=True)
+    )  # type: ignore[return-value]
 
 
 def _coarser(
-    values: Float[Array, "h w c"], cells: Int32[Array, "h w c"], *, axis: int, fine: _Window, coarse: _Window, count: int
+    values: Float[Array, "h w c"],
+    cells: Int32[Array, "h w c"],
+    *,
+    axis: int,
+    fine: _Window,
+    coarse: _Window,
+    count: int,
 ) -> tuple[Array, Array]:
     """Maxima of the `count` windows of the next level along `axis`, and their cells."""
     step = coarse.stride // fine.stride
 
     def parts(x: Array) -> list[Array]:
         firsts = range(0, coarse.size // fine.stride, fine.size // fine.stride)
-        return [jax.lax.slice_in_dim(x, first, first + (count - 1) * step + 1, step, axis) for first in firsts]
+        return [
+            jax.lax.slice_in_dim(x, first, first + (count - 1) * step + 1, step, axis)
+            for first in firsts
+        ]
 
     maximum = functools.reduce(jnp.maximum, parts(values))
     return maximum, _first(maximum, parts(values), parts(cells))
@@ -187,39 +236,59 @@ def _coarser(
 
 def _first(maximum: Array, values: Sequence[Array], cells: Sequence[Array]) -> Array:
     """The first of the `cells` whose value is the maximum; _NOWHERE if that is NaN."""
-    return functools.reduce(jnp.minimum, [jnp.where(v == maximum, cell, _NOWHERE) for v, cell in zip(values, cells, strict=True)])
+    return functools.reduce(
+        jnp.minimum,
+        [jnp.where(v == maximum, cell, _NOWHERE) for v, cell in zip(values, cells, strict=True)],
+    )
 
 
-def _pooled(features: Sequence[Float[Array, "h_l w_l c"]], rows: Int32[Array, "n p p t"]) -> tuple[Array, Array]:
-    """Maximum over t of the windows at `rows` of the table of maxima, and the cell that holds it."""
+def _pooled(
+    features: Sequence[Float[Array, "h_l w_l c"]], rows: Int32[Array, "n p p t"]
+) -> tuple[Array, Array]:
+    """Maximum over t of the windows at `rows` of the table of maxima, and the cell that holds
+    it."""
     values, cells = (
-        [table.at[rows[..., term]].get(mode="promise_in_bounds") for term in range(rows.shape[-1])] for table in _pyramid(features)
+        [table.at[rows[..., term]].get(mode="promise_in_bounds") for term in range(rows.shape[-1])]
+        for table in _pyramid(features)
     )
     maximum = functools.reduce(jnp.maximum, values)
     return maximum, _first(maximum, values, cells)
 
 
 @jax.custom_vjp
-def _maximum(features: tuple[Float[Array, "h_l w_l c"], ...], rows: Int32[Array, "n p p t"]) -> Float[Array, "n p p c"]:
-    """`_pooled` without the cells, which a jit then never computes; differentiable in `features` alone, by one scatter-add."""
+def _maximum(
+    features: tuple[Float[Array, "h_l w_l c"], ...], rows: Int32[Array, "n p p t"]
+) -> Float[Array, "n p p c"]:
+    """`_pooled` without the cells, which a jit then never computes; differentiable in `features`
+    alone, by one scatter-add."""
     return _pooled(features, rows)[0]
 
 
-def _maximum_forward(features: tuple[Array, ...], rows: Array) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
+def _maximum_forward(
+    features: tuple[Array, ...], rows: Array
+) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
     pooled, cells = _pooled(features, rows)
-    # The backward reads the shapes and the dtype of the features only, so a jit does not keep their values.
+    # The backward reads the shapes and the dtype of the features only, so a jit does not keep their
+    # values.
     return pooled, (features, cells)
 
 
-def _maximum_backward(residuals: tuple[tuple[Array, ...], Array], cotangent: Array) -> tuple[tuple[Array, ...], None]:
+def _maximum_backward(
+    residuals: tuple[tuple[Array, ...], Array], cotangent: Array
+) -> tuple[tuple[Array, ...], None]:
     features, cells = residuals
     sizes = [feature.shape[0] * feature.shape[1] for feature in features]
     channels = cotangent.shape[-1]
     # Float32 even for bfloat16 features: a cell may be the maximum of many bins.
     gradient = jnp.zeros((sum(sizes), channels), jnp.float32)
-    gradient = gradient.at[cells, jnp.arange(channels)].add(cotangent.astype(jnp.float32), mode="drop")
+    gradient = gradient.at[cells, jnp.arange(channels)].add(
+        cotangent.astype(jnp.float32), mode="drop"
+    )
     parts = jnp.split(gradient, np.cumsum(sizes)[:-1])
-    return tuple(part.reshape(feature.shape).astype(feature.dtype) for part, feature in zip(parts, features, strict=True)), None
+    return tuple(
+        part.reshape(feature.shape).astype(feature.dtype)
+        for part, feature in zip(parts, features, strict=True)
+    ), None
 
 
 _maximum.defvjp(_maximum_forward, _maximum_backward)

@@ -12,30 +12,46 @@ from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 @flax.struct.dataclass
 class Samples:
-    """Rows that were drawn: positives first, then negatives, then slots that stayed empty (index 0, not valid)."""
+    """Rows that were drawn: positives first, then negatives, then slots that stayed empty (index 0,
+    not valid)."""
 
     indices: Int32[Array, " count"]
     positive: Bool[Array, " count"]
     valid: Bool[Array, " count"]
 
 
-def sample(key: PRNGKeyArray, *, positive: Bool[Array, " n"], negative: Bool[Array, " n"], count: int, positive_fraction: float) -> Samples:
+def sample(
+    key: PRNGKeyArray,
+    *,
+    positive: Bool[Array, " n"],
+    negative: Bool[Array, " n"],
+    count: int,
+    positive_fraction: float,
+) -> Samples:
     """`count` rows, uniformly and without replacement.
 
-    At most floor(count * positive_fraction) are positives. Negatives fill up the rest, however many that are; positives never
-    stand in for missing negatives. A row that is both counts as positive.
+    At most floor(count * positive_fraction) are positives. Negatives fill up the rest, however many
+    that are; positives never stand in for missing negatives. A row that is both counts as positive.
     """
     # The small number undoes rounding: 100 * 0.29 is 28.999999999999996.
     most_positives = math.floor(count * positive_fraction + 1e-6)
-    # One random number a row; the largest are a uniform draw (equal ones, of 2^23, go by index: it matters only at the cut). top_k
-    # instead of a sort, and in float32: 20 times cheaper on a CPU, where XLA sorts any other dtype.
+    # One random number a row; the largest are a uniform draw (equal ones, of 2^23, go by index: it
+    # matters only at the cut). top_k instead of a sort, and in float32: 20 times cheaper on a CPU,
+    # where XLA sorts any other dtype.
     priority = jax.random.uniform(key, positive.shape, jnp.float32)
     k = min(count, positive.shape[0])
-    rows = [jax.lax.top_k(jnp.where(among, priority, -1), k)[1] for among in (positive, negative & ~positive)]
+    rows = [
+        jax.lax.top_k(jnp.where(among, priority, -1), k)[1]
+        for among in (positive, negative & ~positive)
+    ]
     positives = jnp.minimum(jnp.sum(positive), most_positives)
     negatives = jnp.minimum(jnp.sum(negative & ~positive), count - positives)
 
     slot = jnp.arange(count)
     is_positive, is_valid = slot < positives, slot < positives + negatives
-    drawn = jnp.where(is_positive, rows[0].at[slot].get(mode="clip"), rows[1].at[slot - positives].get(mode="clip"))
+    drawn = jnp.where(
+        is_positive,
+        rows[0].at[slot].get(mode="clip"),
+        rows[1].at[slot - positives].get(mode="clip"),
+    )
     return Samples(indices=jnp.where(is_valid, drawn, 0), positive=is_positive, valid=is_valid)

@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import TrainStep
 
 
 def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
-    """`train_step`, whose update is applied only if all of its metrics are finite: losses and gradient norm.
+    """`train_step`, whose update is applied only if all of its metrics are finite: losses and
+    gradient norm.
 
-    A step that is left out counts in `step` and `skipped`. Once `skipped` exceeds `allowed`, no further step is applied: the host reads
-    the numbers of a step while the next one runs, and still finds the parameters that failed. The metrics gain `skipped`.
+    A step that is left out counts in `step` and `skipped`. Once `skipped` exceeds `allowed`, no
+    further step is applied: the host reads the numbers of a step while the next one runs, and still
+    finds the parameters that failed. The metrics gain `skipped`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -23,7 +25,9 @@ def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
         finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
         applied = finite & (state.skipped <= allowed)
         # A frozen leaf comes back as the very array it was.
-        kept = jax.tree.map(lambda new, old: old if new is old else jnp.where(applied, new, old), updated, state)
+        kept = jax.tree.map(
+            lambda new, old: old if new is old else jnp.where(applied, new, old), updated, state
+        )
         skipped = jnp.where(applied, state.skipped, state.skipped + 1)
         return kept.replace(step=updated.step, skipped=skipped), metrics | {"skipped": skipped}
 

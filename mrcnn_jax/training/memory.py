@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.state import TrainState
 
 GIB = 2**30
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:
-    """What a compiled program holds on a device at once: arguments, results in places of their own, temporaries."""
+    """What a compiled program holds on a device at once: arguments, results in places of their own,
+    temporaries."""
     sizes = program.memory_analysis()
     assert sizes is not None  # compilers of CPUs and GPUs know
     own_results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
@@ -21,15 +22,24 @@ def program_bytes(program: jax.stages.Compiled) -> int:
 
 
 def out_of_memory(
-    error: Exception, train_step: Any, state: TrainState, batch: Batch, *, limit: int | None = None, multiple: int = 1
+    error: Exception,
+    train_step: Any,
+    state: TrainState,
+    batch: Batch,
+    *,
+    limit: int | None = None,
+    multiple: int = 1,
 ) -> str | None:
-    """One line with the largest batch that fits, if `error` says that the device's memory ran out; None for any other error.
+    """One line with the largest batch that fits, if `error` says that the device's memory ran out;
+    None for any other error.
 
-    The step is compiled for its smallest batch and for about half of this one, and its need taken to lie on the line through both.
+    The step is compiled for its smallest batch and for about half of this one, and its need taken
+    to lie on the line through both.
 
     Args:
         train_step: the jitted step that failed.
-        state, batch: what it was given, or arrays of those shapes: values are not read, they may have been donated.
+        state, batch: what it was given, or arrays of those shapes: values are not read, they may
+            have been donated.
         limit: bytes of a device; None: as the device says.
         multiple: what a batch has to be a multiple of, the number of devices that share it.
     """
@@ -50,7 +60,10 @@ def out_of_memory(
     line += f", the device has {limit / GIB:.2f}"
     if need(size) <= limit:
         return f"{line}: something else holds a part of it"
-    fits = max((images for images in range(multiple, size, multiple) if need(images) <= limit), default=None)
+    fits = max(
+        (images for images in range(multiple, size, multiple) if need(images) <= limit),
+        default=None,
+    )
     if fits is None:
         return f"{line}: no batch fits, {multiple} needs about {small / GIB:.2f} GiB (--model.remat, --data.canvases make it less)"
     return f"{line}: batch {fits} fits (--data.batch-size {fits}, with another --workdir; --model.remat makes more fit)"

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 FIRST, LAST = 5, 9
-"""Steps of a stage that are traced, counted from 1 since this process began it: the first ones compile."""
+"""Steps of a stage that are traced, counted from 1 since this process began it: the first ones
+compile."""
 
 
 class Profiler:

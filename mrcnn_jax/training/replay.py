@@ -1,11 +1,13 @@
-"""The batch on which a loss or a gradient was not finite, kept with the parameters it met; and that step once more.
+"""The batch on which a loss or a gradient was not finite, kept with the parameters it met; and that
+step once more.
 
     python -m mrcnn_jax.training.replay runs/a/failed_batch-rpn-120.npz
 
-prints the losses and the gradient norm of the step: on the whole batch, then on each of its images alone. With JAX_DEBUG_NANS=1 before
-it, JAX stops at the operation that first gives NaN. The file needs nothing beside it: it holds the arrays `batch/...`, `params/...`,
-`batch_stats/...` and `key`, and `about`, a JSON text with the resolved config. Of a step that ended the run the parameters are those it
-met; of one that was skipped (`skip_non_finite`), those after the step that followed it.
+prints the losses and the gradient norm of the step: on the whole batch, then on each of its images
+alone. With JAX_DEBUG_NANS=1 before it, JAX stops at the operation that first gives NaN. The file
+needs nothing beside it: it holds the arrays `batch/...`, `params/...`, `batch_stats/...` and `key`,
+and `about`, a JSON text with the resolved config. Of a step that ended the run the parameters are
+those it met; of one that was skipped (`skip_non_finite`), those after the step that followed it.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
 from mrcnn_jax import cli
-from mrcnn_jax.config import Config, ConfigError, from_dict, to_dict
+from mrcnn_jax.config.files import from_dict, to_dict
+from mrcnn_jax.config.schema import Config, ConfigError
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
-from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step
 
 _SHOWN_IDS = 10
@@ -50,19 +53,34 @@ class FailedStep:
     """Image id -> annotation ids, in the order of the batch's rows."""
 
     def __str__(self) -> str:
-        return f"step {self.step}: {', '.join(self.not_finite)} not finite; " + ", ".join(map(self.describe, self.images))
+        return f"step {self.step}: {', '.join(self.not_finite)} not finite; " + ", ".join(
+            map(self.describe, self.images)
+        )
 
     def describe(self, image: int) -> str:
         """An image and its first annotations by their ids."""
         ids = self.images[image]
-        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (f", ... {len(ids)} in all" if len(ids) > _SHOWN_IDS else "")
+        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (
+            f", ... {len(ids)} in all" if len(ids) > _SHOWN_IDS else ""
+        )
         return f"image {image} ({f'annotations {shown}' if ids else 'no annotations'})"
 
 
-def write_failed(path: Path, failed: FailedStep, config: Config, batch: Batch, state: TrainState) -> None:
+def write_failed(
+    path: Path, failed: FailedStep, config: Config, batch: Batch, state: TrainState
+) -> None:
     """All of it in one file that is there whole or not at all."""
-    arrays = {"batch": to_state_dict(batch), "params": state.params, "batch_stats": state.batch_stats, "key": state.key}
-    contents: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flatten_dict(arrays, sep="/").items() if leaf is not None}
+    arrays = {
+        "batch": to_state_dict(batch),
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "key": state.key,
+    }
+    contents: dict[str, Any] = {
+        name: np.asarray(leaf)
+        for name, leaf in flatten_dict(arrays, sep="/").items()
+        if leaf is not None
+    }
     about = {
         "config": to_dict(config),
         "stage_index": failed.stage_index,
@@ -77,25 +95,42 @@ def write_failed(path: Path, failed: FailedStep, config: Config, batch: Batch, s
 
 
 def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
-    """What `write_failed` was given, but for the optimiser's state. ConfigError if `path` is no such file."""
+    """What `write_failed` was given, but for the optimiser's state. ConfigError if `path` is no
+    such file."""
     try:
         with np.load(path) as file:
             arrays = dict(file)
         about: dict[str, Any] = json.loads(str(arrays.pop("about")))
-        failed = FailedStep(about["stage_index"], about["step"], tuple(about["not_finite"]), dict(about["images"]))
+        failed = FailedStep(
+            about["stage_index"], about["step"], tuple(about["not_finite"]), dict(about["images"])
+        )
         tree = unflatten_dict(arrays, sep="/")
-        instances = {name: Instances(**tree["batch"].pop(name)) for name in ("ground_truth", "ignore")}
+        instances = {
+            name: Instances(**tree["batch"].pop(name)) for name in ("ground_truth", "ignore")
+        }
         batch = Batch(**tree["batch"], **instances)
-        state = TrainState(tree["params"], tree.get("batch_stats", {}), opt_state=(), step=jnp.int32(failed.step - 1), key=tree["key"])
+        state = TrainState(
+            tree["params"],
+            tree.get("batch_stats", {}),
+            opt_state=(),
+            step=jnp.int32(failed.step - 1),
+            key=tree["key"],
+        )
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: not a failed batch: {error}") from None
     return failed, from_dict(about["config"]), batch, state
 
 
 def rows_of(failed: FailedStep, batch: Batch) -> dict[str, Bool[np.ndarray, " b"]]:
-    """What the step is computed on: all rows, and those of each image, which may be in a batch more than once (`data.repeat_threshold`)."""
-    indices = dict.fromkeys(batch.indices[batch.valid].tolist())  # in the order of the rows, once each, as in `failed.images`
-    alone = {f"{failed.describe(image)} alone": batch.indices == index for index, image in zip(indices, failed.images, strict=True)}
+    """What the step is computed on: all rows, and those of each image, which may be in a batch more
+    than once (`data.repeat_threshold`)."""
+    indices = dict.fromkeys(
+        batch.indices[batch.valid].tolist()
+    )  # in the order of the rows, once each, as in `failed.images`
+    alone = {
+        f"{failed.describe(image)} alone": batch.indices == index
+        for index, image in zip(indices, failed.images, strict=True)
+    }
     return {"all images": np.ones(len(batch.valid), bool)} | alone
 
 
@@ -106,17 +141,31 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     print(f"stage {stage.name}, {failed}")
     # Nothing is applied: an optimiser without state and updates.
     step = make_train_step(MaskRCNN(config.model), stage, state.params, optax.set_to_zero())
-    metrics = jax.jit(lambda state, batch: step(state, batch)[1], **compile_options(deterministic=config.deterministic))
+    metrics = jax.jit(
+        lambda state, batch: step(state, batch)[1],
+        **compile_options(deterministic=config.deterministic),
+    )
     found = []
     for name, chosen in rows_of(failed, batch).items():
-        values = {key: float(value) for key, value in jax.device_get(metrics(state, batch.replace(valid=batch.valid & chosen))).items()}
+        values = {
+            key: float(value)
+            for key, value in jax.device_get(
+                metrics(state, batch.replace(valid=batch.valid & chosen))
+            ).items()
+        }
         print(f"{name}: " + "  ".join(f"{key} {value:g}" for key, value in values.items()))
         found.append((name, values))
     return found
 
 
 def main() -> None:
-    replay(tyro.cli(tyro.conf.Positional[Path], prog="python -m mrcnn_jax.training.replay", description=__doc__))
+    replay(
+        tyro.cli(
+            tyro.conf.Positional[Path],
+            prog="python -m mrcnn_jax.training.replay",
+            description=__doc__,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""A stage as a row of a table: from its patterns come the labels, the differentiated subtree and the live batch norms.
+"""A stage as a row of a table: from its patterns come the labels, the differentiated subtree and
+the live batch norms.
 
-A parameter's path is its nested names joined by "/", for example "resnet/layer1/block0/conv1/kernel". A pattern of a stage matches a
-path as a whole (`re.fullmatch`), and every path matches exactly one pattern: nothing is trained or frozen by accident.
+A parameter's path is its nested names joined by "/", for example
+"resnet/layer1/block0/conv1/kernel". A pattern of a stage matches a path as a whole
+(`re.fullmatch`), and every path matches exactly one pattern: nothing is trained or frozen by
+accident.
 """
 
 from __future__ import annotations
@@ -12,41 +15,51 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mrcnn_jax.config import ConfigError, StageConfig
+from mrcnn_jax.config.schema import ConfigError, StageConfig
 from mrcnn_jax.models.mask_rcnn import MODULES_OF
 from mrcnn_jax.structures import Params
 
 FROZEN = "frozen"
-"""Label of the leaves that a stage does not train; the groups of `stage.train` are "group0", "group1", ..."""
+"""Label of the leaves that a stage does not train; the groups of `stage.train` are "group0",
+"group1", ..."""
 
 
 def labels(stage: StageConfig, params: Params) -> dict[str, Any]:
-    """The label of every parameter, in a tree like `params` (arrays or `jax.ShapeDtypeStruct`: only the names are read).
+    """The label of every parameter, in a tree like `params` (arrays or `jax.ShapeDtypeStruct`: only
+    the names are read).
 
-    ConfigError, in one line with the stage, the pattern and the parameter: a pattern that matches nothing, a parameter that no
-    pattern matches, a parameter that two patterns match.
+    ConfigError, in one line with the stage, the pattern and the parameter: a pattern that matches
+    nothing, a parameter that no pattern matches, a parameter that two patterns match.
     """
     patterns = _patterns(stage)
     paths = list(flatten_dict(params, sep="/"))
-    # Patterns first: a misspelt pattern also leaves its parameters unmatched, and the pattern is what has to be mended.
+    # Patterns first: a misspelt pattern also leaves its parameters unmatched, and the pattern is
+    # what has to be mended.
     for _, pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in paths):
             modules = ", ".join(sorted({path.split("/")[0] for path in paths}))
-            raise ConfigError(f"stages.{stage.name}: pattern {pattern!r} matches no parameter (modules: {modules})")
+            raise ConfigError(
+                f"stages.{stage.name}: pattern {pattern!r} matches no parameter (modules: {modules})"
+            )
     flat = {}
     for path in paths:
         matching = [(label, pattern) for label, pattern in patterns if re.fullmatch(pattern, path)]
         if not matching:
-            raise ConfigError(f"stages.{stage.name}: parameter {path} matches no pattern of train or frozen")
+            raise ConfigError(
+                f"stages.{stage.name}: parameter {path} matches no pattern of train or frozen"
+            )
         if len(matching) > 1:
             both = " and ".join(repr(pattern) for _, pattern in matching)
-            raise ConfigError(f"stages.{stage.name}: parameter {path} matches {both}; exactly one pattern may match")
+            raise ConfigError(
+                f"stages.{stage.name}: parameter {path} matches {both}; exactly one pattern may match"
+            )
         flat[path] = matching[0][0]
     return unflatten_dict(flat, sep="/")
 
 
 def split(tree: Params, labels: dict[str, Any]) -> tuple[Params, Params]:
-    """(trainable, frozen): nested dicts that hold only their own leaves of `tree`, which is shaped like `labels`."""
+    """(trainable, frozen): nested dicts that hold only their own leaves of `tree`, which is shaped
+    like `labels`."""
     flat, kinds = flatten_dict(tree, sep="/"), flatten_dict(labels, sep="/")
     trainable = {path: leaf for path, leaf in flat.items() if kinds[path] != FROZEN}
     frozen = {path: leaf for path, leaf in flat.items() if kinds[path] == FROZEN}
@@ -64,35 +77,46 @@ def trained(stage: StageConfig, params: Params) -> Params:
 
 
 def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
-    """Top-level modules ("resnet", "rpn", ...) with a trainable parameter: the batch statistics of no other module may move."""
+    """Top-level modules ("resnet", "rpn", ...) with a trainable parameter: the batch statistics of
+    no other module may move."""
     return frozenset(trained(stage, params))
 
 
 def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]) -> None:
-    """ConfigError if a module of `live` (batch statistics wherever it trains) is trained in part: frozen layers' statistics would move."""
+    """ConfigError if a module of `live` (batch statistics wherever it trains) is trained in part:
+    frozen layers' statistics would move."""
     kinds = labels(stage, params)
     for module in live:
         if len({kind == FROZEN for kind in flatten_dict(kinds[module]).values()}) == 2:
-            raise ConfigError(f"stages.{stage.name}: {module} has live batch norm and is trained in part; train or freeze all of it")
+            raise ConfigError(
+                f"stages.{stage.name}: {module} has live batch norm and is trained in part; train or freeze all of it"
+            )
 
 
 def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: Params) -> None:
-    """ConfigError if a stage trains on top of a frozen module that was neither loaded nor trained by an earlier stage.
+    """ConfigError if a stage trains on top of a frozen module that was neither loaded nor trained
+    by an earlier stage.
 
-    `loaded` holds the leaves of `params` that do not begin at random; a module is loaded if all of its leaves are.
+    `loaded` holds the leaves of `params` that do not begin at random; a module is loaded if all of
+    its leaves are.
     """
-    known = params.keys() - {path[0] for path in flatten_dict(params).keys() - flatten_dict(loaded).keys()}
+    known = params.keys() - {
+        path[0] for path in flatten_dict(params).keys() - flatten_dict(loaded).keys()
+    }
     for stage in table:
         heads = set(trained(stage, params))
         needed = set().union(*(MODULES_OF[loss] for loss in stage.losses)) & params.keys()
         random = ", ".join(sorted(needed - known - heads))
         if random:
-            raise ConfigError(f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)")
+            raise ConfigError(
+                f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)"
+            )
         known |= heads
 
 
 def summary(stage: StageConfig, params: Params) -> str:
-    """What the stage trains and what it leaves alone, as a table to print: a line a pattern, with leaves, parameters and learning rate."""
+    """What the stage trains and what it leaves alone, as a table to print: a line a pattern, with
+    leaves, parameters and learning rate."""
     labels(stage, params)  # only a table in which everything matches once can be summed up
     sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
     optimizer = stage.optimizer
@@ -113,9 +137,15 @@ def summary(stage: StageConfig, params: Params) -> str:
         table.append("  ".join(names + numbers))
     rest = "" if optimizer.clip_norm is None else f", clip norm {optimizer.clip_norm:g}"
     rest += "" if stage.ema_decay == 0 else f", moving average {stage.ema_decay:g}"
-    rest += "" if optimizer.accumulate_steps == 1 else f", an update every {optimizer.accumulate_steps} steps"
+    rest += (
+        ""
+        if optimizer.accumulate_steps == 1
+        else f", an update every {optimizer.accumulate_steps} steps"
+    )
     head = f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; {optimizer.name}, {optimizer.schedule} rate"
-    head += f", warm-up {optimizer.warmup_steps} updates, weight decay {optimizer.weight_decay:g}{rest}"
+    head += (
+        f", warm-up {optimizer.warmup_steps} updates, weight decay {optimizer.weight_decay:g}{rest}"
+    )
     foot = f"trained {count:,} parameters, frozen {sum(sizes.values()) - count:,}"
     return "\n".join((head, *(f"  {line}" for line in table), f"  {foot}"))
 

@@ -15,5 +15,8 @@ refrigerator, N/A, book, clock, vase, scissors, teddy bear, hair drier, toothbru
 _ALL = tuple(enumerate(_NAMES.replace("\n", " ").strip().split(", "), start=1))
 
 COCO: Categories = tuple((number, name) for number, name in _ALL if name != "N/A")
-# torchvision's networks count the gaps as classes. They stay classes here, or the softmax over the others would change.
-COCO_WITH_GAPS: Categories = tuple((number, f"N/A {number}" if name == "N/A" else name) for number, name in _ALL)
+# torchvision's networks count the gaps as classes. They stay classes here, or the softmax over the
+# others would change.
+COCO_WITH_GAPS: Categories = tuple(
+    (number, f"N/A {number}" if name == "N/A" else name) for number, name in _ALL
+)

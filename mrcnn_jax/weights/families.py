@@ -1,7 +1,7 @@
 """The name maps: torchvision's ResNets and Mask R-CNNs, detectron2's Mask R-CNNs.
 
-A family is known by a tensor that no other has. detectron2's maps were made from its source and from the names in its users' logs; they are
-UNTESTED ON THE PUBLISHED FILES.
+A family is known by a tensor that no other has. detectron2's maps were made from its source and
+from the names in its users' logs; they are UNTESTED ON THE PUBLISHED FILES.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from mrcnn_jax.config import ConfigError, ModelConfig
-from mrcnn_jax.recipes import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.config.schema import ConfigError, ModelConfig
+from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.coco_categories import COCO, COCO_WITH_GAPS, Categories
 from mrcnn_jax.weights.mapping import (
     Layout,
@@ -43,13 +43,15 @@ class Family:
     categories: Categories = ()
     """Those of the published file, which has as many classes."""
     frozen_norm_epsilon: float = 1e-5
-    """Of frozen batch norm, which a file shows by having no counters; live batch norm has 1e-5 everywhere."""
+    """Of frozen batch norm, which a file shows by having no counters; live batch norm has 1e-5
+    everywhere."""
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """What tensors that are left out have to be, if a file has them: the network's config says it."""
+    """What tensors that are left out have to be, if a file has them: the network's config says
+    it."""
     remarks: tuple[str, ...] = ()
 
 
-# -- parts ---------------------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 def _conv_norm(conv: str, norm: str, target: str, *layouts: Layout) -> tuple[Rule, ...]:
@@ -71,7 +73,9 @@ def _layer(source: str, target: str, kernel: Layout, *rows: Layout) -> tuple[Rul
     )
 
 
-def _blocks(source: str, target: str, *, norm: str, shortcut: str, shortcut_norm: str) -> tuple[Rule, ...]:
+def _blocks(
+    source: str, target: str, *, norm: str, shortcut: str, shortcut_norm: str
+) -> tuple[Rule, ...]:
     """The residual blocks of one resolution."""
     block = rf"{source}\.(\d+)\."
     return (
@@ -86,7 +90,11 @@ def torchvision_resnet(prefix: str = "", layer4: str = "resnet/layer4") -> tuple
     names = {"norm": r"bn(\d)", "shortcut": r"downsample\.0", "shortcut_norm": r"downsample\.1"}
     return (
         *_conv_norm(f"{prefix}conv1", f"{prefix}bn1", "resnet/stem"),
-        *(rule for i, target in enumerate(targets, 1) for rule in _blocks(f"{prefix}layer{i}", target, **names)),
+        *(
+            rule
+            for i, target in enumerate(targets, 1)
+            for rule in _blocks(f"{prefix}layer{i}", target, **names)
+        ),
     )
 
 
@@ -95,24 +103,40 @@ def _detectron2_resnet(prefix: str, res5: tuple[str, str]) -> tuple[Rule, ...]:
     layers = [(rf"{prefix}res{i + 1}", f"resnet/layer{i}") for i in (1, 2, 3)] + [res5]
     names = {"norm": r"conv(\d)\.norm", "shortcut": "shortcut", "shortcut_norm": r"shortcut\.norm"}
     return (
-        *_conv_norm(rf"{prefix}stem\.conv1", rf"{prefix}stem\.conv1\.norm", "resnet/stem", convolution, bgr_input),
+        *_conv_norm(
+            rf"{prefix}stem\.conv1",
+            rf"{prefix}stem\.conv1\.norm",
+            "resnet/stem",
+            convolution,
+            bgr_input,
+        ),
         *(rule for source, target in layers for rule in _blocks(source, target, **names)),
     )
 
 
-# -- torchvision ---------------------------------------------------------------------------------------------------------------
+# -- torchvision -----------------------------------------------------------------------------------
 
 _COUNTERS = {r".*\.num_batches_tracked": "counters of steps"}
-_BACKGROUND = "the background's rows of the box deltas and masks are left out: label 0 has neither here"
+_BACKGROUND = (
+    "the background's rows of the box deltas and masks are left out: label 0 has neither here"
+)
 
-# V1 has two sets of names: the published file's, and (with a further .0) those of models saved since torchvision 0.13.
+# V1 has two sets of names: the published file's, and (with a further .0) those of models saved
+# since torchvision 0.13.
 _TORCHVISION_HEADS = (
     *_layer(r"rpn\.head\.cls_logits", "rpn/logits", pointwise),
     *_layer(r"rpn\.head\.bbox_pred", "rpn/deltas", pointwise),
     *_layer(r"roi_heads\.box_predictor\.cls_score", "box_head/logits", linear),
-    *_layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/deltas", linear, without_background_box),
+    *_layer(
+        r"roi_heads\.box_predictor\.bbox_pred", "box_head/deltas", linear, without_background_box
+    ),
     *_layer(r"roi_heads\.mask_predictor\.conv5_mask", "mask_head/deconv", transposed_convolution),
-    *_layer(r"roi_heads\.mask_predictor\.mask_fcn_logits", "mask_head/logits", pointwise, without_background),
+    *_layer(
+        r"roi_heads\.mask_predictor\.mask_fcn_logits",
+        "mask_head/logits",
+        pointwise,
+        without_background,
+    ),
 )
 _BODY = torchvision_resnet(r"backbone\.body\.")
 
@@ -130,15 +154,31 @@ MASKRCNN = Family(
     mark="roi_heads.box_head.fc6.weight",
     rules=(
         *_BODY,
-        *(rule for i in range(4) for rule in _layer(rf"backbone\.fpn\.inner_blocks\.{i}(?:\.0)?", f"fpn/lateral{i + 2}", pointwise)),
-        *(rule for i in range(4) for rule in _layer(rf"backbone\.fpn\.layer_blocks\.{i}(?:\.0)?", f"fpn/output{i + 2}", convolution)),
+        *(
+            rule
+            for i in range(4)
+            for rule in _layer(
+                rf"backbone\.fpn\.inner_blocks\.{i}(?:\.0)?", f"fpn/lateral{i + 2}", pointwise
+            )
+        ),
+        *(
+            rule
+            for i in range(4)
+            for rule in _layer(
+                rf"backbone\.fpn\.layer_blocks\.{i}(?:\.0)?", f"fpn/output{i + 2}", convolution
+            )
+        ),
         *_layer(r"rpn\.head\.conv(?:\.0\.0)?", "rpn/conv1", convolution),
         *_layer(r"roi_heads\.box_head\.fc6", "box_head/fc1", linear_of_7x7),
         *_layer(r"roi_heads\.box_head\.fc7", "box_head/fc2", linear),
         *(
             rule
             for i in range(1, 5)
-            for rule in _layer(rf"roi_heads\.mask_head\.(?:mask_fcn{i}|{i - 1}\.0)", f"mask_head/conv{i}", convolution)
+            for rule in _layer(
+                rf"roi_heads\.mask_head\.(?:mask_fcn{i}|{i - 1}\.0)",
+                f"mask_head/conv{i}",
+                convolution,
+            )
         ),
         *_TORCHVISION_HEADS,
     ),
@@ -159,15 +199,25 @@ MASKRCNN_V2 = Family(
             for i in range(4)
             for part, target in (("inner", "lateral"), ("layer", "output"))
             for rule in _conv_norm(
-                rf"backbone\.fpn\.{part}_blocks\.{i}\.0", rf"backbone\.fpn\.{part}_blocks\.{i}\.1", f"fpn/{target}{i + 2}"
+                rf"backbone\.fpn\.{part}_blocks\.{i}\.0",
+                rf"backbone\.fpn\.{part}_blocks\.{i}\.1",
+                f"fpn/{target}{i + 2}",
             )
         ),
-        *(rule for i in (1, 2) for rule in _layer(rf"rpn\.head\.conv\.{i - 1}\.0", f"rpn/conv{i}", convolution)),
+        *(
+            rule
+            for i in (1, 2)
+            for rule in _layer(rf"rpn\.head\.conv\.{i - 1}\.0", f"rpn/conv{i}", convolution)
+        ),
         *(
             rule
             for head in ("box_head", "mask_head")
             for i in range(1, 5)
-            for rule in _conv_norm(rf"roi_heads\.{head}\.{i - 1}\.0", rf"roi_heads\.{head}\.{i - 1}\.1", f"{head}/conv{i}")
+            for rule in _conv_norm(
+                rf"roi_heads\.{head}\.{i - 1}\.0",
+                rf"roi_heads\.{head}\.{i - 1}\.1",
+                f"{head}/conv{i}",
+            )
         ),
         *_layer(r"roi_heads\.box_head\.5", "box_head/fc1", linear_of_7x7),
         *_TORCHVISION_HEADS,
@@ -178,7 +228,7 @@ MASKRCNN_V2 = Family(
     remarks=(_BACKGROUND,),
 )
 
-# -- detectron2 ----------------------------------------------------------------------------------------------------------------
+# -- detectron2 ------------------------------------------------------------------------------------
 
 _UNTESTED = "untested on the published file: this map was made from detectron2's published names"
 _DETECTRON2_HEADS = (
@@ -199,19 +249,38 @@ _PIXELS = {  # BGR, 0..255
     "pixel_mean": tuple(255 * value for value in reversed(DETECTRON2_FPN.pixel_mean)),
     "pixel_std": tuple(255 * value for value in reversed(DETECTRON2_FPN.pixel_std)),
 }
-_REMARKS = (_UNTESTED, "the stem's kernel was turned from BGR to RGB; the background's class logit from the last to the first")
+_REMARKS = (
+    _UNTESTED,
+    "the stem's kernel was turned from BGR to RGB; the background's class logit from the last to the first",
+)
 
 MASK_RCNN_FPN = Family(
     name="mask_rcnn_R_50_FPN",
     project="detectron2",
     mark="backbone.fpn_lateral2.weight",
     rules=(
-        *_detectron2_resnet(r"backbone\.bottom_up\.", (r"backbone\.bottom_up\.res5", "resnet/layer4")),
-        *(rule for i in range(2, 6) for rule in _layer(rf"backbone\.fpn_lateral{i}", f"fpn/lateral{i}", pointwise)),
-        *(rule for i in range(2, 6) for rule in _layer(rf"backbone\.fpn_output{i}", f"fpn/output{i}", convolution)),
+        *_detectron2_resnet(
+            r"backbone\.bottom_up\.", (r"backbone\.bottom_up\.res5", "resnet/layer4")
+        ),
+        *(
+            rule
+            for i in range(2, 6)
+            for rule in _layer(rf"backbone\.fpn_lateral{i}", f"fpn/lateral{i}", pointwise)
+        ),
+        *(
+            rule
+            for i in range(2, 6)
+            for rule in _layer(rf"backbone\.fpn_output{i}", f"fpn/output{i}", convolution)
+        ),
         *_layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", linear_of_7x7),
         *_layer(r"roi_heads\.box_head\.fc2", "box_head/fc2", linear),
-        *(rule for i in range(1, 5) for rule in _layer(rf"roi_heads\.mask_head\.mask_fcn{i}", f"mask_head/conv{i}", convolution)),
+        *(
+            rule
+            for i in range(1, 5)
+            for rule in _layer(
+                rf"roi_heads\.mask_head\.mask_fcn{i}", f"mask_head/conv{i}", convolution
+            )
+        ),
         *_DETECTRON2_HEADS,
     ),
     left_out=_BUFFERS,
@@ -236,9 +305,12 @@ FAMILIES = (RESNET, MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN, MASK_RCNN_C4)
 
 
 def family_of(names: Collection[str], source: str) -> Family:
-    """The one family that has its mark among `names`; ConfigError if there is none, or more than one."""
+    """The one family that has its mark among `names`; ConfigError if there is none, or more than
+    one."""
     found = [family for family in FAMILIES if family.mark in names]
     if len(found) != 1:
         known = ", ".join(f"{family.name} ({family.project})" for family in found or FAMILIES)
-        raise ConfigError(f"{source}: {'of several families' if found else 'names of no family that is known'}: {known}")
+        raise ConfigError(
+            f"{source}: {'of several families' if found else 'names of no family that is known'}: {known}"
+        )
     return found[0]

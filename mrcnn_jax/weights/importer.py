@@ -12,30 +12,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrcnn_jax.config import Config, ConfigError, ModelConfig, config_hash
+from mrcnn_jax.config.files import config_hash
+from mrcnn_jax.config.schema import Config, ConfigError, ModelConfig
+from mrcnn_jax.config.tables import COCO_CANVASES
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth
-from mrcnn_jax.recipes import COCO_CANVASES
-from mrcnn_jax.training.checkpoints import Meta, refuse_taken, write_run
+from mrcnn_jax.runs.checkpoints import Meta, refuse_taken, write_run
 from mrcnn_jax.weights.coco_categories import Categories
 from mrcnn_jax.weights.families import Family, family_of
-from mrcnn_jax.weights.files import read_tensors
 from mrcnn_jax.weights.mapping import assign, fill
+from mrcnn_jax.weights.tensors import read_tensors
 
 
-def import_weights(source: Path, out: Path, *, categories: Path | None = None, norm_epsilon: float | None = None) -> None:
-    """Writes `out`, which eval.py, predict.py and --init-from take as the folder of a run, and prints what went into it.
+def import_weights(
+    source: Path, out: Path, *, categories: Path | None = None, norm_epsilon: float | None = None
+) -> None:
+    """Writes `out`, which eval.py, predict.py and --init-from take as the folder of a run, and
+    prints what went into it.
 
     Args:
         source: a file of one of `families.FAMILIES`.
         out: the new folder.
-        categories: a COCO json whose categories, by id, are the file's classes; by default those of the family's published file, or
-            class1, class2, ... where it has another number of them.
+        categories: a COCO json whose categories, by id, are the file's classes; by default those of
+            the family's published file, or class1, class2, ... where it has another number of them.
         norm_epsilon: of the ResNet's batch norm; by default the family's.
 
     Raises:
-        ConfigError: `out` is not empty; the file can't be read, is of no known family, or does not fill its network exactly; the
-            categories are not as many as the classes. Nothing is written.
+        ConfigError: `out` is not empty; the file can't be read, is of no known family, or does not
+            fill its network exactly; the categories are not as many as the classes. Nothing is
+            written.
     """
     refuse_taken(out)
     tensors = read_tensors(source)
@@ -47,11 +52,15 @@ def import_weights(source: Path, out: Path, *, categories: Path | None = None, n
     if norm_epsilon is None:
         norm_epsilon = 1e-5 if live else family.frozen_norm_epsilon
     base = family.model or ModelConfig()
-    model = replace(base, resnet=replace(base.resnet, depth=_depth(assigned, source), norm_epsilon=norm_epsilon))
+    model = replace(
+        base, resnet=replace(base.resnet, depth=_depth(assigned, source), norm_epsilon=norm_epsilon)
+    )
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
-    template = jax.eval_shape(lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64)))
+    template = jax.eval_shape(
+        lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64))
+    )
     if family.model is None:
         template = {kind: {"resnet": tree["resnet"]} for kind, tree in template.items()}
     variables = fill(template, assigned, tensors, str(source))
@@ -60,10 +69,18 @@ def import_weights(source: Path, out: Path, *, categories: Path | None = None, n
     name = family.name if family.model is not None else f"resnet{model.resnet.depth}"
     config = Config(name=name, data=COCO_CANVASES, model=model)
     meta = Meta(
-        step=0, stage="imported", stage_index=0, stage_step=0, stage_complete=True, categories=known, config_hash=config_hash(config)
+        step=0,
+        stage="imported",
+        stage_index=0,
+        stage_step=0,
+        stage_complete=True,
+        categories=known,
+        config_hash=config_hash(config),
     )
     write_run(out, config, variables, meta)
-    print(f"{source}: {name} ({family.project}), {len(tensors)} tensors, {len(assigned)} of them used")
+    print(
+        f"{source}: {name} ({family.project}), {len(tensors)} tensors, {len(assigned)} of them used"
+    )
     _print_choices(family, tensors, model)
     if family.model is None:
         print(f"next: python train.py --config CONFIG --workdir DIR --init-from {out}")
@@ -79,18 +96,29 @@ def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> 
     for pattern, reason in family.left_out.items():
         found = [name for name in names if re.fullmatch(pattern, name)]
         if found:
-            print(f"left out: {', '.join(found[:2])}{f' and {len(found) - 2} more' if len(found) > 2 else ''}: {reason}")
+            print(
+                f"left out: {', '.join(found[:2])}{f' and {len(found) - 2} more' if len(found) > 2 else ''}: {reason}"
+            )
     for remark in family.remarks:
         print(remark)
     print(f"batch norm: epsilon {model.resnet.norm_epsilon:g}")
     if model.resnet.norm_epsilon == 0:
-        print("  right for the published file and what was trained from it; --norm-epsilon 1e-5 for what was trained from ImageNet weights")
+        print(
+            "  right for the published file and what was trained from it; --norm-epsilon 1e-5 for what was trained from ImageNet weights"
+        )
 
 
 def _depth(assigned: Iterable[str], source: Path) -> Any:
     """The ResNet's depth, from the number of its blocks."""
-    found = {match.groups() for path in assigned if (match := re.match(r"params/(resnet/layer\d|res5)/(block\d+)/", path))}
-    blocks = [sum(layer == name for layer, _ in found) for name in ("resnet/layer1", "resnet/layer2", "resnet/layer3")]
+    found = {
+        match.groups()
+        for path in assigned
+        if (match := re.match(r"params/(resnet/layer\d|res5)/(block\d+)/", path))
+    }
+    blocks = [
+        sum(layer == name for layer, _ in found)
+        for name in ("resnet/layer1", "resnet/layer2", "resnet/layer3")
+    ]
     blocks.append(sum(layer in ("resnet/layer4", "res5") for layer, _ in found))
     bottleneck = any(path.endswith("/conv3/kernel") for path in assigned)
     for depth, known in DEPTHS.items():
@@ -99,12 +127,16 @@ def _depth(assigned: Iterable[str], source: Path) -> Any:
     raise ConfigError(f"{source}: no ResNet that is known has blocks {blocks}")
 
 
-def _refuse_other_constants(family: Family, tensors: Mapping[str, np.ndarray], source: Path) -> None:
+def _refuse_other_constants(
+    family: Family, tensors: Mapping[str, np.ndarray], source: Path
+) -> None:
     for name, expected in family.constants.items():
         if name in tensors:
             found = np.ravel(tensors[name])
             if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-3):
-                raise ConfigError(f"{source}: {name}: {found.tolist()}, but {family.name} has {list(expected)}")
+                raise ConfigError(
+                    f"{source}: {name}: {found.tolist()}, but {family.name} has {list(expected)}"
+                )
 
 
 def _categories(family: Family, count: int, file: Path | None) -> Categories:
@@ -113,11 +145,24 @@ def _categories(family: Family, count: int, file: Path | None) -> Categories:
             raise ConfigError(f"--categories: {file}: a {family.name} has no classes here")
         return ()
     if file is None:
-        return family.categories if len(family.categories) == count else tuple((i, f"class{i}") for i in range(1, count + 1))
+        return (
+            family.categories
+            if len(family.categories) == count
+            else tuple((i, f"class{i}") for i in range(1, count + 1))
+        )
     try:
-        found = tuple(sorted((int(category["id"]), str(category["name"])) for category in json.loads(file.read_bytes())["categories"]))
+        found = tuple(
+            sorted(
+                (int(category["id"]), str(category["name"]))
+                for category in json.loads(file.read_bytes())["categories"]
+            )
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"--categories: {file}: not a COCO json with categories: {error}") from None
+        raise ConfigError(
+            f"--categories: {file}: not a COCO json with categories: {error}"
+        ) from None
     if len(dict(found)) != count:
-        raise ConfigError(f"--categories: {file}: {len(dict(found))} categories, but the network has {count} classes")
+        raise ConfigError(
+            f"--categories: {file}: {len(dict(found))} categories, but the network has {count} classes"
+        )
     return found

@@ -1,4 +1,5 @@
-"""How tensors of another project become our variables: a declarative map a family, applied in full or not at all."""
+"""How tensors of another project become our variables: a declarative map a family, applied in full
+or not at all."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config.schema import ConfigError
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Source tensors whose name fully matches `pattern` go to the path `target`, with groups as in `re.Match.expand`."""
+    """Source tensors whose name fully matches `pattern` go to the path `target`, with groups as in
+    `re.Match.expand`."""
 
     pattern: str
     target: str  # "params/resnet/layer1/block0/conv1/kernel"
@@ -31,7 +33,7 @@ class Assigned(NamedTuple):
     layouts: tuple[Layout, ...]
 
 
-# -- layouts: theirs to ours ---------------------------------------------------------------------------------------------------
+# -- layouts: theirs to ours -----------------------------------------------------------------------
 # A tensor of another rank or kind than a layout is made for raises ValueError.
 
 
@@ -54,7 +56,8 @@ def linear(x: Float[np.ndarray, "o i"]) -> Float[np.ndarray, "i o"]:
 
 
 def linear_of_7x7(x: Float[np.ndarray, "o c*7*7"]) -> Float[np.ndarray, "7*7*c o"]:
-    """The first fully connected layer: RoI features are flattened channel first there, channel last here."""
+    """The first fully connected layer: RoI features are flattened channel first there, channel last
+    here."""
     return x.reshape(len(x), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
@@ -77,10 +80,12 @@ def background_first(x: Float[np.ndarray, "k+1 ..."]) -> Float[np.ndarray, "k+1 
     return np.roll(x, 1, axis=0)
 
 
-# -- the map's application -----------------------------------------------------------------------------------------------------
+# -- the map's application -------------------------------------------------------------------------
 
 
-def assign(names: Iterable[str], rules: Sequence[Rule], left_out: Collection[str], source: str) -> dict[str, Assigned]:
+def assign(
+    names: Iterable[str], rules: Sequence[Rule], left_out: Collection[str], source: str
+) -> dict[str, Assigned]:
     """The source of every target, by the names alone.
 
     Args:
@@ -88,7 +93,8 @@ def assign(names: Iterable[str], rules: Sequence[Rule], left_out: Collection[str
         source: the file's name.
 
     Raises:
-        ConfigError: names the source and the tensor that no rule or two rules know, or the target that two tensors have.
+        ConfigError: names the source and the tensor that no rule or two rules know, or the target
+            that two tensors have.
     """
     assigned: dict[str, Assigned] = {}
     for name in names:
@@ -96,21 +102,31 @@ def assign(names: Iterable[str], rules: Sequence[Rule], left_out: Collection[str
             continue
         matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, name))]
         if len(matches) != 1:
-            raise ConfigError(f"{source}: {name}: {'unknown tensor' if not matches else 'two rules of the map match it'}")
+            raise ConfigError(
+                f"{source}: {name}: {'unknown tensor' if not matches else 'two rules of the map match it'}"
+            )
         ((rule, match),) = matches
         target = match.expand(rule.target)
         if target in assigned:
-            raise ConfigError(f"{source}: {name}: {target} was filled by {assigned[target].name} already")
+            raise ConfigError(
+                f"{source}: {name}: {target} was filled by {assigned[target].name} already"
+            )
         assigned[target] = Assigned(name, rule.layouts)
     return assigned
 
 
-def fill(template: Mapping[str, Any], assigned: Mapping[str, Assigned], tensors: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
-    """Variables shaped as `template` (a nested dict of things with a shape), every leaf float32 and from `tensors`.
+def fill(
+    template: Mapping[str, Any],
+    assigned: Mapping[str, Assigned],
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+) -> dict[str, Any]:
+    """Variables shaped as `template` (a nested dict of things with a shape), every leaf float32 and
+    from `tensors`.
 
     Raises:
-        ConfigError: names the source and the tensor that has no place in the template, another shape or no floating-point dtype; or the
-            leaf that stays empty.
+        ConfigError: names the source and the tensor that has no place in the template, another
+            shape or no floating-point dtype; or the leaf that stays empty.
     """
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(template, sep="/").items()}
     filled: dict[str, np.ndarray] = {}
@@ -128,9 +144,13 @@ def fill(template: Mapping[str, Any], assigned: Mapping[str, Assigned], tensors:
         except ValueError:
             fits = False
         if not fits:
-            raise ConfigError(f"{source}: {name}: shape {tensor.shape} does not fit {target} {wanted[target]}")
+            raise ConfigError(
+                f"{source}: {name}: shape {tensor.shape} does not fit {target} {wanted[target]}"
+            )
         filled[target] = np.ascontiguousarray(value, dtype=np.float32)
     missing = [path for path in wanted if path not in filled]
     if missing:
-        raise ConfigError(f"{source}: no tensor for {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}")
+        raise ConfigError(
+            f"{source}: no tensor for {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}"
+        )
     return unflatten_dict(filled, sep="/")

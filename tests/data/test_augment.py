@@ -1,4 +1,5 @@
-"""Augmentation against the picture: masks are painted into the image, and what becomes of them there is what the objects must say."""
+"""Augmentation against the picture: masks are painted into the image, and what becomes of them
+there is what the objects must say."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config import AugmentConfig, DataConfig
+from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import Picture, Scene, Seen, _coloured, augmented, plain
 from mrcnn_jax.data.coco import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.loader import load, open_split, plan_epoch, plan_once, repeat_factors
@@ -26,7 +27,8 @@ CANVAS = (96, 128)
 
 
 def blobs(height: int, width: int, count: int, seed: int) -> list[np.ndarray]:
-    """Disjoint masks, each an L in a column of its own: no symmetry, and no tips that vanish when it shrinks."""
+    """Disjoint masks, each an L in a column of its own: no symmetry, and no tips that vanish when
+    it shrinks."""
     rng = np.random.default_rng(seed)
     column = width // count
     masks = []
@@ -34,7 +36,9 @@ def blobs(height: int, width: int, count: int, seed: int) -> list[np.ndarray]:
         top, tall = rng.integers(2, height // 3), rng.integers(height // 3, height // 2)
         left, wide = i * column + rng.integers(1, 4), column - 5
         mask = np.zeros((height, width), bool)
-        mask[top : top + tall, left : left + wide // 2] = mask[top + tall // 2 : top + tall, left : left + wide] = True
+        mask[top : top + tall, left : left + wide // 2] = mask[
+            top + tall // 2 : top + tall, left : left + wide
+        ] = True
         masks.append(mask)
     return masks
 
@@ -44,11 +48,23 @@ def extent(mask: np.ndarray) -> list[int]:
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def picture(image: np.ndarray, masks: list[np.ndarray], resized: tuple[int, int] | None = None, **changes: Any) -> Picture:
+def picture(
+    image: np.ndarray,
+    masks: list[np.ndarray],
+    resized: tuple[int, int] | None = None,
+    **changes: Any,
+) -> Picture:
     counts = [rle_ops.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"] for mask in masks]
     boxes = np.array([extent(mask) for mask in masks], np.float32)
     labels, iscrowd = np.arange(1, len(masks) + 1, dtype=np.int32), np.zeros(len(masks), bool)
-    values = {"image": image, "boxes": boxes, "labels": labels, "iscrowd": iscrowd, "counts": counts, **changes}
+    values = {
+        "image": image,
+        "boxes": boxes,
+        "labels": labels,
+        "iscrowd": iscrowd,
+        "counts": counts,
+        **changes,
+    }
     return Picture(**values, resized=resized or image.shape[:2])
 
 
@@ -56,7 +72,9 @@ def nobody(_: np.random.Generator) -> Picture:
     raise AssertionError("nothing is to be pasted")
 
 
-def scenes(subject: Picture, config: AugmentConfig, count: int, another: Any = nobody) -> Iterator[Scene]:
+def scenes(
+    subject: Picture, config: AugmentConfig, count: int, another: Any = nobody
+) -> Iterator[Scene]:
     return (augmented(subject, CANVAS, (0, 3, 1, i), config, another) for i in range(count))
 
 
@@ -67,11 +85,14 @@ def pasted(seen: Seen, size: tuple[int, int]) -> np.ndarray:
     assert crop is not None
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
-    cells = [np.clip((112 * (at - low) / (high - low)).astype(int), 0, 111) for at, low, high in ((y, y1, y2), (x, x1, x2))]
+    cells = [
+        np.clip((112 * (at - low) / (high - low)).astype(int), 0, 111)
+        for at, low, high in ((y, y1, y2), (x, x1, x2))
+    ]
     return inside & (crop[cells[0], cells[1]] >= 128)
 
 
-# -- mirrored --------------------------------------------------------------------------------------------------------------------
+# -- mirrored --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resized", [(60, 80), (83, 111)])
@@ -93,11 +114,12 @@ def test_a_mirrored_image_is_exactly_that(resized: tuple[int, int]) -> None:
     assert (never.pixels == before.pixels).all()
 
 
-# -- scaled and cut --------------------------------------------------------------------------------------------------------------
+# -- scaled and cut --------------------------------------------------------------------------------
 
 
 def test_what_is_seen_of_objects_is_what_is_seen_in_the_picture() -> None:
-    """Three masks are the three colours of the image; the last is a crowd. The image grows and shrinks by its plan and the factor."""
+    """Three masks are the three colours of the image; the last is a crowd. The image grows and
+    shrinks by its plan and the factor."""
     masks = blobs(120, 150, 3, seed=2)
     image = np.stack([255 * mask for mask in masks], axis=-1).astype(np.uint8)
     subject = picture(image, masks, (84, 120), iscrowd=np.array([False, False, True]))
@@ -154,24 +176,31 @@ def test_cut_objects_without_a_mask_keep_their_part_of_the_box() -> None:
 
 
 def test_objects_of_less_than_a_pixel_are_lost() -> None:
-    """At a tenth of its size an object of 11 px is one of 1.1, and one of 9 px is gone; unaugmented, both are kept."""
+    """At a tenth of its size an object of 11 px is one of 1.1, and one of 9 px is gone;
+    unaugmented, both are kept."""
     masks = [np.zeros((100, 100), bool) for _ in range(3)]
     masks[0][20:31, 20:31] = masks[1][50:80, 50:59] = masks[2][60:69, 70:90] = True
-    subject = picture(np.zeros((100, 100, 3), np.uint8), masks, iscrowd=np.array([False, False, True]))
+    subject = picture(
+        np.zeros((100, 100, 3), np.uint8), masks, iscrowd=np.array([False, False, True])
+    )
     (scene,) = scenes(subject, AugmentConfig(scale=(0.1, 0.1)), 1)
     assert ([seen.label for seen in scene.objects], scene.crowds, scene.lost) == ([1], [], 1)
-    assert [seen.label for seen in plain(dataclasses.replace(subject, resized=(10, 10))).objects] == [1, 2]
+    assert [
+        seen.label for seen in plain(dataclasses.replace(subject, resized=(10, 10))).objects
+    ] == [1, 2]
 
 
 def test_a_window_is_anywhere() -> None:
     subject = picture(np.zeros((90, 120, 3), np.uint8), [], boxes=np.zeros((0, 4), np.float32))
-    offsets = np.array([scene.view.offset for scene in scenes(subject, AugmentConfig(scale=(2.0, 2.0)), 300)])
+    offsets = np.array(
+        [scene.view.offset for scene in scenes(subject, AugmentConfig(scale=(2.0, 2.0)), 300)]
+    )
     assert offsets.min(0).tolist() == [0, 0]
     assert (offsets.max(0) >= [82, 110]).all()
     assert (offsets.max(0) <= [180 - 96, 240 - 128]).all()
 
 
-# -- pasted over -----------------------------------------------------------------------------------------------------------------
+# -- pasted over -----------------------------------------------------------------------------------
 
 
 def numbered(masks: list[np.ndarray], first: int) -> np.ndarray:
@@ -183,16 +212,24 @@ def numbered(masks: list[np.ndarray], first: int) -> np.ndarray:
 
 
 def test_what_lies_below_is_cut_as_in_the_picture() -> None:
-    """At scale 1 every pixel tells whose it is, so masks and boxes are known to the pixel; object 4 has no mask."""
+    """At scale 1 every pixel tells whose it is, so masks and boxes are known to the pixel; object 4
+    has no mask."""
     masks = blobs(90, 120, 4, seed=4)
-    for mask in masks[2:]:  # small ones, that are hidden now and then; what has no mask fills its box
+    for mask in masks[
+        2:
+    ]:  # small ones, that are hidden now and then; what has no mask fills its box
         left, top = extent(mask)[:2]
         mask[:] = False
         mask[top : top + 6, left : left + 6] = True
     subject = picture(numbered(masks, 1), masks)
     subject = dataclasses.replace(subject, counts=[*subject.counts[:3], b""])
     others = blobs(70, 150, 5, seed=5)
-    source = picture(numbered(others, 101), others, labels=np.arange(101, 106, dtype=np.int32), iscrowd=np.array([0, 0, 0, 0, 1], bool))
+    source = picture(
+        numbered(others, 101),
+        others,
+        labels=np.arange(101, 106, dtype=np.int32),
+        iscrowd=np.array([0, 0, 0, 0, 1], bool),
+    )
     source = dataclasses.replace(source, counts=[source.counts[0], b"", *source.counts[2:]])
     found: Counter[str] = Counter()
     for scene in scenes(subject, AugmentConfig(flip=0.5, copy_paste=0.9), 150, lambda _: source):
@@ -200,7 +237,9 @@ def test_what_lies_below_is_cut_as_in_the_picture() -> None:
         labels = [seen.label for seen in scene.objects]
         assert labels == sorted(labels)
         assert not {102, 105} & set(labels), "neither what has no mask nor a crowd is pasted"
-        assert set(np.unique(there)) - {0} == {label for label in labels if label != 4 or (there == 4).any()}
+        assert set(np.unique(there)) - {0} == {
+            label for label in labels if label != 4 or (there == 4).any()
+        }
         assert scene.lost == len({1, 2, 3, 4} - set(labels))
         found["lost"] += scene.lost
         found["nothing"] += max(labels, default=0) < 100
@@ -212,7 +251,9 @@ def test_what_lies_below_is_cut_as_in_the_picture() -> None:
                 continue
             assert seen.on_canvas.tolist() == extent(mine)
             # Cells at the border may see a pixel beyond the cut.
-            inner = (seen.crop(28).astype(int) - coverage(mine.astype(np.uint8), extent(mine), 28))[1:-1, 1:-1]
+            inner = (seen.crop(28).astype(int) - coverage(mine.astype(np.uint8), extent(mine), 28))[
+                1:-1, 1:-1
+            ]
             assert np.abs(inner).max() <= 1
             found["over" if seen.label > 100 else "below"] += (
                 mine.sum() < (others if seen.label > 100 else masks)[seen.label % 100 - 1].sum()
@@ -243,10 +284,13 @@ def test_objects_are_pasted_at_a_scale_of_their_own() -> None:
     assert (np.std(places, axis=0) > 8).all(), "not all at the top left"
 
 
-# -- colours ---------------------------------------------------------------------------------------------------------------------
+# -- colours ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("field", "enhance"), [("brightness", "Brightness"), ("contrast", "Contrast"), ("saturation", "Color")])
+@pytest.mark.parametrize(
+    ("field", "enhance"),
+    [("brightness", "Brightness"), ("contrast", "Contrast"), ("saturation", "Color")],
+)
 def test_colours_are_changed_as_pillow_does(field: str, enhance: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     order = ("brightness", "contrast", "saturation").index(field)
@@ -255,7 +299,9 @@ def test_colours_are_changed_as_pillow_does(field: str, enhance: str) -> None:
         draws = np.random.default_rng(seed)
         draws.random(order)
         factor = draws.uniform(0.4, 1.6)
-        expected = np.asarray(getattr(ImageEnhance, enhance)(Image.fromarray(image)).enhance(factor)).astype(int)
+        expected = np.asarray(
+            getattr(ImageEnhance, enhance)(Image.fromarray(image)).enhance(factor)
+        ).astype(int)
         found = _coloured(image, np.random.default_rng(seed), AugmentConfig(**{field: 0.6}))
         assert np.abs(found - expected).max() <= 2
         changes.append(np.abs(found.astype(int) - image).max())
@@ -263,8 +309,13 @@ def test_colours_are_changed_as_pillow_does(field: str, enhance: str) -> None:
 
 
 def test_colours_are_changed_one_after_the_other() -> None:
-    """All three, in floats, where nothing reaches 0 or 255; errors of rounding cancel in the mean."""
-    image = np.random.default_rng(2).integers([140, 40, 80], [160, 60, 100], (40, 60, 3)).astype(np.uint8)
+    """All three, in floats, where nothing reaches 0 or 255; errors of rounding cancel in the
+    mean."""
+    image = (
+        np.random.default_rng(2)
+        .integers([140, 40, 80], [160, 60, 100], (40, 60, 3))
+        .astype(np.uint8)
+    )
     for seed in range(5):
         brightness, contrast, saturation = np.random.default_rng(seed).uniform(0.7, 1.3, 3)
         bright = image * brightness
@@ -272,7 +323,11 @@ def test_colours_are_changed_one_after_the_other() -> None:
         contrasted = mean + contrast * (bright - mean)
         grey = (contrasted @ [0.299, 0.587, 0.114])[..., None]
         expected = grey + saturation * (contrasted - grey)
-        found = _coloured(image, np.random.default_rng(seed), AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3))
+        found = _coloured(
+            image,
+            np.random.default_rng(seed),
+            AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3),
+        )
         assert 0 < expected.min() < expected.max() < 255
         assert np.abs(found - expected).max() < 1
         assert np.abs((found - expected).mean((0, 1))).max() < 0.12
@@ -285,19 +340,33 @@ def test_hues_turn() -> None:
         draws.random(3)
         turn = draws.uniform(-0.3, 0.3)
         found = _coloured(image, np.random.default_rng(seed), AugmentConfig(hue=0.3))
-        for before, after in zip(image.reshape(-1, 3) / 255, found.reshape(-1, 3) / 255, strict=True):
+        for before, after in zip(
+            image.reshape(-1, 3) / 255, found.reshape(-1, 3) / 255, strict=True
+        ):
             hue, saturation, value = colorsys.rgb_to_hsv(*before)
-            assert np.abs(after - colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)).max() < 0.04
+            assert (
+                np.abs(after - colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)).max()
+                < 0.04
+            )
 
 
-# -- loaded ----------------------------------------------------------------------------------------------------------------------
+# -- loaded ----------------------------------------------------------------------------------------
 
 
-def test_draws_are_a_pure_function_of_seed_epoch_and_image(mixed_file: Path, mixed_data: DataConfig) -> None:
-    """Any rest of a plan gives the same batches with any threads; epochs and repeats differ; what is not training is left as it is."""
+def test_draws_are_a_pure_function_of_seed_epoch_and_image(
+    mixed_file: Path, mixed_data: DataConfig
+) -> None:
+    """Any rest of a plan gives the same batches with any threads; epochs and repeats differ; what
+    is not training is left as it is."""
     augment = AugmentConfig(flip=0.5, scale=(0.5, 2.0), brightness=0.3, copy_paste=0.5)
     data = dataclasses.replace(mixed_data, augment=augment)
-    split = open_split("train", mixed_file, mixed_file.parent / "images", cache=mixed_file.parent / "cache", data=data)
+    split = open_split(
+        "train",
+        mixed_file,
+        mixed_file.parent / "images",
+        cache=mixed_file.parent / "cache",
+        data=data,
+    )
     canvases = [plan.canvas for plan in split.plans]
     repeats = np.array([3.0, *[1.0] * 6])
 
@@ -308,10 +377,16 @@ def test_draws_are_a_pure_function_of_seed_epoch_and_image(mixed_file: Path, mix
         return [jax.tree.leaves(batch) for batch in batches]
 
     def equal(a: list[list[np.ndarray]], b: list[list[np.ndarray]]) -> bool:
-        return all(np.array_equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True))
+        return all(
+            np.array_equal(x, y)
+            for one, other in zip(a, b, strict=True)
+            for x, y in zip(one, other, strict=True)
+        )
 
     whole = list(load(split, plan(4), data))
-    assert equal(leaves(whole[2:]), leaves(load(split, plan(4)[2:], dataclasses.replace(data, threads=5))))
+    assert equal(
+        leaves(whole[2:]), leaves(load(split, plan(4)[2:], dataclasses.replace(data, threads=5)))
+    )
     seen = {}
     for epoch, batches in ((4, whole), (5, load(split, plan(5), data))):
         for planned, batch in zip(plan(epoch), batches, strict=True):
@@ -330,12 +405,21 @@ def test_draws_are_a_pure_function_of_seed_epoch_and_image(mixed_file: Path, mix
 
     as_they_are = leaves(load(split, plan_once(split, 2), mixed_data))
     assert equal(leaves(load(split, plan_once(split, 2), data)), as_they_are)
-    assert equal(leaves(load(split, plan(4), mixed_data)), leaves(load(split, [dataclasses.replace(p, keys=()) for p in plan(4)], data)))
+    assert equal(
+        leaves(load(split, plan(4), mixed_data)),
+        leaves(load(split, [dataclasses.replace(p, keys=()) for p in plan(4)], data)),
+    )
 
 
 def test_what_is_over_the_limit_is_counted(mixed_file: Path, mixed_data: DataConfig) -> None:
     data = dataclasses.replace(mixed_data, augment=AugmentConfig(copy_paste=1.0), max_objects=1)
-    split = open_split("train", mixed_file, mixed_file.parent / "images", cache=mixed_file.parent / "cache", data=data)
+    split = open_split(
+        "train",
+        mixed_file,
+        mixed_file.parent / "images",
+        cache=mixed_file.parent / "cache",
+        data=data,
+    )
     plan = plan_epoch([p.canvas for p in split.plans], 1, seed=0, epoch=0, shuffle=True)
     more = 0
     for batch in load(split, plan, data):
@@ -346,20 +430,37 @@ def test_what_is_over_the_limit_is_counted(mixed_file: Path, mixed_data: DataCon
     assert more > 0, "pasted objects that found no place"
 
 
-# -- repeated --------------------------------------------------------------------------------------------------------------------
+# -- repeated --------------------------------------------------------------------------------------
 
 
 def labelled(*images: tuple[int, ...], crowds: tuple[int, ...] = ()) -> CocoDataset:
-    """Images with objects of these labels; those whose number is in `crowds` hold crowd regions instead."""
+    """Images with objects of these labels; those whose number is in `crowds` hold crowd regions
+    instead."""
     records = [
-        ImageRecord(i, f"{i}", 10, 10, tuple(ObjectRecord(0, label, (0, 0, 9, 9), None, i in crowds, 81.0) for label in labels))
+        ImageRecord(
+            i,
+            f"{i}",
+            10,
+            10,
+            tuple(
+                ObjectRecord(0, label, (0, 0, 9, 9), None, i in crowds, 81.0) for label in labels
+            ),
+        )
         for i, labels in enumerate(images)
     ]
-    return CocoDataset((Category(1, "a"), Category(2, "b")), tuple(records), Report(), Path("a"), Path("b"), len(records))
+    return CocoDataset(
+        (Category(1, "a"), Category(2, "b")),
+        tuple(records),
+        Report(),
+        Path("a"),
+        Path("b"),
+        len(records),
+    )
 
 
 def test_an_image_is_repeated_by_its_rarest_class() -> None:
-    """Of eight images, five have class 1, two have class 2; the crowd does not count. The threshold lies between their shares."""
+    """Of eight images, five have class 1, two have class 2; the crowd does not count. The threshold
+    lies between their shares."""
     dataset = labelled((1,), (1, 1), (1, 2), (1,), (2,), (), (1,), (2,), crowds=(7,))
     rare = (0.5 / (2 / 8)) ** 0.5
     assert np.allclose(repeat_factors(dataset, 0.5), [1, 1, rare, 1, rare, 1, 1, 1], rtol=1e-12)
@@ -383,7 +484,9 @@ def test_repeats_are_as_often_as_their_factors_in_epochs_of_one_length() -> None
         keys = [key for batch in plan for key in batch.keys if key]
         assert len(set(keys)) == len(keys) == len(images)
     assert len(lengths) == 1
-    assert plan == plan_epoch(canvases.tolist(), 4, seed=1, epoch=epochs - 1, shuffle=True, repeats=factors)
+    assert plan == plan_epoch(
+        canvases.tolist(), 4, seed=1, epoch=epochs - 1, shuffle=True, repeats=factors
+    )
     whole = np.floor(factors)
     assert ((counts == whole) | (counts == whole + 1)).all()
     assert (counts[:, factors == 1] == 1).all()
@@ -394,7 +497,10 @@ def test_repeats_are_as_often_as_their_factors_in_epochs_of_one_length() -> None
         chance *= round(chance.sum()) / chance.sum()
         spread = 5 * np.sqrt(chance * (1 - chance) / epochs)  # five standard deviations
         assert (np.abs(counts.mean(0) - whole - chance) <= spread + 1e-9)[canvases == canvas].all()
-    alone = [plan_epoch(canvases.tolist(), 4, seed=1, epoch=0, shuffle=True, repeats=r) for r in (None, np.ones(40))]
+    alone = [
+        plan_epoch(canvases.tolist(), 4, seed=1, epoch=0, shuffle=True, repeats=r)
+        for r in (None, np.ones(40))
+    ]
     assert alone[0] == alone[1]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import ConfigError, DataConfig
+from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data import builder
 from mrcnn_jax.data.coco import CocoDataset, read_coco
 
@@ -25,13 +25,23 @@ def test_records_hold_the_data_set(dataset: CocoDataset, tmp_path: Path) -> None
     for index in (3, 0, 6, 1, 2, 5, 4):  # at random
         image, record = dataset.images[index], source[index]
         assert record["image"] == (dataset.images_dir / image.file_name).read_bytes()
-        assert (record["image_id"], record["file_name"].decode(), record["upright"]) == (image.id, image.file_name, index == 0)
+        assert (record["image_id"], record["file_name"].decode(), record["upright"]) == (
+            image.id,
+            image.file_name,
+            index == 0,
+        )
         objects = record["objects"]
-        assert [int(i) for i in objects["annotation_id"]] == [o.annotation_id for o in image.objects]
+        assert [int(i) for i in objects["annotation_id"]] == [
+            o.annotation_id for o in image.objects
+        ]
         assert [int(i) for i in objects["label"]] == [o.label for o in image.objects]
         assert [bool(i) for i in objects["iscrowd"]] == [o.iscrowd for o in image.objects]
-        assert [tuple(b.tolist()) for b in objects["box"]] == [tuple(np.float32(o.box).tolist()) for o in image.objects]
-        assert [c.decode() for c in objects["counts"]] == [o.rle["counts"] if o.rle else "" for o in image.objects]
+        assert [tuple(b.tolist()) for b in objects["box"]] == [
+            tuple(np.float32(o.box).tolist()) for o in image.objects
+        ]
+        assert [c.decode() for c in objects["counts"]] == [
+            o.rle["counts"] if o.rle else "" for o in image.objects
+        ]
     assert "tensorflow" not in sys.modules
 
 

@@ -1,4 +1,5 @@
-"""What becomes of images: every accident with its outcome, and the cache of it. (Annotations: test_read_coco.py.)"""
+"""What becomes of images: every accident with its outcome, and the cache of it. (Annotations:
+test_read_coco.py.)"""
 
 from __future__ import annotations
 
@@ -13,28 +14,41 @@ from pictures import STORED, encoded, tiff
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config import ConfigError, DataConfig
+from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data import images
 from mrcnn_jax.data.coco import CocoDataset
-from mrcnn_jax.data.decode import decode_image
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.pixels.decode import decode_image
 
 DATA = DataConfig(max_pixels=100_000)
 OWN = {Reason.CATEGORY_IDS, Reason.RUN_LIST}  # what mixed_content has by itself
 WriteJson = Callable[[Any], Path]
 
 
-def check(path: Path, *, data: DataConfig = DATA, lost_images: bool = True, keep_empty: bool = True) -> CocoDataset:
+def check(
+    path: Path, *, data: DataConfig = DATA, lost_images: bool = True, keep_empty: bool = True
+) -> CocoDataset:
     root = path.parent
-    return check_split(path, root / "images", cache=root / "cache", data=data, keep_empty=keep_empty, lost_images=lost_images)[0]
+    return check_split(
+        path,
+        root / "images",
+        cache=root / "cache",
+        data=data,
+        keep_empty=keep_empty,
+        lost_images=lost_images,
+    )[0]
 
 
 def found(dataset: CocoDataset) -> dict[str, tuple[int, list]]:
-    return {text: (f.count, f.first_ids) for (reason, text), f in dataset.report.findings.items() if reason not in OWN}
+    return {
+        text: (f.count, f.first_ids)
+        for (reason, text), f in dataset.report.findings.items()
+        if reason not in OWN
+    }
 
 
-# -- lost: listed together, refused above 1 % ------------------------------------------------------------------------------------
+# -- lost: listed together, refused above 1 % ------------------------------------------------------
 
 BROKEN = {
     "photo 0.png": (b"", "of no known format"),
@@ -65,48 +79,74 @@ def test_images_that_cannot_be_decoded_are_dropped_and_listed_together(mixed_fil
         for name, (_, reason) in BROKEN.items():
             assert any(text.startswith(f"{name} (") and reason in text for text in dataset.lost)
         assert "'photo 5.png' (images whose file is missing)" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"1 of 7 images are lost"):  # before any image is read: one is missing already
+    with pytest.raises(
+        ConfigError, match=r"1 of 7 images are lost"
+    ):  # before any image is read: one is missing already
         check(mixed_file, lost_images=False)
 
 
 def test_more_than_one_in_a_hundred_is_refused(mixed_file: Path) -> None:
     (mixed_file.parent / "images" / "photo 6.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"1 of 7 images are lost \(1 % may be\): photo 6.png \(not an image .*\)$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1 of 7 images are lost \(1 % may be\): photo 6.png \(not an image .*\)$",
+    ):
         check(mixed_file, lost_images=False)
 
 
-def test_no_usable_image_is_left(mixed_file: Path, mixed_content: dict[str, Any], write_json: WriteJson) -> None:
+def test_no_usable_image_is_left(
+    mixed_file: Path, mixed_content: dict[str, Any], write_json: WriteJson
+) -> None:
     for image in mixed_content["images"]:
         (mixed_file.parent / "images" / image["file_name"]).write_bytes(b"")
-    with pytest.raises(ConfigError, match="no usable image is left: dropped 7: images that cannot be decoded"):
+    with pytest.raises(
+        ConfigError, match="no usable image is left: dropped 7: images that cannot be decoded"
+    ):
         check(mixed_file)
-    with pytest.raises(ConfigError, match=r"no usable image is left: left out 7: images without objects \(data.keep_empty is off\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no usable image is left: left out 7: images without objects \(data.keep_empty is off\)",
+    ):
         check(write_json({**mixed_content, "annotations": []}), keep_empty=False)
 
 
-# -- refused -----------------------------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 
-def test_another_size_than_annotated(mixed_content: dict[str, Any], write_json: WriteJson, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen in the header where neither way fits; after decoding where a turn would fit that EXIF does not ask for."""
+def test_another_size_than_annotated(
+    mixed_content: dict[str, Any], write_json: WriteJson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in the header where neither way fits; after decoding where a turn would fit that EXIF
+    does not ask for."""
     image = mixed_content["images"][-1]
     image["height"] = 61
     path = write_json(mixed_content)
     with monkeypatch.context() as patch:
         patch.setattr(images, "image_kind", _refuse)
-        with pytest.raises(ConfigError, match=r"1 images have another size .*: 11 \(photo 0.png\) is 60 x 80, annotated as 61 x 80"):
+        with pytest.raises(
+            ConfigError,
+            match=r"1 images have another size .*: 11 \(photo 0.png\) is 60 x 80, annotated as 61 x 80",
+        ):
             check(path)
     image |= {"height": 80, "width": 60}
     for annotation in mixed_content["annotations"][:2]:
         annotation |= {"segmentation": None}
-    with pytest.raises(ConfigError, match=r"1 images have another size .*: 11 \(photo 0.png\) is 60 x 80, annotated as 80 x 60"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1 images have another size .*: 11 \(photo 0.png\) is 60 x 80, annotated as 80 x 60",
+    ):
         check(write_json(mixed_content))
 
 
-def test_an_image_over_the_limit_is_not_decoded(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_over_the_limit_is_not_decoded(
+    mixed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("1", (400, 400)).save(mixed_file.parent / "images" / "photo 3.png")
     monkeypatch.setattr(images, "image_kind", _refuse)
-    with pytest.raises(ConfigError, match=r"image 14: photo 3.png: 400 x 400 is over 100000 pixels \(data.max_pixels\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"image 14: photo 3.png: 400 x 400 is over 100000 pixels \(data.max_pixels\)",
+    ):
         check(mixed_file)
 
 
@@ -114,7 +154,7 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise AssertionError("decoded")
 
 
-# -- repaired ----------------------------------------------------------------------------------------------------------------------
+# -- repaired --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16"])
@@ -135,38 +175,59 @@ def _oriented(picture: np.ndarray, orientation: int, path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_all_orientations_give_one_picture_and_aligned_masks(mixed_file: Path, mixed_content: dict[str, Any], orientation: int) -> None:
+def test_all_orientations_give_one_picture_and_aligned_masks(
+    mixed_file: Path, mixed_content: dict[str, Any], orientation: int
+) -> None:
     """The annotated object is white on black, and stays under its mask and its box."""
-    mask = rle_ops.decode({"size": [60, 80], "counts": mixed_content["annotations"][0]["segmentation"]["counts"]})
+    mask = rle_ops.decode(
+        {"size": [60, 80], "counts": mixed_content["annotations"][0]["segmentation"]["counts"]}
+    )
     path = mixed_file.parent / "images" / "photo 0.png"
     _oriented(np.repeat(255 * mask[..., None], 3, axis=2), orientation, path)
     dataset = check(mixed_file)
     image = dataset.images[0]
     pixels = decode_image(path.read_bytes(), upright=image.upright, max_pixels=DATA.max_pixels)
     assert (pixels[..., 0] == 255 * rle_ops.decode(image.objects[0].rle)).all()
-    expected = {} if orientation == 1 else {(Reason.TURNED if orientation > 4 else Reason.TURNED_BY_VOTE).text: (1, [11])}
+    expected = (
+        {}
+        if orientation == 1
+        else {(Reason.TURNED if orientation > 4 else Reason.TURNED_BY_VOTE).text: (1, [11])}
+    )
     assert found(dataset) == expected
 
 
 def test_stored_pixels_are_kept_where_they_are_what_is_annotated(mixed_file: Path) -> None:
-    """Orientation 6 with the size of the stored picture: this file's annotations are of stored pixels, so a half turn is none."""
+    """Orientation 6 with the size of the stored picture: this file's annotations are of stored
+    pixels, so a half turn is none."""
     folder = mixed_file.parent / "images"
     pictures = {
-        n: np.random.default_rng(n).integers(0, 256, size, np.uint8) for n, size in ((0, (60, 80, 3)), (1, (80, 60, 3)), (2, (64, 64, 3)))
+        n: np.random.default_rng(n).integers(0, 256, size, np.uint8)
+        for n, size in ((0, (60, 80, 3)), (1, (80, 60, 3)), (2, (64, 64, 3)))
     }
     for number, orientation in ((0, 6), (1, 3), (2, 8)):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.fromarray(pictures[number]).save(folder / f"photo {number}.png", exif=exif)
     dataset = check(mixed_file)
-    assert found(dataset) == {Reason.NOT_TURNED.text: (1, [11]), Reason.NOT_TURNED_BY_VOTE.text: (2, [12, 13])}
+    assert found(dataset) == {
+        Reason.NOT_TURNED.text: (1, [11]),
+        Reason.NOT_TURNED_BY_VOTE.text: (2, [12, 13]),
+    }
     for number, picture in pictures.items():
         image = dataset.images[number]
-        assert (decode_image((folder / image.file_name).read_bytes(), upright=image.upright, max_pixels=DATA.max_pixels) == picture).all()
+        assert (
+            decode_image(
+                (folder / image.file_name).read_bytes(),
+                upright=image.upright,
+                max_pixels=DATA.max_pixels,
+            )
+            == picture
+        ).all()
 
 
 def test_a_majority_decides_what_sizes_do_not_tell(mixed_file: Path) -> None:
-    """Two images annotated as seen against one as stored: a third kind, that fits either way, is turned."""
+    """Two images annotated as seen against one as stored: a third kind, that fits either way, is
+    turned."""
     folder = mixed_file.parent / "images"
     picture = np.zeros((60, 80, 3), np.uint8)
     _oriented(picture, 6, folder / "photo 0.png")
@@ -182,10 +243,12 @@ def test_a_majority_decides_what_sizes_do_not_tell(mixed_file: Path) -> None:
     }
 
 
-# -- the cache -----------------------------------------------------------------------------------------------------------------------
+# -- the cache -------------------------------------------------------------------------------------
 
 
-def test_decoded_once_and_anew_when_anything_changed(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_once_and_anew_when_anything_changed(
+    mixed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = mixed_file.parent / "cache"
     first = check(mixed_file)
     (folder,) = cache.iterdir()
@@ -212,7 +275,8 @@ def test_a_damaged_cache_is_no_result(mixed_file: Path, content: str) -> None:
 
 
 def test_what_failed_is_tried_again(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that was away for a moment costs no image for good, and the others are not decoded again for it."""
+    """A disk that was away for a moment costs no image for good, and the others are not decoded
+    again for it."""
     path = mixed_file.parent / "images" / "photo 2.png"
 
     def away(file: Path) -> bytes:
@@ -226,7 +290,11 @@ def test_what_failed_is_tried_again(mixed_file: Path, monkeypatch: pytest.Monkey
     assert dataset.lost == ("photo 2.png (Input/output error)",)
     decoded = []
     original = images.image_kind
-    monkeypatch.setattr(images, "image_kind", lambda encoded, **limits: decoded.append(encoded) or original(encoded, **limits))
+    monkeypatch.setattr(
+        images,
+        "image_kind",
+        lambda encoded, **limits: decoded.append(encoded) or original(encoded, **limits),
+    )
     assert check(mixed_file).lost == ()
     assert decoded == [path.read_bytes()]
 
@@ -239,10 +307,18 @@ def test_a_cache_that_cannot_be_written_to(mixed_file: Path) -> None:
 
 def test_truncation_by_the_static_count_is_counted(mixed_file: Path) -> None:
     dataset = check(mixed_file, data=DataConfig(max_objects=1, max_pixels=100_000))
-    assert found(dataset) == {Reason.OVER_LIMIT.text.format(field="max_objects", limit=1): (1, [11])}
+    assert found(dataset) == {
+        Reason.OVER_LIMIT.text.format(field="max_objects", limit=1): (1, [11])
+    }
 
 
-def test_every_image_counts_in_progress(mixed_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "tqdm", lambda results, **options: (print(options["desc"], options["total"]), results)[1])
+def test_every_image_counts_in_progress(
+    mixed_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        images,
+        "tqdm",
+        lambda results, **options: (print(options["desc"], options["total"]), results)[1],
+    )
     check(mixed_file)
     assert capsys.readouterr().out.splitlines() == ["reading headers 7", "checking images 7"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mrcnn_jax.config import DataConfig
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
 from mrcnn_jax.data.report import Reason
@@ -26,9 +26,17 @@ from mrcnn_jax.structures import Batch
 
 
 @pytest.fixture(scope="session")
-def shapes_split(shapes_folder: Path, shapes_data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Split:
+def shapes_split(
+    shapes_folder: Path, shapes_data: DataConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Split:
     annotations = shapes_folder / "annotations" / "instances_train.json"
-    return open_split("train", annotations, shapes_folder / "images", cache=tmp_path_factory.mktemp("cache"), data=shapes_data)
+    return open_split(
+        "train",
+        annotations,
+        shapes_folder / "images",
+        cache=tmp_path_factory.mktemp("cache"),
+        data=shapes_data,
+    )
 
 
 def _open_mixed(file: Path, data: DataConfig, name: str = "train") -> Split:
@@ -36,11 +44,16 @@ def _open_mixed(file: Path, data: DataConfig, name: str = "train") -> Split:
 
 
 def _plan(split: Split, size: int = 2, **options: Any) -> list[PlannedBatch]:
-    return plan_epoch([p.canvas for p in split.plans], size, **{"seed": 0, "epoch": 0, "shuffle": True, **options})
+    return plan_epoch(
+        [p.canvas for p in split.plans], size, **{"seed": 0, "epoch": 0, "shuffle": True, **options}
+    )
 
 
-def test_the_whole_road_on_shapes(shapes_split: Split, shapes_folder: Path, shapes_data: DataConfig) -> None:
-    """At scale 1 every pixel, box and mask of the files is found in the batches, each image once."""
+def test_the_whole_road_on_shapes(
+    shapes_split: Split, shapes_folder: Path, shapes_data: DataConfig
+) -> None:
+    """At scale 1 every pixel, box and mask of the files is found in the batches, each image
+    once."""
     raw = COCO(str(shapes_folder / "annotations" / "instances_train.json"))
     seen: Counter[int] = Counter()
     crowds = 0
@@ -55,26 +68,36 @@ def test_the_whole_road_on_shapes(shapes_split: Split, shapes_folder: Path, shap
             assert batch.scales[row].tolist() == [1, 1]
             truth = batch.ground_truth
             expected = [a for a in raw.imgToAnns[image.id] if not a["iscrowd"]]
-            assert truth.valid[row].tolist() == [True] * len(expected) + [False] * (8 - len(expected))
+            assert truth.valid[row].tolist() == [True] * len(expected) + [False] * (
+                8 - len(expected)
+            )
             for place, a in enumerate(expected):
                 x, y, w, h = a["bbox"]
                 assert truth.boxes[row, place].tolist() == [x, y, x + w, y + h]
                 assert truth.labels[row, place] == a["category_id"]
                 assert truth.has_mask[row, place]
                 # The mean of the coverage is the share of the box that the mask fills.
-                assert truth.masks[row, place].mean() / 255 == pytest.approx(a["area"] / (w * h), abs=0.02)
+                assert truth.masks[row, place].mean() / 255 == pytest.approx(
+                    a["area"] / (w * h), abs=0.02
+                )
                 # And enlarged to the box again it is the mask.
-                again = cv2.resize(truth.masks[row, place], (w, h), interpolation=cv2.INTER_AREA) >= 128
+                again = (
+                    cv2.resize(truth.masks[row, place], (w, h), interpolation=cv2.INTER_AREA) >= 128
+                )
                 assert (again == raw.annToMask(a)[y : y + h, x : x + w]).mean() > 0.9
             ignored = [a["bbox"] for a in raw.imgToAnns[image.id] if a["iscrowd"]]
-            assert batch.ignore.boxes[row, : len(ignored)].tolist() == [[x, y, x + w, y + h] for x, y, w, h in ignored]
+            assert batch.ignore.boxes[row, : len(ignored)].tolist() == [
+                [x, y, x + w, y + h] for x, y, w, h in ignored
+            ]
             assert batch.ignore.valid[row].sum() == len(ignored)
             crowds += len(ignored)
     assert seen == Counter(image.id for image in shapes_split.dataset.images)
     assert crowds == 1
 
 
-def test_scaled_images_of_several_sizes(mixed_file: Path, mixed_content: dict[str, Any], mixed_data: DataConfig) -> None:
+def test_scaled_images_of_several_sizes(
+    mixed_file: Path, mixed_content: dict[str, Any], mixed_data: DataConfig
+) -> None:
     split = _open_mixed(mixed_file, mixed_data)
     by_id = {image["id"]: image for image in mixed_content["images"]}
     ids = {3: 1, 7: 2, 90: 3}
@@ -84,19 +107,29 @@ def test_scaled_images_of_several_sizes(mixed_file: Path, mixed_content: dict[st
             raw = by_id[split.dataset.images[batch.indices[row]].id]
             height, width = batch.image_sizes[row]
             assert batch.original_sizes[row].tolist() == [raw["height"], raw["width"]]
-            assert np.allclose(batch.scales[row], [height / raw["height"], width / raw["width"]], rtol=1e-6)
+            assert np.allclose(
+                batch.scales[row], [height / raw["height"], width / raw["width"]], rtol=1e-6
+            )
             picture = Image.open(mixed_file.parent / "images" / raw["file_name"])
-            resized = np.asarray(picture.resize((int(width), int(height)), Image.Resampling.BILINEAR)).astype(int)
+            resized = np.asarray(
+                picture.resize((int(width), int(height)), Image.Resampling.BILINEAR)
+            ).astype(int)
             assert np.abs(batch.images[row, :height, :width] - resized).mean() < 1
             assert not batch.images[row, height:].any()
             assert not batch.images[row, :, width:].any()
-            expected = [a for a in mixed_content["annotations"] if a["image_id"] == raw["id"] and not a["iscrowd"]]
+            expected = [
+                a
+                for a in mixed_content["annotations"]
+                if a["image_id"] == raw["id"] and not a["iscrowd"]
+            ]
             truth = batch.ground_truth
             assert truth.valid[row].sum() == len(expected)
             for place, a in enumerate(expected):
                 x, y, w, h = a["bbox"]
                 sy, sx = batch.scales[row]
-                assert np.allclose(truth.boxes[row, place], [x * sx, y * sy, (x + w) * sx, (y + h) * sy], atol=1e-3)
+                assert np.allclose(
+                    truth.boxes[row, place], [x * sx, y * sy, (x + w) * sx, (y + h) * sy], atol=1e-3
+                )
                 assert truth.labels[row, place] == ids[a["category_id"]]
                 assert truth.has_mask[row, place] == ("segmentation" in a)
                 found += 1
@@ -110,8 +143,19 @@ def test_dtypes_and_padding_of_incomplete_batches(mixed_file: Path, mixed_data: 
     assert sorted(int(batch.valid.sum()) for batch in batches) == [1, 2, 4]
     for batch in batches:
         assert batch.images.dtype == np.uint8
-        assert batch.scales.dtype == batch.ground_truth.boxes.dtype == batch.ignore.boxes.dtype == np.float32
-        assert batch.indices.dtype == batch.image_sizes.dtype == batch.original_sizes.dtype == batch.ground_truth.labels.dtype == np.int32
+        assert (
+            batch.scales.dtype
+            == batch.ground_truth.boxes.dtype
+            == batch.ignore.boxes.dtype
+            == np.float32
+        )
+        assert (
+            batch.indices.dtype
+            == batch.image_sizes.dtype
+            == batch.original_sizes.dtype
+            == batch.ground_truth.labels.dtype
+            == np.int32
+        )
         assert batch.ground_truth.masks.dtype == np.uint8
         assert batch.ground_truth.masks.shape == (4, 4, 28, 28)
         assert batch.ignore.boxes.shape == (4, 1, 4)
@@ -129,12 +173,18 @@ def test_dtypes_and_padding_of_incomplete_batches(mixed_file: Path, mixed_data: 
     st.booleans(),
 )
 @settings(deadline=None)
-def test_plans_are_pure_and_complete(canvases: list[int], size: int, seed: int, shuffle: bool) -> None:
-    plans = [plan_epoch(canvases, size, seed=seed, epoch=epoch, shuffle=shuffle) for epoch in (0, 1, 0)]
+def test_plans_are_pure_and_complete(
+    canvases: list[int], size: int, seed: int, shuffle: bool
+) -> None:
+    plans = [
+        plan_epoch(canvases, size, seed=seed, epoch=epoch, shuffle=shuffle) for epoch in (0, 1, 0)
+    ]
     assert plans[0] == plans[2]
     assert len(plans[0]) == len(plans[1]) == sum(-(-n // size) for n in Counter(canvases).values())
     for plan in plans:
-        assert sorted(i for batch in plan for i in batch.indices if i >= 0) == list(range(len(canvases)))
+        assert sorted(i for batch in plan for i in batch.indices if i >= 0) == list(
+            range(len(canvases))
+        )
         for batch in plan:
             assert len(batch.indices) == size
             assert batch.indices[0] >= 0
@@ -145,7 +195,10 @@ def test_plans_are_pure_and_complete(canvases: list[int], size: int, seed: int, 
 
 def test_epochs_and_seeds_differ_and_canvases_are_mixed() -> None:
     canvases = [0, 1] * 50
-    plans = [plan_epoch(canvases, 2, seed=seed, epoch=epoch, shuffle=True) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    plans = [
+        plan_epoch(canvases, 2, seed=seed, epoch=epoch, shuffle=True)
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
     assert plans[0] != plans[1]
     assert plans[0] != plans[2]
     order = [batch.canvas for batch in plans[0]]
@@ -153,31 +206,55 @@ def test_epochs_and_seeds_differ_and_canvases_are_mixed() -> None:
 
 
 def _equal(a: Batch, b: Batch) -> bool:
-    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        x.dtype == y.dtype and np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
-def test_the_order_is_the_plan_s_from_anywhere_and_with_any_threads(shapes_split: Split, shapes_data: DataConfig) -> None:
+def test_the_order_is_the_plan_s_from_anywhere_and_with_any_threads(
+    shapes_split: Split, shapes_data: DataConfig
+) -> None:
     plan = _plan(shapes_split, 3, epoch=5)
     whole = list(load(shapes_split, plan, shapes_data))
     for planned, batch in zip(plan, whole, strict=True):
-        assert [i if ok else -1 for i, ok in zip(batch.indices.tolist(), batch.valid, strict=True)] == list(planned.indices)
+        assert [
+            i if ok else -1 for i, ok in zip(batch.indices.tolist(), batch.valid, strict=True)
+        ] == list(planned.indices)
     many = dataclasses.replace(shapes_data, threads=7)
     for a, b in zip(whole[4:], load(shapes_split, plan[4:], many), strict=True):
         assert _equal(a, b)
 
 
 def test_too_many_objects_are_counted_and_the_largest_kept(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    mixed_data: DataConfig,
 ) -> None:
     sides = [10, 30, 20, 40, 15, 25]
     mixed_content["annotations"] = [
-        {"id": 50 + n, "image_id": 11, "category_id": 3, "bbox": [n, n, side, side], "area": side**2, "iscrowd": int(crowd)}
+        {
+            "id": 50 + n,
+            "image_id": 11,
+            "category_id": 3,
+            "bbox": [n, n, side, side],
+            "area": side**2,
+            "iscrowd": int(crowd),
+        }
         for crowd in (False, True)
         for n, side in enumerate(sides, 10 * crowd)
     ]
     split = _open_mixed(write_json(mixed_content), mixed_data)
-    found = {text: (f.count, f.first_ids) for (reason, text), f in split.dataset.report.findings.items() if reason is Reason.OVER_LIMIT}
-    texts = [Reason.OVER_LIMIT.text.format(field=field, limit=limit) for field, limit in (("max_objects", 4), ("max_ignored", 1))]
+    found = {
+        text: (f.count, f.first_ids)
+        for (reason, text), f in split.dataset.report.findings.items()
+        if reason is Reason.OVER_LIMIT
+    }
+    texts = [
+        Reason.OVER_LIMIT.text.format(field=field, limit=limit)
+        for field, limit in (("max_objects", 4), ("max_ignored", 1))
+    ]
     assert found == {texts[0]: (2, [11]), texts[1]: (5, [11])}
     assert len(split.dataset.to_coco()["annotations"]) == 12, "evaluation sees them all"
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
@@ -190,9 +267,14 @@ def test_too_many_objects_are_counted_and_the_largest_kept(
 def test_a_mask_that_covers_nothing_leaves_the_box(
     write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
 ) -> None:
-    """A mask of two pixels in opposite corners of its box, each less than half a cell, and one that is empty from the start."""
-    mixed_content["annotations"][0].update(bbox=[0, 0, 80, 60], segmentation={"size": [60, 80], "counts": [0, 1, 4798, 1]})
-    mixed_content["annotations"][1].update(bbox=[0, 0, 80, 60], segmentation=[[10, 10, 10.2, 10, 10.2, 10.2]])
+    """A mask of two pixels in opposite corners of its box, each less than half a cell, and one that
+    is empty from the start."""
+    mixed_content["annotations"][0].update(
+        bbox=[0, 0, 80, 60], segmentation={"size": [60, 80], "counts": [0, 1, 4798, 1]}
+    )
+    mixed_content["annotations"][1].update(
+        bbox=[0, 0, 80, 60], segmentation=[[10, 10, 10.2, 10, 10.2, 10.2]]
+    )
     split = _open_mixed(write_json(mixed_content), mixed_data)
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
     assert batch.ground_truth.valid[0].tolist() == [True, True, False, False]
@@ -201,12 +283,18 @@ def test_a_mask_that_covers_nothing_leaves_the_box(
 
 @pytest.mark.parametrize("count", [0, 4, 5, 3000])
 def test_any_number_of_objects(
-    write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig, count: int
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    mixed_data: DataConfig,
+    count: int,
 ) -> None:
-    """None, the static count (4), one more, and very many: the largest are in the batch, all of them in the data set."""
+    """None, the static count (4), one more, and very many: the largest are in the batch, all of
+    them in the data set."""
     template = {**mixed_content["annotations"][0], "segmentation": None, "area": 1}
     boxes = [[n % 60, n % 40, 2 + n % 18, 3] for n in range(count)]
-    mixed_content["annotations"] = [{**template, "id": n, "bbox": box} for n, box in enumerate(boxes)]
+    mixed_content["annotations"] = [
+        {**template, "id": n, "bbox": box} for n, box in enumerate(boxes)
+    ]
     split = _open_mixed(write_json(mixed_content), mixed_data)
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
     truth = batch.ground_truth
@@ -214,7 +302,11 @@ def test_any_number_of_objects(
     assert len(split.dataset.images[0].objects) == count
     widths = (truth.boxes[0, :, 2] - truth.boxes[0, :, 0])[truth.valid[0]] / batch.scales[0, 1]
     assert np.allclose(sorted(widths), sorted(box[2] for box in boxes)[-4:])
-    found = [f.count for (reason, _), f in split.dataset.report.findings.items() if reason is Reason.OVER_LIMIT]
+    found = [
+        f.count
+        for (reason, _), f in split.dataset.report.findings.items()
+        if reason is Reason.OVER_LIMIT
+    ]
     assert found == ([count - 4] if count > 4 else [])
 
 
@@ -229,18 +321,40 @@ def test_any_number_of_objects(
     ],
 )
 def test_images_of_any_shape(
-    tmp_path: Path, write_json: Callable[[Any], Path], height: int, width: int, name: str, resized: tuple[int, int]
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    height: int,
+    width: int,
+    name: str,
+    resized: tuple[int, int],
 ) -> None:
-    """With an object that fills them, under a default config: a batch of finite values, and the object's mask is full."""
+    """With an object that fills them, under a default config: a batch of finite values, and the
+    object's mask is full."""
     path = tmp_path / "images" / name.replace("\\", "/")
     path.parent.mkdir(parents=True)
     Image.new("RGB", (width, height), (10, 200, 30)).save(path)
     box = [0, 0, width, height]
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": width * height, "iscrowd": 0}
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": box,
+        "area": width * height,
+        "iscrowd": 0,
+    }
     annotation["segmentation"] = {"size": [height, width], "counts": [0, width * height]}
     image = {"id": 1, "file_name": name, "height": height, "width": width}
     data = DataConfig(max_objects=2)
-    split = _open_mixed(write_json({"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "all"}]}), data)
+    split = _open_mixed(
+        write_json(
+            {
+                "images": [image],
+                "annotations": [annotation],
+                "categories": [{"id": 1, "name": "all"}],
+            }
+        ),
+        data,
+    )
     (batch,) = load(split, plan_once(split, 1), data)
     h, w = batch.image_sizes[0]
     assert (h, w) == resized
@@ -251,9 +365,13 @@ def test_images_of_any_shape(
 
 
 def test_images_are_turned_as_the_check_decided(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    mixed_data: DataConfig,
 ) -> None:
-    """Two files of the same stored pixels and EXIF (a quarter turn): one annotated as seen, one as stored."""
+    """Two files of the same stored pixels and EXIF (a quarter turn): one annotated as seen, one as
+    stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = np.zeros((80, 60, 3), np.uint8)
@@ -262,7 +380,10 @@ def test_images_are_turned_as_the_check_decided(
     for name in names:
         Image.fromarray(stored).save(tmp_path / "images" / name, exif=exif)
     split = _open_mixed(write_json(mixed_content), mixed_data)
-    as_seen, as_stored = (next(iter(load(split, [PlannedBatch(canvas, (i,))], mixed_data))) for i, canvas in ((0, 0), (1, 1)))
+    as_seen, as_stored = (
+        next(iter(load(split, [PlannedBatch(canvas, (i,))], mixed_data)))
+        for i, canvas in ((0, 0), (1, 1))
+    )
     height, width = as_seen.image_sizes[0]
     assert as_seen.images[0, : height // 2 - 2, :width].min() > 245
     assert as_seen.images[0, height // 2 + 2 : height, :width].max() < 5
@@ -271,29 +392,42 @@ def test_images_are_turned_as_the_check_decided(
     assert as_stored.images[0, :height, width // 2 + 2 : width].max() < 5
 
 
-def test_empty_images_are_left_out_of_training_only(mixed_file: Path, mixed_data: DataConfig) -> None:
+def test_empty_images_are_left_out_of_training_only(
+    mixed_file: Path, mixed_data: DataConfig
+) -> None:
     data = dataclasses.replace(mixed_data, keep_empty=False)
     split = _open_mixed(mixed_file, data)
     assert [image.id for image in split.dataset.images] == [11, 12, 13, 14, 15]
-    ((_, finding),) = ((reason, f) for (reason, _), f in split.dataset.report.findings.items() if reason is Reason.NEGATIVE)
+    ((_, finding),) = (
+        (reason, f)
+        for (reason, _), f in split.dataset.report.findings.items()
+        if reason is Reason.NEGATIVE
+    )
     assert finding.first_ids == [16, 17]
     assert sum(int(b.valid.sum()) for b in load(split, _plan(split), data)) == 5
     assert len(_open_mixed(mixed_file, data, "val").dataset.images) == 7
 
 
-def test_gaps_in_category_ids_come_back(mixed_file: Path, mixed_content: dict[str, Any], mixed_data: DataConfig) -> None:
+def test_gaps_in_category_ids_come_back(
+    mixed_file: Path, mixed_content: dict[str, Any], mixed_data: DataConfig
+) -> None:
     split = _open_mixed(mixed_file, mixed_data)
     found = set()
     for batch in load(split, _plan(split), mixed_data):
         for row, place in np.argwhere(batch.ground_truth.valid):
             image = split.dataset.images[batch.indices[row]].id
-            found.add((image, split.dataset.category_id(int(batch.ground_truth.labels[row, place]))))
-    assert found == {(a["image_id"], a["category_id"]) for a in mixed_content["annotations"] if not a["iscrowd"]}
+            found.add(
+                (image, split.dataset.category_id(int(batch.ground_truth.labels[row, place])))
+            )
+    assert found == {
+        (a["image_id"], a["category_id"]) for a in mixed_content["annotations"] if not a["iscrowd"]
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Tampered:
-    """A source that changes the record of image number 1, and that can insist on being read in a clean worker process."""
+    """A source that changes the record of image number 1, and that can insist on being read in a
+    clean worker process."""
 
     source: RandomAccess
     damage: str = ""
@@ -326,7 +460,9 @@ class Tampered:
         ("order", "photo 1.png: record 1 is image 99, not 12"),
     ],
 )
-def test_failures_name_the_file(mixed_file: Path, mixed_data: DataConfig, damage: str, message: str) -> None:
+def test_failures_name_the_file(
+    mixed_file: Path, mixed_data: DataConfig, damage: str, message: str
+) -> None:
     split = _open_mixed(mixed_file, mixed_data)
     broken = dataclasses.replace(split, source=Tampered(split.source, damage))
     with pytest.raises(RuntimeError, match=message):
@@ -334,12 +470,15 @@ def test_failures_name_the_file(mixed_file: Path, mixed_data: DataConfig, damage
 
 
 def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
-    """Same batches in the same order, made elsewhere, without a device backend there; and the file is named on failure."""
+    """Same batches in the same order, made elsewhere, without a device backend there; and the file
+    is named on failure."""
     jax.devices()  # here there is a backend, so that a forked process would have one
     split = _open_mixed(mixed_file, mixed_data)
     plan = _plan(split)
     in_workers = dataclasses.replace(mixed_data, workers=2)
-    elsewhere = dataclasses.replace(split, source=Tampered(split.source, not_in_process=os.getpid()))
+    elsewhere = dataclasses.replace(
+        split, source=Tampered(split.source, not_in_process=os.getpid())
+    )
     for a, b in zip(load(split, plan, mixed_data), load(elsewhere, plan, in_workers), strict=True):
         assert _equal(a, b)
     broken = dataclasses.replace(split, source=Tampered(split.source, "bytes"))

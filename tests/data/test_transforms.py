@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config import DataConfig
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.transforms import mask_crop, resize_image, resize_plan
 
 DATA = DataConfig()
@@ -39,7 +39,9 @@ def test_every_image_fits_its_canvas(height: int, width: int) -> None:
 
 
 def test_the_smallest_canvas_is_taken() -> None:
-    data = DataConfig(short_side=96, long_side=128, canvases=((128, 128), (96, 128), (128, 96), (96, 96)))
+    data = DataConfig(
+        short_side=96, long_side=128, canvases=((128, 128), (96, 128), (128, 96), (96, 96))
+    )
     assert resize_plan(96, 128, data).canvas == 1
     assert resize_plan(128, 96, data).canvas == 2
     assert resize_plan(50, 50, data).canvas == 3
@@ -49,7 +51,9 @@ def test_the_smallest_canvas_is_taken() -> None:
 def test_resizing_agrees_with_pillow() -> None:
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (40, 60, 3)).astype(np.uint8), (0, 0), 2)
-    larger = np.asarray(Image.fromarray(image).resize((151, 97), Image.Resampling.BILINEAR)).astype(int)
+    larger = np.asarray(Image.fromarray(image).resize((151, 97), Image.Resampling.BILINEAR)).astype(
+        int
+    )
     assert np.abs(resize_image(image, (97, 151)) - larger).max() <= 2
     smaller = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BOX)).astype(int)
     assert np.abs(resize_image(image, (20, 30)) - smaller).max() <= 1
@@ -73,7 +77,8 @@ def _encode(mask: np.ndarray) -> dict:
 )
 @pytest.mark.parametrize("size", [7, 28])
 def test_crops_are_means_over_windows(box: tuple[float, float, float, float], size: int) -> None:
-    """Against dense sampling: each cell is the mean over a window as wide as the cell, at least a pixel; borders repeat."""
+    """Against dense sampling: each cell is the mean over a window as wide as the cell, at least a
+    pixel; borders repeat."""
     mask = np.random.default_rng(1).random((30, 40)) < 0.5
     x1, y1, x2, y2 = box
     samples = (np.arange(400) + 0.5) / 400 - 0.5

@@ -17,13 +17,18 @@ SIZES = {
 
 def features_of(sizes: dict[str, tuple[int, int]]) -> dict[str, jax.Array]:
     random = np.random.default_rng(0)
-    return {name: jnp.array(random.normal(size=(2, *size, 3 + i)).astype(np.float32)) for i, (name, size) in enumerate(sizes.items())}
+    return {
+        name: jnp.array(random.normal(size=(2, *size, 3 + i)).astype(np.float32))
+        for i, (name, size) in enumerate(sizes.items())
+    }
 
 
 def randomised(variables: dict) -> dict:
     """Every leaf normal(1), biases included."""
     random = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.array(random.normal(size=leaf.shape).astype(np.float32)), variables)
+    return jax.tree.map(
+        lambda leaf: jnp.array(random.normal(size=leaf.shape).astype(np.float32)), variables
+    )
 
 
 def numpy_fpn(features: dict[str, np.ndarray], params: dict) -> dict[str, np.ndarray]:
@@ -61,15 +66,21 @@ def test_fpn_equals_loops(sizes: dict[str, tuple[int, int]]) -> None:
 
 def test_upsample_and_its_gradient() -> None:
     x = jnp.arange(12, dtype=jnp.float32).reshape(1, 2, 3, 2)
-    np.testing.assert_array_equal(upsample(x, (3, 5)), np.repeat(np.repeat(x, 2, 1), 2, 2)[:, :3, :5])
+    np.testing.assert_array_equal(
+        upsample(x, (3, 5)), np.repeat(np.repeat(x, 2, 1), 2, 2)[:, :3, :5]
+    )
     gradient = jax.grad(lambda x: jnp.sum(upsample(x, (3, 5))))(x)
-    np.testing.assert_array_equal(gradient[0, :, :, 0], [[4, 4, 2], [2, 2, 1]])  # how often each cell was shown
+    np.testing.assert_array_equal(
+        gradient[0, :, :, 0], [[4, 4, 2], [2, 2, 1]]
+    )  # how often each cell was shown
 
 
 def test_initialisation_is_xavier() -> None:
     model, features = FPN(channels=64), features_of(SIZES["even"])
     params = jax.jit(model.init)(jax.random.key(2), features)["params"]
-    assert set(params) == {f"{kind}{level}" for kind in ("lateral", "output") for level in (2, 3, 4, 5)}
+    assert set(params) == {
+        f"{kind}{level}" for kind in ("lateral", "output") for level in (2, 3, 4, 5)
+    }
     for name, layer in params.items():
         cells = 9 if name.startswith("output") else 1
         bound = np.sqrt(6 / (cells * (layer["kernel"].shape[-2] + 64)))
@@ -79,6 +90,10 @@ def test_initialisation_is_xavier() -> None:
 
 
 def test_bfloat16_keeps_float32_parameters() -> None:
-    pyramid, variables = jax.eval_shape(FPN(channels=8, dtype=jnp.bfloat16).init_with_output, jax.random.key(0), features_of(SIZES["even"]))
+    pyramid, variables = jax.eval_shape(
+        FPN(channels=8, dtype=jnp.bfloat16).init_with_output,
+        jax.random.key(0),
+        features_of(SIZES["even"]),
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     assert {leaf.dtype for leaf in jax.tree.leaves(pyramid)} == {jnp.dtype(jnp.bfloat16)}

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config import ResNetConfig
+from mrcnn_jax.config.schema import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.resnet import ResNet
 
@@ -22,15 +22,31 @@ IMAGES = np.zeros((1, 32, 32, 3), np.float32)
 def test_same_seed_same_bits() -> None:
     first = initialise(MODEL, IMAGES, seed=3)
     jax.tree.map(np.testing.assert_array_equal, first, initialise(MODEL, IMAGES, seed=3))
-    jax.tree.map(np.testing.assert_array_equal, first, initialise(MODEL, np.ones((2, 64, 64, 3), np.float32), seed=3))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        first,
+        initialise(MODEL, np.ones((2, 64, 64, 3), np.float32), seed=3),
+    )
     other = initialise(MODEL, IMAGES, seed=4)
-    kernels = {path: value for path, value in flatten_dict(first["params"]).items() if path[-1] == "kernel"}
-    assert not any(np.array_equal(value, flatten_dict(other["params"])[path]) for path, value in kernels.items())
-    assert len({float(value.ravel()[0]) for value in kernels.values()}) == len(kernels)  # no two layers alike
+    kernels = {
+        path: value for path, value in flatten_dict(first["params"]).items() if path[-1] == "kernel"
+    }
+    assert not any(
+        np.array_equal(value, flatten_dict(other["params"])[path])
+        for path, value in kernels.items()
+    )
+    assert len({float(value.ravel()[0]) for value in kernels.values()}) == len(
+        kernels
+    )  # no two layers alike
 
 
 def test_the_modules_own_initialisers() -> None:
-    model = nn.Sequential([nn.Dense(7), nn.Dense(5, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.ones)])
+    model = nn.Sequential(
+        [
+            nn.Dense(7),
+            nn.Dense(5, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.ones),
+        ]
+    )
     x = jnp.zeros((2, 3))
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
     jax.tree.map(close, initialise(model, x, seed=3), model.init(jax.random.key(3), x))
@@ -44,7 +60,9 @@ def test_statistics() -> None:
             continue
         height, width, _, out = value.shape
         expected = np.sqrt(2 / (height * width * out))  # He, by fan out
-        error = 5 * expected / np.sqrt(value.size)  # five standard deviations of the mean, seven of the deviation
+        error = (
+            5 * expected / np.sqrt(value.size)
+        )  # five standard deviations of the mean, seven of the deviation
         assert abs(float(value.mean())) < error, path
         assert float(value.std()) == pytest.approx(expected, abs=error), path
         assert float(jnp.abs(value).max()) > 2.1 * expected, path  # not truncated

@@ -24,7 +24,9 @@ normal = nn.initializers.normal(0.1)
     ],
     ids=["convolution", "1x1 convolution", "fully connected"],
 )
-def test_float32_layers_are_those_of_flax_to_the_bit(ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]) -> None:
+def test_float32_layers_are_those_of_flax_to_the_bit(
+    ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]
+) -> None:
     """Initial values, outputs, and gradients of kernel, bias and input."""
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -33,17 +35,25 @@ def test_float32_layers_are_those_of_flax_to_the_bit(ours: nn.Module, theirs: nn
         outputs, pull = jax.vjp(lambda v, x: module.apply(v, x), variables, x)
         return variables, outputs, pull(jnp.sin(outputs))
 
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda: everything(ours))(), jax.jit(lambda: everything(theirs))())
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.jit(lambda: everything(ours))(),
+        jax.jit(lambda: everything(theirs))(),
+    )
 
 
-@pytest.mark.parametrize("layer", [Conv(4, normal, dtype=jnp.bfloat16), Dense(4, normal, dtype=jnp.bfloat16)])
+@pytest.mark.parametrize(
+    "layer", [Conv(4, normal, dtype=jnp.bfloat16), Dense(4, normal, dtype=jnp.bfloat16)]
+)
 def test_the_bias_of_a_large_map_gets_its_gradient_in_float32(layer: nn.Module) -> None:
     """A sum over 57,600 cells, which a sum in bfloat16 misses by several per cent."""
     random = np.random.default_rng(0)
     cotangent = random.normal(0.3, 1.0, (2, 120, 240, 4)).astype(jnp.bfloat16)
     x = random.normal(size=(2, 120, 240, 2)).astype(np.float32)
     variables = layer.init(jax.random.key(0), x)
-    (gradient,) = jax.jit(lambda v, c: jax.vjp(lambda v: layer.apply(v, x), v)[1](c))(variables, cotangent)
+    (gradient,) = jax.jit(lambda v, c: jax.vjp(lambda v: layer.apply(v, x), v)[1](c))(
+        variables, cotangent
+    )
     bias = gradient["params"]["bias"]
     assert bias.dtype == jnp.float32
     np.testing.assert_allclose(bias, cotangent.astype(np.float64).sum((0, 1, 2)), rtol=1e-5)
@@ -55,16 +65,21 @@ class _GroupNormed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        return conv_relu(x, self.channels, "group", kernel_init=normal, dtype=self.dtype, name="conv1")
+        return conv_relu(
+            x, self.channels, "group", kernel_init=normal, dtype=self.dtype, name="conv1"
+        )
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups", "dtype"), [(256, 32, "float32"), (20, 2, "float32"), (32, 4, "bfloat16"), (512, 32, "float32")]
+    ("channels", "groups", "dtype"),
+    [(256, 32, "float32"), (20, 2, "float32"), (32, 4, "bfloat16"), (512, 32, "float32")],
 )
 def test_group_norm_equals_numpy(channels: int, groups: int, dtype: str) -> None:
-    """Each box by the mean and variance of its own groups, which in bfloat16 are of what the convolution gave, in float32."""
+    """Each box by the mean and variance of its own groups, which in bfloat16 are of what the
+    convolution gave, in float32."""
     rng = np.random.default_rng(0)
-    # The centre tap alone hands a large mean on, which a variance as a difference of squares, or one in bfloat16, would not survive.
+    # The centre tap alone hands a large mean on, which a variance as a difference of squares, or
+    # one in bfloat16, would not survive.
     kernel = np.zeros((3, 3, 1, channels), np.float32)
     kernel[1, 1] = 1
     scale, bias = rng.normal(size=(2, channels)).astype(np.float32)
@@ -72,9 +87,13 @@ def test_group_norm_equals_numpy(channels: int, groups: int, dtype: str) -> None
     x = np.asarray(jnp.asarray(rng.normal(400, 3, (2, 5, 5, 1)), dtype), np.float32)
     params = {"conv1": {"kernel": kernel}, "conv1_norm": {"scale": scale, "bias": bias}}
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), params
+    )
 
-    kernel *= rng.choice([0.5, 1, 2], channels).astype(np.float32)  # powers of two: exact in bfloat16
+    kernel *= rng.choice([0.5, 1, 2], channels).astype(
+        np.float32
+    )  # powers of two: exact in bfloat16
     found = jax.jit(layer.apply)({"params": params}, x)
     assert found.dtype == jnp.dtype(dtype)
     y = (x.astype(np.float64) * kernel[1, 1]).reshape(2, 5, 5, groups, -1)

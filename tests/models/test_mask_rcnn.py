@@ -1,4 +1,5 @@
-"""The whole network, tiny and untrained: what holds for every prediction, and what may not change one."""
+"""The whole network, tiny and untrained: what holds for every prediction, and what may not change
+one."""
 
 from __future__ import annotations
 
@@ -13,9 +14,23 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ops.test_points import bilinear_loop
 
-from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig, PointRendConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.schema import (
+    BoxHeadConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    PointRendConfig,
+    ResNetConfig,
+    RoIConfig,
+    RPNConfig,
+)
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, normalise, select_proposals
+from mrcnn_jax.models.mask_rcnn import (
+    MaskRCNN,
+    Variables,
+    example_batch,
+    normalise,
+    select_proposals,
+)
 from mrcnn_jax.models.resnet import stage
 from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors
 from mrcnn_jax.structures import Batch
@@ -73,9 +88,13 @@ def test_predictions_are_boxes_in_the_image_labels_scores_and_masks(variables: V
     assert detections.masks.shape == (3, 6, 8, 8)
     for rows in (proposals, detections):
         assert rows.boxes.dtype == rows.scores.dtype == np.float32
-        assert rows.valid[:2].all()  # untrained, each of four classes has a score of about a quarter
+        assert rows.valid[
+            :2
+        ].all()  # untrained, each of four classes has a score of about a quarter
         assert not rows.valid[2].any()
-        for boxes, scores, (height, width) in zip(rows.boxes[:2], rows.scores[:2], SIZES[:2], strict=True):
+        for boxes, scores, (height, width) in zip(
+            rows.boxes[:2], rows.scores[:2], SIZES[:2], strict=True
+        ):
             assert (boxes >= 0).all()
             assert (boxes <= [width, height, width, height]).all()
             assert (boxes[:, 2:] > boxes[:, :2]).all()
@@ -91,7 +110,10 @@ def test_pixels_outside_of_an_image_change_nothing(variables: Variables) -> None
     original = batch()
     images = original.images.copy()
     images[0, 50:], images[0, :, 70:], images[2] = 255, 255, 255
-    expected, found = predict(variables, original), predict(variables, original.replace(images=images))
+    expected, found = (
+        predict(variables, original),
+        predict(variables, original.replace(images=images)),
+    )
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:2], b[:2]), found, expected)
 
 
@@ -100,7 +122,11 @@ def test_images_do_not_see_each_other(variables: Variables) -> None:
     expected = predict(variables, original)
     order = np.array([1, 2, 0])
     found = predict(variables, jax.tree.map(lambda leaf: leaf[order], original))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[[0, 2]], b[[1, 0]], rtol=1e-5, atol=1e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[[0, 2]], b[[1, 0]], rtol=1e-5, atol=1e-5),
+        found,
+        expected,
+    )
 
 
 def test_normalisation_by_hand() -> None:
@@ -108,31 +134,48 @@ def test_normalisation_by_hand() -> None:
     pixels = (original.images.astype(float) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     pixels[0, 50:] = 0
     pixels[0, :, 70:] = 0
-    result = jax.jit(functools.partial(normalise, config=CONFIG))(original.images, original.image_sizes)
+    result = jax.jit(functools.partial(normalise, config=CONFIG))(
+        original.images, original.image_sizes
+    )
     np.testing.assert_allclose(result, pixels, rtol=1e-5, atol=1e-6)
 
 
 def test_anchors_and_outputs_have_one_order(variables: Variables) -> None:
-    """As many predictions as anchors, for a canvas whose P6 has cells that hang over its border too."""
+    """As many predictions as anchors, for a canvas whose P6 has cells that hang over its border
+    too."""
     for canvas in (CANVAS, (64, 160)):
-        shapes = jax.eval_shape(lambda v, b: MaskRCNN(CONFIG).apply(v, b, method=_outputs)[0], variables, example_batch(canvas))
-        assert shapes.logits.shape == (1, sum(len(level) for level in pyramid_anchors(CONFIG.rpn, canvas, CONFIG.strides)))
+        shapes = jax.eval_shape(
+            lambda v, b: MaskRCNN(CONFIG).apply(v, b, method=_outputs)[0],
+            variables,
+            example_batch(canvas),
+        )
+        assert shapes.logits.shape == (
+            1,
+            sum(len(level) for level in pyramid_anchors(CONFIG.rpn, canvas, CONFIG.strides)),
+        )
 
 
 def test_boxes_read_the_level_of_their_size() -> None:
-    """Levels that hold their own number: P4 from a side of 56 on (canonical_size), P5 from 112, P3 from 28, P2 below."""
+    """Levels that hold their own number: P4 from a side of 56 on (canonical_size), P5 from 112, P3
+    from 28, P2 below."""
     grids = ((16, 24), (8, 12), (4, 6), (2, 3))
-    features = {f"p{k}": jnp.full((1, *grid, 1), k, jnp.float32) for k, grid in zip((2, 3, 4, 5), grids, strict=True)}
+    features = {
+        f"p{k}": jnp.full((1, *grid, 1), k, jnp.float32)
+        for k, grid in zip((2, 3, 4, 5), grids, strict=True)
+    }
     sides = np.array([10, 27.9, 28, 55, 56, 64, 112, 300], np.float32)
     boxes = np.array([[[0, 0, side, side] for side in sides]], np.float32)
     valid = np.ones((1, len(sides)), bool)
     valid[0, 4] = False
     pooled = MaskRCNN(CONFIG).apply({}, features, boxes, valid, 3, method="_roi_features")
-    np.testing.assert_allclose(np.asarray(pooled)[0, :, 0, 0, 0], [2, 2, 3, 3, 0, 4, 5, 5], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(pooled)[0, :, 0, 0, 0], [2, 2, 3, 3, 0, 4, 5, 5], rtol=1e-5
+    )
 
 
 def test_c4_reads_one_map_through_res5() -> None:
-    """Cells of 16 pixels; res5 halves what the RoI operation gave, boxes see its average, and masks have twice its side."""
+    """Cells of 16 pixels; res5 halves what the RoI operation gave, boxes see its average, and masks
+    have twice its side."""
     model = MaskRCNN(C4)
     variables = initialise(model, example_batch(CANVAS), seed=0)
     assert set(variables["params"]) == {"resnet", "res5", "rpn", "box_head", "mask_head"}
@@ -150,21 +193,40 @@ def test_c4_reads_one_map_through_res5() -> None:
     # By hand: a RoI's features on the ramp that the map is, then res5, the average, a product.
     channels = variables["params"]["resnet"]["layer3"]["block0"]["conv2"]["bias"].shape[0]
     rows, columns = np.mgrid[:4, :6].astype(np.float32)
-    ramp = np.repeat((16 * (rows + 0.5) + 1000 * 16 * (columns + 0.5))[None, ..., None], channels, axis=-1) / 1e4
-    box = np.array([20, 18, 50, 42], np.float32)  # inside of the cells' centres: bilinear samples are the ramp itself
+    ramp = (
+        np.repeat(
+            (16 * (rows + 0.5) + 1000 * 16 * (columns + 0.5))[None, ..., None], channels, axis=-1
+        )
+        / 1e4
+    )
+    box = np.array(
+        [20, 18, 50, 42], np.float32
+    )  # inside of the cells' centres: bilinear samples are the ramp itself
     y, x = (box[i] + (np.arange(6) + 0.5) / 6 * (box[i + 2] - box[i]) for i in (1, 0))
-    pooled = np.repeat((y[:, None] + 1000 * x[None])[None, ..., None], channels, axis=-1).astype(np.float32) / 1e4
+    pooled = (
+        np.repeat((y[:, None] + 1000 * x[None])[None, ..., None], channels, axis=-1).astype(
+            np.float32
+        )
+        / 1e4
+    )
     res5 = {kind: tree["res5"] for kind, tree in variables.items()}
-    maps = stage(C4.resnet, 5, dtype=jnp.float32, name="res5").apply(res5, pooled, live=False, mask_in=None, mask_out=None)
+    maps = stage(C4.resnet, 5, dtype=jnp.float32, name="res5").apply(
+        res5, pooled, live=False, mask_in=None, mask_out=None
+    )
     assert maps.shape[1:3] == (3, 3)
     layer = variables["params"]["box_head"]["logits"]
-    expected = np.asarray(maps).mean((1, 2)) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
-    output = model.apply(variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="boxes")
+    expected = np.asarray(maps).mean((1, 2)) @ np.asarray(layer["kernel"]) + np.asarray(
+        layer["bias"]
+    )
+    output = model.apply(
+        variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="boxes"
+    )
     np.testing.assert_allclose(output.logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_imported_batch_norm_in_neck_and_heads() -> None:
-    """Convolutions with batch norm, by its running statistics, are those of the plain network with scaled kernels and shifted biases."""
+    """Convolutions with batch norm, by its running statistics, are those of the plain network with
+    scaled kernels and shifted biases."""
     plain = replace(CONFIG, box_head=replace(CONFIG.box_head, convs=1, conv_channels=8, fcs=1))
     normed = replace(
         plain,
@@ -174,7 +236,9 @@ def test_imported_batch_norm_in_neck_and_heads() -> None:
     )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: MaskRCNN(normed).init(jax.random.key(0), example_batch(CANVAS)))
-    variables = jax.tree.map(lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes
+    )
     flat = flatten_dict(variables, sep="/")
     for path in flat:
         if path.endswith("/var"):
@@ -193,42 +257,85 @@ def test_imported_batch_norm_in_neck_and_heads() -> None:
         elif not path.startswith(tuple(head.replace("params", "batch_stats") for head in heads)):
             folded[path] = leaf
     results = [
-        jax.jit(functools.partial(MaskRCNN(config).apply, method=_outputs))(unflatten_dict(tree, sep="/"), batch())
+        jax.jit(functools.partial(MaskRCNN(config).apply, method=_outputs))(
+            unflatten_dict(tree, sep="/"), batch()
+        )
         for config, tree in ((normed, flat), (plain, folded))
     ]
     for ours, expected in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+        np.testing.assert_allclose(
+            ours, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())
+        )
 
 
 def test_masks_are_refined_by_the_finest_map() -> None:
-    """Two doublings of what the mask branch gives, the cells nearest to an even chance predicted anew, in plain loops."""
-    config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, refine=PointRendConfig(steps=2, points=40, channels=8, fcs=1)))
+    """Two doublings of what the mask branch gives, the cells nearest to an even chance predicted
+    anew, in plain loops."""
+    config = replace(
+        CONFIG,
+        mask_head=replace(
+            CONFIG.mask_head, refine=PointRendConfig(steps=2, points=40, channels=8, fcs=1)
+        ),
+    )
     model, rng = MaskRCNN(config), np.random.default_rng(0)
-    kernels = {"conv1": (3, 3, 16, 8), "conv2": (3, 3, 8, 8), "deconv": (3, 3, 8, 8), "logits": (8, 3), "fc1": (17, 8), "last": (9, 3)}
+    kernels = {
+        "conv1": (3, 3, 16, 8),
+        "conv2": (3, 3, 8, 8),
+        "deconv": (3, 3, 8, 8),
+        "logits": (8, 3),
+        "fc1": (17, 8),
+        "last": (9, 3),
+    }
     params: dict[str, Any] = {
-        name: {leaf: rng.normal(scale=0.5, size=size).astype(np.float32) for leaf, size in (("kernel", shape), ("bias", shape[-1:]))}
+        name: {
+            leaf: rng.normal(scale=0.5, size=size).astype(np.float32)
+            for leaf, size in (("kernel", shape), ("bias", shape[-1:]))
+        }
         for name, shape in kernels.items()
     }
     params["points"] = {"fc1": params.pop("fc1"), "logits": params.pop("last")}
-    maps = {f"p{i}": rng.normal(size=(1, 64 >> i, 96 >> i, 16)).astype(np.float32) for i in (2, 3, 4, 5, 6)}
-    boxes, labels, valid = np.array([[[4, 8, 60, 40], [30, 2, 90, 62]]], np.float32), np.array([[3, 1]], np.int32), np.ones((1, 2), bool)
+    maps = {
+        f"p{i}": rng.normal(size=(1, 64 >> i, 96 >> i, 16)).astype(np.float32)
+        for i in (2, 3, 4, 5, 6)
+    }
+    boxes, labels, valid = (
+        np.array([[[4, 8, 60, 40], [30, 2, 90, 62]]], np.float32),
+        np.array([[3, 1]], np.int32),
+        np.ones((1, 2), bool),
+    )
     apply = functools.partial(model.apply, {"params": {"mask_head": params}})
-    run = jax.jit(lambda: (apply(maps, boxes, valid, method="masks"), apply(maps, boxes, labels, valid, method="instance_masks")))
+    run = jax.jit(
+        lambda: (
+            apply(maps, boxes, valid, method="masks"),
+            apply(maps, boxes, labels, valid, method="instance_masks"),
+        )
+    )
     logits, masks = map(np.asarray, run())
     assert masks.shape == (1, 2, 32, 32)
     layers = params["points"]
     for n, (box, label) in enumerate(zip(boxes[0], labels[0], strict=True)):
         coarse = mask = logits[0, n, :, :, label - 1].astype(float)
         for side in (16, 32):
-            mask = np.array([[bilinear_loop(mask, (j + 0.5) / 2, (i + 0.5) / 2) for j in range(side)] for i in range(side)])
+            mask = np.array(
+                [
+                    [bilinear_loop(mask, (j + 0.5) / 2, (i + 0.5) / 2) for j in range(side)]
+                    for i in range(side)
+                ]
+            )
             for cell in np.argsort(np.abs(mask).ravel())[:40]:
                 i, j = divmod(int(cell), side)
                 x, y = (j + 0.5) / side, (i + 0.5) / side
                 seen = bilinear_loop(coarse, 8 * x, 8 * y)
                 at = (box[:2] + [x, y] * (box[2:] - box[:2])) / 4
-                hidden = np.append(bilinear_loop(maps["p2"][0], *at), seen) @ layers["fc1"]["kernel"] + layers["fc1"]["bias"]
+                hidden = (
+                    np.append(bilinear_loop(maps["p2"][0], *at), seen) @ layers["fc1"]["kernel"]
+                    + layers["fc1"]["bias"]
+                )
                 last = np.append(np.maximum(hidden, 0), seen)
-                mask[i, j] = last @ layers["logits"]["kernel"][:, label - 1] + layers["logits"]["bias"][label - 1]
+                mask[i, j] = (
+                    last @ layers["logits"]["kernel"][:, label - 1]
+                    + layers["logits"]["bias"][label - 1]
+                )
         np.testing.assert_allclose(masks[0, n], 1 / (1 + np.exp(-mask)), rtol=1e-3, atol=1e-4)
 
 
@@ -237,9 +344,13 @@ def test_training_may_have_more_proposals() -> None:
     anchors = sum(len(level) for level in pyramid_anchors(config.rpn, CANVAS, config.strides))
     rng = np.random.default_rng(0)
     output = RPNOutput(
-        logits=jnp.array(rng.normal(size=(3, anchors)), jnp.float32), deltas=jnp.array(rng.normal(size=(3, anchors, 4)) / 9, jnp.float32)
+        logits=jnp.array(rng.normal(size=(3, anchors)), jnp.float32),
+        deltas=jnp.array(rng.normal(size=(3, anchors, 4)) / 9, jnp.float32),
     )
-    few, many = (jax.jit(functools.partial(select_proposals, config=config, train=train))(output, batch()) for train in (False, True))
+    few, many = (
+        jax.jit(functools.partial(select_proposals, config=config, train=train))(output, batch())
+        for train in (False, True)
+    )
     assert few.boxes.shape == (3, 12, 4)
     assert many.boxes.shape == (3, 30, 4)
     assert many.valid[:2].all()
@@ -249,21 +360,34 @@ def test_training_may_have_more_proposals() -> None:
 def _outputs(model: MaskRCNN, batch: Batch) -> Any:
     """What the heads say of fixed boxes: no choice lies between the image and these numbers."""
     features = model.features(batch.images, batch.image_sizes, batch.valid)
-    boxes = jnp.broadcast_to(jnp.array([[[4, 4, 30, 40], [10, 2, 69, 49], [20, 20, 29, 27]]], jnp.float32), (len(batch.valid), 3, 4))
+    boxes = jnp.broadcast_to(
+        jnp.array([[[4, 4, 30, 40], [10, 2, 69, 49], [20, 20, 29, 27]]], jnp.float32),
+        (len(batch.valid), 3, 4),
+    )
     valid = jnp.ones(boxes.shape[:2], bool)
-    return model.propose(features, batch.image_sizes, batch.valid), model.boxes(features, boxes, valid), model.masks(features, boxes, valid)
+    return (
+        model.propose(features, batch.image_sizes, batch.valid),
+        model.boxes(features, boxes, valid),
+        model.masks(features, boxes, valid),
+    )
 
 
 def test_bfloat16_computes_nearly_the_same_and_hands_over_float32(variables: Variables) -> None:
     results = []
     for dtype in ("float32", "bfloat16"):
         model = MaskRCNN(replace(CONFIG, compute_dtype=dtype))
-        results.append(jax.jit(lambda v, b: model.apply(v, b, method=_outputs))(variables, batch()))  # noqa: B023
+        results.append(jax.jit(lambda v, b: model.apply(v, b, method=_outputs))(variables, batch()))
     names = ("rpn logits", "rpn deltas", "box logits", "box deltas", "masks")
     for name, exact, rough in zip(names, *map(jax.tree.leaves, results), strict=True):
         assert exact.dtype == rough.dtype == jnp.float32
         error = float(jnp.abs(exact - rough).max() / jnp.abs(exact).max())
         assert 0 < error < 0.05, name  # eight bits, through some 20 layers
     found = jax.eval_shape(program("bfloat16"), variables, batch())
-    for leaf in (found.proposals.boxes, found.proposals.scores, found.detections.boxes, found.detections.scores, found.detections.masks):
+    for leaf in (
+        found.proposals.boxes,
+        found.proposals.scores,
+        found.detections.boxes,
+        found.detections.scores,
+        found.detections.masks,
+    ):
         assert leaf.dtype == jnp.float32

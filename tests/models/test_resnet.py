@@ -1,4 +1,5 @@
-"""ResNet and its layers against plain NumPy, flax's batch norm and max pooling, and torchvision's features."""
+"""ResNet and its layers against plain NumPy, flax's batch norm and max pooling, and torchvision's
+features."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mrcnn_jax.config import ResNetConfig
+from mrcnn_jax.config.schema import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, convolve, max_pool, relu
 from mrcnn_jax.models.resnet import DEPTHS, Block, ResNet
-from mrcnn_jax.weights.resnet import load_resnet
+from mrcnn_jax.weights.backbone import load_resnet
 
 LEVELS = ("c2", "c3", "c4", "c5")
 
@@ -33,7 +34,12 @@ def numpy_conv(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray
     y = np.zeros((x.shape[0], height, width, weight.shape[0]))
     for i in range(k):
         for j in range(k):
-            y += x[:, i : i + stride * height : stride, j : j + stride * width : stride][:, :height, :width] @ weight[:, :, i, j].T
+            y += (
+                x[:, i : i + stride * height : stride, j : j + stride * width : stride][
+                    :, :height, :width
+                ]
+                @ weight[:, :, i, j].T
+            )
     return y
 
 
@@ -42,7 +48,9 @@ def numpy_max_pool(x: np.ndarray) -> np.ndarray:
     y = np.empty((b, (h + 1) // 2, (w + 1) // 2, c), x.dtype)
     for i in range(y.shape[1]):
         for j in range(y.shape[2]):
-            y[:, i, j] = x[:, max(2 * i - 1, 0) : 2 * i + 2, max(2 * j - 1, 0) : 2 * j + 2].max((1, 2))
+            y[:, i, j] = x[:, max(2 * i - 1, 0) : 2 * i + 2, max(2 * j - 1, 0) : 2 * j + 2].max(
+                (1, 2)
+            )
     return y
 
 
@@ -50,9 +58,9 @@ def numpy_resnet18(x: np.ndarray, tensors: dict[str, np.ndarray]) -> list[np.nda
     """c2..c5 straight from torchvision's tensors."""
 
     def conv_norm(x: np.ndarray, conv: str, norm: str, stride: int) -> np.ndarray:
-        y = (numpy_conv(x, tensors[f"{conv}.weight"], stride) - tensors[f"{norm}.running_mean"]) / np.sqrt(
-            tensors[f"{norm}.running_var"] + 1e-5
-        )
+        y = (
+            numpy_conv(x, tensors[f"{conv}.weight"], stride) - tensors[f"{norm}.running_mean"]
+        ) / np.sqrt(tensors[f"{norm}.running_var"] + 1e-5)
         return y * tensors[f"{norm}.weight"] + tensors[f"{norm}.bias"]
 
     x = numpy_max_pool(np.maximum(conv_norm(x, "conv1", "bn1", 2), 0))
@@ -75,7 +83,9 @@ def shapes_of(model: ResNet) -> dict:
 
 
 def load(path: Path, model: ResNet) -> dict:
-    variables = load_resnet(path, {kind: {"resnet": tree} for kind, tree in shapes_of(model).items()})
+    variables = load_resnet(
+        path, {kind: {"resnet": tree} for kind, tree in shapes_of(model).items()}
+    )
     return {kind: modules["resnet"] for kind, modules in variables.items()}
 
 
@@ -106,7 +116,9 @@ def test_resnet50_v1_is_not_v1_5(data_folder: Path) -> None:
 def test_resnet18_equals_numpy(data_folder: Path) -> None:
     model = ResNet(ResNetConfig(depth=18))
     path = data_folder / "weights/pqf_resnet18_small.npz"
-    image = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")["input_nhwc"][:, 20:85, :96]  # 65 x 96: odd maps too
+    image = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")[
+        "input_nhwc"
+    ][:, 20:85, :96]  # 65 x 96: odd maps too
     features = jax.jit(model.apply)(load(path, model), image)
     for level, expected in zip(LEVELS, numpy_resnet18(image, dict(np.load(path))), strict=True):
         assert features[level].shape == expected.shape
@@ -114,16 +126,23 @@ def test_resnet18_equals_numpy(data_folder: Path) -> None:
 
 
 # Parameters of torchvision's resnet18 .. resnet101 without the classifier (1000 x features + 1000).
-@pytest.mark.parametrize(("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)])
+@pytest.mark.parametrize(
+    ("depth", "count"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+)
 def test_depths_have_the_parameters_of_the_paper(depth: int, count: int) -> None:
     model = ResNet(ResNetConfig(depth=depth))  # type: ignore[arg-type]
-    assert sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes_of(model)["params"])) == count
+    assert (
+        sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes_of(model)["params"]))
+        == count
+    )
 
 
 @pytest.mark.parametrize("depth", sorted(DEPTHS))
 def test_strides_and_dtypes(depth: int) -> None:
     model = ResNet(ResNetConfig(depth=depth, width=8), dtype=jnp.bfloat16)  # type: ignore[arg-type]
-    features, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 96, 3))))
+    features, variables = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 96, 3)))
+    )
     widen = 4 if DEPTHS[depth].bottleneck else 1
     assert {name: value.shape for name, value in features.items()} == {
         f"c{i}": (2, 64 >> i, 96 >> i, widen * 8 * 2 ** (i - 2)) for i in (2, 3, 4, 5)
@@ -134,11 +153,14 @@ def test_strides_and_dtypes(depth: int) -> None:
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_v1_reads_even_cells_only(stride_in_1x1: bool) -> None:
-    """A strided bottleneck with its stride in 1x1 convolutions never sees an odd row; with the stride in the 3x3 it does."""
+    """A strided bottleneck with its stride in 1x1 convolutions never sees an odd row; with the
+    stride in the 3x3 it does."""
     block = Block(4, 2, bottleneck=True, stride_in_1x1=stride_in_1x1)
     apply = partial(block.apply, live=False, mask_in=None, mask_out=None)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 8))
-    variables = jax.jit(lambda: block.init(jax.random.key(1), x, live=False, mask_in=None, mask_out=None))()
+    variables = jax.jit(
+        lambda: block.init(jax.random.key(1), x, live=False, mask_in=None, mask_out=None)
+    )()
     moved = x.at[:, 1::2].add(1.0)
     assert bool(jnp.array_equal(apply(variables, x), apply(variables, moved))) == stride_in_1x1
 
@@ -159,11 +181,18 @@ def test_convolve_pads_as_torch(size: int, stride: int, shape: tuple[int, int]) 
 def test_max_pool_and_its_gradient(shape: tuple[int, int]) -> None:
     """Distinct, mostly negative values: a pool that pads with zeros fails."""
     random = np.random.default_rng(1)
-    x = jnp.array(random.permutation(2 * shape[0] * shape[1] * 3).reshape(2, *shape, 3).astype(np.float32)) - 10_000.0
+    x = (
+        jnp.array(
+            random.permutation(2 * shape[0] * shape[1] * 3).reshape(2, *shape, 3).astype(np.float32)
+        )
+        - 10_000.0
+    )
     np.testing.assert_array_equal(max_pool(x), numpy_max_pool(np.asarray(x)))
     weights = jnp.array(random.normal(size=max_pool(x).shape).astype(np.float32))
     ours = jax.grad(lambda x: jnp.sum(weights * max_pool(x)))(x)
-    theirs = jax.grad(lambda x: jnp.sum(weights * nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))))(x)
+    theirs = jax.grad(
+        lambda x: jnp.sum(weights * nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+    )(x)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
@@ -174,13 +203,18 @@ def test_relu_and_its_derivatives() -> None:
 
 
 def test_cell_mask_equals_a_loop() -> None:
-    sizes, valid = np.array([[30, 64], [33, 1], [64, 64], [0, 8]], np.int32), np.array([True, True, False, True])
+    sizes, valid = (
+        np.array([[30, 64], [33, 1], [64, 64], [0, 8]], np.int32),
+        np.array([True, True, False, True]),
+    )
     for stride in (4, 32):
         grid = (64 // stride, 64 // stride)
         mask = np.asarray(cell_mask(jnp.array(sizes), jnp.array(valid), stride, grid))
         assert mask.shape == (4, *grid, 1)
         for b, i, j in np.ndindex(4, *grid):
-            assert mask[b, i, j, 0] == (valid[b] and i * stride < sizes[b, 0] and j * stride < sizes[b, 1])
+            assert mask[b, i, j, 0] == (
+                valid[b] and i * stride < sizes[b, 0] and j * stride < sizes[b, 1]
+            )
 
 
 class Reference(nn.Module):
@@ -191,7 +225,11 @@ class Reference(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, live: bool, mask: jax.Array | None) -> jax.Array:
         x = nn.Conv(5, (3, 3), self.strides, padding=1, use_bias=False, name="conv")(x)
-        return nn.relu(nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, name="norm")(x, mask=mask))
+        return nn.relu(
+            nn.BatchNorm(use_running_average=not live, momentum=0.9, epsilon=1e-5, name="norm")(
+                x, mask=mask
+            )
+        )
 
 
 def both_variables(x: jax.Array) -> tuple[dict, dict]:
@@ -203,11 +241,17 @@ def both_variables(x: jax.Array) -> tuple[dict, dict]:
         "bias": random.normal(size=5),
     }
     stats = {"mean": random.normal(size=5), "var": random.uniform(0.3, 3, size=5)}
-    params, stats = ({name: jnp.array(value, jnp.float32) for name, value in tree.items()} for tree in (params, stats))
+    params, stats = (
+        {name: jnp.array(value, jnp.float32) for name, value in tree.items()}
+        for tree in (params, stats)
+    )
     norm = {name: params[name] for name in ("scale", "bias")}
     return (
         {"params": params, "batch_stats": stats},
-        {"params": {"conv": {"kernel": params["kernel"]}, "norm": norm}, "batch_stats": {"norm": stats}},
+        {
+            "params": {"conv": {"kernel": params["kernel"]}, "norm": norm},
+            "batch_stats": {"norm": stats},
+        },
     )
 
 
@@ -216,13 +260,19 @@ def test_folded_equals_batch_norm(strides: int) -> None:
     x = jax.random.normal(jax.random.key(3), (2, 8, 6, 3))
     ours, theirs = both_variables(x)
     layer = ConvNorm(5, 3, strides)
-    np.testing.assert_allclose(layer.apply(ours, x, live=False), Reference(strides).apply(theirs, x, False, None), atol=1e-5)
+    np.testing.assert_allclose(
+        layer.apply(ours, x, live=False),
+        Reference(strides).apply(theirs, x, False, None),
+        atol=1e-5,
+    )
 
     def loss(apply, params: dict, stats: dict, *args, **kwargs) -> jax.Array:
         return jnp.sum(jnp.sin(apply({"params": params, "batch_stats": stats}, *args, **kwargs)))
 
     a = jax.grad(partial(loss, layer.apply))(ours["params"], ours["batch_stats"], x, live=False)
-    b = jax.grad(partial(loss, Reference(strides).apply))(theirs["params"], theirs["batch_stats"], x, False, None)
+    b = jax.grad(partial(loss, Reference(strides).apply))(
+        theirs["params"], theirs["batch_stats"], x, False, None
+    )
     np.testing.assert_allclose(a["kernel"], b["conv"]["kernel"], rtol=1e-4, atol=1e-4)
     for name in ("scale", "bias"):
         np.testing.assert_allclose(a[name], b["norm"][name], rtol=1e-4, atol=1e-4)
@@ -236,14 +286,33 @@ def test_live_equals_batch_norm(strides: int, masked: bool) -> None:
     ours, theirs = both_variables(x)
     mask = None
     if masked:
-        mask = cell_mask(jnp.array([[5, 6], [8, 3]], jnp.int32), jnp.array([True, True]), strides, (8 // strides, 6 // strides))
+        mask = cell_mask(
+            jnp.array([[5, 6], [8, 3]], jnp.int32),
+            jnp.array([True, True]),
+            strides,
+            (8 // strides, 6 // strides),
+        )
 
-    def run(params: dict, x: jax.Array, reference: bool) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+    def run(
+        params: dict, x: jax.Array, reference: bool
+    ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         if reference:
-            model, stats, args, kwargs = Reference(strides), theirs["batch_stats"], (x, True, mask), {}
+            model, stats, args, kwargs = (
+                Reference(strides),
+                theirs["batch_stats"],
+                (x, True, mask),
+                {},
+            )
         else:
-            model, stats, args, kwargs = ConvNorm(5, 3, strides), ours["batch_stats"], (x,), {"live": True, "mask": mask}
-        y, moved = model.apply({"params": params, "batch_stats": stats}, *args, mutable=["batch_stats"], **kwargs)
+            model, stats, args, kwargs = (
+                ConvNorm(5, 3, strides),
+                ours["batch_stats"],
+                (x,),
+                {"live": True, "mask": mask},
+            )
+        y, moved = model.apply(
+            {"params": params, "batch_stats": stats}, *args, mutable=["batch_stats"], **kwargs
+        )
         return jnp.sum(jnp.sin(y)), (y, moved["batch_stats"])
 
     grad = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
@@ -260,7 +329,8 @@ def test_live_equals_batch_norm(strides: int, masked: bool) -> None:
 
 
 def test_padding_does_not_move_live_statistics() -> None:
-    """1e9 in cells outside the mask: values inside, running statistics and gradients are bit-equal; without a cell nothing moves."""
+    """1e9 in cells outside the mask: values inside, running statistics and gradients are bit-equal;
+    without a cell nothing moves."""
     x = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
     layer = ConvNorm(5, 1)
     variables = jax.jit(lambda: layer.init(jax.random.key(6), x, live=True))()
@@ -269,7 +339,9 @@ def test_padding_does_not_move_live_statistics() -> None:
     @jax.jit
     def run(x: jax.Array, mask: jax.Array) -> tuple:
         def loss(params: dict) -> tuple:
-            y, moved = layer.apply({**variables, "params": params}, x, live=True, mask=mask, mutable=["batch_stats"])
+            y, moved = layer.apply(
+                {**variables, "params": params}, x, live=True, mask=mask, mutable=["batch_stats"]
+            )
             inside = jnp.where(mask, y, 0.0)
             return jnp.sum(jnp.sin(inside)), (inside, moved)
 
@@ -284,7 +356,8 @@ def test_padding_does_not_move_live_statistics() -> None:
 
 
 def test_live_resnet_reads_images_only() -> None:
-    """An invalid image of any content leaves every running statistic as it is; a valid one moves all of them."""
+    """An invalid image of any content leaves every running statistic as it is; a valid one moves
+    all of them."""
     model = ResNet(ResNetConfig(depth=10, width=4, norm="live"))
     images = jax.random.normal(jax.random.key(7), (2, 64, 64, 3))
     variables = initialise(model, images, seed=8)
@@ -292,51 +365,76 @@ def test_live_resnet_reads_images_only() -> None:
 
     @jax.jit
     def run(images: jax.Array, valid: jax.Array) -> dict:
-        return model.apply(variables, images, live=True, image_sizes=sizes, valid=valid, mutable=["batch_stats"])[1]["batch_stats"]
+        return model.apply(
+            variables, images, live=True, image_sizes=sizes, valid=valid, mutable=["batch_stats"]
+        )[1]["batch_stats"]
 
     first = jnp.array([True, False])
     stats = run(images, first)
     jax.tree.map(np.testing.assert_array_equal, stats, run(images.at[1].set(1e9), first))
-    moved = jax.tree.map(lambda a, b: not np.allclose(a, b, rtol=1e-3), stats, run(images, jnp.array([True, True])))
+    moved = jax.tree.map(
+        lambda a, b: not np.allclose(a, b, rtol=1e-3), stats, run(images, jnp.array([True, True]))
+    )
     assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_bottleneck_masks_have_the_resolution_of_their_layer(stride_in_1x1: bool) -> None:
-    """Live, with a mask at either resolution: what each layer without ReLU returns has mean 0 over the cells of its own mask."""
+    """Live, with a mask at either resolution: what each layer without ReLU returns has mean 0 over
+    the cells of its own mask."""
     block = Block(4, 2, bottleneck=True, stride_in_1x1=stride_in_1x1)
     x = jax.random.normal(jax.random.key(13), (1, 8, 8, 8))
     masks = {
-        f"mask_{name}": cell_mask(jnp.array([[5, 3]], jnp.int32), jnp.array([True]), stride, (8 // stride, 8 // stride))
+        f"mask_{name}": cell_mask(
+            jnp.array([[5, 3]], jnp.int32), jnp.array([True]), stride, (8 // stride, 8 // stride)
+        )
         for name, stride in (("in", 1), ("out", 2))
     }
-    variables = jax.jit(block.init, static_argnames="live")(jax.random.key(14), x, live=True, **masks)
+    variables = jax.jit(block.init, static_argnames="live")(
+        jax.random.key(14), x, live=True, **masks
+    )
     kernel = variables["params"]["conv1"]["kernel"]
     stats = block.apply(variables, x, live=True, **masks, mutable=["batch_stats"])[1]["batch_stats"]
     # conv1 is 1x1: the mean of its output is that of its input's cells times the kernel.
     step = 2 if stride_in_1x1 else 1
     expected = np.asarray(x)[0, :5:step, :3:step].mean((0, 1)) @ np.asarray(kernel)[0, 0]
     np.testing.assert_allclose(stats["conv1"]["mean"], 0.1 * expected, rtol=1e-4, atol=1e-6)
-    expected = np.asarray(x)[0, :5:2, :3:2].mean((0, 1)) @ np.asarray(variables["params"]["downsample"]["kernel"])[0, 0]
+    expected = (
+        np.asarray(x)[0, :5:2, :3:2].mean((0, 1))
+        @ np.asarray(variables["params"]["downsample"]["kernel"])[0, 0]
+    )
     np.testing.assert_allclose(stats["downsample"]["mean"], 0.1 * expected, rtol=1e-4, atol=1e-6)
 
 
 def test_cells_on_the_image_count_at_every_stride() -> None:
-    """The statistics of res2..res5 are those of the cells i * stride < size, checked on what the layer in front of them returns."""
+    """The statistics of res2..res5 are those of the cells i * stride < size, checked on what the
+    layer in front of them returns."""
     model = ResNet(ResNetConfig(depth=10, width=4, norm="live"))
-    images = jax.random.normal(jax.random.key(9), (1, 128, 128, 3)).at[:, 70:].set(0.0).at[:, :, 33:].set(0.0)
+    images = (
+        jax.random.normal(jax.random.key(9), (1, 128, 128, 3))
+        .at[:, 70:]
+        .set(0.0)
+        .at[:, :, 33:]
+        .set(0.0)
+    )
     variables = initialise(model, images, seed=10)
     sizes = jnp.array([[70, 33]], jnp.int32)
 
     def run(images: jax.Array) -> tuple:
         return model.apply(
-            variables, images, live=True, image_sizes=sizes, mutable=["batch_stats", "intermediates"], capture_intermediates=True
+            variables,
+            images,
+            live=True,
+            image_sizes=sizes,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
         )
 
     _, state = jax.jit(run)(images)
     stats, seen = state["batch_stats"], state["intermediates"]
     for i, stride in ((2, 8), (3, 16), (4, 32)):
-        # conv2 of the block has no ReLU: what it returns has mean 0 and variance 1 over the cells it counts.
+        # conv2 of the block has no ReLU: what it returns has mean 0 and variance 1 over the cells
+        # it counts.
         y = np.asarray(seen[f"layer{i}"]["block0"]["conv2"]["__call__"][0])[0]
         cells = y[: -(-70 // stride), : -(-33 // stride)].reshape(-1, y.shape[-1])
         np.testing.assert_allclose(cells.mean(0), 0, atol=1e-4)
@@ -350,4 +448,8 @@ def test_frozen_config_is_never_live() -> None:
     images = jax.random.normal(jax.random.key(11), (1, 32, 32, 3))
     variables = initialise(model, images, seed=12)
     apply = jax.jit(model.apply, static_argnames="live")
-    jax.tree.map(np.testing.assert_array_equal, apply(variables, images, live=True), apply(variables, images, live=False))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        apply(variables, images, live=True),
+        apply(variables, images, live=False),
+    )

@@ -1,4 +1,5 @@
-"""The region proposal network against plain NumPy loops that spell out the report's constants, and the laws of padded sets."""
+"""The region proposal network against plain NumPy loops that spell out the report's constants, and
+the laws of padded sets."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from ops.laws import POISONS, Rows, poisoned
 from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
 
-from mrcnn_jax.config import ModelConfig, RPNConfig
+from mrcnn_jax.config.schema import ModelConfig, RPNConfig
 from mrcnn_jax.models.rpn import (
     RPNHead,
     RPNOutput,
@@ -41,11 +42,16 @@ LIMITS = np.array([70, 50, 70, 50], np.float32)  # x, y, x, y
 
 def instances(boxes: Any, valid: Any = None, **fields: Any) -> Instances:
     boxes = jnp.asarray(boxes, jnp.float32).reshape(-1, 4)
-    return Instances(boxes=boxes, valid=jnp.ones(len(boxes), bool) if valid is None else jnp.asarray(valid, bool), **fields)
+    return Instances(
+        boxes=boxes,
+        valid=jnp.ones(len(boxes), bool) if valid is None else jnp.asarray(valid, bool),
+        **fields,
+    )
 
 
 def near(boxes: np.ndarray, seed: int, *, shift: float = 0.2, growth: float = 0.3) -> np.ndarray:
-    """`boxes` with centres moved by up to `shift` of a side, and sides changed by up to `growth` of themselves."""
+    """`boxes` with centres moved by up to `shift` of a side, and sides changed by up to `growth` of
+    themselves."""
     rng = np.random.default_rng(seed)
     sides = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + sides * rng.uniform(-shift, shift, sides.shape)
@@ -56,7 +62,12 @@ def near(boxes: np.ndarray, seed: int, *, shift: float = 0.2, growth: float = 0.
 def encode_loop(box: np.ndarray, anchor: np.ndarray) -> list[float]:
     (x1, y1, x2, y2), (a1, b1, a2, b2) = box.astype(float), anchor.astype(float)
     wa, ha = a2 - a1, b2 - b1
-    return [((x1 + x2) - (a1 + a2)) / 2 / wa, ((y1 + y2) - (b1 + b2)) / 2 / ha, math.log((x2 - x1) / wa), math.log((y2 - y1) / ha)]
+    return [
+        ((x1 + x2) - (a1 + a2)) / 2 / wa,
+        ((y1 + y2) - (b1 + b2)) / 2 / ha,
+        math.log((x2 - x1) / wa),
+        math.log((y2 - y1) / ha),
+    ]
 
 
 def giou_loop(a: np.ndarray, b: np.ndarray) -> float:
@@ -84,38 +95,58 @@ def smooth_l1_loop(pred: Any, target: Any, beta: float = 1.0) -> float:
     return sum(d * d / (2 * beta) if d < beta else d - beta / 2 for d in distances)
 
 
-def assert_loss_laws(function: Callable[[Rows, np.ndarray], Any], rows: Rows, valid: np.ndarray, *, random: bool = False) -> None:
-    """The laws of padded sets for `function`(rows, valid), a loss and its gradients by predictions or weights.
+def assert_loss_laws(
+    function: Callable[[Rows, np.ndarray], Any],
+    rows: Rows,
+    valid: np.ndarray,
+    *,
+    random: bool = False,
+) -> None:
+    """The laws of padded sets for `function`(rows, valid), a loss and its gradients by predictions
+    or weights.
 
-    random: the draw of samples depends on the order and the number of rows, so that only poison changes nothing.
+    random: the draw of samples depends on the order and the number of rows, so that only poison
+    changes nothing.
     """
     function = jax.jit(function)
     reference = function(rows, valid)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(reference))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(reference))
     for poison in POISONS:
-        jax.tree.map(np.testing.assert_array_equal, function(poisoned(rows, valid, poison), valid), reference)
+        jax.tree.map(
+            np.testing.assert_array_equal, function(poisoned(rows, valid, poison), valid), reference
+        )
     if random:
         return
     order = np.append(np.random.default_rng(0).permutation(len(valid)), [0] * 5)
-    for chosen, still in ((order[:-5], valid[order[:-5]]), (order, np.append(valid[order[:-5]], [False] * 5))):
+    for chosen, still in (
+        (order[:-5], valid[order[:-5]]),
+        (order, np.append(valid[order[:-5]], [False] * 5)),
+    ):
         changed = function({name: values[chosen] for name, values in rows.items()}, still)
-        for ours, expected in zip(jax.tree.leaves(changed), jax.tree.leaves(reference), strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+        for ours, expected in zip(
+            jax.tree.leaves(changed), jax.tree.leaves(reference), strict=True
+        ):
+            np.testing.assert_allclose(
+                ours, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max()
+            )
 
 
 # Network
 
 
 def head_and_params(batch_norm: bool) -> tuple[RPNHead, dict[str, Any]]:
-    """A head of 3 channels that passes each cell on untouched: channel r is the logit of ratio r, and d times it are its deltas."""
+    """A head of 3 channels that passes each cell on untouched: channel r is the logit of ratio r,
+    and d times it are its deltas."""
     conv = np.zeros((3, 3, 3, 3), np.float32)
     conv[1, 1] = np.eye(3)
     deltas = np.zeros((3, 12), np.float32)
     for ratio in range(3):
         deltas[ratio, 4 * ratio : 4 * ratio + 4] = (1, 2, 3, 4)
     params: dict[str, Any] = {
-        "conv1": {"kernel": conv} if batch_norm else {"kernel": conv, "bias": np.zeros(3, np.float32)},
+        "conv1": {"kernel": conv}
+        if batch_norm
+        else {"kernel": conv, "bias": np.zeros(3, np.float32)},
         "logits": {"kernel": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)},
         "deltas": {"kernel": deltas, "bias": np.zeros(12, np.float32)},
     }
@@ -131,18 +162,41 @@ def test_one_hot_cell_lights_its_own_anchor() -> None:
 
     @jax.jit
     def output(features: list[jax.Array]) -> Any:
-        return head.apply({"params": params}, features, image_sizes=jnp.array([CANVAS], jnp.int32), valid=jnp.ones(1, bool))
+        return head.apply(
+            {"params": params},
+            features,
+            image_sizes=jnp.array([CANVAS], jnp.int32),
+            valid=jnp.ones(1, bool),
+        )
 
-    for level, row, column, ratio in ((0, 3, 17, 0), (0, 15, 0, 2), (1, 5, 11, 1), (2, 0, 5, 2), (3, 1, 2, 0), (4, 0, 1, 2)):
+    for level, row, column, ratio in (
+        (0, 3, 17, 0),
+        (0, 15, 0, 2),
+        (1, 5, 11, 1),
+        (2, 0, 5, 2),
+        (3, 1, 2, 0),
+        (4, 0, 1, 2),
+    ):
         features = [np.zeros((1, *grid, 3), np.float32) for grid in grids()]
         features[level][0, row, column, ratio] = 1
         result = jax.tree.map(np.asarray, output(features))
         assert result.logits.shape == (1, len(ANCHORS))
         (lit,) = np.nonzero(result.logits[0])
         assert len(lit) == 1
-        x, y, scale = (column + 0.5) * STRIDES[level], (row + 0.5) * STRIDES[level], CONFIG.scales[level]
-        width, height = scale / math.sqrt(CONFIG.ratios[ratio]), scale * math.sqrt(CONFIG.ratios[ratio])
-        np.testing.assert_allclose(ANCHORS[lit[0]], [x - width / 2, y - height / 2, x + width / 2, y + height / 2], rtol=1e-6)
+        x, y, scale = (
+            (column + 0.5) * STRIDES[level],
+            (row + 0.5) * STRIDES[level],
+            CONFIG.scales[level],
+        )
+        width, height = (
+            scale / math.sqrt(CONFIG.ratios[ratio]),
+            scale * math.sqrt(CONFIG.ratios[ratio]),
+        )
+        np.testing.assert_allclose(
+            ANCHORS[lit[0]],
+            [x - width / 2, y - height / 2, x + width / 2, y + height / 2],
+            rtol=1e-6,
+        )
         np.testing.assert_array_equal(result.deltas[0, lit[0]], [1, 2, 3, 4])
         assert np.count_nonzero(result.deltas) == 4
 
@@ -156,7 +210,9 @@ def test_one_map_has_anchors_of_every_scale_at_each_cell() -> None:
     head = RPNHead(config, (16,))
     features = [jnp.ones((1, 2, 3, 5), jnp.float32)]
     sizes = {"image_sizes": jnp.array([[32, 48]], jnp.int32), "valid": jnp.ones(1, bool)}
-    params = jax.eval_shape(functools.partial(head.init, **sizes), jax.random.key(0), features)["params"]
+    params = jax.eval_shape(functools.partial(head.init, **sizes), jax.random.key(0), features)[
+        "params"
+    ]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
     params["logits"]["bias"] = jnp.arange(4, dtype=jnp.float32)
     params["deltas"]["bias"] = jnp.arange(16, dtype=jnp.float32)
@@ -167,13 +223,18 @@ def test_one_map_has_anchors_of_every_scale_at_each_cell() -> None:
 
 
 def test_anchor_grids_of_other_projects() -> None:
-    """At the corners of cells, and torchvision's, whose stride is canvas // cells: 800 // 13 is 61 where 64 pixels are meant."""
+    """At the corners of cells, and torchvision's, whose stride is canvas // cells: 800 // 13 is 61
+    where 64 pixels are meant."""
     canvas = (800, 1088)
     for grid, strides in (("corner", (64, 64)), ("torchvision", (61, 64))):
-        p6 = pyramid_anchors(replace(CONFIG, scales=(32, 64, 128, 256, 512), anchor_grid=grid), canvas, STRIDES)[4]
+        p6 = pyramid_anchors(
+            replace(CONFIG, scales=(32, 64, 128, 256, 512), anchor_grid=grid), canvas, STRIDES
+        )[4]
         centres = (p6[:, :2] + p6[:, 2:]).reshape(13, 17, 3, 2) / 2
         for row, column in np.ndindex(13, 17):
-            np.testing.assert_allclose(centres[row, column], [[column * strides[1], row * strides[0]]] * 3, atol=1e-3)
+            np.testing.assert_allclose(
+                centres[row, column], [[column * strides[1], row * strides[0]]] * 3, atol=1e-3
+            )
         whole = bool((p6 == np.round(p6)).all())
         assert whole == (grid == "torchvision")
 
@@ -184,11 +245,20 @@ def test_anchors_in_the_padding_count_if_so_configured() -> None:
     assert not usable_anchors(CONFIG, jnp.asarray(ANCHORS), SIZE).all()
     # The likeliest anchor is centred at (88, 8), right of the image, and reaches into it.
     logits = np.zeros(len(ANCHORS), np.float32)
-    (outside,) = np.flatnonzero((ANCHORS[:, 0] < 66) & (ANCHORS[:, 0] + ANCHORS[:, 2] == 176) & (ANCHORS[:, 1] < 0))[:1]
+    (outside,) = np.flatnonzero(
+        (ANCHORS[:, 0] < 66) & (ANCHORS[:, 0] + ANCHORS[:, 2] == 176) & (ANCHORS[:, 1] < 0)
+    )[:1]
     logits[outside] = 5
     output = RPNOutput(logits=jnp.array(logits), deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32))
-    for setting, expected in ((config, np.clip(ANCHORS[outside], 0, LIMITS).tolist()), (CONFIG, None)):
-        best = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, setting))(output, SIZE).boxes[0].tolist()  # noqa: B023
+    for setting, expected in (
+        (config, np.clip(ANCHORS[outside], 0, LIMITS).tolist()),
+        (CONFIG, None),
+    ):
+        best = (
+            jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, setting))(output, SIZE)
+            .boxes[0]
+            .tolist()
+        )
         assert (best == expected) == (setting is config)
 
 
@@ -196,35 +266,61 @@ def test_two_convolutions() -> None:
     """The second sees the first one's positive part."""
     head = RPNHead(replace(CONFIG, convs=2, batch_norm=False, ratios=(1.0,)), STRIDES)
     conv = np.zeros((3, 3, 1, 1), np.float32)
-    params: dict[str, Any] = {f"conv{i}": {"kernel": conv.copy(), "bias": np.zeros(1, np.float32)} for i in (1, 2)}
-    params["conv1"]["kernel"][1, 1], params["conv2"]["kernel"][1, 0] = -2, 3  # minus twice the cell; thrice the cell to the left
+    params: dict[str, Any] = {
+        f"conv{i}": {"kernel": conv.copy(), "bias": np.zeros(1, np.float32)} for i in (1, 2)
+    }
+    params["conv1"]["kernel"][1, 1], params["conv2"]["kernel"][1, 0] = (
+        -2,
+        3,
+    )  # minus twice the cell; thrice the cell to the left
     params["logits"] = {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)}
     params["deltas"] = {"kernel": np.ones((1, 4), np.float32), "bias": np.zeros(4, np.float32)}
-    features = [np.random.default_rng(0).normal(size=(1, *grid, 1)).astype(np.float32) for grid in grids()]
-    output = head.apply({"params": params}, features, image_sizes=jnp.array([CANVAS], jnp.int32), valid=jnp.ones(1, bool))
+    features = [
+        np.random.default_rng(0).normal(size=(1, *grid, 1)).astype(np.float32) for grid in grids()
+    ]
+    output = head.apply(
+        {"params": params},
+        features,
+        image_sizes=jnp.array([CANVAS], jnp.int32),
+        valid=jnp.ones(1, bool),
+    )
     first = 6 * np.maximum(-features[0][0, ..., 0], 0)
     expected = np.pad(first, ((0, 0), (1, 0)))[:, :-1]
     np.testing.assert_allclose(output.logits[0, : expected.size], expected.ravel(), rtol=1e-5)
 
 
 def test_batch_norm_has_one_set_of_statistics_over_the_cells_on_images() -> None:
-    """All levels and images together; neither the canvas's padding nor an image that is not valid has a part in them."""
+    """All levels and images together; neither the canvas's padding nor an image that is not valid
+    has a part in them."""
     head, params = head_and_params(batch_norm=True)
     rng = np.random.default_rng(0)
     sizes, valid = np.array([SIZE, CANVAS, CANVAS], np.int32), np.array([True, True, False])
     scale, bias = (rng.uniform(0.5, 2, 3).astype(np.float32) for _ in range(2))
-    old = {"mean": rng.normal(size=3).astype(np.float32), "var": rng.uniform(1, 2, 3).astype(np.float32)}
-    features = [rng.normal(loc=level, size=(3, *grid, 3)).astype(np.float32) for level, grid in enumerate(grids())]
+    old = {
+        "mean": rng.normal(size=3).astype(np.float32),
+        "var": rng.uniform(1, 2, 3).astype(np.float32),
+    }
+    features = [
+        rng.normal(loc=level, size=(3, *grid, 3)).astype(np.float32)
+        for level, grid in enumerate(grids())
+    ]
     on_image = []
     for (rows, columns), stride in zip(grids(), STRIDES, strict=True):
         mask = np.zeros((3, rows, columns), bool)
         for image, i, j in np.ndindex(mask.shape):
-            mask[image, i, j] = valid[image] and i * stride < sizes[image, 0] and j * stride < sizes[image, 1]
+            mask[image, i, j] = (
+                valid[image] and i * stride < sizes[image, 0] and j * stride < sizes[image, 1]
+            )
         on_image.append(mask)
 
     def forward(features: list[np.ndarray], live: bool) -> Any:
-        variables = {"params": {**params, "norm": {"scale": scale, "bias": bias}}, "batch_stats": {"norm": old}}
-        return head.apply(variables, features, image_sizes=sizes, valid=valid, live=live, mutable=["batch_stats"])
+        variables = {
+            "params": {**params, "norm": {"scale": scale, "bias": bias}},
+            "batch_stats": {"norm": old},
+        }
+        return head.apply(
+            variables, features, image_sizes=sizes, valid=valid, live=live, mutable=["batch_stats"]
+        )
 
     def expected(mean: np.ndarray, var: np.ndarray) -> np.ndarray:
         cells = np.concatenate([level.reshape(3, -1, 3) for level in features], axis=1)
@@ -232,24 +328,37 @@ def test_batch_norm_has_one_set_of_statistics_over_the_cells_on_images() -> None
 
     live = jax.jit(functools.partial(forward, live=True))
     output, updated = live(features)
-    cells = np.concatenate([level[mask] for level, mask in zip(features, on_image, strict=True)]).astype(np.float64)
+    cells = np.concatenate(
+        [level[mask] for level, mask in zip(features, on_image, strict=True)]
+    ).astype(np.float64)
     mean, var = cells.mean(0), cells.var(0)
     np.testing.assert_allclose(output.logits, expected(mean, var), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(updated["batch_stats"]["norm"]["mean"], 0.9 * old["mean"] + 0.1 * mean, rtol=1e-5)
-    np.testing.assert_allclose(updated["batch_stats"]["norm"]["var"], 0.9 * old["var"] + 0.1 * var, rtol=1e-5)
+    np.testing.assert_allclose(
+        updated["batch_stats"]["norm"]["mean"], 0.9 * old["mean"] + 0.1 * mean, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        updated["batch_stats"]["norm"]["var"], 0.9 * old["var"] + 0.1 * var, rtol=1e-5
+    )
 
-    garbage = [np.where(mask[..., None], level, np.float32(1e6)) for level, mask in zip(features, on_image, strict=True)]
+    garbage = [
+        np.where(mask[..., None], level, np.float32(1e6))
+        for level, mask in zip(features, on_image, strict=True)
+    ]
     jax.tree.map(np.testing.assert_array_equal, live(garbage)[1], updated)
 
     output, kept = jax.jit(functools.partial(forward, live=False))(features)
-    np.testing.assert_allclose(output.logits, expected(old["mean"], old["var"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        output.logits, expected(old["mean"], old["var"]), rtol=1e-4, atol=1e-5
+    )
     jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"]["norm"], old)
 
 
 def test_initialisation_is_normal_of_a_hundredth() -> None:
     features = [np.zeros((1, *grid, 32), np.float32) for grid in grids()]
     head = RPNHead(CONFIG, STRIDES)
-    init = functools.partial(head.init, image_sizes=jnp.array([CANVAS], jnp.int32), valid=jnp.ones(1, bool))
+    init = functools.partial(
+        head.init, image_sizes=jnp.array([CANVAS], jnp.int32), valid=jnp.ones(1, bool)
+    )
     params = jax.jit(init)(jax.random.key(0), features)["params"]
     assert set(params["conv1"]) == {"kernel"}  # batch norm has the bias
     for name, tolerance in (("conv1", 0.05), ("logits", 0.3), ("deltas", 0.15)):
@@ -259,7 +368,9 @@ def test_initialisation_is_normal_of_a_hundredth() -> None:
 # Targets
 
 GROUND_TRUTH = near(ANCHORS[[256, 693, 1232, 1242, 1461, 1463, 1509]], seed=2)
-GROUND_TRUTH = np.concatenate([GROUND_TRUTH, [[18.5, 30.1, 24.6, 34.9], [5, 5, 25, 25]]]).astype(np.float32)
+GROUND_TRUTH = np.concatenate([GROUND_TRUTH, [[18.5, 30.1, 24.6, 34.9], [5, 5, 25, 25]]]).astype(
+    np.float32
+)
 GT_VALID = np.array([True] * 8 + [False])
 CROWD = np.array([[0, 0, 30.7, 21.3], [40.3, 30.9, 60.1, 48.3], [0, 0, 70, 50]], np.float32)
 CROWD_VALID = np.array([True, True, False])
@@ -277,7 +388,9 @@ def usable_loop(across_border: bool) -> np.ndarray:
 def test_labels_equal_a_loop(across_border: bool) -> None:
     config = replace(CONFIG, anchors_across_border=across_border)
     usable = usable_loop(across_border)
-    np.testing.assert_array_equal(jax.jit(functools.partial(usable_anchors, config))(ANCHORS, SIZE), usable)
+    np.testing.assert_array_equal(
+        jax.jit(functools.partial(usable_anchors, config))(ANCHORS, SIZE), usable
+    )
 
     overlap = iou_loop(ANCHORS, GROUND_TRUTH[GT_VALID])
     best = overlap.max(1)
@@ -285,7 +398,9 @@ def test_labels_equal_a_loop(across_border: bool) -> None:
     for column in overlap.T:
         touched = np.where(usable, column, 0)
         if touched.max() > 0:
-            assert np.sort(touched)[-1] - np.sort(touched)[-2] > 1e-5  # no ties: these are a test by hand below
+            assert (
+                np.sort(touched)[-1] - np.sort(touched)[-2] > 1e-5
+            )  # no ties: these are a test by hand below
             positive[touched.argmax()] = True
     crowded = np.zeros(len(ANCHORS), bool)
     for i, (x1, y1, x2, y2) in enumerate(ANCHORS.astype(float)):
@@ -295,7 +410,9 @@ def test_labels_equal_a_loop(across_border: bool) -> None:
     negative = usable & ~positive & (best < 0.3) & ~crowded
 
     labels = jax.jit(functools.partial(rpn_labels, config=config))
-    result = labels(ANCHORS, usable, instances(GROUND_TRUTH, GT_VALID), instances(CROWD, CROWD_VALID))
+    result = labels(
+        ANCHORS, usable, instances(GROUND_TRUTH, GT_VALID), instances(CROWD, CROWD_VALID)
+    )
     np.testing.assert_array_equal(result[0], positive)
     np.testing.assert_array_equal(result[1], negative)
     np.testing.assert_array_equal(np.asarray(result[2])[positive], overlap.argmax(1)[positive])
@@ -303,7 +420,12 @@ def test_labels_equal_a_loop(across_border: bool) -> None:
     rest = usable & ~positive
     assert (positive & (best < 0.7)).any()
     assert (rest & crowded & (best < 0.3)).any()
-    for low, high, among in ((0.7, 0.75, positive), (0.6, 0.7, rest), (0.3, 0.35, rest), (0.25, 0.3, negative)):
+    for low, high, among in (
+        (0.7, 0.75, positive),
+        (0.6, 0.7, rest),
+        (0.3, 0.35, rest),
+        (0.25, 0.3, negative),
+    ):
         assert (among & (best > low) & (best < high)).any()
 
 
@@ -324,8 +446,13 @@ def test_labels_at_the_borders_of_the_rules() -> None:
     ]
     anchors = np.array([box for box, _ in cases], np.float32)
     labels = jax.jit(functools.partial(rpn_labels, config=CONFIG))
-    positive, negative, _ = labels(anchors, np.ones(len(cases), bool), ground_truth, instances([[40, 0, 60, 20]]))
-    found = ["positive" if p else "negative" if n else "ignored" for p, n in zip(positive, negative, strict=True)]
+    positive, negative, _ = labels(
+        anchors, np.ones(len(cases), bool), ground_truth, instances([[40, 0, 60, 20]])
+    )
+    found = [
+        "positive" if p else "negative" if n else "ignored"
+        for p, n in zip(positive, negative, strict=True)
+    ]
     assert found == [label for _, label in cases]
 
 
@@ -341,8 +468,13 @@ def test_samples_are_one_to_one_as_far_as_there_are_positives() -> None:
     drawn = []
     for boxes, key in ((many, 0), (many, 1), (many[:2], 2), (np.zeros((1, 4)), 3)):
         ground_truth = instances(boxes, boxes[:, 2] > 0)
-        positive, negative, gt_index = map(np.asarray, labels(ANCHORS, usable, ground_truth, ignore))
-        targets = jax.tree.map(np.asarray, TARGETS(jax.random.key(key), ANCHORS, SIZE, ground_truth, ignore, config=SMALL))
+        positive, negative, gt_index = map(
+            np.asarray, labels(ANCHORS, usable, ground_truth, ignore)
+        )
+        targets = jax.tree.map(
+            np.asarray,
+            TARGETS(jax.random.key(key), ANCHORS, SIZE, ground_truth, ignore, config=SMALL),
+        )
         indices, chosen = targets.samples.indices, targets.samples.positive
         wanted = min(12, positive.sum())
         assert targets.samples.valid.all()
@@ -364,17 +496,30 @@ def batch_of_targets() -> tuple[RPNOutput, RPNTargets]:
     """Three images: objects, none, objects."""
     rng = np.random.default_rng(2)
     images = [
-        TARGETS(jax.random.key(i), ANCHORS, SIZE, instances(GROUND_TRUTH, valid), instances(CROWD, CROWD_VALID), config=SMALL)
+        TARGETS(
+            jax.random.key(i),
+            ANCHORS,
+            SIZE,
+            instances(GROUND_TRUTH, valid),
+            instances(CROWD, CROWD_VALID),
+            config=SMALL,
+        )
         for i, valid in enumerate((GT_VALID, GT_VALID & False, GT_VALID))
     ]
-    logits, deltas = rng.normal(size=(3, len(ANCHORS))), rng.normal(scale=1.5, size=(3, len(ANCHORS), 4))
+    logits, deltas = (
+        rng.normal(size=(3, len(ANCHORS))),
+        rng.normal(scale=1.5, size=(3, len(ANCHORS), 4)),
+    )
     output = RPNOutput(logits=jnp.array(logits, jnp.float32), deltas=jnp.array(deltas, jnp.float32))
     return output, jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
 
 
 VALUE_AND_GRAD = jax.jit(
     lambda output, targets, image_valid, config: jax.value_and_grad(
-        lambda output: (lambda values: (sum(values.values()), values))(rpn_loss(output, targets, image_valid, config)), has_aux=True
+        lambda output: (lambda values: (sum(values.values()), values))(
+            rpn_loss(output, targets, image_valid, config)
+        ),
+        has_aux=True,
     )(output),
     static_argnames="config",
 )
@@ -382,7 +527,11 @@ VALUE_AND_GRAD = jax.jit(
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, replace(SMALL, smooth_l1_beta=0.5, objectness_loss_weight=2.0, box_loss_weight=3.0), replace(SMALL, box_loss="giou")],
+    [
+        SMALL,
+        replace(SMALL, smooth_l1_beta=0.5, objectness_loss_weight=2.0, box_loss_weight=3.0),
+        replace(SMALL, box_loss="giou"),
+    ],
 )
 def test_loss_equals_a_loop(config: RPNConfig) -> None:
     output, targets = batch_of_targets()
@@ -396,24 +545,33 @@ def test_loss_equals_a_loop(config: RPNConfig) -> None:
         if not (image_valid[image] and samples.valid[image, slot]):
             continue
         count += 1
-        anchor, logit = samples.indices[image, slot], float(output.logits[image, samples.indices[image, slot]])
+        anchor, logit = (
+            samples.indices[image, slot],
+            float(output.logits[image, samples.indices[image, slot]]),
+        )
         probability = 1 / (1 + math.exp(-logit))
         objectness -= math.log(probability if samples.positive[image, slot] else 1 - probability)
         if samples.positive[image, slot]:
             deltas, target = np.asarray(output.deltas[image, anchor]), targets.deltas[image, slot]
             if config.box_loss == "giou":
-                box += 1 - giou_loop(*(decode_loop(d, ANCHORS[anchor], None) for d in (deltas, target)))
+                box += 1 - giou_loop(
+                    *(decode_loop(d, ANCHORS[anchor], None) for d in (deltas, target))
+                )
             else:
                 box += smooth_l1_loop(deltas, target, config.smooth_l1_beta)
     assert count == 44
     (_, values), _ = VALUE_AND_GRAD(output, targets, image_valid, config=config)
-    assert float(values["rpn_objectness"]) == pytest.approx(config.objectness_loss_weight * objectness / count, rel=1e-5)
+    assert float(values["rpn_objectness"]) == pytest.approx(
+        config.objectness_loss_weight * objectness / count, rel=1e-5
+    )
     assert float(values["rpn_box"]) == pytest.approx(config.box_loss_weight * box / count, rel=1e-5)
 
 
 def test_an_image_without_objects_has_no_box_loss() -> None:
     output, targets = batch_of_targets()
-    (_, values), gradient = VALUE_AND_GRAD(output, targets, np.array([False, True, False]), config=SMALL)
+    (_, values), gradient = VALUE_AND_GRAD(
+        output, targets, np.array([False, True, False]), config=SMALL
+    )
     assert float(values["rpn_box"]) == 0
     assert float(values["rpn_objectness"]) > 0
     assert (np.asarray(gradient.deltas) == 0).all()
@@ -430,9 +588,11 @@ def test_an_image_that_is_not_valid_changes_nothing() -> None:
     first = jax.tree.map(lambda leaf: leaf[:2], (output, targets))
     (_, expected), reference = VALUE_AND_GRAD(*first, np.ones(2, bool), config=SMALL)
     for poison in (np.nan, 1e9):
-        output = jax.tree.map(lambda leaf: leaf.at[2].set(poison), output)  # noqa: B023
+        output = jax.tree.map(lambda leaf: leaf.at[2].set(poison), output)
         targets = targets.replace(deltas=targets.deltas.at[2].set(poison))
-        (_, values), gradient = VALUE_AND_GRAD(output, targets, np.array([True, True, False]), config=SMALL)
+        (_, values), gradient = VALUE_AND_GRAD(
+            output, targets, np.array([True, True, False]), config=SMALL
+        )
         for name, value in expected.items():
             assert float(values[name]) == pytest.approx(float(value), rel=1e-6)
         for ours, leaf in zip(jax.tree.leaves(gradient), jax.tree.leaves(reference), strict=True):
@@ -442,15 +602,23 @@ def test_an_image_that_is_not_valid_changes_nothing() -> None:
 
 @pytest.mark.parametrize("varied", ["ground_truth", "ignore"])
 def test_laws_of_padded_sets(varied: str) -> None:
-    """Losses and their gradients by the predictions, as functions of one of the two sets that the targets are made from."""
+    """Losses and their gradients by the predictions, as functions of one of the two sets that the
+    targets are made from."""
     output = jax.tree.map(lambda leaf: leaf[:1], batch_of_targets()[0])
 
     def function(rows: Rows, valid: np.ndarray) -> Any:
-        sets = {"ground_truth": instances(GROUND_TRUTH, GT_VALID), "ignore": instances(CROWD, CROWD_VALID)}
+        sets = {
+            "ground_truth": instances(GROUND_TRUTH, GT_VALID),
+            "ignore": instances(CROWD, CROWD_VALID),
+        }
         sets[varied] = Instances(valid=jnp.asarray(valid), **rows)
-        targets = rpn_targets(jax.random.key(4), jnp.asarray(ANCHORS), jnp.asarray(SIZE), config=SMALL, **sets)
+        targets = rpn_targets(
+            jax.random.key(4), jnp.asarray(ANCHORS), jnp.asarray(SIZE), config=SMALL, **sets
+        )
         batch = jax.tree.map(lambda leaf: leaf[None], targets)
-        values, vjp = jax.vjp(lambda output: rpn_loss(output, batch, jnp.ones(1, bool), SMALL), output)
+        values, vjp = jax.vjp(
+            lambda output: rpn_loss(output, batch, jnp.ones(1, bool), SMALL), output
+        )
         return values, vjp({name: jnp.float32(1) for name in values})
 
     boxes, valid = (GROUND_TRUTH, GT_VALID) if varied == "ground_truth" else (CROWD, CROWD_VALID)
@@ -466,14 +634,20 @@ def test_proposals_equal_a_loop(pre_nms: int) -> None:
     logits = rng.normal(size=len(ANCHORS)).astype(np.float32)
     deltas = rng.normal(scale=0.3, size=(len(ANCHORS), 4)).astype(np.float32)
     tiny, wide = rng.choice(len(ANCHORS), (2, 100), replace=False)
-    deltas[tiny, 2] = math.log(5e-4 / 8)  # 0.5 to 1 thousandths of a pixel on P2, more on the others
+    deltas[tiny, 2] = math.log(
+        5e-4 / 8
+    )  # 0.5 to 1 thousandths of a pixel on P2, more on the others
     deltas[wide, 3] = 9  # clipped at log(1000 / 16)
 
     survivors: list[tuple[float, np.ndarray]] = []
     dropped = start = 0
     for level in LEVELS:
         centre = (level[:, :2] + level[:, 2:]) / 2
-        rows = [i for i in np.argsort(-logits[start : start + len(level)], kind="stable") if centre[i, 0] < 70 and centre[i, 1] < 50]
+        rows = [
+            i
+            for i in np.argsort(-logits[start : start + len(level)], kind="stable")
+            if centre[i, 0] < 70 and centre[i, 1] < 50
+        ]
         rows = rows[:pre_nms]
         boxes = np.array([decode_loop(deltas[start + i], level[i], LIMITS) for i in rows])
         valid = (boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(1)
@@ -487,19 +661,29 @@ def test_proposals_equal_a_loop(pre_nms: int) -> None:
 
     config = replace(CONFIG, pre_nms=pre_nms)
     output = RPNOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
-    proposals = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, config))(output, SIZE)
+    proposals = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, config))(
+        output, SIZE
+    )
     assert proposals.valid.shape == (50,)
     assert proposals.valid.all()
     np.testing.assert_allclose(proposals.scores, [score for score, _ in survivors[:50]], rtol=1e-5)
-    np.testing.assert_allclose(proposals.boxes, [box for _, box in survivors[:50]], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        proposals.boxes, [box for _, box in survivors[:50]], rtol=1e-5, atol=1e-4
+    )
 
 
 def test_fewer_boxes_than_slots_leave_slots_empty() -> None:
-    """An image of 5 x 5 pixels holds the centres of a cell of P2 and one of P3, each with three boxes that overlap."""
-    output = RPNOutput(logits=jnp.arange(len(ANCHORS), dtype=jnp.float32) / 1000, deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32))
+    """An image of 5 x 5 pixels holds the centres of a cell of P2 and one of P3, each with three
+    boxes that overlap."""
+    output = RPNOutput(
+        logits=jnp.arange(len(ANCHORS), dtype=jnp.float32) / 1000,
+        deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32),
+    )
     propose = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, CONFIG))
     proposals = jax.tree.map(np.asarray, propose(output, np.array([5, 5], np.int32)))
     assert proposals.valid.tolist() == [True] * 2 + [False] * 48
     third_of_first_cells = np.array([len(LEVELS[0]) + 2, 2]) / 1000
-    np.testing.assert_allclose(proposals.scores[:2], 1 / (1 + np.exp(-third_of_first_cells)), rtol=1e-6)
+    np.testing.assert_allclose(
+        proposals.scores[:2], 1 / (1 + np.exp(-third_of_first_cells)), rtol=1e-6
+    )
     assert not propose(output, np.array([0, 0], np.int32)).valid.any()

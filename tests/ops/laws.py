@@ -1,7 +1,8 @@
 """The three laws of padded sets (docs/architecture.md), for any function of one.
 
-A function under test takes `rows`, a dict of arrays that share their first axis, and `valid`. It answers with
-`Outcome(rows=..., totals=...)`: what belongs to each row (compared where the row is valid) and what belongs to the set.
+A function under test takes `rows`, a dict of arrays that share their first axis, and `valid`. It
+answers with `Outcome(rows=..., totals=...)`: what belongs to each row (compared where the row is
+valid) and what belongs to the set.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ POISONS = (np.nan, 1e9, -1e9)
 
 
 def poisoned(rows: Rows, valid: np.ndarray, poison: float) -> Rows:
-    """`rows` with `poison` wherever `valid` is False; integer rows get the smallest number of their type or 1e9."""
+    """`rows` with `poison` wherever `valid` is False; integer rows get the smallest number of their
+    type or 1e9."""
     result = {}
     for name, values in rows.items():
         values = values.copy()
@@ -41,9 +43,16 @@ def poisoned(rows: Rows, valid: np.ndarray, poison: float) -> Rows:
     return result
 
 
-def evaluate(function: Function, rows: Rows, valid: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """(row results, totals, gradients by float rows) of `function`; gradients of a fixed mixture of all float results."""
-    floats = {name: jnp.array(values) for name, values in rows.items() if np.issubdtype(values.dtype, np.floating)}
+def evaluate(
+    function: Function, rows: Rows, valid: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """(row results, totals, gradients by float rows) of `function`; gradients of a fixed mixture of
+    all float results."""
+    floats = {
+        name: jnp.array(values)
+        for name, values in rows.items()
+        if np.issubdtype(values.dtype, np.floating)
+    }
     others = {name: jnp.array(values) for name, values in rows.items() if name not in floats}
     mask = jnp.array(valid)
 
@@ -61,12 +70,17 @@ def evaluate(function: Function, rows: Rows, valid: np.ndarray) -> tuple[list[np
         return value, outcome
 
     gradients, outcome = jax.jit(jax.grad(mixture, has_aux=True))(floats)
-    return tuple([np.asarray(leaf) for leaf in jax.tree.leaves(part)] for part in (outcome.rows, outcome.totals, gradients))  # type: ignore[return-value]
+    return tuple(
+        [np.asarray(leaf) for leaf in jax.tree.leaves(part)]
+        for part in (outcome.rows, outcome.totals, gradients)
+    )  # type: ignore[return-value]
 
 
 def _close(ours: np.ndarray, reference: np.ndarray) -> None:
     if np.issubdtype(reference.dtype, np.floating):
-        np.testing.assert_allclose(ours, reference, rtol=1e-6, atol=1e-6 * max(np.abs(reference).max(initial=0), 1e-30))
+        np.testing.assert_allclose(
+            ours, reference, rtol=1e-6, atol=1e-6 * max(np.abs(reference).max(initial=0), 1e-30)
+        )
     else:
         np.testing.assert_array_equal(ours, reference)
 
@@ -91,7 +105,9 @@ def assert_order_does_not_matter(function: Function, rows: Rows, valid: np.ndarr
     """Permuted rows give permuted results and gradients, and the same totals (sums to 1e-6)."""
     order = np.random.default_rng(0).permutation(len(valid))
     reference = evaluate(function, rows, valid)
-    by_row, totals, gradients = evaluate(function, {name: values[order] for name, values in rows.items()}, valid[order])
+    by_row, totals, gradients = evaluate(
+        function, {name: values[order] for name, values in rows.items()}, valid[order]
+    )
     for ours, expected in zip(by_row, reference[0], strict=True):
         _close(ours[valid[order]], expected[order][valid[order]])
     for ours, expected in zip(totals, reference[1], strict=True):
@@ -100,12 +116,19 @@ def assert_order_does_not_matter(function: Function, rows: Rows, valid: np.ndarr
         _close(ours, expected[order])
 
 
-def assert_padding_does_not_matter(function: Function, rows: Rows, valid: np.ndarray, more: int = 5) -> None:
+def assert_padding_does_not_matter(
+    function: Function, rows: Rows, valid: np.ndarray, more: int = 5
+) -> None:
     """`more` invalid rows at the end leave results, totals and gradients as they were (to 1e-6)."""
-    longer = {name: np.concatenate([values, np.repeat(values[:1], more, axis=0)]) for name, values in rows.items()}
+    longer = {
+        name: np.concatenate([values, np.repeat(values[:1], more, axis=0)])
+        for name, values in rows.items()
+    }
     n = len(valid)
     reference = evaluate(function, rows, valid)
-    by_row, totals, gradients = evaluate(function, longer, np.concatenate([valid, np.zeros(more, bool)]))
+    by_row, totals, gradients = evaluate(
+        function, longer, np.concatenate([valid, np.zeros(more, bool)])
+    )
     for ours, expected in zip(by_row, reference[0], strict=True):
         _close(ours[:n][valid], expected[valid])
     for ours, expected in zip(totals, reference[1], strict=True):

@@ -16,17 +16,29 @@ def float_boxes(
     """float32 [n, 4], corners from `low` on, sides in [min_size, max_size]."""
     corners = hnp.arrays(np.float64, (n, 2), elements=st.floats(low, high))
     sides = hnp.arrays(np.float64, (n, 2), elements=st.floats(min_size, max_size))
-    return st.tuples(corners, sides).map(lambda pair: np.concatenate([pair[0], pair[0] + pair[1]], axis=1).astype(np.float32))
+    return st.tuples(corners, sides).map(
+        lambda pair: np.concatenate([pair[0], pair[0] + pair[1]], axis=1).astype(np.float32)
+    )
 
 
 def integer_boxes(n: int, *, high: int = 12, max_size: int = 8) -> st.SearchStrategy[np.ndarray]:
-    """float32 [n, 4] with small integer corners: areas are exact, equal IoUs and degenerate boxes are frequent."""
+    """float32 [n, 4] with small integer corners: areas are exact, equal IoUs and degenerate boxes
+    are frequent."""
     corners = hnp.arrays(np.int64, (n, 2), elements=st.integers(0, high))
     sides = hnp.arrays(np.int64, (n, 2), elements=st.integers(0, max_size))
-    return st.tuples(corners, sides).map(lambda pair: np.concatenate([pair[0], pair[0] + pair[1]], axis=1).astype(np.float32))
+    return st.tuples(corners, sides).map(
+        lambda pair: np.concatenate([pair[0], pair[0] + pair[1]], axis=1).astype(np.float32)
+    )
 
 
-def random_boxes(rng: np.random.Generator, n: int, *, extent: float = 64, min_size: float = 1, max_size: float = 32) -> np.ndarray:
+def random_boxes(
+    rng: np.random.Generator,
+    n: int,
+    *,
+    extent: float = 64,
+    min_size: float = 1,
+    max_size: float = 32,
+) -> np.ndarray:
     """float32 [n, 4] with corners in [0, extent] and sides in [min_size, max_size]."""
     corners, sides = rng.uniform(0, extent, (n, 2)), rng.uniform(min_size, max_size, (n, 2))
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)

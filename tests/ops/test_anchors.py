@@ -22,9 +22,16 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("offset", [0.5, 0.0])
 @pytest.mark.parametrize(
     ("grid", "stride", "scales"),
-    [((3, 5), (4, 4), (32,)), ((2, 1), (61, 64), (512,)), ((1, 4), (8, 8), (45.5,)), ((2, 3), (16, 16), (32, 64, 128))],
+    [
+        ((3, 5), (4, 4), (32,)),
+        ((2, 1), (61, 64), (512,)),
+        ((1, 4), (8, 8), (45.5,)),
+        ((2, 3), (16, 16), (32, 64, 128)),
+    ],
 )
-def test_equals_loop(grid: tuple[int, int], stride: tuple[int, int], scales: tuple[float, ...], offset: float) -> None:
+def test_equals_loop(
+    grid: tuple[int, int], stride: tuple[int, int], scales: tuple[float, ...], offset: float
+) -> None:
     expected = []
     for row, column in np.ndindex(grid):
         for scale in scales:
@@ -33,11 +40,20 @@ def test_equals_loop(grid: tuple[int, int], stride: tuple[int, int], scales: tup
                 height = width * ratio
                 x, y = (column + offset) * stride[1], (row + offset) * stride[0]
                 expected.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
-    anchors = level_anchors(grid=grid, stride=stride, scales=scales, ratios=(0.5, 1.0, 2.0), offset=offset)
+    anchors = level_anchors(
+        grid=grid, stride=stride, scales=scales, ratios=(0.5, 1.0, 2.0), offset=offset
+    )
     np.testing.assert_allclose(anchors, expected, rtol=1e-6, atol=1e-5)
 
 
 def test_whole_pixels_are_torchvisions() -> None:
     """AnchorGenerator's base anchors of scale 32: 22.6 / 2 and 45.3 / 2 rounded."""
-    anchors = level_anchors(grid=(1, 1), stride=(4, 4), scales=(32,), ratios=(0.5, 1.0, 2.0), offset=0, whole_pixels=True)
+    anchors = level_anchors(
+        grid=(1, 1),
+        stride=(4, 4),
+        scales=(32,),
+        ratios=(0.5, 1.0, 2.0),
+        offset=0,
+        whole_pixels=True,
+    )
     assert anchors.tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]

@@ -53,16 +53,34 @@ def test_iou_is_symmetric_in_unit_range_and_one_for_itself(a: np.ndarray, b: np.
 
 def test_iou_of_extreme_boxes_is_finite() -> None:
     top = float(np.finfo(np.float32).max)
-    boxes = jnp.array([[0, 0, 0, 0], [3, 3, 1, 1], [-top, 0, top, 0], [-top, -top, top, top], [0, 0, 1e9, 1e9], [0, 0, 2, 2]], jnp.float32)
+    boxes = jnp.array(
+        [
+            [0, 0, 0, 0],
+            [3, 3, 1, 1],
+            [-top, 0, top, 0],
+            [-top, -top, top, top],
+            [0, 0, 1e9, 1e9],
+            [0, 0, 2, 2],
+        ],
+        jnp.float32,
+    )
     assert np.isfinite(iou(boxes, boxes)).all()
     assert np.isfinite(box_ops.intersection_over_area(boxes, boxes)).all()
 
 
 @pytest.mark.parametrize("side", [0, 1e-25, 1e-10, 1e-9])
 def test_gradients_are_finite_where_boxes_are_almost_points(side: float) -> None:
-    boxes = jnp.array([[0, 0, side, side], [0, 0, side / 2, side], [5, 5, 5, 5], [0, 0, 2, 3]], jnp.float32)
-    for overlap in (box_ops.iou, box_ops.intersection_over_area, lambda a, b: box_ops.giou(a, b[::-1])):
-        for gradient in jax.jit(jax.grad(lambda a, b, f=overlap: jnp.sum(f(a, b)), argnums=(0, 1)))(boxes, boxes):
+    boxes = jnp.array(
+        [[0, 0, side, side], [0, 0, side / 2, side], [5, 5, 5, 5], [0, 0, 2, 3]], jnp.float32
+    )
+    for overlap in (
+        box_ops.iou,
+        box_ops.intersection_over_area,
+        lambda a, b: box_ops.giou(a, b[::-1]),
+    ):
+        for gradient in jax.jit(jax.grad(lambda a, b, f=overlap: jnp.sum(f(a, b)), argnums=(0, 1)))(
+            boxes, boxes
+        ):
             assert np.isfinite(gradient).all()
 
 
@@ -80,7 +98,9 @@ def test_giou_by_hand() -> None:
     a, b, expected = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
     np.testing.assert_allclose(box_ops.giou(a, b), expected, rtol=1e-6)
     # Any leading axes.
-    np.testing.assert_allclose(box_ops.giou(b.reshape(2, 4, 4), a.reshape(2, 4, 4)), expected.reshape(2, 4), rtol=1e-6)
+    np.testing.assert_allclose(
+        box_ops.giou(b.reshape(2, 4, 4), a.reshape(2, 4, 4)), expected.reshape(2, 4), rtol=1e-6
+    )
 
 
 @QUICK
@@ -88,10 +108,17 @@ def test_giou_by_hand() -> None:
 def test_giou_equals_loop(a: np.ndarray, b: np.ndarray) -> None:
     expected = np.diag(iou_loop(a, b)).copy()
     for i, (p, q) in enumerate(zip(a, b, strict=True)):
-        covered = {(x, y) for box in (p, q) for x in range(int(box[0]), int(box[2])) for y in range(int(box[1]), int(box[3]))}
+        covered = {
+            (x, y)
+            for box in (p, q)
+            for x in range(int(box[0]), int(box[2]))
+            for y in range(int(box[1]), int(box[3]))
+        }
         around = (max(p[2], q[2]) - min(p[0], q[0])) * (max(p[3], q[3]) - min(p[1], q[1]))
         expected[i] -= (around - len(covered)) / around if around else 0
-    np.testing.assert_allclose(box_ops.giou(jnp.array(a), jnp.array(b)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        box_ops.giou(jnp.array(a), jnp.array(b)), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_intersection_over_area_is_a_share_of_the_first() -> None:
@@ -104,20 +131,28 @@ def test_encode_by_hand() -> None:
     anchors = jnp.array([[0, 0, 10, 20], [0, 0, 10, 20]], jnp.float32)  # centre (5, 10)
     boxes = jnp.array([[4, 8, 24, 18], [0, 0, 10, 20]], jnp.float32)  # centre (14, 13), 20 x 10
     expected = [0.9, 0.15, math.log(2), -math.log(2)]
-    np.testing.assert_allclose(box_ops.encode(boxes, anchors, weights=ONES), [expected, [0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        box_ops.encode(boxes, anchors, weights=ONES), [expected, [0, 0, 0, 0]], rtol=1e-6
+    )
     weighted = np.array(expected) * [10, 10, 5, 4]
-    np.testing.assert_allclose(box_ops.encode(boxes, anchors, weights=(10, 10, 5, 4))[0], weighted, rtol=1e-6)
+    np.testing.assert_allclose(
+        box_ops.encode(boxes, anchors, weights=(10, 10, 5, 4))[0], weighted, rtol=1e-6
+    )
 
 
 def test_decode_by_hand() -> None:
     anchors = jnp.array([[0, 0, 10, 20]], jnp.float32)
     deltas = jnp.array([[9, 1.5, 5 * math.log(2), -4 * math.log(2)]], jnp.float32)
-    np.testing.assert_allclose(box_ops.decode(deltas, anchors, weights=(10, 10, 5, 4)), [[4, 8, 24, 18]], rtol=1e-6)
+    np.testing.assert_allclose(
+        box_ops.decode(deltas, anchors, weights=(10, 10, 5, 4)), [[4, 8, 24, 18]], rtol=1e-6
+    )
 
 
 def test_decode_clips_growth_at_62_5_and_nothing_below() -> None:
     anchors = jnp.array([[0, 0, 16, 16]] * 3, jnp.float32)
-    deltas = jnp.array([[0, 0, 50, 1e4], [0, 0, math.log(62.4), math.log(62.6)], [0, 0, -20, -20]], jnp.float32)
+    deltas = jnp.array(
+        [[0, 0, 50, 1e4], [0, 0, math.log(62.4), math.log(62.6)], [0, 0, -20, -20]], jnp.float32
+    )
     decoded = np.asarray(box_ops.decode(deltas, anchors, weights=ONES))
     np.testing.assert_allclose(decoded[0], [-492, -492, 508, 508], rtol=1e-5)
     np.testing.assert_allclose(decoded[1, 2:] - decoded[1, :2], [62.4 * 16, 1000], rtol=1e-5)
@@ -126,23 +161,42 @@ def test_decode_clips_growth_at_62_5_and_nothing_below() -> None:
 
 @jax.jit
 def round_trip(boxes: jax.Array, anchors: jax.Array) -> jax.Array:
-    return box_ops.decode(box_ops.encode(boxes, anchors, weights=(10, 10, 5, 5)), anchors, weights=(10, 10, 5, 5))
+    return box_ops.decode(
+        box_ops.encode(boxes, anchors, weights=(10, 10, 5, 5)), anchors, weights=(10, 10, 5, 5)
+    )
 
 
 @QUICK
-@given(float_boxes(8, min_size=2**-6), st.floats(0.02, 60), st.floats(0.02, 60), st.floats(-2, 2), st.floats(-2, 2))
-def test_decode_inverts_encode(boxes: np.ndarray, wider: float, higher: float, dx: float, dy: float) -> None:
-    """Boxes of 1/64 to 4,096 pixels, anchors up to 60 times as large or small and two sides away."""
+@given(
+    float_boxes(8, min_size=2**-6),
+    st.floats(0.02, 60),
+    st.floats(0.02, 60),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
+)
+def test_decode_inverts_encode(
+    boxes: np.ndarray, wider: float, higher: float, dx: float, dy: float
+) -> None:
+    """Boxes of 1/64 to 4,096 pixels, anchors up to 60 times as large or small and two sides
+    away."""
     size = boxes[:, 2:] - boxes[:, :2]
     swallowed = (size <= 0).any(axis=1)  # a side below the float32 step of its corner
     size = np.where(size > 0, size, 1)
     anchor_size = size * [wider, higher]
     centre = boxes[:, :2] + size / 2 + anchor_size * [dx, dy]
-    anchors = np.concatenate([centre - anchor_size / 2, centre + anchor_size / 2], axis=1).astype(np.float32)
-    usable = ~swallowed & (size / np.maximum(anchors[:, 2:] - anchors[:, :2], 1e-9) < 62).all(axis=1)
+    anchors = np.concatenate([centre - anchor_size / 2, centre + anchor_size / 2], axis=1).astype(
+        np.float32
+    )
+    usable = ~swallowed & (size / np.maximum(anchors[:, 2:] - anchors[:, :2], 1e-9) < 62).all(
+        axis=1
+    )
     error = np.abs(np.asarray(round_trip(boxes, anchors)) - boxes).max(axis=1)
     # A few roundings, each relative to the largest number that enters.
-    bound = 16 * np.finfo(np.float32).eps * (np.abs(boxes).max(axis=1) + np.abs(anchors).max(axis=1) + 3 * anchor_size.max(axis=1))
+    bound = (
+        16
+        * np.finfo(np.float32).eps
+        * (np.abs(boxes).max(axis=1) + np.abs(anchors).max(axis=1) + 3 * anchor_size.max(axis=1))
+    )
     assert (error <= bound)[usable].all()
 
 
@@ -152,7 +206,9 @@ def test_encode_of_degenerate_rows_is_zero_with_zero_gradient() -> None:
     deltas = box_ops.encode(boxes, anchors, weights=ONES)
     assert (np.asarray(deltas[:3]) == 0).all()
     assert deltas[3].tolist() == pytest.approx([0, 0, -math.log(2), -math.log(2)])
-    differentiate = jax.jit(jax.grad(lambda b, a: jnp.sum(box_ops.encode(b, a, weights=ONES)), argnums=(0, 1)))
+    differentiate = jax.jit(
+        jax.grad(lambda b, a: jnp.sum(box_ops.encode(b, a, weights=ONES)), argnums=(0, 1))
+    )
     for gradient in differentiate(boxes, anchors):
         assert (np.asarray(gradient[:3]) == 0).all()
         assert np.isfinite(gradient).all()

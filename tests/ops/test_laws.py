@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import BoxLoss, RoIConfig
+from mrcnn_jax.config.schema import BoxLoss, RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses, masks, matching, roi, sampling
 from mrcnn_jax.ops.nms import nms
@@ -48,14 +48,24 @@ def geometry(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 def coding(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     boxes, anchors = (box_ops.sanitize(rows[name], valid) for name in ("boxes", "anchors"))
     deltas = losses.keep(rows["pred"], valid)
-    return Outcome(rows=(box_ops.encode(boxes, anchors, weights=WEIGHTS), box_ops.decode(deltas, anchors, weights=WEIGHTS)))
+    return Outcome(
+        rows=(
+            box_ops.encode(boxes, anchors, weights=WEIGHTS),
+            box_ops.decode(deltas, anchors, weights=WEIGHTS),
+        )
+    )
 
 
 def matched_rows(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     """The rows are the boxes that are matched."""
     overlap = box_ops.iou(box_ops.sanitize(rows["boxes"], valid), OTHERS)
     everything = jnp.ones(N, bool)
-    return Outcome(rows=(matching.match(overlap, everything), matching.best_anchor_mask(overlap, valid, everything)))
+    return Outcome(
+        rows=(
+            matching.match(overlap, everything),
+            matching.best_anchor_mask(overlap, valid, everything),
+        )
+    )
 
 
 def matched_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
@@ -63,19 +73,33 @@ def matched_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     boxes = box_ops.sanitize(rows["boxes"], valid)
     overlap = box_ops.iou(OTHERS, boxes)
     matches = matching.match(overlap, valid)
-    partners = losses.keep(boxes[matches.gt_index], matches.iou > 0)  # at IoU 0 all are equal: a tie
-    return Outcome(totals=(matches.iou, partners, matching.best_anchor_mask(overlap, jnp.ones(N, bool), valid)))
+    partners = losses.keep(
+        boxes[matches.gt_index], matches.iou > 0
+    )  # at IoU 0 all are equal: a tie
+    return Outcome(
+        totals=(matches.iou, partners, matching.best_anchor_mask(overlap, jnp.ones(N, bool), valid))
+    )
 
 
 def raw_overlaps(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    """Overlaps as they come (targets have no gradient): matching alone ignores what invalid ground truth made of its columns."""
+    """Overlaps as they come (targets have no gradient): matching alone ignores what invalid ground
+    truth made of its columns."""
     overlap = jax.lax.stop_gradient(box_ops.iou(OTHERS, rows["boxes"]))
-    return Outcome(totals=(matching.match(overlap, valid).iou, matching.best_anchor_mask(overlap, jnp.ones(N, bool), valid)))
+    return Outcome(
+        totals=(
+            matching.match(overlap, valid).iou,
+            matching.best_anchor_mask(overlap, jnp.ones(N, bool), valid),
+        )
+    )
 
 
 def suppression(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     indices, filled = nms(rows["boxes"], rows["scores"], valid, iou_threshold=0.2, max_output=6)
-    kept = jnp.zeros(valid.shape, bool).at[jnp.where(filled, indices, valid.shape[0])].set(True, mode="drop")
+    kept = (
+        jnp.zeros(valid.shape, bool)
+        .at[jnp.where(filled, indices, valid.shape[0])]
+        .set(True, mode="drop")
+    )
     chosen = losses.keep(rows["scores"], valid)[indices]
     return Outcome(rows=kept, totals=(jnp.where(filled, chosen, 0), filled))
 
@@ -88,12 +112,26 @@ POOLING = {
 }
 
 
-def pool(features: list[jax.Array], rows: dict[str, Any], valid: jax.Array, config: RoIConfig) -> jax.Array:
-    return roi.roi_features(features, rows["boxes"], valid, levels=rows["levels"], strides=(16, 32), output_size=3, config=config)
+def pool(
+    features: list[jax.Array], rows: dict[str, Any], valid: jax.Array, config: RoIConfig
+) -> jax.Array:
+    return roi.roi_features(
+        features,
+        rows["boxes"],
+        valid,
+        levels=rows["levels"],
+        strides=(16, 32),
+        output_size=3,
+        config=config,
+    )
 
 
 def level_rule(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    return Outcome(rows=roi.assign_levels(rows["boxes"], canonical_size=16, canonical_level=4, min_level=2, max_level=5))
+    return Outcome(
+        rows=roi.assign_levels(
+            rows["boxes"], canonical_size=16, canonical_level=4, min_level=2, max_level=5
+        )
+    )
 
 
 def mask_targets_of_boxes(rows: dict[str, Any], valid: jax.Array) -> Outcome:
@@ -104,43 +142,74 @@ def mask_targets_of_boxes(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 def mask_targets_of_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     matches = matching.match(box_ops.iou(OTHERS, box_ops.sanitize(rows["boxes"], valid)), valid)
-    return Outcome(totals=masks.crop_targets(rows["masks"], rows["boxes"], matches.gt_index, OTHERS, size=5))
+    return Outcome(
+        totals=masks.crop_targets(rows["masks"], rows["boxes"], matches.gt_index, OTHERS, size=5)
+    )
 
 
 def regression_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     pred, target = losses.keep(rows["pred"], valid), losses.keep(rows["target"], valid)
     kinds: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
-    values = [losses.box_regression(pred, target, kind=kind, beta=0.5, weights=WEIGHTS) for kind in kinds]
-    return Outcome(totals=[(losses.masked_sum(v, valid), losses.masked_mean(v, valid, denominator=jnp.sum(valid))) for v in values])
+    values = [
+        losses.box_regression(pred, target, kind=kind, beta=0.5, weights=WEIGHTS) for kind in kinds
+    ]
+    return Outcome(
+        totals=[
+            (losses.masked_sum(v, valid), losses.masked_mean(v, valid, denominator=jnp.sum(valid)))
+            for v in values
+        ]
+    )
 
 
 def encoded_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    deltas = box_ops.encode(box_ops.sanitize(rows["boxes"], valid), box_ops.sanitize(rows["anchors"], valid), weights=WEIGHTS)
+    deltas = box_ops.encode(
+        box_ops.sanitize(rows["boxes"], valid),
+        box_ops.sanitize(rows["anchors"], valid),
+        weights=WEIGHTS,
+    )
     values = losses.smooth_l1(losses.keep(rows["pred"], valid), deltas, beta=1.0)
     return Outcome(totals=losses.masked_mean(values, valid))
 
 
 def binary_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    logits, targets = losses.keep(rows["pred"], valid), (losses.keep(rows["target"], valid) > 0).astype(jnp.float32)
-    values = (losses.binary_cross_entropy(logits, targets), losses.focal(logits, targets, gamma=0.5, alpha=0.25))
-    return Outcome(totals=[(losses.masked_sum(v, valid), losses.masked_mean(v, valid)) for v in values])
+    logits, targets = (
+        losses.keep(rows["pred"], valid),
+        (losses.keep(rows["target"], valid) > 0).astype(jnp.float32),
+    )
+    values = (
+        losses.binary_cross_entropy(logits, targets),
+        losses.focal(logits, targets, gamma=0.5, alpha=0.25),
+    )
+    return Outcome(
+        totals=[(losses.masked_sum(v, valid), losses.masked_mean(v, valid)) for v in values]
+    )
 
 
 def competing_masks(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     logits = losses.keep(rows["pred"], valid).reshape(-1, 1, 2, 2)
-    targets, labels = losses.keep(rows["target"], valid)[:, None, :2] > 0, losses.keep(rows["labels"], valid)
+    targets, labels = (
+        losses.keep(rows["target"], valid)[:, None, :2] > 0,
+        losses.keep(rows["labels"], valid),
+    )
     values = losses.mask_cross_entropy(logits, targets.astype(jnp.float32), labels)
-    return Outcome(rows=losses.mask_softmax(logits), totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
+    return Outcome(
+        rows=losses.mask_softmax(logits),
+        totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)),
+    )
 
 
 def class_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    values = losses.cross_entropy(losses.keep(rows["pred"], valid), losses.keep(rows["labels"], valid))
+    values = losses.cross_entropy(
+        losses.keep(rows["pred"], valid), losses.keep(rows["labels"], valid)
+    )
     return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
 
 
 def sums(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     """The sums alone select on their input: NaN values that were computed elsewhere."""
-    return Outcome(totals=(losses.masked_sum(rows["pred"], valid), losses.masked_mean(rows["pred"], valid)))
+    return Outcome(
+        totals=(losses.masked_sum(rows["pred"], valid), losses.masked_mean(rows["pred"], valid))
+    )
 
 
 CASES: list[Function] = [
@@ -167,7 +236,10 @@ def test_laws_of_pooling(op: str) -> None:
 def test_features_get_the_same_gradient_whatever_invalid_boxes_hold(op: str) -> None:
     def gradient(rows: Rows, cotangent: jax.Array) -> list[jax.Array]:
         arrays = {name: jnp.array(rows[name]) for name in ("boxes", "levels")}
-        pooled, vjp = jax.vjp(jax.jit(lambda features: pool(features, arrays, jnp.array(VALID), POOLING[op])), FEATURES)
+        pooled, vjp = jax.vjp(
+            jax.jit(lambda features: pool(features, arrays, jnp.array(VALID), POOLING[op])),
+            FEATURES,
+        )
         assert (np.asarray(pooled)[~VALID] == 0).all()
         return vjp(cotangent)[0]
 
@@ -175,7 +247,9 @@ def test_features_get_the_same_gradient_whatever_invalid_boxes_hold(op: str) -> 
     reference = gradient(ROWS, jnp.array(cotangent))
     cotangent[~VALID] = np.nan
     for poison in (np.nan, 1e9):
-        for ours, expected in zip(gradient(poisoned(ROWS, VALID, poison), jnp.array(cotangent)), reference, strict=True):
+        for ours, expected in zip(
+            gradient(poisoned(ROWS, VALID, poison), jnp.array(cotangent)), reference, strict=True
+        ):
             np.testing.assert_array_equal(ours, expected)
 
 
@@ -196,4 +270,8 @@ def test_sampling_keeps_counts_under_order_and_padding() -> None:
 
     order = rng.permutation(60)
     longer = np.concatenate([valid, np.zeros(9, bool)])
-    assert counts(positive, valid) == counts(positive[order], valid[order]) == counts(np.concatenate([positive, np.ones(9, bool)]), longer)
+    assert (
+        counts(positive, valid)
+        == counts(positive[order], valid[order])
+        == counts(np.concatenate([positive, np.ones(9, bool)]), longer)
+    )

@@ -12,12 +12,18 @@ from mrcnn_jax.ops.masks import crop_targets
 from .strategies import random_boxes
 
 
-def targets(masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+def targets(
+    masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int
+) -> np.ndarray:
     run = jax.jit(functools.partial(crop_targets, size=size))
-    return np.asarray(run(jnp.array(masks), jnp.array(gt_boxes), jnp.array(gt_index, jnp.int32), jnp.array(boxes)))
+    return np.asarray(
+        run(jnp.array(masks), jnp.array(gt_boxes), jnp.array(gt_index, jnp.int32), jnp.array(boxes))
+    )
 
 
-def coverage_loop(masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+def coverage_loop(
+    masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int
+) -> np.ndarray:
     """Coverage 0..255 before the cut at one half, by a loop over points."""
     m = masks.shape[-1]
     result = np.zeros((len(boxes), size, size))
@@ -57,7 +63,9 @@ def test_by_hand() -> None:
     masks = np.zeros((2, 4, 4), np.uint8)
     masks[1, :, :2] = 255  # left half
     gt_boxes = np.array([[0, 0, 1, 1], [10, 20, 18, 28]], np.float32)
-    boxes = np.array([[10, 20, 18, 28], [10, 24, 26, 32], [14.5, 20, 18, 28], [30, 30, 40, 40]], np.float32)
+    boxes = np.array(
+        [[10, 20, 18, 28], [10, 24, 26, 32], [14.5, 20, 18, 28], [30, 30, 40, 40]], np.float32
+    )
     result = targets(masks, gt_boxes, np.array([1, 1, 1, 1]), boxes, 4)
     left_half = [[1, 1, 0, 0]] * 4
     top_left = [[1, 0, 0, 0]] * 2 + [[0, 0, 0, 0]] * 2
@@ -73,7 +81,8 @@ def test_same_size_gives_the_mask_back_and_half_coverage_counts() -> None:
 
 
 def test_partly_covered_border_cells_do_not_fade() -> None:
-    """A box whose outermost cells are covered by 60 % is covered up to its border, and not a step beyond."""
+    """A box whose outermost cells are covered by 60 % is covered up to its border, and not a step
+    beyond."""
     masks = np.full((1, 8, 8), 153, np.uint8)
     gt, box = np.array([[8, 8, 16, 16]], np.float32), np.array([[0, 0, 24, 24]], np.float32)
     expected = np.zeros((24, 24))

@@ -31,7 +31,9 @@ def test_match_equals_loop(iou: np.ndarray, gt_valid: np.ndarray) -> None:
 
 @QUICK
 @given(overlaps, hnp.arrays(bool, 7), hnp.arrays(bool, 4))
-def test_best_anchors_equal_loop(iou: np.ndarray, anchor_valid: np.ndarray, gt_valid: np.ndarray) -> None:
+def test_best_anchors_equal_loop(
+    iou: np.ndarray, anchor_valid: np.ndarray, gt_valid: np.ndarray
+) -> None:
     expected = np.zeros(7, bool)
     for column in range(4):
         candidates = [iou[row, column] for row in range(7) if anchor_valid[row]]
@@ -39,11 +41,14 @@ def test_best_anchors_equal_loop(iou: np.ndarray, anchor_valid: np.ndarray, gt_v
             continue
         for row in range(7):
             expected[row] |= anchor_valid[row] and iou[row, column] == max(candidates)
-    np.testing.assert_array_equal(best_anchor_mask(jnp.array(iou), jnp.array(anchor_valid), jnp.array(gt_valid)), expected)
+    np.testing.assert_array_equal(
+        best_anchor_mask(jnp.array(iou), jnp.array(anchor_valid), jnp.array(gt_valid)), expected
+    )
 
 
 def test_every_touched_ground_truth_has_an_anchor_when_all_is_compiled_together() -> None:
-    """The maximum and the comparison with it see the same bits, though a compiler may compute the IoU twice."""
+    """The maximum and the comparison with it see the same bits, though a compiler may compute the
+    IoU twice."""
     rng = np.random.default_rng(0)
     anchors, gt = jnp.array(random_boxes(rng, 2000)), jnp.array(random_boxes(rng, 40))
 

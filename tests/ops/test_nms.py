@@ -19,13 +19,19 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @functools.partial(jax.jit, static_argnames=("max_output",))
-def run(boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: jax.Array, max_output: int) -> tuple[jax.Array, jax.Array]:
+def run(
+    boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: jax.Array, max_output: int
+) -> tuple[jax.Array, jax.Array]:
     return nms(boxes, scores, valid, iou_threshold=threshold, max_output=max_output)  # type: ignore[arg-type]
 
 
-def kept(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, max_output: int) -> list[int]:
+def kept(
+    boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, max_output: int
+) -> list[int]:
     """Indices that nms keeps, after a check of the empty slots."""
-    indices, filled = (np.asarray(x) for x in run(boxes, scores, valid, np.float32(threshold), max_output))
+    indices, filled = (
+        np.asarray(x) for x in run(boxes, scores, valid, np.float32(threshold), max_output)
+    )
     assert indices.shape == filled.shape == (max_output,)
     assert indices.dtype == np.int32
     assert (indices[~filled] == 0).all()
@@ -33,7 +39,9 @@ def kept(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: fl
     return indices[filled].tolist()
 
 
-def greedy(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, max_output: int) -> list[int]:
+def greedy(
+    boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, max_output: int
+) -> list[int]:
     chosen: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
         if not valid[i] or len(chosen) == max_output:
@@ -41,7 +49,9 @@ def greedy(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: 
         suppressed = False
         for j in chosen:
             a, b = boxes[i], boxes[j]
-            shared = max(min(a[2], b[2]) - max(a[0], b[0]), np.float32(0)) * max(min(a[3], b[3]) - max(a[1], b[1]), np.float32(0))
+            shared = max(min(a[2], b[2]) - max(a[0], b[0]), np.float32(0)) * max(
+                min(a[3], b[3]) - max(a[1], b[1]), np.float32(0)
+            )
             union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
             suppressed |= bool(union > 0 and shared / union > np.float32(threshold))
         if not suppressed:
@@ -51,18 +61,33 @@ def greedy(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @QUICK
-@given(integer_boxes(N), hnp.arrays(np.float32, N, elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])), hnp.arrays(bool, N))
-def test_equals_greedy_loop(threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
-    """Unsorted, with ties of scores and of IoUs, boxes without area and rows that are not valid; k below, at and above N."""
+@given(
+    integer_boxes(N),
+    hnp.arrays(np.float32, N, elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])),
+    hnp.arrays(bool, N),
+)
+def test_equals_greedy_loop(
+    threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray
+) -> None:
+    """Unsorted, with ties of scores and of IoUs, boxes without area and rows that are not valid; k
+    below, at and above N."""
     for max_output in (3, N, N + 5):
-        assert kept(boxes, scores, valid, threshold, max_output) == greedy(boxes, scores, valid, threshold, max_output)
+        assert kept(boxes, scores, valid, threshold, max_output) == greedy(
+            boxes, scores, valid, threshold, max_output
+        )
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_equals_greedy_loop_on_many_boxes(threshold: float) -> None:
     rng = np.random.default_rng(round(100 * threshold))
-    boxes, scores, valid = random_boxes(rng, 150), rng.normal(size=150).astype(np.float32), rng.random(150) < 0.9
-    assert kept(boxes, scores, valid, threshold, 150) == greedy(boxes, scores, valid, threshold, 150)
+    boxes, scores, valid = (
+        random_boxes(rng, 150),
+        rng.normal(size=150).astype(np.float32),
+        rng.random(150) < 0.9,
+    )
+    assert kept(boxes, scores, valid, threshold, 150) == greedy(
+        boxes, scores, valid, threshold, 150
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("block",))
@@ -73,25 +98,35 @@ def in_blocks(boxes: jax.Array, valid: jax.Array, threshold: jax.Array, block: i
 @pytest.mark.parametrize("block", [1, 5, 12, 256])
 @QUICK
 @given(integer_boxes(N), hnp.arrays(bool, N), st.sampled_from(THRESHOLDS))
-def test_the_form_in_blocks_equals_the_greedy_loop(block: int, boxes: np.ndarray, valid: np.ndarray, threshold: float) -> None:
-    """What a GPU runs, here on the CPU: blocks of one box, some that do not divide N, exactly N, and one that holds all."""
+def test_the_form_in_blocks_equals_the_greedy_loop(
+    block: int, boxes: np.ndarray, valid: np.ndarray, threshold: float
+) -> None:
+    """What a GPU runs, here on the CPU: blocks of one box, some that do not divide N, exactly N,
+    and one that holds all."""
     found = np.flatnonzero(in_blocks(boxes, valid, np.float32(threshold), block))
     assert found.tolist() == greedy(boxes, -np.arange(N, dtype=np.float32), valid, threshold, N)
 
 
 def test_the_form_in_blocks_settles_long_chains() -> None:
-    """Of boxes of which each one hides but the next, every other is kept, within a block of 256 and over its end; and in a batch."""
+    """Of boxes of which each one hides but the next, every other is kept, within a block of 256 and
+    over its end; and in a batch."""
     start = 5.0 * np.arange(600, dtype=np.float32)
-    boxes = np.stack([start, 0 * start, start + 12, 0 * start + 10], axis=1)  # IoU of neighbours: 7/17, 2/22
+    boxes = np.stack(
+        [start, 0 * start, start + 12, 0 * start + 10], axis=1
+    )  # IoU of neighbours: 7/17, 2/22
     valid = np.ones((2, 600), bool)
     valid[1, 1] = False
-    found = np.asarray(jax.jit(jax.vmap(lambda v: _greedy_in_blocks(boxes, v, jnp.float32(0.3))))(valid))
+    found = np.asarray(
+        jax.jit(jax.vmap(lambda v: _greedy_in_blocks(boxes, v, jnp.float32(0.3))))(valid)
+    )
     assert np.flatnonzero(found[0]).tolist() == list(range(0, 600, 2))
     assert np.flatnonzero(found[1]).tolist() == [0, *range(2, 600, 2)]
 
 
 def test_an_iou_of_exactly_the_threshold_stays() -> None:
-    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 3]], np.float32)  # IoU with the first: 1/2, 3/4
+    boxes = np.array(
+        [[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 3]], np.float32
+    )  # IoU with the first: 1/2, 3/4
     scores, valid = np.array([3, 2, 1], np.float32), np.ones(3, bool)
     assert kept(boxes, scores, valid, 0.5, 3) == [0, 1]
     assert kept(boxes, scores, valid, 0.75, 3) == [0, 1, 2]
@@ -99,9 +134,12 @@ def test_an_iou_of_exactly_the_threshold_stays() -> None:
 
 
 def test_chain_of_a_thousand_boxes() -> None:
-    """Each box overlaps the next two by more than the threshold: every third stays, and none is settled before its forerunner."""
+    """Each box overlaps the next two by more than the threshold: every third stays, and none is
+    settled before its forerunner."""
     start = 3.0 * np.arange(1000, dtype=np.float32)
-    boxes = np.stack([start, 0 * start, start + 12, 0 * start + 10], axis=1)  # IoU of neighbours: 9/15, 6/18, 3/21
+    boxes = np.stack(
+        [start, 0 * start, start + 12, 0 * start + 10], axis=1
+    )  # IoU of neighbours: 9/15, 6/18, 3/21
     shuffled = np.random.default_rng(0).permutation(1000)
     scores = -np.arange(1000, dtype=np.float32)
     result = kept(boxes[shuffled], scores[shuffled], np.ones(1000, bool), 0.3, 1000)
@@ -124,17 +162,29 @@ def test_batched_over_images_and_levels() -> None:
     boxes = np.stack([random_boxes(rng, 20) for _ in range(6)]).reshape(2, 3, 20, 4)
     scores, valid = rng.normal(size=(2, 3, 20)).astype(np.float32), rng.random((2, 3, 20)) < 0.7
     one = functools.partial(nms, iou_threshold=0.3, max_output=9)
-    indices, filled = (np.asarray(x) for x in jax.jit(jax.vmap(jax.vmap(one)))(boxes, scores, valid))
+    indices, filled = (
+        np.asarray(x) for x in jax.jit(jax.vmap(jax.vmap(one)))(boxes, scores, valid)
+    )
     for at in np.ndindex(2, 3):
         assert indices[at][filled[at]].tolist() == greedy(boxes[at], scores[at], valid[at], 0.3, 9)
 
 
 def test_it_may_stand_in_a_differentiated_function() -> None:
     rng = np.random.default_rng(4)
-    boxes, scores, valid = random_boxes(rng, 6), rng.normal(size=6).astype(np.float32), np.arange(6) != 2
+    boxes, scores, valid = (
+        random_boxes(rng, 6),
+        rng.normal(size=6).astype(np.float32),
+        np.arange(6) != 2,
+    )
 
     def total(boxes: jax.Array) -> jax.Array:
-        indices, filled = nms(boxes, jnp.array(scores) + boxes[:, 0], jnp.array(valid), iou_threshold=0.5, max_output=6)
+        indices, filled = nms(
+            boxes,
+            jnp.array(scores) + boxes[:, 0],
+            jnp.array(valid),
+            iou_threshold=0.5,
+            max_output=6,
+        )
         return jnp.sum(jnp.where(filled[:, None], boxes[indices], 0))
 
     gradient = np.asarray(jax.jit(jax.grad(total))(jnp.array(boxes)))
@@ -142,27 +192,42 @@ def test_it_may_stand_in_a_differentiated_function() -> None:
     assert (gradient[2] == 0).all()
 
 
-def best_of_all_classes(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, count: int) -> list[tuple[int, int]]:
-    """(row, class) of the first `count` of what each class keeps, sorted by score, class, rank in its class."""
-    kept = [(-scores[i, k], k, i) for k in range(scores.shape[1]) for i in greedy(boxes[:, k], scores[:, k], valid[:, k], threshold, N)]
+def best_of_all_classes(
+    boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, count: int
+) -> list[tuple[int, int]]:
+    """(row, class) of the first `count` of what each class keeps, sorted by score, class, rank in
+    its class."""
+    kept = [
+        (-scores[i, k], k, i)
+        for k in range(scores.shape[1])
+        for i in greedy(boxes[:, k], scores[:, k], valid[:, k], threshold, N)
+    ]
     return [(i, k) for _, k, i in sorted(kept, key=lambda row: row[:2])[:count]]
 
 
 @functools.partial(jax.jit, static_argnames=("count",))
-def run_multiclass(boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: jax.Array, count: int) -> tuple[jax.Array, ...]:
+def run_multiclass(
+    boxes: jax.Array, scores: jax.Array, valid: jax.Array, threshold: jax.Array, count: int
+) -> tuple[jax.Array, ...]:
     return multiclass_nms(boxes, scores, valid, iou_threshold=threshold, max_output=count)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
 @QUICK
 @given(
-    integer_boxes(3 * N), hnp.arrays(np.float32, (N, 3), elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])), hnp.arrays(bool, (N, 3))
+    integer_boxes(3 * N),
+    hnp.arrays(np.float32, (N, 3), elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])),
+    hnp.arrays(bool, (N, 3)),
 )
-def test_several_classes_equal_a_loop_each(threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
+def test_several_classes_equal_a_loop_each(
+    threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray
+) -> None:
     boxes = boxes.reshape(N, 3, 4)
     poison = np.where(valid, 0, np.nan).astype(np.float32)
     for count in (5, 3 * N + 1):
-        found = run_multiclass(boxes + poison[..., None], scores + poison, valid, np.float32(threshold), count)
+        found = run_multiclass(
+            boxes + poison[..., None], scores + poison, valid, np.float32(threshold), count
+        )
         rows, classes, filled = map(np.asarray, found)
         expected = best_of_all_classes(boxes, scores, valid, threshold, count)
         assert list(zip(rows[filled], classes[filled], strict=True)) == expected

@@ -1,4 +1,5 @@
-"""Points of boxes against algebra and NumPy loops, and the laws of padded sets for what is read and told there."""
+"""Points of boxes against algebra and NumPy loops, and the laws of padded sets for what is read and
+told there."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.exported import paste
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide, uncertain_points
+from mrcnn_jax.pixels.geometry import paste
 
 from .laws import Outcome, assert_laws
 from .strategies import random_boxes
@@ -36,12 +37,17 @@ def bilinear_loop(grid: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def test_a_linear_ramp_is_read_exactly() -> None:
-    """Pixels at the centres of a map's cells, (i + 0.5) stride; outside of the outermost ones, the value there."""
+    """Pixels at the centres of a map's cells, (i + 0.5) stride; outside of the outermost ones, the
+    value there."""
     y, x = (np.mgrid[:12, :20].astype(np.float32) + 0.5) * 4
     ramp = jnp.array(np.stack([x, 3 * y - x], axis=-1))
     boxes, points = random_boxes(RNG, 30, extent=48), RNG.random((30, 9, 2)).astype(np.float32)
     valid = np.arange(30) % 5 > 0
-    values = np.asarray(jax.jit(functools.partial(sample_map, stride=4))(ramp, jnp.array(boxes), jnp.array(valid), jnp.array(points)))
+    values = np.asarray(
+        jax.jit(functools.partial(sample_map, stride=4))(
+            ramp, jnp.array(boxes), jnp.array(valid), jnp.array(points)
+        )
+    )
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
     at = np.clip(at, 2, [78, 46])
     expected = np.stack([at[..., 0], 3 * at[..., 1] - at[..., 0]], axis=-1)
@@ -50,7 +56,10 @@ def test_a_linear_ramp_is_read_exactly() -> None:
 
 
 def test_each_box_reads_its_own_grid() -> None:
-    grids, points = RNG.normal(size=(4, 5, 5)).astype(np.float32), RNG.random((4, 7, 2)).astype(np.float32)
+    grids, points = (
+        RNG.normal(size=(4, 5, 5)).astype(np.float32),
+        RNG.random((4, 7, 2)).astype(np.float32),
+    )
     told = RNG.normal(size=(4, 7)).astype(np.float32)
 
     @jax.jit
@@ -59,16 +68,22 @@ def test_each_box_reads_its_own_grid() -> None:
         return values, pull(told)[0]
 
     values, gradient = read(grids, told)
-    expected = [[bilinear_loop(grid, *(5 * point)) for point in rows] for grid, rows in zip(grids, points, strict=True)]
+    expected = [
+        [bilinear_loop(grid, *(5 * point)) for point in rows]
+        for grid, rows in zip(grids, points, strict=True)
+    ]
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
     # Weights of a point sum to 1, and what a grid is told comes from its own points.
     np.testing.assert_allclose(gradient.sum((1, 2)), told.sum(1), rtol=1e-5, atol=1e-5)
 
 
 def test_points_gather_where_the_mask_is_uncertain() -> None:
-    """Along a ramp with its outline at x = 0.5: 75 of 100 points are the nearest quarter of 300, the others anywhere."""
+    """Along a ramp with its outline at x = 0.5: 75 of 100 points are the nearest quarter of 300,
+    the others anywhere."""
     ramp = jnp.array(np.tile(np.arange(28) + 0.5 - 14, (8, 28, 1)), jnp.float32)
-    draw = jax.jit(functools.partial(uncertain_points, count=100, oversampling=3, uncertain_fraction=0.75))
+    draw = jax.jit(
+        functools.partial(uncertain_points, count=100, oversampling=3, uncertain_fraction=0.75)
+    )
     points = np.asarray(draw(jax.random.key(0), ramp))
     assert points.shape == (8, 100, 2)
     assert len(np.unique(points[..., 0])) == 800
@@ -83,15 +98,29 @@ def test_points_gather_where_the_mask_is_uncertain() -> None:
 
 def test_targets_of_points_are_those_of_cells() -> None:
     masks = RNG.integers(0, 256, (4, 9, 9)).astype(np.uint8)
-    gt_boxes, boxes, index = random_boxes(RNG, 4, extent=20), random_boxes(RNG, 20, extent=20), RNG.integers(0, 4, 20).astype(np.int32)
+    gt_boxes, boxes, index = (
+        random_boxes(RNG, 4, extent=20),
+        random_boxes(RNG, 20, extent=20),
+        RNG.integers(0, 4, 20).astype(np.int32),
+    )
     centres = (np.stack(np.meshgrid(*[np.arange(6)] * 2), axis=-1).reshape(1, 36, 2) + 0.5) / 6
     random = RNG.random((20, 8, 2))
-    points = np.concatenate([np.broadcast_to(centres, (20, 36, 2)), random], axis=1).astype(np.float32)
-    found = np.asarray(jax.jit(point_targets)(*map(jnp.array, (masks, gt_boxes, index, boxes, points))))
-    expected = jax.jit(functools.partial(crop_targets, size=6))(*map(jnp.array, (masks, gt_boxes, index, boxes)))
-    assert (found[:, :36] == np.asarray(expected).reshape(20, 36)).mean() > 0.99  # float32 at the cut
+    points = np.concatenate([np.broadcast_to(centres, (20, 36, 2)), random], axis=1).astype(
+        np.float32
+    )
+    found = np.asarray(
+        jax.jit(point_targets)(*map(jnp.array, (masks, gt_boxes, index, boxes, points)))
+    )
+    expected = jax.jit(functools.partial(crop_targets, size=6))(
+        *map(jnp.array, (masks, gt_boxes, index, boxes))
+    )
+    assert (
+        found[:, :36] == np.asarray(expected).reshape(20, 36)
+    ).mean() > 0.99  # float32 at the cut
     at = boxes[:, None, :2] + points[:, 36:] * (boxes[:, None, 2:] - boxes[:, None, :2])
-    single = np.concatenate([at, at], axis=-1).reshape(-1, 4)  # a box without area: its only cell is that point
+    single = np.concatenate([at, at], axis=-1).reshape(
+        -1, 4
+    )  # a box without area: its only cell is that point
     coverage = coverage_loop(masks, gt_boxes, np.repeat(index, 8), single, 1).reshape(20, 8)
     clear = np.abs(coverage - 127.5) > 0.01
     assert clear.mean() > 0.99
@@ -99,12 +128,19 @@ def test_targets_of_points_are_those_of_cells() -> None:
     assert 0.05 < found.mean() < 0.95
 
 
-def subdivide_loop(logits: np.ndarray, steps: int, count: int) -> tuple[np.ndarray, list[tuple[float, float]]]:
+def subdivide_loop(
+    logits: np.ndarray, steps: int, count: int
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """One mask, each cell predicted as 100 x + y, and the points asked for."""
     asked = []
     for _ in range(steps):
         side = 2 * len(logits)
-        doubled = np.array([[bilinear_loop(logits, (j + 0.5) / 2, (i + 0.5) / 2) for j in range(side)] for i in range(side)])
+        doubled = np.array(
+            [
+                [bilinear_loop(logits, (j + 0.5) / 2, (i + 0.5) / 2) for j in range(side)]
+                for i in range(side)
+            ]
+        )
         for cell in np.argsort(np.abs(doubled).ravel())[:count]:
             i, j = divmod(int(cell), side)
             x, y = (j + 0.5) / side, (i + 0.5) / side
@@ -138,17 +174,24 @@ def test_subdivision_equals_a_loop() -> None:
 
 
 def test_a_disc_comes_out_rounder() -> None:
-    """With points that know the truth, a 28 x 28 mask doubled twice lacks less than half of what it lacked of a disc of 448 pixels."""
+    """With points that know the truth, a 28 x 28 mask doubled twice lacks less than half of what it
+    lacked of a disc of 448 pixels."""
     y, x = (np.mgrid[:448, :448] + 0.5) / 448
     disc = np.hypot(x - 0.5, y - 0.5) < 0.47
     coverage = cv2.resize(disc.astype(np.float32), (28, 28), interpolation=cv2.INTER_AREA)
-    coarse = jnp.array(np.where(coverage >= 0.5, 4, -4)[None], jnp.float32)  # a hard decision a cell, as of a trained branch
+    coarse = jnp.array(
+        np.where(coverage >= 0.5, 4, -4)[None], jnp.float32
+    )  # a hard decision a cell, as of a trained branch
 
     def truth(points: jax.Array) -> jax.Array:
         return jnp.where(jnp.hypot(points[..., 0] - 0.5, points[..., 1] - 0.5) < 0.47, 4.0, -4.0)
 
     def iou(logits: jax.Array) -> float:
-        probabilities, _ = paste(np.asarray(jax.nn.sigmoid(logits))[0], np.array([0, 0, 448, 448], np.float32), (448, 448))
+        probabilities, _ = paste(
+            np.asarray(jax.nn.sigmoid(logits))[0],
+            np.array([0, 0, 448, 448], np.float32),
+            (448, 448),
+        )
         pasted = probabilities >= 0.5
         return float((pasted & disc).sum() / (pasted | disc).sum())
 
@@ -158,7 +201,10 @@ def test_a_disc_comes_out_rounder() -> None:
 
 
 def test_laws_of_padded_sets() -> None:
-    feature, others = jnp.array(RNG.normal(size=(5, 6, 3)), jnp.float32), jnp.array(random_boxes(RNG, 4))
+    feature, others = (
+        jnp.array(RNG.normal(size=(5, 6, 3)), jnp.float32),
+        jnp.array(random_boxes(RNG, 4)),
+    )
     crops = jnp.array(RNG.integers(0, 256, (4, 6, 6)), jnp.uint8)
     rows = {
         "boxes": random_boxes(RNG, 8),
@@ -170,8 +216,12 @@ def test_laws_of_padded_sets() -> None:
     def function(rows: dict[str, Any], valid: jax.Array) -> Outcome:
         fine = sample_map(feature, rows["boxes"], valid, rows["points"], stride=16)
         coarse = losses.keep(sample_grids(rows["grids"], rows["points"]), valid)
-        targets = point_targets(crops, others, jnp.where(valid, rows["index"], 0), rows["boxes"], rows["points"])
+        targets = point_targets(
+            crops, others, jnp.where(valid, rows["index"], 0), rows["boxes"], rows["points"]
+        )
         values = losses.binary_cross_entropy(fine.sum(-1) + coarse, losses.keep(targets, valid))
-        return Outcome(rows=(fine, coarse, targets), totals=(losses.masked_mean(values, valid), jnp.sum(fine)))
+        return Outcome(
+            rows=(fine, coarse, targets), totals=(losses.masked_mean(values, valid), jnp.sum(fine))
+        )
 
     assert_laws(function, rows, np.arange(8) % 3 > 0)

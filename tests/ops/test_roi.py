@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from roi_cases import CONFIGS, GRIDS, RECORDED, SIZE, STRIDES, TORCHVISION, Case, case
 
-from mrcnn_jax.config import RoIConfig
+from mrcnn_jax.config.schema import RoIConfig
 from mrcnn_jax.ops.roi import assign_levels, roi_align, roi_features, roi_pool, roi_warp
 
 from .strategies import random_boxes
@@ -19,16 +19,33 @@ from .strategies import random_boxes
 SAMPLED = [name for name, config in CONFIGS.items() if config.op in ("align", "warp")]
 
 
-def features_of(case: Case, config: RoIConfig, size: int, strides: Sequence[int] = STRIDES) -> np.ndarray:
+def features_of(
+    case: Case, config: RoIConfig, size: int, strides: Sequence[int] = STRIDES
+) -> np.ndarray:
     run = jax.jit(functools.partial(roi_features, strides=strides, output_size=size, config=config))
     valid = jnp.ones(len(case.boxes), bool)
-    return np.asarray(run([jnp.array(f) for f in case.features], jnp.array(case.boxes), valid, levels=jnp.array(case.levels)))
+    return np.asarray(
+        run(
+            [jnp.array(f) for f in case.features],
+            jnp.array(case.boxes),
+            valid,
+            levels=jnp.array(case.levels),
+        )
+    )
 
 
 def gradients_of(case: Case, config: RoIConfig, size: int) -> list[jax.Array]:
     def total(features: list[jax.Array]) -> jax.Array:
         valid, levels = jnp.ones(len(case.boxes), bool), jnp.array(case.levels)
-        pooled = roi_features(features, jnp.array(case.boxes), valid, levels=levels, strides=STRIDES, output_size=size, config=config)
+        pooled = roi_features(
+            features,
+            jnp.array(case.boxes),
+            valid,
+            levels=levels,
+            strides=STRIDES,
+            output_size=size,
+            config=config,
+        )
         return jnp.sum(pooled * jnp.array(case.cotangent))
 
     return jax.jit(jax.grad(total))([jnp.array(f) for f in case.features])
@@ -39,7 +56,8 @@ def half_away(x: float) -> int:
 
 
 def sample_positions(low: float, high: float, config: RoIConfig, p: int) -> list[list[float]]:
-    """Positions of each bin's samples along one axis, in cells with whole numbers at their centres, from a box's sides in cells."""
+    """Positions of each bin's samples along one axis, in cells with whole numbers at their centres,
+    from a box's sides in cells."""
     start, extent = low, high - low
     if config.op == "warp":
         start, extent = half_away(low) - 0.5, max(half_away(high) - half_away(low) + 1, 1)
@@ -51,10 +69,15 @@ def sample_positions(low: float, high: float, config: RoIConfig, p: int) -> list
     return [[start + extent / p * (i + (s + 0.5) / count) for s in range(count)] for i in range(p)]
 
 
-def positions_of(case: Case, config: RoIConfig, p: int) -> list[tuple[list[list[float]], list[list[float]]]]:
+def positions_of(
+    case: Case, config: RoIConfig, p: int
+) -> list[tuple[list[list[float]], list[list[float]]]]:
     """(vertical, horizontal) sample positions of each box."""
     cells = case.boxes.astype(np.float64) / np.array(STRIDES)[case.levels, None]
-    return [(sample_positions(y1, y2, config, p), sample_positions(x1, x2, config, p)) for x1, y1, x2, y2 in cells]
+    return [
+        (sample_positions(y1, y2, config, p), sample_positions(x1, x2, config, p))
+        for x1, y1, x2, y2 in cells
+    ]
 
 
 def loop(case: Case, config: RoIConfig, p: int) -> np.ndarray:
@@ -71,7 +94,9 @@ def loop(case: Case, config: RoIConfig, p: int) -> np.ndarray:
                 bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
                 upper = feature[top, left] * (left + 1 - x) + feature[top, right] * (x - left)
                 lower = feature[bottom, left] * (left + 1 - x) + feature[bottom, right] * (x - left)
-                result[n, i, j] += (upper * (top + 1 - y) + lower * (y - top)) / (len(ys[i]) * len(xs[j]))
+                result[n, i, j] += (upper * (top + 1 - y) + lower * (y - top)) / (
+                    len(ys[i]) * len(xs[j])
+                )
     return result
 
 
@@ -96,18 +121,26 @@ def test_equals_torchvision(name: str) -> None:
 
 
 def ramps(offset: float) -> list[np.ndarray]:
-    """x, y and a mixture of them, in pixels of the canvas, where cell i of a map lies at (i + offset) * stride."""
+    """x, y and a mixture of them, in pixels of the canvas, where cell i of a map lies at (i +
+    offset) * stride."""
     maps = []
     for (height, width), stride in zip(GRIDS, STRIDES, strict=True):
-        y, x = np.meshgrid((np.arange(height) + offset) * stride, (np.arange(width) + offset) * stride, indexing="ij")
+        y, x = np.meshgrid(
+            (np.arange(height) + offset) * stride,
+            (np.arange(width) + offset) * stride,
+            indexing="ij",
+        )
         maps.append(np.stack([x, y, 2 * x - 3 * y + 1], axis=-1).astype(np.float32))
     return maps
 
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_exact_on_a_linear_ramp(name: str) -> None:
-    """A bin's average of a linear function is its value at the bin's centre, in pixels of the canvas, whatever the level."""
-    boxes = random_boxes(np.random.default_rng(1), 10, extent=20, min_size=8, max_size=20) + np.float32(8)  # away from the border
+    """A bin's average of a linear function is its value at the bin's centre, in pixels of the
+    canvas, whatever the level."""
+    boxes = random_boxes(
+        np.random.default_rng(1), 10, extent=20, min_size=8, max_size=20
+    ) + np.float32(8)  # away from the border
     levels = np.arange(10) % 2
     config = CONFIGS[name]
     corners = boxes.astype(np.float64)
@@ -120,13 +153,24 @@ def test_exact_on_a_linear_ramp(name: str) -> None:
     y = corners[:, [1]] + centres * (corners[:, [3]] - corners[:, [1]])
     x, y = np.broadcast_to(x[:, None, :], (10, 7, 7)), np.broadcast_to(y[:, :, None], (10, 7, 7))
     inputs = Case(ramps(0.5 if config.aligned else 0), boxes, levels, np.empty(0))
-    np.testing.assert_allclose(features_of(inputs, config, 7), np.stack([x, y, 2 * x - 3 * y + 1], axis=-1), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        features_of(inputs, config, 7),
+        np.stack([x, y, 2 * x - 3 * y + 1], axis=-1),
+        rtol=1e-5,
+        atol=1e-4,
+    )
 
 
 def test_border_rule_by_hand() -> None:
-    """Stride 4, 16 x 20 cells: a sample up to one cell centre outside has the border's value, further out 0."""
+    """Stride 4, 16 x 20 cells: a sample up to one cell centre outside has the border's value,
+    further out 0."""
     features = [np.ones((16, 20, 1), np.float32), np.ones((8, 10, 1), np.float32)]
-    centres_and_values = [(-1.9, 1), (-2.1, 0), (81.9, 1), (82.1, 0)]  # x; cells end at -0.5 * 4 = -2 and (20 + 0.5) * 4 = 82
+    centres_and_values = [
+        (-1.9, 1),
+        (-2.1, 0),
+        (81.9, 1),
+        (82.1, 0),
+    ]  # x; cells end at -0.5 * 4 = -2 and (20 + 0.5) * 4 = 82
     boxes = np.array([[x - 0.01, 20, x + 0.01, 21] for x, _ in centres_and_values], np.float32)
     inputs = Case(features, boxes, np.zeros(4, int), np.empty(0))
     pooled = features_of(inputs, RoIConfig(sampling_ratio=1), 1)
@@ -136,13 +180,22 @@ def test_border_rule_by_hand() -> None:
 def test_whole_bins_take_as_many_samples_as_they_have_cells() -> None:
     """21 / 7 = 3: one rounding up in this division would add a sample to each bin."""
     feature = np.random.default_rng(2).normal(size=(30, 30, 1)).astype(np.float32)
-    inputs = Case([feature], np.array([[4, 8, 4 + 4 * 21, 8 + 4 * 21]], np.float32), np.zeros(1, int), np.empty(0))
-    adaptive, fixed = (features_of(inputs, RoIConfig(sampling_ratio=ratio, max_sampling_ratio=4), 7, (4,)) for ratio in (0, 3))
+    inputs = Case(
+        [feature],
+        np.array([[4, 8, 4 + 4 * 21, 8 + 4 * 21]], np.float32),
+        np.zeros(1, int),
+        np.empty(0),
+    )
+    adaptive, fixed = (
+        features_of(inputs, RoIConfig(sampling_ratio=ratio, max_sampling_ratio=4), 7, (4,))
+        for ratio in (0, 3)
+    )
     np.testing.assert_allclose(adaptive, fixed, atol=1e-6)
 
 
 def dense(features: Sequence[jax.Array], case: Case, config: RoIConfig, p: int) -> jax.Array:
-    """The samples' average as two matrix products a box, with hat functions for weights: no gather to differentiate."""
+    """The samples' average as two matrix products a box, with hat functions for weights: no gather
+    to differentiate."""
 
     def weights(positions: list[list[float]], cells: int) -> jax.Array:
         at = np.array(positions)
@@ -155,7 +208,14 @@ def dense(features: Sequence[jax.Array], case: Case, config: RoIConfig, p: int) 
     rows = []
     for level, (ys, xs) in zip(case.levels, positions_of(case, config, p), strict=True):
         feature = features[level]
-        rows.append(jnp.einsum("ih,jw,hwc->ijc", weights(ys, feature.shape[0]), weights(xs, feature.shape[1]), feature))
+        rows.append(
+            jnp.einsum(
+                "ih,jw,hwc->ijc",
+                weights(ys, feature.shape[0]),
+                weights(xs, feature.shape[1]),
+                feature,
+            )
+        )
     return jnp.stack(rows)
 
 
@@ -167,7 +227,9 @@ def test_gradient_equals_autodiff_of_a_dense_formula(name: str) -> None:
         return jnp.sum(dense(features, inputs, CONFIGS[name], SIZE) * jnp.array(inputs.cotangent))
 
     references = jax.jit(jax.grad(expected))([jnp.array(f) for f in inputs.features])
-    for gradient, reference in zip(gradients_of(inputs, CONFIGS[name], SIZE), references, strict=True):
+    for gradient, reference in zip(
+        gradients_of(inputs, CONFIGS[name], SIZE), references, strict=True
+    ):
         np.testing.assert_allclose(gradient, reference, atol=2e-5 * np.abs(reference).max())
 
 
@@ -179,16 +241,29 @@ LIGHT = {name: replace(CONFIGS[name], max_sampling_ratio=2) for name in OPS}
 def test_batched_gradient_equals_one_image_at_a_time(name: str) -> None:
     inputs = case(3)
     features = [jnp.stack([jnp.array(f), jnp.array(f) * 2 + 1]) for f in inputs.features]
-    boxes, levels = jnp.array(inputs.boxes).reshape(2, 12, 4), jnp.array(inputs.levels).reshape(2, 12)
+    boxes, levels = (
+        jnp.array(inputs.boxes).reshape(2, 12, 4),
+        jnp.array(inputs.levels).reshape(2, 12),
+    )
 
     def loss(features: list[jax.Array], boxes: jax.Array, levels: jax.Array) -> jax.Array:
-        pooled = roi_features(features, boxes, jnp.ones(12, bool), levels=levels, strides=STRIDES, output_size=2, config=LIGHT[name])
+        pooled = roi_features(
+            features,
+            boxes,
+            jnp.ones(12, bool),
+            levels=levels,
+            strides=STRIDES,
+            output_size=2,
+            config=LIGHT[name],
+        )
         return jnp.sum(pooled**2)
 
     together = jax.jit(jax.vmap(jax.grad(loss)))(features, boxes, levels)
     alone = jax.jit(jax.grad(loss))
     for image in range(2):
-        for gradient, reference in zip(together, alone([f[image] for f in features], boxes[image], levels[image]), strict=True):
+        for gradient, reference in zip(
+            together, alone([f[image] for f in features], boxes[image], levels[image]), strict=True
+        ):
             np.testing.assert_allclose(gradient[image], reference, rtol=1e-5, atol=1e-5)
 
 
@@ -203,7 +278,15 @@ def test_bfloat16_is_rounded_once(name: str) -> None:
         def pool(features: list[jax.Array]) -> jax.Array:
             boxes, levels = jnp.array(inputs.boxes), jnp.array(inputs.levels)
             valid = jnp.ones(len(boxes), bool)
-            return roi_features(features, boxes, valid, levels=levels, strides=STRIDES, output_size=SIZE, config=LIGHT[name])
+            return roi_features(
+                features,
+                boxes,
+                valid,
+                levels=levels,
+                strides=STRIDES,
+                output_size=SIZE,
+                config=LIGHT[name],
+            )
 
         pooled, vjp = jax.vjp(jax.jit(pool), features)
         return pooled, vjp(cotangent.astype(dtype))[0]
@@ -212,7 +295,9 @@ def test_bfloat16_is_rounded_once(name: str) -> None:
     full = pull([f.astype(jnp.float32) for f in features], jnp.float32)
     for ours, reference in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
         assert ours.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(ours.astype(jnp.float32), reference.astype(jnp.bfloat16).astype(jnp.float32))
+        np.testing.assert_array_equal(
+            ours.astype(jnp.float32), reference.astype(jnp.bfloat16).astype(jnp.float32)
+        )
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -229,12 +314,24 @@ def test_boxes_get_no_gradient_and_may_hold_anything(name: str) -> None:
     boxes = jnp.array([*wild, [5, 6, 40, 50]], jnp.float32)
 
     def total(features: list[jax.Array], boxes: jax.Array) -> jax.Array:
-        levels = assign_levels(boxes, canonical_size=16.0, canonical_level=0, min_level=0, max_level=1)
+        levels = assign_levels(
+            boxes, canonical_size=16.0, canonical_level=0, min_level=0, max_level=1
+        )
         valid = jnp.ones(len(boxes), bool)
-        pooled = roi_features(features, boxes, valid, levels=levels, strides=STRIDES, output_size=3, config=LIGHT[name])
+        pooled = roi_features(
+            features,
+            boxes,
+            valid,
+            levels=levels,
+            strides=STRIDES,
+            output_size=3,
+            config=LIGHT[name],
+        )
         return jnp.sum(pooled**2)
 
-    value, (by_features, by_boxes) = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(features, boxes)
+    value, (by_features, by_boxes) = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(
+        features, boxes
+    )
     assert np.isfinite(value)
     assert all(np.isfinite(gradient).all() for gradient in by_features)
     assert (np.asarray(by_boxes) == 0).all()
@@ -247,7 +344,15 @@ def test_no_loop_on_a_gpu(name: str) -> None:
     def total(features: list[jax.Array]) -> jax.Array:
         boxes, levels = jnp.array(inputs.boxes), jnp.array(inputs.levels)
         valid = jnp.ones(len(boxes), bool)
-        pooled = roi_features(features, boxes, valid, levels=levels, strides=STRIDES, output_size=3, config=LIGHT[name])
+        pooled = roi_features(
+            features,
+            boxes,
+            valid,
+            levels=levels,
+            strides=STRIDES,
+            output_size=3,
+            config=LIGHT[name],
+        )
         return jnp.sum(pooled**2)
 
     traced = jax.jit(jax.grad(total)).trace([jnp.array(f) for f in inputs.features])
@@ -260,18 +365,31 @@ def test_no_loop_on_a_gpu(name: str) -> None:
     ("config", "op"),
     [
         (RoIConfig(), functools.partial(roi_align, sampling_ratio=2)),
-        (RoIConfig(sampling_ratio=1, aligned=False), functools.partial(roi_align, sampling_ratio=1, aligned=False)),
-        (RoIConfig(sampling_ratio=0, max_sampling_ratio=3), functools.partial(roi_align, sampling_ratio=0, max_sampling_ratio=3)),
+        (
+            RoIConfig(sampling_ratio=1, aligned=False),
+            functools.partial(roi_align, sampling_ratio=1, aligned=False),
+        ),
+        (
+            RoIConfig(sampling_ratio=0, max_sampling_ratio=3),
+            functools.partial(roi_align, sampling_ratio=0, max_sampling_ratio=3),
+        ),
         (RoIConfig(op="pool"), roi_pool),
         (RoIConfig(op="warp", sampling_ratio=1), functools.partial(roi_warp, sampling_ratio=1)),
-        (RoIConfig(op="warp", sampling_ratio=0, max_sampling_ratio=3), functools.partial(roi_warp, sampling_ratio=0, max_sampling_ratio=3)),
+        (
+            RoIConfig(op="warp", sampling_ratio=0, max_sampling_ratio=3),
+            functools.partial(roi_warp, sampling_ratio=0, max_sampling_ratio=3),
+        ),
     ],
 )
 def test_config_names_the_operation(config: RoIConfig, op: functools.partial[jax.Array]) -> None:
     """On one map, as C4 has it."""
     inputs = case(7)
     place = {"levels": jnp.zeros(len(inputs.boxes), jnp.int32), "strides": (8,), "output_size": 2}
-    arguments = [jnp.array(inputs.features[1])], jnp.array(inputs.boxes), jnp.ones(len(inputs.boxes), bool)
+    arguments = (
+        [jnp.array(inputs.features[1])],
+        jnp.array(inputs.boxes),
+        jnp.ones(len(inputs.boxes), bool),
+    )
     ours = jax.jit(functools.partial(roi_features, **place, config=config))(*arguments)
     np.testing.assert_array_equal(ours, jax.jit(functools.partial(op, **place))(*arguments))
 
@@ -285,7 +403,9 @@ LEVELS = [
 @pytest.mark.parametrize(("size", "level"), LEVELS)
 def test_level_rule_at_the_borders(size: tuple[float, float], level: int) -> None:
     boxes = jnp.array([[8, 16, 8 + size[0], 16 + size[1]]], jnp.float32)
-    assert assign_levels(boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5).tolist() == [level]
+    assert assign_levels(
+        boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5
+    ).tolist() == [level]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.125])
@@ -295,11 +415,20 @@ def test_level_rule_equals_the_formula(epsilon: float) -> None:
     for x1, y1, x2, y2 in boxes.astype(np.float64):
         k = math.floor(3 + math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / 100) + epsilon)
         expected.append(min(max(k, 1), 6))
-    levels = assign_levels(jnp.array(boxes), canonical_size=100.0, canonical_level=3, min_level=1, max_level=6, epsilon=epsilon)
+    levels = assign_levels(
+        jnp.array(boxes),
+        canonical_size=100.0,
+        canonical_level=3,
+        min_level=1,
+        max_level=6,
+        epsilon=epsilon,
+    )
     assert levels.dtype == jnp.int32
     np.testing.assert_array_equal(levels, expected)
 
 
 def test_epsilon_lifts_boxes_just_under_a_border() -> None:
     boxes = jnp.array([[0, 0, side, side] for side in (447.9999, 447.99)], jnp.float32)
-    assert assign_levels(boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5, epsilon=1e-6).tolist() == [5, 4]
+    assert assign_levels(
+        boxes, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5, epsilon=1e-6
+    ).tolist() == [5, 4]

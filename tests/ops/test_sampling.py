@@ -15,13 +15,29 @@ from mrcnn_jax.ops.sampling import Samples, sample
 from .strategies import QUICK
 
 
-def draw(positive: np.ndarray, negative: np.ndarray, *, count: int, fraction: float, seed: int = 0) -> Samples:
-    return sample(jax.random.key(seed), positive=jnp.array(positive), negative=jnp.array(negative), count=count, positive_fraction=fraction)
+def draw(
+    positive: np.ndarray, negative: np.ndarray, *, count: int, fraction: float, seed: int = 0
+) -> Samples:
+    return sample(
+        jax.random.key(seed),
+        positive=jnp.array(positive),
+        negative=jnp.array(negative),
+        count=count,
+        positive_fraction=fraction,
+    )
 
 
 @QUICK
-@given(hnp.arrays(bool, 20), hnp.arrays(bool, 20), st.sampled_from([1, 4, 16, 30]), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 99))
-def test_counts_and_membership(positive: np.ndarray, negative: np.ndarray, count: int, fraction: float, seed: int) -> None:
+@given(
+    hnp.arrays(bool, 20),
+    hnp.arrays(bool, 20),
+    st.sampled_from([1, 4, 16, 30]),
+    st.sampled_from([0.25, 0.5, 1.0]),
+    st.integers(0, 99),
+)
+def test_counts_and_membership(
+    positive: np.ndarray, negative: np.ndarray, count: int, fraction: float, seed: int
+) -> None:
     drawn = draw(positive, negative, count=count, fraction=fraction, seed=seed)
     positives = min(positive.sum(), int(count * fraction))
     negatives = min((negative & ~positive).sum(), count - positives)
@@ -37,39 +53,62 @@ def test_counts_and_membership(positive: np.ndarray, negative: np.ndarray, count
     assert (indices[~np.asarray(drawn.valid)] == 0).all()
 
 
-@pytest.mark.parametrize(("count", "fraction", "expected"), [(100, 0.29, 29), (64, 0.75, 48), (256, 0.5, 128), (7, 0.5, 3), (10, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("count", "fraction", "expected"),
+    [(100, 0.29, 29), (64, 0.75, 48), (256, 0.5, 128), (7, 0.5, 3), (10, 0.1, 1)],
+)
 def test_most_positives(count: int, fraction: float, expected: int) -> None:
     everything = np.ones(300, bool)
     everything[-1] = False
-    assert int(draw(everything, ~everything, count=count, fraction=fraction).valid.sum()) == expected + 1
+    assert (
+        int(draw(everything, ~everything, count=count, fraction=fraction).valid.sum())
+        == expected + 1
+    )
 
 
 def frequencies(count: int, fraction: float, choose: Callable[[Samples], jax.Array]) -> np.ndarray:
-    """How often each of 12 rows (0 to 4 positive, 5 to 10 negative, 11 neither) is chosen, over 4,000 keys."""
+    """How often each of 12 rows (0 to 4 positive, 5 to 10 negative, 11 neither) is chosen, over
+    4,000 keys."""
     rows = jnp.arange(12)
 
     def once(key: jax.Array) -> jax.Array:
-        drawn = sample(key, positive=rows < 5, negative=(rows >= 5) & (rows < 11), count=count, positive_fraction=fraction)
+        drawn = sample(
+            key,
+            positive=rows < 5,
+            negative=(rows >= 5) & (rows < 11),
+            count=count,
+            positive_fraction=fraction,
+        )
         return jnp.zeros(12, jnp.float32).at[drawn.indices].add(choose(drawn).astype(jnp.float32))
 
-    return np.asarray(jax.jit(lambda keys: jnp.mean(jax.vmap(once)(keys), axis=0))(jax.random.split(jax.random.key(1), 4000)))
+    return np.asarray(
+        jax.jit(lambda keys: jnp.mean(jax.vmap(once)(keys), axis=0))(
+            jax.random.split(jax.random.key(1), 4000)
+        )
+    )
 
 
 def test_every_row_of_a_kind_is_as_likely() -> None:
     expected = np.array([2 / 5] * 5 + [2 / 6] * 6 + [0])
     sigma = np.sqrt(0.25 / 4000)
-    np.testing.assert_allclose(frequencies(4, 0.5, lambda drawn: drawn.valid), expected, atol=4 * sigma)
+    np.testing.assert_allclose(
+        frequencies(4, 0.5, lambda drawn: drawn.valid), expected, atol=4 * sigma
+    )
 
 
 def test_the_first_slot_is_as_likely_any_positive() -> None:
     """Order within the drawn rows is random too: no row is preferred by position."""
     expected = np.array([1 / 5] * 5 + [0] * 7)
     sigma = np.sqrt(0.2 * 0.8 / 4000)
-    np.testing.assert_allclose(frequencies(4, 0.5, lambda drawn: jnp.arange(4) == 0), expected, atol=4 * sigma)
+    np.testing.assert_allclose(
+        frequencies(4, 0.5, lambda drawn: jnp.arange(4) == 0), expected, atol=4 * sigma
+    )
 
 
 def test_the_draw_depends_on_the_key_alone() -> None:
     rows = np.arange(50) < 30
-    first, again, other = (draw(rows, ~rows, count=16, fraction=0.5, seed=seed).indices.tolist() for seed in (3, 3, 4))
+    first, again, other = (
+        draw(rows, ~rows, count=16, fraction=0.5, seed=seed).indices.tolist() for seed in (3, 3, 4)
+    )
     assert first == again
     assert first != other

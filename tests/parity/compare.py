@@ -15,7 +15,8 @@ PROBABILITY = 1e-3  # of a mask
 GRADIENT = 1e-3
 
 Measured = Callable[[str, str, float, float], None]
-"""(what, where, value, bound): notes a cell of the table that `make parity` prints, and asserts value <= bound."""
+"""(what, where, value, bound): notes a cell of the table that `make parity` prints, and asserts
+value <= bound."""
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -44,9 +45,14 @@ class Pairs:
 
 
 def pair(ours: Found, theirs: Found) -> Pairs:
-    """Partners have one label, boxes within BOX and scores within SCORE; each row has one at most, the nearest box."""
+    """Partners have one label, boxes within BOX and scores within SCORE; each row has one at most,
+    the nearest box."""
     distance = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(-1)
-    apart = (distance > BOX) | (np.abs(ours.scores[:, None] - theirs.scores[None]) > SCORE) | (ours.labels[:, None] != theirs.labels[None])
+    apart = (
+        (distance > BOX)
+        | (np.abs(ours.scores[:, None] - theirs.scores[None]) > SCORE)
+        | (ours.labels[:, None] != theirs.labels[None])
+    )
     distance[apart] = np.inf
     pairs = []
     while distance.size and np.isfinite(distance.min()):
@@ -54,7 +60,12 @@ def pair(ours: Found, theirs: Found) -> Pairs:
         pairs.append((row, column))
         distance[row], distance[:, column] = np.inf, np.inf
     rows, columns = np.array(sorted(pairs), int).reshape(-1, 2).T
-    return Pairs(rows, columns, np.setdiff1d(np.arange(len(ours.boxes)), rows), np.setdiff1d(np.arange(len(theirs.boxes)), columns))
+    return Pairs(
+        rows,
+        columns,
+        np.setdiff1d(np.arange(len(ours.boxes)), rows),
+        np.setdiff1d(np.arange(len(theirs.boxes)), columns),
+    )
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -67,11 +78,16 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def sketch(name: str, values: np.ndarray, size: int = 64) -> np.ndarray:
-    """`size` sums that see every element, each with a random sign drawn from `name` (a count sketch).
+    """`size` sums that see every element, each with a random sign drawn from `name` (a count
+    sketch).
 
-    The squared norm of a difference of two sketches is, on average over the signs, that of the difference of the tensors.
+    The squared norm of a difference of two sketches is, on average over the signs, that of the
+    difference of the tensors.
     """
-    signs = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 2, values.size, np.int8) * 2 - 1
+    signs = (
+        np.random.default_rng(zlib.crc32(name.encode())).integers(0, 2, values.size, np.int8) * 2
+        - 1
+    )
     signed = np.zeros(-(-values.size // size) * size)
     signed[: values.size] = values.ravel() * signs
     return signed.reshape(size, -1).sum(1)
@@ -79,7 +95,8 @@ def sketch(name: str, values: np.ndarray, size: int = 64) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Side:
-    """What one network kept of its candidates: at most `count`, those of the best scores, after NMS a class."""
+    """What one network kept of its candidates: at most `count`, those of the best scores, after NMS
+    a class."""
 
     kept: Found
     candidates: Found
@@ -99,29 +116,43 @@ class Rule:
 def without_reason(ours: Side, theirs: Side, pairs: Pairs, rule: Rule) -> list[str]:
     """A line for each row that only one network kept though no cut is near that could tell why.
 
-    Near: within SCORE of being decided otherwise. One such row may replace another: one of its class that it overlaps, or the last of a set
-    that is full.
+    Near: within SCORE of being decided otherwise. One such row may replace another: one of its
+    class that it overlaps, or the last of a set that is full.
     """
     lone = {True: (ours, theirs, pairs.ours_alone), False: (theirs, ours, pairs.theirs_alone)}
-    distances = {who: [distance_to_cut(row, side, other, rule) for row in rows] for who, (side, other, rows) in lone.items()}
+    distances = {
+        who: [distance_to_cut(row, side, other, rule) for row in rows]
+        for who, (side, other, rows) in lone.items()
+    }
     lines = []
     for who, (side, other, rows) in lone.items():
-        reasons = [row for row, distance in zip(lone[not who][2], distances[not who], strict=True) if distance <= SCORE]
+        reasons = [
+            row
+            for row, distance in zip(lone[not who][2], distances[not who], strict=True)
+            if distance <= SCORE
+        ]
         for row, distance in zip(rows, distances[who], strict=True):
             rank = np.sum(side.kept.scores > side.kept.scores[row])
             overlap = iou(side.kept.boxes[row : row + 1], other.kept.boxes[reasons])[0]
-            replaced = ((overlap > rule.iou_threshold) & (other.kept.labels[reasons] == side.kept.labels[row])).any()
+            replaced = (
+                (overlap > rule.iou_threshold)
+                & (other.kept.labels[reasons] == side.kept.labels[row])
+            ).any()
             if distance > SCORE and not replaced and rank < rule.count - len(reasons):
                 kept = side.kept
-                lines.append(f"{'ours' if who else 'theirs'}: {kept.labels[row]} {kept.scores[row]:.6f} {kept.boxes[row]}: {distance:.1e}")
+                lines.append(
+                    f"{'ours' if who else 'theirs'}: {kept.labels[row]} {kept.scores[row]:.6f} {kept.boxes[row]}: {distance:.1e}"
+                )
     return lines
 
 
 def distance_to_cut(row: int, side: Side, other: Side, rule: Rule) -> float:
-    """The least change of a score or an IoU that decides otherwise about a row of `side.kept`; 0 where an inherited candidate does.
+    """The least change of a score or an IoU that decides otherwise about a row of `side.kept`; 0
+    where an inherited candidate does.
 
-    Of its score, against the floor and against the lowest that the other network kept, if that kept as many as it may; of its IoU
-    with a better candidate of its class, against the threshold; of the order of two that overlap.
+    Of its score, against the floor and against the lowest that the other network kept, if that kept
+    as many as it may; of its IoU with a better candidate of its class, against the threshold; of
+    the order of two that overlap.
     """
     box, score, label = side.kept.boxes[row], side.kept.scores[row], side.kept.labels[row]
     same = side.candidates.labels == label

@@ -1,4 +1,5 @@
-"""torchvision beside us: collected by `make parity`, which names this folder, and never by a plain `pytest`."""
+"""torchvision beside us: collected by `make parity`, which names this folder, and never by a plain
+`pytest`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    named = any(Path(argument.split("::")[0]).resolve().is_relative_to(Path(__file__).parent) for argument in config.args)
+    named = any(
+        Path(argument.split("::")[0]).resolve().is_relative_to(Path(__file__).parent)
+        for argument in config.args
+    )
     return None if named else True
 
 
@@ -31,14 +35,23 @@ def measured(pytestconfig: pytest.Config) -> Measured:
     return note
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     rows = config.stash[ROWS]
     if not rows:
         return
-    columns = sorted({where for row in rows.values() for where in row}, key=lambda where: (where[:2], len(where), where))
+    columns = sorted(
+        {where for row in rows.values() for where in row},
+        key=lambda where: (where[:2], len(where), where),
+    )
     terminalreporter.section("largest differences")
-    terminalreporter.write_line(f"{'':40}{'bound':>9}" + "".join(f"{where:>11}" for where in columns))
+    terminalreporter.write_line(
+        f"{'':40}{'bound':>9}" + "".join(f"{where:>11}" for where in columns)
+    )
     for what, row in rows.items():
         bound = next(iter(row.values()))[1]
-        values = "".join(f"{row[where][0]:11.1e}" if where in row else f"{'':11}" for where in columns)
+        values = "".join(
+            f"{row[where][0]:11.1e}" if where in row else f"{'':11}" for where in columns
+        )
         terminalreporter.write_line(f"{what:40}{bound:9.0e}{values}")

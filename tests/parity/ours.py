@@ -1,4 +1,5 @@
-"""Our network with torchvision's weights, one compiled call a stage, and its losses on torchvision's samples."""
+"""Our network with torchvision's weights, one compiled call a stage, and its losses on
+torchvision's samples."""
 
 from __future__ import annotations
 
@@ -14,11 +15,18 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config.schema import ModelConfig
 from mrcnn_jax.data.transforms import mask_crop
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables, example_batch, normalise, select_proposals
+from mrcnn_jax.models.mask_rcnn import (
+    MaskRCNN,
+    Prediction,
+    Variables,
+    example_batch,
+    normalise,
+    select_proposals,
+)
 from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors, rpn_loss, rpn_targets
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.weights.families import MASKRCNN, MASKRCNN_V2
@@ -37,7 +45,8 @@ def model_config(version: str, *, depth: int = 50, classes: int = 91) -> ModelCo
 
 
 def variables_of(version: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Variables:
-    """Our variables from a state dict of torchvision's, or a gradient in our layout from one in theirs, by the importer's map."""
+    """Our variables from a state dict of torchvision's, or a gradient in our layout from one in
+    theirs, by the importer's map."""
     family = FAMILIES[version]
     model = MaskRCNN(config)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch((64, 64))))
@@ -84,12 +93,16 @@ class Stages:
             "maps": lambda m, batch: m.resnet(normalise(batch.images, batch.image_sizes, config)),
             "pyramid": lambda m, maps: m.fpn(maps),
             "rpn": lambda m, pyramid, batch: m.propose(pyramid, batch.image_sizes, batch.valid),
-            "proposals": lambda m, output, batch: select_proposals(output, batch, config, train=False),
-            "features": lambda m, pyramid, boxes, size: m._roi_features(pyramid, boxes.boxes, boxes.valid, size),
-            "boxes": lambda m, pyramid, boxes: m.boxes(pyramid, boxes.boxes, boxes.valid),
-            "detections": lambda m, output, proposals, batch: jax.vmap(lambda o, p, size: box_detections(o, p, size, config.box_head))(
-                output, proposals, batch.image_sizes
+            "proposals": lambda m, output, batch: select_proposals(
+                output, batch, config, train=False
             ),
+            "features": lambda m, pyramid, boxes, size: m._roi_features(
+                pyramid, boxes.boxes, boxes.valid, size
+            ),
+            "boxes": lambda m, pyramid, boxes: m.boxes(pyramid, boxes.boxes, boxes.valid),
+            "detections": lambda m, output, proposals, batch: jax.vmap(
+                lambda o, p, size: box_detections(o, p, size, config.box_head)
+            )(output, proposals, batch.image_sizes),
             "masks": lambda m, pyramid, boxes: m.masks(pyramid, boxes.boxes, boxes.valid),
             "all": lambda m, batch: m(batch),
         }
@@ -97,7 +110,9 @@ class Stages:
         model = MaskRCNN(config)
         static = {"features": (3,)}
         self._stages = {
-            name: functools.partial(jax.jit(nn.apply(stage, model), static_argnums=static.get(name)), variables)
+            name: functools.partial(
+                jax.jit(nn.apply(stage, model), static_argnums=static.get(name)), variables
+            )
             for name, stage in bound.items()
         }
 
@@ -116,8 +131,16 @@ class Everything(NamedTuple):
     masks: np.ndarray  # logits, of the detections handed over
 
 
-def everything(config: ModelConfig, variables: Variables, batch: Batch, proposals: Instances, detections: Instances) -> Everything:
-    def forward(model: MaskRCNN, batch: Batch, proposals: Instances, detections: Instances) -> Everything:
+def everything(
+    config: ModelConfig,
+    variables: Variables,
+    batch: Batch,
+    proposals: Instances,
+    detections: Instances,
+) -> Everything:
+    def forward(
+        model: MaskRCNN, batch: Batch, proposals: Instances, detections: Instances
+    ) -> Everything:
         maps = model.resnet(normalise(batch.images, batch.image_sizes, config))
         pyramid = model.fpn(maps)
         return Everything(
@@ -129,35 +152,59 @@ def everything(config: ModelConfig, variables: Variables, batch: Batch, proposal
             masks=model.masks(pyramid, detections.boxes, detections.valid),
         )
 
-    return jax.device_get(jax.jit(nn.apply(forward, MaskRCNN(config)))(variables, batch, proposals, detections))
+    return jax.device_get(
+        jax.jit(nn.apply(forward, MaskRCNN(config)))(variables, batch, proposals, detections)
+    )
 
 
-def with_ground_truth(batch: Batch, truth: Sequence[Mapping[str, np.ndarray]], mask_size: int = 112) -> Batch:
-    """`batch` with the objects of each image: boxes, labels and masks [N, H, W], which become crops of their boxes."""
+def with_ground_truth(
+    batch: Batch, truth: Sequence[Mapping[str, np.ndarray]], mask_size: int = 112
+) -> Batch:
+    """`batch` with the objects of each image: boxes, labels and masks [N, H, W], which become crops
+    of their boxes."""
     count = max(len(image["labels"]) for image in truth)
     boxes, valid = padded([image["boxes"] for image in truth], count)
     labels, _ = padded([image["labels"].astype(np.int32) for image in truth], count)
     crops = [
-        np.stack([mask_crop(rle_ops.encode(np.asfortranarray(mask)), box, mask_size) for mask, box in zip(*objects, strict=True)])
+        np.stack(
+            [
+                mask_crop(rle_ops.encode(np.asfortranarray(mask)), box, mask_size)
+                for mask, box in zip(*objects, strict=True)
+            ]
+        )
         for objects in ((image["masks"], image["boxes"]) for image in truth)
     ]
     masks, _ = padded(crops, count)
-    return batch.replace(ground_truth=Instances(boxes=boxes, valid=valid, labels=labels, masks=masks, has_mask=valid))
+    return batch.replace(
+        ground_truth=Instances(boxes=boxes, valid=valid, labels=labels, masks=masks, has_mask=valid)
+    )
 
 
 def handed_over(
-    boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], deltas: Sequence[np.ndarray], mask_targets: Sequence[np.ndarray]
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    deltas: Sequence[np.ndarray],
+    mask_targets: Sequence[np.ndarray],
 ) -> tuple[BoxSamples, MaskSamples]:
-    """The samples of both heads from those of each image; `mask_targets` are of the foreground among them."""
+    """The samples of both heads from those of each image; `mask_targets` are of the foreground
+    among them."""
     count = max(map(len, boxes))
-    (all_boxes, valid), (all_labels, _), (all_deltas, _) = (padded(rows, count) for rows in (boxes, labels, deltas))
+    (all_boxes, valid), (all_labels, _), (all_deltas, _) = (
+        padded(rows, count) for rows in (boxes, labels, deltas)
+    )
     foreground = [label > 0 for label in labels]
     count = max(map(len, mask_targets))
-    mask_boxes, mask_valid = padded([rows[chosen] for rows, chosen in zip(boxes, foreground, strict=True)], count)
-    mask_labels, _ = padded([rows[chosen] for rows, chosen in zip(labels, foreground, strict=True)], count)
+    mask_boxes, mask_valid = padded(
+        [rows[chosen] for rows, chosen in zip(boxes, foreground, strict=True)], count
+    )
+    mask_labels, _ = padded(
+        [rows[chosen] for rows, chosen in zip(labels, foreground, strict=True)], count
+    )
     targets, _ = padded(mask_targets, count)
     return (
-        BoxSamples(boxes=all_boxes, labels=all_labels.astype(np.int32), deltas=all_deltas, valid=valid),
+        BoxSamples(
+            boxes=all_boxes, labels=all_labels.astype(np.int32), deltas=all_deltas, valid=valid
+        ),
         MaskSamples(
             boxes=mask_boxes,
             labels=mask_labels.astype(np.int32),
@@ -172,41 +219,71 @@ def handed_over(
 def losses_and_gradients(
     config: ModelConfig, variables: Variables, batch: Batch, boxes: BoxSamples, masks: MaskSamples
 ) -> tuple[dict[str, float], Variables]:
-    """The five losses of a batch with ground truth, and the gradient of their sum for every parameter.
+    """The five losses of a batch with ground truth, and the gradient of their sum for every
+    parameter.
 
-    The RPN's targets are our own, and all anchors that have a label are taken; the other heads are trained on the samples handed over.
+    The RPN's targets are our own, and all anchors that have a label are taken; the other heads are
+    trained on the samples handed over.
     """
 
-    def forward(model: MaskRCNN, batch: Batch, boxes: BoxSamples, masks: MaskSamples) -> dict[str, jax.Array]:
+    def forward(
+        model: MaskRCNN, batch: Batch, boxes: BoxSamples, masks: MaskSamples
+    ) -> dict[str, jax.Array]:
         features = model.features(batch.images, batch.image_sizes, batch.valid)
-        anchors = jnp.asarray(np.concatenate(pyramid_anchors(config.rpn, batch.images.shape[1:3], config.strides)))
-        rpn = replace(config.rpn, samples=len(anchors), positive_fraction=1.0)
-        targets = jax.vmap(lambda size, gt, ignore: rpn_targets(jax.random.key(0), anchors, size, gt, ignore, rpn))(
-            batch.image_sizes, batch.ground_truth, batch.ignore
+        anchors = jnp.asarray(
+            np.concatenate(pyramid_anchors(config.rpn, batch.images.shape[1:3], config.strides))
         )
-        values = rpn_loss(model.propose(features, batch.image_sizes, batch.valid), targets, batch.valid, rpn)
-        values |= box_loss(model.boxes(features, boxes.boxes, boxes.valid), boxes, batch.valid, config.box_head)
-        return values | mask_loss(model.masks(features, masks.boxes, masks.valid), masks, batch.valid, config.mask_head)
+        rpn = replace(config.rpn, samples=len(anchors), positive_fraction=1.0)
+        targets = jax.vmap(
+            lambda size, gt, ignore: rpn_targets(jax.random.key(0), anchors, size, gt, ignore, rpn)
+        )(batch.image_sizes, batch.ground_truth, batch.ignore)
+        values = rpn_loss(
+            model.propose(features, batch.image_sizes, batch.valid), targets, batch.valid, rpn
+        )
+        values |= box_loss(
+            model.boxes(features, boxes.boxes, boxes.valid), boxes, batch.valid, config.box_head
+        )
+        return values | mask_loss(
+            model.masks(features, masks.boxes, masks.valid), masks, batch.valid, config.mask_head
+        )
 
     @jax.jit
-    def gradient(params: Variables, statistics: Variables, *samples: Any) -> tuple[Variables, dict[str, jax.Array]]:
+    def gradient(
+        params: Variables, statistics: Variables, *samples: Any
+    ) -> tuple[Variables, dict[str, jax.Array]]:
         def objective(params: Variables) -> tuple[jax.Array, dict[str, jax.Array]]:
-            values = nn.apply(forward, MaskRCNN(config))({"params": params, "batch_stats": statistics}, *samples)
+            values = nn.apply(forward, MaskRCNN(config))(
+                {"params": params, "batch_stats": statistics}, *samples
+            )
             return sum(values.values(), jnp.float32(0)), values
 
         return jax.grad(objective, has_aux=True)(params)
 
-    gradients, values = jax.device_get(gradient(variables["params"], variables["batch_stats"], batch, boxes, masks))
+    gradients, values = jax.device_get(
+        gradient(variables["params"], variables["batch_stats"], batch, boxes, masks)
+    )
     return {name: float(value) for name, value in values.items()}, gradients
 
 
-def gradients_of(version: str, config: ModelConfig, theirs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Variables:
+def gradients_of(
+    version: str,
+    config: ModelConfig,
+    theirs: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Variables:
     """The peer's gradients by our paths ("rpn/conv1/kernel"), those that it has.
 
-    Of its box and mask predictors only the rows of foreground classes: the importer's map leaves out the background's.
+    Of its box and mask predictors only the rows of foreground classes: the importer's map leaves
+    out the background's.
     """
-    absent = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in theirs}
+    absent = {
+        name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in theirs
+    }
     ours = flatten_dict(variables_of(version, config, {**absent, **theirs})["params"], sep="/")
     family = FAMILIES[version]
     assigned = assign(shapes, family.rules, family.left_out, version)
-    return {path: gradient for path, gradient in ours.items() if assigned[f"params/{path}"].name in theirs}
+    return {
+        path: gradient
+        for path, gradient in ours.items()
+        if assigned[f"params/{path}"].name in theirs
+    }

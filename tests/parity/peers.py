@@ -1,5 +1,5 @@
-"""torchvision's Mask R-CNNs, and what each of their stages gives: NumPy arrays in our conventions (NHWC, no background among boxes and
-masks)."""
+"""torchvision's Mask R-CNNs, and what each of their stages gives: NumPy arrays in our conventions
+(NHWC, no background among boxes and masks)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import FrozenBatchNorm2d
 
-Target = dict[str, np.ndarray]  # of one image: boxes float32 [N, 4], labels int64 [N], masks uint8 [N, H, W]
+Target = dict[
+    str, np.ndarray
+]  # of one image: boxes float32 [N, 4], labels int64 [N], masks uint8 [N, H, W]
 
 
 def build(version: str, *, depth: int = 50, classes: int = 91, **constants: Any) -> MaskRCNN:
-    """torchvision's network "v1" or "v2" as its published weights have it, and every layer trainable.
+    """torchvision's network "v1" or "v2" as its published weights have it, and every layer
+    trainable.
 
-    `constants` go to its constructor; `classes` has the background among them. Only "v2" of depth 50 has a constructor in torchvision for
-    this; the other ones are put together from its parts, as that does it.
+    `constants` go to its constructor; `classes` has the background among them. Only "v2" of depth
+    50 has a constructor in torchvision for this; the other ones are put together from its parts, as
+    that does it.
     """
-    constants |= {"min_size": 1, "max_size": 100_000}  # set for each batch (`_skip_resize` is for training only)
+    constants |= {
+        "min_size": 1,
+        "max_size": 100_000,
+    }  # set for each batch (`_skip_resize` is for training only)
     if (version, depth) == ("v2", 50):
-        return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=classes, **constants).eval()
+        return maskrcnn_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=classes, **constants
+        ).eval()
     body = {18: resnet18, 50: resnet50}[depth]
     if version == "v1":
         backbone = _resnet_fpn_extractor(body(norm_layer=FrozenBatchNorm2d), 5)
@@ -44,7 +53,9 @@ def build(version: str, *, depth: int = 50, classes: int = 91, **constants: Any)
         "box_head": FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], **norm),
         "mask_head": MaskRCNNHeads(256, [256] * 4, 1, **norm),
     }
-    return MaskRCNN(_resnet_fpn_extractor(body(**norm), 5, **norm), num_classes=classes, **heads, **constants).eval()
+    return MaskRCNN(
+        _resnet_fpn_extractor(body(**norm), 5, **norm), num_classes=classes, **heads, **constants
+    ).eval()
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -53,7 +64,9 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def load(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    model.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    )
 
 
 def tensors(model: nn.Module) -> dict[str, np.ndarray]:
@@ -62,7 +75,8 @@ def tensors(model: nn.Module) -> dict[str, np.ndarray]:
 
 @dataclass
 class Forward:
-    """What each stage gave for a batch of B images. Lists have an entry an image; R rows are those of all images, one after the other."""
+    """What each stage gave for a batch of B images. Lists have an entry an image; R rows are those
+    of all images, one after the other."""
 
     canvas: np.ndarray  # [B, H, W, 3], normalised
     anchors: np.ndarray  # [A, 4]
@@ -85,7 +99,8 @@ class Forward:
 
 
 def forward(model: MaskRCNN, images: Sequence[np.ndarray]) -> Forward:
-    """A batch of uint8 RGB images of one short side, which is thus not resampled, through the network in evaluation mode."""
+    """A batch of uint8 RGB images of one short side, which is thus not resampled, through the
+    network in evaluation mode."""
     _fit_transform(model, images)
     heads = model.roi_heads
     modules = {
@@ -104,7 +119,9 @@ def forward(model: MaskRCNN, images: Sequence[np.ndarray]) -> Forward:
 
     def keep(name: str) -> Callable[..., None]:
         # Of the detections a copy: their masks are replaced by pasted ones.
-        return lambda module, inputs, output: seen.__setitem__(name, copy.deepcopy(output) if module is heads else output)
+        return lambda module, inputs, output: seen.__setitem__(
+            name, copy.deepcopy(output) if module is heads else output
+        )
 
     def filter_proposals(*arguments: Any) -> Any:
         seen["proposals"] = type(model.rpn).filter_proposals(model.rpn, *arguments)
@@ -168,7 +185,8 @@ LOSSES = {
 
 
 def train(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target]) -> Training:
-    """One backward pass, with the running statistics of batch norm. Not random if all anchors and proposals are sampled."""
+    """One backward pass, with the running statistics of batch norm. Not random if all anchors and
+    proposals are sampled."""
     seen: dict[str, Any] = {}
 
     def select_training_samples(*arguments: Any) -> Any:
@@ -188,10 +206,16 @@ def train(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Targe
     for target, image_boxes, index, label in zip(targets, boxes, matched, labels, strict=True):
         rows = label > 0
         masks = torch.from_numpy(target["masks"])  # soft: not thresholded again
-        mask_targets.append(roi_heads.project_masks_on_boxes(masks, image_boxes[rows], index[rows], 28).numpy())
+        mask_targets.append(
+            roi_heads.project_masks_on_boxes(masks, image_boxes[rows], index[rows], 28).numpy()
+        )
     return Training(
         losses={LOSSES[name]: value.item() for name, value in losses.items()},
-        gradients={name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None},
+        gradients={
+            name: parameter.grad.numpy()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        },
         boxes=[image.numpy() for image in boxes],
         labels=[image.numpy() for image in labels],
         deltas=[image.numpy() for image in deltas],
@@ -199,7 +223,9 @@ def train(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Targe
     )
 
 
-def _training_losses(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+def _training_losses(
+    model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target]
+) -> dict[str, torch.Tensor]:
     """In training mode and the parameters' dtype, but with the running statistics of batch norm."""
     _fit_transform(model, images)
     model.train()
@@ -208,7 +234,8 @@ def _training_losses(model: MaskRCNN, images: Sequence[np.ndarray], targets: Seq
             module.eval()
     dtype = model.rpn.head.cls_logits.weight.dtype
     given = [
-        {"boxes": torch.from_numpy(target["boxes"]).to(dtype)} | {name: torch.from_numpy(target[name]) for name in ("labels", "masks")}
+        {"boxes": torch.from_numpy(target["boxes"]).to(dtype)}
+        | {name: torch.from_numpy(target[name]) for name in ("labels", "masks")}
         for target in targets
     ]
     try:
@@ -224,12 +251,16 @@ def _fit_transform(model: MaskRCNN, images: Sequence[np.ndarray]) -> None:
 
 
 @torch.no_grad()
-def settle_gates(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target], seed: int) -> None:
-    """Sets statistics and biases so that the inputs of the ReLUs keep their distance from 0 on this batch.
+def settle_gates(
+    model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target], seed: int
+) -> None:
+    """Sets statistics and biases so that the inputs of the ReLUs keep their distance from 0 on this
+    batch.
 
-    Two float32 programs never agree on the sign of a number within rounding of 0. With weights as they come, some 1e-6 of the gates
-    of each layer differ, and gradients of ResNet-50 by up to 7e-3; those of torch with and without oneDNN by up to 4e-3. Here each
-    channel is open or closed nearly everywhere: its mean lies 3 to 5 standard deviations from 0.
+    Two float32 programs never agree on the sign of a number within rounding of 0. With weights as
+    they come, some 1e-6 of the gates of each layer differ, and gradients of ResNet-50 by up to
+    7e-3; those of torch with and without oneDNN by up to 4e-3. Here each channel is open or closed
+    nearly everywhere: its mean lies 3 to 5 standard deviations from 0.
     """
     random = np.random.default_rng(seed)
 
@@ -243,7 +274,11 @@ def settle_gates(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequenc
 
     def norm(name: str) -> Callable[..., None]:
         # A residual block's sum is kept open, and nothing follows the norms of the pyramid.
-        into_sum = name.rsplit(".", 1)[-1] == ("bn3" if hasattr(model.backbone.body.layer1[0], "conv3") else "bn2") or "downsample" in name
+        into_sum = (
+            name.rsplit(".", 1)[-1]
+            == ("bn3" if hasattr(model.backbone.body.layer1[0], "conv3") else "bn2")
+            or "downsample" in name
+        )
 
         def set_statistics(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
             mean, variance = moments(inputs[0])
@@ -255,7 +290,9 @@ def settle_gates(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequenc
         return set_statistics
 
     def layer(gated: bool) -> Callable[..., torch.Tensor]:
-        def set_bias(module: nn.Module, inputs: tuple[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+        def set_bias(
+            module: nn.Module, inputs: tuple[torch.Tensor], y: torch.Tensor
+        ) -> torch.Tensor:
             mean, variance = moments(y)
             change = (distance(len(mean), False) * variance.sqrt() if gated else 0.0) - mean
             module.bias += change
@@ -276,7 +313,9 @@ def settle_gates(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequenc
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             handles.append(module.register_forward_pre_hook(norm(name)))
         elif getattr(module, "bias", None) is not None and not name.startswith("rpn"):
-            gated = name.startswith("roi_heads") and ("predictor" not in name or "conv5_mask" in name)
+            gated = name.startswith("roi_heads") and (
+                "predictor" not in name or "conv5_mask" in name
+            )
             handles.append(module.register_forward_hook(layer(gated)))
     try:
         _training_losses(model, images, targets)

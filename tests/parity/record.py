@@ -1,5 +1,5 @@
-"""Records torchvision's numbers for tests/test_recorded_torchvision.py: `PYTHONPATH=tests python tests/parity/record.py`; needs torch and
-torchvision."""
+"""Records torchvision's numbers for tests/test_recorded_torchvision.py: `PYTHONPATH=tests python
+tests/parity/record.py`; needs torch and torchvision."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ def forward(version: str) -> dict[str, np.ndarray]:
     shapes = peers.shapes(model)
     peers.load(model, seeded.seeded_tensors(shapes, recorded.SEED))
     record = peers.forward(model, recorded.scenes()[0])
-    numbers = {"names": np.array(list(shapes)), "shapes": np.array([" ".join(map(str, shape)) for shape in shapes.values()])}
+    numbers = {
+        "names": np.array(list(shapes)),
+        "shapes": np.array([" ".join(map(str, shape)) for shape in shapes.values()]),
+    }
     heads = ("rpn_logits", "rpn_deltas", "class_logits", "box_deltas", "mask_logits")
-    for name, values in {**record.maps, **record.pyramid, **{head: getattr(record, head) for head in heads}}.items():
+    for name, values in {
+        **record.maps,
+        **record.pyramid,
+        **{head: getattr(record, head) for head in heads},
+    }.items():
         numbers[f"stage/{name}"] = recorded.samples(values)
         numbers[f"largest/{name}"] = np.abs(values).max()
     for b in range(len(recorded.SIZES)):
@@ -32,7 +39,9 @@ def forward(version: str) -> dict[str, np.ndarray]:
         numbers[f"scores/{b}"] = record.scores[b]
         numbers[f"masks/{b}"] = recorded.quantised(record.masks[b][: recorded.MASKS])
         scores, classes = record.scores[b], len(np.unique(record.labels[b]))
-        print(f"{version}: {len(scores)} detections, {classes} classes, scores {scores.min():.3f} to {scores.max():.3f}")
+        print(
+            f"{version}: {len(scores)} detections, {classes} classes, scores {scores.min():.3f} to {scores.max():.3f}"
+        )
     return numbers
 
 
@@ -50,7 +59,9 @@ def backward(version: str) -> dict[str, np.ndarray]:
     peers.load(model, recorded.training_tensors(shapes))
     peers.settle_gates(model, images, truth, seed=0)
     state = peers.tensors(model)
-    settled = np.concatenate([state[name] for name in recorded.settled_names(shapes)]).astype(np.float16)
+    settled = np.concatenate([state[name] for name in recorded.settled_names(shapes)]).astype(
+        np.float16
+    )
     peers.load(model, recorded.training_tensors(shapes, settled))
     record = peers.train(model, images, truth)
     numbers = {
@@ -66,8 +77,12 @@ def backward(version: str) -> dict[str, np.ndarray]:
     config = model_config(version, depth=recorded.DEPTH, classes=recorded.CLASSES)
     gradients = gradients_of(version, config, record.gradients, shapes)
     numbers["gradient_paths"] = np.array(list(gradients))
-    numbers["gradient_norms"] = np.array([np.linalg.norm(gradient) for gradient in gradients.values()], np.float32)
-    numbers["gradient_sketches"] = np.array([sketch(path, gradient) for path, gradient in gradients.items()], np.float32)
+    numbers["gradient_norms"] = np.array(
+        [np.linalg.norm(gradient) for gradient in gradients.values()], np.float32
+    )
+    numbers["gradient_sketches"] = np.array(
+        [sketch(path, gradient) for path, gradient in gradients.items()], np.float32
+    )
     print(version, record.losses, "foreground", [len(targets) for targets in record.mask_targets])
     return numbers
 

@@ -1,4 +1,5 @@
-"""Records masks pasted by torchvision for tests/evaluation/test_paste.py: `python tests/parity/record_paste.py`; needs torchvision."""
+"""Records masks pasted by torchvision for tests/evaluation/test_paste.py: `python
+tests/parity/record_paste.py`; needs torchvision."""
 
 from __future__ import annotations
 
@@ -26,18 +27,26 @@ BOXES = [
 
 def cases(boxes: list[tuple[float, ...]], cells: int) -> tuple[np.ndarray, np.ndarray]:
     """(masks [N, cells, cells], boxes [N, 4]), float32."""
-    return np.random.default_rng(0).uniform(size=(len(boxes), cells, cells)).astype(np.float32), np.array(boxes, np.float32)
+    return np.random.default_rng(0).uniform(size=(len(boxes), cells, cells)).astype(
+        np.float32
+    ), np.array(boxes, np.float32)
 
 
-def pasted_by_torchvision(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def pasted_by_torchvision(
+    masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
     """Probabilities float32 [N, height, width]."""
     import torch
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-    return paste_masks_in_image(torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), size)[:, 0].numpy()
+    return paste_masks_in_image(torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), size)[
+        :, 0
+    ].numpy()
 
 
 if __name__ == "__main__":
     masks, boxes = cases(BOXES, 14)
-    np.savez_compressed(RECORDED, masks=masks, boxes=boxes, pasted=pasted_by_torchvision(masks, boxes, SIZE))
+    np.savez_compressed(
+        RECORDED, masks=masks, boxes=boxes, pasted=pasted_by_torchvision(masks, boxes, SIZE)
+    )
     print(f"{RECORDED}: {RECORDED.stat().st_size} bytes")

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from roi_cases import CONFIGS, RECORDED, SIZE, STRIDES, TORCHVISION, Case, case
 
-from mrcnn_jax.config import RoIConfig
+from mrcnn_jax.config.schema import RoIConfig
 
 
-def torchvisions(case: Case, config: RoIConfig, size: int, strides: Sequence[int] = STRIDES) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(features of the boxes, gradients of the maps for the case's cotangent), each in our layout."""
+def torchvisions(
+    case: Case, config: RoIConfig, size: int, strides: Sequence[int] = STRIDES
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(features of the boxes, gradients of the maps for the case's cotangent), each in our
+    layout."""
     import torch
     from torchvision.ops import roi_align, roi_pool
 
@@ -26,9 +29,13 @@ def torchvisions(case: Case, config: RoIConfig, size: int, strides: Sequence[int
         if config.op == "pool":
             pooled[rows] = roi_pool(feature, boxes, size, 1 / stride)
         else:
-            pooled[rows] = roi_align(feature, boxes, size, 1 / stride, config.sampling_ratio or -1, config.aligned)
+            pooled[rows] = roi_align(
+                feature, boxes, size, 1 / stride, config.sampling_ratio or -1, config.aligned
+            )
     pooled.backward(torch.from_numpy(case.cotangent).permute(0, 3, 1, 2))
-    gradients = [feature.grad[0].permute(1, 2, 0).numpy() for feature in maps if feature.grad is not None]
+    gradients = [
+        feature.grad[0].permute(1, 2, 0).numpy() for feature in maps if feature.grad is not None
+    ]
     return pooled.detach().permute(0, 2, 3, 1).numpy(), gradients
 
 
@@ -36,6 +43,8 @@ if __name__ == "__main__":
     recorded = {}
     for name in TORCHVISION:
         pooled, gradients = torchvisions(case(0), CONFIGS[name], SIZE)
-        recorded |= {name: pooled} | {f"{name}/gradient{level}": gradient for level, gradient in enumerate(gradients)}
+        recorded |= {name: pooled} | {
+            f"{name}/gradient{level}": gradient for level, gradient in enumerate(gradients)
+        }
     np.savez_compressed(RECORDED, **recorded)
     print(f"{RECORDED}: {RECORDED.stat().st_size} bytes")

@@ -1,4 +1,5 @@
-"""The case whose numbers torchvision recorded (record.py): seeded weights, two generated images, a ResNet-18 for the sake of time."""
+"""The case whose numbers torchvision recorded (record.py): seeded weights, two generated images, a
+ResNet-18 for the sake of time."""
 
 from __future__ import annotations
 
@@ -10,11 +11,16 @@ from parity import seeded
 
 FOLDER = Path(__file__).parent.parent / "recorded"
 DEPTH = 18
-SEED = 7  # of the weights: no detection lies near a cut, where another machine might decide otherwise
+SEED = (
+    7  # of the weights: no detection lies near a cut, where another machine might decide otherwise
+)
 CLASSES = 41  # with the background
 PROPOSALS = {"test": 200, "train": 100}
 DETECTIONS = 50
-SIZES = ((160, 224), (160, 200))  # the canvas is 160 x 224, where the anchors of P6 are 53 and 56 pixels apart
+SIZES = (
+    (160, 224),
+    (160, 200),
+)  # the canvas is 160 x 224, where the anchors of P6 are 53 and 56 pixels apart
 MASKS = 10  # detections of each image whose masks are recorded
 LEVELS = 65535  # probabilities are recorded as uint16
 
@@ -25,22 +31,34 @@ def file(version: str) -> Path:
 
 def scenes() -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
     """Images and their ground truth."""
-    both = [seeded.seeded_scene(size, objects=6, classes=CLASSES, seed=seed) for seed, size in enumerate(SIZES)]
+    both = [
+        seeded.seeded_scene(size, objects=6, classes=CLASSES, seed=seed)
+        for seed, size in enumerate(SIZES)
+    ]
     return [image for image, _ in both], [truth for _, truth in both]
 
 
 def shapes(numbers: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the peer's state dict."""
-    return {name: tuple(map(int, shape.split())) for name, shape in zip(numbers["names"], numbers["shapes"], strict=True)}
+    return {
+        name: tuple(map(int, shape.split()))
+        for name, shape in zip(numbers["names"], numbers["shapes"], strict=True)
+    }
 
 
-def training_tensors(shapes: Mapping[str, tuple[int, ...]], settled: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The weights of the backward pass; `settled` takes the places of `settled_names`, one after the other."""
+def training_tensors(
+    shapes: Mapping[str, tuple[int, ...]], settled: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The weights of the backward pass; `settled` takes the places of `settled_names`, one after
+    the other."""
     tensors = seeded.seeded_tensors(shapes, SEED, seeded.TRAINING_GAINS)
     if settled is not None:
         names = settled_names(shapes)
         ends = np.cumsum([np.prod(shapes[name], dtype=int) for name in names])[:-1]
-        tensors |= {name: values.astype(np.float32) for name, values in zip(names, np.split(settled, ends), strict=True)}
+        tensors |= {
+            name: values.astype(np.float32)
+            for name, values in zip(names, np.split(settled, ends), strict=True)
+        }
     return tensors
 
 

@@ -20,10 +20,14 @@ def unexplained(ours: Found, theirs: Found, candidates: Found) -> int:
     return len(without_reason(*sides, pair(ours, theirs), RULE))
 
 
-@pytest.mark.parametrize(("shift", "score", "label"), [(0.011, 0.9, 1), (0.0, 0.9002, 1), (0.0, 0.9, 2)])
+@pytest.mark.parametrize(
+    ("shift", "score", "label"), [(0.011, 0.9, 1), (0.0, 0.9002, 1), (0.0, 0.9, 2)]
+)
 def test_partners(shift: float, score: float, label: int) -> None:
     ours = found((BOX, 0.9, 1), ([30.0, 30.0, 40.0, 40.0], 0.8, 1))
-    theirs = found(([30.005, 30.0, 40.0, 40.0], 0.80005, 1), ([10.0 + shift, 10.0, 20.0, 20.0], score, label))
+    theirs = found(
+        ([30.005, 30.0, 40.0, 40.0], 0.80005, 1), ([10.0 + shift, 10.0, 20.0, 20.0], score, label)
+    )
     pairs = pair(ours, theirs)
     assert (pairs.ours.tolist(), pairs.theirs.tolist()) == ([1], [0])
     assert (pairs.ours_alone.tolist(), pairs.theirs_alone.tolist()) == ([0], [1])
@@ -51,7 +55,10 @@ def test_order_of_two_that_overlap() -> None:
 
 
 def test_rank() -> None:
-    rows = [([x, 0.0, x + 5.0, 5.0], score, 1) for x, score in ((0, 0.9), (10, 0.8), (20, 0.70005), (30, 0.7), (40, 0.6))]
+    rows = [
+        ([x, 0.0, x + 5.0, 5.0], score, 1)
+        for x, score in ((0, 0.9), (10, 0.8), (20, 0.70005), (30, 0.7), (40, 0.6))
+    ]
     everything = found(*rows)
     assert unexplained(found(*rows[:3]), found(rows[0], rows[1], rows[3]), everything) == 0
     assert unexplained(found(*rows[:3]), found(rows[0], rows[1], rows[4]), everything) == 2

@@ -1,4 +1,5 @@
-"""Every stage of torchvision's V1 and V2 on photographs: fed with the peer's numbers, then from image to pasted masks."""
+"""Every stage of torchvision's V1 and V2 on photographs: fed with the peer's numbers, then from
+image to pasted masks."""
 
 from __future__ import annotations
 
@@ -10,17 +11,30 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from parity import real, seeded
-from parity.compare import BOX, PROBABILITY, RELATIVE, SCORE, Found, Measured, Pairs, Rule, Side, pair, relative_error, without_reason
+from parity.compare import (
+    BOX,
+    PROBABILITY,
+    RELATIVE,
+    SCORE,
+    Found,
+    Measured,
+    Pairs,
+    Rule,
+    Side,
+    pair,
+    relative_error,
+    without_reason,
+)
 from parity.ours import Stages, batch_of, model_config, padded, variables_of
 
 pytest.importorskip("torchvision")
 from parity import peers  # imports torch
 
-from mrcnn_jax.exported import paste
 from mrcnn_jax.models.box_head import BoxOutput
 from mrcnn_jax.models.mask_head import mask_probabilities
 from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors
 from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.pixels.geometry import paste
 from mrcnn_jax.structures import Batch, Instances
 
 SHORT_SIDES = (320, 480, 800)
@@ -53,7 +67,9 @@ class Case:
         proposals = stages("proposals", rpn, batch)
         boxes = stages("boxes", pyramid, proposals)
         found = stages("detections", boxes, proposals, batch)
-        masks = mask_probabilities(stages("masks", pyramid, found), found.labels, stages.config.mask_head)
+        masks = mask_probabilities(
+            stages("masks", pyramid, found), found.labels, stages.config.mask_head
+        )
         return Ours(rpn, proposals, boxes, found.replace(masks=np.asarray(masks)))
 
     def proposals(self) -> Instances:
@@ -64,7 +80,8 @@ class Case:
         """Of the peer, for its proposals."""
         valid = self.proposals().valid
         logits, deltas = (
-            np.zeros((*valid.shape, *rows.shape[1:]), np.float32) for rows in (self.theirs.class_logits, self.theirs.box_deltas)
+            np.zeros((*valid.shape, *rows.shape[1:]), np.float32)
+            for rows in (self.theirs.class_logits, self.theirs.box_deltas)
         )
         logits[valid], deltas[valid] = self.theirs.class_logits, self.theirs.box_deltas
         return BoxOutput(logits=logits, deltas=deltas)
@@ -75,7 +92,9 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
-def network(request: pytest.FixtureRequest, data_folder: Path) -> tuple[str, peers.MaskRCNN, Stages]:
+def network(
+    request: pytest.FixtureRequest, data_folder: Path
+) -> tuple[str, peers.MaskRCNN, Stages]:
     version = request.param
     model = peers.build(version)
     config = model_config(version)
@@ -86,17 +105,24 @@ def network(request: pytest.FixtureRequest, data_folder: Path) -> tuple[str, pee
 
 
 @pytest.fixture(scope="module", params=SHORT_SIDES)
-def case(request: pytest.FixtureRequest, network: tuple[str, peers.MaskRCNN, Stages], data_folder: Path) -> Case:
+def case(
+    request: pytest.FixtureRequest, network: tuple[str, peers.MaskRCNN, Stages], data_folder: Path
+) -> Case:
     version, model, stages = network
     images = [real.image(data_folder, number, request.param) for number in real.IMAGES]
     theirs = peers.forward(model, images)
-    return Case(f"{version} {request.param}", stages, batch_of(images, theirs.canvas.shape[1:3]), theirs)
+    return Case(
+        f"{version} {request.param}", stages, batch_of(images, theirs.canvas.shape[1:3]), theirs
+    )
 
 
 def test_the_comparison_is_worth_something(case: Case) -> None:
-    """Many detections, of many classes and sizes, with all kinds of scores, and masks neither empty nor full."""
+    """Many detections, of many classes and sizes, with all kinds of scores, and masks neither empty
+    nor full."""
     theirs = case.theirs
-    for boxes, labels, scores, masks in zip(theirs.boxes, theirs.labels, theirs.scores, theirs.masks, strict=True):
+    for boxes, labels, scores, masks in zip(
+        theirs.boxes, theirs.labels, theirs.scores, theirs.masks, strict=True
+    ):
         assert len(boxes) >= 50
         assert len(np.unique(labels)) >= 15
         sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
@@ -104,13 +130,24 @@ def test_the_comparison_is_worth_something(case: Case) -> None:
         assert scores.max() > 0.75
         assert scores.max() - scores.min() > 0.4
         assert 0.25 < np.median((masks > 0.5).mean((1, 2))) < 0.75
-    if case.name.endswith("480"):  # the canvas's width is no multiple of 64, and the anchors of P6 not 64 pixels apart
+    if case.name.endswith(
+        "480"
+    ):  # the canvas's width is no multiple of 64, and the anchors of P6 not 64 pixels apart
         assert theirs.canvas.shape[2] // theirs.pyramid["p6"].shape[2] != 64
 
 
 def test_canvas(case: Case, measured: Measured) -> None:
-    measured("canvas (absolute)", case.name, float(np.abs(case.stages("canvas", case.batch) - case.theirs.canvas).max()), 1e-6)
-    anchors = np.concatenate(pyramid_anchors(case.stages.config.rpn, case.theirs.canvas.shape[1:3], case.stages.config.strides))
+    measured(
+        "canvas (absolute)",
+        case.name,
+        float(np.abs(case.stages("canvas", case.batch) - case.theirs.canvas).max()),
+        1e-6,
+    )
+    anchors = np.concatenate(
+        pyramid_anchors(
+            case.stages.config.rpn, case.theirs.canvas.shape[1:3], case.stages.config.strides
+        )
+    )
     np.testing.assert_array_equal(anchors, case.theirs.anchors)
 
 
@@ -118,28 +155,54 @@ def test_backbone(case: Case, measured: Measured) -> None:
     for name, level in case.stages("maps", case.batch).items():
         measured(name.upper(), case.name, relative_error(level, case.theirs.maps[name]), RELATIVE)
     for name, level in case.stages("pyramid", case.theirs.maps).items():
-        measured(name.upper(), case.name, relative_error(level, case.theirs.pyramid[name]), RELATIVE)
+        measured(
+            name.upper(), case.name, relative_error(level, case.theirs.pyramid[name]), RELATIVE
+        )
 
 
 def test_rpn(case: Case, measured: Measured) -> None:
     output = case.stages("rpn", case.theirs.pyramid, case.batch)
-    measured("RPN logits", case.name, relative_error(output.logits, case.theirs.rpn_logits), RELATIVE)
-    measured("RPN deltas", case.name, relative_error(output.deltas, case.theirs.rpn_deltas), RELATIVE)
+    measured(
+        "RPN logits", case.name, relative_error(output.logits, case.theirs.rpn_logits), RELATIVE
+    )
+    measured(
+        "RPN deltas", case.name, relative_error(output.deltas, case.theirs.rpn_deltas), RELATIVE
+    )
 
 
 def test_box_head(case: Case, measured: Measured) -> None:
     proposals = case.proposals()
     features = case.stages("features", case.theirs.pyramid, proposals, 7)[proposals.valid]
-    measured("RoI features of boxes", case.name, relative_error(features, case.theirs.box_features), RELATIVE)
+    measured(
+        "RoI features of boxes",
+        case.name,
+        relative_error(features, case.theirs.box_features),
+        RELATIVE,
+    )
     output = case.stages("boxes", case.theirs.pyramid, proposals)
-    measured("class logits", case.name, relative_error(output.logits[proposals.valid], case.theirs.class_logits), RELATIVE)
-    measured("box deltas", case.name, relative_error(output.deltas[proposals.valid], case.theirs.box_deltas), RELATIVE)
+    measured(
+        "class logits",
+        case.name,
+        relative_error(output.logits[proposals.valid], case.theirs.class_logits),
+        RELATIVE,
+    )
+    measured(
+        "box deltas",
+        case.name,
+        relative_error(output.deltas[proposals.valid], case.theirs.box_deltas),
+        RELATIVE,
+    )
 
 
 def test_mask_head(case: Case, measured: Measured) -> None:
     found = case.detections()
     features = case.stages("features", case.theirs.pyramid, found, 14)[found.valid]
-    measured("RoI features of masks", case.name, relative_error(features, case.theirs.mask_features), RELATIVE)
+    measured(
+        "RoI features of masks",
+        case.name,
+        relative_error(features, case.theirs.mask_features),
+        RELATIVE,
+    )
     logits = case.stages("masks", case.theirs.pyramid, found)[found.valid]
     measured("mask logits", case.name, relative_error(logits, case.theirs.mask_logits), RELATIVE)
 
@@ -148,7 +211,9 @@ def test_choices(case: Case, measured: Measured) -> None:
     """Proposals and detections made of the peer's logits and deltas."""
     theirs = case.theirs
     rpn = RPNOutput(logits=theirs.rpn_logits, deltas=theirs.rpn_deltas)
-    _compare_proposals(case, rpn, case.stages("proposals", rpn, case.batch), "proposals (px)", measured)
+    _compare_proposals(
+        case, rpn, case.stages("proposals", rpn, case.batch), "proposals (px)", measured
+    )
     found = case.stages("detections", case.box_output(), case.proposals(), case.batch)
     for b, peer in enumerate(_their_detections(case)):
         ours = _image(found, b)
@@ -159,22 +224,35 @@ def test_choices(case: Case, measured: Measured) -> None:
 
 def test_from_image_to_masks(case: Case, measured: Measured) -> None:
     theirs, (rpn, proposals, output, found) = case.theirs, case.ours
-    lone_proposals = _compare_proposals(case, rpn, proposals, "proposals (px), end to end", measured)
+    lone_proposals = _compare_proposals(
+        case, rpn, proposals, "proposals (px), end to end", measured
+    )
     rule = _detection_rule(case)
     lone = 0
     for b, peer in enumerate(_their_detections(case)):
         ours = _image(found, b)
         pairs = pair(ours, peer)
         lone += len(pairs.ours_alone) + len(pairs.theirs_alone)
-        measured("detections (px), end to end", case.name, _furthest(ours.boxes, peer.boxes, pairs), BOX)
+        measured(
+            "detections (px), end to end", case.name, _furthest(ours.boxes, peer.boxes, pairs), BOX
+        )
         measured("scores, end to end", case.name, _furthest(ours.scores, peer.scores, pairs), SCORE)
         masks = found.masks[b][found.valid[b]]
-        measured("masks 28 x 28, end to end", case.name, _furthest(masks, theirs.masks[b], pairs), PROBABILITY)
+        measured(
+            "masks 28 x 28, end to end",
+            case.name,
+            _furthest(masks, theirs.masks[b], pairs),
+            PROBABILITY,
+        )
         for i, j in zip(pairs.ours, pairs.theirs, strict=True):
-            _compare_pasted(case, masks[i], ours.boxes[i], peer.boxes[j], theirs.pasted[b][j], measured)
+            _compare_pasted(
+                case, masks[i], ours.boxes[i], peer.boxes[j], theirs.pasted[b][j], measured
+            )
         sides = (
             _candidates(case, ours, output, proposals, b, lone_proposals[b].ours_alone),
-            _candidates(case, peer, case.box_output(), case.proposals(), b, lone_proposals[b].theirs_alone),
+            _candidates(
+                case, peer, case.box_output(), case.proposals(), b, lone_proposals[b].theirs_alone
+            ),
         )
         for side, rows in zip(sides, (pairs.ours_alone, pairs.theirs_alone), strict=True):
             for row in rows:
@@ -183,7 +261,9 @@ def test_from_image_to_masks(case: Case, measured: Measured) -> None:
                 )
         lines = without_reason(*sides, pairs, rule)
         assert not lines, "\n".join(lines)
-    measured("detections without a partner", case.name, lone / sum(map(len, theirs.boxes)), LONE_SHARE)
+    measured(
+        "detections without a partner", case.name, lone / sum(map(len, theirs.boxes)), LONE_SHARE
+    )
 
 
 def test_the_stages_are_the_network(case: Case) -> None:
@@ -221,25 +301,45 @@ def _furthest(ours: np.ndarray, theirs: np.ndarray, pairs: Pairs) -> float:
     return float(np.abs(ours[pairs.ours] - theirs[pairs.theirs]).max())
 
 
-def _compare_proposals(case: Case, rpn: RPNOutput, proposals: Instances, what: str, measured: Measured) -> list[Pairs]:
+def _compare_proposals(
+    case: Case, rpn: RPNOutput, proposals: Instances, what: str, measured: Measured
+) -> list[Pairs]:
     """The partners among the proposals of each image; every lone one lies near a cut."""
     config, theirs = case.stages.config.rpn, case.theirs
     anchors = pyramid_anchors(config, theirs.canvas.shape[1:3], case.stages.config.strides)
     ends = np.cumsum([len(level) for level in anchors])[:-1]
     found = []
 
-    def side(kept: Found, logits: np.ndarray, deltas: np.ndarray, b: int) -> tuple[Side, np.ndarray]:
+    def side(
+        kept: Found, logits: np.ndarray, deltas: np.ndarray, b: int
+    ) -> tuple[Side, np.ndarray]:
         """Candidates of all levels, and the score that the first one left out has, a level."""
-        decoded = np.asarray(box_ops.clip(box_ops.decode(deltas, theirs.anchors, weights=config.box_weights), case.batch.image_sizes[b]))
+        decoded = np.asarray(
+            box_ops.clip(
+                box_ops.decode(deltas, theirs.anchors, weights=config.box_weights),
+                case.batch.image_sizes[b],
+            )
+        )
         levels, floors = [], []
-        for number, (boxes, level) in enumerate(zip(np.split(decoded, ends), np.split(logits, ends), strict=True)):
+        for number, (boxes, level) in enumerate(
+            zip(np.split(decoded, ends), np.split(logits, ends), strict=True)
+        ):
             best = np.argsort(-level)[: config.pre_nms]
-            levels.append(Found(boxes[best], 1 / (1 + np.exp(-level[best])), np.full(len(best), number)))
+            levels.append(
+                Found(boxes[best], 1 / (1 + np.exp(-level[best])), np.full(len(best), number))
+            )
             floors.append(levels[-1].scores[-1] if len(level) > config.pre_nms else -1.0)
-        candidates = Found(*(np.concatenate(parts) for parts in zip(*((c.boxes, c.scores, c.labels) for c in levels), strict=True)))
+        candidates = Found(
+            *(
+                np.concatenate(parts)
+                for parts in zip(*((c.boxes, c.scores, c.labels) for c in levels), strict=True)
+            )
+        )
         # A proposal does not say of which level it is.
         nearest = np.abs(kept.boxes[:, None] - candidates.boxes[None]).max(-1).argmin(1)
-        return Side(Found(kept.boxes, kept.scores, candidates.labels[nearest]), candidates), np.array(floors)
+        return Side(
+            Found(kept.boxes, kept.scores, candidates.labels[nearest]), candidates
+        ), np.array(floors)
 
     for b, (boxes, scores) in enumerate(zip(theirs.proposals, theirs.proposal_scores, strict=True)):
         ours, peer = _image(proposals, b), Found(boxes, scores, np.zeros(len(boxes), int))
@@ -248,44 +348,93 @@ def _compare_proposals(case: Case, rpn: RPNOutput, proposals: Instances, what: s
         if len(pairs.ours_alone) + len(pairs.theirs_alone):
             own, floors = side(ours, rpn.logits[b], rpn.deltas[b], b)
             other, _ = side(peer, theirs.rpn_logits[b], theirs.rpn_deltas[b], b)
-            lines = without_reason(own, other, pairs, Rule(config.nms_iou, floors, config.proposals))
+            lines = without_reason(
+                own, other, pairs, Rule(config.nms_iou, floors, config.proposals)
+            )
             assert not lines, "\n".join(lines)
         found.append(pairs)
     lone = sum(len(pairs.ours_alone) + len(pairs.theirs_alone) for pairs in found)
-    measured(what.replace("(px)", "without a partner"), case.name, lone / sum(map(len, theirs.proposals)), LONE_SHARE)
+    measured(
+        what.replace("(px)", "without a partner"),
+        case.name,
+        lone / sum(map(len, theirs.proposals)),
+        LONE_SHARE,
+    )
     return found
 
 
 def _detection_rule(case: Case) -> Rule:
     config = case.stages.config
-    return Rule(config.box_head.nms_iou, np.full(config.num_classes + 1, config.box_head.score_threshold), config.box_head.detections)
+    return Rule(
+        config.box_head.nms_iou,
+        np.full(config.num_classes + 1, config.box_head.score_threshold),
+        config.box_head.detections,
+    )
 
 
-def _candidates(case: Case, kept: Found, output: BoxOutput, proposals: Instances, b: int, lone_proposals: np.ndarray) -> Side:
+def _candidates(
+    case: Case,
+    kept: Found,
+    output: BoxOutput,
+    proposals: Instances,
+    b: int,
+    lone_proposals: np.ndarray,
+) -> Side:
     """What one network's NMS of detections chose from."""
     config = case.stages.config.box_head
     logits = output.logits[b].astype(float)
     scores = np.exp(logits - logits.max(1, keepdims=True))
     scores = (scores / scores.sum(1, keepdims=True))[:, 1:]
-    proposal, label = np.nonzero((scores > config.score_threshold - SCORE) & proposals.valid[b][:, None])
+    proposal, label = np.nonzero(
+        (scores > config.score_threshold - SCORE) & proposals.valid[b][:, None]
+    )
     deltas, anchors = output.deltas[b][proposal, label], proposals.boxes[b][proposal]
-    boxes = np.asarray(box_ops.clip(box_ops.decode(deltas, anchors, weights=config.box_weights), case.batch.image_sizes[b]))
-    return Side(kept, Found(boxes, scores[proposal, label], label + 1), np.isin(proposal, lone_proposals))
+    boxes = np.asarray(
+        box_ops.clip(
+            box_ops.decode(deltas, anchors, weights=config.box_weights), case.batch.image_sizes[b]
+        )
+    )
+    return Side(
+        kept, Found(boxes, scores[proposal, label], label + 1), np.isin(proposal, lone_proposals)
+    )
 
 
-def _compare_pasted(case: Case, mask: np.ndarray, box: np.ndarray, their_box: np.ndarray, pasted: np.ndarray, measured: Measured) -> None:
-    """A mask in its image. Boxes are cut to whole pixels before: where that hangs on rounding, our mask goes into their box."""
+def _compare_pasted(
+    case: Case,
+    mask: np.ndarray,
+    box: np.ndarray,
+    their_box: np.ndarray,
+    pasted: np.ndarray,
+    measured: Measured,
+) -> None:
+    """A mask in its image. Boxes are cut to whole pixels before: where that hangs on rounding, our
+    mask goes into their box."""
     ours, theirs = (_with_border(sides, len(mask)) for sides in (box, their_box))
     cut = np.trunc(ours) != np.trunc(theirs)
     if cut.any():
         box = their_box
-        measured("boxes cut otherwise: px from the cut", case.name, float(np.abs(theirs - np.round(theirs))[cut].max()), BOX)
+        measured(
+            "boxes cut otherwise: px from the cut",
+            case.name,
+            float(np.abs(theirs - np.round(theirs))[cut].max()),
+            BOX,
+        )
     probabilities, (y, x) = paste(mask, box, pasted.shape, "torchvision")
     placed = np.zeros_like(pasted)
     placed[y : y + probabilities.shape[0], x : x + probabilities.shape[1]] = probabilities
-    measured("masks in the image, end to end", case.name, float(np.abs(placed - pasted).max()), PROBABILITY)
+    measured(
+        "masks in the image, end to end",
+        case.name,
+        float(np.abs(placed - pasted).max()),
+        PROBABILITY,
+    )
     differ = (placed > 0.5) != (pasted > 0.5)
-    measured("|p - 0.5| of pixels that differ", case.name, float(np.abs(pasted[differ] - 0.5).max(initial=0.0)), PROBABILITY)
+    measured(
+        "|p - 0.5| of pixels that differ",
+        case.name,
+        float(np.abs(pasted[differ] - 0.5).max(initial=0.0)),
+        PROBABILITY,
+    )
 
 
 def _with_border(box: np.ndarray, cells: int) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 from record_roi_ops import torchvisions
 from roi_cases import CONFIGS, RECORDED, SIZE, TORCHVISION, Case, case
 
-from mrcnn_jax import recipes
-from mrcnn_jax.config import RoIConfig
+from mrcnn_jax.config import tables
+from mrcnn_jax.config.schema import RoIConfig
 from mrcnn_jax.ops.roi import assign_levels, roi_features
 
 pytest.importorskip("torch")
@@ -23,12 +23,21 @@ CANVAS = (256, 320)
 
 
 def large_case(seed: int, size: int) -> Case:
-    """Boxes across and beyond a canvas, each on any level where none of its bins has more cells than an adaptive ratio may take."""
+    """Boxes across and beyond a canvas, each on any level where none of its bins has more cells
+    than an adaptive ratio may take."""
     rng = np.random.default_rng(seed)
-    features = [rng.normal(size=(CANVAS[0] // stride, CANVAS[1] // stride, 3)).astype(np.float32) for stride in STRIDES]
+    features = [
+        rng.normal(size=(CANVAS[0] // stride, CANVAS[1] // stride, 3)).astype(np.float32)
+        for stride in STRIDES
+    ]
     levels = rng.integers(0, len(STRIDES), 120).astype(np.int32)
-    longest = np.minimum(np.array(STRIDES)[levels, None] * size * RoIConfig().max_sampling_ratio, 500)
-    corners, sides = rng.uniform(-30, 300, (120, 2)), np.exp(rng.uniform(0, np.log(longest), (120, 2)))
+    longest = np.minimum(
+        np.array(STRIDES)[levels, None] * size * RoIConfig().max_sampling_ratio, 500
+    )
+    corners, sides = (
+        rng.uniform(-30, 300, (120, 2)),
+        np.exp(rng.uniform(0, np.log(longest), (120, 2))),
+    )
     boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
     return Case(features, boxes, levels, rng.normal(size=(120, size, size, 3)).astype(np.float32))
 
@@ -53,7 +62,15 @@ def test_values_and_gradients_are_torchvisions(name: str, size: int) -> None:
 
     def pool(features: list[jax.Array]) -> jax.Array:
         boxes, levels = jnp.array(inputs.boxes), jnp.array(inputs.levels)
-        return roi_features(features, boxes, jnp.ones(len(boxes), bool), levels=levels, strides=STRIDES, output_size=size, config=config)
+        return roi_features(
+            features,
+            boxes,
+            jnp.ones(len(boxes), bool),
+            levels=levels,
+            strides=STRIDES,
+            output_size=size,
+            config=config,
+        )
 
     @jax.jit
     def run(features: list[jax.Array], cotangent: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -71,15 +88,24 @@ def test_values_and_gradients_are_torchvisions(name: str, size: int) -> None:
 
 def proposals(n: int) -> np.ndarray:
     rng = np.random.default_rng(n)
-    centres, sides = rng.uniform(0, 1, (n, 2)) * (800, 800), np.exp(rng.uniform(np.log(4), np.log(900), (n, 2)))
-    border = [(0, 0, side + shift, side + shift) for side in (112, 224, 448) for shift in (-0.01, 0, 0.01)]
-    boxes = np.concatenate([np.concatenate([centres - sides / 2, centres + sides / 2], axis=1), border])
+    centres, sides = (
+        rng.uniform(0, 1, (n, 2)) * (800, 800),
+        np.exp(rng.uniform(np.log(4), np.log(900), (n, 2))),
+    )
+    border = [
+        (0, 0, side + shift, side + shift) for side in (112, 224, 448) for shift in (-0.01, 0, 0.01)
+    ]
+    boxes = np.concatenate(
+        [np.concatenate([centres - sides / 2, centres + sides / 2], axis=1), border]
+    )
     return np.clip(boxes, 0, 800).astype(np.float32)
 
 
 def levels_of(boxes: np.ndarray) -> jax.Array:
-    rule = functools.partial(assign_levels, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5)
-    return rule(jnp.array(boxes), epsilon=recipes.TORCHVISION.roi.level_epsilon) - 2
+    rule = functools.partial(
+        assign_levels, canonical_size=224.0, canonical_level=4, min_level=2, max_level=5
+    )
+    return rule(jnp.array(boxes), epsilon=tables.TORCHVISION.roi.level_epsilon) - 2
 
 
 def test_levels_are_torchvisions() -> None:
@@ -87,7 +113,9 @@ def test_levels_are_torchvisions() -> None:
     from torchvision.ops.poolers import LevelMapper
 
     boxes = proposals(100_000)
-    np.testing.assert_array_equal(levels_of(boxes), LevelMapper(2, 5, eps=1e-6)([torch.from_numpy(boxes)]).numpy())
+    np.testing.assert_array_equal(
+        levels_of(boxes), LevelMapper(2, 5, eps=1e-6)([torch.from_numpy(boxes)]).numpy()
+    )
 
 
 def test_pyramid_features_are_torchvisions() -> None:
@@ -97,12 +125,16 @@ def test_pyramid_features_are_torchvisions() -> None:
 
     boxes = proposals(150)
     rng = np.random.default_rng(1)
-    features = [rng.normal(size=(800 // stride, 800 // stride, 2)).astype(np.float32) for stride in STRIDES]
-    maps = {str(level): torch.from_numpy(f).permute(2, 0, 1)[None] for level, f in enumerate(features)}
+    features = [
+        rng.normal(size=(800 // stride, 800 // stride, 2)).astype(np.float32) for stride in STRIDES
+    ]
+    maps = {
+        str(level): torch.from_numpy(f).permute(2, 0, 1)[None] for level, f in enumerate(features)
+    }
     pooler = MultiScaleRoIAlign(list(maps), output_size=7, sampling_ratio=2)
     theirs = pooler(maps, [torch.from_numpy(boxes)], [(800, 800)]).permute(0, 2, 3, 1).numpy()
     ours = roi_features(
         [jnp.array(f) for f in features], jnp.array(boxes), jnp.ones(len(boxes), bool),
-        levels=levels_of(boxes), strides=STRIDES, output_size=7, config=recipes.TORCHVISION.roi,
+        levels=levels_of(boxes), strides=STRIDES, output_size=7, config=tables.TORCHVISION.roi,
     )  # fmt: skip
     close(np.asarray(ours), theirs, 1e-4)  # float32 positions along 200 cells, in noise

@@ -1,4 +1,5 @@
-"""What tests/weights takes for granted about torchvision's files, on files that torchvision makes now."""
+"""What tests/weights takes for granted about torchvision's files, on files that torchvision makes
+now."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import state_dicts
 
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.families import MASKRCNN, Family, family_of
-from mrcnn_jax.weights.files import read_tensors
 from mrcnn_jax.weights.importer import import_weights
 from mrcnn_jax.weights.mapping import assign, fill
+from mrcnn_jax.weights.tensors import read_tensors
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -39,7 +40,11 @@ def test_every_format_of_a_state_dict(name: str, tmp_path: Path) -> None:
     assert shapes_of(model) == state_dicts.recorded(name, divisor=1)
     tensors = model.state_dict()
     torch.save(tensors, tmp_path / "zip.pth")
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "stream.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": tensors, "epoch": 3},
+        tmp_path / "stream.pth",
+        _use_new_zipfile_serialization=False,
+    )
     torch.save(torch.nn.DataParallel(model).state_dict(), tmp_path / "parallel.pt")
     save_file(tensors, tmp_path / "weights.safetensors")
     arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
@@ -47,34 +52,49 @@ def test_every_format_of_a_state_dict(name: str, tmp_path: Path) -> None:
     for file in ("zip.pth", "stream.pth", "parallel.pt", "weights.safetensors", "weights.npz"):
         found = read_tensors(tmp_path / file)
         assert found.keys() == arrays.keys(), file
-        assert all(np.array_equal(found[key], arrays[key]) and found[key].dtype == arrays[key].dtype for key in arrays), file
+        assert all(
+            np.array_equal(found[key], arrays[key]) and found[key].dtype == arrays[key].dtype
+            for key in arrays
+        ), file
     import_weights(tmp_path / "stream.pth", tmp_path / "run")
 
 
 def test_narrow_types_of_torch(tmp_path: Path) -> None:
     values = torch.randn(4, 6)
     for dtype in (torch.float16, torch.bfloat16):
-        torch.save({"a": values.to(dtype), "b": values.to(dtype).t()[1:3]}, tmp_path / "weights.pth")
+        torch.save(
+            {"a": values.to(dtype), "b": values.to(dtype).t()[1:3]}, tmp_path / "weights.pth"
+        )
         found = read_tensors(tmp_path / "weights.pth")
-        np.testing.assert_array_equal(found["a"].astype(np.float32), values.to(dtype).float().numpy())
-        np.testing.assert_array_equal(found["b"].astype(np.float32), values.to(dtype).t()[1:3].float().numpy())
+        np.testing.assert_array_equal(
+            found["a"].astype(np.float32), values.to(dtype).float().numpy()
+        )
+        np.testing.assert_array_equal(
+            found["b"].astype(np.float32), values.to(dtype).t()[1:3].float().numpy()
+        )
 
 
 def mapped(family: Family, tensors: dict[str, np.ndarray]) -> dict:
     assert family.model is not None
     model = MaskRCNN(family.model)
-    template = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch((64, 64)))
+    template = jax.eval_shape(
+        lambda batch: model.init(jax.random.key(0), batch), example_batch((64, 64))
+    )
     return fill(template, assign(tensors, family.rules, family.left_out, "file"), tensors, "file")
 
 
 def test_names_of_the_published_file() -> None:
     """torchvision reads those older names, and takes them for the same tensors as we do."""
     random = np.random.default_rng(0)
-    older = {name: random.standard_normal(shape, np.float32) for name, shape in state_dicts.published(divisor=1).items()}
+    older = {
+        name: random.standard_normal(shape, np.float32)
+        for name, shape in state_dicts.published(divisor=1).items()
+    }
     model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     # As torchvision does before it reads the published file; its frozen batch norm has no counters.
     model.backbone.body = torchvision.models._utils.IntermediateLayerGetter(
-        torchvision.models.resnet50(norm_layer=torchvision.ops.FrozenBatchNorm2d), {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
+        torchvision.models.resnet50(norm_layer=torchvision.ops.FrozenBatchNorm2d),
+        {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)},
     )
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in older.items()})
     newer = {name: tensor.numpy() for name, tensor in model.state_dict().items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from record_paste import BOXES, RECORDED, SIZE, cases, pasted_by_torchvision
 
-from mrcnn_jax.exported import paste
+from mrcnn_jax.pixels.geometry import paste
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -17,7 +17,9 @@ def test_recorded_masks_are_torchvisions() -> None:
     recorded = np.load(RECORDED)
     np.testing.assert_array_equal(recorded["masks"], masks)
     np.testing.assert_array_equal(recorded["boxes"], boxes)
-    np.testing.assert_allclose(recorded["pasted"], pasted_by_torchvision(masks, boxes, SIZE), atol=1e-6)
+    np.testing.assert_allclose(
+        recorded["pasted"], pasted_by_torchvision(masks, boxes, SIZE), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("longest", [1, 20, 700])

@@ -1,4 +1,5 @@
-"""benchmarks/accuracy_vs_torchvision.py: both sides are fed alike and take the same steps, and the peer goes on where it was stopped."""
+"""benchmarks/accuracy_vs_torchvision.py: both sides are fed alike and take the same steps, and the
+peer goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ pytest.importorskip("torchvision")
 from benchmarks import accuracy_vs_torchvision as benchmark
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.optimizer import make_optimizer
-from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step
 
 STEPS = 3
@@ -28,7 +29,9 @@ BOUNDS = {"rpn_objectness": 1e-3, "rpn_box": 1e-3, "box_class": 1e-3, "box_box":
 
 def test_steps_of_both_sides(data_folder: Path, tmp_path: Path, measured: Measured) -> None:
     """Nothing is left to chance: every anchor and every proposal is a sample."""
-    arguments = benchmark.parser().parse_args(["--steps", str(STEPS), "--all-samples", "--workdir", str(tmp_path)])
+    arguments = benchmark.parser().parse_args(
+        ["--steps", str(STEPS), "--all-samples", "--workdir", str(tmp_path)]
+    )
     benchmark.prepare(arguments)
     plan, config = benchmark.planned_config(arguments)
     split, _ = benchmark.splits(config)
@@ -50,13 +53,20 @@ def test_steps_of_both_sides(data_folder: Path, tmp_path: Path, measured: Measur
             peer.save(tmp_path / "checkpoint.pt", number)
         theirs = peer_step(peer, batch, split, plan.rates[number])
         for name, bound in BOUNDS.items():
-            measured(f"loss {name} of a step", "v1", abs(float(ours[f"loss/{name}"]) - theirs[name]) / theirs[name], bound)
+            measured(
+                f"loss {name} of a step",
+                "v1",
+                abs(float(ours[f"loss/{name}"]) - theirs[name]) / theirs[name],
+                bound,
+            )
 
     again = benchmark.Peer(arguments, config)
     assert again.restore(tmp_path / "none.pt") == 0
     assert again.restore(tmp_path / "checkpoint.pt") == STEPS - 1
     assert peer_step(again, batches[-1], split, plan.rates[-1]) == theirs
-    assert peer_step(again, batches[-1], split, plan.rates[-1]) != theirs  # which it made a step from
+    assert (
+        peer_step(again, batches[-1], split, plan.rates[-1]) != theirs
+    )  # which it made a step from
 
 
 def peer_step(peer: benchmark.Peer, batch: Batch, split: Split, rate: float) -> dict[str, float]:

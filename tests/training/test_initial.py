@@ -1,4 +1,5 @@
-"""What a run starts from: all of a ResNet's file, or what another run has in common with it; everything else is listed or refused."""
+"""What a run starts from: all of a ResNet's file, or what another run has in common with it;
+everything else is listed or refused."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ import pytest
 import state_dicts
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config import (
+from mrcnn_jax.config.files import config_hash, save_config
+from mrcnn_jax.config.schema import (
     BoxHeadConfig,
     Config,
     ConfigError,
@@ -21,15 +23,13 @@ from mrcnn_jax.config import (
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
-    config_hash,
-    save_config,
 )
+from mrcnn_jax.config.tables import staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.recipes import staged
-from mrcnn_jax.training.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.stages import refuse_random_frozen
-from mrcnn_jax.training.state import TrainState
 
 FPN = ModelConfig(
     fpn_channels=8,
@@ -49,7 +49,9 @@ CLASS_LEAVES = {f"params/{layer}/{leaf}" for layer in CLASS_LAYERS for leaf in (
 
 
 def shapes(model: ModelConfig) -> Variables:
-    return jax.eval_shape(lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64)))
+    return jax.eval_shape(
+        lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64))
+    )
 
 
 def flat(variables: Variables) -> dict[str, np.ndarray]:
@@ -59,17 +61,28 @@ def flat(variables: Variables) -> dict[str, np.ndarray]:
 def write_run(folder: Path, model: ModelConfig, *modules: str) -> dict[str, np.ndarray]:
     """A run's folder with random values in all modules, or those named; returns its leaves."""
     random = np.random.default_rng(0)
-    values = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes(model))
+    values = jax.tree.map(
+        lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes(model)
+    )
     if modules:
-        values = {kind: {name: tree for name, tree in modules_.items() if name in modules} for kind, modules_ in values.items()}
+        values = {
+            kind: {name: tree for name, tree in modules_.items() if name in modules}
+            for kind, modules_ in values.items()
+        }
     config = Config(model=model)
-    state = TrainState(values["params"], values["batch_stats"], (), jnp.int32(0), jnp.zeros(2, jnp.uint32))
-    Checkpoints(folder, keep=1).save(state, Meta(0, "rpn", 0, 0, True, ((1, "a"),), config_hash(config)))
+    state = TrainState(
+        values["params"], values["batch_stats"], (), jnp.int32(0), jnp.zeros(2, jnp.uint32)
+    )
+    Checkpoints(folder, keep=1).save(
+        state, Meta(0, "rpn", 0, 0, True, ((1, "a"),), config_hash(config))
+    )
     save_config(config, folder / "config.json")
     return flat(values)
 
 
-def load(source: Path, model: ModelConfig, *, without_classes: bool = False) -> dict[str, np.ndarray]:
+def load(
+    source: Path, model: ModelConfig, *, without_classes: bool = False
+) -> dict[str, np.ndarray]:
     config = Config(model=model, init_from=str(source), init_without_classes=without_classes)
     return flat(initial_variables(shapes(model), config))
 
@@ -85,42 +98,57 @@ def test_nothing() -> None:
     assert initial_variables(shapes(FPN), Config(model=FPN)) == {}
 
 
-# -- from a file ---------------------------------------------------------------------------------------------------------------
+# -- from a file -----------------------------------------------------------------------------------
 
 
 def test_a_file_of_a_resnet(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = load(resnet_file, FPN)
     assert loaded.keys() == {path for path in flat(shapes(FPN)) if path.split("/")[1] == "resnet"}
     count = sum(path.startswith("params/") for path in loaded)
-    assert capsys.readouterr().out == f"resnet18.npz: loaded into resnet ({count} tensors); box_head, fpn, mask_head, rpn: random\n"
+    assert (
+        capsys.readouterr().out
+        == f"resnet18.npz: loaded into resnet ({count} tensors); box_head, fpn, mask_head, rpn: random\n"
+    )
 
 
 def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """layer4 is res5, the head of each box."""
     tensors = dict(np.load(resnet_file))
     loaded = load(resnet_file, C4)
-    assert loaded.keys() == {path for path in flat(shapes(C4)) if path.split("/")[1] in ("resnet", "res5")}
-    np.testing.assert_array_equal(loaded["params/res5/block1/conv2/kernel"], tensors["layer4.1.conv2.weight"].transpose(2, 3, 1, 0))
-    np.testing.assert_array_equal(loaded["batch_stats/res5/block0/downsample/var"], tensors["layer4.0.downsample.1.running_var"])
+    assert loaded.keys() == {
+        path for path in flat(shapes(C4)) if path.split("/")[1] in ("resnet", "res5")
+    }
+    np.testing.assert_array_equal(
+        loaded["params/res5/block1/conv2/kernel"],
+        tensors["layer4.1.conv2.weight"].transpose(2, 3, 1, 0),
+    )
+    np.testing.assert_array_equal(
+        loaded["batch_stats/res5/block0/downsample/var"],
+        tensors["layer4.0.downsample.1.running_var"],
+    )
     assert "loaded into resnet, res5 " in (printed := capsys.readouterr().out)
     assert "; box_head, mask_head, rpn: random\n" in printed
 
 
 def test_another_stride_is_warned_of(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load(resnet_file, replace(FPN, resnet=replace(FPN.resnet, stride_in_1x1=True)))
-    assert "warning: resnet18.npz: torchvision's ResNets have their stride in the 3x3, this model in the 1x1" in capsys.readouterr().out
+    assert (
+        "warning: resnet18.npz: torchvision's ResNets have their stride in the 3x3, this model in the 1x1"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_whole_network_is_imported_first(tmp_path: Path) -> None:
     path = tmp_path / "weights.npz"
     np.savez(path, **state_dicts.tensors(state_dicts.published()))  # type: ignore[arg-type]
     with pytest.raises(
-        ConfigError, match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\); .* import .*weights\.npz --out DIR$"
+        ConfigError,
+        match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\); .* import .*weights\.npz --out DIR$",
     ):
         load(path, FPN)
 
 
-# -- from a run ----------------------------------------------------------------------------------------------------------------
+# -- from a run ------------------------------------------------------------------------------------
 
 
 def test_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,13 +160,17 @@ def test_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("classes", [5, FPN.num_classes])
-def test_other_classes_are_left_out_when_asked_for(classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_classes_are_left_out_when_asked_for(
+    classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where there are as many."""
     source = write_run(tmp_path, FPN)
     target = replace(FPN, num_classes=classes)
     loaded = load(tmp_path, target, without_classes=True)
     assert loaded.keys() == source.keys() - CLASS_LEAVES
-    assert f"; left out, as asked for: {', '.join(sorted(CLASS_LEAVES))}\n" in capsys.readouterr().out
+    assert (
+        f"; left out, as asked for: {', '.join(sorted(CLASS_LEAVES))}\n" in capsys.readouterr().out
+    )
 
     # What is loaded in part is not loaded: no stage may build on it before it was trained.
     params = shapes(target)["params"]
@@ -146,17 +178,24 @@ def test_other_classes_are_left_out_when_asked_for(classes: int, tmp_path: Path,
     partly = initial_variables(shapes(target), config)["params"]
     whole = initial_variables(shapes(FPN), Config(model=FPN, init_from=str(tmp_path)))["params"]
     mask = staged(pretrained=True)[2]
-    with pytest.raises(ConfigError, match=r"stages\.mask: frozen at random initialisation: box_head \("):
+    with pytest.raises(
+        ConfigError, match=r"stages\.mask: frozen at random initialisation: box_head \("
+    ):
         refuse_random_frozen((mask,), params, loaded=partly)
     refuse_random_frozen((mask,), shapes(FPN)["params"], loaded=whole)
     refuse_random_frozen(staged(pretrained=True), params, loaded=partly)
-    with pytest.raises(ConfigError, match=r"stages\.rpn: frozen at random initialisation: resnet \("):
+    with pytest.raises(
+        ConfigError, match=r"stages\.rpn: frozen at random initialisation: resnet \("
+    ):
         refuse_random_frozen(staged(pretrained=True), params, loaded={})
 
 
 def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:
     write_run(tmp_path, FPN)
-    with pytest.raises(ConfigError, match=r": not for 5 classes: [^ ]*params/box_head/\S+, .* \(--init-without-classes .*\)$") as caught:
+    with pytest.raises(
+        ConfigError,
+        match=r": not for 5 classes: [^ ]*params/box_head/\S+, .* \(--init-without-classes .*\)$",
+    ) as caught:
         load(tmp_path, replace(FPN, num_classes=5))
     assert all(path in str(caught.value) for path in CLASS_LEAVES)
     assert "\n" not in str(caught.value)
@@ -171,9 +210,12 @@ def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path
     ],
 )
 def test_other_shapes_are_refused(model: ModelConfig, tmp_path: Path) -> None:
-    """Also of the leaves that depend on the classes, where more than the number of classes differs."""
+    """Also of the leaves that depend on the classes, where more than the number of classes
+    differs."""
     write_run(tmp_path, FPN)
-    with pytest.raises(ConfigError, match=r"init_from: .*: \d+ shapes differ: params/(box|mask)_head/") as caught:
+    with pytest.raises(
+        ConfigError, match=r"init_from: .*: \d+ shapes differ: params/(box|mask)_head/"
+    ) as caught:
         load(tmp_path, model)
     head = "box_head" if model.box_head.hidden == 4 else "mask_head"
     assert f"params/{head}/" in str(caught.value)
@@ -185,20 +227,35 @@ def test_between_fpn_and_c4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     loaded = load(tmp_path / "fpn", C4)
     assert {path.split("/")[1] for path in loaded} == {"resnet", "res5"}
     assert len(loaded) == len(source)
-    np.testing.assert_array_equal(loaded["params/res5/block1/conv2/kernel"], source["params/resnet/layer4/block1/conv2/kernel"])
+    np.testing.assert_array_equal(
+        loaded["params/res5/block1/conv2/kernel"],
+        source["params/resnet/layer4/block1/conv2/kernel"],
+    )
     assert "not used" not in capsys.readouterr().out
     source = write_run(tmp_path / "c4", C4, "resnet", "res5")
     loaded = load(tmp_path / "c4", FPN)
-    np.testing.assert_array_equal(loaded["batch_stats/resnet/layer4/block0/conv1/mean"], source["batch_stats/res5/block0/conv1/mean"])
+    np.testing.assert_array_equal(
+        loaded["batch_stats/resnet/layer4/block0/conv1/mean"],
+        source["batch_stats/res5/block0/conv1/mean"],
+    )
     assert len(loaded) == len(source)
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"pixel_mean": (0.5, 0.5, 0.5)}, "model.pixel_mean: (0.5, 0.5, 0.5) -> (0.485, 0.456, 0.406)"),
-        ({"resnet": replace(FPN.resnet, norm_epsilon=0.0)}, "model.resnet.norm_epsilon: 0.0 -> 1e-05"),
-        ({"resnet": replace(FPN.resnet, stride_in_1x1=True)}, "model.resnet.stride_in_1x1: True -> False"),
+        (
+            {"pixel_mean": (0.5, 0.5, 0.5)},
+            "model.pixel_mean: (0.5, 0.5, 0.5) -> (0.485, 0.456, 0.406)",
+        ),
+        (
+            {"resnet": replace(FPN.resnet, norm_epsilon=0.0)},
+            "model.resnet.norm_epsilon: 0.0 -> 1e-05",
+        ),
+        (
+            {"resnet": replace(FPN.resnet, stride_in_1x1=True)},
+            "model.resnet.stride_in_1x1: True -> False",
+        ),
     ],
 )
 def test_parameters_that_mean_something_else_are_warned_of(

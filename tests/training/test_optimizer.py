@@ -1,4 +1,5 @@
-"""Optimisers against plain NumPy loops; frozen leaves bit for bit, under everything that could move them."""
+"""Optimisers against plain NumPy loops; frozen leaves bit for bit, under everything that could move
+them."""
 
 from __future__ import annotations
 
@@ -13,28 +14,52 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
-from mrcnn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, moving_average, scaling_hint
+from mrcnn_jax.training.optimizer import (
+    apply_gradients,
+    learning_rate,
+    make_optimizer,
+    moving_average,
+    scaling_hint,
+)
 
 STEPS = 20
-SCALES = {"head/kernel": 1.0, "head/bias": 1.0, "neck/kernel": 0.1}  # the trained leaves and their groups' lr_scale
+SCALES = {
+    "head/kernel": 1.0,
+    "head/bias": 1.0,
+    "neck/kernel": 0.1,
+}  # the trained leaves and their groups' lr_scale
 
 
 def stage(**optimizer: Any) -> StageConfig:
     groups = (ParamGroup("head/.*"), ParamGroup("neck/.*", lr_scale=0.1))
-    return StageConfig(name="box", losses=("box",), train=groups, frozen=("body/.*",), optimizer=OptimizerConfig(**optimizer))
+    return StageConfig(
+        name="box",
+        losses=("box",),
+        train=groups,
+        frozen=("body/.*",),
+        optimizer=OptimizerConfig(**optimizer),
+    )
 
 
 def initial() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {
-        "head": {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "bias": jnp.asarray(rng.normal(size=4), jnp.float32)},
+        "head": {
+            "kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=4), jnp.float32),
+        },
         "neck": {"kernel": jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)},
         "body": {
             "kernel": jnp.asarray(rng.normal(size=(5, 5)), jnp.float32),
-            # Values whose bits do not survive "+ 0" or a NumPy-like comparison: -0.0, a NaN with a payload, subnormals, infinity.
-            "odd": jnp.asarray(np.array([0x80000000, 0x7FC00001, 0x00000001, 0x7F800000], np.uint32).view(np.float32)),
+            # Values whose bits do not survive "+ 0" or a NumPy-like comparison: -0.0, a NaN with a
+            # payload, subnormals, infinity.
+            "odd": jnp.asarray(
+                np.array([0x80000000, 0x7FC00001, 0x00000001, 0x7F800000], np.uint32).view(
+                    np.float32
+                )
+            ),
             "half": jnp.full(3, -0.0, jnp.bfloat16),
         },
     }
@@ -55,7 +80,8 @@ def nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def run(table: StageConfig) -> tuple[dict[str, np.ndarray], Any]:
-    """`STEPS` jitted updates with donated state, under the strict promotion that the step's own code has to pass."""
+    """`STEPS` jitted updates with donated state, under the strict promotion that the step's own
+    code has to pass."""
     params = initial()
     optimizer = make_optimizer(table, params, total_steps=STEPS)
     labels = stages.labels(table, params)
@@ -91,13 +117,21 @@ def rate(config: OptimizerConfig, step: int) -> float:
 
 def reference(config: OptimizerConfig) -> dict[str, np.ndarray]:
     """The same updates as a float64 loop over leaves."""
-    params = {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(initial(), sep="/").items() if path in SCALES}
+    params = {
+        path: np.asarray(leaf, np.float64)
+        for path, leaf in flatten_dict(initial(), sep="/").items()
+        if path in SCALES
+    }
     first = {path: np.zeros_like(leaf) for path, leaf in params.items()}
     second = {path: np.zeros_like(leaf) for path, leaf in params.items()}
     for made, step in enumerate(range(0, STEPS, config.accumulate_steps)):
-        # One batch as large as several, whose gradient is the mean of theirs; the last one has what is left.
+        # One batch as large as several, whose gradient is the mean of theirs; the last one has what
+        # is left.
         parts = [gradients(s) for s in range(step, min(step + config.accumulate_steps, STEPS))]
-        grads = {path: sum(part[path].astype(np.float64) for part in parts) / len(parts) for path in params}
+        grads = {
+            path: sum(part[path].astype(np.float64) for part in parts) / len(parts)
+            for path in params
+        }
         if config.clip_norm is not None:
             norm = math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
             grads = {path: grad * min(1.0, config.clip_norm / norm) for path, grad in grads.items()}
@@ -107,7 +141,10 @@ def reference(config: OptimizerConfig) -> dict[str, np.ndarray]:
             if config.name != "sgd":
                 first[path] = 0.9 * first[path] + 0.1 * grad
                 second[path] = 0.999 * second[path] + 0.001 * grad**2
-                mean, variance = first[path] / (1 - 0.9 ** (made + 1)), second[path] / (1 - 0.999 ** (made + 1))
+                mean, variance = (
+                    first[path] / (1 - 0.9 ** (made + 1)),
+                    second[path] / (1 - 0.999 ** (made + 1)),
+                )
                 direction = mean / (np.sqrt(variance) + 1e-8) + decay * (config.name == "adamw")
             else:
                 first[path] = config.momentum * first[path] + grad
@@ -124,18 +161,40 @@ RECIPES = {
         **{"clip_norm": 0.5, "schedule": "cosine", "warmup_steps": 4},
     },
     "adam": {"name": "adam", "learning_rate": 1e-2},
-    "adam_l2_clip": {"name": "adam", "learning_rate": 1e-2, "weight_decay": 0.3, "clip_norm": 2.0, "schedule": "cosine"},
+    "adam_l2_clip": {
+        "name": "adam",
+        "learning_rate": 1e-2,
+        "weight_decay": 0.3,
+        "clip_norm": 2.0,
+        "schedule": "cosine",
+    },
     "adamw": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.5},
     "adamw_kernels_step": {
         **{"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.5, "decay_vectors": False},
         **{"schedule": "step", "warmup_steps": 2, "milestones": (0.3, 0.62), "step_factor": 0.5},
     },
-    "sgd_kernels": {"name": "sgd", "learning_rate": 0.02, "weight_decay": 0.3, "decay_vectors": False},
+    "sgd_kernels": {
+        "name": "sgd",
+        "learning_rate": 0.02,
+        "weight_decay": 0.3,
+        "decay_vectors": False,
+    },
     "sgd_accumulated": {
-        **{"name": "sgd", "learning_rate": 0.3, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.5},
+        **{
+            "name": "sgd",
+            "learning_rate": 0.3,
+            "momentum": 0.9,
+            "weight_decay": 0.1,
+            "clip_norm": 0.5,
+        },
         **{"accumulate_steps": 3, "schedule": "cosine", "warmup_steps": 2},
     },
-    "adamw_accumulated": {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.5, "accumulate_steps": 4},
+    "adamw_accumulated": {
+        "name": "adamw",
+        "learning_rate": 1e-2,
+        "weight_decay": 0.5,
+        "accumulate_steps": 4,
+    },
 }
 
 
@@ -156,7 +215,13 @@ def test_frozen_leaves_are_the_very_same_arrays() -> None:
     table = stage(name="sgd", weight_decay=0.1)
     params = initial()
     optimizer = make_optimizer(table, params, total_steps=STEPS)
-    updated, _ = apply_gradients(optimizer, optimizer.init(params), params, nested(gradients(0)), stages.labels(table, params))
+    updated, _ = apply_gradients(
+        optimizer,
+        optimizer.init(params),
+        params,
+        nested(gradients(0)),
+        stages.labels(table, params),
+    )
     for name, leaf in params["body"].items():
         assert updated["body"][name] is leaf
 
@@ -166,40 +231,67 @@ def test_frozen_leaves_own_no_state(recipe: str) -> None:
     table = stage(**RECIPES[recipe])
     params = initial()
     state = make_optimizer(table, params, total_steps=STEPS).init(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]
+    ]
     assert not [path for path in paths if "body" in path or stages.FROZEN in path]
-    copies = {"adam": 2, "adamw": 2, "sgd": 1 if table.optimizer.momentum else 0}[table.optimizer.name]
+    copies = {"adam": 2, "adamw": 2, "sgd": 1 if table.optimizer.momentum else 0}[
+        table.optimizer.name
+    ]
     copies += table.optimizer.accumulate_steps > 1  # the gradients so far
     moments = sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape)
     assert moments == sorted([(3, 4), (4,), (2, 2)] * copies)
 
 
 def test_the_clip_norm_sees_the_trainable_gradients_only() -> None:
-    """One plain SGD step at rate 1 moves by the clipped gradient: its norm is the limit, although frozen leaves are huge."""
+    """One plain SGD step at rate 1 moves by the clipped gradient: its norm is the limit, although
+    frozen leaves are huge."""
     groups = (ParamGroup("(head|neck)/.*"),)
     optimizer_config = OptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=0.25)
-    table = StageConfig(name="box", losses=("box",), train=groups, frozen=("body/.*",), optimizer=optimizer_config)
+    table = StageConfig(
+        name="box", losses=("box",), train=groups, frozen=("body/.*",), optimizer=optimizer_config
+    )
     params = initial()
     optimizer = make_optimizer(table, params, total_steps=1)
-    updated, _ = apply_gradients(optimizer, optimizer.init(params), params, nested(gradients(0)), stages.labels(table, params))
-    moved = {p: np.asarray(flatten_dict(params, sep="/")[p], np.float64) - flatten_dict(updated, sep="/")[p] for p in SCALES}
+    updated, _ = apply_gradients(
+        optimizer,
+        optimizer.init(params),
+        params,
+        nested(gradients(0)),
+        stages.labels(table, params),
+    )
+    moved = {
+        p: np.asarray(flatten_dict(params, sep="/")[p], np.float64)
+        - flatten_dict(updated, sep="/")[p]
+        for p in SCALES
+    }
     grads = gradients(0)
     norm = math.sqrt(sum(float((grad.astype(np.float64) ** 2).sum()) for grad in grads.values()))
     assert norm > 1
     for path, grad in grads.items():
         np.testing.assert_allclose(moved[path], grad * 0.25 / norm, rtol=1e-4, atol=1e-6)
-    # The transformation itself, should somebody hand it gradients of frozen leaves: they neither count nor come out.
-    full = stages.merge(nested(grads), {"body": jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e9), params["body"])})
+    # The transformation itself, should somebody hand it gradients of frozen leaves: they neither
+    # count nor come out.
+    full = stages.merge(
+        nested(grads), {"body": jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e9), params["body"])}
+    )
     updates, _ = optimizer.update(full, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["head"]["kernel"], -grads["head/kernel"] * 0.25 / norm, rtol=1e-5)
+    np.testing.assert_allclose(
+        updates["head"]["kernel"], -grads["head/kernel"] * 0.25 / norm, rtol=1e-5
+    )
     assert all(not np.asarray(leaf, np.float32).any() for leaf in jax.tree.leaves(updates["body"]))
 
 
 def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> None:
-    """Three steps make an update, and 20 of them seven, the last one of two; the moving average follows the updates alone."""
+    """Three steps make an update, and 20 of them seven, the last one of two; the moving average
+    follows the updates alone."""
     table = stage(name="sgd", learning_rate=0.1, momentum=0.5, accumulate_steps=3)
     params = initial()
-    optimizer, labels = make_optimizer(table, params, total_steps=STEPS), stages.labels(table, params)
+    optimizer, labels = (
+        make_optimizer(table, params, total_steps=STEPS),
+        stages.labels(table, params),
+    )
 
     @jax.jit
     def step_once(params: Any, state: Any, average: Any, grads: Any) -> Any:
@@ -209,7 +301,11 @@ def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> No
     def kept(found: Any) -> Any:
         """All but the frozen parameters, the mean so far and its count."""
         params, state, average = found
-        return stages.split(params, labels)[0], average, [leaf for _, leaf in optax.tree.get_all_with_path(state, "trace")]
+        return (
+            stages.split(params, labels)[0],
+            average,
+            [leaf for _, leaf in optax.tree.get_all_with_path(state, "trace")],
+        )
 
     average, state = stages.split(params, labels)[0], optimizer.init(params)
     found, moved = (params, state, average), []
@@ -226,16 +322,26 @@ def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> No
             else:
                 moved.append(step)
                 assert not np.asarray(mean).any()
-                expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * np.asarray(new, np.float64), expected, trained)
+                expected = jax.tree.map(
+                    lambda old, new: 0.75 * old + 0.25 * np.asarray(new, np.float64),
+                    expected,
+                    trained,
+                )
     assert moved == [2, 5, 8, 11, 14, 17, 19]
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7), average, expected)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7),
+        average,
+        expected,
+    )
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_learning_rate_is_the_formula(schedule: str, warmup: int, accumulate: int) -> None:
-    table = stage(learning_rate=0.3, schedule=schedule, warmup_steps=warmup, accumulate_steps=accumulate)
+    table = stage(
+        learning_rate=0.3, schedule=schedule, warmup_steps=warmup, accumulate_steps=accumulate
+    )
     traced = jax.jit(lambda step: learning_rate(table, step, STEPS))
     for step in range(STEPS):
         expected = rate(table.optimizer, step)
@@ -260,14 +366,21 @@ def test_a_warmup_longer_than_the_stage_is_an_error() -> None:
 
 def test_a_milestone_within_the_warmup_is_an_error() -> None:
     table = stage(schedule="step", milestones=(0.25, 0.5), warmup_steps=6)
-    with pytest.raises(ConfigError, match=r"stages\.box\.optimizer\.milestones: 0\.25 is update 5, within the warm-up of 6"):
+    with pytest.raises(
+        ConfigError,
+        match=r"stages\.box\.optimizer\.milestones: 0\.25 is update 5, within the warm-up of 6",
+    ):
         make_optimizer(table, initial(), total_steps=STEPS)
     # At its end the first fall follows at once.
-    assert float(learning_rate(replace(table, optimizer=replace(table.optimizer, warmup_steps=5)), 5, STEPS)) == np.float32(1e-4)
+    assert float(
+        learning_rate(replace(table, optimizer=replace(table.optimizer, warmup_steps=5)), 5, STEPS)
+    ) == np.float32(1e-4)
 
 
 def test_wrong_patterns_are_caught_here_too() -> None:
-    table = StageConfig(name="box", losses=("box",), train=(ParamGroup("head/.*"),), frozen=("body/.*",))
+    table = StageConfig(
+        name="box", losses=("box",), train=(ParamGroup("head/.*"),), frozen=("body/.*",)
+    )
     with pytest.raises(ConfigError, match="neck/kernel"):
         make_optimizer(table, initial(), total_steps=STEPS)
 

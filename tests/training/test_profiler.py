@@ -31,7 +31,12 @@ def test_some_steps_of_each_stage_are_traced(tmp_path: Path) -> None:
             state = traced_step(state)
             profiler.step(state)
     profiler.end()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["box", "rpn"]  # the last stage was over before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "box",
+        "rpn",
+    ]  # the last stage was over before
     traced = {stage: events_of_steps(tmp_path / stage) for stage in ("rpn", "box")}
     assert traced["rpn"] > 0
-    assert traced["rpn"] * 2 == traced["box"] * (LAST - FIRST + 1)  # a step leaves the same number of events everywhere
+    assert traced["rpn"] * 2 == traced["box"] * (
+        LAST - FIRST + 1
+    )  # a step leaves the same number of events everywhere

@@ -1,4 +1,5 @@
-"""The stage table: labels against a hand-written tree, and every way in which a table can be wrong."""
+"""The stage table: labels against a hand-written tree, and every way in which a table can be
+wrong."""
 
 from __future__ import annotations
 
@@ -6,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mrcnn_jax.config import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
 
 PARAMS = {
-    "resnet": {"conv1": {"kernel": jnp.ones((2, 3))}, "layer1": {"kernel": jnp.ones(4), "bias": jnp.ones(2)}},
+    "resnet": {
+        "conv1": {"kernel": jnp.ones((2, 3))},
+        "layer1": {"kernel": jnp.ones(4), "bias": jnp.ones(2)},
+    },
     "fpn": {"lateral2": {"kernel": jnp.ones(5)}},
     "rpn": {"conv": {"kernel": jnp.ones((7, 1))}},
 }
@@ -34,7 +38,9 @@ def test_labels_are_those_of_the_one_matching_pattern() -> None:
 
 def test_a_pattern_that_matches_the_start_of_a_path_does_not_match_it() -> None:
     params = {"rpn": {"scale": jnp.ones(1), "scale_two": jnp.ones(1)}}
-    assert stages.labels(stage(("rpn/scale",), ("rpn/scale_two",)), params) == {"rpn": {"scale": "group0", "scale_two": "frozen"}}
+    assert stages.labels(stage(("rpn/scale",), ("rpn/scale_two",)), params) == {
+        "rpn": {"scale": "group0", "scale_two": "frozen"}
+    }
 
 
 def test_labels_need_no_arrays() -> None:
@@ -46,19 +52,27 @@ def test_labels_need_no_arrays() -> None:
 @pytest.mark.parametrize(
     ("table", "named"),
     [
-        (stage(("(fpn|rpn)/.*", "rpm/.*"), ("resnet/.*",)), ("rpn", "'rpm/.*'", "fpn, resnet, rpn")),
+        (
+            stage(("(fpn|rpn)/.*", "rpm/.*"), ("resnet/.*",)),
+            ("rpn", "'rpm/.*'", "fpn, resnet, rpn"),
+        ),
         (stage(("(fpn|rpn)/.*",), ("resnet/.*", "c4/.*")), ("rpn", "'c4/.*'")),
         (stage(("(fpn|rpn)/.*",), ("resnet/layer1/.*",)), ("rpn", "resnet/conv1/kernel")),
         (
             stage(("(fpn|rpn)/.*", "fpn/lateral2/kernel"), ("resnet/.*",)),
             ("rpn", "'(fpn|rpn)/.*'", "'fpn/lateral2/kernel'", "fpn/lateral2/kernel"),
         ),
-        (stage(("(fpn|rpn)/.*",), ("resnet/.*", "rpn/conv/.*")), ("rpn", "'(fpn|rpn)/.*'", "'rpn/conv/.*'", "rpn/conv/kernel")),
+        (
+            stage(("(fpn|rpn)/.*",), ("resnet/.*", "rpn/conv/.*")),
+            ("rpn", "'(fpn|rpn)/.*'", "'rpn/conv/.*'", "rpn/conv/kernel"),
+        ),
         # re.fullmatch: a prefix is no match.
         (stage(("(fpn|rpn)/.*",), ("resnet/conv1", "resnet/layer1/.*")), ("rpn", "'resnet/conv1'")),
     ],
 )
-def test_wrong_tables_are_one_line_that_names_stage_pattern_and_leaf(table: StageConfig, named: tuple[str, ...]) -> None:
+def test_wrong_tables_are_one_line_that_names_stage_pattern_and_leaf(
+    table: StageConfig, named: tuple[str, ...]
+) -> None:
     for function in (stages.labels, stages.summary, stages.live_norm):
         with pytest.raises(ConfigError) as caught:
             function(table, PARAMS)
@@ -76,13 +90,17 @@ def test_split_and_merge_hand_on_the_same_arrays() -> None:
     assert frozen == {"resnet": {"conv1": {"kernel": PARAMS["resnet"]["conv1"]["kernel"]}}}
     merged = stages.merge(trainable, frozen)
     assert str(jax.tree.structure(merged)) == str(jax.tree.structure(PARAMS))
-    assert all(a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(PARAMS), strict=True))
+    assert all(
+        a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(PARAMS), strict=True)
+    )
 
 
 def test_nothing_frozen() -> None:
     trainable, frozen = stages.split(PARAMS, stages.labels(stage((".*",)), PARAMS))
     assert frozen == {}
-    assert str(jax.tree.structure(stages.merge(trainable, frozen))) == str(jax.tree.structure(PARAMS))
+    assert str(jax.tree.structure(stages.merge(trainable, frozen))) == str(
+        jax.tree.structure(PARAMS)
+    )
 
 
 def test_live_norm_is_where_something_trains() -> None:
@@ -91,7 +109,12 @@ def test_live_norm_is_where_something_trains() -> None:
 
 
 def test_summary_counts_leaves_and_parameters() -> None:
-    table = stage(("(fpn|rpn)/.*", "resnet/layer1/.*"), ("resnet/conv1/.*",), optimizer=OptimizerConfig(learning_rate=0.02), epochs=7)
+    table = stage(
+        ("(fpn|rpn)/.*", "resnet/layer1/.*"),
+        ("resnet/conv1/.*",),
+        optimizer=OptimizerConfig(learning_rate=0.02),
+        epochs=7,
+    )
     text = stages.summary(table, PARAMS)
     lines = [line.split() for line in text.splitlines()]
     assert ["group0", "(fpn|rpn)/.*", "2", "12", "0.02"] in lines

@@ -1,4 +1,5 @@
-"""The train step of every stage on a tiny network: what moves, what may not, and what is not computed."""
+"""The train step of every stage on a tiny network: what moves, what may not, and what is not
+computed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ops import laws
 
-from mrcnn_jax.config import (
+from mrcnn_jax.config.schema import (
     BoxHeadConfig,
     Loss,
     MaskHeadConfig,
@@ -28,13 +29,13 @@ from mrcnn_jax.config import (
     RPNConfig,
     StageConfig,
 )
+from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, MaskRCNN, Variables, example_batch
-from mrcnn_jax.recipes import joint, staged
+from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.optimizer import make_optimizer
 from mrcnn_jax.training.stages import trained
-from mrcnn_jax.training.state import TrainState
 from mrcnn_jax.training.step import make_train_step, make_validation_step, stage_losses
 
 CANVAS = (64, 64)
@@ -76,7 +77,9 @@ def batch(seed: int, valid: tuple[bool, bool] = (True, True)) -> Batch:
     """Two images with three objects each and a row that is not valid."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(0, 30, (2, 4, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(8, 18, (2, 4, 2))], axis=2).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(8, 18, (2, 4, 2))], axis=2).astype(
+        np.float32
+    )
     exists = np.tile([True, True, False, True], (2, 1))
     ground_truth = Instances(
         boxes=boxes,
@@ -94,7 +97,9 @@ def batch(seed: int, valid: tuple[bool, bool] = (True, True)) -> Batch:
         indices=np.array([2 * seed, 2 * seed + 1], np.int32),
         valid=np.array(valid),
         ground_truth=ground_truth,
-        ignore=Instances(boxes=np.array([[[0, 0, 9, 9]]] * 2, np.float32), valid=np.array([[True], [False]])),
+        ignore=Instances(
+            boxes=np.array([[[0, 0, 9, 9]]] * 2, np.float32), valid=np.array([[True], [False]])
+        ),
         lost=np.array([2, 5], np.int32),
     )
 
@@ -104,7 +109,13 @@ def poisoned(batch: Batch, poison: float) -> Batch:
 
     def fill(rows: Instances) -> Instances:
         fields = {name: getattr(rows, name) for name in ("boxes", "labels", "masks", "has_mask")}
-        return rows.replace(**laws.poisoned({name: field for name, field in fields.items() if field is not None}, rows.valid, poison))
+        return rows.replace(
+            **laws.poisoned(
+                {name: field for name, field in fields.items() if field is not None},
+                rows.valid,
+                poison,
+            )
+        )
 
     return batch.replace(ground_truth=fill(batch.ground_truth), ignore=fill(batch.ignore))
 
@@ -161,11 +172,16 @@ def moved(before: Any, after: Any) -> set[str]:
     """Paths of the leaves whose bits differ."""
     old, new = (flatten_dict(tree, sep="/") for tree in (before, after))
     assert set(old) == set(new)
-    return {path for path, leaf in old.items() if np.asarray(leaf).tobytes() != np.asarray(new[path]).tobytes()}
+    return {
+        path
+        for path, leaf in old.items()
+        if np.asarray(leaf).tobytes() != np.asarray(new[path]).tobytes()
+    }
 
 
 def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runner) -> None:
-    """With momentum and weight decay on, every other parameter and every batch statistic keeps its bits; one compilation does it."""
+    """With momentum and weight decay on, every other parameter and every batch statistic keeps its
+    bits; one compilation does it."""
     state = box_runner.start
     before = jax.tree.map(np.array, state)
     losses = []
@@ -173,17 +189,35 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
     average = jax.tree.map(np.float64, before.ema)
     for step in range(20):
         state, metrics = box_runner.step(state, batch(step % 3))
-        average = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * np.float64(new), average, {"box_head": state.params["box_head"]})
+        average = jax.tree.map(
+            lambda old, new: 0.75 * old + 0.25 * np.float64(new),
+            average,
+            {"box_head": state.params["box_head"]},
+        )
         losses.append({name: float(value) for name, value in metrics.items()})
     assert box_runner.traces == 1
     assert int(state.step) == 20
-    box_head = {path for path in flatten_dict(before.params, sep="/") if path.startswith("box_head/")}
+    box_head = {
+        path for path in flatten_dict(before.params, sep="/") if path.startswith("box_head/")
+    }
     assert moved(before.params, state.params) == box_head
     assert moved(before.batch_stats, state.batch_stats) == set()
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7), state.ema, average)
-    assert set(losses[0]) == {"loss/box_class", "loss/box_box", "loss/total", "gradient_norm", "objects_lost"}
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7),
+        state.ema,
+        average,
+    )
+    assert set(losses[0]) == {
+        "loss/box_class",
+        "loss/box_box",
+        "loss/total",
+        "gradient_norm",
+        "objects_lost",
+    }
     for row in losses:
-        assert row["loss/total"] == pytest.approx(row["loss/box_class"] + row["loss/box_box"], rel=1e-6)
+        assert row["loss/total"] == pytest.approx(
+            row["loss/box_class"] + row["loss/box_box"], rel=1e-6
+        )
         assert 0 < row["gradient_norm"] < np.inf
     assert losses[18]["loss/total"] < losses[0]["loss/total"]  # the same batch, seven times later
 
@@ -191,12 +225,22 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
 def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runner: Runner) -> None:
     start = rpn_runner.start
     state, metrics = rpn_runner.once(batch(0))
-    trained = {path for path in flatten_dict(start.params, sep="/") if path.split("/")[0] in ("resnet", "fpn", "rpn")}
+    trained = {
+        path
+        for path in flatten_dict(start.params, sep="/")
+        if path.split("/")[0] in ("resnet", "fpn", "rpn")
+    }
     assert moved(start.params, state.params) == trained
     statistics = set(flatten_dict(start.batch_stats, sep="/"))
     assert {path.split("/")[0] for path in statistics} == {"resnet", "rpn"}
     assert moved(start.batch_stats, state.batch_stats) == statistics
-    assert set(metrics) == {"loss/rpn_objectness", "loss/rpn_box", "loss/total", "gradient_norm", "objects_lost"}
+    assert set(metrics) == {
+        "loss/rpn_objectness",
+        "loss/rpn_box",
+        "loss/total",
+        "gradient_norm",
+        "objects_lost",
+    }
     assert metrics["objects_lost"] == 7
 
 
@@ -210,21 +254,31 @@ def test_c4_trains_res5_with_the_box_head_alone() -> None:
         state, metrics = runner.once(batch(0))
         assert all(np.isfinite(value) for value in metrics.values())
         assert {path.split("/")[0] for path in moved(runner.start.params, state.params)} == modules
-        statistics = {path for path in flatten_dict(runner.start.batch_stats, sep="/") if path.split("/")[0] in modules}
+        statistics = {
+            path
+            for path in flatten_dict(runner.start.batch_stats, sep="/")
+            if path.split("/")[0] in modules
+        }
         assert moved(runner.start.batch_stats, state.batch_stats) == statistics
         expected = runner.once(poisoned(batch(0), np.nan))
         jax.tree.map(np.testing.assert_array_equal, (state, metrics), expected)
 
 
 def test_all_heads_together_without_inference_in_the_step(variables: Variables) -> None:
-    """Joint training on the box head's mini-batch: every parameter moves, and NMS is the RPN's alone."""
+    """Joint training on the box head's mini-batch: every parameter moves, and NMS is the RPN's
+    alone."""
     config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, train_on="box_samples"))
     (stage,) = joint(train=(ParamGroup(".*"),), epochs=1, optimizer=SGD)
     runner = Runner(stage, variables, MaskRCNN(config))
     state, metrics = runner.once(batch(0))
-    assert moved(runner.start.params, state.params) == set(flatten_dict(runner.start.params, sep="/"))
+    assert moved(runner.start.params, state.params) == set(
+        flatten_dict(runner.start.params, sep="/")
+    )
     losses = {name for name, value in metrics.items() if name.startswith("loss/") and value > 0}
-    assert losses == {f"loss/{name}" for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")}
+    assert losses == {
+        f"loss/{name}"
+        for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")
+    }
 
     def loops(runner: Runner) -> int:
         """Of NMS: on a GPU there are no others."""
@@ -236,33 +290,48 @@ def test_all_heads_together_without_inference_in_the_step(variables: Variables) 
 
 
 @pytest.mark.parametrize("stage", ["rpn", "box"])
-def test_rows_that_do_not_exist_may_hold_anything(stage: str, request: pytest.FixtureRequest) -> None:
+def test_rows_that_do_not_exist_may_hold_anything(
+    stage: str, request: pytest.FixtureRequest
+) -> None:
     runner = request.getfixturevalue(f"{stage}_runner")
     expected = runner.once(batch(0))
     for poison in laws.POISONS:
-        jax.tree.map(np.testing.assert_array_equal, runner.once(poisoned(batch(0), poison)), expected)
+        jax.tree.map(
+            np.testing.assert_array_equal, runner.once(poisoned(batch(0), poison)), expected
+        )
 
 
 @pytest.mark.parametrize("stage", ["rpn", "box"])
-def test_an_image_that_fills_up_a_batch_may_hold_anything(stage: str, request: pytest.FixtureRequest) -> None:
+def test_an_image_that_fills_up_a_batch_may_hold_anything(
+    stage: str, request: pytest.FixtureRequest
+) -> None:
     """Neither losses nor updates nor batch statistics see it."""
     runner = request.getfixturevalue(f"{stage}_runner")
     partial, other = batch(0, valid=(True, False)), batch(1)
-    mixed = jax.tree.map(lambda a, b: np.concatenate([a[:1], b[1:]]), partial, other.replace(valid=partial.valid))
+    mixed = jax.tree.map(
+        lambda a, b: np.concatenate([a[:1], b[1:]]), partial, other.replace(valid=partial.valid)
+    )
     expected = runner.once(partial)
     jax.tree.map(np.testing.assert_array_equal, runner.once(mixed), expected)
     assert moved(expected[1], runner.once(batch(0))[1]) == set(expected[1])  # a valid one does
 
 
-def test_losses_do_not_depend_on_an_added_invalid_image_or_on_the_order(variables: Variables) -> None:
+def test_losses_do_not_depend_on_an_added_invalid_image_or_on_the_order(
+    variables: Variables,
+) -> None:
     stage = replace(BOX, losses=("rpn", "box", "mask"))
     validate = jax.jit(make_validation_step(MODEL, stage), compiler_options=QUICK_COMPILE)
     key = jax.random.key(3)
     both = batch(0)
     backwards = jax.tree.map(lambda leaf: leaf[::-1], both)
-    filled = jax.tree.map(lambda a, b: np.concatenate([a, b[:1]]), both, batch(1, valid=(False, False)))
+    filled = jax.tree.map(
+        lambda a, b: np.concatenate([a, b[:1]]), both, batch(1, valid=(False, False))
+    )
     expected, proposals = validate(variables, both, key)
-    assert set(expected) == {f"loss/{name}" for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")}
+    assert set(expected) == {
+        f"loss/{name}"
+        for name in ("rpn_objectness", "rpn_box", "box_class", "box_box", "mask", "total")
+    }
     assert all(float(value) > 0 for value in expected.values())
     assert proposals.boxes.shape == (2, 10, 4)
     for other in (backwards, filled):
@@ -272,15 +341,24 @@ def test_losses_do_not_depend_on_an_added_invalid_image_or_on_the_order(variable
 
 
 def test_a_normalised_and_refined_mask_branch_learns_a_batch(variables: Variables) -> None:
-    """With group norm and points: both losses fall, all of the branch moves and nothing else, and what does not exist has no part in it."""
+    """With group norm and points: both losses fall, all of the branch moves and nothing else, and
+    what does not exist has no part in it."""
     refine = PointRendConfig(steps=2, train_points=16, channels=8, fcs=1)
-    model = MaskRCNN(replace(CONFIG, mask_head=replace(CONFIG.mask_head, norm="group", refine=refine)))
+    model = MaskRCNN(
+        replace(CONFIG, mask_head=replace(CONFIG.mask_head, norm="group", refine=refine))
+    )
     rng = np.random.default_rng(0)
 
     def layer(*kernel: int) -> dict[str, np.ndarray]:
-        return {"kernel": rng.normal(scale=0.3, size=kernel).astype(np.float32), "bias": np.zeros(kernel[-1], np.float32)}
+        return {
+            "kernel": rng.normal(scale=0.3, size=kernel).astype(np.float32),
+            "bias": np.zeros(kernel[-1], np.float32),
+        }
 
-    branch = {**variables["params"]["mask_head"], "points": {"fc1": layer(17, 8), "logits": layer(9, 2)}}
+    branch = {
+        **variables["params"]["mask_head"],
+        "points": {"fc1": layer(17, 8), "logits": layer(9, 2)},
+    }
     for name in ("conv1", "conv2"):
         branch[name] = {"kernel": branch[name]["kernel"]}
         branch[f"{name}_norm"] = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
@@ -290,11 +368,17 @@ def test_a_normalised_and_refined_mask_branch_learns_a_batch(variables: Variable
     truth = batch(0)
     truth = truth.replace(ground_truth=truth.ground_truth.replace(masks=halves))
 
-    runner = Runner(replace(MASK, optimizer=OptimizerConfig(name="adam", learning_rate=0.01)), ours, model)
+    runner = Runner(
+        replace(MASK, optimizer=OptimizerConfig(name="adam", learning_rate=0.01)), ours, model
+    )
     state, first = runner.once(truth)
     _, again = runner.once(poisoned(truth, np.nan))
-    assert {name: value.tobytes() for name, value in first.items()} == {name: value.tobytes() for name, value in again.items()}
-    assert moved(ours["params"], state.params) == {f"mask_head/{path}" for path in flatten_dict(branch, sep="/")}
+    assert {name: value.tobytes() for name, value in first.items()} == {
+        name: value.tobytes() for name, value in again.items()
+    }
+    assert moved(ours["params"], state.params) == {
+        f"mask_head/{path}" for path in flatten_dict(branch, sep="/")
+    }
     metrics = first
     for _ in range(60):
         state, metrics = runner.step(state, truth)
@@ -304,7 +388,8 @@ def test_a_normalised_and_refined_mask_branch_learns_a_batch(variables: Variable
 
 
 def operations(function: Callable[..., Any], *args: Any) -> Counter[str]:
-    """How often each primitive stands in the program that `function` is traced to, those of inner programs included."""
+    """How often each primitive stands in the program that `function` is traced to, those of inner
+    programs included."""
     counts: Counter[str] = Counter()
 
     def visit(value: Any) -> None:
@@ -322,8 +407,11 @@ def operations(function: Callable[..., Any], *args: Any) -> Counter[str]:
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(variables: Variables, clip_norm: float | None) -> None:
-    """Two products for each layer of the mask head (by its kernel, by its input), less the first one's by the input: that is all."""
+def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(
+    variables: Variables, clip_norm: float | None
+) -> None:
+    """Two products for each layer of the mask head (by its kernel, by its input), less the first
+    one's by the input: that is all."""
 
     def step_operations(stage: StageConfig) -> Counter[str]:
         runner = Runner(replace(stage, optimizer=replace(SGD, clip_norm=clip_norm)), variables)
@@ -334,10 +422,15 @@ def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(variables: Var
     assert forward["conv_general_dilated"] > 20
     assert step["conv_general_dilated"] - forward["conv_general_dilated"] == 2 * (CONVS + 1) - 1
     assert step["dot_general"] - forward["dot_general"] == 2  # the 1x1 convolution to masks
-    assert step["scatter-add"] - forward["scatter-add"] == 1  # the choice of a class's mask; RoIAlign's backward would be another
+    assert (
+        step["scatter-add"] - forward["scatter-add"] == 1
+    )  # the choice of a class's mask; RoIAlign's backward would be another
     assert not any("callback" in name for name in step)
     # The count sees a backward pass where there is one: of FPN, RPN and ResNet.
     assert (
         step_operations(RPN)["conv_general_dilated"]
-        > 2 * operations(make_validation_step(MODEL, RPN), variables, batch(0), jax.random.key(0))["conv_general_dilated"]
+        > 2
+        * operations(make_validation_step(MODEL, RPN), variables, batch(0), jax.random.key(0))[
+            "conv_general_dilated"
+        ]
     )

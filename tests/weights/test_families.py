@@ -12,7 +12,7 @@ import pytest
 import state_dicts
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config import ConfigError, ModelConfig, ResNetConfig
+from mrcnn_jax.config.schema import ConfigError, ModelConfig, ResNetConfig
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.families import FAMILIES, RESNET, family_of
 from mrcnn_jax.weights.mapping import assign, fill
@@ -26,10 +26,14 @@ def load(name: str, tensors: Tensors, depth: Any = 50) -> dict[str, np.ndarray]:
     family = state_dicts.family(name)
     model = family.model or ModelConfig(resnet=ResNetConfig(width=state_dicts.WIDTH))
     model = replace(model, resnet=replace(model.resnet, depth=depth))
-    template = jax.eval_shape(lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64)))
+    template = jax.eval_shape(
+        lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64))
+    )
     if family.model is None:
         template = {kind: {"resnet": tree["resnet"]} for kind, tree in template.items()}
-    variables = fill(template, assign(tensors, family.rules, family.left_out, "file"), tensors, "file")
+    variables = fill(
+        template, assign(tensors, family.rules, family.left_out, "file"), tensors, "file"
+    )
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, template)
     return flatten_dict(variables, sep="/")
 
@@ -177,13 +181,22 @@ def detectron2_c4(t: Tensors) -> dict[str, np.ndarray]:
     }
 
 
-CASES: dict[str, tuple[str, Callable[[], state_dicts.Shapes], Callable[[Tensors], dict[str, np.ndarray]]]] = {
+CASES: dict[
+    str, tuple[str, Callable[[], state_dicts.Shapes], Callable[[Tensors], dict[str, np.ndarray]]]
+] = {
     "v1": ("maskrcnn_resnet50_fpn", lambda: state_dicts.recorded("maskrcnn_resnet50_fpn"), v1),
     "v1 published": ("maskrcnn_resnet50_fpn", state_dicts.published, v1_published),
-    "v2": ("maskrcnn_resnet50_fpn_v2", lambda: state_dicts.recorded("maskrcnn_resnet50_fpn_v2"), v2),
+    "v2": (
+        "maskrcnn_resnet50_fpn_v2",
+        lambda: state_dicts.recorded("maskrcnn_resnet50_fpn_v2"),
+        v2,
+    ),
     "detectron2 fpn": ("mask_rcnn_R_50_FPN", lambda: state_dicts.detectron2("FPN"), detectron2_fpn),
     "detectron2 c4": ("mask_rcnn_R_50_C4", lambda: state_dicts.detectron2("C4"), detectron2_c4),
-    **{f"resnet{depth}": ("resnet", lambda depth=depth: state_dicts.resnet(depth), resnet) for depth in state_dicts.BLOCKS},
+    **{
+        f"resnet{depth}": ("resnet", lambda depth=depth: state_dicts.resnet(depth), resnet)
+        for depth in state_dicts.BLOCKS
+    },
 }
 
 
@@ -197,9 +210,16 @@ def test_every_tensor_finds_its_place(case: str) -> None:
     for target, value in expected(tensors).items():
         np.testing.assert_array_equal(leaves[target], value, err_msg=target)
     # The values tell the rest: each leaf is of one source tensor, and no two of the same.
-    used = {source: tensor for source, tensor in tensors.items() if tensor.ndim and not source.startswith(LEFT_OUT)}
+    used = {
+        source: tensor
+        for source, tensor in tensors.items()
+        if tensor.ndim and not source.startswith(LEFT_OUT)
+    }
     starts = np.array([np.min(tensor) for tensor in used.values()])
-    origins = {target: set(np.searchsorted(starts, np.ravel(leaf), "right").tolist()) for target, leaf in leaves.items()}
+    origins = {
+        target: set(np.searchsorted(starts, np.ravel(leaf), "right").tolist())
+        for target, leaf in leaves.items()
+    }
     assert {len(numbers) for numbers in origins.values()} == {1}
     assert set().union(*origins.values()) == set(range(1, len(used) + 1))
     assert len(leaves) == len(used)
@@ -227,9 +247,13 @@ def test_another_depth_is_an_error() -> None:
 def test_families_are_told_apart_by_their_marks() -> None:
     names = ", ".join(family.name for family in FAMILIES)
     with pytest.raises(
-        ConfigError, match=r"file: names of no family that is known: resnet \(torchvision\), .*mask_rcnn_R_50_C4 \(detectron2\)$"
+        ConfigError,
+        match=r"file: names of no family that is known: resnet \(torchvision\), .*mask_rcnn_R_50_C4 \(detectron2\)$",
     ):
         family_of(["encoder.weight"], "file")
-    with pytest.raises(ConfigError, match=r"file: of several families: resnet \(torchvision\), mask_rcnn_R_50_C4 \(detectron2\)$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"file: of several families: resnet \(torchvision\), mask_rcnn_R_50_C4 \(detectron2\)$",
+    ):
         family_of([RESNET.mark, "roi_heads.res5.0.conv1.weight"], "file")
     assert len({family.mark for family in FAMILIES}) == len(FAMILIES), names

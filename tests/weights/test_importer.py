@@ -1,4 +1,5 @@
-"""From a file to a run's folder that everything else takes as it is; or one line, and nothing is written."""
+"""From a file to a run's folder that everything else takes as it is; or one line, and nothing is
+written."""
 
 from __future__ import annotations
 
@@ -15,12 +16,13 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli
-from mrcnn_jax.config import ConfigError, load_config_json
-from mrcnn_jax.evaluation.predict import load_run
-from mrcnn_jax.evaluation.run import evaluate_run
-from mrcnn_jax.recipes import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.commands.evaluate import evaluate_run
+from mrcnn_jax.commands.import_weights import main
+from mrcnn_jax.config.files import load_config_json
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.weights import importer
-from mrcnn_jax.weights.__main__ import main
 from mrcnn_jax.weights.families import Family, family_of
 from mrcnn_jax.weights.importer import import_weights
 
@@ -53,8 +55,13 @@ def write(path: Path, shapes: state_dicts.Shapes) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "model"), [(V1, TORCHVISION), (V2, TORCHVISION_V2), (FPN, DETECTRON2_FPN), (C4, DETECTRON2_C4)])
-def test_a_run_that_is_whole(name: str, model: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [(V1, TORCHVISION), (V2, TORCHVISION_V2), (FPN, DETECTRON2_FPN), (C4, DETECTRON2_C4)],
+)
+def test_a_run_that_is_whole(
+    name: str, model: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write(tmp_path / "weights.pkl", SHAPES[name]())
     import_weights(source, tmp_path / "runs" / "a")
     run = load_run(tmp_path / "runs" / "a")
@@ -64,16 +71,29 @@ def test_a_run_that_is_whole(name: str, model: object, tmp_path: Path, capsys: p
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["a"]
     leaves = flatten_dict(run.variables, sep="/")
     tensors = state_dicts.tensors(SHAPES[name]())
-    stem = "backbone.body.bn1" if name in (V1, V2) else f"backbone.{'bottom_up.' if name == FPN else ''}stem.conv1.norm"
-    np.testing.assert_array_equal(leaves["batch_stats/resnet/stem/mean"], tensors[f"{stem}.running_mean"])
+    stem = (
+        "backbone.body.bn1"
+        if name in (V1, V2)
+        else f"backbone.{'bottom_up.' if name == FPN else ''}stem.conv1.norm"
+    )
+    np.testing.assert_array_equal(
+        leaves["batch_stats/resnet/stem/mean"], tensors[f"{stem}.running_mean"]
+    )
 
     torchvision = name in (V1, V2)
     assert run.category_ids == list(range(1, 91)) if torchvision else len(run.category_ids) == 80
-    assert (run.class_names[1], run.class_names[13], run.class_names[90]) == ("person", "stop sign", "toothbrush")
+    assert (run.class_names[1], run.class_names[13], run.class_names[90]) == (
+        "person",
+        "stop sign",
+        "toothbrush",
+    )
     assert run.class_names.get(12) == ("N/A 12" if torchvision else None)
     printed = capsys.readouterr().out
     used = len(leaves)
-    assert f"{source}: {name} ({'torchvision' if torchvision else 'detectron2'}), {len(tensors)} tensors, {used} of them used" in printed
+    assert (
+        f"{source}: {name} ({'torchvision' if torchvision else 'detectron2'}), {len(tensors)} tensors, {used} of them used"
+        in printed
+    )
     assert ("untested on the published file" in printed) == (not torchvision)
     assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (name == V1)
     assert ("left out: pixel_mean, pixel_std: as in the config" in printed) == (not torchvision)
@@ -81,13 +101,17 @@ def test_a_run_that_is_whole(name: str, model: object, tmp_path: Path, capsys: p
 
 
 def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
-    content = json.loads((data_folder / "coco_mini" / "annotations" / "val_full80.json").read_text())
+    content = json.loads(
+        (data_folder / "coco_mini" / "annotations" / "val_full80.json").read_text()
+    )
     expected = {category["id"]: category["name"] for category in content["categories"]}
     import_weights(write(tmp_path / "d2.pkl", SHAPES[FPN]()), tmp_path / "d2")
     assert load_run(tmp_path / "d2").class_names == expected
     import_weights(write(tmp_path / "tv.pkl", SHAPES[V1]()), tmp_path / "tv")
     names = load_run(tmp_path / "tv").class_names
-    assert {number: name for number, name in names.items() if not name.startswith("N/A")} == expected
+    assert {
+        number: name for number, name in names.items() if not name.startswith("N/A")
+    } == expected
     assert {number: name for number, name in names.items() if number not in expected} == {
         number: f"N/A {number}" for number in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
     }
@@ -95,29 +119,55 @@ def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "given", "epsilon"),
-    [(V1, None, 1e-5), ("published", None, 0.0), ("published", 1e-5, 1e-5), (V1, 1e-3, 1e-3), (V2, None, 1e-5), (FPN, None, 1e-5)],
+    [
+        (V1, None, 1e-5),
+        ("published", None, 0.0),
+        ("published", 1e-5, 1e-5),
+        (V1, 1e-3, 1e-3),
+        (V2, None, 1e-5),
+        (FPN, None, 1e-5),
+    ],
 )
-def test_epsilon_of_batch_norm(name: str, given: float | None, epsilon: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import_weights(write(tmp_path / "weights.npz", SHAPES[name]()), tmp_path / "run", norm_epsilon=given)
+def test_epsilon_of_batch_norm(
+    name: str,
+    given: float | None,
+    epsilon: float,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import_weights(
+        write(tmp_path / "weights.npz", SHAPES[name]()), tmp_path / "run", norm_epsilon=given
+    )
     assert load_config_json(tmp_path / "run" / "config.json").model.resnet.norm_epsilon == epsilon
     printed = capsys.readouterr().out
     assert f"batch norm: epsilon {epsilon:g}\n" in printed
-    assert ("--norm-epsilon 1e-5 for what was trained from ImageNet weights" in printed) == (epsilon == 0)
+    assert ("--norm-epsilon 1e-5 for what was trained from ImageNet weights" in printed) == (
+        epsilon == 0
+    )
 
 
 @pytest.mark.parametrize("depth", [18, 101])
 def test_a_backbone_is_only_trained_from(
     depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wide = replace(importer.ModelConfig(), resnet=replace(importer.ModelConfig().resnet, width=state_dicts.WIDTH))
+    wide = replace(
+        importer.ModelConfig(),
+        resnet=replace(importer.ModelConfig().resnet, width=state_dicts.WIDTH),
+    )
     monkeypatch.setattr(importer, "ModelConfig", lambda: wide)
     import_weights(write(tmp_path / "weights.npz", state_dicts.resnet(depth)), tmp_path / "run")
     config = load_config_json(tmp_path / "run" / "config.json")
     assert (config.name, config.model.resnet.depth) == (f"resnet{depth}", depth)
     printed = capsys.readouterr().out
     assert "left out: fc.weight, fc.bias: the classifier" in printed
-    assert f"next: python train.py --config CONFIG --workdir DIR --init-from {tmp_path / 'run'}" in printed
-    with pytest.raises(ConfigError, match=r"run: holds only a backbone, to train a detector from: train.py --init-from .*run$"):
+    assert (
+        f"next: python train.py --config CONFIG --workdir DIR --init-from {tmp_path / 'run'}"
+        in printed
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"run: holds only a backbone, to train a detector from: train.py --init-from .*run$",
+    ):
         load_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--categories: .*: a resnet has no classes"):
         import_weights(tmp_path / "weights.npz", tmp_path / "other", categories=tmp_path / "x.json")
@@ -136,11 +186,24 @@ def test_other_numbers_of_classes(tmp_path: Path) -> None:
     assert run.meta.categories == ((1, "class1"), (2, "class2"), (3, "class3"))
 
     file = tmp_path / "categories.json"
-    file.write_text(json.dumps({"categories": [{"id": 90, "name": "c"}, {"id": 5, "name": "a"}, {"id": 7, "name": "b"}]}))
+    file.write_text(
+        json.dumps(
+            {
+                "categories": [
+                    {"id": 90, "name": "c"},
+                    {"id": 5, "name": "a"},
+                    {"id": 7, "name": "b"},
+                ]
+            }
+        )
+    )
     import_weights(source, tmp_path / "b", categories=file)
     assert load_run(tmp_path / "b").meta.categories == ((5, "a"), (7, "b"), (90, "c"))
     for content, message in (
-        ('{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}', "2 categories, but the network has 3 classes"),
+        (
+            '{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}',
+            "2 categories, but the network has 3 classes",
+        ),
         ('{"categories": [{"id": 1, "name": "a"}]', "not a COCO json with categories"),
         ('{"categories": [1]}', "not a COCO json with categories"),
         ("[]", "not a COCO json with categories"),
@@ -151,17 +214,32 @@ def test_other_numbers_of_classes(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_an_imported_run_is_evaluated(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_imported_run_is_evaluated(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On the data set that is named; its own config names none."""
     shapes = narrow_to(SHAPES[V1](), 3)
-    tensors = {name: np.float32(0.01) * (tensor % 7 - 3) for name, tensor in state_dicts.tensors(shapes).items()}
-    tensors |= {name: np.ones_like(tensor) for name, tensor in tensors.items() if name.endswith("running_var")}
+    tensors = {
+        name: np.float32(0.01) * (tensor % 7 - 3)
+        for name, tensor in state_dicts.tensors(shapes).items()
+    }
+    tensors |= {
+        name: np.ones_like(tensor)
+        for name, tensor in tensors.items()
+        if name.endswith("running_var")
+    }
     np.savez(tmp_path / "weights.npz", **tensors)
-    import_weights(tmp_path / "weights.npz", tmp_path / "run", categories=tiny.annotations(tiny_data, "val"))
-    with pytest.raises(ConfigError, match="run: its config names no data set: give --annotations and --images"):
+    import_weights(
+        tmp_path / "weights.npz", tmp_path / "run", categories=tiny.annotations(tiny_data, "val")
+    )
+    with pytest.raises(
+        ConfigError, match="run: its config names no data set: give --annotations and --images"
+    ):
         evaluate_run(tmp_path / "run")
     annotations = tiny.annotations(tiny_data, "val")
-    metrics = evaluate_run(tmp_path / "run", annotations=annotations, images=tiny_data / "images", limit=1, figures=0)
+    metrics = evaluate_run(
+        tmp_path / "run", annotations=annotations, images=tiny_data / "images", limit=1, figures=0
+    )
     assert 0 <= metrics["bbox/AP"] <= 1
     assert "run: checkpoint 00000000-imported\n" in capsys.readouterr().out
 
@@ -169,16 +247,34 @@ def test_an_imported_run_is_evaluated(tiny_data: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone.body.layer1.0.bn1.bias": None}, r"no tensor for params/resnet/layer1/block0/conv1/bias$"),
-        ({"roi_heads.keypoint_head.weight": np.zeros(3)}, r"roi_heads\.keypoint_head\.weight: unknown tensor"),
-        ({"roi_heads.box_predictor.cls_score.weight": np.zeros((5, 64), np.float32)}, r"cls_score\.weight: shape \(5, 64\) does not fit"),
-        ({"backbone.body.layer4.3.conv1.weight": np.zeros((32, 128, 1, 1))}, r"no ResNet that is known has blocks \[3, 4, 6, 4\]"),
-        ({"backbone.fpn_lateral2.weight": np.zeros(3)}, "of several families: maskrcnn_resnet50_fpn "),
+        (
+            {"backbone.body.layer1.0.bn1.bias": None},
+            r"no tensor for params/resnet/layer1/block0/conv1/bias$",
+        ),
+        (
+            {"roi_heads.keypoint_head.weight": np.zeros(3)},
+            r"roi_heads\.keypoint_head\.weight: unknown tensor",
+        ),
+        (
+            {"roi_heads.box_predictor.cls_score.weight": np.zeros((5, 64), np.float32)},
+            r"cls_score\.weight: shape \(5, 64\) does not fit",
+        ),
+        (
+            {"backbone.body.layer4.3.conv1.weight": np.zeros((32, 128, 1, 1))},
+            r"no ResNet that is known has blocks \[3, 4, 6, 4\]",
+        ),
+        (
+            {"backbone.fpn_lateral2.weight": np.zeros(3)},
+            "of several families: maskrcnn_resnet50_fpn ",
+        ),
     ],
 )
 def test_nothing_is_written_if_it_does_not_fit(change: dict, message: str, tmp_path: Path) -> None:
     tensors = state_dicts.tensors(SHAPES[V1]()) | change
-    np.savez(tmp_path / "weights.npz", **{name: tensor for name, tensor in tensors.items() if tensor is not None})
+    np.savez(
+        tmp_path / "weights.npz",
+        **{name: tensor for name, tensor in tensors.items() if tensor is not None},
+    )
     with pytest.raises(ConfigError, match=rf"weights\.npz: .*{message}"):
         import_weights(tmp_path / "weights.npz", tmp_path / "runs" / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.npz"]
@@ -189,7 +285,10 @@ def test_pixels_that_are_read_otherwise_are_refused(tmp_path: Path) -> None:
     tensors = state_dicts.tensors(SHAPES[FPN]())
     tensors["pixel_mean"] = tensors["pixel_mean"][::-1]
     np.savez(tmp_path / "weights.npz", **tensors)
-    with pytest.raises(ConfigError, match=r"weights\.npz: pixel_mean: \[123\..*\], but mask_rcnn_R_50_FPN has \[103\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"weights\.npz: pixel_mean: \[123\..*\], but mask_rcnn_R_50_FPN has \[103\.",
+    ):
         import_weights(tmp_path / "weights.npz", tmp_path / "run")
 
 
@@ -206,7 +305,9 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
         import_weights(source, source / "run")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "weights.npz", SHAPES["published"]())
     command = ["weights", "import", str(source), "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", [*command, "--norm-epsilon", "1e-5"])

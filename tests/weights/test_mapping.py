@@ -1,4 +1,5 @@
-"""Layouts by plain loops; every tensor of a file is used or left out on purpose, every leaf is filled, all else is an error with a name."""
+"""Layouts by plain loops; every tensor of a file is used or left out on purpose, every leaf is
+filled, all else is an error with a name."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.models.layers import convolve
 from mrcnn_jax.models.mask_head import TransposedConv
 from mrcnn_jax.weights import mapping
@@ -21,28 +22,41 @@ def normal(*shape: int) -> np.ndarray:
     return RANDOM.normal(size=shape).astype(np.float32)
 
 
-# -- layouts: torch's formula in loops against our layer with the converted kernel --------------------------------------------
+# -- layouts: torch's formula in loops against our layer with the converted kernel -----------------
 
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_convolution(strides: int) -> None:
-    x, weight = normal(2, 6, 7), normal(3, 2, 3, 3)  # channels, height, width; out, in, height, width
+    x, weight = (
+        normal(2, 6, 7),
+        normal(3, 2, 3, 3),
+    )  # channels, height, width; out, in, height, width
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     rows, columns = (6 - 1) // strides + 1, (7 - 1) // strides + 1
     expected = np.zeros((3, rows, columns))
     for o, i, y, x_, ky, kx in np.ndindex(3, 2, rows, columns, 3, 3):
         expected[o, y, x_] += weight[o, i, ky, kx] * padded[i, strides * y + ky, strides * x_ + kx]
-    ours = convolve(jnp.asarray(x.transpose(1, 2, 0)[None]), jnp.asarray(mapping.convolution(weight)), strides)
+    ours = convolve(
+        jnp.asarray(x.transpose(1, 2, 0)[None]), jnp.asarray(mapping.convolution(weight)), strides
+    )
     np.testing.assert_allclose(np.asarray(ours)[0].transpose(2, 0, 1), expected, atol=1e-5)
 
 
 def test_transposed_convolution() -> None:
-    x, weight = normal(2, 4, 5), normal(2, 3, 2, 2)  # channels, height, width; in, out, height, width
+    x, weight = (
+        normal(2, 4, 5),
+        normal(2, 3, 2, 2),
+    )  # channels, height, width; in, out, height, width
     expected = np.zeros((3, 8, 10))
     for i, o, y, x_, ky, kx in np.ndindex(2, 3, 4, 5, 2, 2):
         expected[o, 2 * y + ky, 2 * x_ + kx] += x[i, y, x_] * weight[i, o, ky, kx]
     layer = TransposedConv(3, kernel_size=2)
-    variables = {"params": {"kernel": mapping.transposed_convolution(weight), "bias": np.zeros(3, np.float32)}}
+    variables = {
+        "params": {
+            "kernel": mapping.transposed_convolution(weight),
+            "bias": np.zeros(3, np.float32),
+        }
+    }
     ours = layer.apply(variables, jnp.asarray(x.transpose(1, 2, 0)[None]))
     np.testing.assert_allclose(np.asarray(ours)[0].transpose(2, 0, 1), expected, atol=1e-5)
 
@@ -51,26 +65,38 @@ def test_linear_and_pointwise() -> None:
     x, weight = normal(4), normal(3, 4)
     expected = [sum(weight[o, i] * x[i] for i in range(4)) for o in range(3)]
     for kernel in (mapping.linear(weight), mapping.pointwise(weight[:, :, None, None])):
-        np.testing.assert_allclose(nn.Dense(3, use_bias=False).apply({"params": {"kernel": kernel}}, x), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            nn.Dense(3, use_bias=False).apply({"params": {"kernel": kernel}}, x),
+            expected,
+            rtol=1e-5,
+        )
 
 
 def test_linear_of_flattened_features() -> None:
     x, weight = normal(2, 7, 7), normal(3, 2 * 7 * 7)  # channels first: flattened c, y, x
-    expected = [sum(weight[o, (c * 7 + y) * 7 + x_] * x[c, y, x_] for c, y, x_ in np.ndindex(2, 7, 7)) for o in range(3)]
+    expected = [
+        sum(weight[o, (c * 7 + y) * 7 + x_] * x[c, y, x_] for c, y, x_ in np.ndindex(2, 7, 7))
+        for o in range(3)
+    ]
     ours = x.transpose(1, 2, 0).reshape(-1) @ mapping.linear_of_7x7(weight)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_channels_of_images() -> None:
     pixel, kernel = normal(3), normal(1, 1, 3, 5)  # B, G, R
-    np.testing.assert_allclose(pixel[::-1] @ mapping.bgr_input(kernel)[0, 0], pixel @ kernel[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        pixel[::-1] @ mapping.bgr_input(kernel)[0, 0], pixel @ kernel[0, 0], rtol=1e-5
+    )
 
 
 def test_rows_of_classes() -> None:
     rows = np.arange(4)  # background, 1, 2, 3
     assert mapping.without_background(rows).tolist() == [1, 2, 3]
     boxes = np.arange(12).reshape(3, 4)  # background, 1, 2: a box each
-    assert mapping.without_background_box(boxes.reshape(12)).reshape(2, 4).tolist() == boxes[1:].tolist()
+    assert (
+        mapping.without_background_box(boxes.reshape(12)).reshape(2, 4).tolist()
+        == boxes[1:].tolist()
+    )
     assert mapping.background_first(np.array([1, 2, 3, 0])).tolist() == [0, 1, 2, 3]
     assert mapping.background_first(np.arange(6).reshape(3, 2)).tolist() == [[4, 5], [0, 1], [2, 3]]
 
@@ -90,7 +116,7 @@ def test_another_kind_of_tensor_is_refused(layout: mapping.Layout, shape: tuple[
         layout(normal(*shape))
 
 
-# -- the map's application -----------------------------------------------------------------------------------------------------
+# -- the map's application -------------------------------------------------------------------------
 
 RULES = (
     Rule(r"conv(\d)\.weight", r"params/layer\1/kernel", (mapping.convolution,)),
@@ -99,13 +125,19 @@ RULES = (
 )
 LEFT_OUT = (r"fc\..*",)
 TEMPLATE = {
-    "params": {f"layer{i}": {"kernel": np.zeros((3, 3, 2, 4)), "bias": np.zeros(4)} for i in (1, 2)},
+    "params": {
+        f"layer{i}": {"kernel": np.zeros((3, 3, 2, 4)), "bias": np.zeros(4)} for i in (1, 2)
+    },
     "batch_stats": {"norm": {"mean": jax.ShapeDtypeStruct((4,), jnp.float32)}},
 }
 
 
 def tensors() -> dict[str, np.ndarray]:
-    kernels = {f"conv{i}.{name}": normal(*shape) for i in (1, 2) for name, shape in (("weight", (4, 2, 3, 3)), ("bias", (4,)))}
+    kernels = {
+        f"conv{i}.{name}": normal(*shape)
+        for i in (1, 2)
+        for name, shape in (("weight", (4, 2, 3, 3)), ("bias", (4,)))
+    }
     return {**kernels, "bn.mean": normal(4), "fc.weight": normal(9), "fc.count": np.array(3)}
 
 
@@ -119,14 +151,22 @@ def test_every_tensor_finds_its_place() -> None:
     source["bn.mean"] = source["bn.mean"].astype(jnp.bfloat16)
     variables = load(source)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, TEMPLATE)
-    assert {(leaf.dtype, leaf.flags.c_contiguous) for leaf in jax.tree.leaves(variables)} == {(np.dtype(np.float32), True)}
-    np.testing.assert_array_equal(variables["params"]["layer1"]["kernel"], source["conv1.weight"].transpose(2, 3, 1, 0))
+    assert {(leaf.dtype, leaf.flags.c_contiguous) for leaf in jax.tree.leaves(variables)} == {
+        (np.dtype(np.float32), True)
+    }
+    np.testing.assert_array_equal(
+        variables["params"]["layer1"]["kernel"], source["conv1.weight"].transpose(2, 3, 1, 0)
+    )
     np.testing.assert_array_equal(variables["params"]["layer2"]["bias"], source["conv2.bias"])
-    np.testing.assert_array_equal(variables["batch_stats"]["norm"]["mean"], source["bn.mean"].astype(np.float32))
+    np.testing.assert_array_equal(
+        variables["batch_stats"]["norm"]["mean"], source["bn.mean"].astype(np.float32)
+    )
 
 
 def test_assignments_are_by_name_alone() -> None:
-    assert assign(["conv1.bias", "fc.x"], RULES, LEFT_OUT, "file") == {"params/layer1/bias": Assigned("conv1.bias", ())}
+    assert assign(["conv1.bias", "fc.x"], RULES, LEFT_OUT, "file") == {
+        "params/layer1/bias": Assigned("conv1.bias", ())
+    }
 
 
 @pytest.mark.parametrize(
@@ -138,10 +178,22 @@ def test_assignments_are_by_name_alone() -> None:
         ({"conv1.bias.x": normal(4)}, r"file: conv1\.bias\.x: unknown tensor"),
         ({"xconv1.bias": normal(4)}, r"file: xconv1\.bias: unknown tensor"),
         ({"conv3.bias": normal(4)}, r"file: conv3\.bias: this model has no params/layer3/bias"),
-        ({"norm.mean": normal(4)}, r"file: norm\.mean: batch_stats/norm/mean was filled by bn\.mean already"),
-        ({"conv1.bias": normal(5)}, r"file: conv1\.bias: shape \(5,\) does not fit params/layer1/bias \(4,\)"),
-        ({"conv1.weight": normal(4, 2)}, r"file: conv1\.weight: shape \(4, 2\) does not fit params/layer1/kernel \(3, 3, 2, 4\)"),
-        ({"conv1.weight": normal(2, 4, 3, 3)}, r"file: conv1\.weight: shape \(2, 4, 3, 3\) does not fit params/layer1/kernel"),
+        (
+            {"norm.mean": normal(4)},
+            r"file: norm\.mean: batch_stats/norm/mean was filled by bn\.mean already",
+        ),
+        (
+            {"conv1.bias": normal(5)},
+            r"file: conv1\.bias: shape \(5,\) does not fit params/layer1/bias \(4,\)",
+        ),
+        (
+            {"conv1.weight": normal(4, 2)},
+            r"file: conv1\.weight: shape \(4, 2\) does not fit params/layer1/kernel \(3, 3, 2, 4\)",
+        ),
+        (
+            {"conv1.weight": normal(2, 4, 3, 3)},
+            r"file: conv1\.weight: shape \(2, 4, 3, 3\) does not fit params/layer1/kernel",
+        ),
         ({"conv1.bias": np.arange(4)}, r"file: conv1\.bias: dtype int64 is not floating point"),
     ],
 )

@@ -31,7 +31,10 @@ EXPECTED = {
     "steps": np.arange(0, 24, 3, dtype=np.float32),
     "none": np.zeros((0, 3), np.float32),
     "one": np.array(7, np.int64),
-    **{name: np.arange(5).astype(name) for name in ("float64", "float16", "int32", "int16", "int8", "uint8", "bool")},
+    **{
+        name: np.arange(5).astype(name)
+        for name in ("float64", "float16", "int32", "int16", "int8", "uint8", "bool")
+    },
     "bfloat16": np.arange(5).astype(jnp.bfloat16),
 }
 
@@ -60,7 +63,10 @@ def test_pickled_arrays(protocol: int, core: bytes) -> None:
         "large": np.arange(70_000, dtype=np.int32),
         "flag": np.array([True, False]),
     }
-    data = pickle.dumps({"model": arrays, "__author__": "somebody", "matching_heuristics": True, "epoch": 2.5}, protocol=protocol)
+    data = pickle.dumps(
+        {"model": arrays, "__author__": "somebody", "matching_heuristics": True, "epoch": 2.5},
+        protocol=protocol,
+    )
     if protocol < 4:  # by later ones the name's length would have to be mended too
         assert b"numpy._core" in data
         data = data.replace(b"numpy._core", core)
@@ -77,7 +83,7 @@ def test_one_array_under_two_names() -> None:
     np.testing.assert_array_equal(found["a"], found["b"])
 
 
-# -- torch's files, made by hand -----------------------------------------------------------------------------------------------
+# -- torch's files, made by hand -------------------------------------------------------------------
 
 
 def op(value: Any) -> bytes:
@@ -90,13 +96,36 @@ def named(module: str, name: str) -> bytes:
 
 
 def storage(key: Any = "0", kind: str = "FloatStorage", length: Any = 6, view: tuple = ()) -> bytes:
-    return b"(" + op("storage") + named("torch", kind) + op(key) + op("cpu") + op(length) + b"".join(map(op, view)) + b"tQ"
+    return (
+        b"("
+        + op("storage")
+        + named("torch", kind)
+        + op(key)
+        + op("cpu")
+        + op(length)
+        + b"".join(map(op, view))
+        + b"tQ"
+    )
 
 
 def tensor(
-    storage: bytes = storage(), offset: Any = 0, shape: Any = (2, 3), strides: Any = (3, 1), function: str = "_rebuild_tensor_v2"
+    storage: bytes = storage(),
+    offset: Any = 0,
+    shape: Any = (2, 3),
+    strides: Any = (3, 1),
+    function: str = "_rebuild_tensor_v2",
 ) -> bytes:
-    return named("torch._utils", function) + b"(" + storage + op(offset) + op(shape) + op(strides) + op(False) + op(None) + b"tR"
+    return (
+        named("torch._utils", function)
+        + b"("
+        + storage
+        + op(offset)
+        + op(shape)
+        + op(strides)
+        + op(False)
+        + op(None)
+        + b"tR"
+    )
 
 
 def table(**values: bytes) -> bytes:
@@ -104,7 +133,12 @@ def table(**values: bytes) -> bytes:
     return b"\x80\x02}(" + b"".join(op(name) + value for name, value in values.items()) + b"u."
 
 
-def archive(content: bytes, storages: dict[str, bytes], order: bytes | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
+def archive(
+    content: bytes,
+    storages: dict[str, bytes],
+    order: bytes | None = None,
+    compression: int = zipfile.ZIP_STORED,
+) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as made:
         made.writestr("model/data.pkl", content)
@@ -116,7 +150,9 @@ def archive(content: bytes, storages: dict[str, bytes], order: bytes | None = No
 
 
 def stream(content: bytes, storages: dict[str, bytes], itemsize: int = 4) -> bytes:
-    head = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    head = b"".join(
+        pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    )
     data = b"".join(struct.pack("<q", len(raw) // itemsize) + raw for raw in storages.values())
     return head + content + pickle.dumps(list(storages), 2) + data
 
@@ -127,7 +163,11 @@ SIX = np.arange(6, dtype="<f4")
 @pytest.mark.parametrize("make", [archive, stream])
 def test_by_hand(make: Callable[..., bytes]) -> None:
     """What the hostile files below are changed from is read."""
-    content = table(w=tensor(), t=tensor(shape=(3, 2), strides=(1, 3)), s=tensor(offset=1, shape=(2,), strides=(4,)))
+    content = table(
+        w=tensor(),
+        t=tensor(shape=(3, 2), strides=(1, 3)),
+        s=tensor(offset=1, shape=(2,), strides=(4,)),
+    )
     found = read_pickled(make(content, {"0": SIX.tobytes()}))
     np.testing.assert_array_equal(found["w"], SIX.reshape(2, 3))
     np.testing.assert_array_equal(found["t"], SIX.reshape(2, 3).T)
@@ -135,7 +175,12 @@ def test_by_hand(make: Callable[..., bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "values"), [("FloatStorage", SIX), ("BFloat16Storage", SIX.astype(jnp.bfloat16)), ("LongStorage", SIX.astype("<i8"))]
+    ("kind", "values"),
+    [
+        ("FloatStorage", SIX),
+        ("BFloat16Storage", SIX.astype(jnp.bfloat16)),
+        ("LongStorage", SIX.astype("<i8")),
+    ],
 )
 def test_big_endian_archive(kind: str, values: np.ndarray) -> None:
     size = values.itemsize
@@ -146,7 +191,7 @@ def test_big_endian_archive(kind: str, values: np.ndarray) -> None:
         np.testing.assert_array_equal(found, values.reshape(2, 3))
 
 
-# -- hostile files -------------------------------------------------------------------------------------------------------------
+# -- hostile files ---------------------------------------------------------------------------------
 
 
 class Command:
@@ -171,7 +216,15 @@ def test_commands_are_not_run(protocol: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["builtins.eval", "builtins.getattr", "__builtin__.bytearray", "torch.load", "torch.storage._load_from_bytes", "numpy.load"]
+    "name",
+    [
+        "builtins.eval",
+        "builtins.getattr",
+        "__builtin__.bytearray",
+        "torch.load",
+        "torch.storage._load_from_bytes",
+        "numpy.load",
+    ],
 )
 def test_other_names_are_refused(name: str) -> None:
     module, attribute = name.rsplit(".", 1)
@@ -183,12 +236,34 @@ def test_other_names_are_refused(name: str) -> None:
 
 def array(shape: Any = (2, 3), code: str = "f4", order: str = "<", text: bool = True) -> bytes:
     """SIX in NumPy's way: an empty array, then its state."""
-    dtype = named("numpy", "dtype") + b"(" + op(code) + op(False) + op(True) + b"tR" + op((3, order, None, None, None, -1, -1, 0)) + b"b"
-    raw = named("_codecs", "encode") + b"(" + op(SIX.tobytes().decode("latin1")) + op("latin1" if text else "rot13") + b"tR"
+    dtype = (
+        named("numpy", "dtype")
+        + b"("
+        + op(code)
+        + op(False)
+        + op(True)
+        + b"tR"
+        + op((3, order, None, None, None, -1, -1, 0))
+        + b"b"
+    )
+    raw = (
+        named("_codecs", "encode")
+        + b"("
+        + op(SIX.tobytes().decode("latin1"))
+        + op("latin1" if text else "rot13")
+        + b"tR"
+    )
     return EMPTY + b"(" + op(1) + op(shape) + dtype + op(False) + raw + b"tb"
 
 
-EMPTY = named("numpy._core.multiarray", "_reconstruct") + b"(" + named("numpy", "ndarray") + op((0,)) + op("b") + b"tR"
+EMPTY = (
+    named("numpy._core.multiarray", "_reconstruct")
+    + b"("
+    + named("numpy", "ndarray")
+    + op((0,))
+    + op("b")
+    + b"tR"
+)
 HUGE = 10**12
 LIES = {
     "does not lie in its storage of 6": [
@@ -229,9 +304,17 @@ LIES = {
     "no item named 'model/data/1'|storage '0': of no tensor": [tensor(storage(key="1"))],
     "keys are no strings": [tensor(storage(key=(1, 2)))],
     "two storages '0'": [tensor(storage()) + tensor(storage(kind="IntStorage")) + b"\x86"],
-    "of more than the file's": [tensor(storage(length=HUGE)), tensor() + tensor(storage("1", length=HUGE)) + b"\x86"],
+    "of more than the file's": [
+        tensor(storage(length=HUGE)),
+        tensor() + tensor(storage("1", length=HUGE)) + b"\x86",
+    ],
     "in 24 bytes": [array((2, 4)), array((2, 2)), array((HUGE, HUGE)), array((2, 3), "f8")],
-    "arrays of dtype '.*' are refused": [array((6,), "O8"), array((6,), "S4"), array((6,), "f16"), array((6,), "V4")],
+    "arrays of dtype '.*' are refused": [
+        array((6,), "O8"),
+        array((6,), "S4"),
+        array((6,), "f16"),
+        array((6,), "V4"),
+    ],
     "not recognized": [array(order="?")],
     "not latin1": [array(text=False)],
     "'w': not a tensor|of no tensor": [op(1.5), op({"a": 1}), EMPTY, op("text")],
@@ -246,11 +329,18 @@ LIES = {
         op(1) + op(2) + b"a",
         op([]) + op("key") + op("value") + b"s",
     ],
-    "opcode (INST|EXT1|NEWOBJ|PERSID)": [b"(ios\nsystem\n", b"\x82\x01", named("numpy", "dtype") + b")\x81", b"P0\n"],
+    "opcode (INST|EXT1|NEWOBJ|PERSID)": [
+        b"(ios\nsystem\n",
+        b"\x82\x01",
+        named("numpy", "dtype") + b")\x81",
+        b"P0\n",
+    ],
 }
 
 
-@pytest.mark.parametrize(("message", "lie"), [(message, lie) for message, lies in LIES.items() for lie in lies])
+@pytest.mark.parametrize(
+    ("message", "lie"), [(message, lie) for message, lies in LIES.items() for lie in lies]
+)
 @pytest.mark.parametrize("make", [archive, stream])
 def test_lies_are_refused(message: str, lie: bytes, make: Callable[..., bytes]) -> None:
     with pytest.raises((ValueError, LookupError), match=message):
@@ -259,7 +349,11 @@ def test_lies_are_refused(message: str, lie: bytes, make: Callable[..., bytes]) 
 
 def test_arrays_by_hand() -> None:
     """What the lies about arrays are changed from is read; order and dtype mean what they say."""
-    for lie, expected in ((array(), SIX.reshape(2, 3)), (array((6,), "i4"), SIX.view("<i4")), (array((6,), order=">"), SIX.view(">f4"))):
+    for lie, expected in (
+        (array(), SIX.reshape(2, 3)),
+        (array((6,), "i4"), SIX.view("<i4")),
+        (array((6,), order=">"), SIX.view(">f4")),
+    ):
         np.testing.assert_array_equal(read_pickled(table(w=lie))["w"], expected)
 
 
@@ -274,11 +368,24 @@ def bombs() -> dict[str, bytes]:
         "a deep value": b"\x80\x02}" + op("w") + b")" + b"\x85" * 300_000 + b"s.",
         "a large memo index": b"\x80\x02}" + op("w") + op(1) + b"r\xff\xff\xff\x7fs.",
         "a long string": b"\x80\x04}" + op("w") + b"\x8d" + struct.pack("<Q", 2**50) + b"xs.",
-        "bytes that are not there": b"\x80\x04}" + op("w") + b"\x8e" + struct.pack("<Q", 2**63) + b"xs.",
+        "bytes that are not there": b"\x80\x04}"
+        + op("w")
+        + b"\x8e"
+        + struct.pack("<Q", 2**63)
+        + b"xs.",
         "a long frame": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}" + op("w") + op(1) + b"s.",
         "a long number": b"\x80\x02}" + op("w") + b"\x8b" + struct.pack("<i", 2**31 - 1) + b"s.",
-        "bytes made of one string": b"\x80\x02}(" + op("t") + text + b"q\x09" + op("w") + b"(" + twice + b"tu.",
-        "a compressed archive": archive(table(w=tensor()), {"0": bytes(10**6)}, compression=zipfile.ZIP_DEFLATED),
+        "bytes made of one string": b"\x80\x02}("
+        + op("t")
+        + text
+        + b"q\x09"
+        + op("w")
+        + b"("
+        + twice
+        + b"tu.",
+        "a compressed archive": archive(
+            table(w=tensor()), {"0": bytes(10**6)}, compression=zipfile.ZIP_DEFLATED
+        ),
         "nothing": b"",
         "no end": b"\x80\x02}",
         "no table": pickle.dumps([1, 2]),
@@ -290,7 +397,9 @@ def little_memory() -> Iterator[None]:
     """No more than 300 MB beyond what the process has."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 300_000_000, before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (pages * resource.getpagesize() + 300_000_000, before[1])
+    )
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -321,7 +430,13 @@ def test_damaged_files_are_read_or_refused(name: str) -> None:
     random = np.random.default_rng(0)
     refused = 0
     for _ in range(300):
-        damaged = np.where(random.random(len(whole)) < 1 / 300, random.integers(256, size=len(whole)), whole).astype(np.uint8).tobytes()
+        damaged = (
+            np.where(
+                random.random(len(whole)) < 1 / 300, random.integers(256, size=len(whole)), whole
+            )
+            .astype(np.uint8)
+            .tobytes()
+        )
         try:
             found = read_pickled(damaged)
         except Exception:

@@ -1,0 +1,142 @@
+"""Checks a COCO-format data set, its images included, before anything is trained on it.
+
+    python -m mrcnn_jax.commands.check --annotations x.json --images dir/ [--config FILE] [--json]
+    [--strict] [--contact-sheet FILE.png]
+
+Prints what is kept, dropped, clipped and repaired, each with its reason and the first ten ids, and
+what a recipe needs to know: objects by class and size, the largest count in an image, canvases.
+Exit status 0 if the data set is usable, 2 (and one line) if not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import tyro
+
+from mrcnn_jax import cli
+from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.data.coco import CocoDataset
+from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.summary import summary, summary_lines
+from mrcnn_jax.pixels.decode import decode_image
+
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_CELL = 24, 6, (360, 320)  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class Arguments:
+    annotations: Path
+    """The annotation file."""
+    images: Path
+    """The folder that its file names are relative to."""
+    config: Path | None = None
+    """A config file whose `data` gives limits, canvases and class names; by default the
+    defaults."""
+    cache: Path | None = None
+    """Where the result of decoding every image is kept; by default the config's data.cache, or
+    ~/.cache/mrcnn_jax. A training that uses the same folder does not decode them again."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object instead of lines."""
+    strict: bool = False
+    """Exit status 2 if any image or annotation is dropped."""
+    contact_sheet: Path | None = None
+    """Draw some images with their boxes and masks into this file."""
+
+
+def refuse_dropped(dataset: CocoDataset) -> None:
+    """ConfigError if any image or annotation was dropped."""
+    dropped = [
+        f"{finding.count} {text}"
+        for (reason, text), finding in dataset.report.findings.items()
+        if reason.outcome == "dropped"
+    ]
+    if dropped:
+        raise ConfigError(f"{dataset.annotations_path}: --strict: dropped {'; '.join(dropped)}")
+
+
+def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
+    """Draws images from all over the data set, those with annotations first, with boxes and masks,
+    into one file."""
+    # Late and here only: this command draws, but the data road does not know what is above it.
+    from mrcnn_jax.figures.draw import draw_instances, titled
+
+    names = {category.id: category.name for category in dataset.categories}
+    shown = [image for image in dataset.images if image.objects] or list(dataset.images)
+    chosen = shown[:: max(1, len(shown) // SHEET_IMAGES)][:SHEET_IMAGES]
+    annotations = dataset.with_images(chosen).to_coco()["annotations"]
+    height, width = SHEET_CELL
+    cells = []
+    for image in chosen:
+        pixels = decode_image(
+            (dataset.images_dir / image.file_name).read_bytes(),
+            upright=image.upright,
+            max_pixels=data.max_pixels,
+        )
+        drawn = draw_instances(pixels, [a for a in annotations if a["image_id"] == image.id], names)
+        scale = min(height / drawn.shape[0], width / drawn.shape[1])
+        size = max(round(drawn.shape[1] * scale), 1), max(round(drawn.shape[0] * scale), 1)
+        small = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
+        small = np.pad(
+            small, ((0, height - size[1]), (0, width - size[0]), (0, 0)), constant_values=255
+        )
+        cells.append(titled(small, f"image {image.id}: {len(image.objects)}"))
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % min(SHEET_COLUMNS, len(cells)))
+    rows = [
+        np.concatenate(cells[i : i + SHEET_COLUMNS], axis=1)
+        for i in range(0, len(cells), SHEET_COLUMNS)
+    ]
+    try:
+        path.write_bytes(cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes())
+    except OSError as error:
+        raise ConfigError(f"--contact-sheet: {path}: cannot be written: {error.strerror}") from None
+
+
+def check(arguments: Arguments) -> None:
+    """Checks and prints; ConfigError if the data set is not usable."""
+    data = load_config_file(arguments.config).data if arguments.config else DataConfig()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"
+    cache = arguments.cache or (Path(data.cache) if data.cache else home)
+    found: dict[str, Any] = {"usable": True}
+    try:
+        dataset, _ = check_split(
+            arguments.annotations,
+            arguments.images,
+            cache=cache,
+            data=data,
+            keep_empty=data.keep_empty,
+            lost_images=True,
+        )
+        found |= summary(dataset, data)
+        if not arguments.as_json:
+            print("\n".join(summary_lines(dataset, found)))
+        if arguments.contact_sheet is not None:
+            contact_sheet(dataset, arguments.contact_sheet, data)
+        dataset.refuse_lost_images()
+        if arguments.strict:
+            refuse_dropped(dataset)
+    except ConfigError as error:
+        found |= {"usable": False, "error": str(error)}
+        raise
+    finally:
+        if arguments.as_json:
+            print(json.dumps(found))
+
+
+def main() -> None:
+    check(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
+
+
+def command() -> None:
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

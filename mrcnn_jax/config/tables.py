@@ -1,0 +1,196 @@
+"""What configs and imported weights share: stage tables and the families of constants."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from mrcnn_jax.config.schema import (
+    BoxHeadConfig,
+    DataConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParamGroup,
+    ResNetConfig,
+    RoIConfig,
+    RPNConfig,
+    StageConfig,
+)
+
+ADAM = OptimizerConfig(name="adam", learning_rate=1e-3)
+SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+def staged(
+    *,
+    pretrained: bool,
+    backbone: Literal["fpn", "c4"] = "fpn",
+    epochs: tuple[int, int, int] = (20, 20, 20),
+    optimizers: tuple[OptimizerConfig, OptimizerConfig, OptimizerConfig] = (ADAM, ADAM, SGD),
+) -> tuple[StageConfig, StageConfig, StageConfig]:
+    """The report's three stages: RPN, box head, mask head; what an earlier stage trained stays
+    frozen.
+
+    Args:
+        pretrained: True: the imported ResNet stays frozen. False: stage 1 trains it too, since
+            nothing at random initialisation may be frozen under what is trained.
+        backbone: c4: res5 works on each box, so it trains with the box head and is frozen under the
+            mask head.
+    """
+    resnet = "resnet/.*"
+    neck = ("fpn/.*",) if backbone == "fpn" else ()
+    box_head = ("box_head/.*",) if backbone == "fpn" else ("res5/.*", "box_head/.*")
+    base = tuple(ParamGroup(pattern) for pattern in (*neck, "rpn/.*"))
+    return (
+        StageConfig(
+            name="rpn",
+            losses=("rpn",),
+            train=base if pretrained else (ParamGroup(resnet), *base),
+            frozen=(*((resnet,) if pretrained else ()), *box_head, "mask_head/.*"),
+            optimizer=optimizers[0],
+            epochs=epochs[0],
+        ),
+        StageConfig(
+            name="box",
+            losses=("box",),
+            # What is imported is tuned at a tenth of the rate.
+            train=tuple(
+                ParamGroup(pattern, 0.1 if pretrained and pattern == "res5/.*" else 1.0)
+                for pattern in box_head
+            ),
+            frozen=(resnet, *neck, "rpn/.*", "mask_head/.*"),
+            optimizer=optimizers[1],
+            epochs=epochs[1],
+        ),
+        StageConfig(
+            name="mask",
+            losses=("mask",),
+            train=(ParamGroup("mask_head/.*"),),
+            frozen=(resnet, *neck, "rpn/.*", *box_head),
+            optimizer=optimizers[2],
+            epochs=epochs[2],
+        ),
+    )
+
+
+def joint(
+    train: tuple[ParamGroup, ...],
+    frozen: tuple[str, ...] = (),
+    *,
+    epochs: int,
+    optimizer: OptimizerConfig = SGD,
+) -> tuple[StageConfig, ...]:
+    """All heads together, as in the papers: one stage."""
+    return (
+        StageConfig(
+            name="joint",
+            losses=("rpn", "box", "mask"),
+            train=train,
+            frozen=frozen,
+            optimizer=optimizer,
+            epochs=epochs,
+        ),
+    )
+
+
+def c4(model: ModelConfig) -> ModelConfig:
+    """`model`, whose backbone is the FPN, with the C4 backbone (He et al. 2017, figure 4, left);
+    its stages are `staged(backbone="c4")`.
+
+    One map of stride 16 with all scales at each cell; the RPN's convolution keeps its channels.
+    Boxes and masks come from res5 on 14 x 14 features of each box: no fully connected layers, and
+    one 2 x 2 transposed convolution for the masks.
+    """
+    return dataclasses.replace(
+        model,
+        backbone="c4",
+        rpn=dataclasses.replace(model.rpn, channels=model.rpn.channels or model.fpn_channels),
+        box_head=dataclasses.replace(model.box_head, fcs=0, pool_size=14),
+        mask_head=dataclasses.replace(model.mask_head, convs=0, deconv_kernel=2, pool_size=14),
+    )
+
+
+# Canvases of short side 800 and long side 1333, as torchvision and detectron2 resize to, in
+# multiples of 32.
+COCO_CANVASES = DataConfig(short_side=800, long_side=1333, canvases=((800, 1344), (1344, 800)))
+
+# torchvision's maskrcnn_resnet50_fpn: every constant that differs from the report's (our defaults).
+TORCHVISION = ModelConfig(
+    num_classes=90,
+    rpn=RPNConfig(
+        batch_norm=False,
+        anchor_grid="torchvision",
+        anchors_in_padding=True,
+        smooth_l1_beta=1 / 9,
+        pre_nms=1000,
+        train_pre_nms=2000,
+        nms_iou=0.7,
+        proposals=1000,
+        train_proposals=2000,
+    ),
+    roi=RoIConfig(aligned=False, sampling_ratio=2, level_epsilon=1e-6),
+    box_head=BoxHeadConfig(
+        box_weights=(10.0, 10.0, 5.0, 5.0),
+        foreground_iou=0.5,
+        samples=512,
+        positive_fraction=0.25,
+        smooth_l1_beta=1 / 9,
+        min_size=1e-2,
+        detections=100,
+    ),
+    mask_head=MaskHeadConfig(
+        deconv_kernel=2, train_on="box_samples", samples=128, paste="torchvision"
+    ),
+)
+
+# maskrcnn_resnet50_fpn_v2: two convolutions in the RPN, four before one fully connected layer in
+# the box head, batch norm in all of them but the RPN.
+TORCHVISION_V2 = dataclasses.replace(
+    TORCHVISION,
+    fpn_norm="frozen_batch",
+    rpn=dataclasses.replace(TORCHVISION.rpn, convs=2),
+    box_head=dataclasses.replace(TORCHVISION.box_head, convs=4, fcs=1, norm="frozen_batch"),
+    mask_head=dataclasses.replace(TORCHVISION.mask_head, norm="frozen_batch"),
+)
+
+# detectron2's mask_rcnn_R_50_FPN: pixels in 0..255 without scaling, ResNet v1, RoIAlign with as
+# many samples as cells.
+DETECTRON2_FPN = ModelConfig(
+    num_classes=80,
+    pixel_mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
+    pixel_std=(1 / 255, 1 / 255, 1 / 255),
+    resnet=ResNetConfig(stride_in_1x1=True),
+    rpn=RPNConfig(
+        batch_norm=False,
+        anchor_grid="corner",
+        anchors_in_padding=True,
+        smooth_l1_beta=0.0,
+        pre_nms=1000,
+        train_pre_nms=2000,
+        nms_iou=0.7,
+        proposals=1000,
+        min_size=0.0,
+    ),
+    roi=RoIConfig(sampling_ratio=0, level_epsilon=1e-8),
+    box_head=BoxHeadConfig(
+        box_weights=(10.0, 10.0, 5.0, 5.0),
+        foreground_iou=0.5,
+        samples=512,
+        positive_fraction=0.25,
+        smooth_l1_beta=0.0,
+        detections=100,
+    ),
+    mask_head=MaskHeadConfig(deconv_kernel=2, train_on="box_samples", samples=128),
+)
+
+# detectron2's mask_rcnn_R_50_C4: one map of stride 16, res5 on every box.
+DETECTRON2_C4 = dataclasses.replace(
+    DETECTRON2_FPN,
+    backbone="c4",
+    rpn=dataclasses.replace(
+        DETECTRON2_FPN.rpn, pre_nms=6000, train_pre_nms=12000, train_proposals=2000
+    ),
+    box_head=dataclasses.replace(DETECTRON2_FPN.box_head, fcs=0, pool_size=14),
+    mask_head=dataclasses.replace(DETECTRON2_FPN.mask_head, convs=0, pool_size=14),
+)

@@ -1,0 +1,150 @@
+"""Make coco300, the data set of this project's real-image figures, from COCO 2017.
+
+    python -m mrcnn_jax.datasets.coco300 --coco DIR --out DIR
+
+300 training and 114 validation images (coco300_ids.json) at a short side of 300 pixels; vehicles
+(1), persons (2) and animals (3). --coco holds annotations/instances_{train,val}2017.json,
+train2017/ and val2017/ as cocodataset.org has them; --out becomes a data set's folder: images/,
+annotations/instances_{train,val}.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tyro
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax import cli
+from mrcnn_jax.config.schema import ConfigError
+
+CLASSES = {"vehicle": 1, "person": 2, "animal": 3}  # COCO's supercategories
+SHORT_SIDE = 300
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Arguments:
+    coco: Path
+    """COCO 2017."""
+    out: Path
+    """The new folder."""
+
+
+def build(arguments: Arguments) -> None:
+    """ConfigError, one line, names a file or an image id that is not there; annotations are written
+    last."""
+    images: dict[int, tuple[Path, dict[str, Any]]] = {}
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    for split in ("train2017", "val2017"):
+        content = _read(arguments.coco / "annotations" / f"instances_{split}.json")
+        kept = {
+            c["id"]: CLASSES[c["supercategory"]]
+            for c in content["categories"]
+            if c["supercategory"] in CLASSES
+        }
+        images |= {
+            image["id"]: (arguments.coco / split / image["file_name"], image)
+            for image in content["images"]
+        }
+        for annotation in content["annotations"]:
+            if annotation["category_id"] in kept:
+                mine = annotation | {"category_id": kept[annotation["category_id"]]}
+                annotations.setdefault(annotation["image_id"], []).append(mine)
+    chosen: dict[str, list[int]] = json.loads(
+        Path(__file__).with_name("coco300_ids.json").read_text()
+    )
+    missing = [number for numbers in chosen.values() for number in numbers if number not in images]
+    if missing:
+        raise ConfigError(
+            f"{arguments.coco}: image {missing[0]} is not in its annotation files ({len(missing)} missing in all)"
+        )
+
+    (arguments.out / "images").mkdir(parents=True, exist_ok=True)
+    (arguments.out / "annotations").mkdir(exist_ok=True)
+    categories = [
+        {"id": number, "name": name, "supercategory": name} for name, number in CLASSES.items()
+    ]
+    results = {}
+    for split, numbers in chosen.items():
+        found = [
+            _smaller(*images[number], annotations.get(number, []), arguments.out / "images")
+            for number in numbers
+        ]
+        results[split] = {
+            "images": [image for image, _ in found],
+            "annotations": [annotation for _, mine in found for annotation in mine],
+            "categories": categories,
+        }
+    for split, result in results.items():
+        (arguments.out / "annotations" / f"instances_{split}.json").write_text(json.dumps(result))
+        print(f"{split}: {len(result['images'])} images, {len(result['annotations'])} annotations")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+
+
+def _smaller(
+    path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An image and its annotations at the short side, the image written to `folder`."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise ConfigError(f"{path}: not there, or not an image")
+    height, width = image["height"], image["width"]
+    factor = SHORT_SIDE / min(height, width)
+    size = round(width * factor), round(height * factor)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    cv2.imwrite(
+        str(folder / image["file_name"]),
+        cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),
+        quality,
+    )
+    x, y = size[0] / width, size[1] / height
+    smaller = [
+        {name: annotation[name] for name in ("id", "image_id", "category_id", "iscrowd")}
+        | {
+            "area": round(annotation["area"] * x * y, 2),
+            "bbox": _scaled(annotation["bbox"], (x, y)),
+            "segmentation": _segmentation(annotation["segmentation"], size, (x, y)),
+        }
+        for annotation in annotations
+    ]
+    return image | {"width": size[0], "height": size[1]}, smaller
+
+
+def _segmentation(segmentation: Any, size: tuple[int, int], scale: tuple[float, float]) -> Any:
+    """Polygons with scaled corners; run lengths (crowds) as those of the mask resized to `size`
+    (width, height), cut at half."""
+    if isinstance(segmentation, list):
+        return [_scaled(polygon, scale) for polygon in segmentation]
+    mask = rle_ops.decode(rle_ops.frPyObjects(segmentation, *segmentation["size"])).astype(
+        np.float32
+    )
+    resized = (cv2.resize(mask, size, interpolation=cv2.INTER_AREA) >= 0.5).astype(np.uint8)
+    rle = rle_ops.encode(np.asfortranarray(resized))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def _scaled(values: list[float], scale: tuple[float, float]) -> list[float]:
+    """x, y, x, y, ..., to a hundredth of a pixel."""
+    return [round(value * scale[i % 2], 2) for i, value in enumerate(values)]
+
+
+def main() -> None:
+    build(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
+
+
+if __name__ == "__main__":
+    cli.run(main)

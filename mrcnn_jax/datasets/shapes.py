@@ -1,0 +1,299 @@
+"""A generated COCO data set: rotated discs, rectangles and triangles that occlude each other on
+textured backgrounds.
+
+    python -m mrcnn_jax.datasets.shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
+
+What holds for every image (tests/data/test_generated_shapes.py):
+
+- up to 8 objects; the box of the visible part has a short side of 12 to 64 px;
+- masks are modal (visible pixels only), boxes are tight around them, and at least 40 % of the whole
+object is visible, whether it
+  is another object or the border of the image that hides the rest;
+- one image in 33 has no object, and one in 33 a crowd region: a cluster of small shapes of one
+class, annotated as one;
+- an image is a pure function of (seed, split, index), so the same seed gives the same bytes and
+splits share no stream.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import tyro
+from jaxtyping import Bool, Float, UInt8
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax.config.schema import ConfigError
+
+CLASSES = ("disc", "rectangle", "triangle")
+MAX_OBJECTS = 8
+SHORT_SIDE = (12, 64)
+MIN_VISIBLE = 0.4
+# Fixed places instead of chances, so that every split of 33 images or more has both.
+PERIOD, EMPTY_AT, CROWD_AT = 33, 7, 19
+
+SUPERSAMPLING = 8
+ATTEMPTS = 20  # places tried for an object before it is given up
+CONTRAST = 60.0  # distance in RGB (0..255) of an object's colours from the background's
+
+Split = Literal["train", "val"]
+
+
+@dataclass
+class Drawn:
+    """One annotation while its image is being drawn. `visible` shrinks as later objects cover
+    it."""
+
+    label: int
+    visible: Bool[np.ndarray, "h w"]
+    whole_area: int
+    iscrowd: bool = False
+
+    @property
+    def visible_share(self) -> float:
+        """Visible pixels over all pixels of the object, those outside the image included."""
+        return float(self.visible.sum()) / self.whole_area
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Tight (x1, y1, x2, y2) around the visible pixels; zeros if there is none."""
+        rows, columns = np.flatnonzero(self.visible.any(1)), np.flatnonzero(self.visible.any(0))
+        if rows.size == 0:
+            return 0, 0, 0, 0
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def within_bounds(self) -> bool:
+        if self.visible_share < MIN_VISIBLE:
+            return False
+        x1, y1, x2, y2 = self.box
+        return self.iscrowd or SHORT_SIDE[0] <= min(x2 - x1, y2 - y1) <= SHORT_SIDE[1]
+
+
+def _outline(
+    rng: np.random.Generator, label: int, short_side: float
+) -> Float[np.ndarray, "points 2"]:
+    """A rotated outline (x, y) around the origin whose bounding box has this short side."""
+    if label == 1:
+        angles = 2 * np.pi / 64 * np.arange(64)
+    elif label == 2:
+        angles = np.pi / 4 + np.pi / 2 * np.arange(4)
+    else:
+        angles = 2 * np.pi / 3 * np.arange(3) + rng.uniform(-0.25, 0.25, 3)
+    points = np.stack([np.cos(angles) * rng.uniform(1.0, 1.7), np.sin(angles)], axis=1)
+    turn = rng.uniform(0, 2 * np.pi)
+    points = points @ np.array(
+        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    )
+    points = points - (points.min(0) + points.max(0)) / 2
+    return points * (short_side / np.ptp(points, axis=0).min())
+
+
+def _coverage(outline: Float[np.ndarray, "points 2"]) -> tuple[Float[np.ndarray, "h w"], int, int]:
+    """Share of each pixel that the outline covers, on the patch of whole pixels around it, and the
+    patch's left and top."""
+    left, top = np.floor(outline.min(0)).astype(int) - 1
+    right, bottom = np.ceil(outline.max(0)).astype(int) + 1
+    fine = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
+    # fillPoly's coordinates are sample centres, in 1/16; ours are continuous: hence the half.
+    points = np.round(((outline - (left, top)) * SUPERSAMPLING - 0.5) * 16).astype(np.int32)
+    cv2.fillPoly(fine, [points], 255, shift=4)
+    patch = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    return patch.astype(np.float32) / 255, int(left), int(top)
+
+
+def _on_canvas(
+    patch: Float[np.ndarray, "h w"], left: int, top: int, size: int
+) -> Float[np.ndarray, "s s"]:
+    """The patch on a size x size canvas; what lies outside is cut off."""
+    canvas = np.zeros((size, size), np.float32)
+    height, width = patch.shape
+    y1, y2, x1, x2 = max(top, 0), min(top + height, size), max(left, 0), min(left + width, size)
+    if y1 < y2 and x1 < x2:
+        canvas[y1:y2, x1:x2] = patch[y1 - top : y2 - top, x1 - left : x2 - left]
+    return canvas
+
+
+def _colour(
+    rng: np.random.Generator, avoid: list[Float[np.ndarray, " 3"]]
+) -> Float[np.ndarray, " 3"]:
+    """A random colour at least CONTRAST away from those to avoid (the farthest of 20 if none
+    is)."""
+    candidates = rng.uniform(10, 245, (20, 3))
+    if not avoid:
+        return candidates[0]
+    distances = np.linalg.norm(candidates[:, None] - np.stack(avoid)[None], axis=-1).min(1)
+    return candidates[int(np.argmax(np.minimum(distances, CONTRAST)))]
+
+
+def _smooth(
+    rng: np.random.Generator, height: int, width: int, channels: int
+) -> Float[np.ndarray, "h w *c"]:
+    """Noise in [0, 1], or a little beyond, that varies over about 10 px."""
+    coarse = rng.random((height // 10 + 3, width // 10 + 3, channels), np.float32)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _texture(
+    rng: np.random.Generator, height: int, width: int, first: np.ndarray, second: np.ndarray
+) -> Float[np.ndarray, "h w 3"]:
+    """A blend of two colours by one of: even, gradient, stripes, smooth noise."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = x * np.cos(angle) + y * np.sin(angle)
+    kinds: tuple[Callable[[], Any], ...] = (
+        lambda: np.full_like(ramp, 0.5),
+        lambda: (ramp - ramp.min()) / np.ptp(ramp),
+        lambda: 0.5 + 0.5 * np.sin(2 * np.pi * ramp / rng.uniform(5, 16)),
+        lambda: _smooth(rng, height, width, 1),
+    )
+    blend = kinds[rng.integers(len(kinds))]()[..., None]
+    return first.astype(np.float32) * (1 - blend) + second.astype(np.float32) * blend
+
+
+def _background(
+    rng: np.random.Generator, size: int
+) -> tuple[Float[np.ndarray, "s s 3"], list[np.ndarray]]:
+    """Texture, smooth and fine noise, and thin lines as distractors; and its two colours."""
+    first = _colour(rng, [])
+    second = np.clip(first + rng.uniform(-60, 60, 3), 0, 255)
+    picture = _texture(rng, size, size, first, second) + 60 * (_smooth(rng, size, size, 3) - 0.5)
+    lined = np.clip(picture, 0, 255).astype(np.uint8)
+    for _ in range(rng.integers(0, 6)):
+        (x1, y1), (x2, y2) = rng.integers(0, size, (2, 2)).tolist()
+        cv2.line(lined, (x1, y1), (x2, y2), _colour(rng, []).tolist(), 1, cv2.LINE_AA)
+    return lined + 5 * rng.standard_normal((size, size, 3), np.float32), [first, second]
+
+
+def draw_image(
+    seed: int, split: Split, index: int, size: int
+) -> tuple[UInt8[np.ndarray, "s s 3"], list[Drawn]]:
+    """Image `index` of a split and its annotations, in drawing order (a later one covers an earlier
+    one)."""
+    rng = np.random.default_rng((seed, ("train", "val").index(split), index))
+    picture, colours = _background(rng, size)
+    drawn: list[Drawn] = []
+
+    def paint(coverage: Float[np.ndarray, "s s"], first: np.ndarray, second: np.ndarray) -> None:
+        inside = coverage > 0
+        window = np.ix_(inside.any(1), inside.any(0))
+        below, weight = picture[window], coverage[window][..., None]
+        height, width = below.shape[:2]
+        fill = _texture(rng, height, width, first, second) + 4 * rng.standard_normal(
+            below.shape, np.float32
+        )
+        picture[window] = below + (fill - below) * weight
+
+    def palette() -> tuple[np.ndarray, np.ndarray]:
+        first = _colour(rng, colours)
+        second = np.clip(first + rng.uniform(-70, 70, 3), 0, 255)
+        far = min(float(np.linalg.norm(second - colour)) for colour in colours) >= CONTRAST
+        return first, second if far else first
+
+    if index % PERIOD == CROWD_AT:
+        label = int(rng.integers(1, len(CLASSES) + 1))
+        centre, spread = rng.uniform(0.3 * size, 0.7 * size, 2), rng.uniform(12, 24)
+        region = np.zeros((size, size), bool)
+        for _ in range(rng.integers(12, 25)):
+            outline = (
+                _outline(rng, label, rng.uniform(5, 10)) + centre + rng.uniform(-spread, spread, 2)
+            )
+            coverage = _on_canvas(*_coverage(outline), size)
+            paint(coverage, *palette())
+            region |= coverage >= 0.5
+        drawn.append(Drawn(label, region, int(region.sum()), iscrowd=True))
+
+    wanted = 0 if index % PERIOD == EMPTY_AT else int(rng.integers(1, MAX_OBJECTS + 1))
+    for _ in range(wanted):
+        for _ in range(ATTEMPTS):
+            label = int(rng.integers(1, len(CLASSES) + 1))
+            outline = _outline(rng, label, rng.uniform(*SHORT_SIDE)) + rng.uniform(
+                0.08 * size, 0.92 * size, 2
+            )
+            patch, left, top = _coverage(outline)
+            coverage = _on_canvas(patch, left, top, size)
+            # A pixel belongs to the object that covers at least half of it.
+            mine = coverage >= 0.5
+            after = [Drawn(d.label, d.visible & ~mine, d.whole_area, d.iscrowd) for d in drawn]
+            after.append(Drawn(label, mine, int((patch >= 0.5).sum())))
+            if all(d.within_bounds() for d in after):
+                drawn = after
+                paint(coverage, *palette())
+                break
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8), drawn
+
+
+def _annotation(drawn: Drawn, annotation_id: int, image_id: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = drawn.box
+    rle = rle_ops.encode(np.asfortranarray(drawn.visible.astype(np.uint8)))
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": drawn.label,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": int(drawn.visible.sum()),
+        "iscrowd": int(drawn.iscrowd),
+        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+        "visible_share": round(drawn.visible_share, 4),
+    }
+
+
+def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int = 0) -> None:
+    """Writes `out`/images/*.png and `out`/annotations/instances_{train,val}.json and prints one
+    line about them.
+
+    Ids of images and annotations are unique over both splits. ConfigError if the canvas is too
+    small for the bounds above.
+    """
+    if size < 128:
+        raise ConfigError(f"size: {size}: the canvas must be at least 128 px")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "annotations").mkdir(exist_ok=True)
+    seen: Counter[str] = Counter()
+    image_id = annotation_id = 0
+    for split, count in (("train", train), ("val", val)):
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(count):
+            picture, drawn = draw_image(seed, split, index, size)  # type: ignore[arg-type]
+            image_id += 1
+            name = f"{split}_{index:05d}.png"
+            cv2.imwrite(str(out / "images" / name), picture[..., ::-1])
+            images.append({"id": image_id, "file_name": name, "height": size, "width": size})
+            for item in drawn:
+                annotation_id += 1
+                annotations.append(_annotation(item, annotation_id, image_id))
+                seen["crowd" if item.iscrowd else CLASSES[item.label - 1]] += 1
+            seen["empty"] += not drawn
+        content = {
+            "info": {"description": f"Generated shapes, split {split}, seed {seed}"},
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)],
+        }
+        (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content) + "\n")
+    classes = ", ".join(f"{seen[name]} {name}s" for name in CLASSES)
+    print(
+        f"{out}: {train} + {val} images of {size} x {size}: {classes}; {seen['empty']} images empty, {seen['crowd']} crowd regions"
+    )
+
+
+def _main(out: Path, train: int = 1000, val: int = 100, size: int = 128, seed: int = 0) -> None:
+    """Writes the generated data set as a COCO folder."""
+    try:
+        write_shapes(out, train=train, val=val, size=size, seed=seed)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    tyro.cli(_main)

@@ -1,0 +1,284 @@
+"""Boxes, masks and labels drawn into images. All images are uint8 RGB [H, W, 3] and none is changed
+in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.pixels.rle import segmentation_rle
+
+Image = UInt8[np.ndarray, "h w 3"]
+Color = tuple[int, int, int]
+
+# Objects take turns with these: light enough to carry black text, apart from each other and from
+# grass, sky and skin.
+PALETTE: tuple[Color, ...] = (
+    (255, 99, 71),
+    (64, 196, 255),
+    (255, 214, 10),
+    (190, 130, 255),
+    (60, 220, 130),
+    (255, 130, 200),
+    (255, 160, 40),
+    (120, 230, 220),
+    (170, 200, 255),
+    (200, 230, 80),
+)
+CROWD: Color = (190, 190, 190)
+PROPOSAL: Color = (255, 214, 10)
+RECALLED: Color = (40, 230, 90)
+MISSED: Color = (255, 50, 50)
+
+# Images are enlarged to this before drawing, or text would cover them; on larger ones lines and
+# text grow with the image.
+SHORT_SIDE = 480
+ENLARGED_LONG_SIDE = 1920  # but not beyond this: an image of one row would fill the memory
+MARGIN = 6  # around an image on a page, in pixels
+FONT, FONT_SCALE, TITLE_SCALE, INK = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0.55, (0, 0, 0)
+
+
+def draw_instances(
+    image: Image,
+    instances: Sequence[Mapping[str, Any]],
+    class_names: Mapping[int, str],
+    size: tuple[int, int] | None = None,
+) -> Image:
+    """Objects over an image: masks tinted and outlined, boxes, and labels with scores.
+
+    Args:
+        image: the image in original pixels.
+        instances: COCO results or annotations in original pixels: bbox [x, y, width, height],
+            category_id and, if there, score, segmentation and iscrowd (drawn grey). The best scores
+            end up on top.
+        class_names: category id -> name.
+        size: (height, width) to draw at; by default its own, enlarged to a short side of SHORT_SIDE
+            where it is smaller, up to a long side of ENLARGED_LONG_SIDE.
+
+    Returns:
+        A new image.
+    """
+    canvas, scale = _canvas(image, size)
+    colors = [
+        CROWD if instance.get("iscrowd") else PALETTE[i % len(PALETTE)]
+        for i, instance in enumerate(instances)
+    ]
+    order = sorted(range(len(instances)), key=lambda i: instances[i].get("score", 1.0))
+    for i in order:
+        if instances[i].get("segmentation"):
+            rle = segmentation_rle(instances[i]["segmentation"], image.shape[:2])
+            _tint_rle(canvas, rle, colors[i])
+    for i in order:
+        x, y, width, height = instances[i]["bbox"]
+        rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
+    labels: list[_Label] = []
+    for i in reversed(order):
+        x, y, _, _ = instances[i]["bbox"]
+        text = class_names[instances[i]["category_id"]]
+        if instances[i].get("iscrowd"):
+            text += " (crowd)"
+        if "score" in instances[i]:
+            text += f" {instances[i]['score']:.2f}"
+        labels.append(
+            _placed_label(
+                canvas, text, (round(x * scale[0]), round(y * scale[1])), colors[i], labels
+            )
+        )
+    for label in reversed(labels):  # where they do overlap, the best is read
+        _draw_label(canvas, label)
+    return canvas
+
+
+def draw_proposals(
+    image: Image,
+    boxes: Float[np.ndarray, "p 4"],
+    scores: Float[np.ndarray, " p"],
+    ground_truth: Float[np.ndarray, "g 4"],
+    recalled: Bool[np.ndarray, " g"],
+    size: tuple[int, int] | None = None,
+) -> Image:
+    """Proposals over an image, the fainter the lower their score, below the ground-truth boxes in
+    RECALLED or MISSED.
+
+    Args:
+        image: the image in original pixels.
+        boxes: proposals (x1, y1, x2, y2) in original pixels.
+        scores: their objectness in [0, 1].
+        ground_truth: boxes (x1, y1, x2, y2) in original pixels.
+        recalled: which of them some proposal reaches (`evaluation.proposals.recalled`).
+        size: as of `draw_instances`.
+
+    Returns:
+        A new image.
+    """
+    canvas, scale = _canvas(image, size)
+    canvas = darkened(canvas)
+    for i in np.argsort(scores, kind="stable"):
+        layer = canvas.copy()
+        rectangle(layer, boxes[i] * scale, PROPOSAL, 1)
+        strength = float(np.clip(0.25 + 0.65 * scores[i], 0.25, 0.9))
+        canvas = cv2.addWeighted(layer, strength, canvas, 1 - strength, 0)
+    for box, hit in zip(ground_truth, recalled, strict=True):
+        rectangle(canvas, box * scale, RECALLED if hit else MISSED, 2)
+    return canvas
+
+
+def side_by_side(images: Sequence[Image], titles: Sequence[str], width: int = 0) -> Image:
+    """Images in one row on white, each below its title; lower ones are padded at the bottom,
+    narrower ones than `width` at the right."""
+    height = max(image.shape[0] for image in images)
+    return np.concatenate(
+        [titled(image, title, height, width) for image, title in zip(images, titles, strict=True)],
+        axis=1,
+    )
+
+
+def titled(image: Image, title: str, height: int = 0, width: int = 0) -> Image:
+    """The image on white below its title, with a margin; white below and right of it up to `height`
+    and `width`, if that is more.
+
+    A title that is longer than there is room is written smaller.
+    """
+    bar = 30
+    height, width = max(height, image.shape[0]), max(width, image.shape[1])
+    page = np.full((height + bar + MARGIN, width + 2 * MARGIN, 3), 255, np.uint8)
+    page[bar : bar + image.shape[0], MARGIN : MARGIN + image.shape[1]] = image
+    font = TITLE_SCALE * min(
+        1.0, width / max(cv2.getTextSize(title, FONT, TITLE_SCALE, 1)[0][0], 1)
+    )
+    cv2.putText(page, title, (MARGIN, 21), FONT, font, INK, 1, cv2.LINE_AA)
+    return page
+
+
+def legend(entries: Mapping[str, Color], width: int) -> Image:
+    """What colours mean: a patch and a text each, on white, in as many lines as `width` asks
+    for."""
+    patch, step = 16, 26
+    page = np.full((step * (len(entries) + 1), width, 3), 255, np.uint8)
+    x, y = MARGIN, MARGIN
+    for text, color in entries.items():
+        needed = patch + 6 + cv2.getTextSize(text, FONT, TITLE_SCALE, 1)[0][0]
+        if x > MARGIN and x + needed > width:
+            x, y = MARGIN, y + step
+        cv2.rectangle(page, (x, y), (x + patch, y + patch), color, cv2.FILLED)
+        cv2.rectangle(page, (x, y), (x + patch, y + patch), INK, 1)
+        cv2.putText(
+            page, text, (x + patch + 6, y + patch - 3), FONT, TITLE_SCALE, INK, 1, cv2.LINE_AA
+        )
+        x += needed + 24
+    return page[: y + step]
+
+
+def resized(image: Image, size: tuple[int, int]) -> Image:
+    """A new image of `size` (height, width)."""
+    smaller = size[0] < image.shape[0] or size[1] < image.shape[1]
+    return cv2.resize(
+        image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    )
+
+
+def darkened(image: Image) -> Image:
+    """A new image that lines stand out from."""
+    return (image * 0.75).astype(np.uint8)
+
+
+def _canvas(image: Image, size: tuple[int, int] | None) -> tuple[Image, Float[np.ndarray, " 4"]]:
+    """A copy of the image to draw into, and what boxes are to be multiplied with."""
+    height, width = image.shape[:2]
+    if size is None:
+        scale = max(
+            1.0, min(SHORT_SIDE / min(height, width), ENLARGED_LONG_SIDE / max(height, width))
+        )
+        size = (round(height * scale), round(width * scale))
+    canvas = image.copy() if size == (height, width) else resized(image, size)
+    return canvas, np.array([size[1] / width, size[0] / height] * 2)
+
+
+def tint(
+    canvas: Image, mask: UInt8[np.ndarray, "mh mw"], color: Color, corner: tuple[int, int] = (0, 0)
+) -> None:
+    """Colours and outlines a mask, in place; `corner`: the (x, y) of the canvas where its first
+    pixel lies."""
+    (x, y), (height, width) = corner, mask.shape
+    part = canvas[y : y + height, x : x + width]
+    mixed = (0.55 * np.arange(256)[:, None] + 0.45 * np.array(color)).astype(
+        np.uint8
+    )  # a row a pixel value
+    np.copyto(part, cv2.LUT(part, mixed[None]), where=mask[..., None].astype(bool))
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, color, 1, cv2.LINE_AA, offset=corner)
+
+
+def _tint_rle(canvas: Image, rle: Mapping[str, Any], color: Color) -> None:
+    """Only the part that holds the mask is worked on, in uint8: an image of 12 megapixels would be
+    288 MB as float64."""
+    x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+    if not width * height:
+        return
+    mask = np.asarray(coco_mask.decode(rle))
+    if mask.shape != canvas.shape[:2]:
+        mask = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        x, y, width, height = 0, 0, canvas.shape[1], canvas.shape[0]
+    tint(canvas, np.ascontiguousarray(mask[y : y + height, x : x + width]), color, (x, y))
+
+
+def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickness: int) -> None:
+    """A box's outline, in place; `thickness` grows with the canvas."""
+    x1, y1, x2, y2 = (
+        np.round(box).astype(int).tolist()
+    )  # the box's edge lies between pixels: its last pixel is one less
+    cv2.rectangle(
+        canvas,
+        (x1, y1),
+        (max(x2 - 1, x1), max(y2 - 1, y1)),
+        color,
+        round(thickness * _magnification(canvas)),
+    )
+
+
+class _Label(NamedTuple):
+    text: str
+    color: Color
+    box: tuple[int, int, int, int]  # of its patch: x1, y1, x2, y2
+
+
+def _placed_label(
+    canvas: Image, text: str, corner: tuple[int, int], color: Color, others: Sequence[_Label]
+) -> _Label:
+    """A label above `corner`, moved so that it lies in the image and off `others`, if a place is
+    near."""
+    magnification = _magnification(canvas)
+    gap = round(2 * magnification)
+    (width, height), baseline = cv2.getTextSize(
+        text, FONT, FONT_SCALE * magnification, round(magnification)
+    )
+    width, height = width + 2 * gap, height + baseline + gap
+    x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
+    above = max(corner[1] - height - 1, 0)
+    for step in (0, -1, -2, 1, 2):
+        y = above + step * (height + 1)
+        free = all(
+            x > o[2] or x + width < o[0] or y > o[3] or y + height < o[1]
+            for o in (other.box for other in others)
+        )
+        if free and 0 <= y <= canvas.shape[0] - height:
+            return _Label(text, color, (x, y, x + width, y + height))
+    return _Label(text, color, (x, above, x + width, above + height))
+
+
+def _draw_label(canvas: Image, label: _Label) -> None:
+    magnification = _magnification(canvas)
+    font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
+    x1, y1, x2, y2 = label.box
+    _, baseline = cv2.getTextSize(label.text, FONT, font, stroke)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), label.color, cv2.FILLED)
+    cv2.putText(canvas, label.text, (x1 + gap, y2 - baseline), FONT, font, INK, stroke, cv2.LINE_AA)
+
+
+def _magnification(canvas: Image) -> float:
+    return max(1.0, min(canvas.shape[:2]) / SHORT_SIDE)

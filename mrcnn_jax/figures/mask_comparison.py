@@ -1,0 +1,114 @@
+"""The masks that runs give to the same objects, side by side (the report's figures 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.figures.draw import Color, Image, darkened, resized, side_by_side, tint
+from mrcnn_jax.figures.png_pages import column_width, drawn_size, write_pages
+from mrcnn_jax.pixels.rle import segmentation_rle
+
+AGREED: Color = (60, 220, 130)
+EXCESS: Color = (255, 50, 50)
+LACKING: Color = (255, 214, 10)
+
+
+def masks_figure(
+    images: Sequence[Image],
+    objects: Sequence[Mapping[str, Any]],
+    masks: Mapping[str, Sequence[Mapping[str, Any]]],
+    class_names: Mapping[int, str],
+    out_dir: Path,
+    *,
+    rows: int = 3,
+) -> list[Path]:
+    """For each object a row, zoomed to it: its ground-truth mask left, then the mask of each run,
+    and where that is too large or too small.
+
+    Args:
+        images: uint8 RGB [H, W, 3] in original pixels.
+        objects: a COCO annotation with a mask of each image.
+        masks: title of a column -> a COCO segmentation of each object.
+        class_names: category id -> name.
+        out_dir: folder of the pages; made if need be.
+        rows: objects a page.
+
+    Returns:
+        The pages, `masks_1.png`, `masks_2.png`, ...
+    """
+    columns = 1 + len(masks)
+    drawn = []
+    for i, (image, annotation) in enumerate(zip(images, objects, strict=True)):
+        truth = segmentation_rle(annotation["segmentation"], image.shape[:2])
+        found = {
+            title: segmentation_rle(column[i], image.shape[:2]) for title, column in masks.items()
+        }
+        region = zoomed_region(annotation["bbox"], image.shape[:2])
+        part = image[region]
+        size = drawn_size(part, columns)
+        cells = [
+            _compared(part, size, *(_decoded(rle, region, size) for rle in (truth, mask)))
+            for mask in (truth, *found.values())
+        ]
+        titles = [f"ground truth: {class_names[annotation['category_id']]}"]
+        titles += [
+            f"{title}: mask IoU {coco_mask.iou([rle], [truth], [0])[0, 0]:.2f}"
+            for title, rle in found.items()
+        ]
+        drawn.append(side_by_side(cells, titles, column_width(columns)))
+    colors = {
+        "mask on the object": AGREED,
+        "mask beyond the object": EXCESS,
+        "object that the mask leaves out": LACKING,
+    }
+    return write_pages(drawn, out_dir, "masks", rows=rows, colors=colors)
+
+
+def zoomed_region(
+    bbox: Sequence[float], size: tuple[int, int], *, margin: float = 0.2, least: int = 8
+) -> tuple[slice, slice]:
+    """(rows, columns) of an image of `size` around a COCO bbox; `margin`: a share of its longer
+    side, but `least` pixels at least."""
+    x, y, width, height = bbox
+    around = max(margin * max(width, height), least)
+    top, left = max(int(y - around), 0), max(int(x - around), 0)
+    return slice(top, min(int(np.ceil(y + height + around)), size[0])), slice(
+        left, min(int(np.ceil(x + width + around)), size[1])
+    )
+
+
+def _decoded(
+    rle: Mapping[str, Any], region: tuple[slice, slice], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w"]:
+    """What the region holds of a mask, 0 or 1; its pixels are enlarged as they are."""
+    return cv2.resize(
+        np.ascontiguousarray(coco_mask.decode(rle)[region]),
+        size[::-1],
+        interpolation=cv2.INTER_NEAREST,
+    )
+
+
+def _compared(
+    part: Image,
+    size: tuple[int, int],
+    truth: UInt8[np.ndarray, "h w"],
+    mask: UInt8[np.ndarray, "h w"],
+) -> Image:
+    grey = cv2.cvtColor(
+        resized(part, size), cv2.COLOR_RGB2GRAY
+    )  # all colour there is tells of the masks
+    canvas = darkened(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
+    for pixels, color in (
+        (truth & mask, AGREED),
+        (mask & (1 - truth), EXCESS),
+        (truth & (1 - mask), LACKING),
+    ):
+        tint(canvas, pixels, color)
+    return canvas

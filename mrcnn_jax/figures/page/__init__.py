@@ -1,0 +1,41 @@
+"""The page of an evaluation as one HTML file, which opens from disk, without a network and without
+a server.
+
+Its data lies in it as JSON; page.js writes each text of it as text, never as markup. A content
+security policy allows the file's own style, script and images, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The HTML of `evaluation.report.report_data`."""
+    files = resources.files(__name__)
+    page, style, script = (
+        (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+    # Without "<" no text of the data can end its element or open another.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    )
+    # The data comes last: what it says is not looked at for further places to fill.
+    for place, content in (
+        ("{{policy}}", policy),
+        ("{{style}}", style),
+        ("{{script}}", script),
+        ("{{data}}", text),
+    ):
+        page = page.replace(place, content)
+    return page
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,0 +1,132 @@
+"""A trained run in a few lines of Python (docs/api.md). predict.py is made of it.
+
+model = mrcnn_jax.load("runs/a")
+found = model.predict(image)    # NumPy uint8 RGB, or a file's name
+found.boxes, found.class_names, found.scores, found.masks
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from mrcnn_jax.inference.inputs import image_files, read_image, video_frames
+from mrcnn_jax.inference.predictor import Predictor
+from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.inference.test_time import MergedViews
+from mrcnn_jax.pixels.geometry import check_image
+from mrcnn_jax.pixels.rle import decoded
+from mrcnn_jax.runs.checkpoints import Weights
+from mrcnn_jax.runs.run import Choice, Run, load_run
+
+__all__ = ["Detections", "Model", "load", "video_frames"]
+
+Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | str | Path
+"""An image (RGB, original pixels), or the name of its file."""
+
+
+def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "raw") -> Model:
+    """A run from its folder (train.py's --workdir; mrcnn_jax.weights' --out).
+
+    Args:
+        checkpoint: the newest whole one, or the best by mask AP where the run measured it.
+        weights: the parameters themselves, or their moving average where the run has it.
+
+    Raises:
+        ConfigError (a ValueError), one line that names the file: the folder holds no config, no
+        such checkpoint or weights, a damaged one, or no more than a backbone.
+    """
+    return Model(load_run(Path(run), checkpoint, weights))
+
+
+class Model:
+    """A run on one device.
+
+    Its programs are compiled when an image first needs them: one for each of the run's canvases,
+    and with test-time augmentation two for each canvas and scale and one for each number of views,
+    however many sizes the images have.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._predictor = Predictor(run)
+        self._views = MergedViews(self._predictor)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """COCO category id -> name."""
+        return self.run.class_names
+
+    def predict(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        min_score: float = 0.0,
+        rle: bool = False,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        progress: bool = False,
+    ) -> Any:
+        """What is seen on one image or on many, of any sizes.
+
+        Args:
+            images: an image (NumPy uint8 RGB [H, W, 3], or a file's name); a list or tuple of them;
+                a folder; or any other iterable of them (`video_frames`), of which one is held at a
+                time.
+            min_score: detections below it are left out, as are those below the run's
+                model.box_head.score_threshold.
+            rle: masks as compressed COCO RLEs instead of arrays: smaller, and quicker to make.
+            flip: looks at the mirrored image too, and merges (see `MergedViews`).
+            scales: looks at each image at these multiples of the run's image size, and merges.
+            progress: a progress bar, where there are several images.
+
+        Returns:
+            `Detections` for one image, a list of them for a list or tuple, an iterator over them
+                for anything else: its next image is
+            looked at when it is asked for.
+
+        Raises:
+            ConfigError (a ValueError): a file that is not there or no image, a folder without
+            images.
+            ValueError: an array of another kind; no scale, or one that is not positive.
+        """
+        if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+            raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
+
+        def look(source: Source) -> Detections:
+            return self._look(source, min_score, rle, flip, tuple(scales))
+
+        if isinstance(images, str | Path):
+            if not Path(images).is_dir():
+                return look(images)
+            many: Iterable[Source] = image_files([Path(images)])
+        elif isinstance(images, np.ndarray):
+            return look(images)
+        else:
+            many = images
+        found = map(look, tqdm(many, unit="img", leave=False) if progress else many)
+        return list(found) if isinstance(images, list | tuple) else found
+
+    def _look(
+        self, source: Source, min_score: float, rle: bool, flip: bool, scales: tuple[float, ...]
+    ) -> Detections:
+        if isinstance(source, str | Path):
+            path, image = Path(source), read_image(Path(source), self.run.config.data)
+        else:
+            path, image = None, source
+            check_image(image)
+        if flip or scales != (1.0,):
+            found = self._views.detections(image, flip=flip, scales=scales, min_score=min_score)
+        else:
+            found = self._predictor.detections(image, min_score=min_score)
+        assert isinstance(found.masks, tuple)
+        return replace(
+            found, path=path, masks=found.masks if rle else decoded(found.masks, found.size)
+        )

@@ -1,0 +1,85 @@
+"""Run an exported model with jax and NumPy alone.
+
+`mrcnn_jax export` copies this file and `pixels/geometry.py` into the exported file, a zip that
+Python can import from; mrcnn_jax itself is not needed to use it:
+
+    import sys
+    sys.path.insert(0, "model.jaxexport")
+    from mrcnn_exported import load
+
+    found = load("model.jaxexport").predict(image)  # NumPy uint8 RGB [H, W, 3]
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from mrcnn_jax.pixels.geometry import check_image, in_image, paste_region, resize, resize_plan
+
+
+def load(path: Any) -> ExportedModel:
+    """The network in the file `path`. OSError or ValueError if it is no such file."""
+    return ExportedModel(path)
+
+
+class ExportedModel:
+    """One program a canvas, for the platforms `meta["platforms"]`; compiled when an image first
+    needs it."""
+
+    def __init__(self, path: Any) -> None:
+        import jax
+        from jax import export
+
+        with np.load(path) as archive:
+            self.meta: dict[str, Any] = json.loads(archive["meta.json"])
+            self._weights = jax.device_put(
+                [archive[f"weights/{name}"] for name in self.meta["weights"]]
+            )
+            names = [f"programs/{height}x{width}" for height, width in self.meta["canvases"]]
+            self._programs = [
+                jax.jit(export.deserialize(bytearray(archive[name])).call) for name in names
+            ]
+
+    def predict(self, image: np.ndarray, min_score: float = 0.0) -> dict[str, Any]:
+        """What is seen on an image, best first.
+
+        Args:
+            image: uint8 RGB [H, W, 3]; ValueError if it is not.
+            min_score: detections below it are left out.
+
+        Returns:
+            boxes: float64 [N, 4], (x1, y1, x2, y2) in pixels of the image, continuous in [0, W] x
+                [0, H].
+            labels: int32 [N], 1..K.
+            category_ids, class_names: lists of N, of the labels.
+            scores: float32 [N], probabilities.
+            masks: bool [N, H, W].
+        """
+        check_image(image)
+        size = image.shape[0], image.shape[1]
+        number, resized, scale = resize_plan(
+            *size, self.meta["short_side"], self.meta["long_side"], self.meta["canvases"]
+        )
+        canvas = np.zeros((*self.meta["canvases"][number], 3), np.uint8)
+        canvas[: resized[0], : resized[1]] = resize(image, resized)
+        seen = self._programs[number](self._weights, canvas, np.array(resized, np.int32))
+        found = {name: np.asarray(value) for name, value in seen.items()}
+        kept = found["valid"] & (found["scores"] >= min_score)
+        boxes, clipped = in_image(found["boxes"][kept], scale, size)
+        masks = np.zeros((len(boxes), *size), bool)
+        for mask, probabilities, box in zip(masks, found["masks"][kept], boxes, strict=True):
+            region, (y, x) = paste_region(probabilities, box, size, self.meta["paste"])
+            mask[y : y + region.shape[0], x : x + region.shape[1]] = region
+        labels = found["labels"][kept]
+        categories = [self.meta["categories"][label - 1] for label in labels.tolist()]
+        return {
+            "boxes": clipped,
+            "labels": labels,
+            "category_ids": [number for number, _ in categories],
+            "class_names": [name for _, name in categories],
+            "scores": found["scores"][kept],
+            "masks": masks,
+        }

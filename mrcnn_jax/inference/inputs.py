@@ -1,0 +1,68 @@
+"""Images that are predicted on: from files, folders and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.pixels.decode import decode_image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files of `paths`, with the images of each folder in it (not deeper); ConfigError names
+    what is not there or empty."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            if not found:
+                raise ConfigError(f"{path}: no images in this folder")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ConfigError(f"{path}: no such file or folder")
+    if not files:
+        raise ConfigError("paths: no image or folder was named")
+    return files
+
+
+def read_image(path: Path, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB, turned as its EXIF says; ConfigError with the file's name if it cannot be read, or is
+    over data.max_pixels."""
+    try:
+        return decode_image(path.read_bytes(), upright=True, max_pixels=data.max_pixels)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames of a video, RGB, one at a time; ConfigError, at once, if OpenCV cannot read the
+    file."""
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise ConfigError(
+            f"{path}: "
+            + ("not a video that OpenCV can read" if Path(path).is_file() else "no such file")
+        )
+    return _frames(capture)
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    try:
+        while True:
+            read, frame = capture.read()
+            if not read:
+                return
+            yield np.ascontiguousarray(frame[..., ::-1])
+    finally:
+        capture.release()

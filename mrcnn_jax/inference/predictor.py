@@ -1,0 +1,169 @@
+"""A trained run, restored from its folder, on a data set's split or on any images."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float32, UInt8
+from tqdm import tqdm
+
+from mrcnn_jax import parallel
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows
+from mrcnn_jax.data.transforms import resize_image, resize_plan
+from mrcnn_jax.inference.results import Detections, coco_results, image_detections
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
+from mrcnn_jax.runs.run import Run
+from mrcnn_jax.runtime import compile_options
+from mrcnn_jax.structures import Batch, Instances
+
+# Image index -> proposals: boxes in original pixels, scores.
+Seen = dict[int, tuple[np.ndarray, np.ndarray]]
+
+
+class Predictor:
+    """The network as one compiled program a canvas; NumPy in, NumPy out.
+
+    With a `mesh` each device sees its rows of a batch, and each process has those of its devices.
+    """
+
+    def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
+        self.run, self.mesh = run, mesh
+        network = MaskRCNN(run.config.model)
+        apply: Any = network.apply
+        if mesh is not None:
+            everywhere, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)
+            # No image knows of another: no device needs to hear of one.
+            apply = jax.shard_map(
+                network.apply,
+                mesh=mesh,
+                in_specs=(everywhere, rows),
+                out_specs=rows,
+                check_vma=False,
+            )
+        self._apply = jax.jit(apply, **compile_options(deterministic=run.config.deterministic))
+        self.load(run.variables)
+
+    def load(self, variables: Variables) -> None:
+        """Go on with other weights, in the same programs; with a mesh, arrays that this process has
+        as a whole."""
+        mesh = self.mesh
+        if mesh is None:
+            self.variables = jax.device_put(variables)
+        else:
+            self.variables = parallel.place(
+                variables, jax.tree.map(lambda _: parallel.replicated(mesh), variables)
+            )
+
+    def __call__(self, batch: Batch) -> Prediction:
+        return parallel.rows_to_host(
+            self._apply(self.variables, parallel.place_rows(batch, self.mesh)), self.mesh
+        )
+
+    def results(
+        self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """COCO results of a batch: original ids, pixels and image size."""
+        return coco_results(
+            prediction.detections,
+            scales=batch.scales,
+            original_sizes=batch.original_sizes,
+            image_ids=image_ids,
+            categories=self.run.meta.categories,
+            images_valid=batch.valid,
+            paste=self.run.config.model.mask_head.paste,
+        )
+
+    def detections(
+        self, image: UInt8[np.ndarray, "h w 3"], *, min_score: float = 0.0
+    ) -> Detections:
+        """What is seen on one image, in its pixels, with masks as RLEs."""
+        batch = batch_of_one(image, self.run.config.data)
+        found = jax.tree.map(lambda field: field[0], self(batch).detections)
+        return self.in_image(found, batch.scales[0], image.shape[:2], min_score=min_score)
+
+    def in_image(
+        self,
+        found: Instances,
+        scale: Float32[np.ndarray, " 2"],
+        size: tuple[int, int],
+        *,
+        min_score: float = 0.0,
+    ) -> Detections:
+        """`image_detections` with the run's classes and way of pasting."""
+        paste = self.run.config.model.mask_head.paste
+        return image_detections(
+            found,
+            scale=scale,
+            size=size,
+            categories=self.run.meta.categories,
+            paste=paste,
+            min_score=min_score,
+        )
+
+
+def results_of_split(
+    predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
+) -> tuple[list[dict[str, Any]], Seen]:
+    """COCO results of a plan's images, in their order, and the proposals of each: of all processes
+    together, each of which calls this."""
+    results: list[dict[str, Any]] = []
+    proposals: Seen = {}
+    total = sum(i >= 0 for planned in own_rows(plan, predictor.mesh) for i in planned.indices)
+    with tqdm(
+        total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()
+    ) as bar:
+        for batch, prediction in predict_split(predictor, split, plan):
+            results += predictor.results(
+                batch, prediction, [split.dataset.images[i].id for i in batch.indices]
+            )
+            for i in np.flatnonzero(batch.valid):
+                found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
+                found = jax.tree.map(operator.itemgetter(found.valid), found)
+                proposals[int(batch.indices[i])] = (
+                    found.boxes / np.tile(batch.scales[i][::-1], 2),
+                    found.scores,
+                )
+            bar.update(int(batch.valid.sum()))
+    parts = parallel.gather((results, proposals))
+    rank = {
+        split.dataset.images[i].id: n
+        for n, i in enumerate(i for planned in plan for i in planned.indices if i >= 0)
+    }
+    results = sorted(
+        (result for part, _ in parts for result in part),
+        key=lambda result: rank[result["image_id"]],
+    )
+    return results, {index: boxes for _, part in parts for index, boxes in part.items()}
+
+
+def predict_split(
+    predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
+) -> Iterator[tuple[Batch, Prediction]]:
+    """Every batch of a plan with what is seen on it; of several processes, the rows of this one."""
+    for batch in load(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
+        yield batch, predictor(batch)
+
+
+def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:
+    """An image without ground truth as a batch of its own."""
+    plan = resize_plan(image.shape[0], image.shape[1], data)
+    height, width = plan.resized
+    canvas = np.zeros((1, *data.canvases[plan.canvas], 3), np.uint8)
+    canvas[0, :height, :width] = resize_image(image, plan.resized)
+    nothing = Instances(boxes=np.zeros((1, 0, 4), np.float32), valid=np.zeros((1, 0), bool))
+    return Batch(
+        images=canvas,
+        image_sizes=np.array([plan.resized], np.int32),
+        original_sizes=np.array([image.shape[:2]], np.int32),
+        scales=np.array([plan.scale], np.float32),
+        indices=np.zeros(1, np.int32),
+        valid=np.ones(1, bool),
+        ground_truth=nothing,
+        ignore=nothing,
+    )

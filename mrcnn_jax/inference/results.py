@@ -1,0 +1,131 @@
+"""Detections of a canvas -> those of the original image, and COCO results: original image ids,
+category ids, pixels and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32
+
+from mrcnn_jax.pixels.geometry import in_image
+from mrcnn_jax.pixels.rle import PasteStyle, encoded, paste_rle
+from mrcnn_jax.structures import Instances
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What is seen on one image of H x W pixels: N objects, best first."""
+
+    size: tuple[int, int]
+    """(H, W)."""
+    boxes: Float64[np.ndarray, "n 4"]
+    """(x1, y1, x2, y2) in pixels of the original image, continuous in [0, W] x [0, H]."""
+    labels: Int32[np.ndarray, " n"]
+    """1..K."""
+    category_ids: tuple[int, ...]
+    """COCO id of each object's class, as in the annotations that the run was trained on."""
+    class_names: tuple[str, ...]
+    scores: Float32[np.ndarray, " n"]
+    """Probabilities of the classes."""
+    masks: Bool[np.ndarray, "n h w"] | tuple[dict[str, Any], ...] | None
+    """Pixels of each object; or compressed COCO RLEs, {"size": [H, W], "counts": str}; None: of a
+    network without masks."""
+    path: Path | None = None
+    """The file that was read, if it was one."""
+
+    def coco_results(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """One dict a detection, ready for JSON: image_id, category_id, bbox ([x, y, width, height]
+        in pixels of the original image), score, and, with masks, segmentation (compressed RLE of
+        the original image's size).
+        """
+        rles = encoded(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
+        results: list[dict[str, Any]] = []
+        for row, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+            result: dict[str, Any] = {
+                "image_id": int(image_id),
+                "category_id": self.category_ids[row],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(self.scores[row]),
+            }
+            if rles is not None:
+                result["segmentation"] = rles[row]
+            results.append(result)
+        return results
+
+
+def image_detections(
+    found: Instances,
+    *,
+    scale: Float32[np.ndarray, " 2"],
+    size: tuple[int, int],
+    categories: Sequence[tuple[int, str]],
+    paste: PasteStyle,
+    min_score: float = 0.0,
+) -> Detections:
+    """Valid detections of one image, with its masks as RLEs.
+
+    Args:
+        found: NumPy leaves: boxes float32 in pixels of the canvas, labels 1..K, scores, valid, and
+            masks (float32 probabilities [N, M, M]) or None.
+        scale: (y, x): canvas pixels = original pixels * scale.
+        size: (height, width) of the original image.
+        categories: (COCO id, name) of label 1, 2, ..., K.
+        paste: how masks become pixels (`exported.paste`).
+        min_score: detections below it are left out.
+    """
+    assert found.scores is not None
+    kept = found.valid.copy()
+    kept[kept] = found.scores[kept] >= min_score  # of the others, scores may be anything
+    found = jax.tree.map(lambda field: field[kept], found)
+    assert found.labels is not None
+    assert found.scores is not None
+    boxes, clipped = in_image(found.boxes, scale, size)
+    numbers = found.labels.tolist()
+    return Detections(
+        size=size,
+        boxes=clipped,
+        labels=found.labels,
+        category_ids=tuple(int(categories[label - 1][0]) for label in numbers),
+        class_names=tuple(categories[label - 1][1] for label in numbers),
+        scores=found.scores,
+        masks=None
+        if found.masks is None
+        else tuple(paste_rle(*pair, size, paste) for pair in zip(found.masks, boxes, strict=True)),
+    )
+
+
+def coco_results(
+    detections: Instances,
+    *,
+    scales: Float32[np.ndarray, "b 2"],
+    original_sizes: Int32[np.ndarray, "b 2"],
+    image_ids: Sequence[int],
+    categories: Sequence[tuple[int, str]],
+    images_valid: Bool[np.ndarray, " b"],
+    paste: PasteStyle,
+) -> list[dict[str, Any]]:
+    """`Detections.coco_results` of the valid images of a batch.
+
+    Args:
+        detections: those of `image_detections`, with a batch axis.
+        scales: (y, x) of each image.
+        original_sizes: (height, width) of each image on disk.
+        image_ids: COCO id of each image; what stands where an image is invalid is not read.
+        categories: (COCO id, name) of label 1, 2, ..., K.
+        images_valid: False for images that only fill up the batch.
+        paste: how masks become pixels (`exported.paste`).
+    """
+    results: list[dict[str, Any]] = []
+    for image in np.flatnonzero(images_valid).tolist():
+        found = jax.tree.map(lambda field: field[image], detections)
+        height, width = original_sizes[image].tolist()
+        here = image_detections(
+            found, scale=scales[image], size=(height, width), categories=categories, paste=paste
+        )
+        results += here.coco_results(image_ids[image])
+    return results

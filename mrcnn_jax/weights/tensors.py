@@ -1,0 +1,41 @@
+"""Files of named tensors: .npz, .safetensors, and torch's and detectron2's .pth, .pt, .pkl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.weights.pickles import read_pickled
+
+SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
+_PARALLEL = "module."  # torch's DataParallel puts it before every name
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The named tensors of a file, as its suffix says; ConfigError if it is not such a file."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: weights files are {', '.join(SUFFIXES)}")
+    try:
+        tensors = _read(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such weights file") from None
+    except Exception as error:  # of a damaged or hostile file any is possible
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: not a readable {path.suffix} file: {reason:.300}") from None
+    if not tensors:
+        raise ConfigError(f"{path}: holds no tensors")
+    if all(name.startswith(_PARALLEL) for name in tensors):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    if path.suffix == ".safetensors":
+        return safetensors.numpy.load_file(path)
+    return read_pickled(path.read_bytes())

@@ -1,0 +1,222 @@
+"""The check as a command: its summary, its sheet, its exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from PIL import Image
+
+from mrcnn_jax.commands.check import Arguments, check
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.data import images
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def arguments(mixed_file: Path) -> Arguments:
+    return Arguments(
+        annotations=mixed_file,
+        images=mixed_file.parent / "images",
+        cache=mixed_file.parent / "cache",
+    )
+
+
+def as_json(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    check(dataclasses.replace(arguments, as_json=True))
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_a_recipe_needs(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the default config, by which an image of 60 x 80 becomes 800 x 1066."""
+    found = as_json(arguments, capsys)
+    assert found["usable"]
+    assert found["objects_by_class"] == {"three": 2, "seven": 2, "ninety": 2}
+    assert found["images_by_size"] == {
+        "60 x 80": 3,
+        "80 x 60": 1,
+        "64 x 64": 1,
+        "50 x 96": 1,
+        "96 x 50": 1,
+    }
+    assert found["images_by_canvas"] == {"800 x 1088": 5, "1088 x 800": 2}
+    assert (
+        found["max_objects_per_image"],
+        found["objects_over_limit"],
+        found["images_over_limit"],
+    ) == (2, 0, 0)
+    assert (found["images_without_objects"], found["objects_without_mask"]) == (2, 1)
+    # Boxes of 30 x 20, 12.5 x 20.25, 30 x 80, 30 x 40 (twice) and 80 x 40 px, on images magnified
+    # 13.3, 13.3, 13.3, 12.5, 11.3, 11.3 times.
+    assert found["objects_by_canvas_side"] == {
+        **dict.fromkeys(("under 8", "8 to 16", "16 to 32", "32 to 64", "64 to 128"), 0),
+        "128 to 256": 1,
+        "256 to 512": 3,
+        "from 512": 2,
+    }
+    assert found["small_objects_share"] == pytest.approx(2 / 6)  # areas of 550 and 253.1
+    assert found["small_objects_share_on_canvas"] == 0
+    assert found["kept"]["images"] == 7
+    assert {finding["code"] for finding in found["findings"]} == {"category_ids", "run_list"}
+
+
+def test_the_config_decides(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from mrcnn_jax.config import *\n"
+        "def get_config():\n"
+        "    data = DataConfig(short_side=32, long_side=64, canvases=((64, 64),), max_objects=1, keep_empty=False)\n"
+        "    return Config(data=data)\n"
+    )
+    found = as_json(dataclasses.replace(arguments, config=config), capsys)
+    assert found["images_by_canvas"] == {"64 x 64": 5}
+    assert (found["objects_over_limit"], found["images_over_limit"]) == (1, 1)
+    assert found["objects_by_canvas_side"]["from 512"] == 0
+    assert found["small_objects_share_on_canvas"] == pytest.approx(5 / 6)
+    assert {(f["outcome"], f["count"]) for f in found["findings"] if f["code"] == "negative"} == {
+        ("left out", 2)
+    }
+
+
+def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    check(arguments)
+    text = capsys.readouterr().out
+    assert text.startswith(
+        "kept 7 images, 6 objects, 1 crowds, 1 objects without a mask (box only)\n"
+    )
+    assert (
+        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids (90, 3, 7)"
+        in text
+    )
+    assert "three: 2, seven: 2, ninety: 2" in text
+    assert "small objects (area under 32 x 32 px): 33.3% in the images, 0.0% on the canvas" in text
+    assert (
+        "largest count of objects in an image: 2; data.max_objects = 100 cuts 0 in 0 images" in text
+    )
+
+
+def test_lost_images_are_shown_and_refused(
+    arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (arguments.images / "photo 6.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match="1 of 7 images are lost"):
+        check(arguments)
+    assert "dropped 1: images that cannot be decoded (17)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="1 of 7 images are lost"):
+        check(dataclasses.replace(arguments, as_json=True))
+    found = json.loads(capsys.readouterr().out)
+    assert not found["usable"]
+    assert "1 of 7 images are lost" in found["error"]
+    assert found["kept"]["images"] == 6
+
+
+def test_strict_allows_no_loss_but_what_the_config_leaves_out(
+    arguments: Arguments,
+    mixed_content: dict[str, Any],
+    write_json: Callable[[Any], Path],
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from mrcnn_jax.config import *\ndef get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
+    )
+    strict = dataclasses.replace(arguments, strict=True, config=config)
+    check(strict)
+    mixed_content["annotations"][1]["bbox"] = [0, 0, 0, 0]
+    write_json(mixed_content)
+    check(dataclasses.replace(strict, strict=False))
+    with pytest.raises(ConfigError, match="--strict: dropped 1 annotations with a degenerate box"):
+        check(strict)
+
+
+def test_images_are_decoded_once(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the check, and no more by a training that uses its cache; without --cache it goes to the
+    user's folder."""
+    from mrcnn_jax.config.schema import DataConfig
+    from mrcnn_jax.data.loader import open_split
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    check(arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "image_kind", refuse)
+        check(arguments)
+        assert arguments.cache is not None
+        split = open_split(
+            "train",
+            arguments.annotations,
+            arguments.images,
+            cache=arguments.cache,
+            data=DataConfig(),
+        )
+        assert len(split.source) == 7
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    check(dataclasses.replace(arguments, cache=None))
+    assert len(list((tmp_path / "home" / "mrcnn_jax").iterdir())) == 1
+
+
+def test_contact_sheet(
+    arguments: Arguments, mixed_content: dict[str, Any], write_json: Callable[[Any], Path]
+) -> None:
+    """A dark image shows its box and mask in colour; one of a single row is drawn like any
+    other."""
+    Image.new("RGB", (80, 60)).save(arguments.images / "photo 0.png")
+    Image.new("RGB", (5000, 1)).save(arguments.images / "photo 1.png")
+    mixed_content["images"][-2] |= {"height": 1, "width": 5000}
+    mixed_content["annotations"][2] |= {"bbox": [100, 0, 300, 1], "segmentation": None}
+    write_json(mixed_content)
+    sheet = arguments.annotations.parent / "sheet.png"
+    check(dataclasses.replace(arguments, contact_sheet=sheet))
+    drawn = cv2.imread(str(sheet))[..., ::-1].astype(int)
+    assert drawn.shape[0] < 500
+    assert drawn.shape[1] > 1500  # six images in a row
+    first = drawn[30:300, 6:326]
+    tinted = (first.max(-1) - first.min(-1) > 30).mean()
+    assert (
+        0.1 < tinted < 0.3
+    )  # the mask is 550 of 4,800 pixels, and the box and label of each object come to it
+    with pytest.raises(
+        ConfigError, match=r"--contact-sheet: .*sheet.png: cannot be written: No such file"
+    ):
+        check(dataclasses.replace(arguments, contact_sheet=Path("/none/sheet.png")))
+
+
+def _command(arguments: Arguments, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "mrcnn_jax.commands.check",
+        "--annotations",
+        str(arguments.annotations),
+    ]
+    command += ["--images", str(arguments.images), "--cache", str(arguments.cache), *more]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_exit_status(arguments: Arguments) -> None:
+    done = _command(arguments, "--json")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["usable"]
+    arguments.annotations.write_text("{")
+    start = time.perf_counter()
+    done = _command(arguments)
+    assert time.perf_counter() - start < 5
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert str(arguments.annotations) in done.stderr

@@ -1,0 +1,396 @@
+"""A run is evaluated, and used on files, from its folder alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from pycocotools import mask as rle_ops
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mrcnn_jax.commands.evaluate import evaluate_run
+from mrcnn_jax.commands.predict_files import predict_files
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.inference import api
+from mrcnn_jax.inference.inputs import image_files
+from mrcnn_jax.inference.predictor import Predictor
+from mrcnn_jax.structures import Batch
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@pytest.fixture(scope="module")
+def moved(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run in another folder: nothing may hang on where it was trained."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("moved") / "elsewhere")
+
+
+@pytest.fixture(scope="module")
+def evaluated(moved: Path) -> tuple[dict[str, float], Path]:
+    """(metrics, out) of the whole validation split: 8 images in batches of 3."""
+    out = moved / "eval"
+    return evaluate_run(moved, figures=2, out=out), out
+
+
+def results_of(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "detections.json").read_text())
+
+
+def pycocotools_figures(
+    truth: dict[str, Any], results: list[dict[str, Any]], kind: str
+) -> np.ndarray:
+    """COCO's own procedure, on the file as it is but for annotation ids from 1 (id 0 is no match to
+    pycocotools)."""
+    coco = COCO()
+    coco.dataset = {
+        **truth,
+        "annotations": [{**a, "id": a["id"] + 1} for a in truth["annotations"]],
+    }
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes([dict(result) for result in results]), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def test_metrics_are_pycocotools_figures_of_the_written_detections(
+    evaluated: tuple[dict[str, float], Path], tiny_data: Path
+) -> None:
+    metrics, out = evaluated
+    assert (
+        json.loads((out / "metrics.json").read_text())
+        == {"checkpoint": f"{sum(tiny.STAGES.values()):08d}-mask"} | metrics
+    )
+    truth, results = tiny.read(tiny_data, "val"), results_of(out)
+    assert 0 in {annotation["id"] for annotation in truth["annotations"]}
+    boxes = [
+        {key: value for key, value in result.items() if key != "segmentation"} for result in results
+    ]  # else areas are the masks'
+    for kind, given in (("bbox", boxes), ("segm", results)):
+        figures = [metrics[f"{kind}/{name}"] for name in FIGURES]
+        np.testing.assert_allclose(figures, pycocotools_figures(truth, given, kind), atol=1e-12)
+        present = {annotation["category_id"] for annotation in truth["annotations"]}
+        names = {category["name"] for category in truth["categories"] if category["id"] in present}
+        assert {key.split("/")[2] for key in metrics if key.startswith(f"{kind}/AP/")} == names
+        assert metrics[f"{kind}/AP"] == pytest.approx(
+            np.mean([metrics[f"{kind}/AP/{name}"] for name in names])
+        )
+    assert {key for key in metrics if not key.startswith(("bbox/", "segm/"))} >= {"recall@16"}
+
+
+def test_detections_carry_original_ids_and_sizes(
+    evaluated: tuple[dict[str, float], Path], tiny_data: Path
+) -> None:
+    truth, results = tiny.read(tiny_data, "val"), results_of(evaluated[1])
+    assert {result["image_id"] for result in results} == {image["id"] for image in truth["images"]}
+    assert {result["category_id"] for result in results} <= {5, 7, 90}
+    assert (
+        max(Counter(result["image_id"] for result in results).values()) <= 8
+    )  # box_head.detections
+    for result in results:
+        assert set(result) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+        x, y, width, height = result["bbox"]
+        assert 0 <= x <= x + width <= 128
+        assert 0 <= y <= y + height <= 128
+        assert rle_ops.decode(result["segmentation"]).shape == (128, 128)
+        assert 0.01 <= result["score"] <= 1
+    pairs = Counter(
+        (result["image_id"], *result["bbox"], result["category_id"]) for result in results
+    )
+    assert set(pairs.values()) == {1}
+
+
+def test_every_image_and_annotation_counts_once(
+    moved: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the ground truth in the place of the network's results AP is 1 exactly: nothing is left
+    out or counted twice."""
+    truth = tiny.read(tiny_data, "val")
+    asked: list[int] = []
+
+    def results(
+        self: Predictor, batch: Batch, prediction: Any, image_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        here = [image_id for image_id, real in zip(image_ids, batch.valid, strict=True) if real]
+        asked.extend(here)
+        keys = ("image_id", "category_id", "bbox", "segmentation")
+        return [
+            {**{key: a[key] for key in keys}, "score": 1.0}
+            for a in truth["annotations"]
+            if a["image_id"] in here
+        ]
+
+    monkeypatch.setattr(Predictor, "results", results)
+    metrics = evaluate_run(moved, figures=0, boundary=True, out=tmp_path / "eval")
+    assert sorted(asked) == sorted(image["id"] for image in truth["images"])
+    assert len(results_of(tmp_path / "eval")) == len(truth["annotations"])
+    for key, value in metrics.items():
+        if "/AP" in key:
+            assert value in (1.0, -1.0), key  # -1: there is no object of this size
+    assert metrics["bbox/AP"] == metrics["segm/AP"] == metrics["boundary/AP"] == 1.0
+    assert (
+        f"8 images, {len(truth['annotations'])} annotations, {len(truth['annotations'])} detections"
+        in capsys.readouterr().out
+    )
+
+    # And AP tells when something is amiss: without the result of annotation 0, recall is not
+    # complete.
+    monkeypatch.setattr(
+        Predictor,
+        "results",
+        lambda *args: [r for r in results(*args) if r["bbox"] != truth["annotations"][0]["bbox"]],
+    )
+    fewer = evaluate_run(moved, figures=0, out=tmp_path / "eval")
+    assert fewer["bbox/AR100"] < 1
+
+
+def test_pictures_and_curves_are_drawn(evaluated: tuple[dict[str, float], Path]) -> None:
+    folder = evaluated[1] / "figures"
+    for name in (
+        "detections_1.png",
+        "proposals_1.png",
+        "curves_rpn.png",
+        "curves_box.png",
+        "curves_mask.png",
+    ):
+        assert cv2.imread(str(folder / name)).std() > 0, name
+
+
+def test_the_page_shows_this_evaluation(
+    evaluated: tuple[dict[str, float], Path], tiny_data: Path
+) -> None:
+    """In a file that holds the run's figures, curves and config, and its own images."""
+    metrics, out = evaluated
+    page = (out / "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    truth = tiny.read(tiny_data, "val")
+    for kind in ("bbox", "segm"):
+        expected = [
+            None
+            if metrics[f"{kind}/{name}"] < 0
+            else pytest.approx(metrics[f"{kind}/{name}"], abs=1e-5)
+            for name in FIGURES
+        ]
+        assert list(data["figures"][kind].values()) == expected
+    assert data["recall"]["recall@16"] == pytest.approx(metrics["recall@16"], abs=1e-5)
+    assert [stage["stage"] for stage in data["training"]] == list(tiny.STAGES)
+    assert data["config"]["name"] == "tiny"
+    assert data["totals"]["detections"] == len(results_of(out))
+    images = data["gallery"]["images"]
+    assert len(images) == data["gallery"]["ranked"] > 4
+    for image in images:  # each with its own pixels
+        stored = cv2.imread(str(tiny_data / "images" / image["name"]))
+        shown = cv2.imdecode(
+            np.frombuffer(base64.b64decode(image["jpeg"]), np.uint8), cv2.IMREAD_COLOR
+        )
+        assert np.abs(stored.astype(float) - shown).mean() < 12
+        number = next(i["id"] for i in truth["images"] if i["file_name"] == image["name"])
+        assert len(image["objects"]) == sum(a["image_id"] == number for a in truth["annotations"])
+
+
+def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
+    evaluate_run(moved, split_name="train", limit=4, figures=0, out=tmp_path / "eval")
+    first = sorted(image["id"] for image in tiny.read(tiny_data, "train")["images"])[:4]
+    assert {result["image_id"] for result in results_of(tmp_path / "eval")} == set(first)
+    assert "checkpoint" not in json.loads(
+        (tmp_path / "eval" / "metrics.json").read_text()
+    )  # a part does not stand for it
+
+
+def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Of the same categories it is evaluated like the run's own; with another one it is refused."""
+    content = tiny.read(tiny_data, "val")
+    content["images"] = content["images"][:2]
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [
+        annotation for annotation in content["annotations"] if annotation["image_id"] in ids
+    ]
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(content))
+    evaluate_run(
+        moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval"
+    )
+    assert {result["image_id"] for result in results_of(tmp_path / "eval")} == ids
+
+    content["categories"][0]["name"] = "circle"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError,
+        match=r"other\.json: categories that the run does not have: 5 'circle' \(there 'disc'\)$",
+    ):
+        evaluate_run(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
+    with pytest.raises(ConfigError, match="--annotations and --images go together"):
+        evaluate_run(moved, annotations=path, out=tmp_path / "eval")
+    with pytest.raises(ConfigError, match="--limit: 0: must be at least 1"):
+        evaluate_run(moved, limit=0, out=tmp_path / "eval")
+    with pytest.raises(ConfigError, match="--report-images: -1: must be at least 0"):
+        evaluate_run(moved, report_images=-1, out=tmp_path / "eval")
+
+
+def test_fewer_categories(
+    moved: Path,
+    evaluated: tuple[dict[str, float], Path],
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A data set with some of the run's categories is judged by those, as COCO does; the same id
+    under another name is none of them."""
+    content = tiny.read(tiny_data, "val")
+    content["categories"] = [category for category in content["categories"] if category["id"] != 7]
+    content["annotations"] = [
+        annotation for annotation in content["annotations"] if annotation["category_id"] != 7
+    ]
+    path = tmp_path / "fewer.json"
+    path.write_text(json.dumps(content))
+    metrics = evaluate_run(
+        moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval"
+    )
+    assert (
+        f"{path} has 2 of the run's 3 categories: detections of the others are not judged\n"
+        in capsys.readouterr().out
+    )
+    names = {category["name"] for category in content["categories"]}
+    per_class = {key: value for key, value in metrics.items() if key.count("/") == 2}
+    assert {key.split("/")[2] for key in per_class} == names
+    assert per_class == {key: value for key, value in evaluated[0].items() if key in per_class}
+    assert any(result["category_id"] == 7 for result in results_of(tmp_path / "eval"))
+
+    content["categories"].append({"id": 6, "name": "hexagon"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError,
+        match=r"fewer\.json: categories that the run does not have: 6 'hexagon' \(there None\)$",
+    ):
+        evaluate_run(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
+
+
+# -- prediction on files ---------------------------------------------------------------------------
+
+
+def test_files_and_folders_are_predicted_like_the_split(
+    moved: Path, evaluated: tuple[dict[str, float], Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    """An image alone gives what it gives in a batch of the evaluation, also if it is stored upside
+    down and its EXIF says so; a file that is no image is named, the others are done."""
+    truth = tiny.read(tiny_data, "val")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for image in truth["images"][1:]:
+        shutil.copy(tiny_data / "images" / image["file_name"], folder)
+    (folder / "notes.txt").write_text("not an image by its name")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image by its content")
+    single = tmp_path / truth["images"][0]["file_name"]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(tiny_data / "images" / single.name).rotate(180).save(single, exif=exif)
+    paths = [single, tmp_path / "broken.jpg", folder]
+    failed = predict_files(moved, paths, out=tmp_path / "out", min_score=0.0)
+    assert failed == [
+        f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"
+    ]
+
+    expected = [
+        f"{number:05d}_{Path(image['file_name']).stem}.png"
+        for number, image in zip((1, *range(3, 10)), truth["images"], strict=True)
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(expected)
+    pictures = [cv2.imread(str(tmp_path / "out" / name)) for name in expected]
+    assert all(picture.std() > 0 for picture in pictures)
+    plain = cv2.imread(str(single))
+    assert pictures[0].shape[1] / pictures[0].shape[0] == plain.shape[1] / plain.shape[0]
+
+    found, reference = defaultdict(list), defaultdict(list)
+    for result in results_of(tmp_path / "out"):
+        found[Path(result["file_name"]).name].append(result)
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    for result in results_of(evaluated[1]):
+        reference[names[result["image_id"]]].append(result)
+    assert found.keys() == reference.keys() == set(names.values())
+    for name, results in found.items():
+        assert len({result["image_id"] for result in results}) == 1
+        for ours, theirs in zip(results, reference[name], strict=True):
+            assert ours["category_id"] == theirs["category_id"]
+            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+            assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-2)
+            assert rle_ops.iou([ours["segmentation"]], [theirs["segmentation"]], [0])[0, 0] > 0.99
+    assert all(
+        result["file_name"] == str(single)
+        for result in results_of(tmp_path / "out")
+        if result["image_id"] == 1
+    )
+
+
+def test_results_are_in_pixels_of_the_file(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """An image enlarged three times is seen as the one it was made from, on a canvas of the same
+    size: boxes are three times as large."""
+    image = cv2.imread(
+        str(tiny_data / "images" / tiny.read(tiny_data, "val")["images"][0]["file_name"])
+    )
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    cv2.imwrite(
+        str(tmp_path / "b.png"),
+        cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST),
+    )
+    predict_files(
+        moved, [tmp_path / "a.png", tmp_path / "b.png"], out=tmp_path / "out", min_score=0.5
+    )
+    results = results_of(tmp_path / "out")
+    small, large = (
+        [result for result in results if result["image_id"] == number] for number in (1, 2)
+    )
+    assert small
+    for one, three in zip(small, large, strict=True):
+        assert three["bbox"] == pytest.approx([3 * value for value in one["bbox"]], abs=0.1)
+        assert three["segmentation"]["size"] == [384, 384]
+
+
+def test_files_that_are_not_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "load_run", lambda _: pytest.fail("the run was read first"))
+    (tmp_path / "empty").mkdir()
+    for paths, message in (
+        ([tmp_path / "nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        ([tmp_path / "empty"], "empty: no images in this folder"),
+        ([], "paths: no image or folder was named"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            predict_files(tmp_path, paths, out=tmp_path / "out", min_score=0.5)
+
+
+def test_images_of_a_folder_are_in_order_and_not_from_deeper(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.tiff", "d.txt", "deep/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = image_files([tmp_path / "d.txt", tmp_path])
+    assert [file.name for file in found] == ["d.txt", "a.png", "b.JPG", "c.tiff"]
+
+
+def test_results_need_a_folder(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Said before any image is looked at."""
+    taken = tmp_path / "taken"
+    taken.touch()
+    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+        evaluate_run(moved, out=taken)
+    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+        predict_files(moved, [tiny_data / "images"], out=taken, min_score=0.5)

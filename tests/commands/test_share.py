@@ -1,0 +1,123 @@
+"""A run that is handed on: the same parameters and nothing of this machine, and a card that says
+what it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from mrcnn_jax import cli
+from mrcnn_jax.commands.share import Arguments, main, share
+from mrcnn_jax.runs.run import load_run
+
+FIGURES = {
+    "bbox/AP": 0.61,
+    "bbox/AP50": 0.83,
+    "bbox/AP75": 0.7,
+    "segm/AP": 0.585,
+    "segm/AP50": 0.8,
+    "segm/AP75": -1.0,
+    "segm/AP/disc": 0.4,
+}
+
+
+@pytest.fixture
+def run(kept_run: Path, tmp_path: Path) -> Path:
+    """A copy to write to, evaluated, that began with weights and was trained by a command that is
+    known."""
+    workdir = shutil.copytree(kept_run, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(
+        json.dumps(config | {"init_from": "/home/me/resnet18.npz"})
+    )
+    (workdir / "commands.txt").write_text("python train.py --config tiny.py\nthe same again\n")
+    (workdir / "eval").mkdir()
+    (workdir / "eval" / "metrics.json").write_text(
+        json.dumps({"checkpoint": "00000072-mask"} | FIGURES)
+    )
+    return workdir
+
+
+def test_what_is_handed_on(run: Path, tmp_path: Path) -> None:
+    share(Arguments(run, tmp_path / "out" / "shared", weights_licence="CC BY-NC 4.0"))
+    ours, theirs = load_run(run), load_run(tmp_path / "out" / "shared")
+    assert (
+        theirs.meta.categories
+        == ours.meta.categories
+        == ((5, "disc"), (7, "rectangle"), (90, "triangle"))
+    )
+    assert theirs.trained == ours.trained == {"rpn", "box", "mask"}
+    assert theirs.config.model == ours.config.model
+    here, there = flatten_dict(ours.variables), flatten_dict(theirs.variables)
+    assert here.keys() == there.keys()
+    assert all(np.array_equal(here[path], there[path]) for path in here)
+
+    texts = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".json", ".md")]
+    assert {path.name for path in texts} >= {
+        "config.json",
+        "meta.json",
+        "manifest.json",
+        "README.md",
+    }
+    assert [
+        path
+        for path in texts
+        if str(tmp_path) in path.read_text() or "/home/me" in path.read_text()
+    ] == []
+
+
+def test_the_card(run: Path, tmp_path: Path) -> None:
+    share(Arguments(run, tmp_path / "shared", weights_licence="CC BY-NC 4.0"))
+    card = (tmp_path / "shared" / "README.md").read_text()
+    size = sum(leaf.size for leaf in flatten_dict(load_run(run).variables["params"]).values())
+    assert f"{size:,} parameters" in card
+    assert "disc (5), rectangle (7), triangle (90)" in card
+    assert "| 0.610 | 0.830 | 0.700 | 0.585 | 0.800 | - |" in card
+    assert "Mask AP by class: disc 0.400." in card
+    assert "`resnet18.npz`. Its licence: CC BY-NC 4.0." in card
+    assert "| mask | mask |" in card
+    assert "Command: `python train.py --config tiny.py`" in card
+    assert '"detections": 8' in card  # of the config
+
+
+def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
+    """Figures of an older checkpoint are not this one's, and nobody but the user knows a
+    licence."""
+    (run / "eval" / "metrics.json").write_text(json.dumps({"checkpoint": "00000036-box"} | FIGURES))
+    (run / "commands.txt").unlink()
+    share(Arguments(run, tmp_path / "shared"))
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "Not evaluated." in card
+    assert "Its licence: not stated" in card
+    assert "Command: not recorded" in card
+
+
+@pytest.mark.parametrize(
+    ("workdir", "out", "message"),
+    [("run", "taken", "is there already"), ("nowhere", "shared", "is this a run's folder?")],
+)
+def test_mistakes(
+    workdir: str,
+    out: str,
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    monkeypatch.setattr(
+        sys, "argv", ["share", "--workdir", str(tmp_path / workdir), "--out", str(tmp_path / out)]
+    )
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "shared").exists()

@@ -1,0 +1,152 @@
+"""An exported run predicts where mrcnn_jax cannot be imported, and sees what the run sees."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+
+import mrcnn_jax
+from mrcnn_jax import cli
+from mrcnn_jax.commands.export import Arguments, export_run, main
+from mrcnn_jax.data.transforms import resize_image
+from mrcnn_jax.pixels.geometry import resize
+
+PREDICT = """
+import sys
+
+artefact, images, out = sys.argv[1:]
+sys.path.append(artefact)
+try:
+    import mrcnn_jax
+    sys.exit("mrcnn_jax can be imported")
+except ImportError:
+    pass
+
+import numpy as np
+from mrcnn_exported import load
+
+model = load(artefact)
+found = {}
+for name, image in np.load(images).items():
+    found |= {f"{name}/{field}": value for field, value in model.predict(image, min_score=0.05).items()}
+foreign = {"cv2", "flax", "optax", "orbax", "pycocotools", "mrcnn_jax"} & {name.split(".")[0] for name in sys.modules}
+sys.exit(f"imports {foreign}") if foreign else np.savez(out, **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the place of another file."""
+    path = tmp_path_factory.mktemp("artefact") / "model.jaxexport"
+    path.write_text("old")
+    export_run(Arguments(kept_run, path))
+    assert list(path.parent.iterdir()) == [path]
+    return path
+
+
+def test_it_sees_what_the_run_sees_without_mrcnn_jax(
+    artefact: Path, kept_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """At the canvas's size, enlarged to it and shrunk to it."""
+    names = [image["file_name"] for image in tiny.read(tiny_data, "val")["images"][:3]]
+    pixels = [cv2.imread(str(tiny_data / "images" / name))[..., ::-1] for name in names]
+    images = {"a": pixels[0], "b": pixels[1][:90, :100], "c": cv2.resize(pixels[2], (301, 222))}
+    np.savez(tmp_path / "images.npz", **images)
+    (tmp_path / "empty").mkdir()
+    arguments = [str(artefact), str(tmp_path / "images.npz"), str(tmp_path / "found.npz")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PREDICT, *arguments],
+        cwd=tmp_path / "empty",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    model = mrcnn_jax.load(kept_run)
+    with np.load(tmp_path / "found.npz") as found:
+        for name, image in images.items():
+            live = model.predict(image, min_score=0.05)
+            assert len(live.scores) > 3
+            for field in ("labels", "category_ids", "class_names"):
+                np.testing.assert_array_equal(found[f"{name}/{field}"], getattr(live, field))
+            np.testing.assert_allclose(found[f"{name}/scores"], live.scores, atol=1e-5)
+            np.testing.assert_allclose(found[f"{name}/boxes"], live.boxes, rtol=1e-5, atol=1e-3)
+            masks = found[f"{name}/masks"]
+            assert masks.dtype == bool
+            assert masks.shape == live.masks.shape
+            assert (masks != live.masks).mean() < 1e-4
+
+
+def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -> None:
+    """NMS and RoIAlign have a form for CPUs and one for the others: neither may be fixed by the
+    machine that exports."""
+    with zipfile.ZipFile(artefact) as archive:
+        names = archive.namelist()
+        meta = json.loads(archive.read("meta.json"))
+        program = export.deserialize(bytearray(archive.read("programs/128x128")))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    text = program.mlir_module()
+    assert text.count("stablehlo.case") > 2
+    assert text.count("stablehlo.while") > 2
+    assert "custom_call" not in text  # which only some versions and platforms know
+    assert [number for number, _ in meta["categories"]] == [5, 7, 90]
+    with zipfile.ZipFile(artefact) as archive:
+        assert (
+            "disc (5), rectangle (7), triangle (90)" in archive.read("README.md").decode()
+        )  # the model card
+    assert [f"weights/{name}.npy" for name in meta["weights"]] == [
+        name for name in names if name.startswith("weights/")
+    ]
+
+
+def test_mistakes_are_one_line(
+    kept_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And what was there stays."""
+    monkeypatch.chdir(tmp_path)
+    Path("old").write_text("old")
+    for workdir, out, message in (
+        ("nowhere", "old", "nowhere/config.json: no such file (is this a run's folder?)"),
+        (str(kept_run), ".", ".: is a folder"),
+        (str(kept_run), "old/new", "old: cannot be made: File exists"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["export", "--workdir", workdir, "--out", out])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(main)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    assert Path("old").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.floats(0.9, 1.1),
+    st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=60)
+def test_resizing_is_opencvs(
+    height: int, width: int, new_height: int, stretch: float, seed: int
+) -> None:
+    """Both axes grow, or both shrink, as an image's do."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    new_width = max(1, round(width * new_height / height * stretch))
+    new_width = min(new_width, width) if new_height < height else max(new_width, width)
+    size = new_height, new_width
+    assert np.abs(resize(image, size).astype(int) - resize_image(image, size)).max(initial=0) <= 1

@@ -1,0 +1,531 @@
+"""Checkpoints: bit for bit through the disk, and nothing but whole ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.config.schema import Config, ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.runs import checkpoints
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.state import TrainState
+from mrcnn_jax.training import stages
+from mrcnn_jax.training.optimizer import apply_gradients, make_optimizer
+
+STAGE = StageConfig(
+    name="rpn",
+    losses=("rpn",),
+    train=(ParamGroup("rpn/.*"), ParamGroup("fpn/.*", 0.1)),
+    frozen=("resnet/.*",),
+    optimizer=OptimizerConfig(weight_decay=0.1, clip_norm=1.0, schedule="cosine", warmup_steps=2),
+)
+KEY = np.array([0xFFFFFFFF, 0x80000001], np.uint32)
+
+
+def train(steps: int = 3) -> TrainState:
+    """A state after real updates, with values whose bits are easily lost: -0.0, NaN payloads,
+    subnormals, bfloat16."""
+    odd = np.array([0x80000000, 0x7FC00001, 0x00000001, 0xFF800000], np.uint32).view(np.float32)
+    params = {
+        "resnet": {"conv1": {"kernel": jnp.asarray(odd), "zero": jnp.full(3, -0.0)}},
+        "fpn": {"kernel": jnp.linspace(0.0, 1.0, 7)},
+        "rpn": {"conv": {"kernel": jnp.ones((2, 3)), "half": jnp.full(3, -0.0, jnp.bfloat16)}},
+    }
+    optimizer = make_optimizer(STAGE, params, total_steps=10)
+    labels = stages.labels(STAGE, params)
+    opt_state = optimizer.init(params)
+    for step in range(steps):
+        grads = jax.tree.map(
+            lambda leaf, step=step: (leaf * 0.3 + step).astype(leaf.dtype),
+            stages.split(params, labels)[0],
+        )
+        params, opt_state = apply_gradients(optimizer, opt_state, params, grads, labels)
+    batch_stats = {"rpn": {"bn": {"mean": jnp.full(3, 0.1), "var": jnp.full(3, -0.0)}}}
+    return TrainState(
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        step=jnp.int32(steps),
+        key=jnp.asarray(KEY),
+    )
+
+
+STATE = train()
+
+
+def meta(
+    step: int,
+    stage: str = "rpn",
+    *,
+    complete: bool = False,
+    index: int = 0,
+    best: float | None = None,
+) -> Meta:
+    return Meta(
+        step, stage, index, step, complete, ((1, "cell"), (7, "crown")), "0123456789abcdef", best
+    )
+
+
+def names(run: Checkpoints) -> list[str]:
+    return sorted(path.name for path in run.folder.iterdir())
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    assert str(jax.tree.structure(a)) == str(jax.tree.structure(b))
+    for (path, x), y in zip(
+        jax.tree_util.tree_flatten_with_path(a)[0], jax.tree.leaves(b), strict=True
+    ):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape), path
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "run", keep=2)
+
+
+def test_a_state_comes_back_bit_for_bit(run: Checkpoints) -> None:
+    saved = meta(3, best=0.1 + 0.2)
+    run.save(STATE, saved)
+    reopened = Checkpoints(run.folder.parent, keep=2)
+    found = reopened.latest()
+    assert found == saved
+    template = jax.eval_shape(lambda: train(0))
+    restored = reopened.restore(template, found)
+    assert_same_bits(restored, STATE)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
+    assert np.array_equal(jax.random.key_data(jax.random.wrap_key_data(restored.key)), KEY)
+
+
+def test_evaluation_restores_from_the_folder_alone(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    params, batch_stats = run.restore_params(meta(3))
+    assert_same_bits(params, STATE.params)
+    assert_same_bits(batch_stats, STATE.batch_stats)
+
+
+def test_the_moving_average_stands_in_for_what_it_is_of(run: Checkpoints) -> None:
+    ema = {"rpn": {"conv": {"kernel": jnp.full((2, 3), 0.1)}}, "fpn": {"kernel": jnp.full(7, -0.0)}}
+    state = STATE.replace(ema=ema)
+    run.save(state, meta(3))
+    assert_same_bits(run.restore(state, meta(3)), state)
+    assert_same_bits(run.restore_params(meta(3))[0], STATE.params)
+    params, batch_stats = run.restore_params(meta(3), "ema")
+    assert_same_bits(batch_stats, STATE.batch_stats)
+    expected = {
+        **STATE.params,
+        "fpn": ema["fpn"],
+        "rpn": {"conv": {**STATE.params["rpn"]["conv"], **ema["rpn"]["conv"]}},
+    }
+    assert_same_bits(params, expected)
+    run.save(STATE, meta(4))
+    with pytest.raises(
+        ConfigError,
+        match=r"00000004-rpn: holds no moving average of its weights \(stages\.rpn\.ema_decay\)",
+    ):
+        run.restore_params(meta(4), "ema")
+
+
+def test_no_batch_statistics(run: Checkpoints) -> None:
+    run.save(STATE.replace(batch_stats={}), meta(3))
+    assert run.restore_params(meta(3))[1] == {}
+    assert_same_bits(
+        run.restore(STATE.replace(batch_stats={}), meta(3)), STATE.replace(batch_stats={})
+    )
+
+
+def test_a_restored_state_may_be_donated(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    first, second = run.restore(STATE, meta(3)), run.restore(STATE, meta(3))
+    changed = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(
+        first
+    )
+    jax.block_until_ready(changed)
+    assert_same_bits(second, STATE)
+
+
+def test_a_run_without_checkpoints(run: Checkpoints) -> None:
+    assert run.latest() is None
+    with pytest.raises(ConfigError, match="00000003-rpn"):
+        run.restore(STATE, meta(3))
+
+
+def test_no_temporary_thing_is_left(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    assert names(run) == ["00000003-rpn"]
+    folder = run.folder / "00000003-rpn"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json",
+        "meta.json",
+        "model",
+        "training",
+    ]
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(listed) == {
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
+    } - {"manifest.json"}
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+@pytest.mark.parametrize("harm", [_truncate, _flip, _append, Path.unlink])
+def test_harm_to_any_file_is_found_and_the_previous_checkpoint_taken(
+    run: Checkpoints, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
+) -> None:
+    run.save(STATE, meta(3), Config())
+    run.save(STATE, meta(4), Config())
+    newest = run.folder / "00000004-rpn"
+    whole = run.folder.parent / "whole"
+    shutil.copytree(newest, whole)
+    files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
+    assert len(files) > 10
+    assert {"config.json", "manifest.json", "meta.json"} < {str(file) for file in files}
+    for file in files:
+        harm(newest / file)
+        caplog.clear()
+        found = run.latest()
+        assert found is not None, file
+        assert found.step == 3, file
+        if (
+            file.name != "manifest.json" or harm is not Path.unlink
+        ):  # without a manifest it was never saved: nothing to report
+            (record,) = caplog.records
+            assert "\n" not in record.getMessage()
+            # A changed hash in the manifest looks like a changed file: there the message can only
+            # name the checkpoint for sure.
+            assert (
+                str(newest if file.name == "manifest.json" else newest / file)
+                in record.getMessage()
+            )
+        with pytest.raises(ConfigError, match="00000004-rpn"):
+            run.restore(STATE, meta(4))
+        with pytest.raises(ConfigError, match="00000004-rpn"):
+            run.restore_params(meta(4))
+        shutil.rmtree(newest)
+        shutil.copytree(whole, newest)
+    assert run.latest() == meta(4)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    path = run.folder / "00000003-rpn" / "manifest.json"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << (position % 8)
+        path.write_bytes(bytes(flipped))
+        assert checkpoints._damage(path.parent) is not None, (
+            position,
+            content[max(0, position - 20) : position + 20],
+        )
+    for length in range(len(content) - 3, len(content)):
+        path.write_bytes(content[:length])
+        assert checkpoints._damage(path.parent) is not None
+
+
+def test_none_intact_is_an_error(run: Checkpoints) -> None:
+    for step in (3, 4):
+        run.save(STATE, meta(step))
+    _flip(run.folder / meta(3).name / "meta.json")
+    _truncate(run.folder / meta(4).name / "model" / "_METADATA")
+    with pytest.raises(ConfigError, match="none of the 2 checkpoints is intact"):
+        run.latest()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["data", "meta", "flush", "manifest", "rename"])
+def test_a_save_killed_at_any_moment_leaves_the_previous_one(
+    run: Checkpoints, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    run.save(STATE, meta(3))
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    rename = Path.rename
+
+    def die_at(target_is_final: bool) -> Callable[[Path, Path], Path]:
+        return lambda self, target: (
+            die() if self.is_dir() == target_is_final else rename(self, target)
+        )  # type: ignore[func-returns-value, return-value]
+
+    with monkeypatch.context() as patch:
+        if moment == "data":
+            patch.setattr(run._checkpointer, "save", die)
+        elif moment == "meta":
+            patch.setattr(Path, "write_text", die)
+        elif moment == "flush":
+            patch.setattr(checkpoints, "_flush", die)
+        else:
+            patch.setattr(Path, "rename", die_at(moment == "rename"))
+        with pytest.raises(Killed):
+            run.save(STATE, meta(4))
+    assert len(names(run)) == 2, "the test killed nothing"
+    assert run.latest() == meta(3)
+    assert_same_bits(run.restore(STATE, meta(3)), STATE)
+    run.save(STATE, meta(4))  # the resumed run comes by again, and cleans up
+    assert names(run) == ["00000003-rpn", "00000004-rpn"]
+    assert run.latest() == meta(4)
+
+
+def test_a_folder_without_a_manifest_is_removed_and_foreign_things_are_not(
+    run: Checkpoints,
+) -> None:
+    run.save(STATE, meta(3))
+    shutil.copytree(run.folder / "00000003-rpn", run.folder / "00000009-rpn")
+    (run.folder / "00000009-rpn" / "manifest.json").unlink()
+    (run.folder / "notes").mkdir()
+    assert run.latest() == meta(3)
+    run.save(STATE, meta(4))
+    assert names(run) == ["00000003-rpn", "00000004-rpn", "notes"]
+
+
+def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Checkpoints) -> None:
+    def save(step: int, stage: str, index: int, *, complete: bool = False) -> list[str]:
+        run.save(STATE, meta(step, stage, index=index, complete=complete))
+        return [f"{int(name.split('-')[0])}-{name.split('-')[1]}" for name in names(run)]
+
+    assert save(1, "rpn", 0) == ["1-rpn"]
+    assert save(2, "rpn", 0) == ["1-rpn", "2-rpn"]
+    assert save(3, "rpn", 0) == ["2-rpn", "3-rpn"]
+    assert save(4, "rpn", 0, complete=True) == ["2-rpn", "3-rpn", "4-rpn"]
+    assert save(5, "box", 1) == ["3-rpn", "4-rpn", "5-box"]
+    assert save(6, "box", 1) == ["4-rpn", "5-box", "6-box"]
+    assert save(7, "box", 1, complete=True) == ["4-rpn", "5-box", "6-box", "7-box"]
+    assert save(8, "mask", 2) == ["4-rpn", "6-box", "7-box", "8-mask"]
+    assert save(9, "mask", 2) == ["4-rpn", "7-box", "8-mask", "9-mask"]
+    latest = run.latest()
+    assert latest is not None
+    assert latest.name == "00000009-mask"
+
+
+def test_the_best_mask_ap_is_never_let_go(
+    run: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    def save(step: int, mask_ap: float | None, *, complete: bool = False) -> list[int]:
+        run.save(STATE, dataclasses.replace(meta(step, complete=complete), mask_ap=mask_ap))
+        return [int(name.split("-")[0]) for name in names(run)]
+
+    assert run.best() is None
+    assert save(1, 0.1) == [1]
+    assert save(2, 0.3) == [1, 2]
+    assert save(3, 0.3) == [2, 3]
+    assert save(4, None) == [2, 3, 4]
+    assert save(5, 0.2) == [2, 4, 5]
+    assert save(6, 0.1, complete=True) == [2, 4, 5, 6]
+    best = Checkpoints(run.folder.parent, keep=2).best()
+    assert best is not None
+    assert (best.step, best.mask_ap) == (2, 0.3)
+    harmed = run.folder / best.name / "model" / "_METADATA"
+    _flip(harmed)
+    second = run.best()
+    assert second is not None
+    assert second.step == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{harmed}: damaged: not the bytes that were saved (SHA-256 differs): skipped"
+    ]
+    assert save(3, 0.4) == [2, 3]  # gone back to: what follows is of a future that was given up
+    assert save(4, -1.0) == [3, 4]
+
+
+def test_a_stage_that_starts_where_the_last_one_ended_is_the_newer(run: Checkpoints) -> None:
+    run.save(STATE, meta(4, "rpn", complete=True))
+    run.save(STATE, meta(4, "box", index=1))  # sorts before "rpn" by name
+    assert run.latest() == meta(4, "box", index=1)
+
+
+def test_the_same_step_again_replaces_it(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    later = STATE.replace(step=jnp.int32(9))
+    run.save(later, meta(3, complete=True))
+    assert names(run) == ["00000003-rpn"]
+    assert run.latest() == meta(3, complete=True)
+    assert_same_bits(run.restore(STATE, meta(3)), later)
+
+
+def test_a_future_that_was_given_up_does_not_crowd_out_the_present(run: Checkpoints) -> None:
+    """The newest is damaged, the run goes on from an older one and saves at other steps: those are
+    the newest then."""
+    for step in (10, 20, 30):
+        run.save(STATE, meta(step))
+    _flip(run.folder / "00000030-rpn" / "training" / "manifest.ocdbt")
+    assert run.latest() == meta(20)
+    run.save(STATE, meta(25))
+    assert names(run) == ["00000020-rpn", "00000025-rpn"]
+    assert run.latest() == meta(25)
+
+
+def test_another_model_is_refused_with_a_table_of_the_leaves(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    params = {
+        "resnet": STATE.params["resnet"],
+        "fpn": {"kernel": jnp.ones(8), "bias": jnp.ones(1)},
+        "rpn": {"conv": {"half": jnp.ones(3)}},
+    }
+    with pytest.raises(ConfigError) as caught:
+        run.restore(STATE.replace(params=params), meta(3))
+    first, *table = str(caught.value).split("\n")
+    assert (
+        first
+        == f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, 2 differing"
+    )
+    assert table == [
+        "             leaf                    checkpoint     this model",
+        "  missing    params/fpn/bias         -              float32[1]",
+        "  extra      params/rpn/conv/kernel  float32[2, 3]  -",
+        "  differing  params/fpn/kernel       float32[7]     float32[8]",
+        "  differing  params/rpn/conv/half    bfloat16[3]    float32[3]",
+    ]
+
+
+def test_long_tables_of_leaves_are_cut(run: Checkpoints) -> None:
+    run.save(STATE, meta(3))
+    extra = {f"leaf{i:02}": jnp.ones(2) for i in range(23)}
+    with pytest.raises(ConfigError) as caught:
+        run.restore(STATE.replace(params=STATE.params | extra), meta(3))
+    first, _, *rows = str(caught.value).split("\n")
+    assert first.endswith(": 23 missing")
+    assert [row.split()[:2] for row in rows[:-1]] == [
+        ["missing", f"params/leaf{i:02}"] for i in range(20)
+    ]
+    assert rows[-1].split() == ["missing", "...", "and", "3", "more"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of orbax's threads, after they failed
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_save_that_the_system_refuses_leaves_nothing_but_the_previous_one(
+    run: Checkpoints, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No file may grow beyond `limit` bytes, as on a full disk: in the first arrays, and in what is
+    written for the largest one."""
+    large = STATE.replace(
+        params=STATE.params | {"large": jax.random.normal(jax.random.key(0), (10_000,))}
+    )
+    run.save(large, meta(3))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            run.save(large, meta(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (
+        errno.EFBIG,
+        str(run.folder / "00000004-rpn"),
+    )
+    assert not caplog.records
+    assert names(run) == ["00000003-rpn"]
+    assert_same_bits(run.restore(large, meta(3)), large)
+    run.save(large, meta(4))
+    assert run.latest() == meta(4)
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from mrcnn_jax.training.checkpoints import Checkpoints
+sys.path.insert(0, sys.argv[2])
+from test_checkpoints import STATE, meta
+
+assert jax.device_count() == 4
+run = Checkpoints(Path(sys.argv[1]), keep=2)
+state = run.restore(STATE, run.latest())
+mesh = jax.make_mesh((4,), ("data",))
+
+def spread(leaf):  # over all devices: in quarters where that is possible, else a copy on each
+    parts = PartitionSpec("data") if leaf.shape and leaf.shape[0] % 4 == 0 else PartitionSpec()
+    return jax.device_put(leaf, NamedSharding(mesh, parts))
+
+state = jax.tree.map(spread, state)
+assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+run.save(state, meta(4))
+"""
+
+
+def test_another_number_of_devices_restores_the_same_bits(
+    run: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Saved on one device, restored and spread over four in another process, saved there, restored
+    on one."""
+    assert jax.device_count() == 1
+    run.save(STATE, meta(3))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", ELSEWHERE, str(run.folder.parent), str(Path(__file__).parent)]
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " -> '--xla_force_host_platform_device_count=4'" in done.stderr
+    found = run.latest()
+    assert found is not None
+    assert found.step == 4
+    assert_same_bits(run.restore(STATE, found), STATE)
+
+
+def test_another_environment_is_warned_of_in_one_line(
+    run: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.save(STATE, meta(3))
+    run.restore(STATE, meta(3))
+    assert not caplog.records
+    elsewhere = dataclasses.replace(
+        meta(4), environment=checkpoints.environment() | {"cores": 64, "jaxlib": "0.0.1"}
+    )
+    run.save(STATE, elsewhere)
+    found = run.latest()
+    assert found is not None
+    with caplog.at_level(logging.WARNING):
+        assert_same_bits(run.restore(STATE, found), STATE)
+    (record,) = caplog.records
+    assert "cores 64 -> " in record.getMessage()
+    assert "jaxlib '0.0.1' -> " in record.getMessage()
+    assert "platform" not in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("best", [float("nan"), float("inf"), None])
+def test_a_metric_that_is_no_number_is_none(run: Checkpoints, best: float | None) -> None:
+    run.save(STATE, meta(3, best=best))
+    found = run.latest()
+    assert found is not None
+    assert found.best_metric is None

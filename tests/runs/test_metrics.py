@@ -1,0 +1,195 @@
+"""metrics.jsonl and its events: what is written is read back, and a resumed file is the
+uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
+
+STAGES = ("rpn", "box", "mask")
+
+
+def write(log: MetricsLog, stage: str, step: int) -> None:
+    log.write(
+        stage=stage,
+        step=step,
+        epoch=step // 2,
+        split="train",
+        values={"loss/total": 1 / (step + 3), "loss/box": step},
+    )
+    if step % 2 == 0:
+        log.write(
+            stage=stage, step=step, epoch=step // 2, split="val", values={"loss/total": 0.1 * step}
+        )
+
+
+def events(workdir: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(stage/split, tag) -> [(step, value)], from the record framing by hand: length u64, CRC u32,
+    event, CRC u32."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for path in sorted(workdir.glob("tensorboard/*/*/events*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            for value in event.summary.value:
+                run = path.parent.relative_to(workdir / "tensorboard").as_posix()
+                found.setdefault((run, value.tag), []).append((event.step, value.simple_value))
+    return found
+
+
+def test_rows_are_on_disk_at_once_and_round_trip(tmp_path: Path) -> None:
+    values = [0.1, 1 / 3, 5e-324, -0.0, 1.7976931348623157e308, float(np.float32(0.1))]
+    log = MetricsLog(tmp_path / "run")
+    for step, value in enumerate(values):
+        log.write(stage="rpn", step=step, epoch=0, split="train", values={"loss/total": value})
+        rows = read_metrics(tmp_path / "run")  # the log is still open
+        assert len(rows) == step + 1
+        assert rows[-1] == {
+            "stage": "rpn",
+            "step": step,
+            "epoch": 0,
+            "split": "train",
+            "loss/total": value,
+        }
+        assert math.copysign(1, rows[-1]["loss/total"]) == math.copysign(1, value)
+    log.close()
+
+
+def test_jax_and_numpy_scalars_are_taken(tmp_path: Path) -> None:
+    import jax.numpy as jnp
+
+    with MetricsLog(tmp_path) as log:
+        log.write(
+            stage="rpn",
+            step=1,
+            epoch=0,
+            split="train",
+            values={"a": jnp.float32(0.1), "b": np.int64(3), "c": np.float64(0.1)},
+        )
+    (row,) = read_metrics(tmp_path)
+    assert (row["a"], row["b"], row["c"]) == (float(np.float32(0.1)), 3.0, 0.1)
+
+
+def test_numbers_that_json_lacks_stay_json(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.write(
+            stage="rpn",
+            step=1,
+            epoch=0,
+            split="train",
+            values={"a": math.nan, "b": math.inf, "c": -math.inf},
+        )
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    (row,) = read_metrics(tmp_path)
+    assert math.isnan(row["a"])
+    assert (row["b"], row["c"]) == (math.inf, -math.inf)
+
+
+def test_a_value_may_not_take_the_name_of_a_field(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log, pytest.raises(ValueError, match="step"):
+        log.write(stage="rpn", step=1, epoch=0, split="train", values={"step": 2})
+
+
+@pytest.mark.parametrize(
+    ("stage_index", "step"), [(0, 0), (0, 3), (0, 5), (1, 0), (1, 2), (1, 5), (2, 1)]
+)
+def test_a_resumed_run_has_the_rows_and_events_of_an_uninterrupted_one(
+    tmp_path: Path, stage_index: int, step: int
+) -> None:
+    everything = [(stage, s) for stage in STAGES for s in range(1, 6)]
+    with MetricsLog(tmp_path / "whole") as log:
+        for stage, s in everything:
+            write(log, stage, s)
+    with MetricsLog(tmp_path / "cut") as log:
+        for stage, s in everything[:12]:  # killed after step 2 of the third stage
+            write(log, stage, s)
+    with MetricsLog(tmp_path / "cut") as log:
+        log.truncate(STAGES, stage_index, step)
+        for stage, s in everything:
+            if (STAGES.index(stage), s) > (stage_index, step):
+                write(log, stage, s)
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (
+        tmp_path / "whole/metrics.jsonl"
+    ).read_bytes()
+    assert events(tmp_path / "cut") == events(tmp_path / "whole")
+
+
+def test_events_hold_the_values(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step in range(1, 5):
+            write(log, "box", step)
+    found = events(tmp_path)
+    assert [step for step, _ in found["box/train", "loss/total"]] == [1, 2, 3, 4]
+    np.testing.assert_allclose(
+        [value for _, value in found["box/val", "loss/total"]], [0.2, 0.4], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 2, 20])
+def test_a_last_line_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step in (1, 3):
+            write(log, "rpn", step)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    with MetricsLog(
+        tmp_path
+    ) as log:  # without truncate: the next row must not be glued to the half one
+        write(log, "rpn", 3)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "rpn", "step": 1, "epoch": 0, "split": "train"}\n{"stage": "rpn"}\n'
+    )
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2"):
+        read_metrics(tmp_path)
+
+
+def test_a_foreign_stage_is_named(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        write(log, "joint", 1)
+        with pytest.raises(ConfigError, match="'joint'"):
+            log.truncate(STAGES, 0, 0)
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_no_rows_without_a_run(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_rows_and_events_are_on_the_disk_after_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), real(number))
+    )
+    with MetricsLog(tmp_path) as log:
+        write(log, "rpn", 2)
+        assert synced == []
+        log.sync()
+        files = [tmp_path / "metrics.jsonl", *tmp_path.glob("tensorboard/*/*/events*")]
+        assert len(files) == 3
+        assert sorted(synced) == sorted(path.stat().st_ino for path in files)
+        assert len(events(tmp_path)) == 3
