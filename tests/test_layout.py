@@ -1,51 +1,164 @@
-"""Imports run one way: structures, config <- ops <- models <- training, evaluation <- scripts; the
-data road knows no model."""
+"""The structure of the package: data flows one way, rooms stay small, tests mirror modules.
+
+    python tests/test_layout.py      # prints every room with its floor, size and imports
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mrcnn_jax"
-COMMANDS = [PACKAGE / "data" / "check.py"]  # draws what it has checked; it is run, never imported
-FORBIDDEN = {  # folder -> what its files may not import
-    "ops": ("models", "training", "evaluation", "data", "weights", "visualization"),
-    "models": ("training", "evaluation", "data", "weights", "visualization"),
-    "data": ("models", "training", "evaluation", "weights", "visualization"),
-}
+# Top to bottom. A module imports from its own room and from the floors below, at any place of the
+# file, also under TYPE_CHECKING.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
+    ("commands",),
+    ("training",),
+    ("figures",),
+    ("inference", "weights"),
+    ("runs",),
+    ("datasets", "models"),
+    ("data", "evaluation", "ops"),
+    ("pixels",),
+    ("parallel",),
+    ("runtime", "structures", "cli"),
+    ("config",),
+)
+LARGEST = 0.12  # share of the package's lines that a room may hold
 
 
-def _imports(path: Path) -> set[str]:
-    names: set[str] = set()
+def room(module: str) -> str:
+    """The room of mrcnn_jax.<room>[.<module>...]; the package's own __init__ is "mrcnn_jax"."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, names: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, module of the package) of every import in a file, wherever it stands."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield node.lineno, full if full in names else node.module
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "relative"
         elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return names
+            yield from ((node.lineno, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_lower_layers_do_not_know_the_upper_ones(folder: str) -> None:
-    files = [path for path in (PACKAGE / folder).rglob("*.py") if path not in COMMANDS]
-    assert len(files) > 3
-    for path in files:
-        wrong = {
-            name
-            for name in _imports(path)
-            for upper in FORBIDDEN[folder]
-            if f"{name}.".startswith(f"mrcnn_jax.{upper}.")
-        }
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+def edges() -> list[tuple[str, str, str]]:
+    """(importing module, imported module, place) inside the package."""
+    known = modules()
+    return [
+        (name, target, f"{path.relative_to(ROOT)}:{line}")
+        for name, path in known.items()
+        for line, target in imports(path, set(known))
+        if target.split(".")[0] in ("mrcnn_jax", "relative")
+    ]
 
 
-def test_nothing_imports_a_script() -> None:
-    scripts = {path.stem for path in ROOT.glob("*.py")}
-    assert {"train", "eval", "predict"} <= scripts
-    commands = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in COMMANDS}
-    for path in PACKAGE.rglob("*.py"):
-        assert not scripts & {name.split(".")[0] for name in _imports(path)}, path
-        assert not commands & _imports(path), path
+def floor_of() -> dict[str, int]:
+    """Room -> its floor, 0 at the bottom."""
+    return {name: floor for floor, rooms in enumerate(reversed(FLOORS)) for name in rooms}
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(name) for name in modules()} - {"mrcnn_jax"}
+    assert rooms == set(floor_of())
+
+
+def test_imports_run_down_the_floors() -> None:
+    floors = floor_of()
+    found = edges()
+    assert len(found) > 300
+    wrong = [
+        f"{place}: {source} imports {target}"
+        for source, target, place in found
+        if source != "mrcnn_jax"  # whose names are loaded late, by its users
+        and room(source) != room(target)
+        and floors[room(source)] <= floors.get(room(target), 99)
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    below: dict[str, set[str]] = {}
+    for source, target, _ in edges():
+        below.setdefault(source, set()).add(target)
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, " -> ".join((*trail, name))
+        if name in state:
+            return
+        state[name] = 1
+        for target in sorted(below.get(name, set()) - {name}):
+            visit(target, (*trail, name))
+        state[name] = 2
+
+    for name in sorted(set(below) - {"mrcnn_jax"}):
+        visit(name, ())
+
+
+def test_nothing_imports_a_script_a_test_or_a_benchmark() -> None:
+    outside = {path.stem for path in ROOT.glob("*.py")} | {"tests", "benchmarks", "tools"}
+    assert {"train", "eval", "predict"} <= outside
+    known = modules()
+    for name, path in known.items():
+        assert not outside & {target.split(".")[0] for _, target in imports(path, set(known))}, name
+
+
+def lines_by_room() -> Counter[str]:
+    lines: Counter[str] = Counter()
+    for name, path in modules().items():
+        lines[room(name)] += path.read_text().count("\n")
+    return lines
+
+
+def test_no_room_is_too_large() -> None:
+    lines = lines_by_room()
+    total = sum(lines.values())
+    shares = {name: round(count / total, 3) for name, count in lines.items()}
+    assert {name: share for name, share in shares.items() if share > LARGEST} == {}
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """But a command, which is named by its subcommand."""
+    named = Counter(
+        path.stem
+        for name, path in modules().items()
+        if path.stem != "__init__" and room(name) != "commands"
+    )
+    assert [name for name, times in named.items() if times > 1] == []
+
+
+def main() -> None:
+    lines, floors = lines_by_room(), floor_of()
+    total = sum(lines.values())
+    uses: dict[str, set[str]] = {}
+    for source, target, _ in edges():
+        if room(source) != room(target):
+            uses.setdefault(room(source), set()).add(room(target))
+    for name in sorted(floors, key=lambda name: -floors[name]):
+        below = sorted(uses.get(name, ()), key=lambda other: -floors[other])
+        share = f"{lines[name]:6,} lines {lines[name] / total:5.1%}"
+        print(f"{floors[name]:2} {name:11} {share}  imports {', '.join(below) or '-'}")
+    print(f"{total:,} lines in {len(modules())} modules")
+
+
+if __name__ == "__main__":
+    main()
