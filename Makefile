@@ -26,7 +26,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 $(DEMO_DATA)/.generated: mrcnn_jax/datasets/shapes.py | $(VENV)/.installed
-	$(BIN)/python -m mrcnn_jax.datasets.shapes --out $(DEMO_DATA) --train 4000
+	$(BIN)/python -m mrcnn_jax generate shapes --out $(DEMO_DATA) --train 4000
 	@touch $@
 
 # Run again after an interruption, `make demo` resumes.

@@ -1,6 +1,6 @@
-"""See mrcnn_jax/commands/eval.py, or `python eval.py --help`."""
+"""`mrcnn eval` of a checkout: see `python eval.py --help`."""
 
-from mrcnn_jax.commands.eval import command
+from mrcnn_jax.__main__ import script
 
 if __name__ == "__main__":
-    command()
+    script("eval")

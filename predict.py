@@ -1,6 +1,6 @@
-"""See mrcnn_jax/commands/predict.py, or `python predict.py --help`."""
+"""`mrcnn predict` of a checkout: see `python predict.py --help`."""
 
-from mrcnn_jax.commands.predict import command
+from mrcnn_jax.__main__ import script
 
 if __name__ == "__main__":
-    command()
+    script("predict")

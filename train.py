@@ -1,6 +1,6 @@
-"""See mrcnn_jax/commands/train.py, or `python train.py --help`."""
+"""`mrcnn train` of a checkout: see `python train.py --help`."""
 
-from mrcnn_jax.commands.train import command
+from mrcnn_jax.__main__ import script
 
 if __name__ == "__main__":
-    command()
+    script("train")

@@ -1,7 +1,7 @@
 """A few hundred images of your own: torchvision's network and constants, all heads together,
 mirrored and rescaled images.
 
-    python -m mrcnn_jax.weights import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
+    mrcnn import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
     python train.py --config configs/finetune.py --workdir runs/mine --model.num-classes 5 \\
         --data.train-annotations $PWD/my/train.json --data.train-images $PWD/my/images \\
         --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\

@@ -2,7 +2,7 @@
 stage, one seed.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
-    python -m mrcnn_jax.experiments --workdir runs/report
+    mrcnn experiments --workdir runs/report
 
 Time and AP of every variant: docs/RESULTS.md.
 """

@@ -1,7 +1,7 @@
 """The demo: a small network from random weights on the generated data set, all three stages in
 minutes on 2 CPU cores.
 
-    python -m mrcnn_jax.data.shapes --out runs/shapes_data --train 4000
+    mrcnn generate shapes --out runs/shapes_data --train 4000
     python train.py --config configs/shapes.py --workdir runs/shapes --data.root runs/shapes_data
 
 `make demo` does both, evaluates and draws.

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import jax
 import pytest
 import tiny
 
+from mrcnn_jax.__main__ import main
 from mrcnn_jax.config.schema import Config
 
 # Files that keep a core busy for a minute or more come first, the longest before the others: no
@@ -108,3 +110,19 @@ def kept_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     (workdir / "config.json").write_text(json.dumps(config))
     return workdir
+
+
+@pytest.fixture
+def mrcnn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs `mrcnn COMMAND ...` in this process, and gives its exit status."""
+
+    def call(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["mrcnn", *map(str, words)])
+        try:
+            main()
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            return end.code
+        return 0
+
+    return call

@@ -1,6 +1,6 @@
 """The structure of the package: data flows one way, rooms stay small, tests mirror modules.
 
-    python tests/test_layout.py      # prints every room with its floor, size and imports
+python tests/test_layout.py      # prints every room with its floor, size and imports
 """
 
 from __future__ import annotations

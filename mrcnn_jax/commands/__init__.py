@@ -1,2 +1,1 @@
-"""The commands, as `pip install` puts them on the path; train.py, eval.py and predict.py beside the
-package call the same."""
+"""The subcommands of `mrcnn`, one file each; `mrcnn_jax.__main__` finds them by name."""

@@ -1,10 +1,10 @@
-"""Checks a COCO-format data set, its images included, before anything is trained on it.
+"""Check a COCO-format data set, its images included, before training on it.
 
-    python -m mrcnn_jax.commands.check --annotations x.json --images dir/ [--config FILE] [--json]
-    [--strict] [--contact-sheet FILE.png]
+    mrcnn check --annotations x.json --images dir/ [--config FILE] [--json] [--strict]
+    [--contact-sheet FILE.png]
 
-Prints what is kept, dropped, clipped and repaired, each with its reason and the first ten ids, and
-what a recipe needs to know: objects by class and size, the largest count in an image, canvases.
+Prints what is kept, dropped, clipped and repaired, with the reason and the first ten ids of each,
+and what a recipe depends on: objects by class and size, the largest count in an image, canvases.
 Exit status 0 if the data set is usable, 2 (and one line) if not.
 """
 
@@ -14,19 +14,15 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import cv2
-import numpy as np
 import tyro
 
-from mrcnn_jax import cli
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import CocoDataset
-from mrcnn_jax.data.images import check_split
-from mrcnn_jax.data.summary import summary, summary_lines
-from mrcnn_jax.pixels.decode import decode_image
+
+if TYPE_CHECKING:
+    from mrcnn_jax.data.coco import CocoDataset
 
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_CELL = 24, 6, (360, 320)  # (height, width) in pixels
 
@@ -42,13 +38,47 @@ class Arguments:
     defaults."""
     cache: Path | None = None
     """Where the result of decoding every image is kept; by default the config's data.cache, or
-    ~/.cache/mrcnn_jax. A training that uses the same folder does not decode them again."""
+    ~/.cache/mrcnn_jax. Training with the same folder does not decode the images again."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object instead of lines."""
     strict: bool = False
     """Exit status 2 if any image or annotation is dropped."""
     contact_sheet: Path | None = None
-    """Draw some images with their boxes and masks into this file."""
+    """Draw some images with their boxes and masks into this PNG file."""
+
+
+def run(arguments: Arguments) -> None:
+    """Checks and prints; ConfigError if the data set is not usable."""
+    from mrcnn_jax.data.images import check_split
+    from mrcnn_jax.data.summary import summary, summary_lines
+
+    data = load_config_file(arguments.config).data if arguments.config else DataConfig()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"
+    cache = arguments.cache or (Path(data.cache) if data.cache else home)
+    found: dict[str, Any] = {"usable": True}
+    try:
+        dataset, _ = check_split(
+            arguments.annotations,
+            arguments.images,
+            cache=cache,
+            data=data,
+            keep_empty=data.keep_empty,
+            lost_images=True,
+        )
+        found |= summary(dataset, data)
+        if not arguments.as_json:
+            print("\n".join(summary_lines(dataset, found)))
+        if arguments.contact_sheet is not None:
+            contact_sheet(dataset, arguments.contact_sheet, data)
+        dataset.refuse_lost_images()
+        if arguments.strict:
+            refuse_dropped(dataset)
+    except ConfigError as error:
+        found |= {"usable": False, "error": str(error)}
+        raise
+    finally:
+        if arguments.as_json:
+            print(json.dumps(found))
 
 
 def refuse_dropped(dataset: CocoDataset) -> None:
@@ -63,10 +93,15 @@ def refuse_dropped(dataset: CocoDataset) -> None:
 
 
 def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
-    """Draws images from all over the data set, those with annotations first, with boxes and masks,
-    into one file."""
-    # Late and here only: this command draws, but the data road does not know what is above it.
+    """Draws images from all over the data set with boxes and masks into one file.
+
+    Images without annotations are drawn only if there are no others.
+    """
+    import cv2
+    import numpy as np
+
     from mrcnn_jax.figures.draw import draw_instances, titled
+    from mrcnn_jax.pixels.decode import decode_image
 
     names = {category.id: category.name for category in dataset.categories}
     shown = [image for image in dataset.images if image.objects] or list(dataset.images)
@@ -97,46 +132,3 @@ def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
         path.write_bytes(cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes())
     except OSError as error:
         raise ConfigError(f"--contact-sheet: {path}: cannot be written: {error.strerror}") from None
-
-
-def check(arguments: Arguments) -> None:
-    """Checks and prints; ConfigError if the data set is not usable."""
-    data = load_config_file(arguments.config).data if arguments.config else DataConfig()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"
-    cache = arguments.cache or (Path(data.cache) if data.cache else home)
-    found: dict[str, Any] = {"usable": True}
-    try:
-        dataset, _ = check_split(
-            arguments.annotations,
-            arguments.images,
-            cache=cache,
-            data=data,
-            keep_empty=data.keep_empty,
-            lost_images=True,
-        )
-        found |= summary(dataset, data)
-        if not arguments.as_json:
-            print("\n".join(summary_lines(dataset, found)))
-        if arguments.contact_sheet is not None:
-            contact_sheet(dataset, arguments.contact_sheet, data)
-        dataset.refuse_lost_images()
-        if arguments.strict:
-            refuse_dropped(dataset)
-    except ConfigError as error:
-        found |= {"usable": False, "error": str(error)}
-        raise
-    finally:
-        if arguments.as_json:
-            print(json.dumps(found))
-
-
-def main() -> None:
-    check(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
-
-
-def command() -> None:
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

@@ -1,10 +1,10 @@
 """Evaluate a run: COCO box and mask AP, proposal recall and pictures, from the run's folder alone.
 
-    python eval.py --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
+    mrcnn eval --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
     [--checkpoint best]
 
-Writes eval/metrics.json, eval/detections.json (COCO results), figures/, and eval/report.html: all
-of it on one page for a browser. Where the run has a moving average of its weights, eval_ema/ has
+Writes eval/metrics.json, eval/detections.json (COCO results), eval/report.html, which shows it all
+on one page, and figures/. If the checkpoint holds a moving average of its weights, eval_ema/ has
 the same of it.
 """
 
@@ -12,62 +12,156 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
+from mrcnn_jax.commands.arguments import OfCheckpoint
+from mrcnn_jax.config.files import to_dict
+from mrcnn_jax.config.schema import ConfigError, DistributedConfig
 
-from mrcnn_jax import cli
-from mrcnn_jax.config.schema import DistributedConfig
+if TYPE_CHECKING:
+    from mrcnn_jax.data.loader import Split
+    from mrcnn_jax.inference.evaluate import Evaluation
+    from mrcnn_jax.runs.run import Run
 
 
-@dataclass(frozen=True)
-class Arguments:
-    workdir: Path
-    """The run's folder."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """best: the one of the highest mask AP, of a run with --evaluate-every-epochs."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(OfCheckpoint):
     split: Literal["val", "train"] = "val"
+    """Which of the run's own images."""
     limit: int | None = None
-    """Only the first images of the split."""
+    """Evaluate only the first images."""
     annotations: Path | None = None
-    """Another COCO json than the run's own; goes with --images."""
+    """An annotation file to evaluate on instead of the run's own; goes with --images."""
     images: Path | None = None
+    """The image folder of --annotations."""
     figures: int = 8
-    """Images that are drawn."""
+    """How many images are drawn."""
     report_images: int = 60
-    """Images in report.html: half of them the worst, half the best."""
+    """How many images report.html shows: half of them the worst, half the best."""
     boundary: bool = False
-    """Also boundary AP, by which masks are judged at their outlines (Cheng et al. 2021). It takes a
-    while on many images."""
-    out: Path | None = None
-    """Where the results go: by default <workdir>/eval, or <workdir>/eval_train for the training
+    """Also boundary AP, which compares the outlines of masks (Cheng et al. 2021). Slow on many
     images."""
+    out: Path | None = None
+    """The folder of the results; by default <workdir>/eval, or <workdir>/eval_train for the
+    training images. For the moving average _ema is appended."""
     distributed: DistributedConfig = DistributedConfig()
 
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("limit", self.limit, 1),
+            ("report-images", self.report_images, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"--{name}: {value}: must be at least {least}")
 
-def main() -> None:
-    arguments = tyro.cli(Arguments, prog=cli.program(), description=__doc__)
+
+def run(arguments: Arguments) -> dict[str, float]:
+    """Evaluates a checkpoint, and the moving average of its weights if it holds one.
+
+    Of several processes each calls this with the same arguments; the first one writes.
+
+    Returns:
+        The metrics of the weights themselves; {} in all processes but the first.
+
+    Raises:
+        ConfigError: no such checkpoint or data, or a category that the run was not trained on.
+    """
     from mrcnn_jax import parallel
-    from mrcnn_jax.commands.evaluate import evaluate_weights
+    from mrcnn_jax.evaluation.average_precision import table
+    from mrcnn_jax.inference.evaluate import evaluate
+    from mrcnn_jax.inference.predictor import Predictor
+    from mrcnn_jax.runs.run import load_weights, make_folder, open_data
 
     parallel.join(arguments.distributed)
-    evaluate_weights(
-        arguments.workdir,
-        split_name=arguments.split,
-        limit=arguments.limit,
-        annotations=arguments.annotations,
-        images=arguments.images,
-        figures=arguments.figures,
-        report_images=arguments.report_images,
-        boundary=arguments.boundary,
-        out=arguments.out,
-        checkpoint=arguments.checkpoint,
+    workdir, annotations = arguments.workdir, arguments.annotations
+    runs = load_weights(workdir, arguments.checkpoint)
+    meta = runs["raw"].meta
+    split = open_data(runs["raw"], workdir, arguments.split, annotations, arguments.images)
+    dataset = split.dataset
+    if len(dataset.categories) < len(meta.categories):
+        print(
+            f"{dataset.annotations_path} has {len(dataset.categories)} of the run's "
+            f"{len(meta.categories)} categories: detections of the others do not count"
+        )
+    print("\n".join(dataset.report.lines()))
+    out = arguments.out or workdir / ("eval" if arguments.split == "val" else "eval_train")
+    folders = {name: out.with_name(f"{out.name}_ema") if name == "ema" else out for name in runs}
+    parallel.in_turn(lambda: make_folder(*folders.values()) if parallel.is_first() else None)
+    # On its model card a checkpoint has the metrics of all of its own validation images.
+    whole = arguments.split == "val" and annotations is None and arguments.limit is None
+    predictor = Predictor(runs["raw"], parallel.data_mesh())
+    metrics: dict[str, float] = {}
+    for name, version in runs.items():
+        incomplete = "" if meta.stage_complete else " (its stage is not complete)"
+        print(f"{workdir}: checkpoint {version.title}{incomplete}")
+        predictor.load(version.variables)
+        found = evaluate(predictor, split, limit=arguments.limit, boundary=arguments.boundary)
+        if found is None:
+            continue
+        folder = folders[name]
+        found.save(folder, meta.name if whole else None)
+        print(
+            f"{len(found.ground_truth['images'])} images, "
+            f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
+            f"\n{table(found.metrics)}"
+        )
+        # The run's own figures are those of its own evaluation.
+        own = name == "raw" and arguments.out is None and arguments.split == "val"
+        pages = draw(found, version, split, (workdir if own else folder) / "figures", arguments)
+        write_report(found, version, split, folder / "report.html", arguments)
+        print(
+            f"results: {folder / 'metrics.json'}, {folder / 'detections.json'}\n"
+            f"pictures: {', '.join(map(str, pages))}\npage: {folder / 'report.html'}"
+        )
+        metrics = metrics or found.metrics
+    return metrics
+
+
+def draw(
+    found: Evaluation, run: Run, split: Split, folder: Path, arguments: Arguments
+) -> list[Path]:
+    """Pages with detections and proposals on images from all over the split, and the run's curves.
+
+    Images without objects show little: they are drawn only if there are no others.
+    """
+    from mrcnn_jax.figures import views
+    from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
+    from mrcnn_jax.figures.curves import curves
+
+    images, indices = split.dataset.images, sorted(found.proposals)
+    chosen = views.spread([i for i in indices if images[i].objects] or indices, arguments.figures)
+    pixels = views.read_images(split, chosen, run.config.data)
+    truth = views.annotations_of(split, chosen)
+    results = [[r for r in found.results if r["image_id"] == images[i].id] for i in chosen]
+    proposals = [found.proposals[i] for i in chosen]
+    pages = detections_figure(pixels, truth, {"detections": results}, run.class_names, folder)
+    pages += proposals_figure(pixels, {"RPN": proposals}, views.truth_boxes(split, chosen), folder)
+    if (metrics := arguments.workdir / "metrics.jsonl").exists():  # not of imported weights
+        pages += curves(metrics, folder)
+    return pages
+
+
+def write_report(
+    found: Evaluation, run: Run, split: Split, path: Path, arguments: Arguments
+) -> None:
+    """One page for a browser with the evaluation, the training curves and the config."""
+    from mrcnn_jax.figures.page import render
+    from mrcnn_jax.figures.page.contents import report_data
+    from mrcnn_jax.figures.views import read_images
+
+    metrics = arguments.workdir / "metrics.jsonl"
+    index = {image.id: i for i, image in enumerate(split.dataset.images)}
+    data = report_data(
+        found.matches,
+        found.metrics,
+        lambda image_id: read_images(split, [index[image_id]], run.config.data)[0],
+        heading={
+            "run": str(arguments.workdir),
+            "checkpoint": run.title,
+            "data": str(split.dataset.annotations_path),
+        },
+        config=to_dict(run.config),
+        metrics_jsonl=metrics if metrics.exists() else None,
+        images=arguments.report_images,
     )
-
-
-def command() -> None:
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()
+    path.write_text(render(data), encoding="utf-8")

@@ -1,23 +1,23 @@
 """Export a run to one file that predicts with jax and NumPy alone.
 
-    python -m mrcnn_jax.commands.export --workdir runs/a --out model.jaxexport [--checkpoint best] [--weights
-    ema] [--weights-licence "CC BY-NC 4.0"]
+    mrcnn export --workdir runs/a --out model.jaxexport [--checkpoint best] [--weights ema]
 
-The file is a zip (stored, not compressed): meta.json, the weights, a program a canvas as
-`jax.export` serializes it (StableHLO for CPU, CUDA and TPU), mrcnn_exported.py, which loads and
-runs it (docs/api.md), flatbuffers, which jax reads programs with and does not bring itself, and the
-model card, README.md. A file that is there already is replaced, when the new one is whole.
+The file is an uncompressed zip of meta.json, the weights, one program per canvas as `jax.export`
+serializes it (StableHLO for CPU, CUDA and TPU), the package mrcnn_exported, which loads and runs it
+(docs/api.md), flatbuffers, which jax needs to read programs but does not install, and the model
+card, README.md. An existing file is replaced once the new one is complete.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import json
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from mrcnn_jax import cli
+from mrcnn_jax.commands.arguments import ToHandOn as Arguments
 from mrcnn_jax.config.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -28,41 +28,44 @@ if TYPE_CHECKING:
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-@dataclass(frozen=True)
-class Arguments:
-    workdir: Path
-    """The run's folder."""
-    out: Path
-    """The file that is written."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """best: the one of the highest mask AP, of a run with --evaluate-every-epochs."""
-    weights: Literal["raw", "ema"] = "raw"
-    """ema: their moving average, of a run with ema_decay."""
-    weights_licence: str | None = None
-    """Of the weights that the run started from, for the card; without it the card says that it is
-    not stated."""
+def run(arguments: Arguments) -> None:
+    """Writes the file; ConfigError if there is no such checkpoint, or `out` cannot be written."""
+    from mrcnn_jax.commands.model_card import model_card
+    from mrcnn_jax.runs.run import load_run, make_folder
+
+    out = arguments.out
+    source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder")
+    make_folder(out.parent)
+    card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
+    part = out.with_name(f"{out.name}.part")
+    try:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, content in contents(source, card):
+                # A ZipInfo has no time: the same run gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(name), content)
+        part.replace(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    print(
+        f"{out}: checkpoint {source.meta.name}, {len(source.config.data.canvases)} programs, "
+        f"{out.stat().st_size / 1e6:.1f} MB\nmodel card: unzip -p {out} README.md"
+    )
 
 
-def export_run(arguments: Arguments) -> None:
-    """ConfigError if there is no such checkpoint, or `out` cannot be written."""
-    import json
-    import zipfile
-
+def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
+    """(name, content) of the files in the zip."""
     import flatbuffers
     import jax
     import numpy as np
 
-    from mrcnn_jax.commands.model_card import model_card
     from mrcnn_jax.inference import exported
     from mrcnn_jax.pixels import geometry
     from mrcnn_jax.runs.checkpoints import flatten
-    from mrcnn_jax.runs.run import load_run, make_folder
 
-    out = arguments.out
-    run = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
-    if out.is_dir():
-        raise ConfigError(f"{out}: is a folder")
-    make_folder(out.parent)
     data, weights = run.config.data, flatten(run.variables)
     meta = {
         "format": 1,
@@ -76,51 +79,31 @@ def export_run(arguments: Arguments) -> None:
         "checkpoint": run.meta.name,
         "jax": jax.__version__,
     }
-    part = out.with_name(f"{out.name}.part")
-    try:
-        with zipfile.ZipFile(part, "w") as archive:
-
-            def add(name: str, content: bytes | str) -> None:
-                archive.writestr(
-                    zipfile.ZipInfo(name), content
-                )  # without the time: the same run gives the same bytes
-
-            add("meta.json", json.dumps(meta, indent=1))
-            add(
-                "README.md",
-                model_card(run, arguments.workdir, weights_licence=arguments.weights_licence),
-            )
-            source_text = Path(exported.__file__).read_text()
-            package = "from mrcnn_jax.pixels.geometry import"
-            assert package in source_text
-            add(
-                "mrcnn_exported/__init__.py",
-                source_text.replace(package, "from mrcnn_exported.geometry import"),
-            )
-            add("mrcnn_exported/geometry.py", Path(geometry.__file__).read_text())
-            for source in sorted(Path(flatbuffers.__file__).parent.glob("*.py")):
-                add(f"flatbuffers/{source.name}", source.read_text())
-            for name, weight in weights.items():
-                with archive.open(
-                    zipfile.ZipInfo(f"weights/{name}.npy"), "w", force_zip64=True
-                ) as file:
-                    np.lib.format.write_array(file, np.asarray(weight), allow_pickle=False)
-            for height, width in data.canvases:
-                add(f"programs/{height}x{width}", bytes(program(run, (height, width)).serialize()))
-        part.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    print(
-        f"{out}: checkpoint {run.meta.name}, {len(data.canvases)} programs, {out.stat().st_size / 1e6:.1f} MB"
+    yield "meta.json", json.dumps(meta, indent=1)
+    yield "README.md", card
+    package, text = "from mrcnn_jax.pixels.geometry import", Path(exported.__file__).read_text()
+    assert package in text
+    yield (
+        "mrcnn_exported/__init__.py",
+        text.replace(package, "from mrcnn_exported.geometry import"),
     )
-    print(f"model card: unzip -p {out} README.md")
+    yield "mrcnn_exported/geometry.py", Path(geometry.__file__).read_text()
+    for source in sorted(Path(flatbuffers.__file__).parent.glob("*.py")):
+        yield f"flatbuffers/{source.name}", source.read_text()
+    for name, weight in weights.items():
+        file = io.BytesIO()
+        np.save(file, np.asarray(weight), allow_pickle=False)
+        yield f"weights/{name}.npy", file.getvalue()
+    for height, width in data.canvases:
+        yield f"programs/{height}x{width}", bytes(program(run, (height, width)).serialize())
 
 
 def program(run: Run, canvas: tuple[int, int]) -> Exported:
-    """(weights, uint8 [H, W, 3], int32 (height, width) of the image on it) -> the fields of its
-    detections, in pixels of the canvas."""
+    """The network for images on one canvas [H, W].
+
+    Its arguments are the weights, uint8 [H, W, 3] and int32 (height, width) of the image on the
+    canvas; it returns the fields of the detections, in pixels of the canvas.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -144,11 +127,3 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
     return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
         *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
     )
-
-
-def main() -> None:
-    export_run(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,17 +1,19 @@
 """Draw the report's figures from the folders of runs.
 
-    python -m mrcnn_jax.commands.figures proposals runs/fpn runs/c4 --out figures/ [--titles FPN C4]
-    [--images ID ...] [--count 6]
+    mrcnn figures proposals runs/fpn runs/c4 --out figures/ [--titles FPN C4]
 
-One column a run, the same validation images in each:
-    proposals     the RPN's proposals, and the objects they reach and miss (figure 1)
-    masks         the masks of the same objects from their ground-truth boxes, zoomed, with their
-    IoU (figures 2, 3) detections    detections with masks beside the ground truth (figure 7)
+One column per run, with the same validation images in each:
+
+    proposals     the RPN's proposals, and the objects that they reach and miss (figure 1)
+    masks         masks of the same objects from their ground-truth boxes, zoomed, with their IoU
+                  (figures 2, 3)
+    detections    detections with masks beside the ground truth (figure 7)
 
 Of one run:
-    rpn_targets   the anchors that the RPN is trained on, a panel a level (figure 5)
+
+    rpn_targets   the anchors that the RPN is trained on, one panel per level (figure 5)
     box_targets   the boxes that the box head is trained on, and where their targets lead (figure 6)
-    curves        every loss in training and validation, a figure a stage
+    curves        every loss in training and validation, one figure per stage
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from mrcnn_jax import cli
 from mrcnn_jax.config.schema import ConfigError, Loss
 
 if TYPE_CHECKING:
@@ -32,34 +33,43 @@ if TYPE_CHECKING:
     from mrcnn_jax.runs.run import Run
 
 Name = Literal["proposals", "masks", "detections", "rpn_targets", "box_targets", "curves"]
+# The head that a figure needs trained.
 NEEDS: dict[Name, Loss] = {
     "proposals": "rpn",
     "box_targets": "rpn",
     "masks": "mask",
     "detections": "mask",
-}  # which head trained
+}
 OF_ONE_RUN = ("rpn_targets", "box_targets", "curves")
 
 
 @dataclass(frozen=True)
 class Arguments:
     name: tyro.conf.Positional[Name]
+    """Which figure."""
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs."""
     out: Path
-    """Where the pages go."""
+    """The folder of the pages."""
     titles: tuple[str, ...] = ()
-    """Of the columns; by default the names of the runs' folders."""
+    """Titles of the columns; by default the names of the runs' folders."""
     images: tuple[int, ...] = ()
-    """COCO ids of the images that are shown; by default from all over the validation images."""
+    """COCO ids of the images to show; by default some from all over the validation images."""
     count: int = 6
     """How many images are shown."""
 
 
+def run(arguments: Arguments) -> None:
+    """Draws, and prints the pages."""
+    print("\n".join(map(str, draw(arguments))))
+
+
 def draw(arguments: Arguments) -> list[Path]:
-    """The pages that were written; ConfigError if the runs cannot be shown, or not beside each
-    other."""
-    # Late: importing jax takes seconds, and a typo should not wait for it.
+    """The pages that were written.
+
+    Raises:
+        ConfigError: the runs cannot be shown, or not beside each other.
+    """
     from mrcnn_jax.figures import views
     from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
     from mrcnn_jax.figures.curves import curves
@@ -101,7 +111,7 @@ def draw(arguments: Arguments) -> list[Path]:
 
 
 def column_titles(arguments: Arguments) -> tuple[str, ...]:
-    """One a run; ConfigError for a wrong number of runs or titles, or the same twice."""
+    """One title per run; ConfigError for a wrong number of runs or titles, or two equal ones."""
     runs, titles = arguments.runs, arguments.titles
     if not runs:
         raise ConfigError(f"{arguments.name}: which run's folder?")
@@ -122,39 +132,24 @@ def column_titles(arguments: Arguments) -> tuple[str, ...]:
 
 
 def open_runs(arguments: Arguments) -> list[tuple[Run, Split]]:
-    """Runs with their validation images; ConfigError if one has not trained what is to be shown, or
-    its images are others."""
-    from mrcnn_jax.commands.evaluate import open_data
-    from mrcnn_jax.runs.run import load_run
+    """Runs with their validation images; ConfigError if one lacks the head, or differs in data."""
+    from mrcnn_jax.runs.run import load_run, open_data
 
-    need = NEEDS.get(arguments.name)
+    first_folder, need = arguments.runs[0], NEEDS.get(arguments.name)
     runs: list[Run] = []
     for folder in arguments.runs:
         run = load_run(folder)
         if need is not None and need not in run.trained:
             raise ConfigError(
-                f"{folder}: {arguments.name}: its {need} head is not trained yet (checkpoint {run.meta.name})"
+                f"{folder}: {arguments.name}: its {need} head is not trained yet "
+                f"(checkpoint {run.meta.name})"
             )
         if runs and run.meta.categories != runs[0].meta.categories:
-            raise ConfigError(f"{folder}: has other categories than {arguments.runs[0]}")
+            raise ConfigError(f"{folder}: has other categories than {first_folder}")
         runs.append(run)
-    opened = [
-        (run, open_data(run, folder, "val"))
-        for run, folder in zip(runs, arguments.runs, strict=True)
-    ]
-    first = opened[0][1].dataset
-    for folder, (_, split) in zip(arguments.runs, opened, strict=True):
-        if split.dataset.to_coco() != first.to_coco():
-            raise ConfigError(f"{folder}: has other validation data than {arguments.runs[0]}")
-    return opened
-
-
-def main() -> None:
-    pages = draw(
-        tyro.cli(Arguments, prog="python -m mrcnn_jax.commands.figures", description=__doc__)
-    )
-    print("\n".join(map(str, pages)))
-
-
-if __name__ == "__main__":
-    cli.run(main)
+    splits = [open_data(*pair, "val") for pair in zip(runs, arguments.runs, strict=True)]
+    truth = splits[0].dataset.to_coco()
+    for folder, split in zip(arguments.runs[1:], splits[1:], strict=True):
+        if split.dataset.to_coco() != truth:
+            raise ConfigError(f"{folder}: has other validation data than {first_folder}")
+    return list(zip(runs, splits, strict=True))

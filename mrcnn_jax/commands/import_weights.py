@@ -1,42 +1,35 @@
-"""Convert weights of torchvision or detectron2 into the folder of a run.
+"""Import weights of torchvision or detectron2 as the folder of a run.
 
-    python -m mrcnn_jax.commands.import_weights import SOURCE --out DIR [--categories coco.json] [--norm-epsilon
-    1e-5]
+    mrcnn import weights.pth --out runs/tv [--categories coco.json] [--norm-epsilon 1e-5]
 
-SOURCE (.pth, .pt, .pkl, .safetensors or .npz) is torchvision's ResNet-18/34/50/101,
+The file (.pth, .pt, .pkl, .safetensors or .npz) holds torchvision's ResNet-18/34/50/101,
 maskrcnn_resnet50_fpn or maskrcnn_resnet50_fpn_v2, or detectron2's mask_rcnn_R_50_FPN or
-mask_rcnn_R_50_C4. eval.py, predict.py and train.py --init-from take DIR as it is.
+mask_rcnn_R_50_C4. eval, predict and `train --init-from` take the new folder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
-
-from mrcnn_jax import cli
 
 
 @dataclass(frozen=True)
 class Arguments:
-    command: tyro.conf.Positional[Literal["import"]]
     source: tyro.conf.Positional[Path]
     """The weights file."""
     out: Path
     """The new run's folder."""
     categories: Path | None = None
-    """A COCO json whose categories are the classes of the file; by default COCO's, where it has as
-    many."""
+    """A COCO annotation file whose categories are the classes of the weights; by default COCO's, if
+    the weights have as many."""
     norm_epsilon: float | None = None
-    """Of the ResNet's batch norm; by default that of the published files."""
+    """Epsilon of the ResNet's batch norm; by default that of the published weights."""
 
 
-def main() -> None:
-    arguments = tyro.cli(
-        Arguments, prog="python -m mrcnn_jax.commands.import_weights", description=__doc__
-    )
+def run(arguments: Arguments) -> None:
+    """Writes the run and prints what went into it; see `weights.importer.import_weights`."""
     from mrcnn_jax.weights.importer import import_weights
 
     import_weights(
@@ -45,7 +38,3 @@ def main() -> None:
         categories=arguments.categories,
         norm_epsilon=arguments.norm_epsilon,
     )
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,4 +1,4 @@
-"""What somebody who is handed a model should know of it, as a page of Markdown."""
+"""The model card: a page of Markdown for those who are handed a model."""
 
 from __future__ import annotations
 
@@ -17,36 +17,40 @@ UNKNOWN = "not stated (ask where they came from before you hand this model on)"
 
 
 def without_paths(config: Config) -> Config:
-    """`config` with names where it has absolute paths: nobody else has those."""
+    """`config` with names where it has absolute paths, which exist on this machine only."""
     data, default = config.data, DataConfig()
+    fields = ("train_annotations", "train_images", "val_annotations", "val_images")
     names = {
-        field: getattr(default, field)
-        if Path(getattr(data, field)).is_absolute()
-        else getattr(data, field)
-        for field in ("train_annotations", "train_images", "val_annotations", "val_images")
+        name: getattr(default if Path(getattr(data, name)).is_absolute() else data, name)
+        for name in fields
     }
     init_from = Path(config.init_from).name if config.init_from else None
     return replace(config, data=replace(data, root=None, cache=None, **names), init_from=init_from)
 
 
 def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -> str:
-    """Data, categories, stages, command, figures, what it started from with its licence, and the
-    config of a restored run.
+    """The card of a restored run: data, categories, training, figures, origin, licence and config.
 
     Args:
-        workdir: the run's folder: figures come from its own evaluation.
-        weights_licence: of the weights that the run started from; nobody but the user knows it.
+        workdir: the run's folder, which has the figures of its own evaluation.
+        weights_licence: of the weights that the run started from; only the user knows it.
     """
     config, meta, model = run.config, run.meta, run.config.model
-    backbone = f"ResNet-{model.resnet.depth}-{model.backbone.upper()}"
     size = sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"]))
-    environment = meta.environment
+    licence = weights_licence or UNKNOWN
+    if config.init_from is not None:
+        origin = f"`{Path(config.init_from).name}`. Its licence: {licence}."
+    elif config.stages:
+        origin = "Random weights."
+    else:
+        origin = f"Licence of the imported weights: {licence}."
     lines = [
         f"# {config.name}",
         "",
-        f"Mask R-CNN on a {backbone}, {size:,} parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint"
-        f" {meta.name}{', moving average of its weights' if run.weights == 'ema' else ''}"
-        f"{'' if meta.stage_complete else ', whose stage is not complete'}. Made with mrcnn_jax.",
+        f"Mask R-CNN on a ResNet-{model.resnet.depth}-{model.backbone.upper()}, {size:,} "
+        "parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint "
+        f"{run.title}{'' if meta.stage_complete else ', whose stage is not complete'}. "
+        "Made with mrcnn_jax.",
         "",
         "## Categories",
         "",
@@ -54,67 +58,56 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "",
         "## Training",
         "",
+        *(_training(run, workdir) if config.stages else ["Imported; not trained here."]),
+        "",
+        "## Figures",
+        "",
+        *_figures(run, workdir),
+        "",
+        "## Started from",
+        "",
+        origin,
+        "",
+        "## Config",
+        "",
+        "```json",
+        json.dumps(to_dict(without_paths(config)), indent=1),
+        "```",
+        "",
     ]
-    if config.stages:
-        data = config.data
-        lines += [
-            f"Trained on {Path(data.train_annotations).name}, validated on {Path(data.val_annotations).name}"
-            f"{f' of {data.folder}' if data.folder else ''}; images scaled to a short side of {data.short_side} and a long side of at most"
-            f" {data.long_side}; {data.batch_size} images a step.",
-            "",
-            "| stage | losses | epochs | optimiser | learning rate |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {stage.name} | {', '.join(stage.losses)} | {stage.epochs} | {stage.optimizer.name} | {stage.optimizer.learning_rate:g} |"
-            for stage in config.stages
-        ]
-        on = f"{environment['cores']} cores of {environment['processor']}"
-        if environment["platform"] != "cpu":
-            on = f"{environment.get('devices', 1)} x {environment['device']}"
-        lines += ["", f"{on}, jax {environment['jax']}. Command: {_command(workdir)}"]
-    else:
-        lines.append("Imported; not trained here.")
-    lines += ["", "## Figures", "", *_figures(run, workdir), "", "## Started from", ""]
-    if config.init_from is None:
-        lines.append(
-            "Random weights."
-            if config.stages
-            else f"Licence of the imported weights: {weights_licence or UNKNOWN}."
-        )
-    else:
-        lines.append(f"`{Path(config.init_from).name}`. Its licence: {weights_licence or UNKNOWN}.")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "## Config",
-            "",
-            "```json",
-            json.dumps(to_dict(without_paths(config)), indent=1),
-            "```",
-            "",
-        ]
-    )
+    return "\n".join(lines)
 
 
-def _command(workdir: Path) -> str:
-    """That the run was begun with."""
-    path = workdir / "commands.txt"
-    return f"`{path.read_text().splitlines()[0]}`" if path.exists() else "not recorded"
-
-
-def figures_of(run: Run, workdir: Path) -> dict[str, float] | None:
-    """What eval.py found for these weights on the validation images; None if it was not asked, or
-    of another checkpoint."""
-    path = workdir / ("eval" if run.weights == "raw" else "eval_ema") / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.exists() else {}
-    return metrics if metrics.pop("checkpoint", None) == run.meta.name else None
+def _training(run: Run, workdir: Path) -> list[str]:
+    data, environment = run.config.data, run.meta.environment
+    machine = f"{environment['cores']} cores of {environment['processor']}"
+    if environment["platform"] != "cpu":
+        machine = f"{environment.get('devices', 1)} x {environment['device']}"
+    commands = workdir / "commands.txt"
+    command = f"`{commands.read_text().splitlines()[0]}`" if commands.exists() else "not recorded"
+    return [
+        f"Trained on {Path(data.train_annotations).name}, validated on "
+        f"{Path(data.val_annotations).name}{f' of {data.folder}' if data.folder else ''}; images "
+        f"scaled to a short side of {data.short_side} and a long side of at most {data.long_side}; "
+        f"{data.batch_size} images a step.",
+        "",
+        "| stage | losses | epochs | optimiser | learning rate |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {stage.name} | {', '.join(stage.losses)} | {stage.epochs} | {stage.optimizer.name} "
+            f"| {stage.optimizer.learning_rate:g} |"
+            for stage in run.config.stages
+        ),
+        "",
+        f"{machine}, jax {environment['jax']}. Command: {command}",
+    ]
 
 
 def _figures(run: Run, workdir: Path) -> list[str]:
-    metrics = figures_of(run, workdir)
-    if metrics is None:
+    """The run's own evaluation, if it is of this checkpoint and these weights."""
+    path = workdir / ("eval" if run.weights == "raw" else "eval_ema") / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    if metrics.pop("checkpoint", None) != run.meta.name:
         return ["Not evaluated."]
     cells = [f"{metrics[name]:.3f}" if metrics[name] >= 0 else "-" for name in FIGURES]
     by_class = [
@@ -129,6 +122,4 @@ def _figures(run: Run, workdir: Path) -> list[str]:
         "|" + "---|" * len(FIGURES),
         f"| {' | '.join(cells)} |",
     ]
-    if by_class:
-        lines += ["", f"Mask AP by class: {', '.join(by_class)}."]
-    return lines
+    return lines + (["", f"Mask AP by class: {', '.join(by_class)}."] if by_class else [])

@@ -1,73 +1,63 @@
 """Train Mask R-CNN stage by stage.
 
-    python train.py --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
-    [--init-from PATH]
+    mrcnn train --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
 
-The same command again resumes from the newest complete checkpoint. On several hosts, or in several
-processes, each is started with the same command and its own `--distributed.*`; what they share is
-in README.md. `--config FILE --help` lists every option of that config.
+The same command again resumes from the newest complete checkpoint. Every field of the config is an
+option: `--config FILE --help` lists them. On several hosts, or in several processes, start each
+with the same command and its own `--distributed.*` (docs/scaling.md).
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from mrcnn_jax import cli
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+@dataclass(frozen=True)
+class _Folder:
+    config: str
+    """A config file, or the name of one in configs/."""
+    workdir: Path
+    """The run's folder, made if it does not exist."""
+
+
+@dataclass(frozen=True)
+class Arguments(_Folder):
+    fields: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class _File:
+    config: str | None = None
+
+
+def parse(argv: Sequence[str], program: str) -> Arguments:
+    """The arguments; the options are the fields of the config that `--config` names."""
+    words = [word for word in argv if word not in ("-h", "--help")]
+    file = tyro.cli(_File, args=words, prog=program, return_unknown_args=True)[0].config
+    if file is None:
+        tyro.cli(_Folder, args=argv, prog=program, description=__doc__)  # exits
+    assert file is not None
+    return tyro.cli(
+        tyro.conf.AvoidSubcommands[Arguments],
+        default=Arguments(file, tyro.MISSING, load_config_file(file)),
+        args=argv,
+        prog=program,
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
     )
-    parser.add_argument("--config", help="a config file, or the name of one of configs/")
-    parser.add_argument("--workdir", help="the run's folder; made if it is not there")
-    known, overrides = parser.parse_known_args()
-    if known.config is None:
-        if not {"-h", "--help"} & set(overrides):
-            raise ConfigError("--config: which config file? (see --help)")
-        parser.print_help()
-        sys.exit(0)
-    default = load_config_file(known.config)
-    try:
-        config = tyro.cli(
-            Annotated[Config, tyro.conf.AvoidSubcommands],
-            default=default,
-            args=overrides,
-            prog=cli.program(),
-            description=__doc__,
-        )
-    except ConfigError as error:
-        raise ConfigError(f"command line: {error}") from None
-    if known.workdir is None:
-        raise ConfigError("--workdir: where the run's folder shall be")
-    # Late: importing jax and tensorflow-datasets takes seconds, and a typo should not wait for
-    # them.
+
+
+def run(arguments: Arguments) -> None:
+    """Trains, or resumes, in this process or in several."""
     from mrcnn_jax import parallel
-    from mrcnn_jax.training.loop import Stopped, TrainingError, train
+    from mrcnn_jax.training.loop import train
 
-    parallel.join(config.distributed)
-    try:
-        train(config, Path(known.workdir))
-    except Stopped as stopped:
-        print(stopped)
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def command() -> None:
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()
+    parallel.join(arguments.fields.distributed)
+    train(arguments.fields, arguments.workdir)

@@ -1,26 +1,19 @@
-"""Make coco300, the data set of this project's real-image figures, from COCO 2017.
-
-    python -m mrcnn_jax.datasets.coco300 --coco DIR --out DIR
+"""coco300, the data set of this project's real-image figures, made from COCO 2017.
 
 300 training and 114 validation images (coco300_ids.json) at a short side of 300 pixels; vehicles
-(1), persons (2) and animals (3). --coco holds annotations/instances_{train,val}2017.json,
-train2017/ and val2017/ as cocodataset.org has them; --out becomes a data set's folder: images/,
-annotations/instances_{train,val}.json.
+(1), persons (2) and animals (3).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import tyro
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax import cli
 from mrcnn_jax.config.schema import ConfigError
 
 CLASSES = {"vehicle": 1, "person": 2, "animal": 3}  # COCO's supercategories
@@ -28,29 +21,27 @@ SHORT_SIDE = 300
 JPEG_QUALITY = 92
 
 
-@dataclass(frozen=True)
-class Arguments:
-    coco: Path
-    """COCO 2017."""
-    out: Path
-    """The new folder."""
+def write_coco300(coco: Path, out: Path) -> None:
+    """Writes the data set and prints a line per split; annotations are written last.
 
+    Args:
+        coco: COCO 2017 with annotations/instances_{train,val}2017.json, train2017/ and val2017/.
+        out: the data set's folder: images/ and annotations/instances_{train,val}.json.
 
-def build(arguments: Arguments) -> None:
-    """ConfigError, one line, names a file or an image id that is not there; annotations are written
-    last."""
+    Raises:
+        ConfigError: names a file or an image id that is missing.
+    """
     images: dict[int, tuple[Path, dict[str, Any]]] = {}
     annotations: dict[int, list[dict[str, Any]]] = {}
     for split in ("train2017", "val2017"):
-        content = _read(arguments.coco / "annotations" / f"instances_{split}.json")
+        content = _read(coco / "annotations" / f"instances_{split}.json")
         kept = {
             c["id"]: CLASSES[c["supercategory"]]
             for c in content["categories"]
             if c["supercategory"] in CLASSES
         }
         images |= {
-            image["id"]: (arguments.coco / split / image["file_name"], image)
-            for image in content["images"]
+            image["id"]: (coco / split / image["file_name"], image) for image in content["images"]
         }
         for annotation in content["annotations"]:
             if annotation["category_id"] in kept:
@@ -62,18 +53,18 @@ def build(arguments: Arguments) -> None:
     missing = [number for numbers in chosen.values() for number in numbers if number not in images]
     if missing:
         raise ConfigError(
-            f"{arguments.coco}: image {missing[0]} is not in its annotation files ({len(missing)} missing in all)"
+            f"{coco}: image {missing[0]} is not in its annotation files ({len(missing)} missing in all)"
         )
 
-    (arguments.out / "images").mkdir(parents=True, exist_ok=True)
-    (arguments.out / "annotations").mkdir(exist_ok=True)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "annotations").mkdir(exist_ok=True)
     categories = [
         {"id": number, "name": name, "supercategory": name} for name, number in CLASSES.items()
     ]
     results = {}
     for split, numbers in chosen.items():
         found = [
-            _smaller(*images[number], annotations.get(number, []), arguments.out / "images")
+            _smaller(*images[number], annotations.get(number, []), out / "images")
             for number in numbers
         ]
         results[split] = {
@@ -82,7 +73,7 @@ def build(arguments: Arguments) -> None:
             "categories": categories,
         }
     for split, result in results.items():
-        (arguments.out / "annotations" / f"instances_{split}.json").write_text(json.dumps(result))
+        (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(result))
         print(f"{split}: {len(result['images'])} images, {len(result['annotations'])} annotations")
 
 
@@ -140,11 +131,3 @@ def _segmentation(segmentation: Any, size: tuple[int, int], scale: tuple[float, 
 def _scaled(values: list[float], scale: tuple[float, float]) -> list[float]:
     """x, y, x, y, ..., to a hundredth of a pixel."""
     return [round(value * scale[i % 2], 2) for i, value in enumerate(values)]
-
-
-def main() -> None:
-    build(tyro.cli(Arguments, prog=cli.program(), description=__doc__))
-
-
-if __name__ == "__main__":
-    cli.run(main)

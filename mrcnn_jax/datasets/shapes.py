@@ -1,8 +1,6 @@
 """A generated COCO data set: rotated discs, rectangles and triangles that occlude each other on
 textured backgrounds.
 
-    python -m mrcnn_jax.datasets.shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
-
 What holds for every image (tests/data/test_generated_shapes.py):
 
 - up to 8 objects; the box of the visible part has a short side of 12 to 64 px;
@@ -19,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +25,6 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-import tyro
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as rle_ops
 
@@ -284,16 +280,3 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
     print(
         f"{out}: {train} + {val} images of {size} x {size}: {classes}; {seen['empty']} images empty, {seen['crowd']} crowd regions"
     )
-
-
-def _main(out: Path, train: int = 1000, val: int = 100, size: int = 128, seed: int = 0) -> None:
-    """Writes the generated data set as a COCO folder."""
-    try:
-        write_shapes(out, train=train, val=val, size=size, seed=seed)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    tyro.cli(_main)

@@ -242,25 +242,29 @@ class Checkpoints:
             jax.tree.structure(template), [jnp.array(saved[path]) for path in wanted]
         )
 
-    def restore_params(self, meta: Meta, weights: Weights = "raw") -> tuple[Params, Params]:
-        """(params, batch_stats) as NumPy arrays, from the folder alone.
+    def restore_weights(self, meta: Meta) -> dict[Weights, dict[str, Params]]:
+        """The weights of a checkpoint as NumPy arrays, from the folder alone.
 
-        ConfigError if a file of the checkpoint is damaged, or if it has no moving average and that
-        is asked for: "ema", which stands in for the parameters that it is of.
+        Returns:
+            {"params", "batch_stats"} of "raw" and, if the checkpoint holds a moving average, of
+            "ema": it stands in for the parameters that it averages.
+
+        Raises:
+            ConfigError: a file of the checkpoint is damaged.
         """
-        folder = self._verified(meta)
-        flat = self._checkpointer.restore(folder / "model")
+        flat = self._checkpointer.restore(self._verified(meta) / "model")
         average = {
             f"params/{path.removeprefix('ema/')}": flat.pop(path)
             for path in list(flat)
             if path.startswith("ema/")
         }
-        if weights == "ema" and not average:
-            raise ConfigError(
-                f"{folder}: holds no moving average of its weights (stages.{meta.stage}.ema_decay)"
-            )
-        tree = unflatten_dict(flat | average if weights == "ema" else flat, sep="/")
-        return tree["params"], tree.get("batch_stats", {})
+        versions: dict[Weights, dict[str, Any]] = {"raw": flat}
+        if average:
+            versions["ema"] = flat | average
+        return {
+            name: {"batch_stats": {}} | unflatten_dict(leaves, sep="/")
+            for name, leaves in versions.items()
+        }
 
     def _verified(self, meta: Meta) -> Path:
         folder = self.folder / meta.name

@@ -74,9 +74,7 @@ def _from_run(shapes: Variables, config: Config, run: Path) -> Variables:
     meta = checkpoints.latest()
     if meta is None:
         raise ConfigError(f"init_from: {run}: holds no checkpoint")
-    source = flatten_dict(
-        dict(zip(("params", "batch_stats"), checkpoints.restore_params(meta), strict=True)), sep="/"
-    )
+    source = flatten_dict(checkpoints.restore_weights(meta)["raw"], sep="/")
     target = flatten_dict(shapes, sep="/")
     # The same blocks have another name in a C4 network.
     theirs, ours = (

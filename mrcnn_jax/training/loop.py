@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
+from mrcnn_jax.cli import Failure, Stopped
 from mrcnn_jax.config.files import (
     config_hash,
     differences,
@@ -74,13 +75,9 @@ _AP = {
 }  # of an evaluation in training
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Failure):
     """Training can't go on: its text is one line that names the loss, step and images, or the file;
     the last checkpoint stays."""
-
-
-class Stopped(Exception):
-    """SIGTERM arrived, and the state is saved."""
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -343,7 +340,7 @@ class _Run:
                 variables = self._train_stage(progress, variables, state)
                 progress, state = _Progress(progress.stage_index + 1), None
             parallel.gather("done")  # none leaves while the first one still writes
-            print(f"\ndone: evaluate with  python eval.py --workdir {self.workdir}")
+            print(f"\ndone; next: {cli.command('eval', '--workdir', self.workdir)}")
         finally:
             if alone:
                 signal.signal(signal.SIGTERM, handler)
@@ -654,7 +651,7 @@ class _Run:
         try:
             if parallel.is_first():
                 write_failed(path, failed, self.config, batch, state)
-            kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
+            kept = f"the batch is kept in {path} ({cli.command('replay')} FILE)"
         except OSError as error:
             kept = f"the batch could not be kept in {path}: {error.strerror}"
         line = f"stage {stage.name}, {failed}; {kept}"

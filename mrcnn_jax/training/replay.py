@@ -1,13 +1,9 @@
-"""The batch on which a loss or a gradient was not finite, kept with the parameters it met; and that
-step once more.
+"""Keep the batch on which a loss or a gradient was not finite, and repeat that step.
 
-    python -m mrcnn_jax.training.replay runs/a/failed_batch-rpn-120.npz
-
-prints the losses and the gradient norm of the step: on the whole batch, then on each of its images
-alone. With JAX_DEBUG_NANS=1 before it, JAX stops at the operation that first gives NaN. The file
-needs nothing beside it: it holds the arrays `batch/...`, `params/...`, `batch_stats/...` and `key`,
-and `about`, a JSON text with the resolved config. Of a step that ended the run the parameters are
-those it met; of one that was skipped (`skip_non_finite`), those after the step that followed it.
+The file holds all that the step needs: arrays `batch/...`, `params/...`, `batch_stats/...` and
+`key`, and `about`, a JSON text with the resolved config. For a step that ended the run the
+parameters are those that it met; for one that was skipped (`skip_non_finite`), those after the step
+that followed it.
 """
 
 from __future__ import annotations
@@ -23,12 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax.serialization import to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
-from mrcnn_jax import cli
 from mrcnn_jax.config.files import from_dict, to_dict
 from mrcnn_jax.config.schema import Config, ConfigError
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -156,17 +150,3 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
         print(f"{name}: " + "  ".join(f"{key} {value:g}" for key, value in values.items()))
         found.append((name, values))
     return found
-
-
-def main() -> None:
-    replay(
-        tyro.cli(
-            tyro.conf.Positional[Path],
-            prog="python -m mrcnn_jax.training.replay",
-            description=__doc__,
-        )
-    )
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.weights.families import family_of, torchvision_resnet
 from mrcnn_jax.weights.mapping import assign, fill
@@ -27,7 +28,7 @@ def load_resnet(path: Path, template: Mapping[str, Any]) -> dict[str, Any]:
     tensors = read_tensors(path)
     family = family_of(tensors, str(path))
     if family.model is not None:
-        command = f"python -m mrcnn_jax.commands.import_weights import {path} --out DIR"
+        command = cli.command("import", path, "--out", "DIR")
         raise ConfigError(
             f"{path}: a whole {family.name} ({family.project}); make a run of it first: {command}"
         )

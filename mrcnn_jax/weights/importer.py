@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.files import config_hash
 from mrcnn_jax.config.schema import Config, ConfigError, ModelConfig
 from mrcnn_jax.config.tables import COCO_CANVASES
@@ -83,12 +84,13 @@ def import_weights(
     )
     _print_choices(family, tensors, model)
     if family.model is None:
-        print(f"next: python train.py --config CONFIG --workdir DIR --init-from {out}")
+        words = ("--config", "CONFIG", "--workdir", "DIR", "--init-from", out)
+        print(f"next: {cli.command('train', *words)}")
     else:
         print(f"{len(known)} classes: {', '.join(name for _, name in known[:3])}, ...")
-        print(
-            f"next: python predict.py --workdir {out} --out DIR IMAGE\n      python eval.py --workdir {out} --annotations JSON --images DIR"
-        )
+        data = ("--annotations", "JSON", "--images", "DIR")
+        print(f"next: {cli.command('predict', 'IMAGE', '--workdir', out, '--out', 'DIR')}")
+        print(f"      {cli.command('eval', '--workdir', out, *data)}")
 
 
 def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> None:

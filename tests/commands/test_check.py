@@ -15,7 +15,8 @@ import cv2
 import pytest
 from PIL import Image
 
-from mrcnn_jax.commands.check import Arguments, check
+from mrcnn_jax.commands import check
+from mrcnn_jax.commands.check import Arguments
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.data import images
 
@@ -33,7 +34,7 @@ def arguments(mixed_file: Path) -> Arguments:
 
 def as_json(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
-    check(dataclasses.replace(arguments, as_json=True))
+    check.run(dataclasses.replace(arguments, as_json=True))
     return json.loads(capsys.readouterr().out)
 
 
@@ -91,7 +92,7 @@ def test_the_config_decides(
 
 
 def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
-    check(arguments)
+    check.run(arguments)
     text = capsys.readouterr().out
     assert text.startswith(
         "kept 7 images, 6 objects, 1 crowds, 1 objects without a mask (box only)\n"
@@ -112,10 +113,10 @@ def test_lost_images_are_shown_and_refused(
 ) -> None:
     (arguments.images / "photo 6.png").write_bytes(b"")
     with pytest.raises(ConfigError, match="1 of 7 images are lost"):
-        check(arguments)
+        check.run(arguments)
     assert "dropped 1: images that cannot be decoded (17)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="1 of 7 images are lost"):
-        check(dataclasses.replace(arguments, as_json=True))
+        check.run(dataclasses.replace(arguments, as_json=True))
     found = json.loads(capsys.readouterr().out)
     assert not found["usable"]
     assert "1 of 7 images are lost" in found["error"]
@@ -133,12 +134,12 @@ def test_strict_allows_no_loss_but_what_the_config_leaves_out(
         "from mrcnn_jax.config import *\ndef get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
     )
     strict = dataclasses.replace(arguments, strict=True, config=config)
-    check(strict)
+    check.run(strict)
     mixed_content["annotations"][1]["bbox"] = [0, 0, 0, 0]
     write_json(mixed_content)
-    check(dataclasses.replace(strict, strict=False))
+    check.run(dataclasses.replace(strict, strict=False))
     with pytest.raises(ConfigError, match="--strict: dropped 1 annotations with a degenerate box"):
-        check(strict)
+        check.run(strict)
 
 
 def test_images_are_decoded_once(
@@ -152,10 +153,10 @@ def test_images_are_decoded_once(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")
 
-    check(arguments)
+    check.run(arguments)
     with monkeypatch.context() as patch:
         patch.setattr(images, "image_kind", refuse)
-        check(arguments)
+        check.run(arguments)
         assert arguments.cache is not None
         split = open_split(
             "train",
@@ -166,7 +167,7 @@ def test_images_are_decoded_once(
         )
         assert len(split.source) == 7
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    check(dataclasses.replace(arguments, cache=None))
+    check.run(dataclasses.replace(arguments, cache=None))
     assert len(list((tmp_path / "home" / "mrcnn_jax").iterdir())) == 1
 
 
@@ -181,7 +182,7 @@ def test_contact_sheet(
     mixed_content["annotations"][2] |= {"bbox": [100, 0, 300, 1], "segmentation": None}
     write_json(mixed_content)
     sheet = arguments.annotations.parent / "sheet.png"
-    check(dataclasses.replace(arguments, contact_sheet=sheet))
+    check.run(dataclasses.replace(arguments, contact_sheet=sheet))
     drawn = cv2.imread(str(sheet))[..., ::-1].astype(int)
     assert drawn.shape[0] < 500
     assert drawn.shape[1] > 1500  # six images in a row
@@ -193,14 +194,15 @@ def test_contact_sheet(
     with pytest.raises(
         ConfigError, match=r"--contact-sheet: .*sheet.png: cannot be written: No such file"
     ):
-        check(dataclasses.replace(arguments, contact_sheet=Path("/none/sheet.png")))
+        check.run(dataclasses.replace(arguments, contact_sheet=Path("/none/sheet.png")))
 
 
 def _command(arguments: Arguments, *more: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "mrcnn_jax.commands.check",
+        "mrcnn_jax",
+        "check",
         "--annotations",
         str(arguments.annotations),
     ]

@@ -17,21 +17,14 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from mrcnn_jax.commands import evaluate as evaluation
-from mrcnn_jax.commands import experiments
-from mrcnn_jax.commands.experiments import (
-    VARIANTS,
-    Arguments,
-    Chain,
-    StageRun,
-    load_recipe,
-    plan,
-    seconds_per_epoch,
-    spread,
-)
+from mrcnn_jax.commands import eval, experiments
+from mrcnn_jax.commands.experiment_table import seconds_per_epoch, spread
+from mrcnn_jax.commands.experiments import Arguments
+from mrcnn_jax.commands.variants import VARIANTS, Chain, StageRun, load_recipe, plan
 from mrcnn_jax.config import tables
 from mrcnn_jax.config.files import differences, load_config_file
 from mrcnn_jax.config.schema import Config, ConfigError, ModelConfig
+from mrcnn_jax.figures import comparison
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training import loop
@@ -258,21 +251,21 @@ def job(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved in"):
-            experiments.run(arguments(workdir, tiny_data, "mask_activation"))
+            experiments.work(arguments(workdir, tiny_data, "mask_activation"))
     before = record(baseline / "rpn")["training_seconds"]
 
     def stop(*_: Any) -> None:
         raise loop.Stopped("stopped by signal 15")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "proposals_figure", stop)
+        patch.setattr(comparison, "proposals_figure", stop)
         with pytest.raises(loop.Stopped):
-            experiments.run(arguments(workdir, tiny_data, "mask_activation"))
+            experiments.work(arguments(workdir, tiny_data, "mask_activation"))
     assert 0 < before < record(baseline / "rpn")["training_seconds"]
     before = record(baseline / "mask")["evaluation_seconds"]
     (baseline / "mask" / "eval" / "metrics.json").write_text("{}")  # a stop could have cut it short
 
-    experiments.run(arguments(workdir, tiny_data, "mask_activation"))
+    experiments.work(arguments(workdir, tiny_data, "mask_activation"))
     assert 0 < before < record(baseline / "mask")["evaluation_seconds"]
     return workdir
 
@@ -331,7 +324,7 @@ def test_the_table_is_what_the_runs_left(job: Path, tiny_data: Path) -> None:
         assert shown[10] == f"{row['parameters']:,}"
         experiment = row["variant"].split()[0]
         assert row["command"] == (
-            f"python -m mrcnn_jax.commands.experiments --workdir {job} --recipe {TINY} --data-root {tiny_data} --only {experiment}"
+            f"python -m mrcnn_jax experiments --workdir {job} --recipe {TINY} --data-root {tiny_data} --only {experiment}"
         )
     timed = [
         json.loads(line)["seconds"]
@@ -352,11 +345,11 @@ def test_a_finished_job_writes_the_same_table(
     before = sorted((path, path.stat().st_mtime_ns) for path in (job / "seed0").rglob("*"))
     for path in job.glob("table.*"):
         path.unlink()
-    experiments.run(arguments(job, tiny_data, "mask_activation"))
+    experiments.work(arguments(job, tiny_data, "mask_activation"))
     output = capsys.readouterr().out
     assert output.startswith("6 pieces of work, 6 of them done\n")
     assert (job / "table.md").read_text() in output
-    experiments.run(arguments(job, tiny_data, "baseline"))
+    experiments.work(arguments(job, tiny_data, "baseline"))
     assert {path.name: path.read_bytes() for path in job.glob("table.*")} == tables
     assert sorted((path, path.stat().st_mtime_ns) for path in (job / "seed0").rglob("*")) == before
 
@@ -370,7 +363,7 @@ def test_another_recipe_in_the_same_folder_is_refused(
     with pytest.raises(
         ConfigError, match=r"baseline/mask: holds a run of another config: stages.0.epochs: 1 -> 2 "
     ):
-        experiments.run(replace(arguments(job, tiny_data, "training"), recipe=str(path)))
+        experiments.work(replace(arguments(job, tiny_data, "training"), recipe=str(path)))
     assert not (job / "seed0" / "training-joint").exists()
 
 
@@ -393,7 +386,7 @@ def test_shared_and_stopped_runs_have_the_bits_of_others(
     ).read_bytes()
     assert arrays(tmp_path / "run") == arrays(shared.folder)
     if stage == "mask":
-        evaluation.evaluate_run(tmp_path / "run", figures=0)
+        eval.run(eval.Arguments(workdir=tmp_path / "run", figures=0))
         for name in ("metrics.json", "detections.json"):
             assert (tmp_path / "run" / "eval" / name).read_bytes() == (
                 shared.folder / "eval" / name

@@ -1,11 +1,11 @@
-"""`python -m mrcnn_jax.figures`: every figure from a run's folder, and one line for what cannot be
+"""`mrcnn figures`: every figure from a run's folder, and one line for what cannot be
 shown."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import tiny
 
-from mrcnn_jax import cli
 from mrcnn_jax.commands import figures
 from mrcnn_jax.commands.figures import Arguments, column_titles, draw
 from mrcnn_jax.config.files import load_config_json, save_config
@@ -52,16 +51,11 @@ def _read(path: Path) -> np.ndarray:
     return cv2.imread(str(path))[..., ::-1]
 
 
-def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])
-    cli.run(figures.main)
-
-
 def test_a_figure_of_two_runs_by_command(
     kept_run: Path,
     tiny_data: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mrcnn: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     titles: list[str],
 ) -> None:
@@ -70,19 +64,8 @@ def test_a_figure_of_two_runs_by_command(
     other = _variant(kept_run, tmp_path / "first stage", stage="rpn", stage_index=0)
     truth = tiny.read(tiny_data, "val")
     ids = [truth["images"][i]["id"] for i in (4, 1)]
-    _call(
-        monkeypatch,
-        "proposals",
-        kept_run,
-        other,
-        "--out",
-        tmp_path / "out",
-        "--images",
-        *map(str, ids),
-        "--titles",
-        "a",
-        "b",
-    )
+    command = ("figures", "proposals", kept_run, other, "--out", tmp_path / "out")
+    assert mrcnn(*command, "--images", *ids, "--titles", "a", "b") == 0
     (path,) = capsys.readouterr().out.split()
     page = _read(Path(path))
     assert Path(path) == tmp_path / "out" / "proposals_1.png"
@@ -219,11 +202,9 @@ def test_runs_of_other_data_are_not_compared(
 
 
 def test_a_mistake_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        _call(monkeypatch, "masks", tmp_path / "nowhere", "--out", tmp_path / "out")
-    assert stop.value.code == 2
+    assert mrcnn("figures", "masks", tmp_path / "nowhere", "--out", tmp_path / "out") == 2
     assert (
         capsys.readouterr().err
         == f"error: {tmp_path}/nowhere/config.json: no such file (is this a run's folder?)\n"

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax import cli
-from mrcnn_jax.commands.share import Arguments, main, share
+from mrcnn_jax.commands import share
 from mrcnn_jax.runs.run import load_run
 
 FIGURES = {
@@ -44,8 +43,12 @@ def run(kept_run: Path, tmp_path: Path) -> Path:
     return workdir
 
 
+def hand_on(run: Path, out: Path, **options: str) -> None:
+    share.run(share.Arguments(workdir=run, out=out, **options))  # type: ignore[arg-type]
+
+
 def test_what_is_handed_on(run: Path, tmp_path: Path) -> None:
-    share(Arguments(run, tmp_path / "out" / "shared", weights_licence="CC BY-NC 4.0"))
+    hand_on(run, tmp_path / "out" / "shared", weights_licence="CC BY-NC 4.0")
     ours, theirs = load_run(run), load_run(tmp_path / "out" / "shared")
     assert (
         theirs.meta.categories
@@ -73,7 +76,7 @@ def test_what_is_handed_on(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_card(run: Path, tmp_path: Path) -> None:
-    share(Arguments(run, tmp_path / "shared", weights_licence="CC BY-NC 4.0"))
+    hand_on(run, tmp_path / "shared", weights_licence="CC BY-NC 4.0")
     card = (tmp_path / "shared" / "README.md").read_text()
     size = sum(leaf.size for leaf in flatten_dict(load_run(run).variables["params"]).values())
     assert f"{size:,} parameters" in card
@@ -91,7 +94,7 @@ def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
     licence."""
     (run / "eval" / "metrics.json").write_text(json.dumps({"checkpoint": "00000036-box"} | FIGURES))
     (run / "commands.txt").unlink()
-    share(Arguments(run, tmp_path / "shared"))
+    hand_on(run, tmp_path / "shared")
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "Not evaluated." in card
     assert "Its licence: not stated" in card
@@ -108,16 +111,11 @@ def test_mistakes(
     message: str,
     run: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mrcnn: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    monkeypatch.setattr(
-        sys, "argv", ["share", "--workdir", str(tmp_path / workdir), "--out", str(tmp_path / out)]
-    )
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(main)
-    assert exit_.value.code == 2
+    assert mrcnn("share", "--workdir", tmp_path / workdir, "--out", tmp_path / out) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "shared").exists()

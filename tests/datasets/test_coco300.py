@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax import cli
-from mrcnn_jax.datasets.coco300 import Arguments, build, main
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.datasets.coco300 import write_coco300
 
 FIELDS = {"id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation"}
 
@@ -45,7 +45,7 @@ def coco(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_the_data_set_that_was_measured(
     coco: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    build(Arguments(coco, tmp_path))
+    write_coco300(coco, tmp_path)
     for split, count in (("train", 300), ("val", 114)):
         name = f"annotations/instances_{split}.json"
         ours, theirs = (
@@ -80,22 +80,11 @@ def test_it_is_the_data_set_that_was_measured(
         ),
     ],
 )
-def test_mistakes(
-    content: str | None,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_mistakes(content: str | None, message: str, tmp_path: Path) -> None:
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
         if content is not None:
             (tmp_path / "coco" / "annotations" / f"instances_{split}.json").write_text(content)
-    monkeypatch.setattr(
-        sys, "argv", ["coco300", "--coco", str(tmp_path / "coco"), "--out", str(tmp_path / "out")]
-    )
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(main)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        write_coco300(tmp_path / "coco", tmp_path / "out")
     assert not (tmp_path / "out").exists()

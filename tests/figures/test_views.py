@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.commands.evaluate import open_data
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.figures import views
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.models.rpn import pyramid_anchors
-from mrcnn_jax.runs.run import Run, load_run
+from mrcnn_jax.runs.run import Run, load_run, open_data
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.step import make_validation_step
 

@@ -18,7 +18,7 @@ import tiny
 from pycocotools import mask as rle_ops
 
 import mrcnn_jax
-from mrcnn_jax.commands.predict_files import predict_files
+from mrcnn_jax.commands import predict
 from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.inference.test_time import scaled
 
@@ -60,7 +60,7 @@ def test_it_is_what_predict_writes(
 ) -> None:
     """A folder through the API and through predict.py, to the bit; and the fields say the same as
     COCO's results."""
-    predict_files(kept_run, [folder], out=tmp_path, min_score=0.5)
+    predict.run(predict.Arguments(workdir=kept_run, paths=(folder,), out=tmp_path))
     written = json.loads((tmp_path / "detections.json").read_text())
     found = list(model.predict(folder, progress=True))
     assert [detections.path for detections in found] == sorted(folder.iterdir())

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,7 @@ from hypothesis import strategies as st
 from jax import export
 
 import mrcnn_jax
-from mrcnn_jax import cli
-from mrcnn_jax.commands.export import Arguments, export_run, main
+from mrcnn_jax.commands import export as export_command
 from mrcnn_jax.data.transforms import resize_image
 from mrcnn_jax.pixels.geometry import resize
 
@@ -50,7 +50,7 @@ def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In the place of another file."""
     path = tmp_path_factory.mktemp("artefact") / "model.jaxexport"
     path.write_text("old")
-    export_run(Arguments(kept_run, path))
+    export_command.run(export_command.Arguments(workdir=kept_run, out=path))
     assert list(path.parent.iterdir()) == [path]
     return path
 
@@ -115,6 +115,7 @@ def test_mistakes_are_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    mrcnn: Callable[..., int],
 ) -> None:
     """And what was there stays."""
     monkeypatch.chdir(tmp_path)
@@ -124,10 +125,7 @@ def test_mistakes_are_one_line(
         (str(kept_run), ".", ".: is a folder"),
         (str(kept_run), "old/new", "old: cannot be made: File exists"),
     ):
-        monkeypatch.setattr(sys, "argv", ["export", "--workdir", workdir, "--out", out])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(main)
-        assert stopped.value.code == 2
+        assert mrcnn("export", "--workdir", workdir, "--out", out) == 2
         assert capsys.readouterr().err == f"error: {message}\n"
     assert Path("old").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -114,9 +114,8 @@ def test_a_state_comes_back_bit_for_bit(run: Checkpoints) -> None:
 
 def test_evaluation_restores_from_the_folder_alone(run: Checkpoints) -> None:
     run.save(STATE, meta(3))
-    params, batch_stats = run.restore_params(meta(3))
-    assert_same_bits(params, STATE.params)
-    assert_same_bits(batch_stats, STATE.batch_stats)
+    (weights,) = run.restore_weights(meta(3)).values()
+    assert_same_bits(weights, {"params": STATE.params, "batch_stats": STATE.batch_stats})
 
 
 def test_the_moving_average_stands_in_for_what_it_is_of(run: Checkpoints) -> None:
@@ -124,26 +123,19 @@ def test_the_moving_average_stands_in_for_what_it_is_of(run: Checkpoints) -> Non
     state = STATE.replace(ema=ema)
     run.save(state, meta(3))
     assert_same_bits(run.restore(state, meta(3)), state)
-    assert_same_bits(run.restore_params(meta(3))[0], STATE.params)
-    params, batch_stats = run.restore_params(meta(3), "ema")
-    assert_same_bits(batch_stats, STATE.batch_stats)
+    raw, average = run.restore_weights(meta(3)).values()
+    assert_same_bits(raw, {"params": STATE.params, "batch_stats": STATE.batch_stats})
     expected = {
         **STATE.params,
         "fpn": ema["fpn"],
         "rpn": {"conv": {**STATE.params["rpn"]["conv"], **ema["rpn"]["conv"]}},
     }
-    assert_same_bits(params, expected)
-    run.save(STATE, meta(4))
-    with pytest.raises(
-        ConfigError,
-        match=r"00000004-rpn: holds no moving average of its weights \(stages\.rpn\.ema_decay\)",
-    ):
-        run.restore_params(meta(4), "ema")
+    assert_same_bits(average, {"params": expected, "batch_stats": STATE.batch_stats})
 
 
 def test_no_batch_statistics(run: Checkpoints) -> None:
     run.save(STATE.replace(batch_stats={}), meta(3))
-    assert run.restore_params(meta(3))[1] == {}
+    assert run.restore_weights(meta(3))["raw"]["batch_stats"] == {}
     assert_same_bits(
         run.restore(STATE.replace(batch_stats={}), meta(3)), STATE.replace(batch_stats={})
     )
@@ -227,7 +219,7 @@ def test_harm_to_any_file_is_found_and_the_previous_checkpoint_taken(
         with pytest.raises(ConfigError, match="00000004-rpn"):
             run.restore(STATE, meta(4))
         with pytest.raises(ConfigError, match="00000004-rpn"):
-            run.restore_params(meta(4))
+            run.restore_weights(meta(4))
         shutil.rmtree(newest)
         shutil.copytree(whole, newest)
     assert run.latest() == meta(4)

@@ -11,6 +11,7 @@ import pytest
 from write_run_fixture import EXPECTED, FOLDER, LIMIT, digest, get_config, seen
 
 from mrcnn_jax.config.files import differences
+from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 
@@ -24,6 +25,14 @@ def test_its_config_means_what_it_meant() -> None:
     """But for where its data was."""
     changed = [line.split(": ")[0] for line in differences(load_run(FOLDER).config, get_config())]
     assert [name for name in changed if not name.startswith(("data.train_", "data.val_"))] == []
+
+
+def test_it_holds_no_moving_average() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"checkpoint \d+-mask holds no moving average of its weights \(stages.mask.ema_decay\)",
+    ):
+        load_run(FOLDER, weights="ema")
 
 
 def test_its_rows_are_read(expected: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.evaluate import evaluate_weights
+from mrcnn_jax.commands import eval
 from mrcnn_jax.config.files import load_config_file, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config, ConfigError, MaskHeadConfig, ParamGroup
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
@@ -325,7 +325,11 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
     assert best is not None
     assert best.mask_ap == max(row["segm/AP"] for row in measured.values())
     assert measured[best.step]["bbox/AP"] > 0
-    evaluate_weights(run, checkpoint="best", figures=0, report_images=0, out=tmp_path / "eval")
+    eval.run(
+        eval.Arguments(
+            workdir=run, checkpoint="best", figures=0, report_images=0, out=tmp_path / "eval"
+        )
+    )
     found, averaged = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("eval", "eval_ema")
     )
@@ -501,7 +505,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
     match = re.fullmatch(
         r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
-        r" the batch is kept in run/failed_batch-rpn-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
+        r" the batch is kept in run/failed_batch-rpn-2\.npz \(python -m mrcnn_jax replay FILE\);"
         r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
         last,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,7 @@ import state_dicts
 import tiny
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax import cli
-from mrcnn_jax.commands.evaluate import evaluate_run
-from mrcnn_jax.commands.import_weights import main
+from mrcnn_jax.commands import eval
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
@@ -97,7 +95,7 @@ def test_a_run_that_is_whole(
     assert ("untested on the published file" in printed) == (not torchvision)
     assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (name == V1)
     assert ("left out: pixel_mean, pixel_std: as in the config" in printed) == (not torchvision)
-    assert f"python eval.py --workdir {tmp_path / 'runs' / 'a'} --annotations" in printed
+    assert f"python -m mrcnn_jax eval --workdir {tmp_path / 'runs' / 'a'} --annotations" in printed
 
 
 def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
@@ -235,10 +233,16 @@ def test_an_imported_run_is_evaluated(
     with pytest.raises(
         ConfigError, match="run: its config names no data set: give --annotations and --images"
     ):
-        evaluate_run(tmp_path / "run")
+        eval.run(eval.Arguments(workdir=tmp_path / "run"))
     annotations = tiny.annotations(tiny_data, "val")
-    metrics = evaluate_run(
-        tmp_path / "run", annotations=annotations, images=tiny_data / "images", limit=1, figures=0
+    metrics = eval.run(
+        eval.Arguments(
+            workdir=tmp_path / "run",
+            annotations=annotations,
+            images=tiny_data / "images",
+            limit=1,
+            figures=0,
+        )
     )
     assert 0 <= metrics["bbox/AP"] <= 1
     assert "run: checkpoint 00000000-imported\n" in capsys.readouterr().out
@@ -306,18 +310,14 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mrcnn: Callable[..., int]
 ) -> None:
     source = write(tmp_path / "weights.npz", SHAPES["published"]())
-    command = ["weights", "import", str(source), "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(sys, "argv", [*command, "--norm-epsilon", "1e-5"])
-    cli.run(main)
+    command = ("import", source, "--out", tmp_path / "run")
+    assert mrcnn(*command, "--norm-epsilon", "1e-5") == 0
     assert load_config_json(tmp_path / "run" / "config.json").model.resnet.norm_epsilon == 1e-5
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as caught:
-        cli.run(main)
-    assert caught.value.code == 2
+    assert mrcnn(*command) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

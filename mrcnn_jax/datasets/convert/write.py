@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import difflib
 import json
-import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_ops
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data.coco import (
     LOST_IMAGES,
@@ -91,16 +91,7 @@ def convert(options: Options) -> list[Path]:
     print(f"{len(names)} classes: {', '.join(names)}")
     for path, count in written.items():
         print(f"{path}: {count} images; to check:")
-        command = [
-            "python",
-            "-m",
-            "mrcnn_jax.commands.check",
-            "--annotations",
-            str(path),
-            "--images",
-            str(images.folder),
-        ]
-        print(f"    {shlex.join(command)}")
+        print(f"    {cli.command('check', '--annotations', path, '--images', images.folder)}")
     return list(written)
 
 

@@ -439,7 +439,7 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "dropped 1: shapes of type point, which has no area (x.json: shape 8)",
         "2 classes: x, y",
         f"{options.out}: 1 images; to check:",
-        f"    python -m mrcnn_jax.commands.check --annotations {options.out} --images {tmp_path}",
+        f"    python -m mrcnn_jax check --annotations {options.out} --images {tmp_path}",
     ]
 
 
@@ -1237,7 +1237,8 @@ def test_the_command(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "mrcnn_jax.commands.convert",
+        "mrcnn_jax",
+        "convert",
         "voc",
         str(tmp_path),
         "--out",
@@ -1247,7 +1248,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("kept 3 images, 5 objects, 0 crowds\n")
     assert (
-        f"    python -m mrcnn_jax.commands.check --annotations {options.out} --images {tmp_path / 'JPEGImages'}"
+        f"    python -m mrcnn_jax check --annotations {options.out} --images {tmp_path / 'JPEGImages'}"
         in done.stdout
     )
     (tmp_path / "Annotations" / "a.xml").write_text("")

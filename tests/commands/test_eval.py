@@ -1,4 +1,4 @@
-"""A run is evaluated, and used on files, from its folder alone."""
+"""A run is evaluated from its folder alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.commands.evaluate import evaluate_run
-from mrcnn_jax.commands.predict_files import predict_files
+from mrcnn_jax.commands import eval
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
@@ -40,7 +39,11 @@ def moved(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(moved: Path) -> tuple[dict[str, float], Path]:
     """(metrics, out) of the whole validation split: 8 images in batches of 3."""
     out = moved / "eval"
-    return evaluate_run(moved, figures=2, out=out), out
+    return evaluate(moved, figures=2, out=out), out
+
+
+def evaluate(workdir: Path, **options: Any) -> dict[str, float]:
+    return eval.run(eval.Arguments(workdir=workdir, **options))
 
 
 def results_of(out: Path) -> list[dict[str, Any]]:
@@ -140,7 +143,7 @@ def test_every_image_and_annotation_counts_once(
         ]
 
     monkeypatch.setattr(Predictor, "results", results)
-    metrics = evaluate_run(moved, figures=0, boundary=True, out=tmp_path / "eval")
+    metrics = evaluate(moved, figures=0, boundary=True, out=tmp_path / "eval")
     assert sorted(asked) == sorted(image["id"] for image in truth["images"])
     assert len(results_of(tmp_path / "eval")) == len(truth["annotations"])
     for key, value in metrics.items():
@@ -159,7 +162,7 @@ def test_every_image_and_annotation_counts_once(
         "results",
         lambda *args: [r for r in results(*args) if r["bbox"] != truth["annotations"][0]["bbox"]],
     )
-    fewer = evaluate_run(moved, figures=0, out=tmp_path / "eval")
+    fewer = evaluate(moved, figures=0, out=tmp_path / "eval")
     assert fewer["bbox/AR100"] < 1
 
 
@@ -208,7 +211,7 @@ def test_the_page_shows_this_evaluation(
 
 
 def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
-    evaluate_run(moved, split_name="train", limit=4, figures=0, out=tmp_path / "eval")
+    evaluate(moved, split="train", limit=4, figures=0, out=tmp_path / "eval")
     first = sorted(image["id"] for image in tiny.read(tiny_data, "train")["images"])[:4]
     assert {result["image_id"] for result in results_of(tmp_path / "eval")} == set(first)
     assert "checkpoint" not in json.loads(
@@ -226,9 +229,7 @@ def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
     ]
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
-    evaluate_run(
-        moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval"
-    )
+    evaluate(moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval")
     assert {result["image_id"] for result in results_of(tmp_path / "eval")} == ids
 
     content["categories"][0]["name"] = "circle"
@@ -237,13 +238,13 @@ def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
         ConfigError,
         match=r"other\.json: categories that the run does not have: 5 'circle' \(there 'disc'\)$",
     ):
-        evaluate_run(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
+        evaluate(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--annotations and --images go together"):
-        evaluate_run(moved, annotations=path, out=tmp_path / "eval")
+        evaluate(moved, annotations=path, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--limit: 0: must be at least 1"):
-        evaluate_run(moved, limit=0, out=tmp_path / "eval")
+        evaluate(moved, limit=0, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--report-images: -1: must be at least 0"):
-        evaluate_run(moved, report_images=-1, out=tmp_path / "eval")
+        evaluate(moved, report_images=-1, out=tmp_path / "eval")
 
 
 def test_fewer_categories(
@@ -262,11 +263,11 @@ def test_fewer_categories(
     ]
     path = tmp_path / "fewer.json"
     path.write_text(json.dumps(content))
-    metrics = evaluate_run(
+    metrics = evaluate(
         moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval"
     )
     assert (
-        f"{path} has 2 of the run's 3 categories: detections of the others are not judged\n"
+        f"{path} has 2 of the run's 3 categories: detections of the others do not count\n"
         in capsys.readouterr().out
     )
     names = {category["name"] for category in content["categories"]}
@@ -281,116 +282,12 @@ def test_fewer_categories(
         ConfigError,
         match=r"fewer\.json: categories that the run does not have: 6 'hexagon' \(there None\)$",
     ):
-        evaluate_run(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
+        evaluate(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
 
 
-# -- prediction on files ---------------------------------------------------------------------------
-
-
-def test_files_and_folders_are_predicted_like_the_split(
-    moved: Path, evaluated: tuple[dict[str, float], Path], tiny_data: Path, tmp_path: Path
-) -> None:
-    """An image alone gives what it gives in a batch of the evaluation, also if it is stored upside
-    down and its EXIF says so; a file that is no image is named, the others are done."""
-    truth = tiny.read(tiny_data, "val")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for image in truth["images"][1:]:
-        shutil.copy(tiny_data / "images" / image["file_name"], folder)
-    (folder / "notes.txt").write_text("not an image by its name")
-    (tmp_path / "broken.jpg").write_bytes(b"not an image by its content")
-    single = tmp_path / truth["images"][0]["file_name"]
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    Image.open(tiny_data / "images" / single.name).rotate(180).save(single, exif=exif)
-    paths = [single, tmp_path / "broken.jpg", folder]
-    failed = predict_files(moved, paths, out=tmp_path / "out", min_score=0.0)
-    assert failed == [
-        f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"
-    ]
-
-    expected = [
-        f"{number:05d}_{Path(image['file_name']).stem}.png"
-        for number, image in zip((1, *range(3, 10)), truth["images"], strict=True)
-    ]
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(expected)
-    pictures = [cv2.imread(str(tmp_path / "out" / name)) for name in expected]
-    assert all(picture.std() > 0 for picture in pictures)
-    plain = cv2.imread(str(single))
-    assert pictures[0].shape[1] / pictures[0].shape[0] == plain.shape[1] / plain.shape[0]
-
-    found, reference = defaultdict(list), defaultdict(list)
-    for result in results_of(tmp_path / "out"):
-        found[Path(result["file_name"]).name].append(result)
-    names = {image["id"]: image["file_name"] for image in truth["images"]}
-    for result in results_of(evaluated[1]):
-        reference[names[result["image_id"]]].append(result)
-    assert found.keys() == reference.keys() == set(names.values())
-    for name, results in found.items():
-        assert len({result["image_id"] for result in results}) == 1
-        for ours, theirs in zip(results, reference[name], strict=True):
-            assert ours["category_id"] == theirs["category_id"]
-            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
-            assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-2)
-            assert rle_ops.iou([ours["segmentation"]], [theirs["segmentation"]], [0])[0, 0] > 0.99
-    assert all(
-        result["file_name"] == str(single)
-        for result in results_of(tmp_path / "out")
-        if result["image_id"] == 1
-    )
-
-
-def test_results_are_in_pixels_of_the_file(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """An image enlarged three times is seen as the one it was made from, on a canvas of the same
-    size: boxes are three times as large."""
-    image = cv2.imread(
-        str(tiny_data / "images" / tiny.read(tiny_data, "val")["images"][0]["file_name"])
-    )
-    cv2.imwrite(str(tmp_path / "a.png"), image)
-    cv2.imwrite(
-        str(tmp_path / "b.png"),
-        cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST),
-    )
-    predict_files(
-        moved, [tmp_path / "a.png", tmp_path / "b.png"], out=tmp_path / "out", min_score=0.5
-    )
-    results = results_of(tmp_path / "out")
-    small, large = (
-        [result for result in results if result["image_id"] == number] for number in (1, 2)
-    )
-    assert small
-    for one, three in zip(small, large, strict=True):
-        assert three["bbox"] == pytest.approx([3 * value for value in one["bbox"]], abs=0.1)
-        assert three["segmentation"]["size"] == [384, 384]
-
-
-def test_files_that_are_not_there_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api, "load_run", lambda _: pytest.fail("the run was read first"))
-    (tmp_path / "empty").mkdir()
-    for paths, message in (
-        ([tmp_path / "nowhere.jpg"], "nowhere.jpg: no such file or folder"),
-        ([tmp_path / "empty"], "empty: no images in this folder"),
-        ([], "paths: no image or folder was named"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            predict_files(tmp_path, paths, out=tmp_path / "out", min_score=0.5)
-
-
-def test_images_of_a_folder_are_in_order_and_not_from_deeper(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "c.tiff", "d.txt", "deep/e.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = image_files([tmp_path / "d.txt", tmp_path])
-    assert [file.name for file in found] == ["d.txt", "a.png", "b.JPG", "c.tiff"]
-
-
-def test_results_need_a_folder(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Said before any image is looked at."""
+def test_results_need_a_folder(moved: Path, tmp_path: Path) -> None:
+    """Said before any image is evaluated."""
     taken = tmp_path / "taken"
     taken.touch()
     with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
-        evaluate_run(moved, out=taken)
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
-        predict_files(moved, [tiny_data / "images"], out=taken, min_score=0.5)
+        evaluate(moved, out=taken)

@@ -1,0 +1,62 @@
+"""Generate a data set: a COCO folder with images/ and annotations/instances_{train,val}.json.
+
+mrcnn generate shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
+mrcnn generate coco300 --coco DIR --out DIR
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Discs, rectangles and triangles that occlude each other on textured backgrounds."""
+
+    out: Path
+    """The new folder."""
+    train: int = 1000
+    """Training images."""
+    val: int = 100
+    """Validation images."""
+    size: int = 128
+    """Width and height of an image in pixels."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Coco300:
+    """300 training and 114 validation images of COCO 2017 with vehicles, persons and animals."""
+
+    coco: Path
+    """COCO 2017 as cocodataset.org has it: annotations/, train2017/ and val2017/."""
+    out: Path
+    """The new folder."""
+
+
+Arguments = (
+    Annotated[Shapes, tyro.conf.subcommand("shapes")]
+    | Annotated[Coco300, tyro.conf.subcommand("coco300")]
+)
+
+
+def run(arguments: Shapes | Coco300) -> None:
+    """Writes the data set and prints its size."""
+    if isinstance(arguments, Coco300):
+        from mrcnn_jax.datasets.coco300 import write_coco300
+
+        write_coco300(arguments.coco, arguments.out)
+    else:
+        from mrcnn_jax.datasets.shapes import write_shapes
+
+        write_shapes(
+            arguments.out,
+            train=arguments.train,
+            val=arguments.val,
+            size=arguments.size,
+            seed=arguments.seed,
+        )

@@ -1,0 +1,81 @@
+"""The figures of a run on a data set's split: COCO's AP and the recall of its proposals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from mrcnn_jax import parallel
+from mrcnn_jax.data.loader import Split, plan_once
+from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
+from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.inference.predictor import Predictor, Seen, results_of_split
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The metrics of a run, and all that they were computed from."""
+
+    metrics: dict[str, float]
+    """Those of `coco_figures` and `proposal_recall`."""
+    results: list[dict[str, Any]]
+    """COCO results, those of categories that the split does not have included."""
+    proposals: Seen
+    """Image index -> boxes in original pixels, and scores."""
+    ground_truth: dict[str, Any]
+    """The evaluated images as a COCO annotation file."""
+    matches: dict[IouType, COCOeval]
+    """Of boxes and masks."""
+
+    def save(self, folder: Path, checkpoint: str | None = None) -> None:
+        """Writes metrics.json, with the name of the checkpoint that they stand for (None: they are
+        not of all of its own validation images), and detections.json."""
+        named = {"checkpoint": checkpoint} if checkpoint else {}
+        (folder / "metrics.json").write_text(json.dumps(named | self.metrics, indent=2) + "\n")
+        (folder / "detections.json").write_text(json.dumps(self.results))
+
+
+def evaluate(
+    predictor: Predictor, split: Split, *, limit: int | None = None, boundary: bool = False
+) -> Evaluation | None:
+    """Evaluates every image of a split exactly once, with all devices.
+
+    Of several processes each calls this.
+
+    Args:
+        split: its categories are the run's or some of them; the detections of others do not count.
+        limit: only the first images.
+        boundary: boundary AP as well (`evaluation.boundary`).
+
+    Returns:
+        The evaluation in the first process, None in the others.
+    """
+    config, mesh = predictor.run.config, predictor.mesh
+    # The detections in an image do not depend on its batch: each device gets a batch of its own.
+    devices = 1 if mesh is None else mesh.size
+    plan = plan_once(split, config.data.eval_batch_size * devices, limit)
+    results, proposals = results_of_split(predictor, split, plan)
+    if not parallel.is_first():
+        return None
+    indices = sorted(proposals)
+    seen = split.dataset.with_images([split.dataset.images[i] for i in indices])
+    ground_truth = seen.to_coco()
+    categories = {category.id for category in seen.categories}
+    counted = [result for result in results if result["category_id"] in categories]
+    matches = judge(ground_truth, counted)
+    metrics = coco_figures(matches)
+    if boundary:
+        metrics |= coco_figures(judge(ground_truth, counted, iou_types=("boundary",)))
+    truths = [
+        np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4)
+        for image in seen.images
+    ]
+    metrics |= proposal_recall(
+        [proposals[i][0] for i in indices], truths, limit=config.model.rpn.proposals
+    )
+    return Evaluation(metrics, results, proposals, ground_truth, matches)

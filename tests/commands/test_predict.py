@@ -1,0 +1,137 @@
+"""A run is used on files from its folder alone, and detects what it detects in an evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import tiny
+from PIL import Image
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax.commands import eval, predict
+from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.inference import api
+from mrcnn_jax.inference.inputs import image_files
+
+
+def results_of(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "detections.json").read_text())
+
+
+def predict_files(workdir: Path, paths: list[Path], out: Path, min_score: float = 0.5) -> None:
+    predict.run(
+        predict.Arguments(workdir=workdir, paths=tuple(paths), out=out, min_score=min_score)
+    )
+
+
+def test_files_and_folders_are_predicted_like_the_split(
+    kept_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image alone gives what it gives in a batch of the evaluation, also if it is stored upside
+    down and its EXIF says so; a file that is no image is named, the others are done."""
+    truth = tiny.read(tiny_data, "val")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for image in truth["images"][1:]:
+        shutil.copy(tiny_data / "images" / image["file_name"], folder)
+    (folder / "notes.txt").write_text("not an image by its name")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image by its content")
+    single = tmp_path / truth["images"][0]["file_name"]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(tiny_data / "images" / single.name).rotate(180).save(single, exif=exif)
+    paths = [single, tmp_path / "broken.jpg", folder]
+    with pytest.raises(SystemExit) as stop:
+        predict_files(kept_run, paths, tmp_path / "out", 0.0)
+    assert stop.value.code == 2
+    broken = f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"
+    assert capsys.readouterr().err == f"error: {broken}\n"
+
+    expected = [
+        f"{number:05d}_{Path(image['file_name']).stem}.png"
+        for number, image in zip((1, *range(3, 10)), truth["images"], strict=True)
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(expected)
+    pictures = [cv2.imread(str(tmp_path / "out" / name)) for name in expected]
+    assert all(picture.std() > 0 for picture in pictures)
+    plain = cv2.imread(str(single))
+    assert pictures[0].shape[1] / pictures[0].shape[0] == plain.shape[1] / plain.shape[0]
+
+    found, reference = defaultdict(list), defaultdict(list)
+    for result in results_of(tmp_path / "out"):
+        found[Path(result["file_name"]).name].append(result)
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    eval.run(eval.Arguments(workdir=kept_run, figures=0, report_images=0, out=tmp_path / "eval"))
+    for result in results_of(tmp_path / "eval"):
+        reference[names[result["image_id"]]].append(result)
+    assert found.keys() == reference.keys() == set(names.values())
+    for name, results in found.items():
+        assert len({result["image_id"] for result in results}) == 1
+        for ours, theirs in zip(results, reference[name], strict=True):
+            assert ours["category_id"] == theirs["category_id"]
+            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+            assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-2)
+            assert rle_ops.iou([ours["segmentation"]], [theirs["segmentation"]], [0])[0, 0] > 0.99
+    assert all(
+        result["file_name"] == str(single)
+        for result in results_of(tmp_path / "out")
+        if result["image_id"] == 1
+    )
+
+
+def test_results_are_in_pixels_of_the_file(kept_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """An image enlarged three times is seen as the one it was made from, on a canvas of the same
+    size: boxes are three times as large."""
+    image = cv2.imread(
+        str(tiny_data / "images" / tiny.read(tiny_data, "val")["images"][0]["file_name"])
+    )
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    cv2.imwrite(
+        str(tmp_path / "b.png"),
+        cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST),
+    )
+    predict_files(kept_run, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out")
+    results = results_of(tmp_path / "out")
+    small, large = (
+        [result for result in results if result["image_id"] == number] for number in (1, 2)
+    )
+    assert small
+    for one, three in zip(small, large, strict=True):
+        assert three["bbox"] == pytest.approx([3 * value for value in one["bbox"]], abs=0.1)
+        assert three["segmentation"]["size"] == [384, 384]
+
+
+def test_files_that_are_not_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "load_run", lambda _: pytest.fail("the run was read first"))
+    (tmp_path / "empty").mkdir()
+    for paths, message in (
+        ([tmp_path / "nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        ([tmp_path / "empty"], "empty: no images in this folder"),
+        ([], "paths: no image or folder was named"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            predict_files(tmp_path, paths, tmp_path / "out")
+
+
+def test_images_of_a_folder_are_in_order_and_not_from_deeper(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.tiff", "d.txt", "deep/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = image_files([tmp_path / "d.txt", tmp_path])
+    assert [file.name for file in found] == ["d.txt", "a.png", "b.JPG", "c.tiff"]
+
+
+def test_results_need_a_folder(kept_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Said before any image is looked at."""
+    taken = tmp_path / "taken"
+    taken.touch()
+    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+        predict_files(kept_run, [tiny_data / "images"], taken)
