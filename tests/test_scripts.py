@@ -1,5 +1,4 @@
-"""The scripts as a user calls them: help, and one line and exit status 2, soon, for each
-mistake."""
+"""The commands as a user calls them: help, and soon one line and exit status 2 for a mistake."""
 
 from __future__ import annotations
 
@@ -8,11 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import tiny
+
+from mrcnn_jax import cli
+from mrcnn_jax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -30,9 +34,11 @@ class Done(NamedTuple):
 def call(*command: str | Path, cwd: Path) -> Done:
     environment = {name: value for name, value in os.environ.items() if name != "MRCNN_DATA"}
     environment["COLUMNS"] = "200"
+    if command[0] in ("train.py", "eval.py", "predict.py"):
+        command = (ROOT / command[0], *command[1:])
     before = os.times()
     done = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *map(str, command[1:])],
+        [sys.executable, *map(str, command)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -57,52 +63,110 @@ def mistake(*command: str | Path, cwd: Path) -> str:
     return done.errors.removeprefix("error: ").rstrip("\n")
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        (("train.py",), ("--config", "--workdir", "--init-from")),
-        (
-            ("train.py", "--config", TINY),
-            (
-                "--data.root",
-                "--data.batch-size",
-                "--model.resnet.depth",
-                "--stages.0.epochs",
-                "--stages.2.optimizer.clip-norm",
-                "--init-from",
-            ),
-        ),
-        (
-            ("eval.py",),
-            (
-                "--workdir",
-                "--split",
-                "--limit",
-                "--annotations",
-                "--images",
-                "--figures",
-                "--report-images",
-                "--out",
-            ),
-        ),
-        (("predict.py",), ("--workdir", "--out", "--min-score", "image.jpg")),
+HELPS = """
+import io, json, os, sys
+from contextlib import redirect_stderr, redirect_stdout
+
+sys.path.insert(0, sys.argv.pop(1))
+commands, HEAVY = json.loads(sys.argv.pop()), {"jax", "tensorflow_datasets", "matplotlib", "grain", "cv2"}
+from mrcnn_jax.__main__ import main
+
+imported = os.times()
+found = []
+for words in commands:
+    sys.argv = ["mrcnn", *words, "--help"]
+    started, text = os.times(), io.StringIO()
+    with redirect_stdout(text), redirect_stderr(text):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+    ended = os.times()
+    seconds = ended.user + ended.system - started.user - started.system
+    found.append([status, text.getvalue(), seconds, sorted(HEAVY & sys.modules.keys())])
+print(json.dumps([imported.user + imported.system, found]))
+"""
+HELP = {  # what each help names
+    (): list(COMMANDS),
+    ("train",): ["--config", "--workdir"],
+    ("train", "--config", "shapes"): [
+        "--data.root",
+        "--data.batch-size",
+        "--model.resnet.depth",
+        "--stages.0.epochs",
+        "--stages.2.optimizer.clip-norm",
+        "--init-from",
     ],
-    ids=lambda value: (
-        " ".join(Path(part).name for part in value) if value[0].endswith(".py") else ""
-    ),
-)
-def test_help(command: tuple[str, ...], options: tuple[str, ...], tmp_path: Path) -> None:
-    done = call(*command, "--help", cwd=tmp_path)
-    assert done.status == 0
+    ("eval",): ["--workdir", "--split", "--limit", "--annotations", "--images", "--figures"]
+    + ["--report-images", "--out", "--checkpoint"],
+    ("predict",): ["--workdir", "--out", "--min-score", "image.jpg"],
+    ("check",): ["--annotations", "--images", "--json", "--strict", "--contact-sheet"],
+    ("convert",): ["labelme", "cvat", "voc", "masks"],
+    ("convert", "voc"): ["--out", "--split"],
+    ("import",): ["--out", "--categories", "--norm-epsilon"],
+    ("export",): ["--workdir", "--out", "--weights-licence"],
+    ("share",): ["--workdir", "--out", "--weights-licence"],
+    ("figures",): ["proposals", "box_targets", "--titles"],
+    ("experiments",): ["--workdir", "--only", "--seeds"],
+    ("replay",): ["failed_batch-rpn-120.npz"],
+    ("generate",): ["shapes", "coco300"],
+    ("generate", "shapes"): ["--out", "--seed"],
+}
+
+
+def test_every_help_comes_soon(tmp_path: Path) -> None:
+    """And before anything is imported that takes long: one process asks for all of them."""
+    assert {words[0] for words in HELP if words} == COMMANDS.keys()
+    done = call("-c", HELPS, ROOT, json.dumps(list(HELP)), cwd=tmp_path)
     assert done.errors == ""
-    assert [option for option in options if option not in done.output] == []
+    start, found = json.loads(done.output)
+    for (words, names), (status, text, seconds, heavy) in zip(HELP.items(), found, strict=True):
+        assert (status, heavy) == (0, []), words
+        assert text.startswith(f"usage: {' '.join(('mrcnn', *words[:1]))} "), words
+        assert [name for name in names if name not in text] == [], words
+        assert start + seconds < 1.5, words
 
 
-@pytest.mark.parametrize("script", ["eval.py", "predict.py"])
+@pytest.mark.parametrize(
+    ("program", "command", "start"),
+    [
+        (("train.py",), "eval", "python eval.py"),
+        (("train.py",), "replay", "python -m mrcnn_jax replay"),
+        (("-m", "mrcnn_jax", "train"), "eval", "python -m mrcnn_jax eval"),
+        (("/usr/bin/mrcnn", "train"), "eval", "mrcnn eval"),
+        (("notebook.py",), "eval", "python -m mrcnn_jax eval"),
+    ],
+)
+def test_a_command_is_named_as_it_was_typed(
+    program: tuple[str, ...], command: str, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = program[0] == "-m"
+    spec = SimpleNamespace(name="mrcnn_jax.__main__") if module else None
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", [*program[module:], "--workdir", "a run"])
+    assert cli.command(command, "--workdir", Path("a run")) == f"{start} --workdir 'a run'"
+    typed = " ".join(program) if module else Path(program[0]).name
+    typed = f"python {typed}" if module or typed.endswith(".py") else f"{typed} train"
+    assert cli.command_line() == f"{typed} --workdir 'a run'"
+
+
+def test_a_command_that_is_misspelt(
+    mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, answer in (
+        ("tarin", "tarin: no such command (did you mean train?)"),
+        ("x", f"x: no such command (one of {', '.join(COMMANDS)})"),
+    ):
+        assert mrcnn(name, "--workdir", "run") == 2
+        assert capsys.readouterr().err == f"error: {answer}\n"
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "predict.py"])
 def test_a_required_option_that_is_missing(script: str, tmp_path: Path) -> None:
     done = call(script, cwd=tmp_path)
     assert done.status == 2
     assert "--workdir" in done.errors
+    assert f"python {script} --help" in done.errors
 
 
 def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: Path) -> None:
@@ -110,7 +174,8 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: 
     command = [
         sys.executable,
         "-m",
-        "mrcnn_jax.commands.check",
+        "mrcnn_jax",
+        "check",
         "--annotations",
         tiny.annotations(tiny_data, "train"),
         "--images",
@@ -130,7 +195,10 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: 
 
 
 def test_another_broken_pipe_is_no_reader_that_left() -> None:
-    program = "import mrcnn_jax.cli as cli\ndef main(): raise BrokenPipeError('of a loader')\ncli.run(main)"
+    program = """if True:
+        from mrcnn_jax import cli
+        def main(): raise BrokenPipeError("of a loader")
+        cli.run(main)"""
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
@@ -142,12 +210,11 @@ def test_another_broken_pipe_is_no_reader_that_left() -> None:
 
 
 def test_train_without_its_two_options(tmp_path: Path) -> None:
-    assert mistake("train.py", "--workdir", "run", cwd=tmp_path).startswith("--config: ")
-    assert (
-        mistake("train.py", "--config", "nowhere.py", "--workdir", "run", cwd=tmp_path)
-        == "nowhere.py: no such config file"
-    )
-    assert mistake("train.py", "--config", TINY, cwd=tmp_path).startswith("--workdir: ")
+    missing = call("train.py", "--config", TINY, cwd=tmp_path)
+    assert missing.status == 2
+    assert "--workdir PATH" in missing.errors
+    line = mistake("train.py", "--config", "nowhere.py", "--workdir", "run", cwd=tmp_path)
+    assert line == "nowhere.py: no such config file"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,12 @@ import cv2
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
 from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.commands import eval
 from mrcnn_jax.config.schema import ConfigError
-from mrcnn_jax.inference import api
-from mrcnn_jax.inference.inputs import image_files
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Batch
 
