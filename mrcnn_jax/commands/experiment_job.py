@@ -20,6 +20,7 @@ import jax
 
 from mrcnn_jax.commands import eval
 from mrcnn_jax.commands.variants import Chain, StageRun
+from mrcnn_jax.output import whole_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.loop import refuse_another_config, train
 
@@ -41,9 +42,8 @@ class Record:
         return cls(**json.loads(path.read_text())) if path.exists() else cls()
 
     def save(self, run: StageRun) -> None:
-        part = run.folder / "experiment.json.part"
-        part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        part.replace(run.folder / "experiment.json")
+        with whole_file(run.folder / "experiment.json") as part:
+            part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 @dataclass(frozen=True)

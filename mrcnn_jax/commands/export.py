@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrcnn_jax.commands.arguments import ToHandOn as Arguments
 from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.output import whole_file
 
 if TYPE_CHECKING:
     from jax.export import Exported
@@ -39,17 +40,13 @@ def run(arguments: Arguments) -> None:
         raise ConfigError(f"{out}: is a folder")
     make_folder(out.parent)
     card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
-    part = out.with_name(f"{out.name}.part")
     try:
-        with zipfile.ZipFile(part, "w") as archive:
+        with whole_file(out) as part, zipfile.ZipFile(part, "w") as archive:
             for name, content in contents(source, card):
                 # A ZipInfo has no time: the same run gives the same bytes.
                 archive.writestr(zipfile.ZipInfo(name), content)
-        part.replace(out)
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     print(
         f"{out}: checkpoint {source.meta.name}, {len(source.config.data.canvases)} programs, "
         f"{out.stat().st_size / 1e6:.1f} MB\nmodel card: unzip -p {out} README.md"
