@@ -254,7 +254,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def ours(arguments: argparse.Namespace) -> None:
-    from mrcnn_jax.commands import eval
+    from mrcnn_jax.commands import eval as evaluation
     from mrcnn_jax.training.loop import Stopped, train
 
     _, config = planned_config(arguments)
@@ -263,7 +263,7 @@ def ours(arguments: argparse.Namespace) -> None:
         train(config, folder)
     except Stopped as stopped:
         sys.exit(str(stopped))
-    eval.run(eval.Arguments(workdir=folder))
+    evaluation.run(evaluation.Arguments(workdir=folder))
 
 
 # -- torchvision -----------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ __all__ = ["Detections", "Model", "load", "video_frames"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mrcnn_jax.inference import (
-        api,  # late: importing jax takes seconds, and a command's typo should not wait for it
-    )
+    # Late: importing jax takes seconds, and a command's typo should not wait for it.
+    from mrcnn_jax.inference import api
 
     return getattr(api, name)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax import parallel
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.files import from_dict
 from mrcnn_jax.config.schema import DistributedConfig
 from mrcnn_jax.data.loader import load, open_split, plan_once
@@ -88,7 +88,7 @@ def main() -> None:
         elif "collectives" in job:
             collectives(workdir)
         else:
-            eval.run(eval.Arguments(workdir=workdir, figures=0, out=Path(job["out"])))
+            evaluation.run(evaluation.Arguments(workdir=workdir, figures=0, out=Path(job["out"])))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import tiny
 from jax.sharding import AbstractMesh
 
 from mrcnn_jax import parallel
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import Config, ConfigError, OptimizerConfig
 from mrcnn_jax.data.loader import PlannedBatch
@@ -257,7 +257,7 @@ def test_evaluation_sees_each_image_once(
     two: tuple[Path, list[str]],
     tmp_path: Path,
 ) -> None:
-    metrics = eval.run(eval.Arguments(workdir=one["mask"][1], figures=0, out=tmp_path))
+    metrics = evaluation.run(evaluation.Arguments(workdir=one["mask"][1], figures=0, out=tmp_path))
     results = json.loads((tmp_path / "detections.json").read_text())
     assert len(results) > tiny.VAL
     for folder in (eight[0], two[0]):

@@ -18,7 +18,7 @@ from datetime import date
 
 import jax
 
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands.variants import Chain, StageRun
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -27,7 +27,7 @@ from mrcnn_jax.training.loop import refuse_another_config, train
 
 @dataclass
 class Record:
-    """What the job knows of a run beside the run's own files: <run>/experiment.json."""
+    """The job's notes on a run, beside the run's own files: <run>/experiment.json."""
 
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -60,7 +60,7 @@ class Piece:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What its time is made of: an epoch of several losses counts as one epoch of each."""
+        """The kinds of work in it; an epoch with several losses counts as one epoch of each."""
         stage = self.run.stage
         return ("evaluation",) if self.evaluation else stage.losses * stage.epochs
 
@@ -89,7 +89,7 @@ class Job:
         run = piece.run
         with _timed(piece):
             if piece.evaluation:
-                eval.run(eval.Arguments(workdir=run.folder))
+                evaluation.run(evaluation.Arguments(workdir=run.folder))
             else:
                 train(run.config, run.folder)
         self.ends[run] = end = _end(run)

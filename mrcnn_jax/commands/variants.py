@@ -1,4 +1,4 @@
-"""What the experiments compare: variants of a recipe, and the runs that train them."""
+"""The variants of a recipe that the experiments compare, and the runs that train them."""
 
 from __future__ import annotations
 

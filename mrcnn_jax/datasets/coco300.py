@@ -53,7 +53,8 @@ def write_coco300(coco: Path, out: Path) -> None:
     missing = [number for numbers in chosen.values() for number in numbers if number not in images]
     if missing:
         raise ConfigError(
-            f"{coco}: image {missing[0]} is not in its annotation files ({len(missing)} missing in all)"
+            f"{coco}: image {missing[0]} is not in its annotation files "
+            f"({len(missing)} missing in all)"
         )
 
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def _read(path: Path) -> Any:
 def _smaller(
     path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], folder: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An image and its annotations at the short side, the image written to `folder`."""
+    """An image and its annotations at SHORT_SIDE; the image is written to `folder`."""
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ConfigError(f"{path}: not there, or not an image")
@@ -116,8 +117,10 @@ def _smaller(
 
 
 def _segmentation(segmentation: Any, size: tuple[int, int], scale: tuple[float, float]) -> Any:
-    """Polygons with scaled corners; run lengths (crowds) as those of the mask resized to `size`
-    (width, height), cut at half."""
+    """Polygons with scaled corners; run lengths (crowds) of the mask resized to `size`.
+
+    `size` is (width, height); a pixel belongs to the mask if at least half of it does.
+    """
     if isinstance(segmentation, list):
         return [_scaled(polygon, scale) for polygon in segmentation]
     mask = rle_ops.decode(rle_ops.frPyObjects(segmentation, *segmentation["size"])).astype(

@@ -1,16 +1,15 @@
-"""A generated COCO data set: rotated discs, rectangles and triangles that occlude each other on
-textured backgrounds.
+"""A generated COCO data set of rotated discs, rectangles and triangles on textured backgrounds.
 
-What holds for every image (tests/data/test_generated_shapes.py):
+For every image (tests/datasets/test_shapes.py):
 
-- up to 8 objects; the box of the visible part has a short side of 12 to 64 px;
+- there are up to 8 objects, which occlude each other; the box of an object's visible part has a
+  short side of 12 to 64 px;
 - masks are modal (visible pixels only), boxes are tight around them, and at least 40 % of the whole
-object is visible, whether it
-  is another object or the border of the image that hides the rest;
-- one image in 33 has no object, and one in 33 a crowd region: a cluster of small shapes of one
-class, annotated as one;
-- an image is a pure function of (seed, split, index), so the same seed gives the same bytes and
-splits share no stream.
+  object is visible, whether another object or the border of the image hides the rest;
+- one image in 33 has no object, and one in 33 has a crowd region: a cluster of small shapes of one
+  class, annotated as one;
+- the image is a pure function of (seed, split, index): the same seed gives the same bytes, and
+  splits share no random stream.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ Split = Literal["train", "val"]
 
 @dataclass
 class Drawn:
-    """One annotation while its image is being drawn. `visible` shrinks as later objects cover
-    it."""
+    """One annotation while its image is drawn; `visible` shrinks as later objects cover it."""
 
     label: int
     visible: Bool[np.ndarray, "h w"]
@@ -92,8 +90,7 @@ def _outline(
 
 
 def _coverage(outline: Float[np.ndarray, "points 2"]) -> tuple[Float[np.ndarray, "h w"], int, int]:
-    """Share of each pixel that the outline covers, on the patch of whole pixels around it, and the
-    patch's left and top."""
+    """Share of each pixel that the outline covers, on a patch around it, and its left and top."""
     left, top = np.floor(outline.min(0)).astype(int) - 1
     right, bottom = np.ceil(outline.max(0)).astype(int) + 1
     fine = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
@@ -119,8 +116,7 @@ def _on_canvas(
 def _colour(
     rng: np.random.Generator, avoid: list[Float[np.ndarray, " 3"]]
 ) -> Float[np.ndarray, " 3"]:
-    """A random colour at least CONTRAST away from those to avoid (the farthest of 20 if none
-    is)."""
+    """A random colour at least CONTRAST away from those to avoid, else the farthest of 20."""
     candidates = rng.uniform(10, 245, (20, 3))
     if not avoid:
         return candidates[0]
@@ -170,8 +166,7 @@ def _background(
 def draw_image(
     seed: int, split: Split, index: int, size: int
 ) -> tuple[UInt8[np.ndarray, "s s 3"], list[Drawn]]:
-    """Image `index` of a split and its annotations, in drawing order (a later one covers an earlier
-    one)."""
+    """Image `index` of a split, and its annotations in drawing order: later ones cover others."""
     rng = np.random.default_rng((seed, ("train", "val").index(split), index))
     picture, colours = _background(rng, size)
     drawn: list[Drawn] = []
@@ -241,11 +236,17 @@ def _annotation(drawn: Drawn, annotation_id: int, image_id: int) -> dict[str, An
 
 
 def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int = 0) -> None:
-    """Writes `out`/images/*.png and `out`/annotations/instances_{train,val}.json and prints one
-    line about them.
+    """Writes the data set and prints one line about it.
 
-    Ids of images and annotations are unique over both splits. ConfigError if the canvas is too
-    small for the bounds above.
+    Args:
+        out: the folder: images/*.png and annotations/instances_{train,val}.json. Ids of images and
+            annotations are unique over both splits.
+        train, val: how many images.
+        size: width and height of an image in pixels.
+        seed: of all random numbers.
+
+    Raises:
+        ConfigError: `size` is too small for the bounds above.
     """
     if size < 128:
         raise ConfigError(f"size: {size}: the canvas must be at least 128 px")
@@ -276,5 +277,6 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
         (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content) + "\n")
     classes = ", ".join(f"{seen[name]} {name}s" for name in CLASSES)
     print(
-        f"{out}: {train} + {val} images of {size} x {size}: {classes}; {seen['empty']} images empty, {seen['crowd']} crowd regions"
+        f"{out}: {train} + {val} images of {size} x {size}: {classes}; "
+        f"{seen['empty']} images empty, {seen['crowd']} crowd regions"
     )

@@ -18,7 +18,7 @@ from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Batch
@@ -40,7 +40,7 @@ def evaluated(moved: Path) -> tuple[dict[str, float], Path]:
 
 
 def evaluate(workdir: Path, **options: Any) -> dict[str, float]:
-    return eval.run(eval.Arguments(workdir=workdir, **options))
+    return evaluation.run(evaluation.Arguments(workdir=workdir, **options))
 
 
 def results_of(out: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from mrcnn_jax.commands import eval, experiments
+from mrcnn_jax.commands import eval as evaluation
+from mrcnn_jax.commands import experiments
 from mrcnn_jax.commands.experiment_table import seconds_per_epoch, spread
 from mrcnn_jax.commands.experiments import Arguments
 from mrcnn_jax.commands.variants import VARIANTS, Chain, StageRun, load_recipe, plan
@@ -386,7 +387,7 @@ def test_shared_and_stopped_runs_have_the_bits_of_others(
     ).read_bytes()
     assert arrays(tmp_path / "run") == arrays(shared.folder)
     if stage == "mask":
-        eval.run(eval.Arguments(workdir=tmp_path / "run", figures=0))
+        evaluation.run(evaluation.Arguments(workdir=tmp_path / "run", figures=0))
         for name in ("metrics.json", "detections.json"):
             assert (tmp_path / "run" / "eval" / name).read_bytes() == (
                 shared.folder / "eval" / name

@@ -14,7 +14,8 @@ import tiny
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.commands import eval, predict
+from mrcnn_jax.commands import eval as evaluation
+from mrcnn_jax.commands import predict
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
@@ -67,7 +68,9 @@ def test_files_and_folders_are_predicted_like_the_split(
     for result in results_of(tmp_path / "out"):
         found[Path(result["file_name"]).name].append(result)
     names = {image["id"]: image["file_name"] for image in truth["images"]}
-    eval.run(eval.Arguments(workdir=kept_run, figures=0, report_images=0, out=tmp_path / "eval"))
+    evaluation.run(
+        evaluation.Arguments(workdir=kept_run, figures=0, report_images=0, out=tmp_path / "eval")
+    )
     for result in results_of(tmp_path / "eval"):
         reference[names[result["image_id"]]].append(result)
     assert found.keys() == reference.keys() == set(names.values())

@@ -27,7 +27,7 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.files import load_config_file, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config, ConfigError, MaskHeadConfig, ParamGroup
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
@@ -325,8 +325,8 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
     assert best is not None
     assert best.mask_ap == max(row["segm/AP"] for row in measured.values())
     assert measured[best.step]["bbox/AP"] > 0
-    eval.run(
-        eval.Arguments(
+    evaluation.run(
+        evaluation.Arguments(
             workdir=run, checkpoint="best", figures=0, report_images=0, out=tmp_path / "eval"
         )
     )

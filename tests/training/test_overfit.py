@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.schema import (
     BoxHeadConfig,
     Config,
@@ -96,6 +96,6 @@ def test_two_real_images_are_overfitted(data_folder: Path, tmp_path: Path) -> No
         validate_every_epochs=250,
     )
     train(config, tmp_path / "run")
-    metrics = eval.run(eval.Arguments(workdir=tmp_path / "run", figures=2))
+    metrics = evaluation.run(evaluation.Arguments(workdir=tmp_path / "run", figures=2))
     assert metrics["segm/AP"] > 0.9
     assert metrics["bbox/AP"] > 0.9

@@ -15,7 +15,7 @@ import state_dicts
 import tiny
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.commands import eval
+from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
@@ -233,10 +233,10 @@ def test_an_imported_run_is_evaluated(
     with pytest.raises(
         ConfigError, match="run: its config names no data set: give --annotations and --images"
     ):
-        eval.run(eval.Arguments(workdir=tmp_path / "run"))
+        evaluation.run(evaluation.Arguments(workdir=tmp_path / "run"))
     annotations = tiny.annotations(tiny_data, "val")
-    metrics = eval.run(
-        eval.Arguments(
+    metrics = evaluation.run(
+        evaluation.Arguments(
             workdir=tmp_path / "run",
             annotations=annotations,
             images=tiny_data / "images",
