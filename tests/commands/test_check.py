@@ -76,7 +76,7 @@ def test_the_config_decides(
 ) -> None:
     config = tmp_path / "config.py"
     config.write_text(
-        "from mrcnn_jax.config import *\n"
+        "from mrcnn_jax.config.schema import *\n"
         "def get_config():\n"
         "    data = DataConfig(short_side=32, long_side=64, canvases=((64, 64),), max_objects=1, keep_empty=False)\n"
         "    return Config(data=data)\n"
@@ -131,7 +131,7 @@ def test_strict_allows_no_loss_but_what_the_config_leaves_out(
 ) -> None:
     config = tmp_path / "config.py"
     config.write_text(
-        "from mrcnn_jax.config import *\ndef get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
+        "from mrcnn_jax.config.schema import *\ndef get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
     )
     strict = dataclasses.replace(arguments, strict=True, config=config)
     check.run(strict)
