@@ -78,7 +78,8 @@ def digest(run: Path) -> str:
     checkpoints = Checkpoints(run, keep=1)
     meta = checkpoints.latest()
     assert meta is not None
-    params, batch_stats = checkpoints.restore_weights(meta)["raw"].values()
+    variables = checkpoints.restore_weights(meta)["raw"]
+    params, batch_stats = variables["params"], variables["batch_stats"]
     opt_state = make_optimizer(
         load_run(run).config.stages[meta.stage_index], params, total_steps=STEPS
     ).init(params)
