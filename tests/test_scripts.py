@@ -68,7 +68,8 @@ import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
 
 sys.path.insert(0, sys.argv.pop(1))
-commands, HEAVY = json.loads(sys.argv.pop()), {"jax", "tensorflow_datasets", "matplotlib", "grain", "cv2"}
+commands = json.loads(sys.argv.pop())
+HEAVY = {"jax", "tensorflow_datasets", "matplotlib", "grain", "cv2"}
 from mrcnn_jax.__main__ import main
 
 imported = os.times()

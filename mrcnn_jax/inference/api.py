@@ -1,4 +1,4 @@
-"""A trained run in a few lines of Python (docs/api.md). predict.py is made of it.
+"""A trained run in a few lines of Python (docs/api.md), on which `mrcnn predict` is built.
 
 model = mrcnn_jax.load("runs/a")
 found = model.predict(image)    # NumPy uint8 RGB, or a file's name
@@ -33,7 +33,7 @@ Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | str | Path
 
 
 def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "raw") -> Model:
-    """A run from its folder (train.py's --workdir; mrcnn_jax.weights' --out).
+    """A run from its folder (train's --workdir, import's --out).
 
     Args:
         checkpoint: the newest whole one, or the best by mask AP where the run measured it.

@@ -78,7 +78,8 @@ def test_the_config_decides(
     config.write_text(
         "from mrcnn_jax.config.schema import *\n"
         "def get_config():\n"
-        "    data = DataConfig(short_side=32, long_side=64, canvases=((64, 64),), max_objects=1, keep_empty=False)\n"
+        "    data = DataConfig(short_side=32, long_side=64, canvases=((64, 64),),\n"
+        "                      max_objects=1, keep_empty=False)\n"
         "    return Config(data=data)\n"
     )
     found = as_json(dataclasses.replace(arguments, config=config), capsys)
@@ -98,7 +99,8 @@ def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[st
         "kept 7 images, 6 objects, 1 crowds, 1 objects without a mask (box only)\n"
     )
     assert (
-        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids (90, 3, 7)"
+        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids "
+        "(90, 3, 7)"
         in text
     )
     assert "three: 2, seven: 2, ninety: 2" in text
@@ -131,7 +133,8 @@ def test_strict_allows_no_loss_but_what_the_config_leaves_out(
 ) -> None:
     config = tmp_path / "config.py"
     config.write_text(
-        "from mrcnn_jax.config.schema import *\ndef get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
+        "from mrcnn_jax.config.schema import *\n"
+        "def get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
     )
     strict = dataclasses.replace(arguments, strict=True, config=config)
     check.run(strict)

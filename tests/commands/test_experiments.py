@@ -325,7 +325,8 @@ def test_the_table_is_what_the_runs_left(job: Path, tiny_data: Path) -> None:
         assert shown[10] == f"{row['parameters']:,}"
         experiment = row["variant"].split()[0]
         assert row["command"] == (
-            f"python -m mrcnn_jax experiments --workdir {job} --recipe {TINY} --data-root {tiny_data} --only {experiment}"
+            f"python -m mrcnn_jax experiments --workdir {job} --recipe {TINY} "
+            f"--data-root {tiny_data} --only {experiment}"
         )
     timed = [
         json.loads(line)["seconds"]
