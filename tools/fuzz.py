@@ -40,10 +40,10 @@ from tqdm import tqdm
 
 from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data.builder import make_record
-from mrcnn_jax.data.coco import CocoDataset
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
-from mrcnn_jax.data.summary import summary, summary_lines
+from mrcnn_jax.commands.data_summary import summary, summary_lines
 from mrcnn_jax.data.transforms import resize_plan
 from mrcnn_jax.pixels.decode import decode_image
 

@@ -37,7 +37,7 @@ from mrcnn_jax.config.files import (
     save_config,
 )
 from mrcnn_jax.config.schema import Config, ConfigError, StageConfig
-from mrcnn_jax.data.coco import read_coco
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.loader import (
     PlannedBatch,
     Split,

@@ -306,7 +306,7 @@ def test_files_and_folders_are_predicted_like_the_split(
     paths = [single, tmp_path / "broken.jpg", folder]
     failed = predict_files(moved, paths, out=tmp_path / "out", min_score=0.0)
     assert failed == [
-        f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"
+        f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: unknown format"
     ]
 
     expected = [

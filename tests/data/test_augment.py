@@ -18,8 +18,8 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import Picture, Scene, Seen, _coloured, augmented, plain
-from mrcnn_jax.data.coco import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.loader import load, open_split, plan_epoch, plan_once, repeat_factors
+from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.data.transforms import View, coverage
 

@@ -16,8 +16,8 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data import images
-from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.decode import decode_image
 
@@ -51,8 +51,8 @@ def found(dataset: CocoDataset) -> dict[str, tuple[int, list]]:
 # -- lost: listed together, refused above 1 % ------------------------------------------------------
 
 BROKEN = {
-    "photo 0.png": (b"", "of no known format"),
-    "photo 1.png": (b"<!DOCTYPE html><html>404</html>", "of no known format"),
+    "photo 0.png": (b"", "unknown format"),
+    "photo 1.png": (b"<!DOCTYPE html><html>404</html>", "unknown format"),
     "photo 2.png": (encoded(Image.new("RGB", (64, 64)), "JPEG")[:-60], "truncated"),
     "photo 3.png": (tiff(5, 50, 96), "5 channels"),
     "photo 4.png": (b"\x89PNG\r\n\x1a\n", "decoded"),

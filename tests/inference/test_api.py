@@ -161,7 +161,7 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
         (np.zeros((5, 7), np.uint8), r"uint8 \[5, 7\]"),
         (np.zeros((5, 7, 4), np.uint8), r"uint8 \[5, 7, 4\]"),
         (np.zeros((0, 7, 3), np.uint8), r"uint8 \[0, 7, 3\]"),
-        ([[1, 2]], "image: list is no NumPy array"),
+        ([[1, 2]], "image: list is not a NumPy array"),
     ):
         with pytest.raises(ValueError, match=told):
             model.predict(wrong)

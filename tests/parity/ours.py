@@ -167,10 +167,7 @@ def with_ground_truth(
     labels, _ = padded([image["labels"].astype(np.int32) for image in truth], count)
     crops = [
         np.stack(
-            [
-                mask_crop(rle_ops.encode(np.asfortranarray(mask)), box, mask_size)
-                for mask, box in zip(*objects, strict=True)
-            ]
+            [coverage(mask, box, mask_size) for mask, box in zip(*objects, strict=True)]
         )
         for objects in ((image["masks"], image["boxes"]) for image in truth)
     ]

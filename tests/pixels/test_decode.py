@@ -152,11 +152,11 @@ def test_an_orientation_that_is_none_is_passed_over(orientation: int) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (b"", "of no known format"),
-        (b"<html><body>404 Not Found</body></html>", "of no known format"),
+        (b"", "unknown format"),
+        (b"<html><body>404 Not Found</body></html>", "unknown format"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "of no known format",
+            "unknown format",
         ),  # Pillow would run Ghostscript
         (tiff(5), "5 channels"),
         (tiff(7), "not an image"),
@@ -249,7 +249,7 @@ def test_label_images_keep_their_values(file: bytes, expected: np.ndarray) -> No
             "not an image that can hold labels: none of PNG, TIFF, BMP, GIF",
         ),
         (b"", "not an image that can hold labels"),
-        (by_cv2(DEEP_RGB, ".png"), "colours of 16 bits are no labels"),
+        (by_cv2(DEEP_RGB, ".png"), "16-bit colours are not labels"),
         (by_cv2(DEEP_GREY.astype(np.float32), ".tiff"), "its values are floats"),
         (encoded(PICTURE, "PNG")[:-12], "cut off"),
         (encoded(Image.new("1", (601, 1)), "PNG"), "1 x 601 is over 600 pixels"),

@@ -1,5 +1,4 @@
-"""Pasting of masks against a loop over pixels and torchvision's numbers, and run lengths against
-pycocotools' own encoder."""
+"""Pasting of masks against a loop over pixels and against torchvision's recorded numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +8,10 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.pixels.geometry import paste
-from mrcnn_jax.pixels.rle import PasteStyle, paste_rle, segmentation_rle
+from mrcnn_jax.pixels.rle import PasteStyle, paste_rle
 
 RECORDED = (
     Path(__file__).parent.parent / "recorded" / "paste.npz"
@@ -133,55 +130,3 @@ def test_large_boxes_lose_their_corners_only() -> None:
     assert (~quarter).sum() == 10
     np.testing.assert_array_equal(image[:140, :140], quarter)
     np.testing.assert_array_equal(image, image[::-1, ::-1])
-
-
-def _encoded(probabilities: np.ndarray, style: PasteStyle = "exact") -> dict:
-    pixels = probabilities >= 0.5 if style == "exact" else probabilities > 0.5
-    return coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.tuples(*[st.floats(-10, 40) for _ in range(2)], *[st.floats(0, 50) for _ in range(2)]),
-    st.sampled_from([1, 2, 5]),
-    st.sampled_from(get_args(PasteStyle)),
-)
-def test_run_lengths_are_those_of_pycocotools(
-    seed: int, corner_and_sides: tuple[float, ...], cells: int, style: PasteStyle
-) -> None:
-    x, y, w, h = corner_and_sides
-    mask = np.random.default_rng(seed).integers(0, 2, (cells, cells)).astype(np.float32)
-    rle = paste_rle(mask, np.array([x, y, x + w, y + h]), SIZE, style)
-    expected = _encoded(_whole(mask, (x, y, x + w, y + h), SIZE, style), style)
-    assert rle == {"size": list(SIZE), "counts": expected["counts"].decode()}
-
-
-def test_run_lengths_join_full_columns() -> None:
-    """Runs that reach the bottom go on at the top: one run, the end of the image included."""
-    ones = np.ones((2, 2), np.float32)
-    for box in ((-100, -100, 100, 100), (0, -100, 100, 100), (10, -100, 100, 100)):
-        expected = _encoded(_whole(ones, box, SIZE))
-        assert paste_rle(ones, np.array(box), SIZE)["counts"] == expected["counts"].decode()
-
-
-def test_segmentations_of_every_form_are_the_same_mask() -> None:
-    polygon = [[2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]]
-    expected = np.zeros(SIZE, np.uint8)
-    expected[3:9, 2:12] = 1
-    compressed = coco_mask.encode(np.asfortranarray(expected))
-    flat = expected.ravel(order="F")
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    counts = np.diff(changes, prepend=0, append=flat.size).tolist()
-    text = {"size": list(SIZE), "counts": compressed["counts"].decode()}
-    for form in (polygon, compressed, {"size": list(SIZE), "counts": counts}, text):
-        assert segmentation_rle(form, SIZE) == text
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [None, [], {}, "abc", 3, {"size": [31, 23], "counts": "abc"}, [["a", "b", "c", "d", "e", "f"]]],
-)
-def test_what_is_no_segmentation_is_refused(bad: object) -> None:
-    with pytest.raises(ValueError, match="segmentation"):
-        segmentation_rle(bad, SIZE)

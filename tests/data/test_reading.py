@@ -1,11 +1,10 @@
-"""What a file of annotations becomes: every accident of an exporter with its outcome. (Accidents of
-images: test_images.py.)"""
+"""An annotation file as a whole: what is refused, and which images and categories it has.
+
+(Single annotations: test_repair.py; image files: test_images.py.)
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
 import time
 import unicodedata
 from collections.abc import Callable
@@ -14,28 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from findings import found
 from pycocotools import mask as rle_ops
-from pycocotools.coco import COCO
 
 from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import CocoDataset, _Dropped, _rle, _runs, read_coco
-from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.report import Reason
 
 DATA = DataConfig()
-
-
-def found(
-    dataset: CocoDataset, *, but: set[Reason] = frozenset({Reason.CATEGORY_IDS, Reason.RUN_LIST})
-) -> dict[Reason, tuple[int, list]]:
-    """Reason -> (count, first ids), without those that `mixed_content` has by itself."""
-    return {
-        reason: (f.count, f.first_ids)
-        for (reason, _), f in dataset.report.findings.items()
-        if reason not in but
-    }
 
 
 def test_everything_comes_through(mixed_file: Path) -> None:
@@ -65,30 +50,6 @@ def test_everything_comes_through(mixed_file: Path) -> None:
         "objects without a mask (box only)": 1,
     }
     assert (dataset.listed, dataset.lost) == (7, ())
-
-
-def test_to_coco_is_what_pycocotools_reads_from_the_file(
-    mixed_file: Path, mixed_content: dict[str, Any]
-) -> None:
-    ours = read_coco(mixed_file, mixed_file.parent / "images", DATA).to_coco()
-    theirs = COCO(str(mixed_file))
-    assert {a["id"] for a in ours["annotations"]} == set(theirs.anns)
-    for a in ours["annotations"]:
-        raw = theirs.anns[a["id"]]
-        for key in ("image_id", "category_id", "area", "iscrowd", "bbox"):
-            assert a[key] == raw[key], key
-        assert ("segmentation" in a) == ("segmentation" in raw)
-        if "segmentation" in a:
-            assert (rle_ops.decode(a["segmentation"]) == theirs.annToMask(raw)).all()
-    assert {(c["id"], c["name"]) for c in ours["categories"]} == {
-        (3, "three"),
-        (7, "seven"),
-        (90, "ninety"),
-    }
-    json.dumps(ours)
-
-
-# -- refused: one line that names the file ---------------------------------------------------------
 
 
 def _without(key: str) -> Any:
@@ -250,189 +211,6 @@ def test_class_names_are_those_of_the_config(mixed_file: Path) -> None:
             read_coco(mixed_file, images, DataConfig(class_names=names))
 
 
-def test_honest_boxes_are_not_taken_for_corners(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
-    """Boxes that leave the image by far, and would fit as corners, beside one that would not; and
-    boxes of one pixel."""
-    for number, box in ((0, [50, 40, 70, 60]), (1, [40, 30, 60, 50]), (2, [40, 40, 10, 10])):
-        mixed_content["annotations"][number] |= {"bbox": box, "segmentation": None}
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert found(dataset) == {Reason.CLIPPED: (2, [0, 5])}
-    mixed_content["annotations"] = [{**mixed_content["annotations"][0], "bbox": [50, 40, 70, 60]}]
-    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {
-        Reason.CLIPPED: (1, [0])
-    }, "one proves nothing"
-    mixed_content["annotations"] = [
-        {
-            **mixed_content["annotations"][0],
-            "bbox": [0, 0, 1, 1],
-            "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]],
-        },
-    ]
-    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {}
-
-
-@pytest.mark.data
-def test_honest_data_is_not_repaired(data_folder: Path) -> None:
-    """On COCO's own boxes and masks neither the test for a box far from its mask nor those for
-    other formats fire."""
-    for file, images in (
-        ("coco300/annotations/instances_train.json", "coco300/images"),
-        ("coco300/annotations/instances_val.json", "coco300/images"),
-        ("coco_mini/annotations/train_full80.json", "coco_mini/images"),
-        ("coco_mini/annotations/val_full80.json", "coco_mini/images"),
-    ):
-        assert set(found(read_coco(data_folder / file, data_folder / images, DATA))) <= {
-            Reason.CLIPPED
-        }
-
-
-# -- repaired, clipped and dropped: counted with their ids -----------------------------------------
-
-SQUARE = [20, 10, 24, 10, 24, 14, 20, 14]
-HOLED = (20.0, 10.0, 50.0, 30.0)  # the extent of annotation 0's mask, of 550 pixels
-
-
-def _rle_of_mask(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
-    return {"segmentation": {"size": list(size), "counts": counts}}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason", "box"),
-    [
-        ({"bbox": None}, Reason.BOX_FROM_MASK, HOLED),
-        ({"bbox": [20, 10, 30]}, Reason.BOX_FROM_MASK, HOLED),
-        ({"bbox": [1, 2, float("nan"), 3]}, Reason.BOX_FROM_MASK, HOLED),
-        ({"bbox": [1, 2, None, 3]}, Reason.BOX_FROM_MASK, HOLED),
-        ({"bbox": ["1", 2, 3, 3]}, Reason.BOX_FROM_MASK, HOLED),
-        ({"bbox": [60, 40, 20, 20]}, Reason.FAR_FROM_MASK, HOLED),
-        ({"bbox": [1000, 1000, 30, 20]}, Reason.FAR_FROM_MASK, HOLED),
-        ({"bbox": [20, 10, 15, 19]}, Reason.FAR_FROM_MASK, HOLED),  # IoU .475
-        ({"bbox": [20, 10, 16, 20]}, None, (20, 10, 36, 30)),  # IoU .533
-        (
-            {"bbox": [23, 10, 4, 4], "segmentation": [SQUARE]},
-            Reason.FAR_FROM_MASK,
-            (20, 10, 24, 14),
-        ),
-        (
-            {"bbox": [21.9, 10, 4, 4], "segmentation": [SQUARE]},
-            None,
-            (21.9, 10, 25.9, 14),
-        ),  # under two pixels: rounding
-        ({"bbox": [20, 10, 0.11, 20], "segmentation": None}, None, (20, 10, 20.11, 30)),
-        ({"area": None}, Reason.AREA, HOLED),
-        ({"area": -550}, Reason.AREA, HOLED),
-        ({"id": "0"}, Reason.NUMBERS, HOLED),
-        ({"id": 0.0}, Reason.NUMBERS, HOLED),
-        ({"image_id": "11", "category_id": "90"}, Reason.NUMBERS, HOLED),
-        ({"image_id": 11.0}, Reason.NUMBERS, HOLED),
-        ({"bbox": [70, 50, 20, 20], "segmentation": None}, Reason.CLIPPED, (70, 50, 80, 60)),
-        ({"bbox": [-10, -5, 40, 20], "segmentation": None}, Reason.CLIPPED, (0, 0, 30, 15)),
-        ({"iscrowd": False}, None, HOLED),
-        ({"segmentation": [[20, 10, 50, 10, 50, 30, 20, 30], [1, 2]]}, Reason.POLYGON, HOLED),
-        (
-            {"segmentation": [[20, 10, 50, 10, 50, 30, 20, 30], [1e7, 0, 1e7, 1e7, 0, 1e7]]},
-            Reason.POLYGON,
-            HOLED,
-        ),
-        ({"segmentation": [20, 10, 50, 10, 50, 30, 20, 30]}, Reason.FLAT_POLYGON, HOLED),
-        (
-            _rle_of_mask([20 * 60 + 10, *[20, 40] * 29, 20, 60 * 80 - 49 * 60 - 30]),
-            Reason.RUN_LIST,
-            HOLED,
-        ),
-    ],
-)
-def test_repaired(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    change: dict,
-    reason: Reason | None,
-    box: tuple,
-) -> None:
-    mixed_content["annotations"][2].pop("segmentation")  # the one with run lengths in a list
-    mixed_content["annotations"][0].update(change)
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert found(dataset, but={Reason.CATEGORY_IDS}) == ({reason: (1, [0])} if reason else {})
-    (record,) = (o for o in dataset.images[0].objects if o.annotation_id == 0)
-    assert record.box == box
-    assert record.label == 3
-    assert (record.area == 550) == ("area" not in change or reason is Reason.AREA)
-    assert dataset.report.kept["objects"] == 6
-    assert json.dumps(dataset.to_coco())
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"image_id": 99}, Reason.UNKNOWN_IMAGE),
-        ({"image_id": [11]}, Reason.UNKNOWN_IMAGE),
-        ({"image_id": None}, Reason.UNKNOWN_IMAGE),
-        ({"bbox": [20, 10, 0, 20]}, Reason.DEGENERATE),
-        ({"bbox": [20, 10, 30, -3]}, Reason.DEGENERATE),
-        ({"bbox": [20, 10, 0.09, 20]}, Reason.DEGENERATE),
-        ({"bbox": [80, 10, 30, 20], "segmentation": None}, Reason.OUTSIDE),
-        ({"bbox": [-30, 10, 30, 20], "segmentation": None}, Reason.OUTSIDE),
-        ({"bbox": [20, 500, 30, 20], "segmentation": None}, Reason.OUTSIDE),
-        ({"bbox": None, "segmentation": None}, Reason.NO_BOX),
-        ({"bbox": [1, 2, 3], "segmentation": []}, Reason.NO_BOX),
-        ({"bbox": [1, 2, 3, 10**400], "segmentation": None}, Reason.NO_BOX),
-        (_rle_of_mask([4800], size=(80, 60)), Reason.UNUSABLE_MASK),
-        (_rle_of_mask([4000, 700]), Reason.UNUSABLE_MASK),
-        (_rle_of_mask([-1, 4801]), Reason.UNUSABLE_MASK),
-        (_rle_of_mask([4000.0, 800]), Reason.UNUSABLE_MASK),
-        (_rle_of_mask("garbage"), Reason.UNUSABLE_MASK),
-        (_rle_of_mask("b'garbage"), Reason.UNUSABLE_MASK),
-        (_rle_of_mask("PP1"), Reason.UNUSABLE_MASK),
-        (_rle_of_mask("o" * 5000), Reason.UNUSABLE_MASK),
-        (_rle_of_mask(""), Reason.UNUSABLE_MASK),
-        (_rle_of_mask(None), Reason.UNUSABLE_MASK),
-        ({"segmentation": [[1, 1, 5, 5]]}, Reason.UNUSABLE_MASK),
-        ({"segmentation": [[1, 1, 5, 5, 6, 1, 3]]}, Reason.UNUSABLE_MASK),
-        ({"segmentation": [[1, 1, 5, 5, 6, "1"]]}, Reason.UNUSABLE_MASK),
-        ({"segmentation": [[1, 1, 5, 5, 6, 10**400]]}, Reason.UNUSABLE_MASK),
-        ({"segmentation": [[-1e9, -1e9, 1e9, -1e9, 0, 1e9]]}, Reason.UNUSABLE_MASK),
-        (
-            {"segmentation": [[0, 0, 80, 60] * 30_000]},
-            Reason.UNUSABLE_MASK,
-        ),  # an outline of 4.8 million px
-        ({"segmentation": "garbage"}, Reason.UNUSABLE_MASK),
-    ],
-)
-def test_dropped(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    change: dict,
-    reason: Reason,
-) -> None:
-    mixed_content["annotations"][0].update(change)
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert found(dataset) == {reason: (1, [0])}
-    assert reason.outcome == "dropped"
-    assert dataset.report.kept["objects"] == 5
-    assert [o.annotation_id for o in dataset.images[0].objects] == [5]
-
-
-@pytest.mark.parametrize("segmentation", [None, [], {}, "", [[]], [[], []], "absent"])
-def test_no_segmentation_is_a_box_and_said_so(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    segmentation: Any,
-) -> None:
-    mixed_content["annotations"][0]["segmentation"] = segmentation
-    if segmentation == "absent":
-        del mixed_content["annotations"][0]["segmentation"]
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert found(dataset) == {}
-    assert dataset.images[0].objects[0].rle is None
-    assert dataset.report.kept["objects without a mask (box only)"] == 2
-    assert "2 objects without a mask (box only)" in dataset.report.lines()[0]
-
-
 @pytest.mark.parametrize(
     ("ids", "repaired"),
     [
@@ -499,73 +277,6 @@ def test_one_category_of_id_0(
     assert found(dataset, but=set())[Reason.CATEGORY_IDS] == (1, [0])
 
 
-def test_run_lengths_in_every_form_are_one_mask() -> None:
-    mask = np.zeros((60, 80), np.uint8, order="F")
-    mask[10:30, 20:50] = 1
-    mask[15:20, 30:40] = 0
-    encoded = rle_ops.encode(mask)["counts"]
-    forms = {
-        encoded.decode(): None,
-        encoded: Reason.RUN_BYTES,
-        repr(encoded): Reason.RUN_BYTES,
-        tuple(_runs(encoded.decode())): Reason.RUN_LIST,
-    }
-    for counts, reason in forms.items():
-        notes: list[Reason] = []
-        rle = _rle(
-            {"size": [60, 80], "counts": list(counts) if isinstance(counts, tuple) else counts},
-            60,
-            80,
-            notes.append,
-        )
-        assert (rle_ops.decode(rle) == mask).all()
-        assert notes == ([reason] if reason else [])
-
-
-@pytest.mark.parametrize(
-    ("runs", "extent"),
-    [
-        ([0, 0, 4800], None),
-        ([600, 0, 0, 120, 4080], (10, 0, 12, 60)),
-        ([4740, 60, 0], (79, 0, 80, 60)),
-    ],
-)
-def test_runs_of_length_zero(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    runs: list[int],
-    extent: tuple | None,
-) -> None:
-    mixed_content["annotations"][0] |= {"bbox": None, **_rle_of_mask(runs)}
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    boxes = [o.box for o in dataset.images[0].objects if o.annotation_id == 0]
-    assert boxes == ([extent] if extent else [])
-    assert (Reason.NO_BOX in found(dataset)) == (extent is None)
-
-
-def test_several_parts_and_holes(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
-    """3,000 squares of 2 x 2 on a grid are as many pixels as they have; as runs, holes stay
-    holes."""
-    image = mixed_content["images"][-1] | {"height": 60, "width": 80}
-    squares = [(2 * (n % 40), 2 * (n // 40 % 30)) for n in range(3000)]
-    parts = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for x, y in squares]
-    mixed_content["annotations"] = [
-        {**mixed_content["annotations"][0], "bbox": [0, 0, 80, 60], "segmentation": parts}
-    ]
-    start = time.perf_counter()
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert time.perf_counter() - start < 2
-    expected = rle_ops.merge(rle_ops.frPyObjects(parts, image["height"], image["width"]))
-    assert (rle_ops.decode(dataset.images[0].objects[0].rle) == rle_ops.decode(expected)).all()
-    assert rle_ops.area(dataset.images[0].objects[0].rle) == 1200
-
-
-# -- images that are listed ------------------------------------------------------------------------
-
-
 def test_lost_images(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:
@@ -590,13 +301,6 @@ def test_lost_images(
     assert len(dataset.lost) == 3
     with pytest.raises(ConfigError, match="3 of 7 images are lost"):
         dataset.refuse_lost_images()
-
-
-def test_one_image_in_a_hundred_may_be_lost(mixed_file: Path) -> None:
-    dataset = read_coco(mixed_file, mixed_file.parent / "images", DATA)
-    dataclasses.replace(dataset, listed=100, lost=("a",)).refuse_lost_images()
-    with pytest.raises(ConfigError, match=r"2 of 199 images are lost .*: a, b$"):
-        dataclasses.replace(dataset, listed=199, lost=("a", "b")).refuse_lost_images()
 
 
 @pytest.mark.parametrize(
@@ -659,60 +363,6 @@ def test_a_file_may_lack_info_and_images_their_annotations(
     assert "info" not in mixed_content
     dataset = read_coco(write_json({**mixed_content, "annotations": []}), tmp_path / "images", DATA)
     assert dataset.report.kept == {"images": 7, "objects": 0, "crowds": 0}
-
-
-def test_report_keeps_the_first_ten_ids() -> None:
-    report = Report(kept={"images": 3})
-    for number in range(25):
-        report.add(Reason.OUTSIDE, number)
-    report.add(Reason.OVER_LIMIT, 7, 3, field="max_objects", limit=2)
-    outside, over = Reason.OUTSIDE.text, Reason.OVER_LIMIT.text.format(field="max_objects", limit=2)
-    assert report.lines() == [
-        "kept 3 images",
-        f"dropped 25: {outside} (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)",
-        f"truncated 3: {over} (7)",
-    ]
-    assert report.to_dict()["findings"] == [
-        {
-            "outcome": "dropped",
-            "code": "outside",
-            "reason": outside,
-            "count": 25,
-            "first_ids": list(range(10)),
-        },
-        {
-            "outcome": "truncated",
-            "code": "over_limit",
-            "reason": over,
-            "count": 3,
-            "first_ids": [7],
-        },
-    ]
-
-
-# -- run lengths -----------------------------------------------------------------------------------
-
-
-@given(
-    arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
-)
-@settings(deadline=None, max_examples=60)
-def test_run_lengths_are_those_of_a_loop(mask: np.ndarray) -> None:
-    runs, value = [0], 0
-    for pixel in mask.T.ravel().tolist():
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    assert _runs(rle_ops.encode(np.asfortranarray(mask))["counts"].decode()) == runs
-
-
-@given(st.text(max_size=30) | st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=30))
-@settings(deadline=None, max_examples=200)
-def test_garbage_is_no_mask(counts: str) -> None:
-    with contextlib.suppress(_Dropped):
-        rle = _rle({"size": [9, 7], "counts": counts}, 9, 7, lambda reason: None)
-        assert rle_ops.decode(rle).shape == (9, 7)
 
 
 def test_five_thousand_annotations_take_less_than_five_seconds(
