@@ -16,7 +16,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
@@ -29,6 +28,7 @@ from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
 VERSION = "1.1.0"  # of the checks and the records: raise it whenever they change
@@ -117,14 +117,13 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
         _refuse_by_header(dataset, left, data)
         found = {i.id: kind for i, kind in _each(dataset, left, _kind, data, "checking images")}
         with writing(folder):
-            part = folder / f"{FILE}.{os.getpid()}.part"
             kept = {
                 number: astuple(kind)
                 for number, kind in (kinds | found).items()
                 if isinstance(kind, Kind)
             }
-            part.write_text(json.dumps(kept))
-            part.replace(folder / FILE)
+            with whole_file(folder / FILE) as part:
+                part.write_text(json.dumps(kept))
         kinds |= found
     return _applied(dataset, kinds), folder
 

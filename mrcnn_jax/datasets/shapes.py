@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.data.records import coco_annotation
+from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
 
 CLASSES = ("disc", "rectangle", "triangle")
@@ -65,10 +66,7 @@ class Drawn:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Tight (x1, y1, x2, y2) around the visible pixels; zeros if there is none."""
-        rows, columns = np.flatnonzero(self.visible.any(1)), np.flatnonzero(self.visible.any(0))
-        if rows.size == 0:
-            return 0, 0, 0, 0
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return mask_box(self.visible)
 
     def within_bounds(self) -> bool:
         if self.visible_share < MIN_VISIBLE:

@@ -24,6 +24,7 @@ from mrcnn_jax.data.json_values import is_number, read_bytes
 from mrcnn_jax.data.records import Box
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.decode import FORMATS, decode_labels
+from mrcnn_jax.pixels.geometry import mask_box
 
 SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
 # The most that data.max_pixels allows; a run's own limit is the checker's business.
@@ -302,9 +303,8 @@ def instances(values: Int64[np.ndarray, "h w"]) -> Iterator[tuple[int, Patch]]:
     """Each value but 0, and where it is."""
     for value in np.unique(values[values != 0]).tolist():
         there = values == value
-        rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-        top, left = int(rows[0]), int(columns[0])
-        yield value, Patch(there[top : rows[-1] + 1, left : columns[-1] + 1], left, top)
+        x1, y1, x2, y2 = mask_box(there)
+        yield value, Patch(there[y1:y2, x1:x2], x1, y1)
 
 
 def value_name(value: int) -> str:
