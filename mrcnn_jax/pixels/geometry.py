@@ -111,7 +111,7 @@ def boxes_to_canvas(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Tight (x1, y1, x2, y2) around the nonzero pixels of a mask [H, W]; zeros if there are none."""
+    """Tight (x1, y1, x2, y2) around the nonzero pixels of a mask [H, W]; zeros without any."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return 0, 0, 0, 0

@@ -110,7 +110,7 @@ def _as_fractions(box: list[float], width: float, height: float) -> list[float]:
         (_set("categories", 0, id=2**63), "categories: id 9223372036854775808 is not an integer"),
         (
             _set("categories", 0, name="a\nb"),
-            "categories: id 90: its name 'a.+nb' is not printable",
+            "categories: id 90: name 'a.+nb' is not printable",
         ),
         (lambda c: {**c, "categories": []}, "'categories' is empty"),
         (lambda c: {**c, "categories": c["categories"][:2]}, "annotation 6: unknown category_id 7"),
@@ -129,8 +129,8 @@ def _as_fractions(box: list[float], width: float, height: float) -> list[float]:
             _set("images", 6, height=10_001, width=10_000),
             "image 11: 'photo 0.png': 10001 x 10000 is over 100000000 pixels",
         ),
-        (lambda c: [c], "a JSON object is needed, this is a list"),
-        (lambda c: 3, "a JSON object is needed, this is a int"),
+        (lambda c: [c], "expected a JSON object, not a list"),
+        (lambda c: 3, "expected a JSON object, not a int"),
         (_set("annotations", 1, area=float("nan")), "annotations 5: area is or holds NaN"),
         (
             _set("annotations", 3, segmentation=[[1, 1, 9, 1, float("inf"), 9]]),
@@ -146,11 +146,11 @@ def _as_fractions(box: list[float], width: float, height: float) -> list[float]:
         # impossible as corners.
         (
             _each_box(_as_corners, masks=False),
-            r"2 of 7 boxes are impossible as \[x, y, width, height\]; as \[x1, y1, x2, y2\] they fit",
+            r"2 of 7 boxes are impossible as \[x, y, width, height\]; they fit as \[x1, y1, x",
         ),
         (
             _each_box(_as_corners, masks=True),
-            r"\d of 7 boxes are impossible as \[x, y, width, height\]; as \[x1, y1, x2, y2\] they fit",
+            r"\d of 7 boxes are impossible as \[x, y, width, height\]; they fit as \[x1, y1, x",
         ),
         (
             _each_box(_as_fractions, masks=False),
@@ -186,7 +186,7 @@ def test_broken_files_are_refused(tmp_path: Path, mixed_file: Path) -> None:
     mixed_file.write_bytes(whole[:-10])
     with pytest.raises(ConfigError, match=r"line 1 column \d+"):
         read_coco(mixed_file, tmp_path / "images", DATA)
-    with pytest.raises(ConfigError, match="no such annotation file"):
+    with pytest.raises(ConfigError, match=r"none.json: No such file or directory"):
         read_coco(tmp_path / "none.json", tmp_path / "images", DATA)
     mixed_file.write_bytes(whole)
     with pytest.raises(ConfigError, match="no such image folder"):
@@ -286,7 +286,7 @@ def test_lost_images(
     path = write_json(mixed_content)
     with pytest.raises(
         ConfigError,
-        match=r"3 of 7 images are lost .*: '../instances.json' \(.*\), 'photo 5.png' \(.*\), 'photo 0.png' \(",
+        match=r"3 of 7 images are lost .*: '../instances.json' .*, 'photo 5.png' .*, 'photo 0.png' ",
     ) as caught:
         read_coco(path, tmp_path / "images", DATA)
     assert "\n" not in str(caught.value)

@@ -26,15 +26,10 @@ DATA = DataConfig()
 
 
 SQUARE = [20, 10, 24, 10, 24, 14, 20, 14]
-HOLED = (
-    20.0,
-    10.0,
-    50.0,
-    30.0,
-)  # the extent of annotation 0's mask, of 550 pixels  # the extent of annotation 0's mask, of 550 pixels
+HOLED = (20.0, 10.0, 50.0, 30.0)  # the extent of annotation 0's mask, of 550 pixels
 
 
-def withdecompressed(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
+def with_runs(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
     return {"segmentation": {"size": list(size), "counts": counts}}
 
 
@@ -78,7 +73,7 @@ def withdecompressed(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str,
         ),
         ({"segmentation": [20, 10, 50, 10, 50, 30, 20, 30]}, Reason.FLAT_POLYGON, HOLED),
         (
-            withdecompressed([20 * 60 + 10, *[20, 40] * 29, 20, 60 * 80 - 49 * 60 - 30]),
+            with_runs([20 * 60 + 10, *[20, 40] * 29, 20, 60 * 80 - 49 * 60 - 30]),
             Reason.RUN_LIST,
             HOLED,
         ),
@@ -119,16 +114,16 @@ def test_repaired(
         ({"bbox": None, "segmentation": None}, Reason.NO_BOX),
         ({"bbox": [1, 2, 3], "segmentation": []}, Reason.NO_BOX),
         ({"bbox": [1, 2, 3, 10**400], "segmentation": None}, Reason.NO_BOX),
-        (withdecompressed([4800], size=(80, 60)), Reason.UNUSABLE_MASK),
-        (withdecompressed([4000, 700]), Reason.UNUSABLE_MASK),
-        (withdecompressed([-1, 4801]), Reason.UNUSABLE_MASK),
-        (withdecompressed([4000.0, 800]), Reason.UNUSABLE_MASK),
-        (withdecompressed("garbage"), Reason.UNUSABLE_MASK),
-        (withdecompressed("b'garbage"), Reason.UNUSABLE_MASK),
-        (withdecompressed("PP1"), Reason.UNUSABLE_MASK),
-        (withdecompressed("o" * 5000), Reason.UNUSABLE_MASK),
-        (withdecompressed(""), Reason.UNUSABLE_MASK),
-        (withdecompressed(None), Reason.UNUSABLE_MASK),
+        (with_runs([4800], size=(80, 60)), Reason.UNUSABLE_MASK),
+        (with_runs([4000, 700]), Reason.UNUSABLE_MASK),
+        (with_runs([-1, 4801]), Reason.UNUSABLE_MASK),
+        (with_runs([4000.0, 800]), Reason.UNUSABLE_MASK),
+        (with_runs("garbage"), Reason.UNUSABLE_MASK),
+        (with_runs("b'garbage"), Reason.UNUSABLE_MASK),
+        (with_runs("PP1"), Reason.UNUSABLE_MASK),
+        (with_runs("o" * 5000), Reason.UNUSABLE_MASK),
+        (with_runs(""), Reason.UNUSABLE_MASK),
+        (with_runs(None), Reason.UNUSABLE_MASK),
         ({"segmentation": [[1, 1, 5, 5]]}, Reason.UNUSABLE_MASK),
         ({"segmentation": [[1, 1, 5, 5, 6, 1, 3]]}, Reason.UNUSABLE_MASK),
         ({"segmentation": [[1, 1, 5, 5, 6, "1"]]}, Reason.UNUSABLE_MASK),
@@ -249,7 +244,7 @@ def test_runs_of_length_zero(
     runs: list[int],
     extent: tuple | None,
 ) -> None:
-    mixed_content["annotations"][0] |= {"bbox": None, **withdecompressed(runs)}
+    mixed_content["annotations"][0] |= {"bbox": None, **with_runs(runs)}
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     boxes = [o.box for o in dataset.images[0].objects if o.annotation_id == 0]
     assert boxes == ([extent] if extent else [])

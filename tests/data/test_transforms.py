@@ -162,7 +162,8 @@ def test_targets_from_crops_are_those_from_full_masks(objects: list[tuple], jitt
     iou = np.where(union > 0, (cut & full).sum((1, 2)) / np.maximum(union, 1), 1)
     bias = cut.sum() / full.sum() - 1
     print(
-        f"\njitter {jitter}: {len(masks)} objects, mean IoU {iou.mean():.4f}, smallest {iou.min():.3f}, area {bias:+.2%}"
+        f"\njitter {jitter}: {len(masks)} objects, mean IoU {iou.mean():.4f}, "
+        f"smallest {iou.min():.3f}, area {bias:+.2%}"
     )
     assert len(masks) > 1400
     assert iou.mean() >= 0.95
