@@ -148,7 +148,7 @@ def test_labelme_images_inside_the_json(tmp_path: Path, capsys: pytest.CaptureFi
     labelme_file(tmp_path / "x.json", "D:\\data\\x.png", [labelme_mask("x", RING)], **more)
     with pytest.raises(
         ConfigError,
-        match=r"--allow-missing\): 1 of 1 images are lost .*: D:/data/x.png \(images whose file is m",
+        match=r"--allow-missing\): 1 of 1 images are lost .*: D:/data/x.png \(images whose file",
     ):
         convert(Labelme(tmp_path, tmp_path / "out.json"))
     options = Labelme(tmp_path, tmp_path / "out.json", write_images=True)
