@@ -40,14 +40,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 
-from mrcnn_jax.commands.data_summary import summary, summary_lines  # noqa: E402
-from mrcnn_jax.config.schema import ConfigError, DataConfig  # noqa: E402
-from mrcnn_jax.data.builder import make_record  # noqa: E402
-from mrcnn_jax.data.images import check_split  # noqa: E402
-from mrcnn_jax.data.loader import Split, load, plan_once  # noqa: E402
-from mrcnn_jax.data.records import CocoDataset  # noqa: E402
-from mrcnn_jax.data.transforms import resize_plan  # noqa: E402
-from mrcnn_jax.pixels.decode import decode_image  # noqa: E402
+from mrcnn_jax.commands.data_summary import summary, summary_lines
+from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.data.builder import make_record
+from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.loader import Split, load, plan_once
+from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.data.transforms import resize_plan
+from mrcnn_jax.pixels.decode import decode_image
 
 Kind = Literal["annotations", "images"]
 
