@@ -120,14 +120,9 @@ def augmented(
     config: AugmentConfig,
     another: Callable[[np.random.Generator], Picture],
 ) -> Scene:
-    """The scene with augmentation drawn from `key`.
+    """The scene with augmentation drawn from `key`, on a canvas (height, width).
 
-    Args:
-        picture: a training image.
-        canvas: (height, width) of its canvas.
-        key: see the module; the same key gives the same scene.
-        config: what may be drawn.
-        another: draws a training image whose objects may be pasted.
+    `another` draws a training image whose objects may be pasted.
     """
     rng = np.random.default_rng(tuple(key))
     view = _drawn(picture, rng, config)

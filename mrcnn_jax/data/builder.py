@@ -116,17 +116,9 @@ def _quiet() -> Iterator[None]:
 
 
 def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
-    """The data source of a checked data set, built unless it is there already.
+    """The data source of a checked data set, built in its `folder` of the cache if it is not there.
 
-    Args:
-        dataset: as `check_images` returns it.
-        folder: the data set's folder in the cache.
-
-    Returns:
-        Records (see `make_record`); record `i` is `dataset.images[i]`.
-
-    Raises:
-        ConfigError: `folder` cannot be written to.
+    Record `i` (see `make_record`) is `dataset.images[i]`. ConfigError if `folder` is not writable.
     """
     if not (folder / FOLDER).is_dir():
         with writing(folder):

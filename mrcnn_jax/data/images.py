@@ -94,15 +94,8 @@ def check_split(
 
 
 def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[CocoDataset, Path]:
-    """Decodes every image, unless the cache knows it.
-
-    Args:
-        dataset: as read from its file.
-        cache: the folder in which results are kept.
-        data: the limits, and how many threads decode.
-
-    Returns:
-        The data set without undecodable images, with `upright` set; and its folder in `cache`.
+    """Decodes every image that the cache does not know. Returns the data set without undecodable
+    images, with `upright` set, and its folder in `cache`.
 
     Raises:
         ConfigError: an image is over `data.max_pixels` (its header says so, it is never decoded) or

@@ -168,14 +168,8 @@ def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterat
     Raises:
         RuntimeError: an image cannot be loaded; names its file.
     """
-    images = _Batches(
-        split.source,
-        split.plans,
-        tuple(i.id for i in split.dataset.images),
-        len(split.dataset.categories),
-        tuple(plan),
-        data,
-    )
+    ids, classes = tuple(i.id for i in split.dataset.images), len(split.dataset.categories)
+    images = _Batches(split.source, split.plans, ids, classes, tuple(plan), data)
     dataset = grain.MapDataset.source(images)
     if data.workers:
         if not flags.FLAGS.is_parsed():

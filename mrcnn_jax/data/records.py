@@ -126,12 +126,8 @@ class CocoDataset:
             for i in self.images
         ]
         categories = [{"id": c.id, "name": c.name} for c in self.categories]
-        return {
-            "info": {},
-            "images": images,
-            "annotations": annotations,
-            "categories": categories,
-        }
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        return {"info": {}, **content}
 
 
 def coco_annotation(

@@ -42,18 +42,10 @@ class Dropped(Exception):
 def object_record(
     raw: dict[str, Any], label: int, height: int, width: int, note: Note, formats: BoxFormats
 ) -> ObjectRecord:
-    """The checked record of an annotation.
+    """The checked record of an annotation in an image of height x width.
 
-    Args:
-        raw: the annotation, with an integer "id".
-        label: 1..K.
-        height, width: of its image.
-        note: called with each reason for a repair.
-        formats: is given the raw box as evidence.
-
-    Raises:
-        Dropped: the annotation is unusable.
-        ConfigError: the whole file should be refused; the message does not name it.
+    Reasons for repairs go to `note`, the box as written to `formats`. Raises Dropped if the
+    annotation is unusable, ConfigError, without the file's name, if the whole file is.
     """
     rle = mask_rle(raw.get("segmentation"), height, width, note)
     iscrowd = raw.get("iscrowd") or 0
@@ -175,19 +167,8 @@ class BoxFormats:
 
 
 def mask_rle(segmentation: Any, height: int, width: int, note: Note) -> RLE | None:
-    """A segmentation (polygons, a list of runs or COCO's compressed runs) as compressed runs.
-
-    Args:
-        segmentation: as written in the file.
-        height, width: of the image.
-        note: called with each reason for a repair.
-
-    Returns:
-        {"size": [height, width], "counts": str}; None if there is no segmentation.
-
-    Raises:
-        Dropped: it is unusable.
-    """
+    """A segmentation (polygons, a list of runs or COCO's compressed runs) as compressed runs; None
+    if there is none, Dropped if it is unusable."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):

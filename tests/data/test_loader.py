@@ -49,7 +49,7 @@ def _plan(split: Split, size: int = 2, **options: Any) -> list[PlannedBatch]:
     )
 
 
-def test_the_whole_road_on_shapes(
+def test_the_whole_pipeline_on_shapes(
     shapes_split: Split, shapes_folder: Path, shapes_data: DataConfig
 ) -> None:
     """At scale 1 every pixel, box and mask of the files is found in the batches, each image

@@ -171,7 +171,8 @@ def voc_xml(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"<annotation><folder>VOC2012</folder><filename>{filename or path.stem + '.png'}</filename>"
-        f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size><segmented>1</segmented>{objects}</annotation>"
+        f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
+        f"<segmented>1</segmented>{objects}</annotation>"
     )
 
 
@@ -323,8 +324,8 @@ def break_masks(values: np.ndarray | bytes | None, **options: Any) -> Callable[[
 def checked(
     options: Options, cache: Path, out: Path | None = None, *, but: Reason | None = None
 ) -> CocoDataset:
-    """The checker's data set of the converted file: nothing was dropped, clipped or mended there
-    (`but` for this)."""
+    """The checker's data set of the converted file, of which nothing was dropped, clipped or
+    repaired (`but` for this)."""
     images = options.open_images().folder
     (found, _) = check_split(
         out or options.out, images, cache=cache, data=DataConfig(), keep_empty=True

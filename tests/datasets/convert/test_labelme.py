@@ -109,7 +109,7 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("written", "mended"),
+    ("written", "repaired"),
     [
         ("../images/é.png", False),
         ("..\\images\\é.png", False),
@@ -121,7 +121,7 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_labelme_images_are_found(
-    written: str, mended: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    written: str, repaired: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture(tmp_path / "images" / "é.png")
     picture(tmp_path / "images" / "other.png")
@@ -138,7 +138,7 @@ def test_labelme_images_are_found(
     assert (
         "repaired 1: images that are not where the annotation says: found by their name (é.json)"
         in text
-    ) == mended
+    ) == repaired
     assert "left out 1: images without an annotation (see --keep-unannotated) (other.png)" in text
 
 
