@@ -1,5 +1,4 @@
-"""What becomes of images: every accident with its outcome, and the cache of it. (Annotations:
-test_read_coco.py.)"""
+"""Image files: every accident with its outcome, and the cache. (Annotations: test_reading.py.)"""
 
 from __future__ import annotations
 
@@ -118,8 +117,8 @@ def test_no_usable_image_is_left(
 def test_another_size_than_annotated(
     mixed_content: dict[str, Any], write_json: WriteJson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen in the header where neither way fits; after decoding where a turn would fit that EXIF
-    does not ask for."""
+    """Seen in the header if neither way fits; after decoding if only a turn fits that EXIF does not
+    ask for."""
     image = mixed_content["images"][-1]
     image["height"] = 61
     path = write_json(mixed_content)
@@ -199,8 +198,8 @@ def test_all_orientations_give_one_picture_and_aligned_masks(
 
 
 def test_stored_pixels_are_kept_where_they_are_what_is_annotated(mixed_file: Path) -> None:
-    """Orientation 6 with the size of the stored picture: this file's annotations are of stored
-    pixels, so a half turn is none."""
+    """Orientation 6 with the stored size: this file annotates stored pixels, so a half turn is
+    ignored."""
     folder = mixed_file.parent / "images"
     pictures = {
         n: np.random.default_rng(n).integers(0, 256, size, np.uint8)
@@ -228,8 +227,7 @@ def test_stored_pixels_are_kept_where_they_are_what_is_annotated(mixed_file: Pat
 
 
 def test_a_majority_decides_what_sizes_do_not_tell(mixed_file: Path) -> None:
-    """Two images annotated as seen against one as stored: a third kind, that fits either way, is
-    turned."""
+    """Two images annotated as seen against one as stored: an image that fits either way is turned."""
     folder = mixed_file.parent / "images"
     picture = np.zeros((60, 80, 3), np.uint8)
     _oriented(picture, 6, folder / "photo 0.png")
@@ -277,8 +275,7 @@ def test_a_damaged_cache_is_no_result(mixed_file: Path, content: str) -> None:
 
 
 def test_what_failed_is_tried_again(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that was away for a moment costs no image for good, and the others are not decoded
-    again for it."""
+    """A disk that was away for a moment loses no image for good; only its images are read again."""
     path = mixed_file.parent / "images" / "photo 2.png"
 
     def away(file: Path) -> bytes:

@@ -71,8 +71,8 @@ def _set(key: str, position: int, **change: Any) -> Any:
 
 
 def _each_box(change: Callable[[list[float], float, float], list[float]], masks: bool) -> Any:
-    """The same content with every bbox changed (given its image's width and height), with or
-    without its masks."""
+    """The same content with every bbox changed, given the image's width and height; with or without
+    its masks."""
 
     def changed(content: dict[str, Any]) -> dict[str, Any]:
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
@@ -228,7 +228,7 @@ def test_category_ids_become_labels_in_their_order(
     ids: tuple,
     repaired: bool,
 ) -> None:
-    """The ids may also be written in one way there and in another in the annotations."""
+    """Also if the categories and the annotations write the same id in different ways."""
     names = {90: "ninety", 3: "three", 7: "seven"}
     new = dict(zip(names, ids, strict=True))
     mixed_content["categories"] = [{"id": new[old], "name": name} for old, name in names.items()]

@@ -171,7 +171,7 @@ def test_no_segmentation_is_a_box_and_said_so(
 def test_honest_boxes_are_not_taken_for_corners(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:
-    """Boxes that leave the image by far, and would fit as corners, beside one that would not; and
+    """Boxes that leave the image by far and would fit as corners, beside one that would not; and
     boxes of one pixel."""
     for number, box in ((0, [50, 40, 70, 60]), (1, [40, 30, 60, 50]), (2, [40, 40, 10, 10])):
         mixed_content["annotations"][number] |= {"bbox": box, "segmentation": None}
@@ -193,8 +193,7 @@ def test_honest_boxes_are_not_taken_for_corners(
 
 @pytest.mark.data
 def test_honest_data_is_not_repaired(data_folder: Path) -> None:
-    """On COCO's own boxes and masks neither the test for a box far from its mask nor those for
-    other formats fire."""
+    """COCO's own boxes are not called far from their masks, nor taken for another format."""
     for file, images in (
         ("coco300/annotations/instances_train.json", "coco300/images"),
         ("coco300/annotations/instances_val.json", "coco300/images"),
@@ -254,8 +253,7 @@ def test_runs_of_length_zero(
 def test_several_parts_and_holes(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:
-    """3,000 squares of 2 x 2 on a grid are as many pixels as they have; as runs, holes stay
-    holes."""
+    """3,000 squares of 2 x 2 on a grid become exactly their pixels."""
     image = mixed_content["images"][-1] | {"height": 60, "width": 80}
     squares = [(2 * (n % 40), 2 * (n // 40 % 30)) for n in range(3000)]
     parts = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for x, y in squares]

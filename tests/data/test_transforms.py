@@ -77,8 +77,8 @@ def test_resizing_agrees_with_pillow() -> None:
 )
 @pytest.mark.parametrize("size", [7, 28])
 def test_crops_are_means_over_windows(box: tuple[float, float, float, float], size: int) -> None:
-    """Against dense sampling: each cell is the mean over a window as wide as the cell, at least a
-    pixel; borders repeat."""
+    """Against dense sampling: a cell is the mean over a window of its width, at least a pixel;
+    borders repeat."""
     mask = np.random.default_rng(1).random((30, 40)) < 0.5
     x1, y1, x2, y2 = box
     samples = (np.arange(400) + 0.5) / 400 - 0.5

@@ -1,4 +1,4 @@
-"""Images of any kind become RGB; what is none, or cut off, is a ValueError."""
+"""Images of any kind become RGB; other files, and those cut off, raise a ValueError."""
 
 from __future__ import annotations
 
@@ -188,8 +188,8 @@ def test_refused(file: bytes, message: str) -> None:
     "ignore:.*:UserWarning"
 )  # ours is set when the module is imported, and pytest sets its own
 def test_cut_off_anywhere(options: dict[str, Any]) -> None:
-    """JPEG, PNG, WebP and TIFF files that end too early are never taken for whole; only a PNG may
-    lack its last checksum."""
+    """JPEG, PNG, WebP and TIFF files that end too early are refused; only a PNG may lack its last
+    checksum."""
     whole = encoded(PICTURE, **options)
     for length in {*range(0, len(whole) - 4, 7), *range(len(whole) - 40, len(whole) - 4)}:
         with pytest.raises(ValueError, match="not an image"):
@@ -197,7 +197,7 @@ def test_cut_off_anywhere(options: dict[str, Any]) -> None:
 
 
 def test_the_limit_is_seen_in_the_header(tmp_path: Path) -> None:
-    """A bomb: a header that promises 40,000 x 50,000 pixels, and hardly any data."""
+    """A bomb: a header for 40,000 x 50,000 pixels, and hardly any data."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 40_000, 8, 2, 0, 0, 0)
     bomb = bytearray(encoded(PICTURE, "PNG"))
     bomb[12:33] = chunk + struct.pack(">I", zlib.crc32(chunk))

@@ -31,8 +31,8 @@ BOXES = [
 
 
 def _paste_by_loop(mask: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
-    """Probabilities on the whole image, one pixel and one neighbour at a time; -1 where the pixel's
-    centre is not in the box."""
+    """Probabilities on the whole image, pixel by pixel; -1 where the pixel's centre is not in the
+    box."""
     x1, y1, x2, y2 = box
     m = mask.shape[0]
     image = np.full(size, -1.0)
@@ -87,8 +87,8 @@ def test_paste_equals_torchvisions_recorded_probabilities() -> None:
 
 
 def test_torchvisions_boxes_are_whole_pixels() -> None:
-    """By hand: 4 cells and 2 of border on a box of 8 px make 12 px, from 2 to 14, and pixel 14 as
-    well."""
+    """By hand: 4 cells and 2 of border on a box of 8 px make 12 px, from 2 to 14, and pixel 14
+    too."""
     image = _whole(
         np.ones((4, 4), np.float32), (4.0, 4.0, 12.0, 12.0), (20, 20), "torchvision", outside=-1
     )
@@ -114,8 +114,7 @@ def test_one_half_is_the_object_but_for_torchvision() -> None:
     [(3.0, 4.0, 17.0, 15.0), (0.0, 0.0, 28.0, 23.0), (4.4, 5.4, 20.6, 9.6), (7.4, 8.4, 7.6, 8.6)],
 )
 def test_a_mask_of_ones_fills_the_box(box: tuple[float, ...]) -> None:
-    """Exactly the pixels whose centres lie in the box, as long as it is not larger than the mask
-    has cells."""
+    """Exactly the pixels with centres in the box, as long as its side is at most the mask's."""
     x, y = np.arange(SIZE[1]) + 0.5, np.arange(SIZE[0]) + 0.5
     inside = ((box[1] <= y) & (y < box[3]))[:, None] & ((box[0] <= x) & (x < box[2]))[None]
     np.testing.assert_array_equal(_whole(np.ones((28, 28), np.float32), box, SIZE) >= 0.5, inside)

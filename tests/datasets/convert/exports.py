@@ -228,8 +228,7 @@ def as_voc(folder: Path, drawn: Drawn) -> Options:
 
 
 def as_voc_without_xml(folder: Path, drawn: Drawn) -> Options:
-    """As CVAT's "Segmentation mask" has them: colours, and a list of them; instances in colours of
-    their own."""
+    """As in CVAT's "Segmentation mask": a list of class colours, and a colour per instance."""
     labels = sorted({label for objects in drawn.values() for label, _ in objects})
     colours = {label: (10, 200, 30 + 60 * i) for i, label in enumerate(labels)}
     for name, objects in drawn.items():
@@ -267,8 +266,7 @@ def as_label_images(folder: Path, drawn: Drawn) -> Options:
 
 
 def as_folders(folder: Path, drawn: Drawn) -> Options:
-    """masks/image/class/1.png, 0 and 255. A folder cannot say that an image is empty:
-    --keep-unannotated."""
+    """masks/image/class/1.png, 0 and 255. No folder marks an empty image: --keep-unannotated."""
     for name, objects in drawn.items():
         picture(folder / name)
         for number, (label, mask) in enumerate(objects, 1):
@@ -353,8 +351,7 @@ def objects(dataset: CocoDataset, file: str) -> list[tuple[str, np.ndarray]]:
 
 
 def same_but_for_the_border(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether masks differ only in pixels that touch the border of the expected one (at its
-    corners, too)."""
+    """Whether masks differ only in pixels that touch the expected border, also at corners."""
     kernel, mask = np.ones((3, 3), np.uint8), expected.astype(np.uint8)
     border = cv2.dilate(mask, kernel) != cv2.erode(
         mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=1

@@ -169,8 +169,8 @@ def test_labelme_images_inside_the_json(tmp_path: Path, capsys: pytest.CaptureFi
 def test_turned_photographs(
     size: tuple[Any, Any], stored: tuple[int, int], upright: bool, tmp_path: Path
 ) -> None:
-    """labelme shows pictures as EXIF says, and the checker turns the pixels to fit its sizes;
-    without a size, upright is meant."""
+    """labelme shows pictures as EXIF says, and the checker turns the pixels to fit the size;
+    without a size, the picture is upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(tmp_path / "x.jpg", stored, exif=exif)

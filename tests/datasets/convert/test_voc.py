@@ -37,8 +37,8 @@ from mrcnn_jax.datasets.convert.write import convert
 def test_voc_borders_difficult_objects_and_boxes_without_masks(
     mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also an object of which so little is marked, and a bit outside of its box, that only its
-    number tells which one it is."""
+    """Also an object with a mask so small, and partly outside its box, that only its number
+    identifies it."""
     picture(tmp_path / "JPEGImages" / "x.jpg")
     picture(tmp_path / "JPEGImages" / "y.jpg")
     inner, core = block(4, 6, 18, 30), block(30, 5, 45, 15)
@@ -93,8 +93,8 @@ def test_voc_borders_difficult_objects_and_boxes_without_masks(
 def test_voc_numbers_that_are_not_those_of_the_xml(
     names: str | None, cat: int, other: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Instances numbered otherwise go to the object whose box they have; what no <object> has goes
-    by its class, or is dropped."""
+    """Instances with other numbers go to the object with their box; those without an <object> take
+    the class there, or are dropped."""
     picture(tmp_path / "JPEGImages" / "x.png")
     parts = [
         block(30, 5, 45, 15),

@@ -45,8 +45,8 @@ from mrcnn_jax.datasets.convert.write import convert
 def test_masks_come_back_as_they_were_drawn(
     write: Callable[[Path, Drawn], Options], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With holes, in several parts, of one pixel, at the border, inside one another; names and
-    labels beyond ASCII; an empty image."""
+    """Masks with holes, in parts, of one pixel, at the border, inside one another; names and labels
+    beyond ASCII; an empty image."""
     options = write(tmp_path, PICTURES)
     assert convert(options) == [options.out]
     assert capsys.readouterr().out.startswith("kept 3 images, 5 objects, 0 crowds\n2 classes:"), (
@@ -160,8 +160,7 @@ def test_missing_and_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_broken_files_are_converted_or_refused_in_a_line(
     write: Callable[[Path, Drawn], Options], tmp_path: Path
 ) -> None:
-    """Bytes of the files changed, cut out, repeated: no other error, and what comes through has
-    whole masks."""
+    """Bytes of the files changed, cut out or repeated raise no other error."""
     options = write(tmp_path, {"a.png": PICTURES["a.png"]})
     files = {
         path: path.read_bytes()
