@@ -175,7 +175,7 @@ def test_cut_objects_without_a_mask_keep_their_part_of_the_box() -> None:
 
 
 def test_objects_of_less_than_a_pixel_are_lost() -> None:
-    """At a tenth of the size, 11 px become 1.1 px, and 9 px are lost; unaugmented, both are kept."""
+    """At a tenth of the size, 11 px become 1.1 px, and 9 px are lost; unaugmented, both stay."""
     masks = [np.zeros((100, 100), bool) for _ in range(3)]
     masks[0][20:31, 20:31] = masks[1][50:80, 50:59] = masks[2][60:69, 70:90] = True
     subject = picture(

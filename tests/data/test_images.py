@@ -227,7 +227,7 @@ def test_stored_pixels_are_kept_where_they_are_what_is_annotated(mixed_file: Pat
 
 
 def test_a_majority_decides_what_sizes_do_not_tell(mixed_file: Path) -> None:
-    """Two images annotated as seen against one as stored: an image that fits either way is turned."""
+    """Two images annotated as seen, one as stored: an image that fits either way is turned."""
     folder = mixed_file.parent / "images"
     picture = np.zeros((60, 80, 3), np.uint8)
     _oriented(picture, 6, folder / "photo 0.png")

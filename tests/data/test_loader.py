@@ -327,7 +327,7 @@ def test_images_of_any_shape(
     name: str,
     resized: tuple[int, int],
 ) -> None:
-    """Filled by one object, with the default config: finite values, and the object's mask is full."""
+    """Filled by one object, with the default config: values are finite, the mask is full."""
     path = tmp_path / "images" / name.replace("\\", "/")
     path.parent.mkdir(parents=True)
     Image.new("RGB", (width, height), (10, 200, 30)).save(path)
