@@ -210,7 +210,7 @@ def test_broken_files_are_converted_or_refused_in_a_line(
     [
         (
             break_masks(TWO, split=0.5),
-            r"--split: 0.5 of 1 images leaves one of the two files empty",
+            r"--split: 0.5 of 1 images leaves one of the files empty",
         ),
         (break_masks(TWO, categories=Path(__file__)), r"test_write.py: '.*' is named \d+ times"),
         (break_masks(TWO, categories=Path("/none.txt")), r"/none.txt: No such file or directory"),
