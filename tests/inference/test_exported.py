@@ -122,7 +122,7 @@ def test_mistakes_are_one_line(
     for workdir, out, message in (
         ("nowhere", "old", "nowhere/config.json: no such file (is this a run's folder?)"),
         (str(kept_run), ".", ".: is a folder"),
-        (str(kept_run), "old/new", "old: cannot be made: File exists"),
+        (str(kept_run), "old/new", "old: cannot be created: File exists"),
     ):
         monkeypatch.setattr(sys, "argv", ["export", "--workdir", workdir, "--out", out])
         with pytest.raises(SystemExit) as stopped:

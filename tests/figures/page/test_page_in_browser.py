@@ -25,8 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    metrics = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+def data() -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {"stage": NAMES[3], "step": i, "split": "train", "loss/total": 3 / i, "loss/rpn_box": 2 / i}
         for i in range(1, 300)
@@ -35,8 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         {"stage": NAMES[3], "step": 150 * i, "split": "val", "loss/total": 1 / i, "recall@50": 0.4}
         for i in (1, 2)
     ]
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data_of(*case(), metrics_jsonl=metrics)
+    return data_of(*case(), rows=rows)
 
 
 @pytest.fixture(scope="module")
