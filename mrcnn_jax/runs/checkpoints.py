@@ -35,6 +35,7 @@ from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.output import text_table
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.environment import changes, environment
 from mrcnn_jax.runs.state import TrainState
@@ -336,14 +337,11 @@ def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path)
         ]
         if len(paths) > _SHOWN_LEAVES:
             rows.append((what, f"... and {len(paths) - _SHOWN_LEAVES} more", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     counts = ", ".join(f"{len(paths)} {what}" for what, paths in kinds.items() if paths)
     raise ConfigError(
-        "\n  ".join([f"{folder}: does not fit this model and stage: {counts}", *table])
+        "\n  ".join(
+            [f"{folder}: does not fit this model and stage: {counts}", *text_table(rows, left=4)]
+        )
     )
 
 

@@ -12,6 +12,8 @@ import os
 import shutil
 from pathlib import Path
 
+from mrcnn_jax.output import whole_file
+
 NAME = "manifest.json"
 
 
@@ -32,10 +34,9 @@ def write(folder: Path) -> None:
     }
     for path in (*files, *(path for path in folder.rglob("*") if path.is_dir())):
         flush(path)
-    part = folder / f"{NAME}.part"
-    part.write_text(json.dumps({"files": recorded}, indent=1))
-    flush(part)
-    part.rename(folder / NAME)
+    with whole_file(folder / NAME) as part:
+        part.write_text(json.dumps({"files": recorded}, indent=1))
+        flush(part)
     flush(folder)
 
 
