@@ -372,9 +372,9 @@ def test_another_model_is_refused_with_a_table_of_the_leaves(run: Checkpoints) -
     with pytest.raises(ConfigError) as caught:
         run.restore(STATE.replace(params=params), meta(3))
     first, *table = str(caught.value).split("\n")
-    assert (
-        first
-        == f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, 2 differing"
+    assert first == (
+        f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, "
+        "2 differing"
     )
     assert table == [
         "             leaf                    checkpoint     this model",
