@@ -1,4 +1,4 @@
-"""The machine and libraries on which a run repeats bit for bit."""
+"""The machine and libraries of a run: with others it does not repeat bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jaxlib
 
 
 def environment() -> dict[str, str | int]:
-    """All that bit-for-bit repetition depends on beside the config."""
+    """Collect everything besides the config on which bit-for-bit repetition depends."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
