@@ -68,7 +68,7 @@ class MetricsLog:
         Args:
             stage: name of the stage.
             step: steps done within the stage.
-            epoch: epochs done within the stage.
+            epoch: number of the epoch within the stage, from 1.
             split: "train" or "val".
             values: name ("loss/total") -> anything that `float` takes.
 
