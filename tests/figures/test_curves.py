@@ -88,17 +88,6 @@ def test_curves_hold_every_loss_of_every_stage(tmp_path: Path, drawn: list[Figur
             assert not axis.axison or (axis.get_xlabel() == "step" and axis.get_ylabel())
 
 
-def test_a_repeated_step_counts_once_and_the_last_time(tmp_path: Path, drawn: list[Figure]) -> None:
-    rows = [
-        {"stage": "rpn", "step": step, "split": "train", "loss/total": value}
-        for step, value in ((0, 1.0), (1, 9.0), (1, 2.0), (2, 3.0))
-    ]
-    curves(rows, tmp_path)
-    np.testing.assert_array_equal(
-        _lines(drawn[0])["total loss"]["training (smoothed)"], [[0, 1], [1, 2], [2, 3]]
-    )
-
-
 def test_losses_that_are_no_numbers_leave_gaps(tmp_path: Path, drawn: list[Figure]) -> None:
     values = [1.0, float("nan"), 3.0, float("inf"), 2.0]
     rows = [
