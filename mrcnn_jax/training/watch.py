@@ -22,6 +22,7 @@ from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.figures.curves import curves
 from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Meta, flatten
 from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.run import Run
@@ -193,7 +194,7 @@ class Watch:
         key = jax.random.key(run.config.seed)
         totals: dict[str, float] = {}
         count = 0
-        boxes: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image -> proposals, ground truth
+        boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
         for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
             values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
             values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
@@ -202,12 +203,10 @@ class Watch:
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * images
             for i in np.flatnonzero(batch.valid):
-                scale = np.tile(batch.scales[i][::-1], 2)
-                truth = batch.ground_truth
-                boxes[int(batch.indices[i])] = (
-                    found.boxes[i][found.valid[i]] / scale,
-                    truth.boxes[i][truth.valid[i]] / scale,
-                )
+                seen = found.boxes[i][found.valid[i]]
+                truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
+                pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
+                boxes[int(batch.indices[i])] = tuple(pair)
         means = {name: total / max(count, 1) for name, total in totals.items()}
         if "rpn" in stage.losses:
             boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
