@@ -2,7 +2,7 @@
 it.
 
     {"stage": "rpn", "step": 20, "epoch": 1, "split": "train", "loss/total": 0.71,
-    "loss/objectness": 0.42}
+    "loss/rpn_objectness": 0.42}
 
 `step` counts the steps done within the stage. Numbers are written with as many digits as they need
 to be read back the same; those that JSON has no number for are the strings "NaN", "Infinity" and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.open import OpenRun
+from mrcnn_jax.training.open import OpenRun, Progress
 from mrcnn_jax.training.optimizer import learning_rate
 from mrcnn_jax.training.profiler import Profiler
 from mrcnn_jax.training.replay import FailedStep, write_failed
@@ -45,19 +45,6 @@ class TrainingError(RuntimeError):
     """
 
 
-@dataclass
-class Progress:
-    """Where a run stands."""
-
-    stage_index: int
-    step: int = 0
-    """Steps done in the stage."""
-    best: float = math.inf
-    """The lowest validation loss in the stage."""
-    mask_ap: float | None = None
-    """Mask AP of the parameters, if it was just measured."""
-
-
 @dataclass(frozen=True)
 class Step:
     """A training step whose metrics have not been read."""
@@ -69,7 +56,9 @@ class Step:
     metrics: dict[str, Any]
 
 
-def batches(run: OpenRun, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[Batch]:
+def batches(
+    run: OpenRun, split: Split, plan: Sequence[PlannedBatch]
+) -> Generator[Batch, None, None]:
     """The rows of a plan's batches that this process loads; TrainingError names a broken image."""
     try:
         yield from load(split, own_rows(plan, run.mesh), run.config.data)
@@ -236,7 +225,7 @@ class Watch:
         """The description of a checkpoint of the run as it stands."""
         run, index = self.run, progress.stage_index
         return Meta(
-            step=steps_done(run, progress),
+            step=run.steps_done(progress),
             stage=run.config.stages[index].name,
             stage_index=index,
             stage_step=progress.step,
@@ -284,8 +273,3 @@ def as_text(values: dict[str, float], digits: int) -> str:
     return "  ".join(
         f"{name.removeprefix('loss/')} {value:.{digits}f}" for name, value in values.items()
     )
-
-
-def steps_done(run: OpenRun, progress: Progress) -> int:
-    """Steps since the run began, over all stages."""
-    return sum(map(run.total_steps, range(progress.stage_index))) + progress.step
