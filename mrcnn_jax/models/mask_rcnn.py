@@ -63,39 +63,17 @@ class MaskRCNN(nn.Module):
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
         self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
 
-    def features(
-        self,
-        images: UInt8[Array, "b h w 3"],
-        image_sizes: Int32[Array, "b 2"],
-        valid: Bool[Array, " b"],
-        *,
-        live: bool = False,
-    ) -> Pyramid:
-        """P2..P6, or C4, of uint8 RGB canvases.
-
-        Args:
-            image_sizes: (height, width) of each image on its canvas, pixels.
-            valid: False for images that fill up the batch.
-            live: normalise by batch statistics where the config asks for it; so in all methods.
-        """
-        maps = self.resnet(
-            normalise(images, image_sizes, self.config),
-            image_sizes=image_sizes,
-            valid=valid,
-            live=live,
-        )
+    def features(self, batch: Batch, *, live: bool = False) -> Pyramid:
+        """P2..P6, or C4; `live`: normalise by batch statistics where the config asks for it."""
+        sizes = batch.image_sizes
+        pixels = normalise(batch.images, sizes, self.config)
+        maps = self.resnet(pixels, image_sizes=sizes, valid=batch.valid, live=live)
         return self.fpn(maps) if self.config.backbone == "fpn" else {"c4": maps["c4"]}
 
-    def propose(
-        self,
-        features: Pyramid,
-        image_sizes: Int32[Array, "b 2"],
-        valid: Bool[Array, " b"],
-        *,
-        live: bool = False,
-    ) -> RPNOutput:
-        """Objectness and deltas of every anchor; arguments as of `features`."""
-        return self.rpn(_maps(features), image_sizes=image_sizes, valid=valid, live=live)
+    def propose(self, features: Pyramid, batch: Batch, *, live: bool = False) -> RPNOutput:
+        """Objectness and deltas of every anchor; `live` as in `features`."""
+        sizes, valid = batch.image_sizes, batch.valid
+        return self.rpn(_maps(features), image_sizes=sizes, valid=valid, live=live)
 
     def boxes(
         self,
@@ -106,9 +84,8 @@ class MaskRCNN(nn.Module):
         live: bool = False,
     ) -> BoxOutput:
         """Class logits and deltas of boxes in canvas pixels; `live` concerns res5 (C4)."""
-        pooled = self._roi_features(
-            features, boxes, valid, self.config.box_head.pool_size, live=live
-        )
+        size = self.config.box_head.pool_size
+        pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
         return self.box_head(pooled)
@@ -198,7 +175,7 @@ class MaskRCNN(nn.Module):
 
     def __call__(self, batch: Batch) -> Prediction:
         """Predicts proposals, detections and masks in four calls."""
-        features = self.features(batch.images, batch.image_sizes, batch.valid)
+        features = self.features(batch)
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
         assert detections.labels is not None
@@ -207,9 +184,8 @@ class MaskRCNN(nn.Module):
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:
         """The RPN's best boxes of each image."""
-        return select_proposals(
-            self.propose(features, batch.image_sizes, batch.valid), batch, self.config, train=False
-        )
+        output = self.propose(features, batch)
+        return select_proposals(output, batch, self.config, train=False)
 
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
         """The box head's best boxes of each image."""
