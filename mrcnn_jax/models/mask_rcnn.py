@@ -26,6 +26,7 @@ from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
 Pyramid = dict[str, Array]
+Variables = dict[str, Any]
 
 _RPN = {"resnet", "fpn", "rpn"}
 _BOX = _RPN | {"res5", "box_head"}
@@ -123,12 +124,7 @@ class MaskRCNN(nn.Module):
         labels: Int32[Array, "b n"],
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b n m m"]:
-        """Mask probabilities of boxes for their labels, refined where the config asks for it.
-
-        Args:
-            boxes: in canvas pixels.
-            labels: 1..K.
-        """
+        """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured."""
         logits = self.masks(features, boxes, valid)
         refine = self.config.mask_head.refine
         if not refine.steps:
@@ -190,9 +186,8 @@ class MaskRCNN(nn.Module):
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
         """The box head's best boxes of each image."""
         output = self.boxes(features, proposals.boxes, proposals.valid)
-        return jax.vmap(lambda o, p, size: box_detections(o, p, size, self.config.box_head))(
-            output, proposals, batch.image_sizes
-        )
+        detect = functools.partial(box_detections, config=self.config.box_head)
+        return jax.vmap(detect)(output, proposals, batch.image_sizes)
 
 
 def _maps(features: Pyramid) -> list[Array]:
@@ -223,15 +218,11 @@ def select_proposals(
         train: use the numbers of boxes set for training (`train_pre_nms`, `train_proposals`).
         mesh: the devices that the rows of `batch` are spread over.
     """
-    height, width = batch.images.shape[1:3]
     rpn = config.rpn
     if train:
-        rpn = replace(
-            rpn,
-            pre_nms=rpn.train_pre_nms or rpn.pre_nms,
-            proposals=rpn.train_proposals or rpn.proposals,
-        )
-    anchors = pyramid_anchors(rpn, (height, width), config.strides)
+        before, after = rpn.train_pre_nms or rpn.pre_nms, rpn.train_proposals or rpn.proposals
+        rpn = replace(rpn, pre_nms=before, proposals=after)
+    anchors = pyramid_anchors(rpn, batch.images.shape[1:3], config.strides)
     select = per_image(lambda o, size: rpn_proposals(o, anchors, size, rpn), mesh)
     proposals = select(output, batch.image_sizes)
     proposals = proposals.replace(valid=proposals.valid & batch.valid[:, None])
@@ -245,6 +236,3 @@ def example_batch(canvas: tuple[int, int]) -> Batch:
     return blank_batch(1, canvas).replace(
         image_sizes=size, original_sizes=size, valid=np.ones(1, bool)
     )
-
-
-Variables = dict[str, Any]
