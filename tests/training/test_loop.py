@@ -189,7 +189,8 @@ def test_interrupted_runs_end_with_the_same_bits(
     # A kill without warning leaves rows of steps that the checkpoint does not know.
     with (run / "metrics.jsonl").open("a") as file:
         file.write(
-            '{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n{"stage": "box", "st'
+            '{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n'
+            '{"stage": "box", "st'
         )
     data = replace(tiny_config.data, threads=1)
     loop.train(
@@ -370,7 +371,7 @@ def test_each_annotation_file_is_parsed_once_a_run(
 # -- what a run waits for --------------------------------------------------------------------------
 
 
-def test_waiting_for_data_is_told_apart(
+def test_waiting_for_data_is_reported(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
@@ -425,7 +426,8 @@ def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_confi
     with pytest.raises(ConfigError) as error:
         loop.train(other, tiny_run)
     assert str(error.value) == (
-        f"{tiny_run}: holds a run of another config: model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
+        f"{tiny_run}: holds a run of another config: "
+        "model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
     )
     assert (
         sorted(
@@ -488,8 +490,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
 def test_a_config_that_cannot_be_trained_takes_no_folder(
     wrong: Any, message: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is said before anything is compiled, and the folder stays free for the config as
-    mended."""
+    """Every refusal comes before compiling, and the folder stays free for the corrected config."""
     monkeypatch.setattr(loop, "initialise", lambda *_, **__: pytest.fail("something was compiled"))
     with pytest.raises(ConfigError, match=message) as error:
         loop.train(wrong(tiny_config), tmp_path / "run")
@@ -509,7 +510,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
         "def get_config():\n"
         "    config = tiny.get_config()\n"
         "    rpn = config.stages[0]\n"
-        "    return replace(config, stages=(replace(rpn, optimizer=replace(rpn.optimizer, learning_rate=1e38)),))\n"
+        "    huge = replace(rpn.optimizer, learning_rate=1e38)\n"
+        "    return replace(config, stages=(replace(rpn, optimizer=huge),))\n"
     )
     command = [
         *script(tiny_config),
@@ -527,8 +529,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
     match = re.fullmatch(
-        r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
-        r" the batch is kept in run/failed_batch-rpn-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
+        r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; "
+        r"(image .*); the batch is kept in run/failed_batch-rpn-2\.npz "
+        r"\(python -m mrcnn_jax\.training\.replay FILE\);"
         r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
         last,
     )
@@ -688,7 +691,8 @@ def test_a_state_that_is_not_finite_is_not_saved(
     monkeypatch.setattr(watch, "flatten", flatten)
     with pytest.raises(
         loop.TrainingError,
-        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite \(1 in all\)",
+        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite "
+        r"\(1 in all\)",
     ):
         loop.train(replace(tiny_config, save_every_steps=1), tmp_path / "run")
     assert latest(tmp_path / "run").name == "00000001-rpn"
@@ -733,7 +737,8 @@ def test_the_checkpoints_must_find_room_before_the_first_step(
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
         with pytest.raises(
             ConfigError,
-            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free \(--keep-checkpoints is 2\)",
+            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free "
+            r"\(--keep-checkpoints is 2\)",
         ):
             loop.train(tiny_config, tmp_path / "run")
         assert not (tmp_path / "run" / "config.json").exists()
@@ -776,7 +781,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
         with pytest.raises(loop.TrainingError) as error:
             loop.train(replace(tiny_config, save_every_steps=2), run)
     assert str(error.value) == (
-        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} (the same command goes on from the last checkpoint)"
+        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} "
+        "(the same command goes on from the last checkpoint)"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002-rpn"]
     stop_at(3)
