@@ -105,7 +105,7 @@ class Watch:
         skipped = int(values.pop("skipped"))
         broken = tuple(name for name, value in values.items() if not math.isfinite(value))
         if broken:
-            self._keep_failed(stage_index, step, broken, skipped, state)
+            _keep_failed(self.run, stage_index, step, broken, skipped, state)
         # The schedule counts the steps that were applied: a skipped step keeps its rate for the
         # next one.
         applied = step.number - 1 - (skipped - bool(broken))
@@ -115,37 +115,6 @@ class Watch:
         self._write(stage, step.number, epoch, "train", values)
         losses = {name: value for name, value in values.items() if name.startswith("loss/")}
         return as_text(losses, 3)
-
-    def _keep_failed(
-        self,
-        stage_index: int,
-        step: Step,
-        broken: tuple[str, ...],
-        skipped: int,
-        state: TrainState,
-    ) -> None:
-        """Writes the batch of a step that is not finite, and warns of it or ends the run."""
-        run, stage = self.run, self.run.config.stages[stage_index]
-        records = [run.train_split.dataset.images[i] for i in step.planned.images]
-        images = {image.id: [record.annotation_id for record in image.objects] for image in records}
-        failed = FailedStep(stage_index, step.number, broken, images)
-        path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
-        batch = jax.tree.map(lambda *rows: np.concatenate(rows), *parallel.gather(step.batch))
-        state = parallel.to_host(state)
-        try:
-            if parallel.is_first():
-                write_failed(path, failed, run.config, batch, state)
-            kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
-        except OSError as error:
-            kept = f"the batch could not be kept in {path}: {error.strerror}"
-        line = f"stage {stage.name}, {failed}; {kept}"
-        allowed = run.config.skip_non_finite
-        if skipped > allowed:
-            raise TrainingError(
-                f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last "
-                "checkpoint"
-            )
-        tqdm.write(f"warning: {line}; left out, {skipped} of at most {allowed}")
 
     def is_evaluated(self, progress: Progress) -> bool:
         """Whether AP is measured at this end of an epoch."""
@@ -161,7 +130,7 @@ class Watch:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         values: dict[str, float] = {}
         if epoch == stage.epochs or epoch % run.config.validate_every_epochs == 0:
-            values |= self._validate(stage, validate, variables)
+            values |= _validate(run, stage, validate, variables)
             progress.best = float(np.fmin(values["loss/total"], progress.best))
         if self.is_evaluated(progress):
             values |= self._evaluate(progress, variables)
@@ -173,36 +142,6 @@ class Watch:
             # Figures and loaders refer to themselves: their memory would wait for the collector.
             gc.collect()
         return values
-
-    def _validate(
-        self, stage: StageConfig, validate: Any, variables: Variables
-    ) -> dict[str, float]:
-        """Losses averaged over the validation images, and recall of the proposals for the RPN."""
-        run = self.run
-        plan = plan_once(run.val_split, run.config.data.eval_batch_size)
-        key = jax.random.key(run.config.seed)
-        totals: dict[str, float] = {}
-        count = 0
-        boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
-        for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
-            values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
-            values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
-            images = len(planned.images)
-            count += images
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * images
-            for i in np.flatnonzero(batch.valid):
-                seen = found.boxes[i][found.valid[i]]
-                truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
-                pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
-                boxes[int(batch.indices[i])] = tuple(pair)
-        means = {name: total / max(count, 1) for name, total in totals.items()}
-        if "rpn" in stage.losses:
-            boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
-            pairs = [boxes[i] for planned in plan for i in planned.images]
-            proposals, truths = zip(*pairs, strict=True)
-            means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
-        return means
 
     def _evaluate(self, progress: Progress, variables: Variables) -> dict[str, float]:
         """COCO AP on the validation images; {} for all processes but the first."""
@@ -266,6 +205,68 @@ class Watch:
     ) -> None:
         if self.log is not None:
             self.log.write(stage=stage.name, step=step, epoch=epoch, split=split, values=values)
+
+
+def _keep_failed(
+    run: OpenRun,
+    stage_index: int,
+    step: Step,
+    broken: tuple[str, ...],
+    skipped: int,
+    state: TrainState,
+) -> None:
+    """Writes the batch of a step that is not finite, and warns of it or ends the run."""
+    stage = run.config.stages[stage_index]
+    records = [run.train_split.dataset.images[i] for i in step.planned.images]
+    images = {image.id: [record.annotation_id for record in image.objects] for image in records}
+    failed = FailedStep(stage_index, step.number, broken, images)
+    path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
+    batch = jax.tree.map(lambda *rows: np.concatenate(rows), *parallel.gather(step.batch))
+    state = parallel.to_host(state)
+    try:
+        if parallel.is_first():
+            write_failed(path, failed, run.config, batch, state)
+        kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
+    except OSError as error:
+        kept = f"the batch could not be kept in {path}: {error.strerror}"
+    line = f"stage {stage.name}, {failed}; {kept}"
+    allowed = run.config.skip_non_finite
+    if skipped > allowed:
+        raise TrainingError(
+            f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last "
+            "checkpoint"
+        )
+    tqdm.write(f"warning: {line}; left out, {skipped} of at most {allowed}")
+
+
+def _validate(
+    run: OpenRun, stage: StageConfig, validate: Any, variables: Variables
+) -> dict[str, float]:
+    """Losses averaged over the validation images, and recall of the proposals for the RPN."""
+    plan = plan_once(run.val_split, run.config.data.eval_batch_size)
+    key = jax.random.key(run.config.seed)
+    totals: dict[str, float] = {}
+    count = 0
+    boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
+    for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
+        values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
+        values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
+        images = len(planned.images)
+        count += images
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + float(value) * images
+        for i in np.flatnonzero(batch.valid):
+            seen = found.boxes[i][found.valid[i]]
+            truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
+            pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
+            boxes[int(batch.indices[i])] = tuple(pair)
+    means = {name: total / max(count, 1) for name, total in totals.items()}
+    if "rpn" in stage.losses:
+        boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
+        pairs = [boxes[i] for planned in plan for i in planned.images]
+        proposals, truths = zip(*pairs, strict=True)
+        means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
+    return means
 
 
 def as_text(values: dict[str, float], digits: int) -> str:
