@@ -190,14 +190,18 @@ def initial_weights(arguments: argparse.Namespace) -> Path:
 def splits(config: Config) -> tuple[Any, Any]:
     """(training, validation) images, as a run opens them."""
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     data = config.data
     assert data.cache is not None
     return tuple(  # type: ignore[return-value]
         open_split(
             name,
-            getattr(data, f"{name}_annotations"),
-            getattr(data, f"{name}_images"),
+            read_coco(
+                Path(getattr(data, f"{name}_annotations")),
+                Path(getattr(data, f"{name}_images")),
+                data,
+            ),
             cache=Path(data.cache),
             data=data,
         )

@@ -120,7 +120,7 @@ def scaled(data: DataConfig, scale: float) -> DataConfig:
 
 
 def _detect(model: MaskRCNN, batch: Batch) -> tuple[Pyramid, Instances]:
-    features = model.features(batch.images, batch.image_sizes, batch.valid)
+    features = model.features(batch)
     return features, model.detections(features, model.proposals(features, batch), batch)
 
 
