@@ -59,8 +59,9 @@ sys.path[:0] = [
 ]  # the package need not be installed; the peer is shared with the tests
 
 from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, DataConfig, OptimizerConfig
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 
 SIDES = ("torchvision", "ours")
 CLASSES = 3

@@ -7,16 +7,8 @@ few epochs a stage.
 Time and AP: see the README's table.
 """
 
-from mrcnn_jax.config.schema import (
-    BoxHeadConfig,
-    Config,
-    DataConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 
 # Larger deltas give larger gradients, which a few epochs seem to need. Measured once: with weights

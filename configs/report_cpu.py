@@ -7,16 +7,8 @@ stage, one seed.
 Time and AP of every variant: docs/RESULTS.md.
 """
 
-from mrcnn_jax.config.schema import (
-    BoxHeadConfig,
-    Config,
-    DataConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 
 DELTAS = (10.0, 10.0, 5.0, 5.0)  # as in configs/coco300_cpu.py

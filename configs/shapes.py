@@ -7,17 +7,15 @@ minutes on 2 CPU cores.
 `make demo` does both, evaluates and draws.
 """
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
-    DataConfig,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
 )
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 
 

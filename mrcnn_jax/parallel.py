@@ -21,7 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mrcnn_jax.config.schema import ConfigError, DistributedConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DistributedConfig
 
 AXIS = "data"
 _SHUTDOWN_SECONDS = (

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 
 @functools.cache

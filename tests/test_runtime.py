@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from mrcnn_jax import runtime
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

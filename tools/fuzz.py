@@ -38,7 +38,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import make_record
 from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.images import check_split

@@ -21,8 +21,9 @@ import numpy as np
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.summary import summary, summary_lines

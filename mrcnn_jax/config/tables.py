@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    DataConfig,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
-    ParamGroup,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
-    StageConfig,
 )
+from mrcnn_jax.config.schema import DataConfig, OptimizerConfig, ParamGroup, StageConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4)

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Reason, Report
 
 Box = tuple[float, float, float, float]

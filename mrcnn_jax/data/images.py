@@ -27,7 +27,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.coco import CocoDataset, ImageRecord, read_coco
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind

@@ -21,7 +21,7 @@ import tyro
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 CLASSES = {"vehicle": 1, "person": 2, "animal": 3}  # COCO's supercategories
 SHORT_SIDE = 300

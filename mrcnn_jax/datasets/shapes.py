@@ -32,7 +32,7 @@ import tyro
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 CLASSES = ("disc", "rectangle", "triangle")
 MAX_OBJECTS = 8

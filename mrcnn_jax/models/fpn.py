@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mrcnn_jax.config.schema import Norm
+from mrcnn_jax.config.model import Norm
 from mrcnn_jax.models.layers import Conv, ConvNorm, Dense
 
 

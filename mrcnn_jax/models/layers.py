@@ -18,7 +18,7 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config.schema import Norm
+from mrcnn_jax.config.model import Norm
 
 # He et al. 2015 for ReLU, by fan out as ResNets are trained (torchvision does the same).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

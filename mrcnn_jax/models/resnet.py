@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config.schema import ResNetConfig
+from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, max_pool, relu
 
 

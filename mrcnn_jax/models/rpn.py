@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.schema import RPNConfig
+from mrcnn_jax.config.model import RPNConfig
 from mrcnn_jax.models.layers import Conv, cell_mask, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses

@@ -40,8 +40,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Params
 

@@ -26,7 +26,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 Curve = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps and values
 _FIELDS = ("stage", "step", "epoch", "split")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
-from mrcnn_jax.config.schema import Config, ConfigError, Loss
+from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, Variables
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 

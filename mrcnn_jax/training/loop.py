@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     config_hash,
     differences,
@@ -36,7 +37,7 @@ from mrcnn_jax.config.files import (
     resolve_paths,
     save_config,
 )
-from mrcnn_jax.config.schema import Config, ConfigError, StageConfig
+from mrcnn_jax.config.schema import Config, StageConfig
 from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import (
     PlannedBatch,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.weights.families import family_of, torchvision_resnet
 from mrcnn_jax.weights.mapping import assign, fill
 from mrcnn_jax.weights.tensors import read_tensors

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from mrcnn_jax.config.schema import ConfigError, ModelConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.coco_categories import COCO, COCO_WITH_GAPS, Categories
 from mrcnn_jax.weights.mapping import (

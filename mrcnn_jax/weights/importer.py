@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash
-from mrcnn_jax.config.schema import Config, ConfigError, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import COCO_CANVASES
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.weights.pickles import read_pickled
 
 SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")

@@ -20,7 +20,8 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.coco import CocoDataset, _Dropped, _rle, _runs, read_coco
 from mrcnn_jax.data.report import Reason, Report
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.figures import curves as figures
 from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
 from mrcnn_jax.figures.curves import curves

@@ -19,7 +19,8 @@ from pycocotools import mask as rle_ops
 
 import mrcnn_jax
 from mrcnn_jax.commands.predict_files import predict_files
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference.test_time import scaled
 
 ROOT = Path(__file__).parents[2]

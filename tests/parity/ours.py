@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ModelConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.data.transforms import mask_crop
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss

@@ -28,8 +28,10 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands.evaluate import evaluate_weights
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, load_config_json, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, MaskHeadConfig, ParamGroup
+from mrcnn_jax.config.model import MaskHeadConfig
+from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs import checkpoints
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta

@@ -12,7 +12,8 @@ import pytest
 import state_dicts
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config.schema import ConfigError, ModelConfig, ResNetConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.families import FAMILIES, RESNET, family_of
 from mrcnn_jax.weights.mapping import assign, fill

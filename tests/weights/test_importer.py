@@ -18,8 +18,8 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax import cli
 from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.commands.import_weights import main
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
-from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.weights import importer

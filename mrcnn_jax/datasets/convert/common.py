@@ -19,7 +19,7 @@ import tyro
 from jaxtyping import Bool, Int64
 from PIL import Image
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.coco import Box
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.decode import FORMATS, decode_labels

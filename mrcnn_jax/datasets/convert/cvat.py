@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.coco import is_text
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.coco import (
     LOST_IMAGES,
     MIN_SIDE,
