@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("parallel",),
     ("runtime", "structures", "cli"),
     ("config",),
+    ("output",),
 )
 LARGEST = 0.12  # share of the package's lines that a room may hold
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.output import whole_file
 
 # Folder of the recipes, the configs that come with the project: beside the package in a checkout,
 # inside it where it is installed.
@@ -139,9 +140,8 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes `config` as JSON; a run killed here keeps the file that it had."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config_json(path: Path) -> Config:
