@@ -1,7 +1,8 @@
-"""Options of the network: frozen, typed, validated dataclasses. The text below a field is its help.
+"""Options of the network: frozen, typed, validated dataclasses. A field's docstring is its help.
 
 "Report" is the document that this project reproduces (see NOTES.md); its constants are the
-defaults."""
+defaults.
+"""
 
 from __future__ import annotations
 
@@ -204,8 +205,7 @@ class BoxHeadConfig:
 
 @dataclass(frozen=True)
 class PointRendConfig:
-    """Masks refined point by point (PointRend, Kirillov et al. 2020), trained beside the mask
-    head."""
+    """Refinement of masks point by point (PointRend, Kirillov et al. 2020)."""
 
     steps: int = 0
     """How often the resolution of a mask is doubled: 2 turn 28 x 28 into 112 x 112. 0: off."""

@@ -1,8 +1,8 @@
 """Options of a run: data, stages, devices and, in `Config`, all of them together.
 
-Frozen, typed, validated dataclasses; the text below a field is its help. A config file
-(configs/*.py) defines `get_config() -> Config`, and any field can be overridden on the command
-line."""
+Frozen, typed, validated dataclasses; a field's docstring is its help. A config file (configs/*.py)
+defines `get_config() -> Config`, and any field can be overridden on the command line.
+"""
 
 from __future__ import annotations
 
@@ -193,8 +193,7 @@ Loss = Literal["rpn", "box", "mask"]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A row of the stage table. Each parameter matches exactly one pattern of `train` and
-    `frozen`."""
+    """A row of the stage table. `train` and `frozen` together match each parameter exactly once."""
 
     name: str
     """Name of the stage, of a-z, 0-9 and _."""

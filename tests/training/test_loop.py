@@ -643,7 +643,7 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
     ) as error:
         loop.train(replace(tiny_config, deterministic=True), tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert "deterministic: nothing is asked of a CPU" in capsys.readouterr().out
+    assert "deterministic: no option needed, CPU runs are bit-equal" in capsys.readouterr().out
 
 
 def test_a_state_that_is_not_finite_is_not_saved(
