@@ -1,5 +1,4 @@
-"""The report's recipe: ResNet-50-FPN on 300 COCO images, canvases 800 x 1088 and 1088 x 800, batch
-2, 20 epochs a stage.
+"""The report's experiment: ResNet-50-FPN on 300 COCO images, batches of 2, 20 epochs per stage.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
     python train.py --config configs/coco300.py --workdir runs/coco300
