@@ -1,4 +1,4 @@
-"""The report's constants, and ours where it is silent (NOTES.md). Other recipes start from these.
+"""The report's constants, and ours where it states none (docs/differences.md).
 
     python train.py --config configs/report.py --workdir runs/a --data.root DIR \\
         --init-from resnet50.pth

@@ -149,14 +149,11 @@ def refuse_uneven(batch_size: int, mesh: Mesh | None) -> None:
 
 
 def per_image(function: Function, mesh: Mesh | None) -> Function:
-    """Returns `function` made to work on each device's rows of the batch alone.
+    """`function`, whose arguments and results have the rows of a batch and which looks at each row
+    alone, on the device of that row.
 
-    XLA's partitioner does not know that `top_k` can be split by rows: every device would search
-    through the whole batch.
-
-    Args:
-        function: maps arrays with a leading batch axis to such arrays, row by row.
-        mesh: None: `function` is returned as it is.
+    XLA's partitioner does not know that of `top_k`: every device would search through the whole
+    batch.
     """
     if mesh is None:
         return function

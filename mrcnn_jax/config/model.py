@@ -1,7 +1,6 @@
 """Options of the network: frozen, typed, validated dataclasses. A field's docstring is its help.
 
-"Report" is the document that this project reproduces (see NOTES.md); its constants are the
-defaults.
+The report is the document that this project reproduces; its constants are the defaults.
 """
 
 from __future__ import annotations
