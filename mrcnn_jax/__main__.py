@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 COMMANDS = {
     "train": "Train a network stage by stage, or resume where training stopped.",

@@ -98,8 +98,7 @@ HELP = {  # what each help names
         "--stages.2.optimizer.clip-norm",
         "--init-from",
     ],
-    ("eval",): ["--workdir", "--split", "--limit", "--annotations", "--images", "--figures"]
-    + ["--report-images", "--out", "--checkpoint"],
+    ("eval",): ["--workdir", "--split", "--limit", "--annotations", "--images", "--report-images"],
     ("predict",): ["--workdir", "--out", "--min-score", "image.jpg"],
     ("check",): ["--annotations", "--images", "--json", "--strict", "--contact-sheet"],
     ("convert",): ["labelme", "cvat", "voc", "masks"],

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mrcnn_jax.commands.arguments import OfCheckpoint
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
-from mrcnn_jax.config.schema import ConfigError, DistributedConfig
+from mrcnn_jax.config.schema import DistributedConfig
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
     from mrcnn_jax.inference.evaluate import Evaluation
+    from mrcnn_jax.runs.metrics import Row
     from mrcnn_jax.runs.run import Run
 
 
@@ -136,9 +138,7 @@ def draw(
     proposals = [found.proposals[i] for i in chosen]
     pages = detections_figure(pixels, truth, {"detections": results}, run.class_names, folder)
     pages += proposals_figure(pixels, {"RPN": proposals}, views.truth_boxes(split, chosen), folder)
-    if (metrics := arguments.workdir / "metrics.jsonl").exists():  # not of imported weights
-        pages += curves(metrics, folder)
-    return pages
+    return pages + curves(_rows(arguments.workdir), folder)
 
 
 def write_report(
@@ -149,7 +149,6 @@ def write_report(
     from mrcnn_jax.figures.page.contents import report_data
     from mrcnn_jax.figures.views import read_images
 
-    metrics = arguments.workdir / "metrics.jsonl"
     index = {image.id: i for i, image in enumerate(split.dataset.images)}
     data = report_data(
         found.matches,
@@ -161,7 +160,14 @@ def write_report(
             "data": str(split.dataset.annotations_path),
         },
         config=to_dict(run.config),
-        metrics_jsonl=metrics if metrics.exists() else None,
+        rows=_rows(arguments.workdir),
         images=arguments.report_images,
     )
     path.write_text(render(data), encoding="utf-8")
+
+
+def _rows(workdir: Path) -> list[Row]:
+    """The run's metrics; [] of imported weights, which have none."""
+    from mrcnn_jax.runs.metrics import read_metrics
+
+    return read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []

@@ -22,7 +22,8 @@ from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands.variants import Chain, StageRun
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
-from mrcnn_jax.training.loop import refuse_another_config, train
+from mrcnn_jax.training.loop import train
+from mrcnn_jax.training.open import refuse_another_config
 
 
 @dataclass

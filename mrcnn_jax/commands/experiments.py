@@ -18,7 +18,7 @@ from types import FrameType
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands.variants import BASELINE, EXPERIMENTS, load_recipe, plan
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 
 @dataclass(frozen=True)

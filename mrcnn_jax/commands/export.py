@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrcnn_jax.commands.arguments import ToHandOn as Arguments
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import whole_file
 
 if TYPE_CHECKING:

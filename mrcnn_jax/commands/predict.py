@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from mrcnn_jax.commands.arguments import OfWeights
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ from mrcnn_jax.config.files import config_hash
 def run(arguments: Arguments) -> None:
     """Writes the folder; ConfigError if there is no such run, or `out` is taken."""
     from mrcnn_jax.commands.model_card import model_card, without_paths
-    from mrcnn_jax.runs.checkpoints import refuse_taken, write_run
-    from mrcnn_jax.runs.run import load_run
+    from mrcnn_jax.runs.run import load_run, refuse_taken, write_run
 
     out = arguments.out
     refuse_taken(out)

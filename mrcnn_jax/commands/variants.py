@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrcnn_jax.config import tables
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, Loss, ModelConfig, StageConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config, Loss, StageConfig
 
 
 def _model(part: str, **values: Any) -> Callable[[Config], Config]:

@@ -14,7 +14,7 @@ from mrcnn_jax import parallel
 from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
-from mrcnn_jax.inference.predictor import Predictor, Seen, results_of_split
+from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,7 @@ class Evaluation:
     """Those of `coco_figures` and `proposal_recall`."""
     results: list[dict[str, Any]]
     """COCO results, those of categories that the split does not have included."""
-    proposals: Seen
-    """Image index -> boxes in original pixels, and scores."""
+    proposals: Proposals
     ground_truth: dict[str, Any]
     """The evaluated images as a COCO annotation file."""
     matches: dict[IouType, COCOeval]

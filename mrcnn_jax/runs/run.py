@@ -1,30 +1,37 @@
-"""A trained run, restored from its folder: config, categories and weights of one checkpoint."""
+"""A run as a folder: its config, and the categories and weights of one checkpoint."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
+
 from mrcnn_jax import cli, parallel
-from mrcnn_jax.config.files import load_config_json
-from mrcnn_jax.config.schema import Config, ConfigError, Loss
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import load_config_json, save_config
+from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.data.loader import Split, open_split
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, Variables
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
+from mrcnn_jax.runs.state import TrainState
 
 Choice = Literal["newest", "best"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the folder of a run holds: config, categories and weights of a whole checkpoint."""
+    """Config, categories and weights of one checkpoint of a run."""
 
     config: Config
     meta: Meta
     variables: Variables
     weights: Weights = "raw"
-    """ema: `variables` hold the moving average where it was kept."""
+    """"ema": in `variables` the moving average replaces the parameters that it averages."""
 
     @property
     def category_ids(self) -> list[int]:
@@ -43,10 +50,10 @@ class Run:
 
     @property
     def trained(self) -> frozenset[Loss]:
-        """Heads that are not random: those of the stages begun, and those before them, which a
-        stage refuses to do without.
+        """Heads that are no longer random: those of the stages begun, and those these need.
 
-        An imported network has no stages, and all heads."""
+        An imported network has no stages, and all heads.
+        """
         if not self.config.stages:
             return frozenset(MODULES_OF)
         begun = self.config.stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
@@ -55,13 +62,14 @@ class Run:
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:
-    """A run from its folder.
+    """Load a run from its folder.
 
     Args:
-        checkpoint: the newest whole one, or the one with the best mask AP
+        workdir: the run's folder.
+        checkpoint: the newest intact one, or the one of the best mask AP
             (`Config.evaluate_every_epochs`).
-        weights: the parameters themselves, or with their moving average (`StageConfig.ema_decay`)
-            where the checkpoint's stage trains.
+        weights: the parameters themselves ("raw"), or with the moving average of those that the
+            checkpoint's stage trains ("ema", `StageConfig.ema_decay`).
 
     Raises:
         ConfigError: as of `load_weights`, or the checkpoint holds no moving average.
@@ -77,7 +85,7 @@ def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "r
 
 
 def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, Run]:
-    """A run from its folder with each kind of weights that the checkpoint holds, read once.
+    """Load a run from its folder with each kind of weights that the checkpoint holds, read once.
 
     Args:
         checkpoint: as of `load_run`.
@@ -111,7 +119,7 @@ def open_data(
     annotations: Path | None = None,
     images: Path | None = None,
 ) -> Split:
-    """A split of the run's own data, or another data set.
+    """Open a split of the run's own data, or another data set.
 
     Each of several processes calls this; the first one reads and builds, the others find its files.
 
@@ -139,7 +147,9 @@ def open_data(
     if annotations is not None:
         data = replace(data, class_names=())  # it may have only some of them
     split = parallel.in_turn(
-        lambda: open_split(split_name, json_path, images_path, cache=cache, data=data)
+        lambda: open_split(
+            split_name, read_coco(json_path, images_path, data), cache=cache, data=data
+        )
     )
     unknown = [
         f"{category.id} {category.name!r} (there {run.class_names.get(category.id)!r})"
@@ -154,10 +164,54 @@ def open_data(
     return split
 
 
+def write_run(
+    out: Path,
+    config: Config,
+    variables: Variables,
+    meta: Meta,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write the folder of a run that was not trained there, completely or not at all.
+
+    Args:
+        out: the new folder; it may be there already, but empty.
+        config: of the run and of its checkpoint.
+        variables: params and batch_stats.
+        meta: of the checkpoint.
+        texts: further files by name, such as a README.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    nothing = {"opt_state": (), "step": jnp.int32(0), "key": jnp.zeros(2, jnp.uint32)}
+    state = TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **nothing)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            run = Path(folder) / "run"
+            Checkpoints(run, keep=1).save(state, meta, config)
+            save_config(config, run / "config.json")
+            for name, text in (texts or {}).items():
+                (run / name).write_text(text, encoding="utf-8")
+            run.replace(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise ConfigError if `out` exists and is not an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is not an empty folder (choose another --out)")
+
+
 def make_folder(*folders: Path) -> None:
-    """Makes folders for results; ConfigError if that is not possible. Call before the work."""
+    """Create folders for results, best before the work is done.
+
+    Raises:
+        ConfigError: one cannot be created.
+    """
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
+            raise ConfigError(f"{folder}: cannot be created: {error.strerror}") from None

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.commands import eval as evaluation
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Batch
 
@@ -286,5 +286,5 @@ def test_results_need_a_folder(moved: Path, tmp_path: Path) -> None:
     """Said before any image is evaluated."""
     taken = tmp_path / "taken"
     taken.touch()
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         evaluate(moved, out=taken)

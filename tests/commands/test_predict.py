@@ -16,7 +16,7 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
 
@@ -51,7 +51,7 @@ def test_files_and_folders_are_predicted_like_the_split(
     with pytest.raises(SystemExit) as stop:
         predict_files(kept_run, paths, tmp_path / "out", 0.0)
     assert stop.value.code == 2
-    broken = f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"
+    broken = f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: unknown format"
     assert capsys.readouterr().err == f"error: {broken}\n"
 
     expected = [
@@ -136,5 +136,5 @@ def test_results_need_a_folder(kept_run: Path, tiny_data: Path, tmp_path: Path) 
     """Said before any image is looked at."""
     taken = tmp_path / "taken"
     taken.touch()
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         predict_files(kept_run, [tiny_data / "images"], taken)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets.coco300 import write_coco300
 
 FIELDS = {"id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from write_run_fixture import EXPECTED, FOLDER, LIMIT, digest, get_config, seen
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences
-from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 
