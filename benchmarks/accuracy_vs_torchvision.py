@@ -189,6 +189,7 @@ def initial_weights(arguments: argparse.Namespace) -> Path:
 
 def splits(config: Config) -> tuple[Any, Any]:
     """(training, validation) images, as a run opens them."""
+    from mrcnn_jax.data.coco import read_coco
     from mrcnn_jax.data.loader import open_split
 
     data = config.data
@@ -196,8 +197,11 @@ def splits(config: Config) -> tuple[Any, Any]:
     return tuple(  # type: ignore[return-value]
         open_split(
             name,
-            getattr(data, f"{name}_annotations"),
-            getattr(data, f"{name}_images"),
+            read_coco(
+                Path(getattr(data, f"{name}_annotations")),
+                Path(getattr(data, f"{name}_images")),
+                data,
+            ),
             cache=Path(data.cache),
             data=data,
         )

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data.builder import make_record
-from mrcnn_jax.data.coco import CocoDataset
+from mrcnn_jax.data.coco import CocoDataset, read_coco
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.data.summary import summary, summary_lines
@@ -320,9 +320,8 @@ class _Records:
 def _read(annotations: Path, images: Path, cache: Path) -> str:
     """The whole way from two files to batches."""
     try:
-        dataset, _ = check_split(
-            annotations, images, cache=cache, data=DATA, keep_empty=True, lost_images=True
-        )
+        dataset = read_coco(annotations, images, DATA, lost_images=True)
+        dataset, _ = check_split(dataset, cache=cache, data=DATA, keep_empty=True)
     except ConfigError as error:
         if "\n" in str(error):
             raise ValueError(f"not one line: {error}") from None

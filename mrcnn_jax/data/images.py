@@ -27,7 +27,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import CocoDataset, ImageRecord, read_coco
+from mrcnn_jax.data.coco import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
@@ -48,28 +48,24 @@ Kinds = dict[int, Kind | str]  # image id -> what it is, or why it cannot be dec
 
 
 def check_split(
-    annotations: Path,
-    images: Path,
-    *,
-    cache: Path,
-    data: DataConfig,
-    keep_empty: bool,
-    lost_images: bool = False,
+    dataset: CocoDataset, *, cache: Path, data: DataConfig, keep_empty: bool
 ) -> tuple[CocoDataset, Path]:
-    """Reads a data set and checks it, pixels included; what was lost on the way is in its `report`.
-    And its folder in `cache`.
+    """Checks a data set that was read, pixels included.
 
     Args:
-        annotations, images: the file, and the folder that its file names are relative to.
+        dataset: as `read_coco` returns it.
         cache: where results are kept.
         data: limits, and the canvases that objects are counted for.
         keep_empty: whether images without objects stay.
-        lost_images: whether more than 1 % of the images may be missing or not decodable.
+
+    Returns:
+        The images that can be used, with all that was lost in the `report`, and the folder of the
+        data set in `cache`. (`CocoDataset.refuse_lost_images` says whether too many are lost.)
 
     Raises:
-        ConfigError: as of `read_coco` and `check_images`, or too many images are lost.
+        ConfigError: as of `check_images`, or no image is left.
     """
-    dataset = read_coco(annotations, images, data, lost_images=lost_images)
+    dataset = replace(dataset, report=copy.deepcopy(dataset.report))
     if not keep_empty:
         empty = {
             image.id for image in dataset.images if all(record.iscrowd for record in image.objects)
@@ -78,8 +74,6 @@ def check_split(
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(image for image in dataset.images if image.id not in empty)
     dataset, folder = check_images(dataset, cache, data)
-    if not lost_images:
-        dataset.refuse_lost_images()
     for image in dataset.images:
         crowds = sum(record.iscrowd for record in image.objects)
         for count, limit, field in (
@@ -222,7 +216,7 @@ def _refuse_sizes(dataset: CocoDataset, wrong: list[tuple[ImageRecord, tuple[int
 def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
     """The data set as its decoded images make it; ConfigError if a size is not explained by
     EXIF."""
-    report, lost, wrong = copy.deepcopy(dataset.report), list(dataset.lost), []
+    report, lost, wrong = dataset.report, list(dataset.lost), []
     decoded: list[tuple[ImageRecord, Kind, tuple[bool, bool]]] = []
     for image in dataset.images:
         kind = kinds[image.id]
@@ -247,7 +241,7 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
         if kind.orientation != 1:
             report.add(TURN_REASONS[upright, stored != turned], image.id)
         images.append(replace(image, upright=upright))
-    return replace(dataset, report=report, lost=tuple(lost)).with_images(images)
+    return replace(dataset, lost=tuple(lost)).with_images(images)
 
 
 def _fits(image: ImageRecord, kind: Kind) -> tuple[bool, bool]:

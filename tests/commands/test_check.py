@@ -147,6 +147,7 @@ def test_images_are_decoded_once(
     """By the check, and no more by a training that uses its cache; without --cache it goes to the
     user's folder."""
     from mrcnn_jax.config.schema import DataConfig
+    from mrcnn_jax.data.coco import read_coco
     from mrcnn_jax.data.loader import open_split
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -157,13 +158,8 @@ def test_images_are_decoded_once(
         patch.setattr(images, "image_kind", refuse)
         check(arguments)
         assert arguments.cache is not None
-        split = open_split(
-            "train",
-            arguments.annotations,
-            arguments.images,
-            cache=arguments.cache,
-            data=DataConfig(),
-        )
+        dataset = read_coco(arguments.annotations, arguments.images, DataConfig())
+        split = open_split("train", dataset, cache=arguments.cache, data=DataConfig())
         assert len(split.source) == 7
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     check(dataclasses.replace(arguments, cache=None))

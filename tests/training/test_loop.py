@@ -35,7 +35,8 @@ from mrcnn_jax.runs import checkpoints
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.training import loop
+from mrcnn_jax.training import loop, watch
+from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate
 from mrcnn_jax.training.replay import read_failed, replay
@@ -98,7 +99,7 @@ def script(config: Config) -> list[str]:
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`stop_at(step)`: this process gets SIGTERM while the batch of that step (counted from now) is
     made."""
-    real = loop.load
+    real = watch.load
 
     def arm(step: int) -> None:
         made = 0
@@ -112,7 +113,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
                         os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-        monkeypatch.setattr(loop, "load", load)
+        monkeypatch.setattr(watch, "load", load)
 
     return arm
 
@@ -182,7 +183,7 @@ def test_interrupted_runs_end_with_the_same_bits(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     with monkeypatch.context() as patch:  # after the 6th step and its validation
-        patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(watch, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved"):
             loop.train(tiny_config, run)
     assert latest(run).name == "00000006-rpn"
@@ -270,7 +271,7 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
 ) -> None:
     """Twelve steps make three updates, of 5, 5 and 2 steps. A kill leaves the checkpoint between
     two of them, and rows of what followed."""
-    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
     mask = tiny_config.stages[2]
     optimizer = replace(mask.optimizer, accumulate_steps=5, schedule="step", milestones=(0.5,))
     stages = (replace(mask, epochs=2, ema_decay=0.5, optimizer=optimizer),)
@@ -347,6 +348,32 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
         assert leaf.tobytes() == saved[f"{'ema' if path in trained else 'params'}/{path}"].tobytes()
 
 
+def test_each_annotation_file_is_parsed_once_a_run(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and evaluation included; `json.load` calls `json.loads`."""
+    files = {
+        name: Path(getattr(resolve_paths(tiny_config).data, f"{name}_annotations")).read_bytes()
+        for name in ("train", "val")
+    }
+    parsed, real = [], json.loads
+
+    def loads(content: Any, **options: Any) -> Any:
+        raw = content if isinstance(content, bytes) else content.encode()
+        parsed.extend(name for name, file in files.items() if file == raw)
+        return real(content, **options)
+
+    monkeypatch.setattr(json, "loads", loads)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    (rpn, _, _) = tiny_config.stages
+    everything = replace(rpn.train[0], pattern=".*")
+    joint = replace(rpn, losses=("rpn", "box", "mask"), train=(everything,), frozen=(), epochs=1)
+    config = replace(tiny_config, stages=(joint,), evaluate_every_epochs=1)
+    loop.train(config, tmp_path / "run")
+    assert "bbox/AP" in read_metrics(tmp_path / "run")[-1]
+    assert sorted(parsed) == ["train", "val"]
+
+
 # -- what a run waits for --------------------------------------------------------------------------
 
 
@@ -354,16 +381,16 @@ def test_waiting_for_data_is_told_apart(
     mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
-    real, delay = loop.load, 0.1
+    real, delay = watch.load, 0.1
 
     def late(split: Any, plan: Any, data: Any) -> Iterator[Any]:
         for batch in real(split, plan, data):
             time.sleep(delay)
             yield batch
 
-    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
     loop.train(mask_config, tmp_path / "soon")
-    monkeypatch.setattr(loop, "load", late)
+    monkeypatch.setattr(watch, "load", late)
     capsys.readouterr()
     beside_the_bar: list[str] = []
     monkeypatch.setattr(
@@ -446,7 +473,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(loop, "config_hash", lambda _: "of the same config with another field")
+    monkeypatch.setattr(opening, "config_hash", lambda _: "of the same config with another field")
     loop.train(tiny_config, run)
     assert "resumed from stage mask, step 6" in capsys.readouterr().out
 
@@ -572,7 +599,7 @@ def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return broken
 
     monkeypatch.setattr(loop, "make_train_step", make)
-    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
 
 
 @pytest.mark.usefixtures("broken_gradients")
@@ -641,7 +668,7 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
     def run_out(*arguments: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
-    monkeypatch.setattr(loop._Run, "_train_epoch", run_out)
+    monkeypatch.setattr(loop, "_train_epoch", run_out)
     with pytest.raises(
         loop.TrainingError,
         match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB",
@@ -665,7 +692,7 @@ def test_a_state_that_is_not_finite_is_not_saved(
             else leaves | {"opt_state/nu/rpn/logits/bias": np.array([1.0, np.inf])}
         )
 
-    monkeypatch.setattr(loop, "flatten", flatten)
+    monkeypatch.setattr(watch, "flatten", flatten)
     with pytest.raises(
         loop.TrainingError,
         match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite \(1 in all\)",
@@ -677,7 +704,7 @@ def test_a_state_that_is_not_finite_is_not_saved(
 def test_a_label_out_of_range_ends_the_run_on_the_host(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.open_split
+    real = opening.open_split
 
     def open_split(*arguments: Any, **options: Any) -> Any:
         split = real(*arguments, **options)
@@ -685,7 +712,7 @@ def test_a_label_out_of_range_ends_the_run_on_the_host(
             split, dataset=replace(split.dataset, categories=split.dataset.categories[:2])
         )
 
-    monkeypatch.setattr(loop, "open_split", open_split)
+    monkeypatch.setattr(opening, "open_split", open_split)
     with pytest.raises(
         loop.TrainingError, match=r"images: .*\.png: annotation \d+: label 3 is outside 1\.\.2$"
     ) as error:
