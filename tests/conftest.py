@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Before jax is imported anywhere: a test process is several times faster with the programs of the
 # last run.
@@ -108,7 +109,44 @@ def tiny_config(tiny_data: Path, shared: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_config: Config, shared: Path) -> Path:
+def programs() -> Iterator[None]:
+    """From here on this process traces and compiles a network's programs once, however often it
+    trains or predicts with them: most of the time of a run of 6 steps is theirs."""
+    from mrcnn_jax.inference.predictor import Predictor  # late: most tests do without them
+    from mrcnn_jax.training import loop
+
+    initialise, compiled, init = loop.initialise, loop._compiled, Predictor.__init__
+    variables: dict[Any, Any] = {}
+    steps: dict[Any, Any] = {}
+    networks: dict[Any, Any] = {}
+
+    def initialised(model: Any, batch: Any, *, seed: int) -> Any:
+        key = model.config, batch.images.shape, seed
+        if key not in variables:
+            variables[key] = initialise(model, batch, seed=seed)
+        return variables[key]
+
+    def compiled_once(run: Any, index: int, state: Any) -> Any:
+        config = run.config
+        key = config.model, config.stages[index], run.total_steps(index), config.skip_non_finite
+        key += (loop.make_train_step,)  # which a test may replace
+        if key not in steps:
+            steps[key] = compiled(run, index, state)[1:]
+        return jax.tree.map(jax.numpy.array, state), *steps[key]
+
+    def prepared(self: Any, run: Any, mesh: Any = None) -> None:
+        init(self, run, mesh)
+        self._apply = networks.setdefault(run.config.model, self._apply)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "initialise", initialised)
+        patch.setattr(loop, "_compiled", compiled_once)
+        patch.setattr(Predictor, "__init__", prepared)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Config, shared: Path, programs: None) -> Path:
     """The folder of a run of `tiny_config` that was never interrupted; not to be written to.
 
     What trains the same network asks for it too, if only to find its programs compiled.

@@ -79,7 +79,7 @@ def stage_config(config: Config, index: int, previous: Path | None) -> Config:
 
 @pytest.fixture(scope="module")
 def one(
-    tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
+    tiny_config: Config, programs: None, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Config, Path]]:
     """Stage -> its config and run, on one device."""
     assert jax.device_count() == 1
