@@ -1,10 +1,9 @@
-"""The report's stages within an hour on 2 CPU cores: coco300 at its own size (short side 300) and a
-few epochs a stage.
+"""The report's stages within an hour on 2 CPU cores: coco300 at a short side of 300, few epochs.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
     python train.py --config configs/coco300_cpu.py --workdir runs/coco300_cpu
 
-Time and AP: see the README's table.
+Time and AP: docs/results.md.
 """
 
 from mrcnn_jax.config.schema import (

@@ -1,14 +1,15 @@
-"""A few hundred images of your own: torchvision's network and constants, all heads together,
-mirrored and rescaled images.
+"""A few hundred images of your own: torchvision's network and constants, all heads together.
 
-    python -m mrcnn_jax.weights import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
+Training images are flipped and rescaled at random.
+
+    python -m mrcnn_jax import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
     python train.py --config configs/finetune.py --workdir runs/mine --model.num-classes 5 \\
         --data.train-annotations $PWD/my/train.json --data.train-images $PWD/my/images \\
         --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\
         --init-from runs/tv --init-without-classes --model.resnet.norm-epsilon 0
 
 From ImageNet weights instead: `--init-from resnet50.pth`, without the last two options. Step by
-step: docs/your_own_data.md.
+step: docs/training.md.
 
 Hardware: one GPU. Time and AP: not yet measured.
 """

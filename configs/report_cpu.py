@@ -1,10 +1,9 @@
-"""The report's experiments on 2 CPU cores: coco300 at its own size (short side 300), few epochs a
-stage, one seed.
+"""The report's experiments on 2 CPU cores: coco300 at a short side of 300, few epochs, one seed.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
-    python -m mrcnn_jax.experiments --workdir runs/report
+    python -m mrcnn_jax experiments --workdir runs/report
 
-Time and AP of every variant: docs/RESULTS.md.
+Time and AP of every variant: docs/results.md.
 """
 
 from mrcnn_jax.config.schema import (

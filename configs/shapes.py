@@ -1,10 +1,9 @@
-"""The demo: a small network from random weights on the generated data set, all three stages in
-minutes on 2 CPU cores.
+"""The demo: a small network from random weights on generated shapes, in minutes on 2 CPU cores.
 
-    python -m mrcnn_jax.data.shapes --out runs/shapes_data --train 4000
+    python -m mrcnn_jax generate shapes --out runs/shapes_data --train 4000
     python train.py --config configs/shapes.py --workdir runs/shapes --data.root runs/shapes_data
 
-`make demo` does both, evaluates and draws.
+`make demo` does both, trains all three stages, evaluates and draws.
 """
 
 from mrcnn_jax.config.schema import (
