@@ -58,9 +58,9 @@ sys.path[:0] = [
     str(ROOT / "tests"),
 ]  # the package need not be installed; the peer is shared with the tests
 
-from mrcnn_jax import cli
-from mrcnn_jax.config.files import load_config_file, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, DataConfig, OptimizerConfig
+from mrcnn_jax import cli  # noqa: E402
+from mrcnn_jax.config.files import load_config_file, resolve_paths  # noqa: E402
+from mrcnn_jax.config.schema import Config, ConfigError, DataConfig, OptimizerConfig  # noqa: E402
 
 SIDES = ("torchvision", "ours")
 CLASSES = 3

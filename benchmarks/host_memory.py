@@ -32,9 +32,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import Config
-from mrcnn_jax.datasets.shapes import write_shapes
+from mrcnn_jax.config.files import load_config_file  # noqa: E402
+from mrcnn_jax.config.schema import Config  # noqa: E402
+from mrcnn_jax.datasets.shapes import write_shapes  # noqa: E402
 
 WARM_UP = 10
 

@@ -34,8 +34,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.files import load_config_file  # noqa: E402
+from mrcnn_jax.config.schema import Config  # noqa: E402
 
 ROUNDS = 5  # of the three stages
 READY = b"training programs to compile"  # what train.py prints when all is restored

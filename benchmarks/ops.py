@@ -156,7 +156,7 @@ def torchvision(arguments: argparse.Namespace) -> sides.Side:
 
     given = inputs(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tensor = lambda array: torch.from_numpy(array).to(device)
+    tensor = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
     sizes = [tuple(arguments.canvas)]
     maps = {
         str(i): tensor(level.transpose(2, 0, 1)[None].copy()).requires_grad_()

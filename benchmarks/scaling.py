@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import sides
+import sides  # noqa: F401  finds the package and the tests' seeded scenes
 from parity.ours import batch_of, with_ground_truth
 from parity.seeded import seeded_scene
 

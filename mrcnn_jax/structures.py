@@ -2,14 +2,12 @@
 
 Conventions, written down here once:
 
-- Boxes are (x1, y1, x2, y2) in absolute pixels of the canvas, continuous in [0, W] x [0, H]: a box
-that covers
-  exactly the first pixel is (0, 0, 1, 1). There is no "+ 1" anywhere.
+- Boxes are (x1, y1, x2, y2) in absolute pixels of the canvas, continuous in [0, W] x [0, H]: a
+  box that covers exactly the first pixel is (0, 0, 1, 1). There is no "+ 1" anywhere.
 - Images and feature maps are NHWC (HWC inside single-image functions), RGB.
 - Label 0 is the background; the classes of a data set are 1..K.
-- A set of things is padded to a static length and carries `valid`. Whether a row exists is told by
-`valid` and by nothing
-  else: the other fields of an invalid row may hold anything, NaN included.
+- A set of things is padded to a static length and carries `valid`. `valid` alone says whether a
+  row exists: the other fields of an invalid row may hold anything, NaN included.
 - Sizes are (height, width). Geometry, softmax and losses are float32 whatever the compute dtype.
 """
 
@@ -75,6 +73,54 @@ class Batch(flax.struct.PyTreeNode):
     # Of augmented images: objects (pasted ones too) that are not in the ground truth, since they
     # were cut away or hidden, or are over data.max_objects. None where nothing is augmented.
     lost: Int32[AnyArray, " b"] | None = None
+
+
+def blank_batch(
+    size: int,
+    canvas: tuple[int, int],
+    *,
+    objects: int = 0,
+    ignored: int = 0,
+    mask_crop: int | None = None,
+    count_lost: bool = False,
+) -> Batch:
+    """A NumPy batch of `size` invalid images on a canvas (height, width), to be filled in.
+
+    Sizes and scales are 1, since later code divides by them.
+
+    Args:
+        objects, ignored: rows of the ground truth and of the crowd regions.
+        mask_crop: side of the objects' masks; None: boxes only, without labels and masks.
+        count_lost: whether `lost` is counted.
+    """
+    annotated = (
+        {}
+        if mask_crop is None
+        else {
+            "labels": np.zeros((size, objects), np.int32),
+            "masks": np.zeros((size, objects, mask_crop, mask_crop), np.uint8),
+            "has_mask": np.zeros((size, objects), bool),
+        }
+    )
+
+    def boxes(count: int, **fields: Any) -> Instances:
+        return Instances(
+            boxes=np.zeros((size, count, 4), np.float32),
+            valid=np.zeros((size, count), bool),
+            **fields,
+        )
+
+    return Batch(
+        images=np.zeros((size, *canvas, 3), np.uint8),
+        image_sizes=np.ones((size, 2), np.int32),
+        original_sizes=np.ones((size, 2), np.int32),
+        scales=np.ones((size, 2), np.float32),
+        indices=np.zeros(size, np.int32),
+        valid=np.zeros(size, bool),
+        ground_truth=boxes(objects, **annotated),
+        ignore=boxes(ignored),
+        lost=np.zeros(size, np.int32) if count_lost else None,
+    )
 
 
 # Nested dict of arrays, as Flax makes it.

@@ -37,7 +37,8 @@ from mrcnn_jax.config.files import load_config_file, resolve_paths
 from mrcnn_jax.config.schema import Config, ConfigError, Loss, ModelConfig, StageConfig
 
 if TYPE_CHECKING:
-    from mrcnn_jax.runs.checkpoints import Meta
+    from mrcnn_jax.output import whole_file
+from mrcnn_jax.runs.checkpoints import Meta
 
 
 @dataclass(frozen=True)
@@ -262,9 +263,8 @@ class _Record:
         return cls(**json.loads(path.read_text())) if path.exists() else cls()
 
     def save(self, run: StageRun) -> None:
-        part = run.folder / "experiment.json.part"
-        part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        part.replace(run.folder / "experiment.json")
+        with whole_file(run.folder / "experiment.json") as part:
+            part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 @dataclass(frozen=True)

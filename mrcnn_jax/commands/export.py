@@ -19,6 +19,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.output import whole_file
 
 if TYPE_CHECKING:
     from jax.export import Exported
@@ -76,9 +77,8 @@ def export_run(arguments: Arguments) -> None:
         "checkpoint": run.meta.name,
         "jax": jax.__version__,
     }
-    part = out.with_name(f"{out.name}.part")
     try:
-        with zipfile.ZipFile(part, "w") as archive:
+        with whole_file(out) as part, zipfile.ZipFile(part, "w") as archive:
 
             def add(name: str, content: bytes | str) -> None:
                 archive.writestr(
@@ -107,11 +107,8 @@ def export_run(arguments: Arguments) -> None:
                     np.lib.format.write_array(file, np.asarray(weight), allow_pickle=False)
             for height, width in data.canvases:
                 add(f"programs/{height}x{width}", bytes(program(run, (height, width)).serialize()))
-        part.replace(out)
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     print(
         f"{out}: checkpoint {run.meta.name}, {len(data.canvases)} programs, {out.stat().st_size / 1e6:.1f} MB"
     )

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from mrcnn_jax.config.schema import Config, ConfigError, _require
+from mrcnn_jax.output import whole_file
 
 # Beside the package in a checkout, inside it where it is installed.
 RECIPES = next(
@@ -139,9 +140,8 @@ def _from_json(value: Any, hint: Any, where: str) -> Any:
 def save_config(config: Config, path: Path) -> None:
     """Written beside its place and renamed: a run that is killed here keeps the config that it
     had."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config_json(path: Path) -> Config:

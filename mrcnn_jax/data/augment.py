@@ -26,6 +26,7 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig
 from mrcnn_jax.data.transforms import View, coverage
+from mrcnn_jax.pixels.geometry import mask_box
 
 LEAST = 1.0  # canvas pixels: of an augmented image's objects, the least side that is trained on
 GREY = (0.299, 0.587, 0.114)  # weights of R, G, B (ITU-R BT.601)
@@ -218,13 +219,9 @@ def _seen(
 def _extent(part: UInt8[np.ndarray, "h w"], place: tuple[slice, slice]) -> Box:
     """The box around the pixels of a part of a mask that begins at `place`; sides are not positive
     if there are none."""
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    if not rows.size:
-        return (0.0, 0.0, 0.0, 0.0)
+    x1, y1, x2, y2 = map(float, mask_box(part))
     top, left = place[0].start, place[1].start
-    return tuple(
-        map(float, (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
-    )
+    return left + x1, top + y1, left + x2, top + y2
 
 
 def _common(a: Box, b: Box) -> Box:

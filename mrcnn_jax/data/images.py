@@ -18,7 +18,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from mrcnn_jax.config.schema import ConfigError, DataConfig
 from mrcnn_jax.data.coco import CocoDataset, ImageRecord, read_coco
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
 VERSION = "1.1.0"  # of the checks and of the records: raise it whenever they change
@@ -112,14 +112,13 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
             image.id: kind for image, kind in _each(dataset, left, _kind, data, "checking images")
         }
         with writing(folder):
-            part = folder / f"{FILE}.{os.getpid()}.part"
             kept = {
                 number: astuple(kind)
                 for number, kind in (kinds | found).items()
                 if isinstance(kind, Kind)
             }
-            part.write_text(json.dumps(kept))
-            part.replace(folder / FILE)
+            with whole_file(folder / FILE) as part:
+                part.write_text(json.dumps(kept))
         kinds |= found
     return _applied(dataset, kinds), folder
 

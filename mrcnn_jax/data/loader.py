@@ -28,7 +28,7 @@ from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.transforms import Plan, resize_plan
 from mrcnn_jax.pixels.decode import decode_image
-from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.structures import Batch, blank_batch
 
 TRAIN = "train"
 
@@ -218,7 +218,14 @@ class _Batches:
         planned, augment = self.plan[position], self.data.augment
         keys = planned.keys if augment != AugmentConfig() else ()
         canvas = self.data.canvases[planned.canvas]
-        batch = _empty_batch(len(planned.indices), canvas, self.data, augmented=bool(keys))
+        batch = blank_batch(
+            len(planned.indices),
+            canvas,
+            objects=self.data.max_objects,
+            ignored=self.data.max_ignored,
+            mask_crop=self.data.mask_crop,
+            count_lost=bool(keys),
+        )
         for row, index in enumerate(planned.indices):
             if index < 0:
                 continue
@@ -309,32 +316,6 @@ class _Batches:
 def _largest(areas: Sequence[float], limit: int) -> Int[np.ndarray, " k"]:
     """At most `limit` places, those of the largest areas, in their order."""
     return np.sort(np.argsort(-np.asarray(areas, np.float64), kind="stable")[:limit])
-
-
-def _empty_batch(size: int, canvas: tuple[int, int], data: DataConfig, *, augmented: bool) -> Batch:
-    """All rows invalid; sizes and scales of an invalid image are 1, since downstream code divides
-    by them."""
-    objects, crop = data.max_objects, data.mask_crop
-    return Batch(
-        images=np.zeros((size, *canvas, 3), np.uint8),
-        image_sizes=np.ones((size, 2), np.int32),
-        original_sizes=np.ones((size, 2), np.int32),
-        scales=np.ones((size, 2), np.float32),
-        indices=np.zeros(size, np.int32),
-        valid=np.zeros(size, bool),
-        ground_truth=Instances(
-            boxes=np.zeros((size, objects, 4), np.float32),
-            valid=np.zeros((size, objects), bool),
-            labels=np.zeros((size, objects), np.int32),
-            masks=np.zeros((size, objects, crop, crop), np.uint8),
-            has_mask=np.zeros((size, objects), bool),
-        ),
-        ignore=Instances(
-            boxes=np.zeros((size, data.max_ignored, 4), np.float32),
-            valid=np.zeros((size, data.max_ignored), bool),
-        ),
-        lost=np.zeros(size, np.int32) if augmented else None,
-    )
 
 
 def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBatch]:

@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.pixels.geometry import mask_box
 
 CLASSES = ("disc", "rectangle", "triangle")
 MAX_OBJECTS = 8
@@ -66,10 +67,7 @@ class Drawn:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Tight (x1, y1, x2, y2) around the visible pixels; zeros if there is none."""
-        rows, columns = np.flatnonzero(self.visible.any(1)), np.flatnonzero(self.visible.any(0))
-        if rows.size == 0:
-            return 0, 0, 0, 0
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return mask_box(self.visible)
 
     def within_bounds(self) -> bool:
         if self.visible_share < MIN_VISIBLE:

@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.evaluation.boundary import BoundaryEval
+from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.rle import segmentation_rle
 
 IouType = Literal["bbox", "segm", "boundary"]
@@ -122,28 +123,16 @@ def table(metrics: dict[str, float]) -> str:
     """`evaluate`'s figures as a few aligned lines, in percent; "-" where a figure is undefined."""
     named = (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary"))
     kinds = [(kind, name) for kind, name in named if f"{kind}/AP" in metrics]
-    margin = max([6, *(len(name) for _, name in kinds)])
     classes = list(dict.fromkeys(key.split("/", 2)[2] for key in metrics if key.count("/") >= 2))
-    lines = []
+    lines: list[str] = []
     for title, columns in (("", FIGURES[:6]), ("", FIGURES[6:]), ("AP/", tuple(classes))):
         if not columns:
             continue
-        widths = [max(6, len(column)) for column in columns]
-        lines.append(
-            " ".join(
-                [
-                    f"{'AP of' if title else '':{margin}}",
-                    *(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True)),
-                ]
-            )
-        )
+        rows = [["AP of" if title else "", *(column.rjust(5) for column in columns)]]
         for kind, name in kinds:
             values = [metrics.get(f"{kind}/{title}{column}", -1.0) for column in columns]
-            cells = [
-                f"{'-' if v < 0 else f'{100 * v:.1f}':>{w}}"
-                for v, w in zip(values, widths, strict=True)
-            ]
-            lines.append(" ".join([f"{name:{margin}}", *cells]))
+            rows.append([name, *("-" if value < 0 else f"{100 * value:.1f}" for value in values)])
+        lines += text_table(rows)
     return "\n".join(lines)
 
 

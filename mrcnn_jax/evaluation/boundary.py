@@ -44,7 +44,7 @@ def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
 class BoundaryEval(COCOeval):
     """pycocotools' evaluation of masks, of iouType "segm", with these IoUs."""
 
-    def computeIoU(self, imgId: int, catId: int) -> Float[np.ndarray, "d g"] | list[Any]:
+    def computeIoU(self, imgId: int, catId: int) -> Float[np.ndarray, "d g"] | list[Any]:  # noqa: N802, N803
         ious = super().computeIoU(imgId, catId)
         if len(ious) == 0:
             return ious

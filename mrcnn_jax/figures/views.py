@@ -27,6 +27,7 @@ from mrcnn_jax.models.rpn import (
 )
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.pixels.decode import decode_image
+from mrcnn_jax.pixels.geometry import boxes_to_canvas, boxes_to_image
 from mrcnn_jax.pixels.rle import paste_rle
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
@@ -119,7 +120,7 @@ def proposals(
 
     found = _each(run, split, indices, propose)
     return [
-        (seen.boxes[seen.valid] / np.tile(batch.scales[0][::-1], 2), seen.scores[seen.valid])
+        (boxes_to_image(seen.boxes[seen.valid], batch.scales[0]), seen.scores[seen.valid])
         for batch, seen in found
     ]
 
@@ -154,7 +155,7 @@ def masks_of(
 
     def with_object(batch: Batch) -> Batch:
         here = next(asked)
-        box = np.asarray(here.box, np.float32) * np.tile(batch.scales[0][::-1], 2)
+        box = boxes_to_canvas(np.asarray(here.box, np.float32), batch.scales[0])
         truth = Instances(
             boxes=box[None, None],
             labels=np.array([[here.label]], np.int32),

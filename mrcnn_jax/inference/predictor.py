@@ -18,9 +18,10 @@ from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows
 from mrcnn_jax.data.transforms import resize_image, resize_plan
 from mrcnn_jax.inference.results import Detections, coco_results, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
+from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
-from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.structures import Batch, Instances, blank_batch
 
 # Image index -> proposals: boxes in original pixels, scores.
 Seen = dict[int, tuple[np.ndarray, np.ndarray]]
@@ -126,7 +127,7 @@ def results_of_split(
                 found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
                 found = jax.tree.map(operator.itemgetter(found.valid), found)
                 proposals[int(batch.indices[i])] = (
-                    found.boxes / np.tile(batch.scales[i][::-1], 2),
+                    boxes_to_image(found.boxes, batch.scales[i]),
                     found.scores,
                 )
             bar.update(int(batch.valid.sum()))
@@ -154,16 +155,11 @@ def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:
     """An image without ground truth as a batch of its own."""
     plan = resize_plan(image.shape[0], image.shape[1], data)
     height, width = plan.resized
-    canvas = np.zeros((1, *data.canvases[plan.canvas], 3), np.uint8)
-    canvas[0, :height, :width] = resize_image(image, plan.resized)
-    nothing = Instances(boxes=np.zeros((1, 0, 4), np.float32), valid=np.zeros((1, 0), bool))
-    return Batch(
-        images=canvas,
+    batch = blank_batch(1, data.canvases[plan.canvas])
+    batch.images[0, :height, :width] = resize_image(image, plan.resized)
+    return batch.replace(
         image_sizes=np.array([plan.resized], np.int32),
         original_sizes=np.array([image.shape[:2]], np.int32),
         scales=np.array([plan.scale], np.float32),
-        indices=np.zeros(1, np.int32),
         valid=np.ones(1, bool),
-        ground_truth=nothing,
-        ignore=nothing,
     )

@@ -122,7 +122,7 @@ def coco_results(
     """
     results: list[dict[str, Any]] = []
     for image in np.flatnonzero(images_valid).tolist():
-        found = jax.tree.map(lambda field: field[image], detections)
+        found = jax.tree.map(lambda field: field[image], detections)  # noqa: B023
         height, width = original_sizes[image].tolist()
         here = image_detections(
             found, scale=scales[image], size=(height, width), categories=categories, paste=paste

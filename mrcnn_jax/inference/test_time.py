@@ -18,6 +18,7 @@ from mrcnn_jax.inference.predictor import Predictor, batch_of_one
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Pyramid
 from mrcnn_jax.ops.nms import multiclass_nms
+from mrcnn_jax.pixels.geometry import boxes_to_canvas, boxes_to_image
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
 
@@ -31,11 +32,11 @@ class View(NamedTuple):
 
     def to_image(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         """Boxes of the canvas in pixels of the original image."""
-        return self._turned(boxes / np.tile(self.scale[::-1], 2))
+        return self._turned(boxes_to_image(boxes, self.scale))
 
     def to_canvas(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         """The inverse of `to_image`."""
-        return self._turned(boxes) * np.tile(self.scale[::-1], 2)
+        return boxes_to_canvas(self._turned(boxes), self.scale)
 
     def _turned(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         if self.mirrored_width is None:

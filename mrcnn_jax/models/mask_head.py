@@ -161,7 +161,7 @@ def mask_samples(
         size: side of the targets.
     """
     gt = ground_truth
-    assert gt.labels is not None and gt.masks is not None and gt.has_mask is not None
+    assert gt.labels is not None and gt.masks is not None and gt.has_mask is not None  # noqa: PT018
     with_mask = gt.valid & gt.has_mask
     candidates = (
         concatenate_boxes(gt.replace(valid=with_mask), found)

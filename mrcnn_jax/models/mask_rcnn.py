@@ -22,7 +22,7 @@ from mrcnn_jax.models.resnet import ResNet, stage
 from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide
 from mrcnn_jax.ops.roi import assign_levels, roi_features
-from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.structures import Batch, Instances, blank_batch
 
 Pyramid = dict[str, Array]
 
@@ -251,17 +251,9 @@ def select_proposals(
 
 def example_batch(canvas: tuple[int, int]) -> Batch:
     """One blank image without objects: the shapes that the parameters are made from."""
-    none = Instances(boxes=np.zeros((1, 0, 4), np.float32), valid=np.zeros((1, 0), bool))
     size = np.array([canvas], np.int32)
-    return Batch(
-        images=np.zeros((1, *canvas, 3), np.uint8),
-        image_sizes=size,
-        original_sizes=size,
-        scales=np.ones((1, 2), np.float32),
-        indices=np.zeros(1, np.int32),
-        valid=np.ones(1, bool),
-        ground_truth=none,
-        ignore=none,
+    return blank_batch(1, canvas).replace(
+        image_sizes=size, original_sizes=size, valid=np.ones(1, bool)
     )
 
 

@@ -93,7 +93,25 @@ def _neighbours(length: int, cells: int) -> tuple[np.ndarray, np.ndarray, np.nda
     )
 
 
-# -- detections into the image ---------------------------------------------------------------------
+# -- boxes and detections into the image ---------------------------------------------------------------------
+
+
+def boxes_to_image(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Boxes [..., 4] of a canvas in pixels of the image; `scale` (y, x) is canvas / image."""
+    return boxes / np.tile(scale[::-1], 2)
+
+
+def boxes_to_canvas(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The inverse of `boxes_to_image`."""
+    return boxes * np.tile(scale[::-1], 2)
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Tight (x1, y1, x2, y2) around the pixels of a mask [H, W] that are not 0; zeros if none is."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def in_image(boxes: np.ndarray, scale: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +121,7 @@ def in_image(boxes: np.ndarray, scale: Any, size: tuple[int, int]) -> tuple[np.n
     Masks are pasted by the first: clipping a box first would shift the mask inside it. `scale` (y,
     x): canvas = image pixels * scale.
     """
-    boxes = np.asarray(boxes, np.float64) / np.tile(np.asarray(scale, np.float32)[::-1], 2)
+    boxes = boxes_to_image(np.asarray(boxes, np.float64), np.asarray(scale, np.float32))
     return boxes, np.clip(boxes, 0, [size[1], size[0], size[1], size[0]])
 
 

@@ -42,6 +42,7 @@ from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.output import text_table, whole_file
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Params
 
@@ -180,10 +181,9 @@ class Checkpoints:
         }
         for path in (*files, *(path for path in hidden.rglob("*") if path.is_dir())):
             _flush(path)
-        unnamed = hidden / f"{_MANIFEST}.part"
-        unnamed.write_text(json.dumps({"files": manifest}, indent=1))
-        _flush(unnamed)
-        unnamed.rename(hidden / _MANIFEST)
+        with whole_file(hidden / _MANIFEST) as part:
+            part.write_text(json.dumps({"files": manifest}, indent=1))
+            _flush(part)
         _flush(hidden)
 
     def latest(self) -> Meta | None:
@@ -405,14 +405,11 @@ def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path)
         ]
         if len(paths) > _SHOWN_LEAVES:
             rows.append((what, f"... and {len(paths) - _SHOWN_LEAVES} more", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     counts = ", ".join(f"{len(paths)} {what}" for what, paths in kinds.items() if paths)
     raise ConfigError(
-        "\n  ".join([f"{folder}: does not fit this model and stage: {counts}", *table])
+        "\n  ".join(
+            [f"{folder}: does not fit this model and stage: {counts}", *text_table(rows, left=4)]
+        )
     )
 
 

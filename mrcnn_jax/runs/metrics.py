@@ -27,6 +27,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.output import whole_file
 
 Curve = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps and values
 _FIELDS = ("stage", "step", "epoch", "split")
@@ -102,12 +103,10 @@ class MetricsLog:
             if (stages.index(row["stage"]), row["step"]) <= (stage_index, step):
                 kept.append((line, row))
         self.close()
-        part = self.path.with_name(f"{self.path.name}.part")
-        with part.open("w", encoding="utf-8") as file:
+        with whole_file(self.path) as part, part.open("w", encoding="utf-8") as file:
             file.writelines(line for line, _ in kept)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
         # Events cannot be taken back one by one: they are drawn again.
         shutil.rmtree(self.events, ignore_errors=True)

@@ -54,6 +54,7 @@ from mrcnn_jax.figures.curves import curves
 from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, flatten
 from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.run import Run
@@ -684,11 +685,10 @@ class _Run:
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * images
             for i in np.flatnonzero(batch.valid):
-                scale = np.tile(batch.scales[i][::-1], 2)
                 truth = batch.ground_truth
                 seen[int(batch.indices[i])] = (
-                    found.boxes[i][found.valid[i]] / scale,
-                    truth.boxes[i][truth.valid[i]] / scale,
+                    boxes_to_image(found.boxes[i][found.valid[i]], batch.scales[i]),
+                    boxes_to_image(truth.boxes[i][truth.valid[i]], batch.scales[i]),
                 )
         values = {name: total / max(count, 1) for name, total in totals.items()}
         if "rpn" in stage.losses:

@@ -32,6 +32,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.config.files import from_dict, to_dict
 from mrcnn_jax.config.schema import Config, ConfigError
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
+from mrcnn_jax.output import whole_file
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
@@ -88,10 +89,8 @@ def write_failed(
         "not_finite": failed.not_finite,
         "images": list(failed.images.items()),
     }
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), **contents)
-    part.replace(path)
 
 
 def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:

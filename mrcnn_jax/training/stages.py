@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.schema import ConfigError, StageConfig
 from mrcnn_jax.models.mask_rcnn import MODULES_OF
+from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
 
 FROZEN = "frozen"
@@ -129,12 +130,6 @@ def summary(stage: StageConfig, params: Params) -> str:
             count += sum(matching)
         rate = "-" if label == FROZEN else f"{optimizer.learning_rate * scales[i]:g}"
         rows.append((label, pattern, f"{len(matching):,}", f"{sum(matching):,}", rate))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    table = []
-    for row in rows:
-        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        table.append("  ".join(names + numbers))
     rest = "" if optimizer.clip_norm is None else f", clip norm {optimizer.clip_norm:g}"
     rest += "" if stage.ema_decay == 0 else f", moving average {stage.ema_decay:g}"
     rest += (
@@ -147,7 +142,7 @@ def summary(stage: StageConfig, params: Params) -> str:
         f", warm-up {optimizer.warmup_steps} updates, weight decay {optimizer.weight_decay:g}{rest}"
     )
     foot = f"trained {count:,} parameters, frozen {sum(sizes.values()) - count:,}"
-    return "\n".join((head, *(f"  {line}" for line in table), f"  {foot}"))
+    return "\n".join((head, *(f"  {line}" for line in text_table(rows, left=2)), f"  {foot}"))
 
 
 def _patterns(stage: StageConfig) -> list[tuple[str, str]]:

@@ -163,22 +163,22 @@ def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
         ("a.py", "def get_config(): return {}", "returned dict, not Config"),
         (
             "a.py",
-            "from mrcnn_jax.config import *\ndef get_config(): return Config(sed=1)",
+            "from mrcnn_jax.config.schema import *\ndef get_config(): return Config(sed=1)",
             "unexpected keyword argument 'sed'",
         ),
         (
             "a.py",
-            "from mrcnn_jax.config import *\ndef get_config(): return Config(save_every_steps=0)",
+            "from mrcnn_jax.config.schema import *\ndef get_config(): return Config(save_every_steps=0)",
             "save_every_steps: must be at least 1",
         ),
         (
             "a.py",
-            "from mrcnn_jax.config import *\ndef get_config(): return Config(model=ModelConfig(resnet=ResNetConfig(depth=19)))",
+            "from mrcnn_jax.config.schema import *\ndef get_config(): return Config(model=ModelConfig(resnet=ResNetConfig(depth=19)))",
             "19",
         ),
         (
             "a.py",
-            "from mrcnn_jax.config import *\ndef get_config(): return Config(name=1)",
+            "from mrcnn_jax.config.schema import *\ndef get_config(): return Config(name=1)",
             "name: 1 is not of type str",
         ),
     ],

@@ -277,7 +277,7 @@ def test_an_image_that_is_not_valid_changes_nothing() -> None:
         *jax.tree.map(lambda leaf: leaf[:2], (output, samples)), np.ones(2, bool), config=CONFIG
     )
     for poison in (np.nan, 1e9):
-        output = jax.tree.map(lambda leaf: leaf.at[2].set(poison), output)
+        output = jax.tree.map(lambda leaf: leaf.at[2].set(poison), output)  # noqa: B023
         samples = samples.replace(
             deltas=samples.deltas.at[2].set(poison), labels=samples.labels.at[2].set(10**9)
         )
@@ -397,7 +397,7 @@ def test_invalid_proposals_have_no_part_in_detections() -> None:
     expected = detect(output, instances(PROPOSALS, PROPOSALS_VALID))
     for poison in (np.nan, 1e9):
         boxes = np.where(invalid[:, None], poison, PROPOSALS)
-        poisoned = jax.tree.map(lambda leaf: leaf.at[invalid].set(poison), output)
+        poisoned = jax.tree.map(lambda leaf: leaf.at[invalid].set(poison), output)  # noqa: B023
         jax.tree.map(
             np.testing.assert_array_equal,
             detect(poisoned, instances(boxes, PROPOSALS_VALID)),

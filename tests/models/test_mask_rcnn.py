@@ -376,7 +376,7 @@ def test_bfloat16_computes_nearly_the_same_and_hands_over_float32(variables: Var
     results = []
     for dtype in ("float32", "bfloat16"):
         model = MaskRCNN(replace(CONFIG, compute_dtype=dtype))
-        results.append(jax.jit(lambda v, b: model.apply(v, b, method=_outputs))(variables, batch()))
+        results.append(jax.jit(lambda v, b: model.apply(v, b, method=_outputs))(variables, batch()))  # noqa: B023
     names = ("rpn logits", "rpn deltas", "box logits", "box deltas", "masks")
     for name, exact, rough in zip(names, *map(jax.tree.leaves, results), strict=True):
         assert exact.dtype == rough.dtype == jnp.float32

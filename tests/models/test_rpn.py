@@ -255,7 +255,7 @@ def test_anchors_in_the_padding_count_if_so_configured() -> None:
         (CONFIG, None),
     ):
         best = (
-            jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, setting))(output, SIZE)
+            jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, setting))(output, SIZE)  # noqa: B023
             .boxes[0]
             .tolist()
         )
@@ -588,7 +588,7 @@ def test_an_image_that_is_not_valid_changes_nothing() -> None:
     first = jax.tree.map(lambda leaf: leaf[:2], (output, targets))
     (_, expected), reference = VALUE_AND_GRAD(*first, np.ones(2, bool), config=SMALL)
     for poison in (np.nan, 1e9):
-        output = jax.tree.map(lambda leaf: leaf.at[2].set(poison), output)
+        output = jax.tree.map(lambda leaf: leaf.at[2].set(poison), output)  # noqa: B023
         targets = targets.replace(deltas=targets.deltas.at[2].set(poison))
         (_, values), gradient = VALUE_AND_GRAD(
             output, targets, np.array([True, True, False]), config=SMALL

@@ -272,13 +272,6 @@ def test_a_save_killed_at_any_moment_leaves_the_previous_one(
     def die(*_: Any, **__: Any) -> None:
         raise Killed
 
-    rename = Path.rename
-
-    def die_at(target_is_final: bool) -> Callable[[Path, Path], Path]:
-        return lambda self, target: (
-            die() if self.is_dir() == target_is_final else rename(self, target)
-        )  # type: ignore[func-returns-value, return-value]
-
     with monkeypatch.context() as patch:
         if moment == "data":
             patch.setattr(run._checkpointer, "save", die)
@@ -286,8 +279,8 @@ def test_a_save_killed_at_any_moment_leaves_the_previous_one(
             patch.setattr(Path, "write_text", die)
         elif moment == "flush":
             patch.setattr(checkpoints, "_flush", die)
-        else:
-            patch.setattr(Path, "rename", die_at(moment == "rename"))
+        else:  # of the manifest, which replaces nothing, and of the folder
+            patch.setattr(Path, "replace" if moment == "manifest" else "rename", die)
         with pytest.raises(Killed):
             run.save(STATE, meta(4))
     assert len(names(run)) == 2, "the test killed nothing"
@@ -458,7 +451,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from mrcnn_jax.training.checkpoints import Checkpoints
+from mrcnn_jax.runs.checkpoints import Checkpoints
 sys.path.insert(0, sys.argv[2])
 from test_checkpoints import STATE, meta
 

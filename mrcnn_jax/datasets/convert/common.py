@@ -23,6 +23,7 @@ from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.data.coco import Box
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.decode import FORMATS, decode_labels
+from mrcnn_jax.pixels.geometry import mask_box
 
 SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
 # the most that data.max_pixels allows: the limit that a run sets is for the checker
@@ -275,9 +276,8 @@ def instances(values: Int64[np.ndarray, "h w"]) -> Iterator[tuple[int, Patch]]:
     """Each value but 0, and where it is."""
     for value in np.unique(values[values != 0]).tolist():
         there = values == value
-        rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-        top, left = int(rows[0]), int(columns[0])
-        yield value, Patch(there[top : rows[-1] + 1, left : columns[-1] + 1], left, top)
+        x1, y1, x2, y2 = mask_box(there)
+        yield value, Patch(there[y1:y2, x1:x2], x1, y1)
 
 
 def finite(value: Any) -> bool:

@@ -42,7 +42,9 @@ from mrcnn_jax.datasets.convert.common import (
     Shape,
     read_bytes,
 )
+from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, header_size, image_kind
+from mrcnn_jax.pixels.geometry import mask_box
 
 NO_NAMES = ("__ignore__", "_background_")  # in a labels.txt of labelme
 
@@ -349,15 +351,10 @@ def _extent(shape: Shape) -> Box | None:
             max(shape.polygon[1::2]),
         )
     patch = shape.patch or Patch(np.zeros((0, 0), bool))
-    rows, columns = np.flatnonzero(patch.pixels.any(1)), np.flatnonzero(patch.pixels.any(0))
-    if rows.size == 0:
+    x1, y1, x2, y2 = mask_box(patch.pixels)
+    if x1 == x2:
         return None
-    return (
-        patch.left + columns[0].item(),
-        patch.top + rows[0].item(),
-        patch.left + columns[-1].item() + 1,
-        patch.top + rows[-1].item() + 1,
-    )
+    return patch.left + x1, patch.top + y1, patch.left + x2, patch.top + y2
 
 
 def _rle(shapes: list[Shape], height: int, width: int) -> RLE | None:
@@ -413,16 +410,14 @@ def _written(
     ).tolist()  # ids are unique over both files
     kept: Counter[str] = Counter()
     for path, numbers in parts.items():
-        part = path.with_name(f"{path.name}.part")
+        content = _coco([(n + 1, first[n], images[n]) for n in numbers], names)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(
-                json.dumps(_coco([(n + 1, first[n], images[n]) for n in numbers], names)) + "\n"
-            )
+            with whole_file(path) as part:
+                part.write_text(json.dumps(content) + "\n")
+                read = read_coco(part, folder, DataConfig(max_pixels=MAX_PIXELS))
         except OSError as error:
             raise ConfigError(f"--out: {path}: cannot be written: {error.strerror}") from None
-        read = read_coco(part, folder, DataConfig(max_pixels=MAX_PIXELS))
-        part.replace(path)
         kept.update(read.report.kept)
         for key, finding in read.report.findings.items():
             mine = report.findings.setdefault(key, Finding())
