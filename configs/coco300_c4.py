@@ -9,7 +9,8 @@ features of each box (He et al. 2017, figure 4).
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
-from mrcnn_jax.config.schema import Config, DataConfig, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.config.tables import c4, staged
 
 

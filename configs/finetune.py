@@ -25,7 +25,7 @@ def get_config() -> Config:
         name="finetune",
         data=replace(COCO_CANVASES, augment=AugmentConfig(flip=0.5, scale=(0.8, 1.25))),
         model=replace(TORCHVISION, num_classes=1),
-        # What is trained is what torchvision trains: not the stem, res2 and the batch norms.
+        # torchvision trains the same parameters: all but the stem, res2 and the batch norms.
         stages=joint(
             train=(
                 ParamGroup("resnet/layer[234]/.*/kernel"),
@@ -33,8 +33,7 @@ def get_config() -> Config:
             ),
             frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
             epochs=20,
-            # For 2 images a step. Of 300 images an epoch is 150 steps: the warm-up takes two of
-            # them.
+            # For 2 images per step. With 300 images an epoch is 150 steps: the warm-up takes two.
             optimizer=OptimizerConfig(
                 name="sgd",
                 learning_rate=0.005,

@@ -38,10 +38,11 @@ def get_config() -> Config:
                 ParamGroup("resnet/layer[234]/.*/kernel"),
                 *(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head")),
             ),
-            # Its batch norms are constants.
+            # torchvision's batch norms are constants.
             frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
             epochs=26,
-            # 0.02 for its 16 images a step. A tenth of it after 16 epochs, a hundredth after 22.
+            # torchvision's 0.02 is for 16 images per step. A tenth after 16 epochs, a hundredth
+            # after 22.
             optimizer=OptimizerConfig(
                 name="sgd",
                 learning_rate=0.0025,

@@ -21,6 +21,7 @@ from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.config.files import from_dict
 from mrcnn_jax.config.schema import DistributedConfig
 from mrcnn_jax.data.loader import load, open_split, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.runs.state import TrainState
@@ -44,13 +45,8 @@ def collectives(workdir: Path) -> None:
         jax.random.key_data(jax.random.key(0)),
     )
     data = run.config.data
-    split = open_split(
-        "train",
-        Path(data.train_annotations),
-        Path(data.train_images),
-        cache=Path(str(data.cache)),
-        data=data,
-    )
+    dataset = read_coco(Path(data.train_annotations), Path(data.train_images), data)
+    split = open_split("train", dataset, cache=Path(str(data.cache)), data=data)
     batch = next(load(split, plan_once(split, mesh.size), data))
     step = jax.jit(
         make_train_step(model, stage, params, optimizer, mesh),
