@@ -99,8 +99,8 @@ def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[st
         "kept 7 images, 6 objects, 1 crowds, 1 objects without a mask (box only)\n"
     )
     assert (
-        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow their order (90, 3, 7)"
-        in text
+        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow their order "
+        "(90, 3, 7)" in text
     )
     assert "three: 2, seven: 2, ninety: 2" in text
     assert "small objects (area under 32 x 32 px): 33.3% in the images, 0.0% on the canvas" in text
