@@ -189,8 +189,8 @@ def initial_weights(arguments: argparse.Namespace) -> Path:
 
 def splits(config: Config) -> tuple[Any, Any]:
     """(training, validation) images, as a run opens them."""
-    from mrcnn_jax.data.coco import read_coco
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     data = config.data
     assert data.cache is not None

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
 from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import ImageRecord, ObjectRecord
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
+from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.inference.predictor import Predictor, predict_split
 from mrcnn_jax.models.box_head import BoxSamples, draw_box_samples
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals

@@ -24,7 +24,7 @@ from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Meta, flatten
-from mrcnn_jax.runs.metrics import MetricsLog
+from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
@@ -138,7 +138,7 @@ class Watch:
         if values:
             self._write(stage, progress.step, epoch, "val", values)
             if self.log is not None:
-                curves(run.workdir / "metrics.jsonl", run.workdir / "figures")
+                curves(read_metrics(run.workdir), run.workdir / "figures")
             # Figures and loaders refer to themselves: their memory would wait for the collector.
             gc.collect()
         return values

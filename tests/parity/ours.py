@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import ModelConfig
-from mrcnn_jax.data.transforms import mask_crop
+from mrcnn_jax.data.transforms import coverage
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss
 from mrcnn_jax.models.mask_rcnn import (
@@ -166,12 +165,7 @@ def with_ground_truth(
     boxes, valid = padded([image["boxes"] for image in truth], count)
     labels, _ = padded([image["labels"].astype(np.int32) for image in truth], count)
     crops = [
-        np.stack(
-            [
-                mask_crop(rle_ops.encode(np.asfortranarray(mask)), box, mask_size)
-                for mask, box in zip(*objects, strict=True)
-            ]
-        )
+        np.stack([coverage(mask, box, mask_size) for mask, box in zip(*objects, strict=True)])
         for objects in ((image["masks"], image["boxes"]) for image in truth)
     ]
     masks, _ = padded(crops, count)
