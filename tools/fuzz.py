@@ -41,7 +41,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 
 from mrcnn_jax.commands.data_summary import summary, summary_lines
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import make_record
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
-from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.data.loader import Split, open_split, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.evaluation.average_precision import coco_figures, judge, table

@@ -24,7 +24,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.output import whole_file

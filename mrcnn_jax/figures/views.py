@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.inference.predictor import Predictor, predict_split

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.schema import RPNConfig
+from mrcnn_jax.config.model import RPNConfig
 from mrcnn_jax.models.layers import Conv, cell_mask, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences, load_config_json
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.weights.backbone import load_resnet

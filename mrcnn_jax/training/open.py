@@ -19,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset

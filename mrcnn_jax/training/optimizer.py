@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import OptimizerConfig, StageConfig
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training import stages
 

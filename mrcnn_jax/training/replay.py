@@ -28,8 +28,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
 from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import from_dict, to_dict
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.runs.state import TrainState

@@ -14,7 +14,8 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mrcnn_jax.config.schema import ConfigError, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import StageConfig
 from mrcnn_jax.models.mask_rcnn import MODULES_OF
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mrcnn_jax.commands.check import Arguments, check
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data import images
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from pictures import STORED, encoded, tiff
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data import images
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.reading import read_coco

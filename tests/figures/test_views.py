@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.commands.evaluate import open_data
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.figures import views
 from mrcnn_jax.inference.predictor import Predictor

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config.schema import ModelConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.data.transforms import coverage
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss

@@ -13,17 +13,17 @@ import pytest
 import state_dicts
 from flax.traverse_util import flatten_dict
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, save_config
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
-    ConfigError,
     MaskHeadConfig,
     ModelConfig,
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
 )
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta

@@ -14,7 +14,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
 from mrcnn_jax.training.optimizer import (
     apply_gradients,

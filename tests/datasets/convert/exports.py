@@ -20,7 +20,8 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
