@@ -143,7 +143,7 @@ def on_image(
     if config.anchors_in_padding:
         return jnp.ones(len(anchors), bool)
     height, width = image_size.astype(jnp.float32)
-    x1, y1, x2, y2 = anchors.T
+    x1, y1, x2, y2 = (anchors[:, side] for side in range(4))
     return ((x1 + x2) / 2 < width) & ((y1 + y2) / 2 < height)
 
 
@@ -154,7 +154,7 @@ def usable_anchors(
     usable = on_image(config, anchors, image_size)
     if not config.anchors_across_border:
         height, width = image_size.astype(jnp.float32)
-        x1, y1, x2, y2 = anchors.T
+        x1, y1, x2, y2 = (anchors[:, side] for side in range(4))
         usable &= (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
     return usable
 
