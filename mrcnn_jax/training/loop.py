@@ -56,7 +56,7 @@ from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, flatten
-from mrcnn_jax.runs.metrics import MetricsLog
+from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options, warn_of_slow_versions
@@ -489,7 +489,7 @@ class _Run:
                         split="val",
                         values=values,
                     )
-                    curves(self.workdir / "metrics.jsonl", self.workdir / "figures")
+                    curves(read_metrics(self.workdir), self.workdir / "figures")
                 # figures and loaders refer to themselves: what they held would wait for Python's
                 # own time
                 gc.collect()

@@ -390,7 +390,7 @@ def test_results_need_a_folder(moved: Path, tiny_data: Path, tmp_path: Path) -> 
     """Said before any image is looked at."""
     taken = tmp_path / "taken"
     taken.touch()
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         evaluate_run(moved, out=taken)
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         predict_files(moved, [tiny_data / "images"], out=taken, min_score=0.5)

@@ -178,7 +178,8 @@ def test_ground_truth_of_coco300_through_crop_and_paste(
         )
     metrics = evaluate(truth, results, iou_types=("segm",))
     print(
-        f"ground truth through {cells} x {cells} crops: mask AP {metrics['segm/AP']:.4f}, AP75 {metrics['segm/AP75']:.4f}"
+        f"ground truth through {cells} x {cells} crops: mask AP {metrics['segm/AP']:.4f},"
+        f" AP75 {metrics['segm/AP75']:.4f}"
     )
     assert least <= metrics["segm/AP"] <= 1.0
 

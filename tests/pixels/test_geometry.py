@@ -1,4 +1,4 @@
-"""Pasting of masks against a loop over pixels and against torchvision's recorded numbers."""
+"""Resizing against OpenCV; pasting of masks against a loop over pixels and torchvision's numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.pixels.geometry import paste
+from mrcnn_jax.data.transforms import resize_image
+from mrcnn_jax.pixels.geometry import paste, resize
 from mrcnn_jax.pixels.rle import PasteStyle, paste_rle
 
 RECORDED = (
@@ -129,3 +132,22 @@ def test_large_boxes_lose_their_corners_only() -> None:
     assert (~quarter).sum() == 10
     np.testing.assert_array_equal(image[:140, :140], quarter)
     np.testing.assert_array_equal(image, image[::-1, ::-1])
+
+
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.floats(0.9, 1.1),
+    st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=60)
+def test_resizing_is_opencvs(
+    height: int, width: int, new_height: int, stretch: float, seed: int
+) -> None:
+    """Both axes grow, or both shrink, as an image's do."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    new_width = max(1, round(width * new_height / height * stretch))
+    new_width = min(new_width, width) if new_height < height else max(new_width, width)
+    size = new_height, new_width
+    assert np.abs(resize(image, size).astype(int) - resize_image(image, size)).max(initial=0) <= 1

@@ -229,7 +229,7 @@ def test_sigterm_to_the_script_saves_and_another_process_resumes(
     ) as process:
         try:
             deadline = time.monotonic() + 120
-            while not read_metrics(run):
+            while not ((run / "metrics.jsonl").exists() and read_metrics(run)):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
