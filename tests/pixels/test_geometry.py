@@ -1,4 +1,4 @@
-"""Resizing against OpenCV; pasting of masks against a loop over pixels and torchvision's numbers."""
+"""Resizing against OpenCV; pasting against a loop over pixels and torchvision's numbers."""
 
 from __future__ import annotations
 
