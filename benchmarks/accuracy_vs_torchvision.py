@@ -20,7 +20,7 @@ is JSON: figures by seed and their mean, `difference` (ours less torchvision's),
 trained on. --samples: RoIs an image of the box head, of which a quarter may be foreground, and
 train the mask head (torchvision: 512).
 
-What differs on purpose (see also NOTES.md):
+What differs on purpose (see also docs/differences.md):
 - which anchors and proposals are drawn: each side has its own random numbers. With --all-samples
 every anchor and every one of 100
   proposals is taken, and nothing else is left to chance: losses then agree step by step, but for
@@ -59,8 +59,9 @@ sys.path[:0] = [
 ]  # the package need not be installed; the peer is shared with the tests
 
 from mrcnn_jax import cli  # noqa: E402
+from mrcnn_jax.config.errors import ConfigError  # noqa: E402
 from mrcnn_jax.config.files import load_config_file, resolve_paths  # noqa: E402
-from mrcnn_jax.config.schema import Config, ConfigError, DataConfig, OptimizerConfig  # noqa: E402
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig  # noqa: E402
 
 SIDES = ("torchvision", "ours")
 CLASSES = 3
@@ -190,14 +191,18 @@ def initial_weights(arguments: argparse.Namespace) -> Path:
 def splits(config: Config) -> tuple[Any, Any]:
     """(training, validation) images, as a run opens them."""
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     data = config.data
     assert data.cache is not None
     return tuple(  # type: ignore[return-value]
         open_split(
             name,
-            getattr(data, f"{name}_annotations"),
-            getattr(data, f"{name}_images"),
+            read_coco(
+                Path(getattr(data, f"{name}_annotations")),
+                Path(getattr(data, f"{name}_images")),
+                data,
+            ),
             cache=Path(data.cache),
             data=data,
         )

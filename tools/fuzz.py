@@ -41,10 +41,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 
 from mrcnn_jax.commands.data_summary import summary, summary_lines
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import make_record
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.transforms import resize_plan
 from mrcnn_jax.pixels.decode import decode_image
@@ -278,9 +280,8 @@ class _Records:
 def _read(annotations: Path, images: Path, cache: Path) -> str:
     """The whole pipeline, from two files to batches."""
     try:
-        dataset, _ = check_split(
-            annotations, images, cache=cache, data=DATA, keep_empty=True, lost_images=True
-        )
+        dataset = read_coco(annotations, images, DATA, lost_images=True)
+        dataset, _ = check_split(dataset, cache=cache, data=DATA, keep_empty=True)
     except ConfigError as error:
         if "\n" in str(error):
             raise ValueError(f"not one line: {error}") from None

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
-from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.data.loader import Split, open_split, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.evaluation.average_precision import coco_figures, judge, table
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
@@ -207,7 +208,9 @@ def open_data(
         data if annotations is None else replace(data, class_names=())
     )  # which may be some of the run's
     split = parallel.in_turn(
-        lambda: open_split(split_name, json_path, images_path, cache=cache, data=expected)
+        lambda: open_split(
+            split_name, read_coco(json_path, images_path, expected), cache=cache, data=expected
+        )
     )
     categories, known = (
         [(category.id, category.name) for category in split.dataset.categories],

@@ -33,8 +33,10 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.config import tables
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, Loss, ModelConfig, StageConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config, Loss, StageConfig
 
 if TYPE_CHECKING:
     from mrcnn_jax.output import whole_file
@@ -290,7 +292,7 @@ class _Job:
 
     def __init__(self, chains: Sequence[Chain]) -> None:
         """ConfigError if the folder of a run of `chains` holds a run of another config."""
-        from mrcnn_jax.training.loop import refuse_another_config
+        from mrcnn_jax.training.open import refuse_another_config
 
         self._ends: dict[StageRun, Meta | None] = {}
         for run in dict.fromkeys(run for chain in chains for run in chain.runs):

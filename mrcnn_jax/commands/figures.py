@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError, Loss
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Loss
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split

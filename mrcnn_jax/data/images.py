@@ -24,8 +24,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.output import whole_file
@@ -47,39 +47,30 @@ Kinds = dict[int, Kind | str]  # by image id; a text says why an image cannot be
 
 
 def check_split(
-    annotations: Path,
-    images: Path,
-    *,
-    cache: Path,
-    data: DataConfig,
-    keep_empty: bool,
-    lost_images: bool = False,
+    dataset: CocoDataset, *, cache: Path, data: DataConfig, keep_empty: bool
 ) -> tuple[CocoDataset, Path]:
-    """Reads a data set and checks it, pixels included.
+    """Checks a data set that was read, pixels included.
 
     Args:
-        annotations: the annotation file.
-        images: the folder that its file names are relative to.
-        cache: the folder in which results are kept.
-        data: the limits.
-        keep_empty: keep images without objects.
-        lost_images: accept that more than 1 % of the images are missing or undecodable.
+        dataset: as `read_coco` returns it.
+        cache: where results are kept.
+        data: limits, and the canvases that objects are counted for.
+        keep_empty: whether images without objects stay.
 
     Returns:
-        The data set, whose `report` counts what was lost, and its folder in `cache`.
+        The images that can be used, with all that was lost in the `report`, and the folder of the
+        data set in `cache`. (`CocoDataset.refuse_lost_images` says whether too many are lost.)
 
     Raises:
-        ConfigError: see `read_coco` and `check_images`; or too many images are lost.
+        ConfigError: as of `check_images`, or no image is left.
     """
-    dataset = read_coco(annotations, images, data, lost_images=lost_images)
+    dataset = replace(dataset, report=copy.deepcopy(dataset.report))
     if not keep_empty:
         empty = {i.id for i in dataset.images if all(record.iscrowd for record in i.objects)}
         for image_id in sorted(empty):
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(i for i in dataset.images if i.id not in empty)
     dataset, folder = check_images(dataset, cache, data)
-    if not lost_images:
-        dataset.refuse_lost_images()
     for image in dataset.images:
         crowds = sum(record.iscrowd for record in image.objects)
         for count, limit, field in (
@@ -216,7 +207,7 @@ def _refuse_sizes(dataset: CocoDataset, wrong: list[tuple[ImageRecord, tuple[int
 
 def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
     """The data set with what decoding found; ConfigError if EXIF does not explain a size."""
-    report, lost, wrong = copy.deepcopy(dataset.report), list(dataset.lost), []
+    report, lost, wrong = dataset.report, list(dataset.lost), []
     decoded: list[tuple[ImageRecord, Kind, tuple[bool, bool]]] = []
     for image in dataset.images:
         kind = kinds[image.id]
@@ -239,7 +230,7 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
         if kind.orientation != 1:
             report.add(TURN_REASONS[upright, stored != turned], image.id)
         images.append(replace(image, upright=upright))
-    return replace(dataset, report=report, lost=tuple(lost)).with_images(images)
+    return replace(dataset, lost=tuple(lost)).with_images(images)
 
 
 def _fits(image: ImageRecord, kind: Kind) -> tuple[bool, bool]:

@@ -54,20 +54,26 @@ class PlannedBatch:
     indices: tuple[int, ...]
     keys: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def images(self) -> list[int]:
+        """The indices without what fills the batch up."""
+        return [index for index in self.indices if index >= 0]
 
-def open_split(
-    name: str, annotations: str | Path, images: str | Path, *, cache: Path, data: DataConfig
-) -> Split:
-    """Reads, checks and (unless `cache` has it) builds a split; what was lost on the way is in
-    `dataset.report`.
 
-    The split named "train" leaves out images without objects unless `data.keep_empty`. ConfigError
-    as of `check_split` and `build`.
+def open_split(name: str, dataset: CocoDataset, *, cache: Path, data: DataConfig) -> Split:
+    """Checks a data set, pixels included, and builds its records unless `cache` holds them.
+
+    Args:
+        name: of the split; "train" leaves out images without objects unless `data.keep_empty`.
+        dataset: as `read_coco` returns it; what is lost from here on is in the result's report.
+        cache: where the checks and the records are kept.
+
+    Raises:
+        ConfigError: as of `check_split` and `build`, or too many images are lost.
     """
     keep_empty = data.keep_empty or name != TRAIN
-    dataset, folder = check_split(
-        Path(annotations), Path(images), cache=cache, data=data, keep_empty=keep_empty
-    )
+    dataset, folder = check_split(dataset, cache=cache, data=data, keep_empty=keep_empty)
+    dataset.refuse_lost_images()
     plans = tuple(resize_plan(image.height, image.width, data) for image in dataset.images)
     return Split(name, dataset, build(dataset, folder), plans)
 

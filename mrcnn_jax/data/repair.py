@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import has_constant, integer, is_number, short
 from mrcnn_jax.data.records import RLE, Box, ObjectRecord, box_area
 from mrcnn_jax.data.report import Reason

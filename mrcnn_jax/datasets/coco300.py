@@ -21,7 +21,7 @@ import tyro
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.pixels.rle import encoded
 

@@ -30,7 +30,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.evaluation.boundary import BoundaryEval
 from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.rle import segmentation_rle

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
-from mrcnn_jax.config.schema import DataConfig, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference.predictor import Predictor, batch_of_one
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Pyramid
@@ -120,7 +121,7 @@ def scaled(data: DataConfig, scale: float) -> DataConfig:
 
 
 def _detect(model: MaskRCNN, batch: Batch) -> tuple[Pyramid, Instances]:
-    features = model.features(batch.images, batch.image_sizes, batch.valid)
+    features = model.features(batch)
     return features, model.detections(features, model.proposals(features, batch), batch)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -10,10 +11,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 
+class ImageKeys(NamedTuple):
+    """Random keys of each image in a batch, one per draw."""
+
+    rpn: PRNGKeyArray  # anchors
+    box: PRNGKeyArray  # proposals
+    points: PRNGKeyArray  # points of masks
+
+
+def image_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> ImageKeys:
+    """The keys of a step's draws; the one place that says how they are made.
+
+    Each image folds in its own index in the split, so its draws depend neither on its place in the
+    batch nor on the other images.
+
+    Args:
+        key: the key of the training step, or of the validation.
+        indices: index of each image in its split (`Batch.indices`).
+    """
+
+    def keys_of(index: Int32[Array, ""]) -> ImageKeys:
+        image = jax.random.fold_in(key, index)
+        rpn, box = jax.random.split(image)
+        return ImageKeys(rpn, box, points=jax.random.fold_in(image, 2))  # 0 and 1: as `split`
+
+    return jax.vmap(keys_of)(indices)
+
+
 @flax.struct.dataclass
 class Samples:
-    """Rows that were drawn: positives first, then negatives, then slots that stayed empty (index 0,
-    not valid)."""
+    """Rows drawn: positives, then negatives, then slots left empty (index 0, not valid)."""
 
     indices: Int32[Array, " count"]
     positive: Bool[Array, " count"]
@@ -28,16 +55,16 @@ def sample(
     count: int,
     positive_fraction: float,
 ) -> Samples:
-    """`count` rows, uniformly and without replacement.
+    """Draws `count` rows uniformly, without replacement.
 
-    At most floor(count * positive_fraction) are positives. Negatives fill up the rest, however many
-    that are; positives never stand in for missing negatives. A row that is both counts as positive.
+    At most floor(count * positive_fraction) are positives. Negatives fill the rest, however much
+    that is; positives never replace missing negatives. A row that is both counts as positive.
     """
     # The small number undoes rounding: 100 * 0.29 is 28.999999999999996.
     most_positives = math.floor(count * positive_fraction + 1e-6)
-    # One random number a row; the largest are a uniform draw (equal ones, of 2^23, go by index: it
-    # matters only at the cut). top_k instead of a sort, and in float32: 20 times cheaper on a CPU,
-    # where XLA sorts any other dtype.
+    # A random number per row; the rows of the largest are a uniform draw. (Of equal numbers, among
+    # 2^23, the lower index wins: this matters only at the cut.) top_k in float32 instead of a sort:
+    # 20 times cheaper on a CPU, where XLA sorts any other dtype.
     priority = jax.random.uniform(key, positive.shape, jnp.float32)
     k = min(count, positive.shape[0])
     rows = [

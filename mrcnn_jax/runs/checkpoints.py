@@ -33,8 +33,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.output import text_table
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.environment import changes, environment

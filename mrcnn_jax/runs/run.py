@@ -10,8 +10,9 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
-from mrcnn_jax.config.schema import Config, ConfigError, Loss
+from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, Variables
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.state import TrainState

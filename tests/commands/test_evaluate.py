@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.commands.predict_files import predict_files
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
 from mrcnn_jax.inference.predictor import Predictor

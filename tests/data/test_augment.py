@@ -19,6 +19,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import Picture, Scene, Seen, _coloured, augmented, plain
 from mrcnn_jax.data.loader import load, open_split, plan_epoch, plan_once, repeat_factors
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.data.transforms import View, coverage
@@ -357,13 +358,8 @@ def test_draws_are_a_pure_function_of_seed_epoch_and_image(
     training is augmented."""
     augment = AugmentConfig(flip=0.5, scale=(0.5, 2.0), brightness=0.3, copy_paste=0.5)
     data = dataclasses.replace(mixed_data, augment=augment)
-    split = open_split(
-        "train",
-        mixed_file,
-        mixed_file.parent / "images",
-        cache=mixed_file.parent / "cache",
-        data=data,
-    )
+    dataset = read_coco(mixed_file, mixed_file.parent / "images", data)
+    split = open_split("train", dataset, cache=mixed_file.parent / "cache", data=data)
     canvases = [plan.canvas for plan in split.plans]
     repeats = np.array([3.0, *[1.0] * 6])
 
@@ -410,13 +406,8 @@ def test_draws_are_a_pure_function_of_seed_epoch_and_image(
 
 def test_what_is_over_the_limit_is_counted(mixed_file: Path, mixed_data: DataConfig) -> None:
     data = dataclasses.replace(mixed_data, augment=AugmentConfig(copy_paste=1.0), max_objects=1)
-    split = open_split(
-        "train",
-        mixed_file,
-        mixed_file.parent / "images",
-        cache=mixed_file.parent / "cache",
-        data=data,
-    )
+    dataset = read_coco(mixed_file, mixed_file.parent / "images", data)
+    split = open_split("train", dataset, cache=mixed_file.parent / "cache", data=data)
     plan = plan_epoch([p.canvas for p in split.plans], 1, seed=0, epoch=0, shuffle=True)
     more = 0
     for batch in load(split, plan, data):

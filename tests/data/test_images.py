@@ -13,9 +13,11 @@ from pictures import STORED, encoded, tiff
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data import images
 from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.decode import decode_image
@@ -29,14 +31,11 @@ def check(
     path: Path, *, data: DataConfig = DATA, lost_images: bool = True, keep_empty: bool = True
 ) -> CocoDataset:
     root = path.parent
-    return check_split(
-        path,
-        root / "images",
-        cache=root / "cache",
-        data=data,
-        keep_empty=keep_empty,
-        lost_images=lost_images,
-    )[0]
+    read = read_coco(path, root / "images", data, lost_images=lost_images)
+    dataset, _ = check_split(read, cache=root / "cache", data=data, keep_empty=keep_empty)
+    if not lost_images:
+        dataset.refuse_lost_images()
+    return dataset
 
 
 def found(dataset: CocoDataset) -> dict[str, tuple[int, list]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import integer, is_number, is_text, read_json, short
 
 

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.structures import Batch
 
@@ -30,17 +31,13 @@ def shapes_split(
     shapes_folder: Path, shapes_data: DataConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Split:
     annotations = shapes_folder / "annotations" / "instances_train.json"
-    return open_split(
-        "train",
-        annotations,
-        shapes_folder / "images",
-        cache=tmp_path_factory.mktemp("cache"),
-        data=shapes_data,
-    )
+    dataset = read_coco(annotations, shapes_folder / "images", shapes_data)
+    return open_split("train", dataset, cache=tmp_path_factory.mktemp("cache"), data=shapes_data)
 
 
 def _open_mixed(file: Path, data: DataConfig, name: str = "train") -> Split:
-    return open_split(name, file, file.parent / "images", cache=file.parent / "cache", data=data)
+    dataset = read_coco(file, file.parent / "images", data)
+    return open_split(name, dataset, cache=file.parent / "cache", data=data)
 
 
 def _plan(split: Split, size: int = 2, **options: Any) -> list[PlannedBatch]:

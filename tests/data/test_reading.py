@@ -16,7 +16,8 @@ import pytest
 from findings import found
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
 

@@ -11,7 +11,8 @@ import pytest
 from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.reading import read_coco
 
 DATA = DataConfig()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets import shapes
 
 

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.transforms import coverage
 from mrcnn_jax.evaluation.average_precision import FIGURES, evaluate, table
 from mrcnn_jax.pixels.rle import paste_rle, segmentation_rle

@@ -17,7 +17,7 @@ from pycocotools import mask as rle_ops
 
 import mrcnn_jax
 from mrcnn_jax.commands.predict_files import predict_files
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from tests.inference.frames import read, write_video
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mrcnn_jax
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from tests.inference.frames import read, write_video
 
 

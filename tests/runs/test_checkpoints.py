@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.schema import Config, ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.environment import environment

@@ -19,7 +19,7 @@ import tyro
 from jaxtyping import Bool, Int64
 from PIL import Image
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, read_bytes
 from mrcnn_jax.data.records import Box
 from mrcnn_jax.data.report import Report

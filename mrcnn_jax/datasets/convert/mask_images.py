@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.datasets.convert.common import (

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.records import Box, box_area
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import RLE, Box, box_area, coco_annotation, refuse_lost

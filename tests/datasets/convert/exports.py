@@ -20,8 +20,10 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.datasets.convert.common import Options
@@ -324,10 +326,9 @@ def checked(
 ) -> CocoDataset:
     """The checker's data set of the converted file, of which nothing was dropped, clipped or
     repaired (`but` for this)."""
-    images = options.open_images().folder
-    (found, _) = check_split(
-        out or options.out, images, cache=cache, data=DataConfig(), keep_empty=True
-    )
+    read = read_coco(out or options.out, options.open_images().folder, DataConfig())
+    found, _ = check_split(read, cache=cache, data=DataConfig(), keep_empty=True)
+    found.refuse_lost_images()
     lost = {
         reason
         for reason, text in found.report.findings

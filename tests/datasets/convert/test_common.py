@@ -17,7 +17,7 @@ from exports import (
     picture,
 )
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets.convert.common import (
     ImageFolder,
     ellipse,

@@ -36,7 +36,7 @@ from exports import (
 )
 from PIL import Image
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets.convert.common import (
     Options,
 )

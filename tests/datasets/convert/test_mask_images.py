@@ -24,7 +24,7 @@ from exports import (
     refuses,
 )
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets.convert.common import (
     Options,
 )
