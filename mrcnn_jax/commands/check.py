@@ -67,7 +67,7 @@ def refuse_dropped(dataset: CocoDataset) -> None:
 def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
     """Draws images from all over the data set, those with annotations first, with boxes and masks,
     into one file."""
-    # Late and here only: this command draws, but the data road does not know what is above it.
+    # Late and here only: this command draws, but the data pipeline does not know what is above it.
     from mrcnn_jax.figures.draw import draw_instances, titled
 
     names = {category.id: category.name for category in dataset.categories}
