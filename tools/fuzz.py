@@ -1,5 +1,4 @@
-"""Fuzzes the data pipeline: mutated annotation files and images, each read, checked and loaded in
-a child process.
+"""Fuzzes the data pipeline: child processes read, check and load mutated files and images.
 
     python tools/fuzz.py [--annotations 10000] [--images 5000] [--seed 0] [--limit 10]
 
@@ -154,8 +153,7 @@ def annotation_case(seed: int, index: int) -> bytes:
 
 
 def image_case(seed: int, index: int) -> bytes:
-    """A mutated PNG or JPEG file; in every other PNG, checksums are corrected, so that the code
-    behind them is reached."""
+    """A mutated PNG or JPEG file; half of the PNGs get valid checksums, to reach what is behind."""
     rng = np.random.default_rng((seed, 1, index))
     bases = base_images()
     encoded = _mutated_bytes(rng, bases[rng.integers(len(bases))])

@@ -156,8 +156,7 @@ def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) ->
 
 
 def _placed(view: View, size: Size, rng: np.random.Generator) -> View:
-    """A window of `size` at a random place: inside the image along an axis where it is longer,
-    around it where it is shorter."""
+    """A random window of `size`: inside the image, or around it on an axis where it is shorter."""
     spare = view.resized[0] - size[0], view.resized[1] - size[1]
     y, x = (int(rng.integers(min(0, pixels), max(0, pixels) + 1)) for pixels in spare)
     return replace(view, size=size, offset=(y, x))
@@ -210,8 +209,7 @@ def _seen(
 
 
 def _extent(part: UInt8[np.ndarray, "h w"], place: tuple[slice, slice]) -> Box:
-    """The box around the pixels of a part of a mask that begins at `place`; sides are not positive
-    if there are none."""
+    """The box around the pixels of a part of a mask at `place`; without any, sides are 0."""
     x1, y1, x2, y2 = map(float, mask_box(part))
     top, left = place[0].start, place[1].start
     return left + x1, top + y1, left + x2, top + y2

@@ -1,5 +1,4 @@
-"""The checked data set as a tensorflow-datasets folder: ArrayRecord files with random access,
-read without TensorFlow."""
+"""The checked data set as tensorflow-datasets' ArrayRecord files, read without TensorFlow."""
 
 from __future__ import annotations
 

@@ -85,8 +85,10 @@ def check_split(
 
 
 def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[CocoDataset, Path]:
-    """Decodes every image that the cache does not know. Returns the data set without undecodable
-    images, with `upright` set, and its folder in `cache`.
+    """Decodes every image that the cache does not know.
+
+    Returns:
+        The data set without undecodable images, with `upright` set, and its folder in `cache`.
 
     Raises:
         ConfigError: an image is over `data.max_pixels` (its header says so, it is never decoded) or
@@ -175,8 +177,7 @@ def _kind(path: Path, data: DataConfig) -> Kind | str:
 def _refuse_by_header(
     dataset: CocoDataset, images: Sequence[ImageRecord], data: DataConfig
 ) -> None:
-    """ConfigError if an image is over the pixel limit, or has not the annotated size even when
-    turned."""
+    """ConfigError if an image is too large, or has not the annotated size even when turned."""
     wrong = []
     for image, found in _each(dataset, images, _size, data, "reading headers"):
         if found is None:

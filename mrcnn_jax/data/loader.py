@@ -140,8 +140,7 @@ def plan_epoch(
 
 
 def _times(factors: Float[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """The factors as whole numbers with the same sum in every draw: systematic sampling of their
-    fractional parts."""
+    """Whole numbers for the factors, always of the same sum: systematic sampling of fractions."""
     times = np.floor(factors)
     chances = factors - times
     more = int(chances.sum() + 0.5)

@@ -110,8 +110,7 @@ def _refuse_constants(content: dict[str, Any], path: Path) -> None:
 def _with_integers(
     items: list[dict[str, Any]], key: str, path: Path, report: Report
 ) -> list[dict[str, Any]]:
-    """The items of a section with its `INTEGERS` parsed; ConfigError if an id is missing or occurs
-    twice."""
+    """The items with their `INTEGERS` parsed; ConfigError if an id is missing or occurs twice."""
     result = []
     for item in items:
         written = {name: item.get(name) for name in INTEGERS[key]}
@@ -152,8 +151,7 @@ def _categories(raw: list[dict[str, Any]], path: Path, report: Report) -> tuple[
 def _usable_images(
     raw: list[dict[str, Any]], folder: Path, max_pixels: int, path: Path, report: Report
 ) -> tuple[dict[int, ImageRecord], tuple[str, ...]]:
-    """The images that exist and have a size, by id, without objects yet; and "name (reason)" of
-    the others."""
+    """The usable images by id, without objects yet, and "name (reason)" of the others."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such image folder")
     usable: dict[int, ImageRecord] = {}

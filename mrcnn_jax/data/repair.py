@@ -1,5 +1,4 @@
-"""One raw annotation -> `ObjectRecord`: its box, polygons and run lengths are checked and, where
-possible, repaired.
+"""One raw annotation -> `ObjectRecord`: its box and mask are checked and, if possible, repaired.
 
 pycocotools trusts its input: a wrong length reads or writes beyond its buffers, and a far point
 takes any amount of memory. Everything is therefore checked before it gets there.
@@ -117,8 +116,7 @@ def _far(box: Box, extent: Box) -> bool:
 
 @dataclass
 class BoxFormats:
-    """Evidence, over a whole file, that its boxes are corners or fractions of the image instead of
-    (x, y, width, height) in pixels."""
+    """Evidence in a file that its boxes are corners or fractions, not (x, y, width, height)."""
 
     boxes: int = 0
     not_sizes: int = 0  # impossible as (x, y, w, h)
@@ -167,8 +165,7 @@ class BoxFormats:
 
 
 def mask_rle(segmentation: Any, height: int, width: int, note: Note) -> RLE | None:
-    """A segmentation (polygons, a list of runs or COCO's compressed runs) as compressed runs; None
-    if there is none, Dropped if it is unusable."""
+    """A segmentation as compressed runs; None if there is none, Dropped if it is unusable."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
@@ -203,8 +200,7 @@ def _polygons_rle(parts: list[Any], height: int, width: int, note: Note) -> RLE:
 
 
 def is_polygon(part: Any, height: int, width: int) -> bool:
-    """Whether a value is a list x1, y1, x2, y2, ... of at least three points, none further from
-    the image than its longer side."""
+    """Whether a value is a list x, y, x, y, ... of 3 points or more, none far from the image."""
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         return False
     if not set(map(type, part)) <= {int, float}:
@@ -217,8 +213,7 @@ def is_polygon(part: Any, height: int, width: int) -> bool:
 
 
 def _run_lengths(counts: Any, note: Note) -> list[Any]:
-    """The runs in a list, in COCO's compressed text, or in that text as bytes or as Python prints
-    bytes."""
+    """The runs in a list, or in COCO's text, also as bytes or as Python prints bytes."""
     if isinstance(counts, list):
         note(Reason.RUN_LIST)
         return counts

@@ -1,5 +1,4 @@
-"""What happens to a data set while it is checked: each reason, with its outcome, is a `Reason`, and
-a `Report` counts them.
+"""The report of a data set's check: a `Reason` for each thing that can happen, and their counts.
 
 Refusals are not listed: they raise a ConfigError where they are found.
 """
@@ -114,8 +113,7 @@ class Report:
     findings: dict[tuple[Reason, str], Finding] = field(default_factory=dict)
 
     def add(self, reason: Reason, identifier: Any, count: int = 1, **details: Any) -> None:
-        """Counts `count` cases of `reason` for one image, annotation or category; `details` fill
-        the gaps in its text."""
+        """Counts cases of `reason` for one identifier; `details` fill the gaps in its text."""
         finding = self.findings.setdefault((reason, reason.text.format(**details)), Finding())
         finding.count += count
         if len(finding.first_ids) < FIRST_IDS:
@@ -133,8 +131,10 @@ class Report:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: {"kept": {...}, "findings": [{"outcome", "code", "reason", "count",
-        "first_ids"}, ...]}."""
+        """For machines.
+
+        {"kept": {...}, "findings": [{"outcome", "code", "reason", "count", "first_ids"}, ...]}
+        """
         found = [
             {
                 "outcome": reason.outcome,

@@ -1,5 +1,4 @@
-"""Geometry on the host: where an image lies on its canvas, its pixels there, and masks cropped to
-their boxes."""
+"""Geometry on the host: an image's place and pixels on its canvas, masks cropped to boxes."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from mrcnn_jax.pixels import geometry
 
 @dataclass(frozen=True)
 class Plan:
-    """How an image becomes a canvas: resized to `resized` (height, width) and put at the top left
-    of canvas number `canvas`.
+    """An image is resized to `resized` (height, width), at the top left of canvas number `canvas`.
 
     Boxes are multiplied by `scale` (y, x): exactly resized / original, not the nominal factor.
     """
@@ -44,8 +42,7 @@ def resize_image(
 
 @dataclass(frozen=True)
 class View:
-    """The visible part of an image: resized, mirrored if `flip`, then the window of `size` at
-    `offset`.
+    """A view of an image: resized, mirrored if `flip`, then the window of `size` at `offset`.
 
     All are (height, width) or (y, x) in whole pixels. The window may reach beyond the image, for
     example where `offset` is negative; nothing is visible there.
@@ -122,13 +119,12 @@ class View:
 def _window_means(
     values: Float[np.ndarray, "n k"], start: float, stop: float, cells: int
 ) -> Float[np.ndarray, "cells k"]:
-    """Resamples the columns of `values` to `cells` equal cells of [start, stop]; value i fills
-    [i, i + 1].
+    """Resamples the columns of `values` to `cells` equal cells of [start, stop].
 
-    A cell is the mean over the window around its centre that is as wide as the cell, but at least
-    1: the area mean if the column shrinks, exactly bilinear interpolation if it grows. The first
-    and last values extend beyond the ends. Cumulative sums replace a matrix product, whose BLAS
-    threads would compete with the loader's.
+    Value i fills [i, i + 1]. A cell is the mean over the window around its centre that is as wide
+    as the cell, but at least 1: the area mean if the column shrinks, exactly bilinear interpolation
+    if it grows. The first and last values extend beyond the ends. Cumulative sums replace a matrix
+    product, whose BLAS threads would compete with the loader's.
     """
     step = (stop - start) / cells
     half = max(step, 1.0) / 2

@@ -102,8 +102,7 @@ def _smaller(
 
 
 def _segmentation(segmentation: Any, size: tuple[int, int], scale: tuple[float, float]) -> Any:
-    """A segmentation at `size` (width, height): polygons are scaled, run lengths (crowds) decoded,
-    resized, cut at .5 and encoded."""
+    """Scaled polygons; or run lengths (crowds) of the mask resized to `size` and cut at .5."""
     if isinstance(segmentation, list):
         return [_scaled(polygon, scale) for polygon in segmentation]
     mask = rle_ops.decode(rle_ops.frPyObjects(segmentation, *segmentation["size"]))

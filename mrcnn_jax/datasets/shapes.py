@@ -1,5 +1,4 @@
-"""A generated COCO data set: rotated discs, rectangles and triangles that occlude each other on
-textured backgrounds.
+"""A generated COCO data set: discs, rectangles and triangles on textured backgrounds.
 
 Properties of every image (tests/datasets/test_shapes.py):
 
@@ -91,8 +90,7 @@ def _outline(
 
 
 def _coverage(outline: Float[np.ndarray, "points 2"]) -> tuple[Float[np.ndarray, "h w"], int, int]:
-    """The share of each pixel inside the outline, for the patch of pixels around it, and the
-    patch's left and top."""
+    """The share of each pixel inside the outline, in a patch around it; its left and top."""
     left, top = np.floor(outline.min(0)).astype(int) - 1
     right, bottom = np.ceil(outline.max(0)).astype(int) + 1
     fine = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)

@@ -57,8 +57,7 @@ class Kind:
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the stored picture, from the file's header alone; ValueError if that
-    cannot be read."""
+    """(height, width) as stored, from the file's header alone; ValueError if it is unreadable."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.height, image.width

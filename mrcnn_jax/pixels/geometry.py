@@ -87,8 +87,10 @@ def _area_means(values: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _neighbours(length: int, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For `cells` equal cells of an axis, the places of the two values around each cell's centre,
-    and their weights, int32 with sum 2048."""
+    """The two values around the centre of each of `cells` equal cells, and their weights.
+
+    The weights are int32 with sum 2048.
+    """
     places = ((np.arange(cells) + 0.5) * (length / cells) - 0.5).astype(np.float32)
     low = np.floor(places)
     share = places - low
@@ -173,16 +175,14 @@ def paste(
 
 
 def _whole_pixels(box: np.ndarray, scale: float) -> np.ndarray:
-    """`box` scaled about its centre, then extended to the pixels at its corners, truncated to
-    integers."""
+    """`box` scaled about its centre, then extended to the whole pixels at its corners."""
     box = box.astype(np.float32)  # like torchvision: rounding can move a corner by a pixel
     half, centre = (box[2:] - box[:2]) * 0.5 * scale, (box[2:] + box[:2]) * 0.5
     return np.concatenate([np.trunc(centre - half), np.trunc(centre + half) + 1])
 
 
 def _bilinear_weights(low: float, high: float, cells: int, length: int) -> tuple[int, np.ndarray]:
-    """The first of the pixels 0..length-1 whose centre lies in [low, high), and weights [P, cells]
-    for it and the P - 1 that follow."""
+    """The first of 0..length-1 with its centre in [low, high), and weights [P, cells] of such."""
     first = min(max(int(np.ceil(low - 0.5)), 0), length)
     last = max(min(int(np.ceil(high - 0.5)), length), first)
     places = (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5  # in cells

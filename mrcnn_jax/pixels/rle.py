@@ -1,5 +1,4 @@
-"""COCO's run-length encoding of masks: from a mask inside its box (`geometry.paste` has the rule),
-from pixels, and back."""
+"""COCO's run-length encoding of masks: from a mask inside its box, from pixels, and back."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_it_is_the_data_set_that_was_measured(
     ("content", "message"),
     [
         (None, "annotations/instances_train2017.json: No such file or directory"),
-        ("{", "annotations/instances_train2017.json: not JSON: "),
+        ("{", "annotations/instances_train2017.json: not JSON "),
         (
             '{"images": [], "annotations": [], "categories": []}',
             ": image 25 is not in its annotation files (414 missing in all)",

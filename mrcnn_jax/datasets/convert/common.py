@@ -1,5 +1,4 @@
-"""What all formats share: their options, the pictures and shapes that they are read into, and
-reading files."""
+"""Shared by all formats: options, the pictures and shapes they are read into, reading files."""
 
 from __future__ import annotations
 
@@ -43,8 +42,10 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """One thing drawn on a picture, in its pixels: a polygon (x1, y1, x2, y2, ...), a patch or a
-    box, or a box with one of the others."""
+    """One thing drawn on a picture, in its pixels: a polygon (x, y, x, y, ...), patch or box.
+
+    A box may come with one of the others.
+    """
 
     where: str  # "shape 3"
     label: str
@@ -157,20 +158,19 @@ class ImageFolder:
         return next((file for name in names if (file := self._exact.get(normal_path(name)))), None)
 
     def find_elsewhere(self, names: Sequence[str], stem: str | None) -> str | None:
-        """The file with the name of one of these, in any folder, else `with_stem`; ConfigError if
-        there are several."""
+        """The file with one of these names in any folder, else `with_stem`; see `_only`."""
         for name in names:
             if found := self._by_name.get(PurePosixPath(normal_path(name)).name):
                 return self._only(found, names[0])
         return None if stem is None else self.with_stem(stem)
 
     def with_stem(self, stem: str) -> str | None:
-        """The file with this relative path, or with this name in any folder, but for the suffix;
-        ConfigError if there are several."""
+        """The file with this path, or this name in any folder, whatever its suffix; see `_only`."""
         found = self._by_stem.get(normal_path(stem), [])
         return self._only(found, stem) if found else None
 
     def _only(self, found: list[str], name: str) -> str:
+        """The file found; ConfigError if there are several."""
         if len(found) > 1:
             raise ConfigError(
                 f"{self.folder}: both {found[0]} and {found[1]} may be the image {name}"
@@ -179,8 +179,7 @@ class ImageFolder:
 
 
 def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files with these suffixes in a folder and its subfolders, sorted; neither hidden ones nor
-    those that macOS adds to archives."""
+    """The files with these suffixes in a folder, sorted; not hidden ones, nor macOS's own."""
 
     def shown(file: Path) -> bool:
         parts = file.relative_to(folder).parts
@@ -204,8 +203,7 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0) ->
 
 
 def turned(points: np.ndarray, center: tuple[float, float], degrees: float) -> list[float]:
-    """Points [n, 2] turned clockwise on the screen (y points down), as one flat list, rounded to
-    1/1000 px."""
+    """Points [n, 2] turned clockwise on the screen, as a flat list, rounded to 1/1000 px."""
     angle = math.radians(degrees)
     matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return np.round((points - center) @ matrix + center, 3).ravel().tolist()

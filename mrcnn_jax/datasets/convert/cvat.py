@@ -1,5 +1,4 @@
-"""CVAT: "CVAT for images 1.1", one annotations.xml for all images (docs.cvat.ai, "XML annotation
-format").
+"""CVAT for images 1.1: one annotations.xml for all images (docs.cvat.ai, "XML annotation format").
 
 Shapes of an image with one label and group_id are one object. Polygons, masks, ellipses and turned
 boxes are outlines; upright boxes are boxes (`--rectangles mask`: outlines). A mask's `rle` runs

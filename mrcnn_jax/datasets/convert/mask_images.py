@@ -1,5 +1,6 @@
-"""Folders of instance masks: label images (PNG, also TIFF, BMP, GIF) of the size of their image,
-0 where there is no object.
+"""Folders of instance masks: label images (PNG, TIFF, BMP, GIF) of the size of their image.
+
+A value of 0 means no object.
 
 `--layout image`: one file per image, with its name, and one value (or colour) per instance:
 masks/x.png. `--layout folder`: one folder per image, with one file per instance: masks/x/1.png.
@@ -95,8 +96,7 @@ class Masks(Options):
             yield self._picture(image, its, classes)
 
     def _owner(self, path: Path, images: ImageFolder) -> tuple[str | None, str | None]:
-        """The image of the mask with this relative path (without suffix), if there is one, and the
-        folder that may be its class."""
+        """A mask's image or None, by its path without suffix, and the folder that may be its class."""
         folders, stem = [part for part in path.parts[:-1] if part != "masks"], path.name
         if self.layout == "folder":
             image = images.with_stem("/".join(folders)) if folders else None

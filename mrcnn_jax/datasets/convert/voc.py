@@ -1,5 +1,6 @@
-"""Pascal VOC: Annotations/*.xml, SegmentationObject/*.png, SegmentationClass/*.png, JPEGImages/
-(VOC2012 development kit, section 2).
+"""Pascal VOC (VOC2012 development kit, section 2).
+
+The folders are Annotations/*.xml, SegmentationObject/*.png, SegmentationClass/*.png, JPEGImages/.
 
 An object's mask is one value of SegmentationObject (255: border, of no object). Its class and box
 are those of the <object> with that number in the XML or, where numbers and boxes disagree (tools
@@ -72,8 +73,8 @@ class _Annotation:
 
 @dataclass(frozen=True)
 class Voc(Options):
-    """Pascal VOC: a folder with Annotations/, SegmentationObject/ and SegmentationClass/ (or some
-    of them) and the images in JPEGImages/."""
+    """Pascal VOC: a folder with Annotations/, SegmentationObject/, SegmentationClass/ or some of
+    them, by default with the images in JPEGImages/."""
 
     difficult: Literal["crowd", "object"] = "crowd"
     """What objects marked difficult become: crowd regions, which are neither trained on nor
@@ -196,8 +197,7 @@ def _class_names(folder: Path) -> dict[int, str]:
 
 
 def _colour(index: int) -> list[int]:
-    """VOC's colour of an index (VOClabelcolormap.m): bits 0, 3, 6 of it are the upper bits of red,
-    and so on."""
+    """VOC's colour of an index (VOClabelcolormap.m): its bits 0, 3, 6 are red's upper bits, etc."""
     return [
         sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)
     ]

@@ -1,5 +1,4 @@
-"""Writes pictures with shapes as one or two COCO annotation files, which `read_coco` has read
-before they are put in place.
+"""Writes pictures with shapes as one or two COCO annotation files, after `read_coco` read them.
 
 Polygons stay polygons, masks become compressed run lengths; an object of both becomes run lengths.
 A box is the extent of what was drawn, or the box that was drawn, clipped to the image.
@@ -118,8 +117,10 @@ def _normal(label: str) -> str:
 def _images(
     options: Options, images: ImageFolder, names: tuple[str, ...] | None, report: Report
 ) -> list[_Image]:
-    """The pictures whose image exists, by file name; ConfigError if too many do not, or if some
-    have another size than annotated."""
+    """The pictures whose image exists, by file name.
+
+    ConfigError if too many do not exist, or if some have another size than annotated.
+    """
     only = _listed(options.only) if options.only is not None else None
     converted: dict[str, _Image] = {}
     places: dict[str, str] = {}
@@ -203,9 +204,9 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
 
 
 def _size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of an image: as stored if that is the annotated size, else turned as EXIF
-    says; None if it cannot be decoded.
+    """(height, width) of an image; None if it cannot be decoded.
 
+    It is the stored size if that is the annotated one, else the size after the turn of EXIF.
     `images.check_images` will treat the file in the same way: it takes the turn that gives the
     annotated size.
     """
