@@ -1,5 +1,4 @@
-"""benchmarks/accuracy_vs_torchvision.py, as far as it goes without torch (tests/parity has the
-rest)."""
+"""benchmarks/accuracy_vs_torchvision.py without torch (tests/parity has the rest)."""
 
 from __future__ import annotations
 
@@ -7,19 +6,12 @@ import jax
 import numpy as np
 import pytest
 import state_dicts
+from accuracy_vs_torchvision import summary, window_means
 from flax.traverse_util import flatten_dict
+from joint_run import subset, whole_epochs
+from peer_training import full_masks, remaining, results_of, to_torchvision
 from pycocotools import mask as coco_mask
 
-from benchmarks.accuracy_vs_torchvision import (
-    full_masks,
-    remaining,
-    results_of,
-    subset,
-    summary,
-    to_torchvision,
-    whole_epochs,
-    window_means,
-)
 from mrcnn_jax.evaluation.average_precision import evaluate
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.mapping import assign, fill
