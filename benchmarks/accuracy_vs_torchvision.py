@@ -19,7 +19,7 @@ seeds). Without torch, ours is trained alone.
 --samples: RoIs per image in the box head (torchvision: 512); at most a quarter are foreground, and
 these train the mask head.
 
-What differs on purpose (see also NOTES.md):
+What differs on purpose (see also docs/differences.md):
 - samples of anchors and proposals: each side has its own random numbers. With --all-samples every
   anchor and every one of 100 proposals is taken, and nothing is left to chance: losses then agree
   step by step, but for what follows;

@@ -67,14 +67,14 @@ def write_data(folder: Path, arguments: argparse.Namespace) -> None:
 def ours(arguments: argparse.Namespace) -> sides.Side:
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.loader import load, open_split, plan_once
+    from mrcnn_jax.data.reading import read_coco
 
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
     write_data(root, arguments)
     data = DataConfig(batch_size=BATCH, threads=arguments.cores)
-    split = open_split(
-        "train", root / "instances.json", root / "images", cache=root / "cache", data=data
-    )
+    dataset = read_coco(root / "instances.json", root / "images", data)
+    split = open_split("train", dataset, cache=root / "cache", data=data)
     plan = plan_once(split, BATCH)
 
     def run(folder: Any = folder) -> None:  # keeps the folder alive

@@ -184,19 +184,16 @@ def initial_weights(arguments: argparse.Namespace) -> Path:
 def splits(config: Config) -> tuple[Any, Any]:
     """Opens the training and the validation images as a run does."""
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     data = config.data
     assert data.cache is not None
-    return tuple(  # type: ignore[return-value]
-        open_split(
-            name,
-            getattr(data, f"{name}_annotations"),
-            getattr(data, f"{name}_images"),
-            cache=Path(data.cache),
-            data=data,
-        )
-        for name in ("train", "val")
-    )
+    opened = []
+    for name in ("train", "val"):
+        annotations = Path(getattr(data, f"{name}_annotations"))
+        dataset = read_coco(annotations, Path(getattr(data, f"{name}_images")), data)
+        opened.append(open_split(name, dataset, cache=Path(data.cache), data=data))
+    return opened[0], opened[1]
 
 
 def asked(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,6 @@ AXIS = "data"
 # How long a process that ends waits for the others: one that failed must not keep them long.
 _SHUTDOWN_SECONDS = 60
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 
@@ -148,17 +147,17 @@ def refuse_uneven(batch_size: int, mesh: Mesh | None) -> None:
     )
 
 
-def per_image(function: Function, mesh: Mesh | None) -> Function:
-    """`function`, whose arguments and results have the rows of a batch and which looks at each row
-    alone, on the device of that row.
+def per_image(function: Callable[..., Result], mesh: Mesh | None) -> Callable[..., Result]:
+    """Lifts a function of one image to the rows of a batch, each computed on its own device.
 
-    XLA's partitioner does not know that of `top_k`: every device would search through the whole
-    batch.
+    XLA's partitioner does not know that rows are independent in `top_k`: without `shard_map`, every
+    device would search the whole batch.
     """
+    lifted = jax.vmap(function)
     if mesh is None:
-        return function
+        return lifted
     rows = PartitionSpec(AXIS)
-    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    return jax.shard_map(lifted, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 # -- placement of arrays ---------------------------------------------------------------------------

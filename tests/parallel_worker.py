@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from mrcnn_jax import parallel
 from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.config.files import from_dict
-from mrcnn_jax.config.schema import DistributedConfig
+from mrcnn_jax.config.schema import DistributedConfig, ParamGroup
+from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import load, open_split, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.runs.state import TrainState
@@ -30,9 +32,11 @@ from mrcnn_jax.training.step import make_train_step
 
 
 def collectives(workdir: Path) -> None:
-    """Prints the kinds of operations between devices in the compiled step of the run's stage."""
+    """Prints the kinds of operations between devices in a compiled step of the run's whole network:
+    all losses, all parameters trained."""
     run = load_run(workdir)
-    (stage,), mesh, model = run.config.stages, parallel.data_mesh(), MaskRCNN(run.config.model)
+    (stage,), mesh = joint((ParamGroup(".*"),), epochs=1), parallel.data_mesh()
+    model = MaskRCNN(run.config.model)
     assert mesh is not None
     params = run.variables["params"]
     optimizer = make_optimizer(stage, params, total_steps=20)
@@ -44,13 +48,8 @@ def collectives(workdir: Path) -> None:
         jax.random.key_data(jax.random.key(0)),
     )
     data = run.config.data
-    split = open_split(
-        "train",
-        Path(data.train_annotations),
-        Path(data.train_images),
-        cache=Path(str(data.cache)),
-        data=data,
-    )
+    dataset = read_coco(Path(data.train_annotations), Path(data.train_images), data)
+    split = open_split("train", dataset, cache=Path(str(data.cache)), data=data)
     batch = next(load(split, plan_once(split, mesh.size), data))
     step = jax.jit(
         make_train_step(model, stage, params, optimizer, mesh),
@@ -70,7 +69,7 @@ def collectives(workdir: Path) -> None:
         "recv",
     )
     found = [kind for kind in kinds if re.search(rf" {kind}(-start)?\(", text)]
-    print(f"collectives of {stage.name}: {json.dumps(found)}", flush=True)
+    print(f"collectives: {json.dumps(found)}", flush=True)
 
 
 def main() -> None:

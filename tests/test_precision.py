@@ -26,6 +26,7 @@ from mrcnn_jax.config.model import (
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import load, open_split, plan_epoch
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.state import TrainState
@@ -163,13 +164,8 @@ def batches(tiny_config: Config) -> list[Batch]:
     """An epoch of generated shapes."""
     config = tiny_config.data
     root = Path(str(config.root))
-    split = open_split(
-        "train",
-        root / config.train_annotations,
-        root / config.train_images,
-        cache=Path(str(config.cache)),
-        data=config,
-    )
+    dataset = read_coco(root / config.train_annotations, root / config.train_images, config)
+    split = open_split("train", dataset, cache=Path(str(config.cache)), data=config)
     plan = plan_epoch(
         [p.canvas for p in split.plans], config.batch_size, seed=0, epoch=0, shuffle=True
     )

@@ -21,12 +21,13 @@ import numpy as np
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.commands.data_summary import summary, summary_lines
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.images import check_split
-from mrcnn_jax.data.summary import summary, summary_lines
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.decode import decode_image
 
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_CELL = 24, 6, (360, 320)  # (height, width) in pixels
@@ -107,14 +108,8 @@ def check(arguments: Arguments) -> None:
     cache = arguments.cache or (Path(data.cache) if data.cache else home)
     found: dict[str, Any] = {"usable": True}
     try:
-        dataset, _ = check_split(
-            arguments.annotations,
-            arguments.images,
-            cache=cache,
-            data=data,
-            keep_empty=data.keep_empty,
-            lost_images=True,
-        )
+        dataset = read_coco(arguments.annotations, arguments.images, data, lost_images=True)
+        dataset, _ = check_split(dataset, cache=cache, data=data, keep_empty=data.keep_empty)
         found |= summary(dataset, data)
         if not arguments.as_json:
             print("\n".join(summary_lines(dataset, found)))

@@ -292,7 +292,7 @@ class _Job:
 
     def __init__(self, chains: Sequence[Chain]) -> None:
         """ConfigError if the folder of a run of `chains` holds a run of another config."""
-        from mrcnn_jax.training.loop import refuse_another_config
+        from mrcnn_jax.training.open import refuse_another_config
 
         self._ends: dict[StageRun, Meta | None] = {}
         for run in dict.fromkeys(run for chain in chains for run in chain.runs):

@@ -1,5 +1,4 @@
-"""What figures are drawn from: images of a split, what runs see on them, and what training would
-tell them."""
+"""Data for figures: images of a split, a run's predictions on them, and its training targets."""
 
 from __future__ import annotations
 
@@ -8,25 +7,19 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.coco import ImageRecord, ObjectRecord
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
+from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.inference.predictor import Predictor, predict_split
-from mrcnn_jax.models.box_head import BoxSamples, box_samples
+from mrcnn_jax.models.box_head import BoxSamples, draw_box_samples
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals
-from mrcnn_jax.models.rpn import (
-    RPNTargets,
-    pyramid_anchors,
-    rpn_labels,
-    rpn_targets,
-    usable_anchors,
-)
+from mrcnn_jax.models.rpn import RPNTargets, draw_rpn_targets, pyramid_anchors
 from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.sampling import ImageKeys, image_keys
 from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.geometry import boxes_to_canvas, boxes_to_image
 from mrcnn_jax.pixels.rle import paste_rle
@@ -42,17 +35,22 @@ Boxes = Float[np.ndarray, "_ 4"]
 
 
 def spread(candidates: Sequence[int], count: int) -> list[int]:
-    """`count` of the candidates (or all), from all over them."""
+    """`count` of the candidates (or all of them), evenly spread."""
     return list(candidates[:: max(1, len(candidates) // max(count, 1))][:count])
 
 
 def choose(
     split: Split, count: int, ids: Sequence[int] = (), *, with_mask: bool = False
 ) -> list[int]:
-    """Indices of the images to show: those of `ids`, else `count` from all over the split; with
-    objects (with_mask: that have a mask).
+    """Indices in the split of the images to show.
 
-    ConfigError if an id is none of the split's, or there is nothing to show on it.
+    Args:
+        count: how many, spread over the split; not used with `ids`.
+        ids: COCO ids of the images.
+        with_mask: take only images with an object that has a mask, not any object.
+
+    Raises:
+        ConfigError: the split has no image of an id, or there is no such object to show.
     """
     images = split.dataset.images
     usable = [i for i, image in enumerate(images) if _objects(image, with_mask)]
@@ -72,7 +70,7 @@ def choose(
 
 
 def read_images(split: Split, indices: Sequence[int], data: DataConfig) -> list[Image]:
-    """In original pixels."""
+    """Decoded images, RGB."""
     records = [split.source[i] for i in indices]
     return [
         decode_image(r["image"], upright=bool(r["upright"]), max_pixels=data.max_pixels)
@@ -98,7 +96,7 @@ def truth_boxes(split: Split, indices: Sequence[int]) -> list[Boxes]:
 
 
 def largest_object(image: ImageRecord) -> ObjectRecord:
-    """That with a mask and the largest box; no crowd."""
+    """The object (no crowd) with a mask and the largest box."""
     return max(
         _objects(image, with_mask=True), key=lambda o: (o.box[2] - o.box[0]) * (o.box[3] - o.box[1])
     )
@@ -108,7 +106,7 @@ def _objects(image: ImageRecord, with_mask: bool = False) -> list[ObjectRecord]:
     return [o for o in image.objects if not o.iscrowd and not (with_mask and o.rle is None)]
 
 
-# -- what a run sees -------------------------------------------------------------------------------
+# -- predictions -----------------------------------------------------------------------------------
 
 
 def proposals(
@@ -117,7 +115,7 @@ def proposals(
     """(boxes in original pixels, scores) of the RPN's proposals on each image, best first."""
 
     def propose(model: MaskRCNN, batch: Batch) -> Instances:
-        return model.proposals(model.features(batch.images, batch.image_sizes, batch.valid), batch)
+        return model.proposals(model.features(batch), batch)
 
     found = _each(run, split, indices, propose)
     return [
@@ -139,17 +137,16 @@ def detections(run: Run, split: Split, indices: Sequence[int]) -> list[list[dict
 def masks_of(
     run: Run, split: Split, indices: Sequence[int], objects: Sequence[ObjectRecord]
 ) -> list[dict[str, Any]]:
-    """The mask, a compressed RLE in original pixels, that the run gives to one ground-truth object
-    of each image.
+    """The run's mask of one ground-truth object in each image, as RLE in original pixels.
 
-    The mask head is asked for the object's own box and class: what is seen is the mask head's work,
+    The mask head is given the object's own box and class, so the result shows the mask head's work,
     not that of the stages before it.
     """
 
     def mask(model: MaskRCNN, batch: Batch) -> Float[Array, "b n m m"]:
         truth = batch.ground_truth
         assert truth.labels is not None
-        features = model.features(batch.images, batch.image_sizes, batch.valid)
+        features = model.features(batch)
         return model.instance_masks(features, truth.boxes, truth.labels, truth.valid)
 
     asked = iter(objects)
@@ -177,76 +174,60 @@ def masks_of(
     return found
 
 
-# -- what training would tell it -------------------------------------------------------------------
+# -- training targets ------------------------------------------------------------------------------
 
 
 class LevelTargets(NamedTuple):
     """The RPN's ground truth on one level of one image, in canvas pixels."""
 
     name: str  # P2, ..., or C4
-    positive: Boxes  # anchors that were drawn for the loss
+    positive: Boxes  # anchors sampled for the loss
     negative: Boxes
-    positives: int  # how many there are to draw from
+    positives: int  # how many there are to sample from
     negatives: int
 
 
 class BoxTargets(NamedTuple):
-    """The box head's ground truth on one image, in canvas pixels: the boxes that were drawn for the
-    loss."""
+    """The box head's ground truth on one image: the boxes sampled for the loss, canvas pixels."""
 
     boxes: Boxes
     labels: Int32[np.ndarray, " _"]  # 0: background
-    taken_to: Boxes  # each decoded with its regression target; of the background it means nothing
+    taken_to: Boxes  # each box decoded with its regression target; meaningless for background
 
 
 class Canvas(NamedTuple):
-    """An image as the network sees it."""
+    """An image as the network gets it."""
 
-    image: Image  # without the canvas's padding
+    image: Image  # without the padding of the canvas
     truth: Boxes  # in canvas pixels
 
 
 def rpn_ground_truth(
     run: Run, split: Split, indices: Sequence[int]
 ) -> list[tuple[Canvas, list[LevelTargets]]]:
-    """For each image a `LevelTargets` a level, of the mini-batch that validation draws for it
-    (`training.step`)."""
+    """For each image the mini-batch that validation samples, one `LevelTargets` per level."""
     config = run.config.model
 
-    def label(
-        model: MaskRCNN, batch: Batch
-    ) -> tuple[RPNTargets, Bool[Array, "b a"], Bool[Array, "b a"]]:
-        anchors = jnp.asarray(
-            np.concatenate(pyramid_anchors(config.rpn, batch.images.shape[1:3], config.strides))
-        )
-        keys = jax.vmap(lambda key: jax.random.split(key)[0])(_keys(run, batch))
-        truth, ignore, sizes = batch.ground_truth, batch.ignore, batch.image_sizes
-        targets = jax.vmap(
-            lambda key, size, gt, crowd: rpn_targets(key, anchors, size, gt, crowd, config.rpn)
-        )(keys, sizes, truth, ignore)
-        usable = jax.vmap(lambda size: usable_anchors(config.rpn, anchors, size))(sizes)
-        positive, negative, _ = jax.vmap(
-            lambda use, gt, crowd: rpn_labels(anchors, use, gt, crowd, config.rpn)
-        )(usable, truth, ignore)
-        return targets, positive, negative
+    def draw(model: MaskRCNN, batch: Batch) -> RPNTargets:
+        return draw_rpn_targets(_keys(run, batch).rpn, batch, config.rpn, config.strides)
 
     found = []
-    for batch, (targets, positive, negative) in _each(run, split, indices, label):
+    for batch, targets in _each(run, split, indices, draw):
         levels = pyramid_anchors(config.rpn, batch.images.shape[1:3], config.strides)
         names = ["C4"] if config.backbone == "c4" else [f"P{level}" for level in range(2, 7)]
         samples, anchors = targets.samples, np.concatenate(levels)
-        ends = np.cumsum([len(level) for level in levels])
-        of_level = []
-        for name, level, end in zip(names, levels, ends, strict=True):
-            here = slice(end - len(level), end)
-            drawn = samples.valid & (samples.indices >= here.start) & (samples.indices < end)
+        of_level, start = [], 0
+        for name, level in zip(names, levels, strict=True):
+            here = slice(start, start + len(level))
+            start = here.stop
+            drawn = samples.valid & (samples.indices >= here.start) & (samples.indices < here.stop)
             of_level.append(
                 LevelTargets(
                     name,
                     positive=anchors[samples.indices[drawn & samples.positive]],
                     negative=anchors[samples.indices[drawn & ~samples.positive]],
-                    positives=int(positive[here].sum()),
-                    negatives=int(negative[here].sum()),
+                    positives=int(targets.positive[here].sum()),
+                    negatives=int(targets.negative[here].sum()),
                 )
             )
         found.append((_canvas(batch), of_level))
@@ -256,19 +237,14 @@ def rpn_ground_truth(
 def box_ground_truth(
     run: Run, split: Split, indices: Sequence[int]
 ) -> list[tuple[Canvas, BoxTargets]]:
-    """For each image the mini-batch that validation draws from the proposals of the run's RPN
-    (`training.step`)."""
+    """For each image the mini-batch that validation samples from the proposals of the run's RPN."""
     config = run.config.model
 
     def draw(model: MaskRCNN, batch: Batch) -> tuple[BoxSamples, Float[Array, "b s 4"]]:
-        features = model.features(batch.images, batch.image_sizes, batch.valid)
-        output = model.propose(features, batch.image_sizes, batch.valid)
+        features = model.features(batch)
+        output = model.propose(features, batch)
         found = select_proposals(output, batch, config, train=True)
-        keys = jax.vmap(lambda key: jax.random.split(key)[1])(_keys(run, batch))
-        sample = jax.vmap(
-            lambda key, boxes, gt, crowd: box_samples(key, boxes, gt, crowd, config.box_head)
-        )
-        samples = sample(keys, found, batch.ground_truth, batch.ignore)
+        samples = draw_box_samples(_keys(run, batch).box, found, batch, config.box_head)
         return samples, box_ops.decode(
             samples.deltas, samples.boxes, weights=config.box_head.box_weights
         )
@@ -276,20 +252,14 @@ def box_ground_truth(
     found = []
     for batch, (samples, taken_to) in _each(run, split, indices, draw):
         valid = samples.valid
-        found.append(
-            (
-                _canvas(batch),
-                BoxTargets(samples.boxes[valid], samples.labels[valid], taken_to[valid]),
-            )
-        )
+        targets = BoxTargets(samples.boxes[valid], samples.labels[valid], taken_to[valid])
+        found.append((_canvas(batch), targets))
     return found
 
 
-def _keys(run: Run, batch: Batch) -> Array:
-    """The randomness of each image in validation: the same in every run of one seed."""
-    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(run.config.seed), index))(
-        batch.indices
-    )
+def _keys(run: Run, batch: Batch) -> ImageKeys:
+    """The keys of validation."""
+    return image_keys(jax.random.key(run.config.seed), batch.indices)
 
 
 def _canvas(batch: Batch) -> Canvas:
@@ -306,8 +276,10 @@ def _each(
     see: Callable[[MaskRCNN, Batch], Any],
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[tuple[Batch, Any]]:
-    """For each image (its batch of one, what `see` gives for it without the batch axis); one
-    compiled program a canvas."""
+    """For each image, its batch of one and the result of `see` for it, without the batch axis.
+
+    `see` is compiled once per canvas.
+    """
     apply = jax.jit(
         nn.apply(see, MaskRCNN(run.config.model)),
         **compile_options(deterministic=run.config.deterministic),

@@ -1,5 +1,7 @@
-"""Stage 2, the box head: network, targets, loss and detections (report table 2; Girshick 2015,
-section 2)."""
+"""Stage 2, the box head: network, targets, loss and detections.
+
+Report table 2; Girshick 2015, section 2.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import BoxHeadConfig
@@ -17,22 +20,24 @@ from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.nms import multiclass_nms
 from mrcnn_jax.ops.sampling import sample
-from mrcnn_jax.structures import Instances
+from mrcnn_jax.parallel import per_image
+from mrcnn_jax.structures import Batch, Instances
 
 
 class BoxOutput(flax.struct.PyTreeNode):
-    """Predictions for R boxes, always float32. Class 0 is the background; deltas exist for the K
-    foreground classes only."""
+    """Predictions for R boxes, always float32.
+
+    Class 0 is the background; deltas exist for the K foreground classes only.
+    """
 
     logits: Float[Array, "*r classes"]
     deltas: Float[Array, "*r k 4"]
 
 
 class BoxHead(nn.Module):
-    """Fully connected layers with ReLU on the flattened RoI features, then class logits and a box a
-    foreground class.
+    """Convolutions, fully connected layers, then class logits and one box per foreground class.
 
-    The report's has two such layers; convolutions may precede them.
+    The report has no convolution and two fully connected layers on the flattened RoI features.
     """
 
     config: BoxHeadConfig
@@ -57,25 +62,24 @@ class BoxHead(nn.Module):
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
         x = x.astype(jnp.float32)
-        logits = nn.Dense(
-            self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits"
-        )(x)
-        deltas = nn.Dense(
-            4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas"
-        )(x)
-        return BoxOutput(
-            logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], self.num_classes, 4)
-        )
+        classes, normal = self.num_classes, nn.initializers.normal
+        logits = nn.Dense(classes + 1, kernel_init=normal(0.01), name="logits")(x)
+        deltas = nn.Dense(4 * classes, kernel_init=normal(0.001), name="deltas")(x)
+        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], classes, 4))
 
 
 class BoxSamples(flax.struct.PyTreeNode):
-    """The boxes of one image that the box head is trained on, with their targets (label 0:
-    background)."""
+    """The boxes of an image that the box head is trained on, with their targets."""
 
-    boxes: Float[Array, "s 4"]
-    labels: Int32[Array, " s"]
-    deltas: Float[Array, "s 4"]
-    valid: Bool[Array, " s"]
+    boxes: Float[Array, "*b s 4"]
+    labels: Int32[Array, "*b s"]  # 0: background
+    deltas: Float[Array, "*b s 4"]
+    valid: Bool[Array, "*b s"]
+
+    @property
+    def foreground(self) -> Instances:
+        """The boxes with an object."""
+        return Instances(boxes=self.boxes, valid=self.valid & (self.labels > 0))
 
 
 def concatenate_boxes(*sets: Instances) -> Instances:
@@ -93,11 +97,11 @@ def box_samples(
     ignore: Instances,
     config: BoxHeadConfig,
 ) -> BoxSamples:
-    """Samples `config.samples` of one image's proposals and ground-truth boxes, foreground :
-    background as near 3 : 1 as possible.
+    """Samples `config.samples` of one image's proposals and ground-truth boxes.
 
-    A candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it
-    is background, unless it lies in a crowd.
+    At most `positive_fraction` of them are foreground; background takes the places that are left. A
+    candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it is
+    background, unless it lies in a crowd region.
     """
     candidates = concatenate_boxes(proposals, ground_truth)
     boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
@@ -123,18 +127,33 @@ def box_samples(
     )
 
 
+def draw_box_samples(
+    keys: PRNGKeyArray,
+    proposals: Instances,
+    batch: Batch,
+    config: BoxHeadConfig,
+    mesh: Mesh | None = None,
+) -> BoxSamples:
+    """`box_samples` of every image in a batch, with `ImageKeys.box` as `keys`."""
+    draw = per_image(
+        lambda key, found, truth, ignore: box_samples(key, found, truth, ignore, config), mesh
+    )
+    return draw(keys, proposals, batch.ground_truth, batch.ignore)
+
+
 def box_loss(
     output: BoxOutput, samples: BoxSamples, image_valid: Bool[Array, " b"], config: BoxHeadConfig
 ) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy of all samples of a batch, box loss on the true class's deltas of its
-    foreground; both over the number of samples."""
+    """Cross-entropy of a batch's samples, and box loss on the true class's deltas of foreground.
+
+    Both are divided by the number of samples.
+    """
     valid = samples.valid & image_valid[:, None]
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
-    deltas = jnp.take_along_axis(
-        output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2
-    )[..., 0, :]
+    channel = jnp.maximum(labels - 1, 0)[..., None, None]
+    deltas = jnp.take_along_axis(output.deltas, channel, axis=-2)[..., 0, :]
     box = losses.box_regression(
         losses.keep(deltas, foreground),
         losses.keep(samples.deltas, foreground),
@@ -151,12 +170,15 @@ def box_loss(
 def box_detections(
     output: BoxOutput, proposals: Instances, image_size: Int32[Array, " 2"], config: BoxHeadConfig
 ) -> Instances:
-    """The best `config.detections` boxes of one image after NMS a class: refined boxes, labels
-    1..K, probabilities as scores.
+    """The best `config.detections` boxes of one image after per-class NMS.
 
     Args:
         output: predictions for the proposals, [P, K+1] and [P, K, 4].
-        image_size: (height, width) that boxes are clipped to.
+        proposals: boxes in canvas pixels.
+        image_size: (height, width) that boxes are clipped to, pixels.
+
+    Returns:
+        Refined boxes in canvas pixels, best first, with labels 1..K and probabilities as scores.
     """
     scores = jax.nn.softmax(output.logits, axis=-1)[:, 1:]
     anchors = box_ops.sanitize(proposals.boxes, proposals.valid)[:, None]

@@ -1,14 +1,18 @@
-"""Stage 3, the mask head: network, targets and loss (report table 3; He et al. 2017, section 3),
-and what refines it (PointRend)."""
+"""Stage 3, the mask head and PointRend, which refines its masks: networks, targets and losses.
+
+Report table 3; He et al. 2017, section 3; Kirillov et al. 2020.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, assert_never
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
@@ -19,18 +23,19 @@ from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.points import uncertain_points
-from mrcnn_jax.structures import Instances
+from mrcnn_jax.parallel import per_image
+from mrcnn_jax.structures import Batch, Instances
 
 he_normal = nn.initializers.he_normal()
 
 
 class TransposedConv(nn.Module):
-    """Transposed convolution of stride 2, H x W to 2H x 2W, as torch's: 3x3 with padding 1 and
-    output padding 1, or 2x2 with neither.
+    """Transposed convolution of stride 2, H x W to 2H x 2W, as in torch.
 
-    out[2i + ky - p, 2j + kx - p] += x[i, j] @ kernel[ky, kx], p = 1 for 3x3 and 0 for 2x2. Written
-    as a convolution to the four phases of the output and a depth-to-space, because the weight
-    gradient of lax.conv_transpose is ten times slower on a CPU.
+    3x3 with padding 1 and output padding 1, or 2x2 with neither: out[2i + ky - p, 2j + kx - p] +=
+    x[i, j] @ kernel[ky, kx], p = 1 for 3x3 and 0 for 2x2. Written as a convolution to the four
+    phases of the output and a depth-to-space, because the weight gradient of lax.conv_transpose is
+    ten times slower on a CPU.
     """
 
     features: int
@@ -40,25 +45,18 @@ class TransposedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 f"]:
         n, h, w, c = x.shape
-        kernel = self.param(
-            "kernel", he_normal, (self.kernel_size, self.kernel_size, c, self.features), jnp.float32
-        )
+        size = (self.kernel_size, self.kernel_size, c, self.features)
+        kernel = self.param("kernel", he_normal, size, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         if self.kernel_size == 2:
-            phases = kernel[
-                None, None
-            ]  # [cell y, cell x, phase y, phase x, c, f]: each output sees one cell
+            # [cell y, cell x, phase y, phase x, c, f]: each output sees one cell.
+            phases = kernel[None, None]
         else:
             # Along one axis: even outputs see the cell (tap 1), odd ones the cell (tap 2) and the
-            # next cell (tap 0).
-            vertical = jnp.stack(
-                [kernel[1:], jnp.stack([jnp.zeros_like(kernel[0]), kernel[0]])]
-            )  # [cell, phase, kx, c, f]
-            left, right = (
-                vertical[:, :, 1:],
-                jnp.stack([jnp.zeros_like(vertical[:, :, 0]), vertical[:, :, 0]], axis=2),
-            )
-            phases = jnp.stack([left, right], axis=1)
+            # next cell (tap 0). `vertical` is [cell, phase, kx, c, f].
+            vertical = jnp.stack([kernel[1:], jnp.stack([jnp.zeros_like(kernel[0]), kernel[0]])])
+            right = jnp.stack([jnp.zeros_like(vertical[:, :, 0]), vertical[:, :, 0]], axis=2)
+            phases = jnp.stack([vertical[:, :, 1:], right], axis=1)
         cells = phases.shape[0]
         phases = phases.transpose(0, 1, 4, 2, 3, 5).reshape(cells, cells, c, -1)
         y = jax.lax.conv_general_dilated(
@@ -68,20 +66,15 @@ class TransposedConv(nn.Module):
             [(0, cells - 1)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        y = (
-            y.reshape(n, h, w, 2, 2, self.features)
-            .transpose(0, 1, 3, 2, 4, 5)
-            .reshape(n, 2 * h, 2 * w, self.features)
-        )
-        return add_bias(y, bias)
+        y = y.reshape(n, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
+        return add_bias(y.reshape(n, 2 * h, 2 * w, self.features), bias)
 
 
 class PointHead(nn.Module):
-    """Fully connected layers with ReLU on the features of a point, each of which sees the mask
-    branch's logit there too; a logit a class.
+    """Fully connected layers on the features of a point: one logit per class.
 
-    The paper gives them that branch's logits of all classes; here it is the one of the box's class,
-    the only one trained on its mask.
+    Each layer also sees the mask branch's logit at the point. The paper gives it the logits of all
+    classes; here it is that of the box's class, the only one trained on the box's mask.
     """
 
     config: PointRendConfig
@@ -104,8 +97,7 @@ class PointHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Four 3x3 convolutions, a stride-2 transposed convolution, and a 1x1 convolution to one mask a
-    class: float32 logits."""
+    """`convs` 3x3 convolutions, a stride-2 transposed one, and a 1x1 one to a mask per class."""
 
     config: MaskHeadConfig
     num_classes: int
@@ -128,46 +120,41 @@ class MaskHead(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{i}",
             )
-        x = relu(
-            TransposedConv(config.channels, config.deconv_kernel, dtype=self.dtype, name="deconv")(
-                x
-            )
-        ).astype(jnp.float32)
+        deconv = TransposedConv(
+            config.channels, config.deconv_kernel, dtype=self.dtype, name="deconv"
+        )
+        x = relu(deconv(x)).astype(jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="logits")(x)
 
 
 class MaskSamples(flax.struct.PyTreeNode):
-    """The boxes of one image that the mask head is trained on; each has a true class and a target
-    mask."""
+    """The boxes of an image that the mask head is trained on, with classes and target masks."""
 
-    boxes: Float[Array, "s 4"]
-    labels: Int32[Array, " s"]
-    targets: Float[Array, "s m m"]
-    valid: Bool[Array, " s"]
-    gt_index: Int32[Array, " s"]  # whose mask it is
-    left_out: Int32[Array, ""]  # boxes that would have qualified, beyond `config.samples`
+    boxes: Float[Array, "*b s 4"]
+    labels: Int32[Array, "*b s"]
+    targets: Float[Array, "*b s m m"]
+    valid: Bool[Array, "*b s"]
+    gt_index: Int32[Array, "*b s"]  # ground-truth row of the mask
+    left_out: Int32[Array, "*b"]  # boxes that qualified, beyond `config.samples`
 
 
 def mask_samples(
     found: Instances, ground_truth: Instances, config: MaskHeadConfig, size: int
 ) -> MaskSamples:
-    """Boxes whose best ground-truth box has IoU >= match_iou and a mask, in their order, up to
-    `config.samples`.
+    """The first `config.samples` boxes whose best ground-truth box has IoU >= match_iou and a mask.
 
     Args:
-        found: the box head's detections, best first: ground-truth boxes go before them. Where
-            config.train_on says so, the foreground of its mini-batch, which has ground truth among
-            it already.
-        size: side of the targets.
+        found: by `config.train_on`, either the box head's detections, best first, which the
+            ground-truth boxes are put before, or the foreground of the box head's mini-batch, which
+            contains ground truth already.
+        size: side of the targets, pixels.
     """
     gt = ground_truth
     assert gt.labels is not None and gt.masks is not None and gt.has_mask is not None  # noqa: PT018
     with_mask = gt.valid & gt.has_mask
-    candidates = (
-        concatenate_boxes(gt.replace(valid=with_mask), found)
-        if config.train_on == "detections"
-        else found
-    )
+    candidates = found
+    if config.train_on == "detections":
+        candidates = concatenate_boxes(gt.replace(valid=with_mask), found)
     boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
     gt_boxes = box_ops.sanitize(gt.boxes, gt.valid)
     matches = match(box_ops.iou(boxes, gt_boxes), gt.valid)
@@ -191,10 +178,44 @@ def mask_samples(
     )
 
 
+def mask_losses(
+    keys: PRNGKeyArray,
+    found: Instances,
+    batch: Batch,
+    config: MaskHeadConfig,
+    *,
+    size: int,
+    predict: Callable[[Array, Array], Array],
+    refine: Callable[[Array, Array, Array, Array, Array], Array],
+    mesh: Mesh | None = None,
+) -> tuple[dict[str, Float[Array, ""]], MaskSamples]:
+    """Chooses boxes of every image, and compares the masks predicted in them with their targets.
+
+    Args:
+        keys: `ImageKeys.points`.
+        found: boxes of each image to choose from, as in `mask_samples`.
+        size: side of the predicted masks, pixels.
+        predict: `MaskRCNN.masks` on the features of the batch.
+        refine: `MaskRCNN.points` on these features; called if `config.refine` has steps.
+        mesh: the devices that the rows of `batch` are spread over.
+    """
+    truth = batch.ground_truth
+    samples = per_image(lambda f, gt: mask_samples(f, gt, config, size), mesh)(found, truth)
+    logits = predict(samples.boxes, samples.valid)
+    values = mask_loss(logits, samples, batch.valid, config)
+    if config.refine.steps:
+        coarse = true_class(logits, samples.labels)
+        draw = per_image(lambda k, c, s, gt: point_samples(k, c, s, gt, config.refine), mesh)
+        points = draw(keys, coarse, samples, truth)
+        refined = refine(samples.boxes, samples.labels, samples.valid, coarse, points.points)
+        values |= point_loss(refined, points, samples, batch.valid, config.refine)
+    return values, samples
+
+
 def true_class(
     logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"]
 ) -> Float[Array, "*s m m"]:
-    """The mask of each box's class (labels 1..K; a label outside is read as the nearest)."""
+    """The mask of each box's class (labels 1..K; any other label is clipped to them)."""
     channel = jnp.clip(labels - 1, 0, logits.shape[-1] - 1)
     return jnp.take_along_axis(logits, channel[..., None, None, None], axis=-1)[..., 0]
 
@@ -202,8 +223,7 @@ def true_class(
 def mask_probabilities(
     logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"], config: MaskHeadConfig
 ) -> Float[Array, "*s m m"]:
-    """The mask of each box's class (labels 1..K), as probabilities that mean what `mask_loss`
-    trained."""
+    """The mask of each box's class (labels 1..K) as probabilities, as `mask_loss` reads logits."""
     if config.loss == "softmax":
         return true_class(losses.mask_softmax(logits), labels)
     return jax.nn.sigmoid(true_class(logits, labels))
@@ -215,7 +235,7 @@ def mask_loss(
     image_valid: Bool[Array, " b"],
     config: MaskHeadConfig,
 ) -> dict[str, Float[Array, ""]]:
-    """The loss of each pixel (config.loss), averaged over the pixels and the samples of a batch."""
+    """The loss of each pixel (config.loss), averaged over the pixels and samples of a batch."""
     valid = samples.valid & image_valid[:, None]
     targets = losses.keep(samples.targets, valid)
     labels = jnp.where(valid, samples.labels, 1)
@@ -224,9 +244,8 @@ def mask_loss(
         case "bce":
             pixels = losses.binary_cross_entropy(values, targets)
         case "focal":
-            pixels = losses.focal(
-                values, targets, gamma=config.focal_gamma, alpha=config.focal_alpha
-            )
+            gamma, alpha = config.focal_gamma, config.focal_alpha
+            pixels = losses.focal(values, targets, gamma=gamma, alpha=alpha)
         case "softmax":
             pixels = losses.mask_cross_entropy(losses.keep(logits, valid), targets, labels)
         case _:
@@ -235,10 +254,10 @@ def mask_loss(
 
 
 class PointSamples(flax.struct.PyTreeNode):
-    """Points of the boxes of an image's `MaskSamples`, with their targets, 0 or 1."""
+    """Points (x, y) in [0, 1] of the boxes of an image's `MaskSamples`; targets are 0 or 1."""
 
-    points: Float[Array, "s q 2"]
-    targets: Float[Array, "s q"]
+    points: Float[Array, "*b s q 2"]
+    targets: Float[Array, "*b s q"]
 
 
 def point_samples(
@@ -248,8 +267,7 @@ def point_samples(
     ground_truth: Instances,
     config: PointRendConfig,
 ) -> PointSamples:
-    """Points of one image's boxes, most of them where `coarse`, the logits of each box's class, is
-    uncertain."""
+    """Points of one image's boxes, most of them where `coarse`, the masks' logits, is unsure."""
     assert ground_truth.masks is not None
     points = uncertain_points(
         key,
@@ -259,12 +277,8 @@ def point_samples(
         uncertain_fraction=config.uncertain_fraction,
     )
     gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
-    return PointSamples(
-        points=points,
-        targets=point_targets(
-            ground_truth.masks, gt_boxes, samples.gt_index, samples.boxes, points
-        ),
-    )
+    targets = point_targets(ground_truth.masks, gt_boxes, samples.gt_index, samples.boxes, points)
+    return PointSamples(points=points, targets=targets)
 
 
 def point_loss(
@@ -274,9 +288,8 @@ def point_loss(
     image_valid: Bool[Array, " b"],
     config: PointRendConfig,
 ) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy of each point, averaged over the points and the samples of a batch."""
+    """Cross-entropy of each point, averaged over the points and samples of a batch."""
     valid = samples.valid & image_valid[:, None]
-    values = losses.binary_cross_entropy(
-        losses.keep(logits, valid), losses.keep(points.targets, valid)
-    )
+    logits, targets = losses.keep(logits, valid), losses.keep(points.targets, valid)
+    values = losses.binary_cross_entropy(logits, targets)
     return {"mask_points": config.loss_weight * losses.masked_mean(values.mean(-1), valid)}

@@ -1,5 +1,4 @@
-"""The whole network: features -> proposals -> detections -> masks, each one call (He et al.
-2017)."""
+"""The whole network, four calls: features -> proposals -> detections -> masks (He et al. 2017)."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from mrcnn_jax.config.model import ModelConfig
@@ -23,29 +23,32 @@ from mrcnn_jax.models.resnet import ResNet, stage
 from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide
 from mrcnn_jax.ops.roi import assign_levels, roi_features
+from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
 Pyramid = dict[str, Array]
+Variables = dict[str, Any]
 
 _RPN = {"resnet", "fpn", "rpn"}
 _BOX = _RPN | {"res5", "box_head"}
-# The modules of `MaskRCNN` that a loss reads (of fpn and res5, the one that the backbone has): its
-# head stands on all the others.
+# The modules of `MaskRCNN` that each loss reads: its own head and all below it. Of fpn and res5 a
+# network has one.
 MODULES_OF: dict[Loss, set[str]] = {"rpn": _RPN, "box": _BOX, "mask": _BOX | {"mask_head"}}
 
 
 class Prediction(flax.struct.PyTreeNode):
-    """What is seen on a batch; boxes in canvas pixels."""
+    """Proposals and detections of a batch; boxes in canvas pixels."""
 
     proposals: Instances  # [B, P]: boxes, scores
-    # [B, D]: boxes, labels 1..K, scores, masks float32 [B, D, M, M] (probabilities for the label's
-    # class)
+    # [B, D]: boxes, labels 1..K, scores, masks float32 [B, D, M, M] (probabilities of the label)
     detections: Instances
 
 
 class MaskRCNN(nn.Module):
-    """Parameters live in `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`; nothing in
-    here knows of targets or losses."""
+    """Mask R-CNN with the modules `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`.
+
+    Targets and losses are functions beside each head, outside the modules.
+    """
 
     config: ModelConfig
 
@@ -62,34 +65,17 @@ class MaskRCNN(nn.Module):
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
         self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
 
-    def features(
-        self,
-        images: UInt8[Array, "b h w 3"],
-        image_sizes: Int32[Array, "b 2"],
-        valid: Bool[Array, " b"],
-        *,
-        live: bool = False,
-    ) -> Pyramid:
-        """P2..P6, or C4, of uint8 RGB canvases; `live`: normalise by batch statistics where the
-        config asks for it."""
-        maps = self.resnet(
-            normalise(images, image_sizes, self.config),
-            image_sizes=image_sizes,
-            valid=valid,
-            live=live,
-        )
+    def features(self, batch: Batch, *, live: bool = False) -> Pyramid:
+        """P2..P6, or C4; `live`: normalise by batch statistics where the config asks for it."""
+        sizes = batch.image_sizes
+        pixels = normalise(batch.images, sizes, self.config)
+        maps = self.resnet(pixels, image_sizes=sizes, valid=batch.valid, live=live)
         return self.fpn(maps) if self.config.backbone == "fpn" else {"c4": maps["c4"]}
 
-    def propose(
-        self,
-        features: Pyramid,
-        image_sizes: Int32[Array, "b 2"],
-        valid: Bool[Array, " b"],
-        *,
-        live: bool = False,
-    ) -> RPNOutput:
-        """Objectness and deltas of every anchor."""
-        return self.rpn(_maps(features), image_sizes=image_sizes, valid=valid, live=live)
+    def propose(self, features: Pyramid, batch: Batch, *, live: bool = False) -> RPNOutput:
+        """Objectness and deltas of every anchor; `live` as in `features`."""
+        sizes, valid = batch.image_sizes, batch.valid
+        return self.rpn(_maps(features), image_sizes=sizes, valid=valid, live=live)
 
     def boxes(
         self,
@@ -99,11 +85,9 @@ class MaskRCNN(nn.Module):
         *,
         live: bool = False,
     ) -> BoxOutput:
-        """Class logits and deltas of boxes; `live`: res5 (C4) normalises by batch statistics where
-        the config asks for it."""
-        pooled = self._roi_features(
-            features, boxes, valid, self.config.box_head.pool_size, live=live
-        )
+        """Class logits and deltas of boxes in canvas pixels; `live` concerns res5 (C4)."""
+        size = self.config.box_head.pool_size
+        pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
         return self.box_head(pooled)
@@ -111,7 +95,7 @@ class MaskRCNN(nn.Module):
     def masks(
         self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]
     ) -> Float[Array, "b n m m k"]:
-        """Mask logits of boxes, one mask a class."""
+        """Mask logits of boxes in canvas pixels, one mask per class."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
         logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]))
         return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
@@ -125,8 +109,10 @@ class MaskRCNN(nn.Module):
         coarse: Float[Array, "b n m m"],
         points: Float[Array, "b n q 2"],
     ) -> Float[Array, "b n q"]:
-        """Logits of each box's class at points (x, y) in [0, 1] of the box, by the finest map and
-        `coarse`, the logits of its mask."""
+        """Logits of each box's class at points (x, y) in [0, 1] of the box.
+
+        They are computed from the finest map and from `coarse`, the logits of the box's mask.
+        """
         read = functools.partial(sample_map, stride=self.config.strides[0])
         fine = jax.vmap(read)(_maps(features)[0], boxes, valid, points)
         logits = self.mask_head.points(fine, jax.vmap(sample_grids)(coarse, points))
@@ -139,7 +125,7 @@ class MaskRCNN(nn.Module):
         labels: Int32[Array, "b n"],
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b n m m"]:
-        """Mask probabilities of boxes for their labels, refined where the config asks for it."""
+        """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured."""
         logits = self.masks(features, boxes, valid)
         refine = self.config.mask_head.refine
         if not refine.steps:
@@ -151,7 +137,7 @@ class MaskRCNN(nn.Module):
     def _roi_features(
         self, features: Pyramid, boxes: Array, valid: Array, size: int, *, live: bool = False
     ) -> Float[Array, "b n p p c"]:
-        """What the heads see of each box: the RoI operation's output, behind it res5 (C4)."""
+        """The features of each box for a head: the RoI operation's output, through res5 (C4)."""
         roi = self.config.roi
         maps = _maps(features)[:4]  # P6 is for the RPN alone
         strides = self.config.strides[:4]
@@ -185,8 +171,8 @@ class MaskRCNN(nn.Module):
         return rows.reshape(*pooled.shape[:2], *rows.shape[1:])
 
     def __call__(self, batch: Batch) -> Prediction:
-        """What is seen on a batch: four calls."""
-        features = self.features(batch.images, batch.image_sizes, batch.valid)
+        """Predicts proposals, detections and masks in four calls."""
+        features = self.features(batch)
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
         assert detections.labels is not None
@@ -195,29 +181,25 @@ class MaskRCNN(nn.Module):
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:
         """The RPN's best boxes of each image."""
-        return select_proposals(
-            self.propose(features, batch.image_sizes, batch.valid), batch, self.config, train=False
-        )
+        output = self.propose(features, batch)
+        return select_proposals(output, batch, self.config, train=False)
 
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
         """The box head's best boxes of each image."""
         output = self.boxes(features, proposals.boxes, proposals.valid)
-        return jax.vmap(lambda o, p, size: box_detections(o, p, size, self.config.box_head))(
-            output, proposals, batch.image_sizes
-        )
+        detect = functools.partial(box_detections, config=self.config.box_head)
+        return jax.vmap(detect)(output, proposals, batch.image_sizes)
 
 
 def _maps(features: Pyramid) -> list[Array]:
-    """The maps, fine to coarse (a jit hands dicts on in the order of their names, which is the
-    same)."""
+    """The maps, fine to coarse, which is the order of their names."""
     return [features[name] for name in sorted(features)]
 
 
 def normalise(
     images: UInt8[Array, "b h w 3"], image_sizes: Int32[Array, "b 2"], config: ModelConfig
 ) -> Float[Array, "b h w 3"]:
-    """Pixels to [0, 1], mean and standard deviation, and zeros outside the image (the padding is
-    zero after normalisation)."""
+    """Scales pixels to [0, 1], normalises by mean and deviation, and sets the padding to zero."""
     mean = jnp.asarray(np.array(config.pixel_mean, np.float32)).reshape(1, 1, 1, 3)
     std = jnp.asarray(np.array(config.pixel_std, np.float32)).reshape(1, 1, 1, 3)
     height, width = images.shape[1:3]
@@ -228,26 +210,25 @@ def normalise(
 
 
 def select_proposals(
-    output: RPNOutput, batch: Batch, config: ModelConfig, *, train: bool
+    output: RPNOutput, batch: Batch, config: ModelConfig, *, train: bool, mesh: Mesh | None = None
 ) -> Instances:
-    """Proposals of each image. They are constants to the later stages: the one place where their
-    gradient is cut.
+    """The RPN's proposals in each image, boxes in canvas pixels, best first.
 
-    train: as many as the losses of later stages are given.
+    Args:
+        output: predictions of the RPN for the batch.
+        train: use the numbers of boxes set for training (`train_pre_nms`, `train_proposals`).
+        mesh: the devices that the rows of `batch` are spread over.
     """
-    height, width = batch.images.shape[1:3]
     rpn = config.rpn
     if train:
-        rpn = replace(
-            rpn,
-            pre_nms=rpn.train_pre_nms or rpn.pre_nms,
-            proposals=rpn.train_proposals or rpn.proposals,
-        )
-    anchors = pyramid_anchors(rpn, (height, width), config.strides)
-    proposals = jax.vmap(lambda o, size: rpn_proposals(o, anchors, size, rpn))(
-        output, batch.image_sizes
-    )
-    return jax.lax.stop_gradient(proposals.replace(valid=proposals.valid & batch.valid[:, None]))
+        before, after = rpn.train_pre_nms or rpn.pre_nms, rpn.train_proposals or rpn.proposals
+        rpn = replace(rpn, pre_nms=before, proposals=after)
+    anchors = pyramid_anchors(rpn, batch.images.shape[1:3], config.strides)
+    select = per_image(lambda o, size: rpn_proposals(o, anchors, size, rpn), mesh)
+    proposals = select(output, batch.image_sizes)
+    proposals = proposals.replace(valid=proposals.valid & batch.valid[:, None])
+    # Proposals are constants to the later stages: the one place where their gradient is cut.
+    return jax.lax.stop_gradient(proposals)
 
 
 def example_batch(canvas: tuple[int, int]) -> Batch:
@@ -256,6 +237,3 @@ def example_batch(canvas: tuple[int, int]) -> Batch:
     return blank_batch(1, canvas).replace(
         image_sizes=size, original_sizes=size, valid=np.ones(1, bool)
     )
-
-
-Variables = dict[str, Any]

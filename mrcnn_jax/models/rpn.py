@@ -1,8 +1,11 @@
-"""Stage 1, the region proposal network: network, targets, loss and proposals (report table 1; Ren
-et al. 2015, section 3.1)."""
+"""Stage 1, the region proposal network: network, targets, loss and proposals.
+
+Report table 1; Ren et al. 2015, section 3.1.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -10,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import RPNConfig
@@ -20,20 +24,25 @@ from mrcnn_jax.ops.anchors import level_anchors
 from mrcnn_jax.ops.matching import best_anchor_mask, match
 from mrcnn_jax.ops.nms import nms
 from mrcnn_jax.ops.sampling import Samples, sample
-from mrcnn_jax.structures import Instances
+from mrcnn_jax.parallel import per_image
+from mrcnn_jax.structures import Batch, Instances
 
 
 class RPNOutput(flax.struct.PyTreeNode):
-    """Predictions for all anchors of all levels, P2 first; within a level by row, column, scale,
-    ratio. Always float32."""
+    """Predictions for the anchors of all levels, always float32.
+
+    P2 comes first; within a level the order is by row, column, scale, ratio.
+    """
 
     logits: Float[Array, "*b a"]
     deltas: Float[Array, "*b a 4"]
 
 
 class RPNHead(nn.Module):
-    """3x3 conv(s), BatchNorm, ReLU, then objectness and deltas; one set of weights and of batch
-    statistics for all levels."""
+    """3x3 convolutions, batch norm and ReLU, then objectness and deltas.
+
+    All levels share the weights and the batch statistics.
+    """
 
     config: RPNConfig
     strides: tuple[int, ...]
@@ -48,8 +57,14 @@ class RPNHead(nn.Module):
         valid: Bool[Array, " b"],
         live: bool = False,
     ) -> RPNOutput:
-        """`features` are the maps of `strides`; statistics are taken over the unpadded cells of all
-        valid images when `live`."""
+        """Predicts objectness and deltas.
+
+        Args:
+            features: the maps of `strides`, fine to coarse.
+            image_sizes: (height, width) of each image on its canvas, pixels.
+            valid: False for images that fill up the batch.
+            live: normalise by the statistics of this batch, over unpadded cells of valid images.
+        """
         config = self.config
         batch = features[0].shape[0]
         channels = config.channels or features[0].shape[-1]
@@ -61,18 +76,16 @@ class RPNHead(nn.Module):
                 channels, normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}"
             )
             levels = [conv(level) for level in levels]
-            if (
-                not config.batch_norm
-            ):  # on each map: behind the concatenation it could not be fused with its convolution
+            # On each map: behind the concatenation XLA could not fuse it with its convolution.
+            if not config.batch_norm:
                 levels = [relu(level) for level in levels]
-        # One row a cell over all levels, so that batch statistics are those of all levels together.
+        # One row per cell of any level, so that batch statistics are those of all levels together.
         cells = jnp.concatenate([level.reshape(batch, -1, channels) for level in levels], axis=1)
         if config.batch_norm:
+            shapes = [level.shape for level in features]
             masks = [
-                cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(
-                    batch, -1, 1
-                )
-                for level, stride in zip(features, self.strides, strict=True)
+                cell_mask(image_sizes, valid, stride, (h, w)).reshape(batch, h * w, 1)
+                for (_, h, w, _), stride in zip(shapes, self.strides, strict=True)
             ]
             norm = nn.BatchNorm(
                 use_running_average=not live,
@@ -82,34 +95,35 @@ class RPNHead(nn.Module):
                 name="norm",
             )
             cells = relu(norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1)))
-        cells = cells.astype(jnp.float32)
-        logits = nn.Dense(anchors, kernel_init=normal, name="logits")(
-            cells
-        )  # float32: what decides on boxes
+        cells = cells.astype(jnp.float32)  # for all that decides on boxes
+        logits = nn.Dense(anchors, kernel_init=normal, name="logits")(cells)
         deltas = nn.Dense(4 * anchors, kernel_init=normal, name="deltas")(cells)
         return RPNOutput(logits=logits.reshape(batch, -1), deltas=deltas.reshape(batch, -1, 4))
 
 
 def level_scales(config: RPNConfig, strides: Sequence[int]) -> list[tuple[int, ...]]:
-    """The anchor scales of each level: one each in a pyramid, all of them on a single map."""
+    """The anchor scales of each level: one per level of a pyramid, all of them on a single map."""
     return [config.scales] if len(strides) == 1 else [(scale,) for scale in config.scales]
 
 
 def pyramid_anchors(
     config: RPNConfig, canvas: tuple[int, int], strides: Sequence[int]
 ) -> list[np.ndarray]:
-    """float32 anchors [A_l, 4] of each level for a canvas (height, width), in the order of
-    RPNOutput."""
+    """float32 anchors [A_l, 4] of each level, in canvas pixels and in the order of `RPNOutput`.
+
+    Args:
+        canvas: (height, width) in pixels.
+        strides: of the feature maps, fine to coarse.
+    """
+    torchvision = config.anchor_grid == "torchvision"
     levels = []
     for scales, stride in zip(level_scales(config, strides), strides, strict=True):
         rows, columns = -(-canvas[0] // stride), -(-canvas[1] // stride)
-        torchvision = config.anchor_grid == "torchvision"
+        exact = (canvas[0] // rows, canvas[1] // columns)
         levels.append(
             level_anchors(
                 grid=(rows, columns),
-                stride=(canvas[0] // rows, canvas[1] // columns)
-                if torchvision
-                else (stride, stride),
+                stride=exact if torchvision else (stride, stride),
                 scales=scales,
                 ratios=config.ratios,
                 offset=0.5 if config.anchor_grid == "centre" else 0.0,
@@ -122,38 +136,36 @@ def pyramid_anchors(
 def on_image(
     config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]
 ) -> Bool[Array, " a"]:
-    """Anchors whose centre lies in the image of (height, width), not in the canvas's padding; all
-    of them if so configured."""
+    """Whether each anchor's centre lies in the image, not in the padding of the canvas.
+
+    With `anchors_in_padding`, all of them count.
+    """
     if config.anchors_in_padding:
         return jnp.ones(len(anchors), bool)
     height, width = image_size.astype(jnp.float32)
-    return ((anchors[:, 0] + anchors[:, 2]) / 2 < width) & (
-        (anchors[:, 1] + anchors[:, 3]) / 2 < height
-    )
+    x1, y1, x2, y2 = anchors.T
+    return ((x1 + x2) / 2 < width) & ((y1 + y2) / 2 < height)
 
 
 def usable_anchors(
     config: RPNConfig, anchors: Float[Array, "a 4"], image_size: Int32[Array, " 2"]
 ) -> Bool[Array, " a"]:
-    """Anchors that may be trained on: centred in the image and, if so configured, not across its
-    border."""
+    """Anchors that may be trained on: centred in the image and, if so configured, inside it."""
     usable = on_image(config, anchors, image_size)
     if not config.anchors_across_border:
         height, width = image_size.astype(jnp.float32)
-        usable &= (
-            (anchors[:, 0] >= 0)
-            & (anchors[:, 1] >= 0)
-            & (anchors[:, 2] <= width)
-            & (anchors[:, 3] <= height)
-        )
+        x1, y1, x2, y2 = anchors.T
+        usable &= (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
     return usable
 
 
 class RPNTargets(flax.struct.PyTreeNode):
-    """The sampled mini-batch of one image: which anchors, and the deltas of the positive ones."""
+    """The mini-batch of one image: sampled anchors, and the deltas of the positive ones."""
 
     samples: Samples
-    deltas: Float[Array, "s 4"]
+    deltas: Float[Array, "*b s 4"]
+    positive: Bool[Array, "*b a"]  # all anchors that it was sampled from
+    negative: Bool[Array, "*b a"]
 
 
 def rpn_labels(
@@ -183,7 +195,7 @@ def rpn_labels(
 def inside_crowd(
     boxes: Float[Array, "n 4"], ignore: Instances, overlap: float
 ) -> Bool[Array, " n"]:
-    """Boxes with at least `overlap` of their own area inside one crowd region."""
+    """Whether each box has at least `overlap` of its own area inside one crowd region."""
     share = box_ops.intersection_over_area(boxes, box_ops.sanitize(ignore.boxes, ignore.valid))
     return jnp.any((share >= overlap) & ignore.valid[None, :], axis=1)
 
@@ -196,8 +208,10 @@ def rpn_targets(
     ignore: Instances,
     config: RPNConfig,
 ) -> RPNTargets:
-    """Samples `config.samples` anchors of one image, positives : negatives as near 1 : 1 as there
-    are positives."""
+    """Samples `config.samples` anchors of one image, at most `positive_fraction` of them positive.
+
+    Negatives take the places that are left.
+    """
     usable = usable_anchors(config, anchors, image_size)
     positive, negative, gt_index = rpn_labels(anchors, usable, ground_truth, ignore, config)
     samples = sample(
@@ -209,14 +223,32 @@ def rpn_targets(
     )
     gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)[gt_index[samples.indices]]
     deltas = box_ops.encode(gt_boxes, anchors[samples.indices], weights=config.box_weights)
-    return RPNTargets(samples=samples, deltas=deltas)
+    return RPNTargets(samples=samples, deltas=deltas, positive=positive, negative=negative)
+
+
+def draw_rpn_targets(
+    keys: PRNGKeyArray,
+    batch: Batch,
+    config: RPNConfig,
+    strides: Sequence[int],
+    mesh: Mesh | None = None,
+) -> RPNTargets:
+    """`rpn_targets` of every image in a batch, with `ImageKeys.rpn` as `keys`."""
+    anchors = jnp.asarray(np.concatenate(pyramid_anchors(config, batch.images.shape[1:3], strides)))
+    draw = per_image(
+        lambda key, size, truth, ignore: rpn_targets(key, anchors, size, truth, ignore, config),
+        mesh,
+    )
+    return draw(keys, batch.image_sizes, batch.ground_truth, batch.ignore)
 
 
 def rpn_loss(
     output: RPNOutput, targets: RPNTargets, image_valid: Bool[Array, " b"], config: RPNConfig
 ) -> dict[str, Float[Array, ""]]:
-    """Binary cross-entropy of a batch's samples and box loss of its positives, both divided by the
-    number of samples."""
+    """Binary cross-entropy of a batch's samples and box loss of its positives.
+
+    Both are divided by the number of samples.
+    """
     samples = targets.samples
     logits = jnp.take_along_axis(output.logits, samples.indices, axis=1)
     deltas = jnp.take_along_axis(output.deltas, samples.indices[..., None], axis=1)
@@ -238,63 +270,72 @@ def rpn_loss(
     }
 
 
+def rpn_losses(
+    keys: PRNGKeyArray,
+    output: RPNOutput,
+    batch: Batch,
+    config: RPNConfig,
+    strides: Sequence[int],
+    mesh: Mesh | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """Samples anchors of every image and compares the predictions with their targets.
+
+    Args:
+        keys: `ImageKeys.rpn`.
+        output: predictions for the batch.
+        strides: of the feature maps, fine to coarse.
+        mesh: the devices that the rows of `batch` are spread over.
+    """
+    targets = draw_rpn_targets(keys, batch, config, strides, mesh)
+    return rpn_loss(output, targets, batch.valid, config)
+
+
 def rpn_proposals(
     output: RPNOutput,
     anchors: Sequence[np.ndarray],
     image_size: Int32[Array, " 2"],
     config: RPNConfig,
 ) -> Instances:
-    """The best `config.proposals` boxes of one image over all levels, after NMS a level; scores are
-    probabilities.
+    """The best `config.proposals` boxes of one image over all levels, after per-level NMS.
 
     Args:
         output: predictions of one image, float32 [A] and [A, 4].
-        anchors: anchors of each level.
-        image_size: (height, width) that boxes are clipped to.
+        anchors: anchors of each level, canvas pixels.
+        image_size: (height, width) that boxes are clipped to, pixels.
+
+    Returns:
+        Boxes in canvas pixels, best first, with probabilities as scores.
     """
     candidates: list[Instances] = []
     start = 0
     for level in anchors:
-        logits, deltas = (
-            output.logits[start : start + len(level)],
-            output.deltas[start : start + len(level)],
-        )
-        start += len(level)
-        in_image = on_image(config, jnp.asarray(level), image_size)
+        here = slice(start, start + len(level))
+        logits, deltas = output.logits[here], output.deltas[here]
+        start = here.stop
+        boxes = jnp.asarray(level)
+        in_image = on_image(config, boxes, image_size)
         top, indices = jax.lax.top_k(
             jnp.where(in_image, logits, -jnp.inf), min(config.pre_nms, len(level))
         )
-        boxes = box_ops.clip(
-            box_ops.decode(
-                deltas[indices], jnp.asarray(level)[indices], weights=config.box_weights
-            ),
-            image_size,
-        )
+        boxes = box_ops.decode(deltas[indices], boxes[indices], weights=config.box_weights)
+        boxes = box_ops.clip(boxes, image_size)
         sides = boxes[:, 2:] - boxes[:, :2]
         valid = in_image[indices] & jnp.all((sides >= config.min_size) & (sides > 0), axis=1)
         padding = min(config.pre_nms, max(len(a) for a in anchors)) - len(top)
         candidates.append(
             Instances(
                 boxes=jnp.pad(boxes, ((0, padding), (0, 0))),
-                scores=jnp.pad(
-                    jnp.where(valid, top, 0.0), (0, padding)
-                ),  # logits: probabilities near 1 would tie
+                # Logits: probabilities near 1 would tie.
+                scores=jnp.pad(jnp.where(valid, top, 0.0), (0, padding)),
                 valid=jnp.pad(valid, (0, padding)),
             )
         )
     levels = jax.tree.map(lambda *fields: jnp.stack(fields), *candidates)
-    keep, kept = jax.vmap(
-        lambda c: nms(
-            c.boxes, c.scores, c.valid, iou_threshold=config.nms_iou, max_output=config.proposals
-        )
-    )(levels)
-    survivors = jax.tree.map(
-        lambda field: field.reshape(-1, *field.shape[2:]),
-        jax.vmap(Instances.take)(levels, keep, kept),
-    )
-    assert survivors.scores is not None
-    _, best = jax.lax.top_k(
-        jnp.where(survivors.valid, survivors.scores, -jnp.inf), config.proposals
-    )
+    per_level = functools.partial(nms, iou_threshold=config.nms_iou, max_output=config.proposals)
+    keep, kept = jax.vmap(per_level)(levels.boxes, levels.scores, levels.valid)
+    survivors = jax.vmap(Instances.take)(levels, keep, kept)
+    survivors = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), survivors)
+    scores = jnp.where(survivors.valid, survivors.scores, -jnp.inf)
+    _, best = jax.lax.top_k(scores, config.proposals)
     proposals = survivors.take(best, jnp.ones(config.proposals, bool))
     return proposals.replace(scores=jax.nn.sigmoid(proposals.scores))

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
+
+
+class ImageKeys(NamedTuple):
+    """Random keys of each image in a batch, one per draw."""
+
+    rpn: PRNGKeyArray  # anchors
+    box: PRNGKeyArray  # proposals
+    points: PRNGKeyArray  # points of masks
+
+
+def image_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> ImageKeys:
+    """The keys of a step's draws; the one place that says how they are made.
+
+    Each image folds in its own index in the split, so its draws depend neither on its place in the
+    batch nor on the other images.
+
+    Args:
+        key: the key of the training step, or of the validation.
+        indices: index of each image in its split (`Batch.indices`).
+    """
+
+    def keys_of(index: Int32[Array, ""]) -> ImageKeys:
+        image = jax.random.fold_in(key, index)
+        rpn, box = jax.random.split(image)
+        return ImageKeys(rpn, box, points=jax.random.fold_in(image, 2))  # 0 and 1: as `split`
+
+    return jax.vmap(keys_of)(indices)
 
 
 @flax.struct.dataclass

@@ -97,14 +97,12 @@ def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[st
         "kept 7 images, 6 objects, 1 crowds, 1 objects without a mask (box only)\n"
     )
     assert (
-        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids (90, 3, 7)"
+        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow their order (90, 3, 7)"
         in text
     )
     assert "three: 2, seven: 2, ninety: 2" in text
     assert "small objects (area under 32 x 32 px): 33.3% in the images, 0.0% on the canvas" in text
-    assert (
-        "largest count of objects in an image: 2; data.max_objects = 100 cuts 0 in 0 images" in text
-    )
+    assert "most objects in an image: 2; data.max_objects = 100 drops 0 in 0 images" in text
 
 
 def test_lost_images_are_shown_and_refused(
@@ -148,6 +146,7 @@ def test_images_are_decoded_once(
     user's folder."""
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")
@@ -157,13 +156,8 @@ def test_images_are_decoded_once(
         patch.setattr(images, "image_kind", refuse)
         check(arguments)
         assert arguments.cache is not None
-        split = open_split(
-            "train",
-            arguments.annotations,
-            arguments.images,
-            cache=arguments.cache,
-            data=DataConfig(),
-        )
+        dataset = read_coco(arguments.annotations, arguments.images, DataConfig())
+        split = open_split("train", dataset, cache=arguments.cache, data=DataConfig())
         assert len(split.source) == 7
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     check(dataclasses.replace(arguments, cache=None))

@@ -36,7 +36,7 @@ from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.structures import Params
-from mrcnn_jax.training import loop
+from mrcnn_jax.training import loop, watch
 from mrcnn_jax.training.stages import labels, split
 
 ROOT = Path(__file__).parents[2]
@@ -252,13 +252,13 @@ def arrays(run: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def job(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def job(tiny_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that was stopped twice: by SIGTERM between the RPN's epochs, and in an
-    evaluation that had its figures."""
+    evaluation that had its figures. Its programs are those of the tiny run."""
     workdir = tmp_path_factory.mktemp("experiments") / "job"
     baseline = workdir / "seed0" / "baseline"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(watch, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved in"):
             experiments.run(arguments(workdir, tiny_data, "mask_activation"))
     before = record(baseline / "rpn")["training_seconds"]

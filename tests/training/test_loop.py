@@ -37,7 +37,8 @@ from mrcnn_jax.runs import checkpoints
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.training import loop
+from mrcnn_jax.training import loop, watch
+from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate
 from mrcnn_jax.training.replay import read_failed, replay
@@ -100,7 +101,7 @@ def script(config: Config) -> list[str]:
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`stop_at(step)`: this process gets SIGTERM while the batch of that step (counted from now) is
     made."""
-    real = loop.load
+    real = watch.load
 
     def arm(step: int) -> None:
         made = 0
@@ -114,9 +115,16 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
                         os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-        monkeypatch.setattr(loop, "load", load)
+        monkeypatch.setattr(watch, "load", load)
 
     return arm
+
+
+@pytest.fixture
+def mask_config(tiny_run: Path, tiny_config: Config) -> Config:
+    """The last stage of the tiny run, from the run itself: an epoch of the smallest programs, which
+    the run has compiled."""
+    return replace(tiny_config, init_from=str(tiny_run), stages=tiny_config.stages[2:])
 
 
 # -- resuming --------------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def test_interrupted_runs_end_with_the_same_bits(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     with monkeypatch.context() as patch:  # after the 6th step and its validation
-        patch.setattr(loop, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(watch, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved"):
             loop.train(tiny_config, run)
     assert latest(run).name == "00000006-rpn"
@@ -190,7 +198,8 @@ def test_interrupted_runs_end_with_the_same_bits(
     # A kill without warning leaves rows of steps that the checkpoint does not know.
     with (run / "metrics.jsonl").open("a") as file:
         file.write(
-            '{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n{"stage": "box", "st'
+            '{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n'
+            '{"stage": "box", "st'
         )
     data = replace(tiny_config.data, threads=1)
     loop.train(
@@ -231,7 +240,7 @@ def test_sigterm_to_the_script_saves_and_another_process_resumes(
     ) as process:
         try:
             deadline = time.monotonic() + 120
-            while not read_metrics(run):
+            while not ((run / "metrics.jsonl").exists() and read_metrics(run)):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -265,7 +274,7 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
 ) -> None:
     """Twelve steps make three updates, of 5, 5 and 2 steps. A kill leaves the checkpoint between
     two of them, and rows of what followed."""
-    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
     mask = tiny_config.stages[2]
     optimizer = replace(mask.optimizer, accumulate_steps=5, schedule="step", milestones=(0.5,))
     stages = (replace(mask, epochs=2, ema_decay=0.5, optimizer=optimizer),)
@@ -342,46 +351,65 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
         assert leaf.tobytes() == saved[f"{'ema' if path in trained else 'params'}/{path}"].tobytes()
 
 
+def test_each_annotation_file_is_parsed_once_a_run(
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and evaluation included; `json.load` calls `json.loads`."""
+    files = {
+        name: Path(getattr(resolve_paths(mask_config).data, f"{name}_annotations")).read_bytes()
+        for name in ("train", "val")
+    }
+    parsed, real = [], json.loads
+
+    def loads(content: Any, **options: Any) -> Any:
+        raw = content if isinstance(content, bytes) else content.encode()
+        parsed.extend(name for name, file in files.items() if file == raw)
+        return real(content, **options)
+
+    monkeypatch.setattr(json, "loads", loads)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    loop.train(replace(mask_config, evaluate_every_epochs=1), tmp_path / "run")
+    assert "bbox/AP" in read_metrics(tmp_path / "run")[-1]
+    assert sorted(parsed) == ["train", "val"]
+
+
 # -- what a run waits for --------------------------------------------------------------------------
 
 
-def test_waiting_for_data_is_told_apart(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_waiting_for_data_is_reported(
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
-    config = replace(tiny_config, stages=(replace(tiny_config.stages[0], epochs=1),))
-    real, delay = loop.load, 0.1
+    real, delay = watch.load, 0.1
 
     def late(split: Any, plan: Any, data: Any) -> Iterator[Any]:
         for batch in real(split, plan, data):
             time.sleep(delay)
             yield batch
 
-    monkeypatch.setattr(loop, "curves", lambda *_: None)
-    loop.train(config, tmp_path / "soon")
-    monkeypatch.setattr(loop, "load", late)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    loop.train(mask_config, tmp_path / "soon")
+    monkeypatch.setattr(watch, "load", late)
     capsys.readouterr()
     beside_the_bar: list[str] = []
     monkeypatch.setattr(
         loop.tqdm, "set_postfix_str", lambda self, text, refresh: beside_the_bar.append(text)
     )
-    loop.train(config, tmp_path / "late")
+    loop.train(mask_config, tmp_path / "late")
     soon, waiting = (
         json.loads((tmp_path / name / "timing.jsonl").read_text()) for name in ("soon", "late")
     )
     assert 0 < soon["waited_seconds"] < soon["seconds"]
     assert tiny.STEPS * delay < waiting["waited_seconds"] < waiting["seconds"]
     (share,) = re.findall(
-        r"rpn epoch 1/1: [\d.]+ s, ([\d.]+)% of it waiting for data  validation: ",
+        r"mask epoch 1/1: [\d.]+ s, ([\d.]+)% of it waiting for data  validation: ",
         capsys.readouterr().out,
     )
     assert float(share) == pytest.approx(
         100 * waiting["waited_seconds"] / waiting["seconds"], abs=0.1
     )
     assert len(beside_the_bar) == tiny.STEPS
-    assert all(
-        re.search(r"rpn_objectness \d\.\d{3}  .*  data [1-9]\d*%$", text) for text in beside_the_bar
-    )
+    assert all(re.search(r"^mask \d\.\d{3}  .*  data [1-9]\d*%$", text) for text in beside_the_bar)
     assert (tmp_path / "soon" / "metrics.jsonl").read_bytes() == (
         tmp_path / "late" / "metrics.jsonl"
     ).read_bytes()
@@ -400,7 +428,8 @@ def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_confi
     with pytest.raises(ConfigError) as error:
         loop.train(other, tiny_run)
     assert str(error.value) == (
-        f"{tiny_run}: holds a run of another config: model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
+        f"{tiny_run}: holds a run of another config: "
+        "model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
     )
     assert (
         sorted(
@@ -444,7 +473,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(loop, "config_hash", lambda _: "of the same config with another field")
+    monkeypatch.setattr(opening, "config_hash", lambda _: "of the same config with another field")
     loop.train(tiny_config, run)
     assert "resumed from stage mask, step 6" in capsys.readouterr().out
 
@@ -463,8 +492,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
 def test_a_config_that_cannot_be_trained_takes_no_folder(
     wrong: Any, message: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is said before anything is compiled, and the folder stays free for the config as
-    mended."""
+    """Every refusal comes before compiling, and the folder stays free for the corrected config."""
     monkeypatch.setattr(loop, "initialise", lambda *_, **__: pytest.fail("something was compiled"))
     with pytest.raises(ConfigError, match=message) as error:
         loop.train(wrong(tiny_config), tmp_path / "run")
@@ -475,7 +503,9 @@ def test_a_config_that_cannot_be_trained_takes_no_folder(
 # -- what is not finite ----------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
     """Every step is saved; a huge learning rate breaks the second one, and the checkpoint of the
     first stays."""
     (tmp_path / "broken.py").write_text(
@@ -483,8 +513,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
         "import tiny\n"
         "def get_config():\n"
         "    config = tiny.get_config()\n"
-        "    rpn = config.stages[0]\n"
-        "    return replace(config, stages=(replace(rpn, optimizer=replace(rpn.optimizer, learning_rate=1e38)),))\n"
+        "    mask = config.stages[2]\n"
+        "    optimizer = replace(mask.optimizer, learning_rate=1e38)\n"
+        f"    return replace(config, init_from={str(tiny_run)!r}, stages=(replace(mask, optimizer=optimizer),))\n"
     )
     command = [
         *script(tiny_config),
@@ -502,8 +533,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
     match = re.fullmatch(
-        r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
-        r" the batch is kept in run/failed_batch-rpn-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
+        r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
+        r" the batch is kept in run/failed_batch-mask-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
         r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
         last,
     )
@@ -520,24 +551,24 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
         image: [a["id"] for a in content["annotations"] if a["image_id"] == image]
         for image in named
     }
-    assert latest(tmp_path / "run").name == "00000001-rpn"
+    assert latest(tmp_path / "run").name == "00000001-mask"
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
     assert all(
         np.isfinite(leaf).all()
-        for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn").values()
+        for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-mask").values()
     )
 
     # The step again, from that file alone: not finite, with the parameters of the checkpoint before
     # it.
-    (all_images, *alone) = replay(tmp_path / "run" / "failed_batch-rpn-2.npz")
+    (all_images, *alone) = replay(tmp_path / "run" / "failed_batch-mask-2.npz")
     assert not np.isfinite(all_images[1]["loss/total"])
     assert len(alone) == len(named)
-    failed, _, batch, state = read_failed(tmp_path / "run" / "failed_batch-rpn-2.npz")
+    failed, _, batch, state = read_failed(tmp_path / "run" / "failed_batch-mask-2.npz")
     assert (failed.stage_index, failed.step, dict(failed.images)) == (0, 2, named)
     assert batch.ground_truth.valid.sum(axis=1).tolist()[: len(named)] == [
         len(ids) for ids in named.values()
     ]
-    saved = arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn")
+    saved = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
     kept = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     assert {path: leaf.tobytes() for path, leaf in kept.items()} == {
         path: saved[path].tobytes() for path in kept
@@ -567,16 +598,14 @@ def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return broken
 
     monkeypatch.setattr(loop, "make_train_step", make)
-    monkeypatch.setattr(loop, "curves", lambda *_: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
 
 
 @pytest.mark.usefixtures("broken_gradients")
 def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
-    tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
+    mask_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(
-        tiny_config, stages=(replace(tiny_config.stages[0], epochs=1),), skip_non_finite=2
-    )
+    config = replace(mask_config, skip_non_finite=2)
     whole, run = tmp_path / "whole", tmp_path / "run"
     loop.train(config, whole)
     warnings = [
@@ -584,10 +613,12 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     ]
     assert len(warnings) == 2
     for line, step, count in zip(warnings, (2, 5), (1, 2), strict=True):
-        assert line.startswith(f"warning: stage rpn, step {step}: gradient_norm not finite; image ")
+        assert line.startswith(
+            f"warning: stage mask, step {step}: gradient_norm not finite; image "
+        )
         assert line.endswith(f"; left out, {count} of at most 2")
-        assert (whole / f"failed_batch-rpn-{step}.npz").is_file()
-    saved = arrays(whole / "checkpoints" / "00000006-rpn")
+        assert (whole / f"failed_batch-mask-{step}.npz").is_file()
+    saved = arrays(whole / "checkpoints" / "00000006-mask")
     assert saved["skipped"] == 2
     assert saved["step"] == 6
     assert {saved[path].item() for path in saved if path.endswith("count")} == {
@@ -606,12 +637,12 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     assert [row["learning_rate"] for row in rows] == schedule
 
     stop_at(3)
-    with pytest.raises(loop.Stopped, match="stage rpn, step 3 is saved"):
+    with pytest.raises(loop.Stopped, match="stage mask, step 3 is saved"):
         loop.train(config, run)
     begun = shutil.copytree(run, tmp_path / "begun")
     loop.train(config, run)
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    ours = arrays(run / "checkpoints" / "00000006-rpn")
+    ours = arrays(run / "checkpoints" / "00000006-mask")
     assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
         path: leaf.tobytes() for path, leaf in saved.items()
     }
@@ -621,10 +652,10 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
         loop.train(replace(config, skip_non_finite=0), begun)
     with pytest.raises(
         loop.TrainingError,
-        match=r"stage rpn, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would",
+        match=r"stage mask, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would",
     ):
         loop.train(replace(config, skip_non_finite=1), begun)
-    assert latest(begun).name == "00000003-rpn"
+    assert latest(begun).name == "00000003-mask"
 
 
 def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
@@ -636,7 +667,7 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
     def run_out(*arguments: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
-    monkeypatch.setattr(loop._Run, "_train_epoch", run_out)
+    monkeypatch.setattr(loop, "_train_epoch", run_out)
     with pytest.raises(
         loop.TrainingError,
         match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB",
@@ -660,10 +691,11 @@ def test_a_state_that_is_not_finite_is_not_saved(
             else leaves | {"opt_state/nu/rpn/logits/bias": np.array([1.0, np.inf])}
         )
 
-    monkeypatch.setattr(loop, "flatten", flatten)
+    monkeypatch.setattr(watch, "flatten", flatten)
     with pytest.raises(
         loop.TrainingError,
-        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite \(1 in all\)",
+        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite "
+        r"\(1 in all\)",
     ):
         loop.train(replace(tiny_config, save_every_steps=1), tmp_path / "run")
     assert latest(tmp_path / "run").name == "00000001-rpn"
@@ -672,7 +704,7 @@ def test_a_state_that_is_not_finite_is_not_saved(
 def test_a_label_out_of_range_ends_the_run_on_the_host(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.open_split
+    real = opening.open_split
 
     def open_split(*arguments: Any, **options: Any) -> Any:
         split = real(*arguments, **options)
@@ -680,7 +712,7 @@ def test_a_label_out_of_range_ends_the_run_on_the_host(
             split, dataset=replace(split.dataset, categories=split.dataset.categories[:2])
         )
 
-    monkeypatch.setattr(loop, "open_split", open_split)
+    monkeypatch.setattr(opening, "open_split", open_split)
     with pytest.raises(
         loop.TrainingError, match=r"images: .*\.png: annotation \d+: label 3 is outside 1\.\.2$"
     ) as error:
@@ -708,7 +740,8 @@ def test_the_checkpoints_must_find_room_before_the_first_step(
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
         with pytest.raises(
             ConfigError,
-            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free \(--keep-checkpoints is 2\)",
+            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free "
+            r"\(--keep-checkpoints is 2\)",
         ):
             loop.train(tiny_config, tmp_path / "run")
         assert not (tmp_path / "run" / "config.json").exists()
@@ -751,7 +784,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
         with pytest.raises(loop.TrainingError) as error:
             loop.train(replace(tiny_config, save_every_steps=2), run)
     assert str(error.value) == (
-        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} (the same command goes on from the last checkpoint)"
+        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} "
+        "(the same command goes on from the last checkpoint)"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002-rpn"]
     stop_at(3)
@@ -815,14 +849,13 @@ def shapes(config: Config) -> Variables:
 
 
 def test_a_run_starts_from_another(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path, stop_at: Any
+    tiny_run: Path, mask_config: Config, tmp_path: Path, stop_at: Any
 ) -> None:
     """Trains the last stage only, on top of a whole run: what that stage freezes is the source's to
     the bit."""
-    config = replace(tiny_config, init_from=str(tiny_run), stages=tiny_config.stages[2:])
     stop_at(1)
     with pytest.raises(loop.Stopped):
-        loop.train(config, tmp_path / "run")
+        loop.train(mask_config, tmp_path / "run")
     source = arrays(tiny_run / "checkpoints" / "00000024-mask")
     begun = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
     paths = [path for path in source if path.startswith(KINDS)]

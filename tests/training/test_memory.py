@@ -95,8 +95,9 @@ def test_the_batch_that_is_named_is_the_largest_that_fits(
     )
     assert line is not None
     found = re.fullmatch(
-        rf"out of device memory: a step of batch {SIZE + multiple} needs about (\d+\.\d\d) GiB, the device has {limit / GIB:.2f}:"
-        r" batch (\d+) fits \(--data.batch-size \2, with another --workdir; --model.remat makes more fit\)",
+        rf"out of device memory: a step of batch {SIZE + multiple} needs about (\d+\.\d\d) GiB, "
+        rf"the device has {limit / GIB:.2f}: batch (\d+) fits \(--data.batch-size \2, "
+        r"with another --workdir; --model.remat makes more fit\)",
         line,
     )
     assert found is not None, line

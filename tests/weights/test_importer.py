@@ -298,7 +298,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     import_weights(source, tmp_path / "empty")
     before = sorted(path for path in (tmp_path / "empty").rglob("*"))
     for out in (tmp_path / "empty", source):
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="exists and is not an empty folder"):
             import_weights(source, out)
     assert sorted(path for path in (tmp_path / "empty").rglob("*")) == before
     with pytest.raises(ConfigError, match=r"weights\.npz/run: cannot be written"):

@@ -1,0 +1,303 @@
+"""Opens a run: every refusal that comes before compiling, in the order in which it is met."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.state import TrainState
+from mrcnn_jax.runtime import warn_of_slow_versions
+from mrcnn_jax.training.initial import initial_variables
+from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
+from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    stage_index: int
+    step: int = 0
+    """Steps done in the stage."""
+    best: float = math.inf
+    """The lowest validation loss in the stage."""
+    mask_ap: float | None = None
+    """Mask AP of the parameters, if it was just measured."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that may start or go on: its config, data and network, and where it was left."""
+
+    config: Config
+    """With resolved paths."""
+    workdir: Path
+    mesh: Mesh | None
+    model: MaskRCNN
+    train_split: Split
+    val_split: Split
+    repeats: np.ndarray
+    """How often each training image is used in an epoch, see `repeat_factors`."""
+    checkpoints: Checkpoints
+    resumed_from: Meta | None
+    initial: Variables
+    """The variables of a new run that are not random."""
+
+    def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
+        """The batches of an epoch of a stage.
+
+        They are a pure function of the data's sizes and classes, the seed and the epoch counted
+        over all stages.
+        """
+        epochs_before = sum(stage.epochs for stage in self.config.stages[:stage_index])
+        return plan_epoch(
+            [plan.canvas for plan in self.train_split.plans],
+            self.config.data.batch_size,
+            seed=self.config.seed,
+            epoch=epochs_before + epoch,
+            shuffle=True,
+            repeats=self.repeats,
+        )
+
+    @property
+    def categories(self) -> tuple[tuple[int, str], ...]:
+        """(id, name) of labels 1..K."""
+        return _categories(self.train_split.dataset)
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        """The same for all epochs and stages."""
+        return len(self.plan(0, 0))
+
+    def total_steps(self, stage_index: int) -> int:
+        """Steps of a whole stage."""
+        return self.config.stages[stage_index].epochs * self.steps_per_epoch
+
+    def steps_done(self, progress: Progress) -> int:
+        """Steps since the run began, over all stages."""
+        return sum(map(self.total_steps, range(progress.stage_index))) + progress.step
+
+    def first_state(self, stage_index: int, variables: Variables) -> TrainState:
+        """The state at the first step of a stage."""
+        params, stage = variables["params"], self.config.stages[stage_index]
+        optimizer = make_optimizer(stage, params, total_steps=self.total_steps(stage_index))
+        key = jax.random.fold_in(jax.random.key(self.config.seed), stage_index)
+        return TrainState(
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+            step=jnp.int32(0),
+            key=jax.random.key_data(key),
+            ema=trained(stage, params) if stage.ema_decay else {},
+        )
+
+
+@contextmanager
+def open_run(config: Config, workdir: Path) -> Iterator[OpenRun]:
+    """Checks config, folder and data of a run, and holds the folder's lock while it is open.
+
+    Nothing is compiled here. Of several processes each calls this.
+
+    Raises:
+        ConfigError: a user's mistake, in one line.
+    """
+    if not config.stages:
+        raise ConfigError("stages: the config has none")
+    config = resolve_paths(config)
+    mesh = parallel.data_mesh()
+    parallel.refuse_uneven(config.data.batch_size, mesh)
+    with ExitStack() as stack:
+        parallel.in_turn(
+            lambda: stack.enter_context(_locked(workdir)) if parallel.is_first() else None
+        )
+        refuse_another_config(config, workdir)
+        yield _open(config, workdir, mesh)
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it; the lock ends with the process."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{workdir}: cannot be written to: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{workdir}: another run is training in this folder") from None
+        yield
+
+
+def refuse_another_config(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if `workdir` holds a run of another config."""
+    path = workdir / "config.json"
+    if path.exists():
+        _refuse_differences(path, config, f"{workdir}: holds a run of another config")
+
+
+def _refuse_differences(path: Path, config: Config, text: str) -> None:
+    changed = differences(load_config_json(path), config)
+    if changed:
+        raise ConfigError(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
+
+
+def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
+    """The refusals that follow in a locked folder, the cheap ones first."""
+    data = config.data
+    train_set, val_set = (_read(name, config) for name in ("train", "val"))
+    if train_set.class_names != val_set.class_names:
+        raise ConfigError(
+            f"{data.val_annotations}: its categories differ from those of {data.train_annotations}"
+        )
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    resumed_from = checkpoints.latest()
+    if resumed_from is not None:
+        _refuse_another_run(config, workdir, train_set, resumed_from)
+
+    # Shapes are enough to check the stage table and the weights to start from.
+    model = MaskRCNN(config.model)
+    shapes: Variables = jax.eval_shape(
+        lambda batch: model.init(jax.random.key(0), batch), example_batch(data.canvases[0])
+    )
+    live = {"resnet"} if config.model.resnet.norm == "live" else set()
+    for stage in config.stages:
+        refuse_partly_live(stage, shapes["params"], live)
+    initial: Variables = {}
+    if resumed_from is None:
+        initial = initial_variables(shapes, config)
+        refuse_random_frozen(config.stages, shapes["params"], loaded=initial.get("params", {}))
+    warn_of_slow_versions()
+
+    cache = Path(data.cache) if data.cache else workdir / "data"
+    train_split, val_split = parallel.in_turn(
+        lambda: (
+            open_split("train", train_set, cache=cache, data=data),
+            open_split("val", val_set, cache=cache, data=data),
+        )
+    )
+    for split in (train_split, val_split):
+        print("\n".join(split.dataset.report.lines()))
+    repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
+    run = OpenRun(
+        config,
+        workdir,
+        mesh,
+        model,
+        train_split,
+        val_split,
+        repeats,
+        checkpoints,
+        resumed_from,
+        initial,
+    )
+    if repeats.max() > 1:
+        used = sum(len(planned.images) for planned in run.plan(0, 0))
+        print(
+            f"{(repeats > 1).sum()} training images are repeated (data.repeat_threshold): "
+            f"{used} an epoch"
+        )
+    for index, stage in enumerate(config.stages):
+        learning_rate(stage, 0, run.total_steps(index))  # a warm-up longer than its stage
+    parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
+    _refuse_differing_processes(run)
+    return run
+
+
+def _read(name: str, config: Config) -> CocoDataset:
+    """An annotation file with as many categories as the model has classes."""
+    data = config.data
+    annotations, images = (getattr(data, f"{name}_{kind}") for kind in ("annotations", "images"))
+    dataset = read_coco(Path(annotations), Path(images), data)
+    if len(dataset.categories) != config.model.num_classes:
+        names = ", ".join(dataset.class_names)
+        raise ConfigError(
+            f"model.num_classes: {config.model.num_classes}, but {dataset.annotations_path} has "
+            f"{len(dataset.categories)}: {names}"
+        )
+    return dataset
+
+
+def _categories(dataset: CocoDataset) -> tuple[tuple[int, str], ...]:
+    return tuple((category.id, category.name) for category in dataset.categories)
+
+
+def _refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, meta: Meta) -> None:
+    """Raises ConfigError if a checkpoint is of another config, or of other categories."""
+    # A version of this project with one more field has another hash for the same config: the
+    # checkpoint's own copy decides.
+    if meta.config_hash != config_hash(config):
+        text = f"{workdir}: checkpoint {meta.name} is of another config"
+        _refuse_differences(workdir / "checkpoints" / meta.name / "config.json", config, text)
+    categories = _categories(dataset)
+    if meta.categories != categories:
+        raise ConfigError(
+            f"{config.data.train_annotations}: categories {categories}, but the run began with "
+            f"{meta.categories}"
+        )
+
+
+def _refuse_full_disk(run: OpenRun, shapes: Variables) -> None:
+    """Raises ConfigError if the disk has no room for the checkpoints that the run will keep."""
+    config = run.config
+    sizes = []
+    for index in range(len(config.stages)):
+        state = jax.eval_shape(functools.partial(run.first_state, index), shapes)
+        sizes.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
+    # The last one of every stage, those between, the best, and the one that is being written; a
+    # resumed run has some of them.
+    others = config.keep_checkpoints + 1 + (config.evaluate_every_epochs > 0)
+    files = (path for path in run.checkpoints.folder.rglob("*") if path.is_file())
+    needed = sum(sizes) + others * max(sizes) - sum(path.stat().st_size for path in files)
+    free = shutil.disk_usage(run.workdir).free
+    if free < needed:
+        raise ConfigError(
+            f"{run.workdir}: its checkpoints need {needed / 2**20:,.0f} MiB of disk, and "
+            f"{free / 2**20:,.0f} MiB are free (--keep-checkpoints is {config.keep_checkpoints})"
+        )
+
+
+def _refuse_differing_processes(run: OpenRun) -> None:
+    """Raises ConfigError if the processes would not do the same steps on the same data."""
+    fields = (
+        "save_every_steps",
+        "validate_every_epochs",
+        "evaluate_every_epochs",
+        "skip_non_finite",
+        "shard_parameters",
+    )
+    values: dict[str, Any] = {"the config": config_hash(run.config)}
+    values |= {name: getattr(run.config, name) for name in fields}
+    meta = run.resumed_from
+    values["the newest checkpoint in --workdir"] = meta.name if meta else None
+    for split in (run.train_split, run.val_split):
+        images = [
+            (image.id, image.file_name, plan.canvas)
+            for image, plan in zip(split.dataset.images, split.plans, strict=True)
+        ]
+        digest = hashlib.sha256(repr(images).encode()).hexdigest()
+        values[f"data.{split.name}_annotations"] = digest[:16]
+    parallel.refuse_differing(values)

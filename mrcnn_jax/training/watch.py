@@ -1,0 +1,276 @@
+"""The record of a run: metrics, validation, evaluation, failed batches and checkpoints."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mrcnn_jax import parallel
+from mrcnn_jax.config.files import config_hash
+from mrcnn_jax.config.schema import StageConfig
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows, plan_once
+from mrcnn_jax.evaluation.average_precision import evaluate as coco_ap
+from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.figures.curves import curves
+from mrcnn_jax.inference.predictor import Predictor, results_of_split
+from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.pixels.geometry import boxes_to_image
+from mrcnn_jax.runs.checkpoints import Meta, flatten
+from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
+from mrcnn_jax.runs.run import Run
+from mrcnn_jax.runs.state import TrainState
+from mrcnn_jax.structures import Batch
+from mrcnn_jax.training.open import OpenRun, Progress
+from mrcnn_jax.training.optimizer import learning_rate
+from mrcnn_jax.training.profiler import Profiler
+from mrcnn_jax.training.replay import FailedStep, write_failed
+
+_AP = {
+    f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in ("AP", "AP50", "AP75")
+}  # reported
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last checkpoint stays.
+
+    The text is one line that names the loss, step and images, or the file.
+    """
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step whose metrics have not been read."""
+
+    number: int
+    """In its stage, from 1."""
+    planned: PlannedBatch
+    batch: Batch
+    metrics: dict[str, Any]
+
+
+def batches(
+    run: OpenRun, split: Split, plan: Sequence[PlannedBatch]
+) -> Generator[Batch, None, None]:
+    """The rows of a plan's batches that this process loads; TrainingError names a broken image."""
+    try:
+        yield from load(split, own_rows(plan, run.mesh), run.config.data)
+    except RuntimeError as error:
+        raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
+
+
+class Watch:
+    """Writes what a run leaves behind. Every process has one; the first one writes."""
+
+    def __init__(self, run: OpenRun) -> None:
+        first = parallel.is_first()
+        self.run = run
+        self.log = MetricsLog(run.workdir) if first else None
+        self.profiler = Profiler(run.workdir / "profile") if run.config.profile and first else None
+        self._predictor: Predictor | None = None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.profiler is not None:
+            self.profiler.end()
+        if self.log is not None:
+            self.log.close()
+
+    def begin(self, stage: StageConfig) -> None:
+        """Call before the steps of a stage."""
+        self._predictor = None
+        if self.profiler is not None:
+            self.profiler.begin(stage.name)
+
+    def record(self, stage_index: int, step: Step, state: TrainState) -> str:
+        """Writes the metrics of a step and returns its losses as text.
+
+        Args:
+            state: after this step, or after the next one.
+
+        Raises:
+            TrainingError: a metric is not finite, and no more steps may be skipped.
+        """
+        stage = self.run.config.stages[stage_index]
+        values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
+        skipped = int(values.pop("skipped"))
+        broken = tuple(name for name, value in values.items() if not math.isfinite(value))
+        if broken:
+            _keep_failed(self.run, stage_index, step, broken, skipped, state)
+        # The schedule counts the steps that were applied: a skipped step keeps its rate for the
+        # next one.
+        applied = step.number - 1 - (skipped - bool(broken))
+        total_steps = self.run.total_steps(stage_index)
+        values["learning_rate"] = float(learning_rate(stage, applied, total_steps))
+        epoch = (step.number - 1) // self.run.steps_per_epoch + 1
+        self._write(stage, step.number, epoch, "train", values)
+        losses = {name: value for name, value in values.items() if name.startswith("loss/")}
+        return as_text(losses, 3)
+
+    def is_evaluated(self, progress: Progress) -> bool:
+        """Whether AP is measured at this end of an epoch."""
+        config, stage = self.run.config, self.run.config.stages[progress.stage_index]
+        every = config.evaluate_every_epochs if "mask" in stage.losses else 0
+        epoch = progress.step // self.run.steps_per_epoch
+        return every > 0 and (epoch == stage.epochs or epoch % every == 0)
+
+    def end_epoch(self, progress: Progress, validate: Any, state: TrainState) -> dict[str, float]:
+        """Validates and evaluates as the config says, writes the figures and returns them."""
+        run, stage = self.run, self.run.config.stages[progress.stage_index]
+        epoch = progress.step // run.steps_per_epoch
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        values: dict[str, float] = {}
+        if epoch == stage.epochs or epoch % run.config.validate_every_epochs == 0:
+            values |= _validate(run, stage, validate, variables)
+            progress.best = float(np.fmin(values["loss/total"], progress.best))
+        if self.is_evaluated(progress):
+            values |= self._evaluate(progress, variables)
+            progress.mask_ap = values.get("segm/AP")
+        if values:
+            self._write(stage, progress.step, epoch, "val", values)
+            if self.log is not None:
+                curves(read_metrics(run.workdir), run.workdir / "figures")
+            # Figures and loaders refer to themselves: their memory would wait for the collector.
+            gc.collect()
+        return values
+
+    def _evaluate(self, progress: Progress, variables: Variables) -> dict[str, float]:
+        """COCO AP on the validation images; {} for all processes but the first."""
+        run, split = self.run, self.run.val_split
+        if self._predictor is None:
+            self._predictor = Predictor(Run(run.config, self.meta(progress), {}), run.mesh)
+        self._predictor.load(variables if run.mesh is None else parallel.to_host(variables))
+        devices = 1 if run.mesh is None else run.mesh.size
+        plan = plan_once(split, run.config.data.eval_batch_size * devices)
+        try:
+            results, _ = results_of_split(self._predictor, split, plan)
+        except jax.errors.JaxRuntimeError:
+            raise
+        except RuntimeError as error:
+            raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
+        figures = coco_ap(split.dataset.to_coco(), results) if parallel.is_first() else {}
+        return {name: value for name, value in figures.items() if name in _AP}
+
+    def meta(self, progress: Progress, *, complete: bool = False) -> Meta:
+        """The description of a checkpoint of the run as it stands."""
+        run, index = self.run, progress.stage_index
+        return Meta(
+            step=run.steps_done(progress),
+            stage=run.config.stages[index].name,
+            stage_index=index,
+            stage_step=progress.step,
+            stage_complete=complete,
+            categories=run.categories,
+            config_hash=config_hash(run.config),
+            best_metric=progress.best,
+            mask_ap=progress.mask_ap,
+        )
+
+    def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:
+        """Writes a checkpoint; TrainingError if a number in it is not finite."""
+        run = self.run
+        state = state if run.mesh is None else parallel.to_host(state)
+        broken = [path for path, leaf in flatten(state).items() if not np.isfinite(leaf).all()]
+        if broken:
+            stage = run.config.stages[progress.stage_index]
+            raise TrainingError(
+                f"stage {stage.name}, step {progress.step}: not saved: {', '.join(broken[:3])} not "
+                f"finite ({len(broken)} in all); the last checkpoint stays"
+            )
+        if self.log is not None:
+            self.log.sync()
+            run.checkpoints.save(state, self.meta(progress, complete=complete), run.config)
+
+    def write_timing(self, row: dict[str, Any]) -> None:
+        """Appends a row to timing.jsonl.
+
+        Times are kept apart from metrics.jsonl, which is the same to the bit however often a run
+        was interrupted.
+        """
+        if parallel.is_first():
+            with (self.run.workdir / "timing.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _write(
+        self, stage: StageConfig, step: int, epoch: int, split: str, values: dict[str, float]
+    ) -> None:
+        if self.log is not None:
+            self.log.write(stage=stage.name, step=step, epoch=epoch, split=split, values=values)
+
+
+def _keep_failed(
+    run: OpenRun,
+    stage_index: int,
+    step: Step,
+    broken: tuple[str, ...],
+    skipped: int,
+    state: TrainState,
+) -> None:
+    """Writes the batch of a step that is not finite, and warns of it or ends the run."""
+    stage = run.config.stages[stage_index]
+    records = [run.train_split.dataset.images[i] for i in step.planned.images]
+    images = {image.id: [record.annotation_id for record in image.objects] for image in records}
+    failed = FailedStep(stage_index, step.number, broken, images)
+    path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
+    batch = jax.tree.map(lambda *rows: np.concatenate(rows), *parallel.gather(step.batch))
+    state = parallel.to_host(state)
+    try:
+        if parallel.is_first():
+            write_failed(path, failed, run.config, batch, state)
+        kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
+    except OSError as error:
+        kept = f"the batch could not be kept in {path}: {error.strerror}"
+    line = f"stage {stage.name}, {failed}; {kept}"
+    allowed = run.config.skip_non_finite
+    if skipped > allowed:
+        raise TrainingError(
+            f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last "
+            "checkpoint"
+        )
+    tqdm.write(f"warning: {line}; left out, {skipped} of at most {allowed}")
+
+
+def _validate(
+    run: OpenRun, stage: StageConfig, validate: Any, variables: Variables
+) -> dict[str, float]:
+    """Losses averaged over the validation images, and recall of the proposals for the RPN."""
+    plan = plan_once(run.val_split, run.config.data.eval_batch_size)
+    key = jax.random.key(run.config.seed)
+    totals: dict[str, float] = {}
+    count = 0
+    boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
+    for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
+        values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
+        values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
+        images = len(planned.images)
+        count += images
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + float(value) * images
+        for i in np.flatnonzero(batch.valid):
+            seen = found.boxes[i][found.valid[i]]
+            truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
+            pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
+            boxes[int(batch.indices[i])] = tuple(pair)
+    means = {name: total / max(count, 1) for name, total in totals.items()}
+    if "rpn" in stage.losses:
+        boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
+        pairs = [boxes[i] for planned in plan for i in planned.images]
+        proposals, truths = zip(*pairs, strict=True)
+        means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
+    return means
+
+
+def as_text(values: dict[str, float], digits: int) -> str:
+    """Metrics on one line."""
+    return "  ".join(
+        f"{name.removeprefix('loss/')} {value:.{digits}f}" for name, value in values.items()
+    )
