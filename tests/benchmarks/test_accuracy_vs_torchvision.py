@@ -41,8 +41,7 @@ def test_weights_go_to_torchvision_and_come_back() -> None:
 
 
 def test_results_are_found_where_the_objects_are() -> None:
-    """COCO's own figures are 1 for results made of the ground truth, which is written as
-    polygons."""
+    """COCO's AP is 1 for results made of the ground truth, which is written as polygons."""
     boxes = np.array([[2, 3, 10, 8], [20, 5, 31, 39]], np.float32)
     ground_truth = {
         "images": [{"id": 7, "height": 40, "width": 50}],
@@ -103,8 +102,7 @@ def test_masks_are_of_the_objects_without_crowds() -> None:
     ],
 )
 def test_steps_are_whole_epochs(asked: int, expected: tuple[int, int, int]) -> None:
-    """Batches of 2 of one canvas: 5 images on the first, then 3 on the second, give 3 + 2
-    batches."""
+    """Batches of 2: 5 images on one canvas and 3 on another make 3 + 2 batches."""
     assert whole_epochs([0, 0, 0, 0, 0, 1, 1, 1], 2, asked) == expected
 
 
