@@ -1,16 +1,16 @@
-"""Whether training holds on to host memory: its resident size after each of many epochs.
+"""Checks that training does not leak host memory: its resident size after each of many epochs.
 
     python benchmarks/host_memory.py [--epochs 40] [--images 100]
 
 Trains a tiny network in a process of its own, with validation, curves and a checkpoint every epoch,
-and reads the process's resident size (Linux, without mapped files) whenever an epoch ends, after
-ten epochs to warm up. Prints one JSON line: the sizes in MiB, and `percent_in_10_epochs`, by how
-much a straight line through them rises in ten epochs, in percent of their mean. Exit status 0 if
-that is under 1.
+and reads the resident size of the process (Linux, without mapped files) at the end of each epoch
+after ten. Prints one JSON line: the sizes in MiB, and `percent_in_10_epochs`, the rise of a
+straight line through them in ten epochs, in percent of their mean. Exit status 0 if that is under
+1.
 
-The size is a saw: the allocator gives back what was freed every ten epochs or so. Hence the line
-through many, and MALLOC_ARENA_MAX=1: else glibc also spreads what is free over as many arenas as
-there were loader threads.
+The size is a sawtooth, since the allocator returns memory only every ten epochs or so: hence the
+line through many, and MALLOC_ARENA_MAX=1, without which glibc spreads free memory over an arena per
+loader thread.
 
 This file is also the config of the run.
 """
@@ -45,7 +45,7 @@ def get_config() -> Config:
 
 
 def resident_mib(process: int) -> float:
-    """Without the pages of mapped files, which come and go with the system's needs."""
+    """Returns the resident size of a process without mapped files, which the system pages out."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
@@ -61,21 +61,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_shapes(folder / "data", train=arguments.images, val=20)
-        command = [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "--config",
-            __file__,
-            "--data.root",
-            str(folder / "data"),
-        ]
-        command += [
-            "--workdir",
-            str(folder / "run"),
-            "--stages.0.epochs",
-            str(WARM_UP + arguments.epochs + 1),
-        ]
-        command += ["--save-every-steps", str(-(-arguments.images // get_config().data.batch_size))]
+        options = {
+            "--config": __file__,
+            "--data.root": folder / "data",
+            "--workdir": folder / "run",
+            "--stages.0.epochs": WARM_UP + arguments.epochs + 1,
+            "--save-every-steps": -(-arguments.images // get_config().data.batch_size),
+        }
+        command = [sys.executable, str(ROOT / "train.py")]
+        command += [str(word) for option in options.items() for word in option]
         timing = folder / "run" / "timing.jsonl"
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, env={**os.environ, "MALLOC_ARENA_MAX": "1"}

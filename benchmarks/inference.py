@@ -1,11 +1,11 @@
-"""Prediction, ours beside torchvision's maskrcnn_resnet50_fpn: same weights and images, 1000
-proposals, 100 detections, 28 x 28 masks.
+"""Times prediction, ours beside torchvision's maskrcnn_resnet50_fpn.
 
     python benchmarks/inference.py [--batch 1] [--canvas 800 1088] [--dtype bfloat16]
 
-torchvision is the faster of its default and its channels-last form, and does not paste its masks
-into the image (benchmarks/ops.py times that). Needs no data set; without torch, ours is timed
-alone. The last line is JSON, as of benchmarks/train_step.py.
+Same weights and images, 1000 proposals, 100 detections, 28 x 28 masks. torchvision is the faster of
+its default and its channels-last form, and does not paste its masks into the image
+(benchmarks/ops.py times that). Needs no data set; without torch, ours is timed alone. The last line
+is JSON, as in benchmarks/train_step.py.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Images a second of the input pipeline, ours beside torchvision's reference one: decode, masks,
-resize, batch.
+"""Times the input pipeline, ours beside torchvision's reference one.
 
     python benchmarks/input_pipeline.py [--images 64] [--objects 8] [--cores 1]
 
 Both read the same generated JPEGs (480 x 640) with polygons, and make batches of 2 on a canvas of
 short side 800. torchvision's does what its references/detection and its model do: Pillow, polygons
-to full masks (pycocotools), then images and masks resized with torch.nn.functional.interpolate.
-Ours: records (checked and built before, not timed), decode, resize, 112 x 112 crops of the masks,
-on as many threads as cores. Needs no data set; without torch, ours is timed alone. The last line is
-JSON: seconds, `images_per_second`, `ratio`.
+to full masks (pycocotools), then images and masks resized by torch.nn.functional.interpolate. Ours
+decodes, resizes, and crops masks to 112 x 112, from records made beforehand, on as many threads as
+cores. Needs no data set; without torch, ours is timed alone. The last line is JSON: seconds,
+`images_per_second`, `ratio`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ BATCH = 2
 
 
 def write_data(folder: Path, arguments: argparse.Namespace) -> None:
-    """Images and instances.json: ellipses as polygons of 40 corners before waves."""
+    """Writes images and instances.json: ellipses, as polygons of 40 corners, on waves."""
     from parity.seeded import seeded_scene
     from PIL import Image
 

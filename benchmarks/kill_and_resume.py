@@ -1,18 +1,17 @@
-"""One training run, killed (kill -9) at random instants and started again with the same command
-until it is done.
+"""Kills a training run at random instants and resumes it until it is done.
 
     python benchmarks/kill_and_resume.py [--kills 200] [--seed 0] [--workdir DIR]
 
-Trains a tiny network twice, in processes of their own: once left alone, once killed. A fifth of the
-kills each is aimed at the start of the process (imports, data set, restoring), at a save, and at
-the change to the next stage; the others fall anywhere after the start. Prints a line a kill to
-stderr and one JSON line at the end: `kills`, what they interrupted (`during`), `unrecoverable`
-starts (that failed by themselves), whether metrics.jsonl and the parameters, optimiser's state and
-metadata at the end of every stage are `bit_equal`, and `seconds`. Exit status 0 if all kills were
-made, all starts were good, and all bits are equal.
+A tiny network is trained twice, in processes of their own: once left alone, once killed (kill -9)
+and started again by the same command. A fifth of the kills each is aimed at the start of the
+process (imports, data set, restoring), at a save, and at the change to the next stage; the others
+fall anywhere after the start. A line per kill goes to stderr; the last line is JSON: `kills`, what
+they interrupted (`during`), `unrecoverable` starts (that failed by themselves), whether
+metrics.jsonl and the parameters, optimiser state and metadata at the end of every stage are
+`bit_equal`, and `seconds`. Exit status 0 if all kills were made, all starts succeeded and all bits
+are equal.
 
-This file is also the config of the run: many short stages, so that many kills fall on their
-changes.
+This file is also the config of the run: many short stages, so that many kills hit their changes.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from mrcnn_jax.config.files import load_config_file  # noqa: E402
 from mrcnn_jax.config.schema import Config  # noqa: E402
 
 ROUNDS = 5  # of the three stages
-READY = b"training programs to compile"  # what train.py prints when all is restored
+READY = b"training programs to compile"  # train.py prints this when all is restored
 MOMENTS = ("start", "save", "stage change", "training", "training")
 
 
@@ -57,18 +56,25 @@ def get_config() -> Config:
 def killed_run(
     command: Sequence[str], workdir: Path, log: Path, moments: Sequence[str], *, seed: int
 ) -> tuple[Counter[str], int]:
-    """Starts `command`, which trains in `workdir`, kills it once at each of `moments` (of MOMENTS),
-    then leaves it to its end.
+    """Starts a run again and again, kills it once at each of `moments`, then lets it finish.
+
+    A kill aimed at one moment may come too late and hit another.
+
+    Args:
+        command: command that trains in `workdir`.
+        workdir: the run's folder.
+        log: file for its output.
+        moments: some of MOMENTS.
+        seed: seed of the instants.
 
     Returns:
-        (what the kills interrupted, starts that failed by themselves); fewer kills than moments if
-        the run was done before, or a start failed. A kill aimed at one moment may come too late and
-        hit another.
+        What the kills interrupted, and how many starts failed by themselves. There are fewer kills
+        than moments if the run finished before, or a start failed.
     """
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    # seconds until READY, as last measured: how fast the machine is just now; at first less than
-    # the imports take
+    # Seconds until READY, as last measured: how fast the machine is now. At first less than the
+    # imports take.
     start_up = 1.0
     for moment in [*moments, "none"]:
         begun, since = time.monotonic(), time.time()
@@ -122,8 +128,7 @@ def killed_run(
 
 
 def _saving(workdir: Path, since: float) -> bool:
-    """Whether a checkpoint that was begun after `since` is (or was, when it was killed) on its way
-    to the disk."""
+    """Returns whether a checkpoint begun after `since` was still being written."""
     for hidden in (workdir / "checkpoints").glob(".*"):
         try:
             if hidden.stat().st_mtime >= since:
@@ -134,7 +139,7 @@ def _saving(workdir: Path, since: float) -> bool:
 
 
 def _between_stages(workdir: Path) -> bool:
-    """Whether a stage's last checkpoint is there, and no step of the next one is recorded."""
+    """Returns whether a stage's last checkpoint exists, but no step of the next is recorded."""
     try:
         meta = json.loads(max((workdir / "checkpoints").glob("*/meta.json")).read_text())
     except (ValueError, FileNotFoundError):  # there is none, or it is just being replaced
@@ -144,7 +149,7 @@ def _between_stages(workdir: Path) -> bool:
 
 
 def differences(run: Path, reference: Path, config: Config) -> list[str]:
-    """What is not the same to the bit in the folders of two runs that are done."""
+    """Lists what is not bit-equal in the folders of two finished runs."""
     import numpy as np
     import orbax.checkpoint as ocp
 

@@ -1,14 +1,13 @@
-"""Single operations, ours beside torchvision's: RoIAlign forward and with its gradient, NMS,
-proposals of the RPN, pasting of masks.
+"""Times single operations, ours beside torchvision's.
 
     python benchmarks/ops.py [--canvas 800 1088] [--boxes 512] [--channels 256]
 
-Same inputs, which NumPy makes. RoIAlign reads P2..P5 of one image, each box from its level, 7 x 7
-bins of 2 x 2 samples; proposals go from logits and deltas of every anchor to 1000 boxes; 100 masks
-are pasted into an image. Ours run on JAX's device, but for pasting, which is NumPy's on the host;
-it ends with COCO's run lengths (`paste`: without them). Needs no data set; without torch, ours are
-timed alone. The last line is JSON: of each operation medians in seconds and `ratio` (above 1: ours
-is faster).
+Both get the same inputs, made by NumPy. RoIAlign, without and with its gradient, reads P2..P5 of
+one image, each box from its level, in 7 x 7 bins of 2 x 2 samples; NMS takes 2000 boxes; proposals
+go from logits and deltas of all anchors to 1000 boxes; 100 masks are pasted into an image
+(paste_rle: and encoded as COCO's run lengths). Ours run on JAX's device, except for pasting, in
+NumPy on the host. Needs no data set; without torch, ours are timed alone. The last line is JSON:
+medians of each operation in seconds, and `ratio` (above 1: ours is faster).
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
-"""What a joint training step costs as the work grows: with the batch, the canvas, proposals,
-objects an image and classes.
+"""Measures how the cost of a joint training step grows along five axes of the work.
 
     python benchmarks/scaling.py [--plot scaling.png] [--axes batch classes] [--dtype bfloat16]
-    python benchmarks/scaling.py --full ...       # ResNet-50-FPN with torchvision's constants at
-    800 x 1344, for a GPU python benchmarks/scaling.py --memory         # compiles that step only:
-    what it would need, with and without rematerialisation
+    python benchmarks/scaling.py --full ...   # for a GPU: ResNet-50-FPN at 800 x 1344
+    python benchmarks/scaling.py --memory     # compiles that step only, with and without remat
 
-Without --full the network is a narrow ResNet-10-FPN on small canvases. Along one axis all else
-stays as it is. Of each axis: seconds a step, and the least-squares line through them (milliseconds
-that stay, and those for each further unit), programs compiled, and the bytes each needs. However
-many objects images have, one program serves them. Needs no data set.
-
-The last line is JSON.
+The axes are batch, canvas area, proposals, objects per image and classes; along one, the others are
+fixed. Without --full the network is a narrow ResNet-10-FPN on small canvases. Per axis: seconds per
+step, their least-squares line (fixed milliseconds, and those per unit), programs compiled, and
+bytes that each needs. One program serves any number of objects. Needs no data set. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -40,12 +37,12 @@ from mrcnn_jax.training.memory import GIB, program_bytes
 from mrcnn_jax.training.optimizer import make_optimizer
 from mrcnn_jax.training.step import make_train_step
 
-OBJECTS = 100  # rows of ground truth an image, however many of them exist
+OBJECTS = 100  # rows of ground truth per image, however many of them exist
 
 
 @dataclass(frozen=True)
 class Work:
-    """One step's work; along an axis one of these changes."""
+    """The work of one step; along an axis one of these changes."""
 
     batch: int
     canvas: tuple[int, int]
@@ -60,7 +57,7 @@ FULL = Work(batch=2, canvas=(800, 1344), proposals=2000, objects=10, classes=80)
 
 
 def works(axis: str, full: bool) -> list[tuple[int, Work]]:
-    """(unit, work) along an axis; areas in pixels."""
+    """Returns (unit, work) along an axis; areas in pixels."""
     base = FULL if full else SMALL
     if axis == "area":
         canvases = [
@@ -104,7 +101,7 @@ def model_config(work: Work, arguments: argparse.Namespace) -> ModelConfig:
 
 
 def scenes(work: Work) -> Batch:
-    """Two images of ellipses, again and again; the first `work.objects` of each exist."""
+    """Makes a batch of two images of ellipses, repeated; the first `work.objects` of each exist."""
     pictures = [seeded_scene(work.canvas, OBJECTS, work.classes + 1, seed) for seed in range(2)]
     two = with_ground_truth(
         batch_of([image for image, _ in pictures], work.canvas), [truth for _, truth in pictures]
@@ -120,8 +117,7 @@ def scenes(work: Work) -> Batch:
 
 
 class Step:
-    """The joint step of a network with torchvision's trainable layers, and how often it was
-    traced."""
+    """The joint step of a network with torchvision's trainable layers; counts its traces."""
 
     def __init__(self, config: ModelConfig) -> None:
         import jax
@@ -144,7 +140,7 @@ class Step:
         self.jitted = jax.jit(counted, **compile_options(donate_argnums=0))
 
     def first_state(self) -> TrainState:
-        """Small random weights: what they are does not change what a step costs."""
+        """Makes small random weights: a step costs the same whatever they are."""
         import jax
 
         random = np.random.default_rng(0)
@@ -168,7 +164,7 @@ class Step:
 
 
 def measure(axis: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and bytes of a step along an axis, and the programs compiled for it."""
+    """Measures seconds and bytes of a step along an axis, and counts the programs compiled."""
     import jax
 
     rows = []
@@ -199,16 +195,17 @@ def measure(axis: str, arguments: argparse.Namespace) -> dict[str, Any]:
         }
         rows.append(row | {"compile_seconds": round(compile_seconds, 1)})
         print(
-            f"{axis:10} {unit:>9,}  {row['seconds']:8.4f} s  {row['mib']:9.1f} MiB  compiled in {compile_seconds:5.1f} s",
+            f"{axis:10} {unit:>9,}  {row['seconds']:8.4f} s  {row['mib']:9.1f} MiB"
+            f"  compiled in {compile_seconds:5.1f} s",
             flush=True,
         )
     units, times = np.array([[row["unit"], row["seconds"]] for row in rows]).T
-    slope, fixed = np.polyfit(
-        units, times, 1, w=1 / times
-    )  # relative errors count: the largest would decide alone
+    # Relative errors, or the largest would decide alone.
+    slope, fixed = np.polyfit(units, times, 1, w=1 / times)
     growth = rows[-1]["seconds"] / rows[0]["seconds"], rows[-1]["unit"] / rows[0]["unit"]
     print(
-        f"{axis:10} {fixed * 1e3:.1f} ms + {slope * 1e3:.3g} ms each; {growth[0]:.2f} x the time for {growth[1]:.0f} x the work;"
+        f"{axis:10} {fixed * 1e3:.1f} ms + {slope * 1e3:.3g} ms each;"
+        f" {growth[0]:.2f} x the time for {growth[1]:.0f} x the work;"
         f" {compiled} programs compiled\n"
     )
     return {
@@ -250,7 +247,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the full step needs, from its compiled program; nothing is run."""
+    """Returns the memory that the full step needs, from its compiled program; nothing is run."""
     import jax
 
     rows = []
@@ -275,14 +272,15 @@ def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         }
         rows.append(row | {"compile_seconds": round(time.perf_counter() - started, 1)})
         print(
-            f"batch {batch:2}  {dtype:8}  remat {remat!s:5}  {row['gib']:6.2f} GiB  compiled in {rows[-1]['compile_seconds']:.1f} s",
+            f"batch {batch:2}  {dtype:8}  remat {remat!s:5}  {row['gib']:6.2f} GiB"
+            f"  compiled in {rows[-1]['compile_seconds']:.1f} s",
             flush=True,
         )
     return rows
 
 
 def program(text: str) -> tuple[int, str, bool]:
-    """ "16,bfloat16" or "16,bfloat16,remat"."""
+    """Parses "16,bfloat16" or "16,bfloat16,remat"."""
     batch, dtype, *rest = text.split(",")
     if dtype not in ("float32", "bfloat16") or rest not in ([], ["remat"]):
         raise argparse.ArgumentTypeError(f"{text}: BATCH,DTYPE or BATCH,DTYPE,remat")
@@ -306,7 +304,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="ResNet-50-FPN at 800 x 1344")
     parser.add_argument("--plot", type=Path, help="a PNG to draw")
     parser.add_argument(
-        "--memory", action="store_true", help="compile the full step only, and say what it needs"
+        "--memory", action="store_true", help="only compile the full step, and print its memory"
     )
     parser.add_argument(
         "--programs",

@@ -1,10 +1,8 @@
-"""Programs timed beside each other: each in a process of its own, called in turn, so that a machine
-that drifts drifts for all of them.
+"""Times programs side by side, each in a process of its own.
 
-At each turn a program runs twice, and the second time counts.
-
-A benchmark hands `compare` its sides by name ("ours", and the peer's forms); a side whose libraries
-do not import says why and is left out.
+They are called in turn, so that a machine that gets slower does so for all of them. At each turn a
+program runs twice, and the second time counts. A benchmark hands `compare` its sides by name
+("ours", and forms of the peer); a side whose libraries cannot be imported is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ from statistics import median
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [
-    str(ROOT),
-    str(ROOT / "tests"),
-]  # the package need not be installed; seeded weights and the peer are shared with the tests
+# The package need not be installed; seeded weights and the peer are shared with the tests.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 OURS = "ours"
 
@@ -44,14 +40,14 @@ Build = Callable[[argparse.Namespace], Side]
 
 @dataclass
 class Times:
-    """Of one side: seconds of every round by run, and facts."""
+    """Seconds of one side by run and round, and facts."""
 
     seconds: dict[str, list[float]]
     facts: dict[str, Any]
 
 
 def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """With the options that every benchmark has."""
+    """Makes a parser with the options that every benchmark has."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,28 +58,20 @@ def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
 
 
 def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[str, Times]:
-    """The times of every side that can be built. In the process of a side, it serves that one and
-    does not return."""
+    """Times every side that can be built.
+
+    In the process of a side it serves that one, and does not return.
+    """
     if arguments.side:
         _serve(sides[arguments.side], arguments)
     with tempfile.TemporaryDirectory() as cache:
         # Compilation is timed with an empty cache, then with what that left in it.
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        environment.setdefault(
-            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-        )  # two sides share the memory of a GPU
         processes: dict[str, subprocess.Popen[str]] = {}
         for name in sides:
             if arguments.only and name not in arguments.only:
                 continue
-            command = [sys.executable, *sys.argv, "--side", name]
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-            )
-            processes[name] = process
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            process = processes[name] = start("--side", name, cache=Path(cache), **pipes)
             reply = _ask(process, None)  # one builds at a time
             if "missing" in reply:
                 print(f"{name}: {reply['missing']}", file=sys.stderr)
@@ -109,8 +97,10 @@ def compare(sides: Mapping[str, Build], arguments: argparse.Namespace) -> dict[s
 
 
 def ratios(times: Mapping[str, Times], run: str) -> dict[str, Any]:
-    """Medians of a run; `ratio` = the seconds of the peer's fastest form over ours, from medians,
-    and its range over the rounds."""
+    """Returns medians of a run, and `ratio`: seconds of the peer's fastest form over ours.
+
+    `ratio` is one of medians; `ratio_range` spans the ratios of the rounds.
+    """
     row: dict[str, Any] = {
         f"{name}_seconds": round(median(t.seconds[run]), 5)
         for name, t in times.items()
@@ -126,6 +116,23 @@ def ratios(times: Mapping[str, Times], run: str) -> dict[str, Any]:
             "ratio_range": [round(min(by_round), 3), round(max(by_round), 3)],
         }
     return row
+
+
+def start(*options: str, cache: Path, **pipes: Any) -> subprocess.Popen[str]:
+    """Starts this benchmark in another process.
+
+    Args:
+        options: added to the command line.
+        cache: folder of the compilation cache, which takes every program.
+        pipes: arguments of `subprocess.Popen`.
+    """
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # sides share a GPU's memory
+    command = [sys.executable, *sys.argv, *options]
+    return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
 def _ask(process: subprocess.Popen[str], what: str | None) -> dict[str, Any]:
@@ -157,9 +164,7 @@ def _serve(build: Build, arguments: argparse.Namespace) -> None:
         elif what == "facts":
             _reply(replies, side.facts | peak_memory())
         else:
-            side.runs[
-                what
-            ]()  # the memory of a process that waits for its turn is taken away by some kernels
+            side.runs[what]()  # some kernels take the memory of a process that waits away
             started = time.perf_counter()
             side.runs[what]()
             _reply(replies, {"seconds": time.perf_counter() - started})
@@ -172,7 +177,7 @@ def _reply(replies: IO[str], values: Mapping[str, Any]) -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """Of this process in MiB: of the GPU if it used one, else resident."""
+    """Returns this process's peak memory in MiB: the GPU's if it used one, else resident."""
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return {"peak_mib": torch.cuda.max_memory_allocated() // 2**20}
@@ -185,7 +190,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def machine(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """What a row of results has to say of where and how it was measured."""
+    """Returns where and how a row of results was measured; `names` are options to include."""
     return {name: getattr(arguments, name) for name in names} | {
         "rounds": arguments.rounds,
         "cores": len(os.sched_getaffinity(0)),

@@ -1,17 +1,17 @@
-"""One training step of all heads together, ours beside torchvision's maskrcnn_resnet50_fpn: same
-weights, images, sample counts and layers.
+"""Times a joint training step, ours beside torchvision's maskrcnn_resnet50_fpn.
 
     python benchmarks/train_step.py [--batch 2] [--canvas 800 1088] [--dtype bfloat16] [--stages]
 
-res3 to res5 and all heads train (SGD with momentum); up to 2000 proposals and 512 RoIs an image,
-128 of them with masks: an IoU of .3 with an object is enough for foreground, so that the random
-proposals hold as many. --stages also times ours for the three stages of `recipes.staged` with the
-report's constants. torchvision is the faster of its default and its channels-last form; its masks
-are full-sized, ours crops. Needs no data set; without torch, ours is timed alone.
+Both have the same weights, images, layers and numbers of samples. res3 to res5 and all heads are
+trained (SGD with momentum); there are up to 2000 proposals and 512 RoIs per image, 128 of them with
+masks: an IoU of 0.3 with an object is enough for foreground, so that random proposals yield as
+many. --stages also times our three stages of `config.tables.staged` with the report's constants.
+torchvision is the faster of its default and its channels-last form; its masks are full-sized, ours
+are crops. Needs no data set; without torch, ours is timed alone.
 
 The last line is JSON: medians in seconds, `ratio` (above 1: ours is faster), compile seconds
-without and with the persistent cache, peak memory of each process, and our rate beside that of a
-large product of matrices.
+without and with the persistent cache, peak memory of each process, and our FLOP rate beside that of
+a large matrix product.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ import sides
 import workload
 
 FOREGROUND = 0.3
-LEARNING_RATE = (
-    1e-9  # the weights stay where they are: at a real rate these seeded ones would soon be infinite
-)
+LEARNING_RATE = 1e-9  # keeps the seeded weights, which would soon diverge at a real rate
 
 
 def ours(arguments: argparse.Namespace) -> sides.Side:
@@ -84,7 +82,7 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
 
 
 def _runner(program: Any, state: Any, batch: Any, facts: dict[str, Any]) -> Any:
-    """Goes on from the state that the last step left."""
+    """Returns a function that makes a step from the state that the last one left."""
     import jax
 
     def run() -> None:

@@ -1,5 +1,4 @@
-"""What the sides of a benchmark share: torchvision's V1 with seeded weights, generated images, and
-our network made of the same."""
+"""Workload of both sides of a benchmark: torchvision's V1 with seeded weights, generated images."""
 
 from __future__ import annotations
 
@@ -18,12 +17,12 @@ SEED = 7
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """The state dict of maskrcnn_resnet50_fpn."""
+    """Returns the state dict of maskrcnn_resnet50_fpn."""
     return seeded.seeded_tensors(state_dicts.recorded("maskrcnn_resnet50_fpn", divisor=1), SEED)
 
 
 def scenes(arguments: argparse.Namespace) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """`batch` images that fill the canvas, with `objects` ellipses each."""
+    """Makes `batch` images that fill the canvas, with `objects` ellipses each."""
     size = tuple(arguments.canvas)
     return [
         seeded.seeded_scene(size, arguments.objects, CLASSES, seed)
@@ -41,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser, *, batch: int, objects: int) ->
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="of the computation; the peer's is AMP",
+        help="compute dtype; torchvision uses AMP",
     )
 
 
@@ -49,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser, *, batch: int, objects: int) ->
 
 
 def network(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(config, variables, batch) of ours."""
+    """Returns (config, variables, batch) of our network."""
     from parity.ours import batch_of, model_config, variables_of, with_ground_truth
 
     config = model_config("v1")
@@ -67,8 +66,11 @@ def network(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
 def compiled(
     function: Callable[..., Any], *arguments: Any, **options: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """`function` compiled for these arguments; seconds that took without and with the persistent
-    cache, and floating-point operations."""
+    """Compiles `function` for these arguments.
+
+    Returns:
+        The program, and the seconds that it took without and with the persistent cache, and GFLOPs.
+    """
     import jax
 
     from mrcnn_jax.runtime import compile_options
@@ -89,7 +91,7 @@ def compiled(
 
 
 def matrix_tflops(dtype: str) -> float:
-    """The rate of a large product of matrices on this device, TFLOP/s: the best of ten."""
+    """Returns the TFLOP/s of a large matrix product on this device, the best of ten."""
     import jax
     import jax.numpy as jnp
 
@@ -111,16 +113,14 @@ def matrix_tflops(dtype: str) -> float:
 def peer(
     arguments: argparse.Namespace, *, channels_last: bool, **constants: Any
 ) -> tuple[Any, list[Any], list[dict[str, Any]]]:
-    """(model, images, targets) of torchvision's, on the GPU if there is one."""
+    """Returns torchvision's (model, images, targets), on the GPU if there is one."""
     import torch
     from parity import peers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = peers.build("v1", classes=CLASSES, **constants)
     peers.load(model, tensors())
-    model.transform.min_size = (
-        min(arguments.canvas),
-    )  # its resizing leaves these images as they are
+    model.transform.min_size = (min(arguments.canvas),)  # so that no image is resized
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)

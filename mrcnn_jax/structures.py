@@ -44,8 +44,7 @@ class Instances(flax.struct.PyTreeNode):
     has_mask: Bool[AnyArray, "*b n"] | None = None
 
     def take(self, indices: Int32[Array, " k"], valid: Bool[Array, " k"]) -> Instances:
-        """Returns the rows at `indices` (single image), valid where both `valid` and the row
-        are."""
+        """Returns the rows at `indices` (single image), valid if both the row and `valid` are."""
         rows = jax.tree.map(lambda field: jnp.take(field, indices, axis=0), self)
         return rows.replace(valid=rows.valid & valid)
 

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import tyro
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import ConfigError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

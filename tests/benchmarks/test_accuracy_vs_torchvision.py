@@ -1,5 +1,4 @@
-"""benchmarks/accuracy_vs_torchvision.py, as far as it goes without torch (tests/parity has the
-rest)."""
+"""benchmarks/accuracy_vs_torchvision.py without torch (tests/parity has the rest)."""
 
 from __future__ import annotations
 
@@ -7,19 +6,12 @@ import jax
 import numpy as np
 import pytest
 import state_dicts
+from accuracy_vs_torchvision import summary, window_means
 from flax.traverse_util import flatten_dict
+from joint_run import subset, whole_epochs
+from peer_training import full_masks, remaining, results_of, to_torchvision
 from pycocotools import mask as coco_mask
 
-from benchmarks.accuracy_vs_torchvision import (
-    full_masks,
-    remaining,
-    results_of,
-    subset,
-    summary,
-    to_torchvision,
-    whole_epochs,
-    window_means,
-)
 from mrcnn_jax.evaluation.average_precision import evaluate
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.mapping import assign, fill
@@ -49,8 +41,7 @@ def test_weights_go_to_torchvision_and_come_back() -> None:
 
 
 def test_results_are_found_where_the_objects_are() -> None:
-    """COCO's own figures are 1 for results made of the ground truth, which is written as
-    polygons."""
+    """COCO's AP is 1 for results made of the ground truth, which is written as polygons."""
     boxes = np.array([[2, 3, 10, 8], [20, 5, 31, 39]], np.float32)
     ground_truth = {
         "images": [{"id": 7, "height": 40, "width": 50}],
@@ -111,8 +102,7 @@ def test_masks_are_of_the_objects_without_crowds() -> None:
     ],
 )
 def test_steps_are_whole_epochs(asked: int, expected: tuple[int, int, int]) -> None:
-    """Batches of 2 of one canvas: 5 images on the first, then 3 on the second, give 3 + 2
-    batches."""
+    """Batches of 2: 5 images on one canvas and 3 on another make 3 + 2 batches."""
     assert whole_epochs([0, 0, 0, 0, 0, 1, 1, 1], 2, asked) == expected
 
 

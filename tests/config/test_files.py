@@ -73,8 +73,7 @@ def test_optional_values_survive_json() -> None:
 
 
 def edited(path: str, value: Any) -> dict[str, Any]:
-    """The tiny config as a dict with one value changed or added; `path` as the error messages spell
-    it."""
+    """Returns the tiny config as a dict with one value set, at a path spelt as in messages."""
     values = json.loads(json.dumps(to_dict(tiny.get_config())))
     *parents, name = (int(part) if part.isdigit() else part for part in path.split("."))
     place: Any = values
@@ -188,8 +187,7 @@ def test_a_config_file_with_a_mistake_is_named(
 
 
 def variants(config: Any, prefix: str = "") -> list[tuple[str, bool, Any]]:
-    """(field, may it differ, `config` with another value in it) for every field of a config and
-    what it holds."""
+    """Returns (field, whether it may differ, `config` with another value in it) for every field."""
     found: list[tuple[str, bool, Any]] = []
     for f in dataclasses.fields(config):
         value, runtime = getattr(config, f.name), bool(f.metadata.get("runtime"))

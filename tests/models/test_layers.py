@@ -75,8 +75,7 @@ class _GroupNormed(nn.Module):
     [(256, 32, "float32"), (20, 2, "float32"), (32, 4, "bfloat16"), (512, 32, "float32")],
 )
 def test_group_norm_equals_numpy(channels: int, groups: int, dtype: str) -> None:
-    """Each box by the mean and variance of its own groups, which in bfloat16 are of what the
-    convolution gave, in float32."""
+    """Each box is normalised by its own groups, in float32 of what a bfloat16 convolution gave."""
     rng = np.random.default_rng(0)
     # The centre tap alone hands a large mean on, which a variance as a difference of squares, or
     # one in bfloat16, would not survive.

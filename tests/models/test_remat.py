@@ -42,8 +42,7 @@ C4 = replace(
 def test_losses_gradients_and_statistics_are_the_same_and_memory_falls(
     depth: Any, norm: Any
 ) -> None:
-    """Of the 16 blocks of a ResNet-34 the inputs are kept, where the plain form keeps what is
-    inside of them too."""
+    """Remat keeps the inputs of a ResNet-34's 16 blocks; the plain form also what is inside."""
     config = ResNetConfig(depth=depth, width=8, norm=norm)
     images = np.random.default_rng(0).normal(size=(2, 160, 160, 3)).astype(np.float32)
     variables = initialise(ResNet(config), images, seed=0)

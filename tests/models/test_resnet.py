@@ -1,5 +1,4 @@
-"""ResNet and its layers against plain NumPy, flax's batch norm and max pooling, and torchvision's
-features."""
+"""ResNet and its layers against NumPy, flax's batch norm and pooling, torchvision's features."""
 
 from __future__ import annotations
 
@@ -153,8 +152,7 @@ def test_strides_and_dtypes(depth: int) -> None:
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_v1_reads_even_cells_only(stride_in_1x1: bool) -> None:
-    """A strided bottleneck with its stride in 1x1 convolutions never sees an odd row; with the
-    stride in the 3x3 it does."""
+    """With the stride in its 1x1 a bottleneck never sees an odd row; in its 3x3 it does."""
     block = Block(4, 2, bottleneck=True, stride_in_1x1=stride_in_1x1)
     apply = partial(block.apply, live=False, mask_in=None, mask_out=None)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 8))
@@ -329,8 +327,9 @@ def test_live_equals_batch_norm(strides: int, masked: bool) -> None:
 
 
 def test_padding_does_not_move_live_statistics() -> None:
-    """1e9 in cells outside the mask: values inside, running statistics and gradients are bit-equal;
-    without a cell nothing moves."""
+    """1e9 outside the mask changes no bit inside, nor of statistics and gradients.
+
+    Without a cell nothing moves."""
     x = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
     layer = ConvNorm(5, 1)
     variables = jax.jit(lambda: layer.init(jax.random.key(6), x, live=True))()
@@ -356,8 +355,7 @@ def test_padding_does_not_move_live_statistics() -> None:
 
 
 def test_live_resnet_reads_images_only() -> None:
-    """An invalid image of any content leaves every running statistic as it is; a valid one moves
-    all of them."""
+    """An invalid image of any content moves no running statistic; a valid one moves all."""
     model = ResNet(ResNetConfig(depth=10, width=4, norm="live"))
     images = jax.random.normal(jax.random.key(7), (2, 64, 64, 3))
     variables = initialise(model, images, seed=8)
@@ -380,8 +378,7 @@ def test_live_resnet_reads_images_only() -> None:
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_bottleneck_masks_have_the_resolution_of_their_layer(stride_in_1x1: bool) -> None:
-    """Live, with a mask at either resolution: what each layer without ReLU returns has mean 0 over
-    the cells of its own mask."""
+    """Live, layers without ReLU have mean 0 over the cells of their own mask."""
     block = Block(4, 2, bottleneck=True, stride_in_1x1=stride_in_1x1)
     x = jax.random.normal(jax.random.key(13), (1, 8, 8, 8))
     masks = {
@@ -407,8 +404,7 @@ def test_bottleneck_masks_have_the_resolution_of_their_layer(stride_in_1x1: bool
 
 
 def test_cells_on_the_image_count_at_every_stride() -> None:
-    """The statistics of res2..res5 are those of the cells i * stride < size, checked on what the
-    layer in front of them returns."""
+    """The statistics of res2..res5 cover the cells i * stride < size of the layer before."""
     model = ResNet(ResNetConfig(depth=10, width=4, norm="live"))
     images = (
         jax.random.normal(jax.random.key(9), (1, 128, 128, 3))

@@ -27,8 +27,7 @@ POISONS = (np.nan, 1e9, -1e9)
 
 
 def poisoned(rows: Rows, valid: np.ndarray, poison: float) -> Rows:
-    """`rows` with `poison` wherever `valid` is False; integer rows get the smallest number of their
-    type or 1e9."""
+    """Puts `poison` into invalid rows; integers get the smallest number of their type, or 1e9."""
     result = {}
     for name, values in rows.items():
         values = values.copy()
@@ -46,8 +45,7 @@ def poisoned(rows: Rows, valid: np.ndarray, poison: float) -> Rows:
 def evaluate(
     function: Function, rows: Rows, valid: np.ndarray
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """(row results, totals, gradients by float rows) of `function`; gradients of a fixed mixture of
-    all float results."""
+    """Returns row results, totals, and gradients of a fixed mixture of all float results."""
     floats = {
         name: jnp.array(values)
         for name, values in rows.items()

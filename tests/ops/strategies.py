@@ -22,8 +22,7 @@ def float_boxes(
 
 
 def integer_boxes(n: int, *, high: int = 12, max_size: int = 8) -> st.SearchStrategy[np.ndarray]:
-    """float32 [n, 4] with small integer corners: areas are exact, equal IoUs and degenerate boxes
-    are frequent."""
+    """Small integer corners, float32 [n, 4]: exact areas, frequent ties and degenerate boxes."""
     corners = hnp.arrays(np.int64, (n, 2), elements=st.integers(0, high))
     sides = hnp.arrays(np.int64, (n, 2), elements=st.integers(0, max_size))
     return st.tuples(corners, sides).map(

@@ -177,8 +177,7 @@ def round_trip(boxes: jax.Array, anchors: jax.Array) -> jax.Array:
 def test_decode_inverts_encode(
     boxes: np.ndarray, wider: float, higher: float, dx: float, dy: float
 ) -> None:
-    """Boxes of 1/64 to 4,096 pixels, anchors up to 60 times as large or small and two sides
-    away."""
+    """Boxes of 1/64 to 4,096 px, anchors up to 60 times as large or small, two sides away."""
     size = boxes[:, 2:] - boxes[:, :2]
     swallowed = (size <= 0).any(axis=1)  # a side below the float32 step of its corner
     size = np.where(size > 0, size, 1)

@@ -39,8 +39,8 @@ def geometry(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     boxes = box_ops.sanitize(rows["boxes"], valid)
     size = jnp.array([40, 50])
     return Outcome(
-        rows=(box_ops.area(boxes), box_ops.clip(boxes, size), box_ops.iou(boxes, OTHERS), box_ops.iou(OTHERS, boxes).T,
-              box_ops.intersection_over_area(boxes, OTHERS)),
+        rows=(box_ops.area(boxes), box_ops.clip(boxes, size), box_ops.iou(boxes, OTHERS),
+              box_ops.iou(OTHERS, boxes).T, box_ops.intersection_over_area(boxes, OTHERS)),
         totals=jnp.max(losses.keep(box_ops.iou(boxes, OTHERS), valid), axis=0),
     )  # fmt: skip
 
@@ -82,8 +82,7 @@ def matched_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 
 def raw_overlaps(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    """Overlaps as they come (targets have no gradient): matching alone ignores what invalid ground
-    truth made of its columns."""
+    """Raw overlaps (targets have no gradient): matching alone ignores invalid ground truth."""
     overlap = jax.lax.stop_gradient(box_ops.iou(OTHERS, rows["boxes"]))
     return Outcome(
         totals=(
@@ -213,8 +212,9 @@ def sums(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 
 CASES: list[Function] = [
-    geometry, coding, matched_rows, matched_ground_truth, raw_overlaps, suppression, level_rule, mask_targets_of_boxes,
-    mask_targets_of_ground_truth, regression_loss, encoded_loss, binary_loss, competing_masks, class_loss, sums,
+    geometry, coding, matched_rows, matched_ground_truth, raw_overlaps, suppression, level_rule,
+    mask_targets_of_boxes, mask_targets_of_ground_truth, regression_loss, encoded_loss, binary_loss,
+    competing_masks, class_loss, sums,
 ]  # fmt: skip
 
 

@@ -81,8 +81,7 @@ def test_same_size_gives_the_mask_back_and_half_coverage_counts() -> None:
 
 
 def test_partly_covered_border_cells_do_not_fade() -> None:
-    """A box whose outermost cells are covered by 60 % is covered up to its border, and not a step
-    beyond."""
+    """A box whose outermost cells are 60 % covered is covered up to its border, and no further."""
     masks = np.full((1, 8, 8), 153, np.uint8)
     gt, box = np.array([[8, 8, 16, 16]], np.float32), np.array([[0, 0, 24, 24]], np.float32)
     expected = np.zeros((24, 24))

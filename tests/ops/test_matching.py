@@ -47,8 +47,7 @@ def test_best_anchors_equal_loop(
 
 
 def test_every_touched_ground_truth_has_an_anchor_when_all_is_compiled_together() -> None:
-    """The maximum and the comparison with it see the same bits, though a compiler may compute the
-    IoU twice."""
+    """The maximum and the comparison see the same bits, even if the IoU is computed twice."""
     rng = np.random.default_rng(0)
     anchors, gt = jnp.array(random_boxes(rng, 2000)), jnp.array(random_boxes(rng, 40))
 

@@ -69,8 +69,7 @@ def greedy(
 def test_equals_greedy_loop(
     threshold: float, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray
 ) -> None:
-    """Unsorted, with ties of scores and of IoUs, boxes without area and rows that are not valid; k
-    below, at and above N."""
+    """Unsorted, with ties of scores and IoUs, empty boxes, invalid rows; k below, at, above n."""
     for max_output in (3, N, N + 5):
         assert kept(boxes, scores, valid, threshold, max_output) == greedy(
             boxes, scores, valid, threshold, max_output
@@ -101,15 +100,13 @@ def in_blocks(boxes: jax.Array, valid: jax.Array, threshold: jax.Array, block: i
 def test_the_form_in_blocks_equals_the_greedy_loop(
     block: int, boxes: np.ndarray, valid: np.ndarray, threshold: float
 ) -> None:
-    """What a GPU runs, here on the CPU: blocks of one box, some that do not divide N, exactly N,
-    and one that holds all."""
+    """The GPU's form, here on the CPU: blocks of one box, not dividing n, exactly n, and larger."""
     found = np.flatnonzero(in_blocks(boxes, valid, np.float32(threshold), block))
     assert found.tolist() == greedy(boxes, -np.arange(N, dtype=np.float32), valid, threshold, N)
 
 
 def test_the_form_in_blocks_settles_long_chains() -> None:
-    """Of boxes of which each one hides but the next, every other is kept, within a block of 256 and
-    over its end; and in a batch."""
+    """Where each box hides only the next, every other is kept, across blocks of 256 and batched."""
     start = 5.0 * np.arange(600, dtype=np.float32)
     boxes = np.stack(
         [start, 0 * start, start + 12, 0 * start + 10], axis=1
@@ -134,8 +131,7 @@ def test_an_iou_of_exactly_the_threshold_stays() -> None:
 
 
 def test_chain_of_a_thousand_boxes() -> None:
-    """Each box overlaps the next two by more than the threshold: every third stays, and none is
-    settled before its forerunner."""
+    """Each box hides the next two: every third stays, and none is settled before its forerunner."""
     start = 3.0 * np.arange(1000, dtype=np.float32)
     boxes = np.stack(
         [start, 0 * start, start + 12, 0 * start + 10], axis=1
@@ -195,8 +191,7 @@ def test_it_may_stand_in_a_differentiated_function() -> None:
 def best_of_all_classes(
     boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float, count: int
 ) -> list[tuple[int, int]]:
-    """(row, class) of the first `count` of what each class keeps, sorted by score, class, rank in
-    its class."""
+    """Returns (row, class) of the first `count` boxes kept, by score, class, rank in the class."""
     kept = [
         (-scores[i, k], k, i)
         for k in range(scores.shape[1])

@@ -1,5 +1,4 @@
-"""Points of boxes against algebra and NumPy loops, and the laws of padded sets for what is read and
-told there."""
+"""Points of boxes against algebra and NumPy loops, and the laws of padded sets."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ def bilinear_loop(grid: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def test_a_linear_ramp_is_read_exactly() -> None:
-    """Pixels at the centres of a map's cells, (i + 0.5) stride; outside of the outermost ones, the
-    value there."""
+    """A ramp: pixels at the centres of cells, (i + 0.5) stride; constant beyond the outermost."""
     y, x = (np.mgrid[:12, :20].astype(np.float32) + 0.5) * 4
     ramp = jnp.array(np.stack([x, 3 * y - x], axis=-1))
     boxes, points = random_boxes(RNG, 30, extent=48), RNG.random((30, 9, 2)).astype(np.float32)
@@ -78,8 +76,7 @@ def test_each_box_reads_its_own_grid() -> None:
 
 
 def test_points_gather_where_the_mask_is_uncertain() -> None:
-    """Along a ramp with its outline at x = 0.5: 75 of 100 points are the nearest quarter of 300,
-    the others anywhere."""
+    """On a ramp with its outline at x = 0.5, 75 of 100 points are the nearest quarter of 300."""
     ramp = jnp.array(np.tile(np.arange(28) + 0.5 - 14, (8, 28, 1)), jnp.float32)
     draw = jax.jit(
         functools.partial(uncertain_points, count=100, oversampling=3, uncertain_fraction=0.75)
@@ -174,8 +171,9 @@ def test_subdivision_equals_a_loop() -> None:
 
 
 def test_a_disc_comes_out_rounder() -> None:
-    """With points that know the truth, a 28 x 28 mask doubled twice lacks less than half of what it
-    lacked of a disc of 448 pixels."""
+    """A 28 x 28 mask of a disc of 448 px, doubled twice, misses less than half as much as before.
+
+    The points predict the truth."""
     y, x = (np.mgrid[:448, :448] + 0.5) / 448
     disc = np.hypot(x - 0.5, y - 0.5) < 0.47
     coverage = cv2.resize(disc.astype(np.float32), (28, 28), interpolation=cv2.INTER_AREA)

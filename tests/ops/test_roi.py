@@ -56,8 +56,7 @@ def half_away(x: float) -> int:
 
 
 def sample_positions(low: float, high: float, config: RoIConfig, p: int) -> list[list[float]]:
-    """Positions of each bin's samples along one axis, in cells with whole numbers at their centres,
-    from a box's sides in cells."""
+    """Returns each bin's sample positions along one axis, in cells centred at integers."""
     start, extent = low, high - low
     if config.op == "warp":
         start, extent = half_away(low) - 0.5, max(half_away(high) - half_away(low) + 1, 1)
@@ -103,7 +102,8 @@ def loop(case: Case, config: RoIConfig, p: int) -> np.ndarray:
 @pytest.mark.parametrize(("name", "p", "change"), [
     *[(name, SIZE, {}) for name in SAMPLED],
     ("align", 7, {}), ("align", 2, {"sampling_ratio": 1}), ("align", 3, {"sampling_ratio": 3}),
-    ("align_adaptive", 2, {"max_sampling_ratio": 3}), ("warp_adaptive", 1, {"max_sampling_ratio": 4}),
+    ("align_adaptive", 2, {"max_sampling_ratio": 3}),
+    ("warp_adaptive", 1, {"max_sampling_ratio": 4}),
 ])  # fmt: skip
 def test_equals_loop(name: str, p: int, change: dict[str, int]) -> None:
     inputs, config = case(1), replace(CONFIGS[name], **change)
@@ -121,8 +121,7 @@ def test_equals_torchvision(name: str) -> None:
 
 
 def ramps(offset: float) -> list[np.ndarray]:
-    """x, y and a mixture of them, in pixels of the canvas, where cell i of a map lies at (i +
-    offset) * stride."""
+    """Maps of x, y and a mixture, in canvas pixels, with cell i at (i + offset) * stride."""
     maps = []
     for (height, width), stride in zip(GRIDS, STRIDES, strict=True):
         y, x = np.meshgrid(
@@ -136,8 +135,7 @@ def ramps(offset: float) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_exact_on_a_linear_ramp(name: str) -> None:
-    """A bin's average of a linear function is its value at the bin's centre, in pixels of the
-    canvas, whatever the level."""
+    """A bin's average of a linear function is its value at the bin's centre, on any level."""
     boxes = random_boxes(
         np.random.default_rng(1), 10, extent=20, min_size=8, max_size=20
     ) + np.float32(8)  # away from the border
@@ -162,8 +160,7 @@ def test_exact_on_a_linear_ramp(name: str) -> None:
 
 
 def test_border_rule_by_hand() -> None:
-    """Stride 4, 16 x 20 cells: a sample up to one cell centre outside has the border's value,
-    further out 0."""
+    """A sample up to one cell centre outside has the border's value, further out 0."""
     features = [np.ones((16, 20, 1), np.float32), np.ones((8, 10, 1), np.float32)]
     centres_and_values = [
         (-1.9, 1),
@@ -194,8 +191,7 @@ def test_whole_bins_take_as_many_samples_as_they_have_cells() -> None:
 
 
 def dense(features: Sequence[jax.Array], case: Case, config: RoIConfig, p: int) -> jax.Array:
-    """The samples' average as two matrix products a box, with hat functions for weights: no gather
-    to differentiate."""
+    """Averages samples by two matrix products per box: no gather to differentiate."""
 
     def weights(positions: list[list[float]], cells: int) -> jax.Array:
         at = np.array(positions)
@@ -395,8 +391,9 @@ def test_config_names_the_operation(config: RoIConfig, op: functools.partial[jax
 
 
 LEVELS = [
-    ((1, 1), 2), ((111.99, 111.99), 2), ((112, 112), 3), ((223.99, 223.99), 3), ((224, 224), 4), ((447.9, 447.9), 4), ((448, 448), 5),
-    ((895, 895), 5), ((896, 896), 5), ((4000, 4000), 5), ((112, 448), 4), ((56, 223), 2), ((56, 224), 3), ((0, 0), 2), ((0, 900), 2),
+    ((1, 1), 2), ((111.99, 111.99), 2), ((112, 112), 3), ((223.99, 223.99), 3), ((224, 224), 4),
+    ((447.9, 447.9), 4), ((448, 448), 5), ((895, 895), 5), ((896, 896), 5), ((4000, 4000), 5),
+    ((112, 448), 4), ((56, 223), 2), ((56, 224), 3), ((0, 0), 2), ((0, 900), 2),
 ]  # fmt: skip
 
 

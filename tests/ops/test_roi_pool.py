@@ -47,8 +47,7 @@ def half_away(x: float) -> int:
 def loop(
     case: Case, size: int, strides: Sequence[int] = STRIDES
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Fast R-CNN's definition, with its bins in float32 as torchvision has them; NumPy's argmax is
-    the first in row-major order."""
+    """Fast R-CNN's definition, with float32 bins as in torchvision; argmax is the first maximum."""
     pooled, gradients = np.zeros_like(case.cotangent), [np.zeros_like(f) for f in case.features]
     for n, level in enumerate(case.levels):
         feature, gradient = case.features[level], gradients[level]
@@ -90,14 +89,13 @@ def test_equals_loop(size: int) -> None:
 
 
 def test_any_box_on_a_large_map() -> None:
-    """Bins of one cell to all of the map; boxes of 57 and 114 cells, whose last bin float32 makes
-    one cell longer."""
+    """Bins of one cell up to the whole map; 57 and 114 cells, which float32 rounds up."""
     rng = np.random.default_rng(12)
     feature = np.maximum(rng.normal(size=(90, 150, 2)), 0).astype(np.float32)
     corners, sides = rng.uniform(-60, 140, (40, 2)), np.exp(rng.uniform(0, 6, (40, 2)))
     special = [
-        [0, 0, 149, 89], [0, 40, 149, 41], [70, 0, 70, 89], [20, 3, 76, 59], [30, 0, 143, 89], [5, 5, 67, 60],
-        [-700, -900, 800, 950], [-3000, 10, 4000, 20],
+        [0, 0, 149, 89], [0, 40, 149, 41], [70, 0, 70, 89], [20, 3, 76, 59], [30, 0, 143, 89],
+        [5, 5, 67, 60], [-700, -900, 800, 950], [-3000, 10, 4000, 20],
     ]  # fmt: skip
     boxes = np.concatenate([np.concatenate([corners, corners + sides], axis=1), special]).astype(
         np.float32
@@ -108,8 +106,7 @@ def test_any_box_on_a_large_map() -> None:
 
 @pytest.mark.parametrize("vertical", [False, True])
 def test_every_range_of_cells(vertical: bool) -> None:
-    """A row of 160 cells, and a column: the maximum of each of its ranges, a constant map's first
-    cell included."""
+    """The maximum of each range of a row and a column of 160 cells, constant maps included."""
     side = 160
     rng = np.random.default_rng(13)
     cells = np.stack([rng.permutation(side), np.zeros(side)], axis=-1).astype(np.float32)

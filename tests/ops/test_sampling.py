@@ -67,8 +67,7 @@ def test_most_positives(count: int, fraction: float, expected: int) -> None:
 
 
 def frequencies(count: int, fraction: float, choose: Callable[[Samples], jax.Array]) -> np.ndarray:
-    """How often each of 12 rows (0 to 4 positive, 5 to 10 negative, 11 neither) is chosen, over
-    4,000 keys."""
+    """Counts how often each of 12 rows (5 positive, 6 negative, 1 neither) is drawn, 4,000 keys."""
     rows = jnp.arange(12)
 
     def once(key: jax.Array) -> jax.Array:

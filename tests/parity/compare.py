@@ -45,8 +45,7 @@ class Pairs:
 
 
 def pair(ours: Found, theirs: Found) -> Pairs:
-    """Partners have one label, boxes within BOX and scores within SCORE; each row has one at most,
-    the nearest box."""
+    """Pairs rows of one label, boxes within BOX and scores within SCORE, the nearest first."""
     distance = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(-1)
     apart = (
         (distance > BOX)
@@ -78,8 +77,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def sketch(name: str, values: np.ndarray, size: int = 64) -> np.ndarray:
-    """`size` sums that see every element, each with a random sign drawn from `name` (a count
-    sketch).
+    """Sketches an array by `size` sums of all elements, with random signs drawn from `name`.
 
     The squared norm of a difference of two sketches is, on average over the signs, that of the
     difference of the tensors.
@@ -95,8 +93,7 @@ def sketch(name: str, values: np.ndarray, size: int = 64) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Side:
-    """What one network kept of its candidates: at most `count`, those of the best scores, after NMS
-    a class."""
+    """What a network kept of its candidates: at most `count` of the best after per-class NMS."""
 
     kept: Found
     candidates: Found
@@ -141,14 +138,16 @@ def without_reason(ours: Side, theirs: Side, pairs: Pairs, rule: Rule) -> list[s
             if distance > SCORE and not replaced and rank < rule.count - len(reasons):
                 kept = side.kept
                 lines.append(
-                    f"{'ours' if who else 'theirs'}: {kept.labels[row]} {kept.scores[row]:.6f} {kept.boxes[row]}: {distance:.1e}"
+                    f"{'ours' if who else 'theirs'}: {kept.labels[row]} {kept.scores[row]:.6f}"
+                    f" {kept.boxes[row]}: {distance:.1e}"
                 )
     return lines
 
 
 def distance_to_cut(row: int, side: Side, other: Side, rule: Rule) -> float:
-    """The least change of a score or an IoU that decides otherwise about a row of `side.kept`; 0
-    where an inherited candidate does.
+    """Returns the least change of a score or IoU that would reverse a decision on a row.
+
+    It is 0 where an inherited candidate does.
 
     Of its score, against the floor and against the lowest that the other network kept, if that kept
     as many as it may; of its IoU with a better candidate of its class, against the threshold; of

@@ -1,5 +1,4 @@
-"""torchvision beside us: collected by `make parity`, which names this folder, and never by a plain
-`pytest`."""
+"""torchvision beside us: collected by `make parity` alone, never by a plain `pytest`."""
 
 from __future__ import annotations
 

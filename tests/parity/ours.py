@@ -1,5 +1,4 @@
-"""Our network with torchvision's weights, one compiled call a stage, and its losses on
-torchvision's samples."""
+"""Our network with torchvision's weights, a compiled call per stage, and its losses."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def model_config(version: str, *, depth: int = 50, classes: int = 91) -> ModelCo
 
 
 def variables_of(version: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Variables:
-    """Our variables from a state dict of torchvision's, or a gradient in our layout from one in
-    theirs, by the importer's map."""
+    """Turns a state dict, or gradients named so, into our layout by the importer's map."""
     family = FAMILIES[version]
     model = MaskRCNN(config)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch((64, 64))))
@@ -159,8 +157,7 @@ def everything(
 def with_ground_truth(
     batch: Batch, truth: Sequence[Mapping[str, np.ndarray]], mask_size: int = 112
 ) -> Batch:
-    """`batch` with the objects of each image: boxes, labels and masks [N, H, W], which become crops
-    of their boxes."""
+    """Adds each image's boxes, labels and masks [N, H, W], which become crops of their boxes."""
     count = max(len(image["labels"]) for image in truth)
     boxes, valid = padded([image["boxes"] for image in truth], count)
     labels, _ = padded([image["labels"].astype(np.int32) for image in truth], count)
@@ -180,8 +177,7 @@ def handed_over(
     deltas: Sequence[np.ndarray],
     mask_targets: Sequence[np.ndarray],
 ) -> tuple[BoxSamples, MaskSamples]:
-    """The samples of both heads from those of each image; `mask_targets` are of the foreground
-    among them."""
+    """Makes the samples of both heads; `mask_targets` are those of the foreground among them."""
     count = max(map(len, boxes))
     (all_boxes, valid), (all_labels, _), (all_deltas, _) = (
         padded(rows, count) for rows in (boxes, labels, deltas)
@@ -213,8 +209,7 @@ def handed_over(
 def losses_and_gradients(
     config: ModelConfig, variables: Variables, batch: Batch, boxes: BoxSamples, masks: MaskSamples
 ) -> tuple[dict[str, float], Variables]:
-    """The five losses of a batch with ground truth, and the gradient of their sum for every
-    parameter.
+    """Computes the five losses of a batch, and the gradient of their sum for every parameter.
 
     The RPN's targets are our own, and all anchors that have a label are taken; the other heads are
     trained on the samples handed over.

@@ -1,5 +1,4 @@
-"""torchvision's Mask R-CNNs, and what each of their stages gives: NumPy arrays in our conventions
-(NHWC, no background among boxes and masks)."""
+"""torchvision's Mask R-CNNs, and the results of their stages as NumPy in our conventions."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ Target = dict[
 
 
 def build(version: str, *, depth: int = 50, classes: int = 91, **constants: Any) -> MaskRCNN:
-    """torchvision's network "v1" or "v2" as its published weights have it, and every layer
-    trainable.
+    """Builds torchvision's "v1" or "v2" as published, with every layer trainable.
 
     `constants` go to its constructor; `classes` has the background among them. Only "v2" of depth
     50 has a constructor in torchvision for this; the other ones are put together from its parts, as
@@ -75,8 +73,7 @@ def tensors(model: nn.Module) -> dict[str, np.ndarray]:
 
 @dataclass
 class Forward:
-    """What each stage gave for a batch of B images. Lists have an entry an image; R rows are those
-    of all images, one after the other."""
+    """Results of each stage for B images: lists by image, or R rows of all images in order."""
 
     canvas: np.ndarray  # [B, H, W, 3], normalised
     anchors: np.ndarray  # [A, 4]
@@ -99,8 +96,7 @@ class Forward:
 
 
 def forward(model: MaskRCNN, images: Sequence[np.ndarray]) -> Forward:
-    """A batch of uint8 RGB images of one short side, which is thus not resampled, through the
-    network in evaluation mode."""
+    """Runs uint8 RGB images of one short side, which are not resampled, in evaluation mode."""
     _fit_transform(model, images)
     heads = model.roi_heads
     modules = {
@@ -185,8 +181,7 @@ LOSSES = {
 
 
 def train(model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target]) -> Training:
-    """One backward pass, with the running statistics of batch norm. Not random if all anchors and
-    proposals are sampled."""
+    """Runs a backward pass on running statistics; not random if everything is sampled."""
     seen: dict[str, Any] = {}
 
     def select_training_samples(*arguments: Any) -> Any:
@@ -254,8 +249,7 @@ def _fit_transform(model: MaskRCNN, images: Sequence[np.ndarray]) -> None:
 def settle_gates(
     model: MaskRCNN, images: Sequence[np.ndarray], targets: Sequence[Target], seed: int
 ) -> None:
-    """Sets statistics and biases so that the inputs of the ReLUs keep their distance from 0 on this
-    batch.
+    """Sets statistics and biases so that ReLU inputs keep their distance from 0 on this batch.
 
     Two float32 programs never agree on the sign of a number within rounding of 0. With weights as
     they come, some 1e-6 of the gates of each layer differ, and gradients of ResNet-50 by up to

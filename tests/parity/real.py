@@ -28,8 +28,7 @@ def image(folder: Path, number: int, short_side: int) -> np.ndarray:
 def scene(
     folder: Path, number: int, short_side: int, smallest: float = 4.0
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """An image and its ground truth, as `seeded.seeded_scene`; objects with a side under `smallest`
-    pixels are left out."""
+    """Returns an image and its objects of at least `smallest` px, as `seeded.seeded_scene` does."""
     pixels = image(folder, number, short_side)
     height, width = pixels.shape[:2]
     found = json.loads((folder / "coco_mini" / "annotations" / "val_full80.json").read_text())

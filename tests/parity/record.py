@@ -1,5 +1,7 @@
-"""Records torchvision's numbers for tests/test_recorded_torchvision.py: `PYTHONPATH=tests python
-tests/parity/record.py`; needs torch and torchvision."""
+"""Records torchvision's numbers for tests/test_recorded_torchvision.py.
+
+PYTHONPATH=tests python tests/parity/record.py      # needs torch and torchvision
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def forward(version: str) -> dict[str, np.ndarray]:
         numbers[f"masks/{b}"] = recorded.quantised(record.masks[b][: recorded.MASKS])
         scores, classes = record.scores[b], len(np.unique(record.labels[b]))
         print(
-            f"{version}: {len(scores)} detections, {classes} classes, scores {scores.min():.3f} to {scores.max():.3f}"
+            f"{version}: {len(scores)} detections, {classes} classes,"
+            f" scores {scores.min():.3f} to {scores.max():.3f}"
         )
     return numbers
 

@@ -1,5 +1,7 @@
-"""Records masks pasted by torchvision for tests/evaluation/test_paste.py: `python
-tests/parity/record_paste.py`; needs torchvision."""
+"""Records masks pasted by torchvision for tests/pixels/test_geometry.py.
+
+python tests/parity/record_paste.py      # needs torchvision
+"""
 
 from __future__ import annotations
 

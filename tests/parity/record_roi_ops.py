@@ -16,8 +16,7 @@ from mrcnn_jax.config.model import RoIConfig
 def torchvisions(
     case: Case, config: RoIConfig, size: int, strides: Sequence[int] = STRIDES
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(features of the boxes, gradients of the maps for the case's cotangent), each in our
-    layout."""
+    """Returns features of the boxes and gradients of the maps for a cotangent, in our layout."""
     import torch
     from torchvision.ops import roi_align, roi_pool
 

@@ -1,5 +1,4 @@
-"""The case whose numbers torchvision recorded (record.py): seeded weights, two generated images, a
-ResNet-18 for the sake of time."""
+"""The recorded case (record.py): seeded weights, two generated images, a quick ResNet-18."""
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ def shapes(numbers: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 def training_tensors(
     shapes: Mapping[str, tuple[int, ...]], settled: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """The weights of the backward pass; `settled` takes the places of `settled_names`, one after
-    the other."""
+    """Weights of the backward pass; `settled` replaces `settled_names`, one after the other."""
     tensors = seeded.seeded_tensors(shapes, SEED, seeded.TRAINING_GAINS)
     if settled is not None:
         names = settled_names(shapes)

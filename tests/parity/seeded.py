@@ -1,5 +1,4 @@
-"""Weights and images that NumPy alone can make again, so that torchvision's numbers can be compared
-with where there is no torch."""
+"""Weights and images that NumPy alone can make again, where there is no torch."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ TRAINING_GAINS = GAINS | {f"backbone.fpn.inner_blocks.{i}.0": 0.1 for i in range
 def seeded_tensors(
     shapes: Mapping[str, tuple[int, ...]], seed: int, gains: Mapping[str, float] = GAINS
 ) -> dict[str, np.ndarray]:
-    """A float32 tensor for each name of a torchvision state dict, drawn from its name, its shape
-    and `seed` alone.
+    """Draws a float32 tensor for each name of a state dict from name, shape and `seed` alone.
 
     Convolutions and fully connected layers: normal, by fan in (He et al. 2015), without a mean over
     the fan in, so that the mean of non-negative inputs does not drown what tells them apart. Batch
@@ -69,8 +67,7 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, gains: Mapping[str, fl
 def unfolded_norms(
     tensors: Mapping[str, np.ndarray], epsilon: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """The same ResNet, written with running means and (small) variances other than 0 and 1, so that
-    they and epsilon matter."""
+    """The same ResNet with running means and variances other than 0 and 1: epsilon matters."""
     unfolded = dict(tensors)
     for name in tensors:
         if not name.endswith(".running_var"):

@@ -1,5 +1,4 @@
-"""Every stage of torchvision's V1 and V2 on photographs: fed with the peer's numbers, then from
-image to pasted masks."""
+"""Every stage of torchvision's V1 and V2 on photographs, alone and from image to masks."""
 
 from __future__ import annotations
 
@@ -117,8 +116,7 @@ def case(
 
 
 def test_the_comparison_is_worth_something(case: Case) -> None:
-    """Many detections, of many classes and sizes, with all kinds of scores, and masks neither empty
-    nor full."""
+    """Many detections of many classes, sizes and scores, with masks neither empty nor full."""
     theirs = case.theirs
     for boxes, labels, scores, masks in zip(
         theirs.boxes, theirs.labels, theirs.scores, theirs.masks, strict=True
@@ -256,8 +254,10 @@ def test_from_image_to_masks(case: Case, measured: Measured) -> None:
         )
         for side, rows in zip(sides, (pairs.ours_alone, pairs.theirs_alone), strict=True):
             for row in rows:
+                kept = side.kept
                 print(
-                    f"{case.name}, image {b}: no partner for {side.kept.labels[row]}, {side.kept.scores[row]:.6f}, {side.kept.boxes[row]}"
+                    f"{case.name}, image {b}: no partner for {kept.labels[row]},"
+                    f" {kept.scores[row]:.6f}, {kept.boxes[row]}"
                 )
         lines = without_reason(*sides, pairs, rule)
         assert not lines, "\n".join(lines)
@@ -407,8 +407,7 @@ def _compare_pasted(
     pasted: np.ndarray,
     measured: Measured,
 ) -> None:
-    """A mask in its image. Boxes are cut to whole pixels before: where that hangs on rounding, our
-    mask goes into their box."""
+    """Pastes a mask; where cutting the box depends on rounding, into their box."""
     ours, theirs = (_with_border(sides, len(mask)) for sides in (box, their_box))
     cut = np.trunc(ours) != np.trunc(theirs)
     if cut.any():

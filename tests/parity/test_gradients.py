@@ -64,8 +64,7 @@ class Case:
 
 
 def prepare(version: str, data_folder: Path, *, imagenet: bool) -> Case:
-    """Both networks with one set of weights: ImageNet's in the ResNet, or seeded ones and gates
-    that are settled."""
+    """Both networks with the same weights: ImageNet's in the ResNet, or seeded and settled ones."""
     scenes = [
         real.scene(data_folder, number, SHORT_SIDE) for number in (real.IMAGES[0], real.IMAGES[2])
     ]
@@ -123,8 +122,9 @@ def test_losses_and_gradients(case: Case, measured: Measured) -> None:
 
 
 def test_own_samples(case: Case, measured: Measured) -> None:
-    """Nothing handed over: proposals, their labels and targets are ours too. Mask targets differ on
-    purpose: binary here, soft there."""
+    """Ours from end to end: proposals, labels and targets too.
+
+    Mask targets differ on purpose: binary here, soft there."""
     count = PROPOSALS + case.batch.ground_truth.valid.shape[1]
     config = replace(
         case.config,
@@ -146,8 +146,7 @@ def test_own_samples(case: Case, measured: Measured) -> None:
 
 
 def test_imagenet_weights(data_folder: Path, measured: Measured) -> None:
-    """Where some gates hang on rounding, our gradient is as near to that of float64 as torch's
-    is."""
+    """Where gates depend on rounding, our gradient is as near to float64's as torch's is."""
     version = "v2"  # the deeper one
     case = prepare(version, data_folder, imagenet=True)
     ours, gradients = case.ours()

@@ -23,8 +23,7 @@ CANVAS = (256, 320)
 
 
 def large_case(seed: int, size: int) -> Case:
-    """Boxes across and beyond a canvas, each on any level where none of its bins has more cells
-    than an adaptive ratio may take."""
+    """Boxes across and beyond a canvas, on levels where bins fit the adaptive sampling ratio."""
     rng = np.random.default_rng(seed)
     features = [
         rng.normal(size=(CANVAS[0] // stride, CANVAS[1] // stride, 3)).astype(np.float32)

@@ -1,5 +1,4 @@
-"""What tests/weights takes for granted about torchvision's files, on files that torchvision makes
-now."""
+"""Checks what tests/weights assumes about torchvision's files on files made now."""
 
 from __future__ import annotations
 

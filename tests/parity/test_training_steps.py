@@ -1,5 +1,4 @@
-"""benchmarks/accuracy_vs_torchvision.py: both sides are fed alike and take the same steps, and the
-peer goes on where it was stopped."""
+"""benchmarks/accuracy_vs_torchvision.py: both sides take the same steps, and the peer resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +13,10 @@ from parity.compare import Measured
 
 pytest.importorskip("torchvision")
 
-from benchmarks import accuracy_vs_torchvision as benchmark
+import joint_run
+from accuracy_vs_torchvision import parser
+from peer_training import Peer
+
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.runs.state import TrainState
@@ -29,16 +31,16 @@ BOUNDS = {"rpn_objectness": 1e-3, "rpn_box": 1e-3, "box_class": 1e-3, "box_box":
 
 def test_steps_of_both_sides(data_folder: Path, tmp_path: Path, measured: Measured) -> None:
     """Nothing is left to chance: every anchor and every proposal is a sample."""
-    arguments = benchmark.parser().parse_args(
+    arguments = parser().parse_args(
         ["--steps", str(STEPS), "--all-samples", "--workdir", str(tmp_path)]
     )
-    benchmark.prepare(arguments)
-    plan, config = benchmark.planned_config(arguments)
-    split, _ = benchmark.splits(config)
+    joint_run.prepare(arguments)
+    plan, config = joint_run.planned_config(arguments)
+    split, _ = joint_run.splits(config)
     batches = list(load(split, plan_once(split, config.data.batch_size), config.data))
     assert len(batches) == plan.steps == STEPS
 
-    with np.load(benchmark.initial_weights(arguments)) as initial:
+    with np.load(joint_run.initial_weights(arguments)) as initial:
         variables = unflatten_dict(dict(initial), sep="/")
     (stage,), params = config.stages, variables["params"]
     optimizer = make_optimizer(stage, params, total_steps=plan.steps)
@@ -46,7 +48,7 @@ def test_steps_of_both_sides(data_folder: Path, tmp_path: Path, measured: Measur
     state = TrainState(params, variables["batch_stats"], optimizer.init(params), jnp.int32(0), key)
     step = jax.jit(make_train_step(MaskRCNN(config.model), stage, params, optimizer))
 
-    peer = benchmark.Peer(arguments, config)
+    peer = Peer(arguments, config)
     for number, batch in enumerate(batches):
         state, ours = step(state, batch)
         if number == STEPS - 1:
@@ -60,7 +62,7 @@ def test_steps_of_both_sides(data_folder: Path, tmp_path: Path, measured: Measur
                 bound,
             )
 
-    again = benchmark.Peer(arguments, config)
+    again = Peer(arguments, config)
     assert again.restore(tmp_path / "none.pt") == 0
     assert again.restore(tmp_path / "checkpoint.pt") == STEPS - 1
     assert peer_step(again, batches[-1], split, plan.rates[-1]) == theirs
@@ -69,5 +71,5 @@ def test_steps_of_both_sides(data_folder: Path, tmp_path: Path, measured: Measur
     )  # which it made a step from
 
 
-def peer_step(peer: benchmark.Peer, batch: Batch, split: Split, rate: float) -> dict[str, float]:
+def peer_step(peer: Peer, batch: Batch, split: Split, rate: float) -> dict[str, float]:
     return peer.train_step(peer.images(batch), peer.targets(batch, split.source), rate=rate, seed=0)

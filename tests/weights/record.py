@@ -18,8 +18,7 @@ FOLDER = Path(__file__).parent / "recorded"
 
 
 def small_state_dict() -> OrderedDict[str, torch.Tensor]:
-    """Every dtype, a transposed view, views of one storage at offsets and with steps, nothing, one
-    number, a parameter."""
+    """Every dtype, transposed, shared, strided and empty tensors, a scalar, a parameter."""
     shared = torch.arange(24.0)
     tensors = OrderedDict(
         matrix=torch.arange(12.0).reshape(3, 4) / 8,

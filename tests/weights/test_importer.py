@@ -1,5 +1,4 @@
-"""From a file to a run's folder that everything else takes as it is; or one line, and nothing is
-written."""
+"""From a file to a run's folder that everything accepts; or one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -88,10 +87,8 @@ def test_a_run_that_is_whole(
     assert run.class_names.get(12) == ("N/A 12" if torchvision else None)
     printed = capsys.readouterr().out
     used = len(leaves)
-    assert (
-        f"{source}: {name} ({'torchvision' if torchvision else 'detectron2'}), {len(tensors)} tensors, {used} of them used"
-        in printed
-    )
+    project = "torchvision" if torchvision else "detectron2"
+    assert f"{source}: {name} ({project}), {len(tensors)} tensors, {used} of them used" in printed
     assert ("untested on the published file" in printed) == (not torchvision)
     assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (name == V1)
     assert ("left out: pixel_mean, pixel_std: as in the config" in printed) == (not torchvision)

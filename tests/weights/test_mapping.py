@@ -1,5 +1,4 @@
-"""Layouts by plain loops; every tensor of a file is used or left out on purpose, every leaf is
-filled, all else is an error with a name."""
+"""Layouts by plain loops; every tensor is used or left out on purpose, every leaf is filled."""
 
 from __future__ import annotations
 
