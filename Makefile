@@ -43,7 +43,7 @@ test-fast: $(VENV)/.installed-dev
 # torch is never installed here: see "Correctness" in the README.
 parity: $(VENV)/.installed-dev
 	@if why=$$($(BIN)/python -c 'import torch, torchvision' 2>&1); then \
-		$(BIN)/python -m pytest -n 0 tests/parity; \
+		$(BIN)/python -m pytest -n 2 tests/parity; \
 	else \
 		echo "make parity: nothing is compared, torch and torchvision do not import: $$(echo "$$why" | tail -1)"; \
 	fi

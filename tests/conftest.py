@@ -3,18 +3,26 @@ pure code."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Before jax is imported anywhere: a test process is several times faster with the programs of the
 # last run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's own passes are those of every run; LLVM spends half as long on the machine code, which on
+# networks of this size is as fast. With processes that a test starts: they inherit it.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax
 import pytest
@@ -23,15 +31,18 @@ import tiny
 from mrcnn_jax.config.schema import Config
 
 # Files that keep a core busy for a minute or more come first, the longest before the others: no
-# core then waits for another at the end.
+# core then waits for another at the end. The last three are of tests/parity.
 LONG = (
     "test_parallel",
     "test_loop",
-    "test_experiments",
     "test_precision",
+    "test_experiments",
     "test_overfit",
     "test_kill_and_resume",
     "test_tutorial",
+    "test_forward",
+    "test_gradients",
+    "test_training_steps",
 )
 STRICT = (
     "ops",
@@ -63,33 +74,86 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set of tests/tiny.py."""
-    root = tmp_path_factory.mktemp("tiny_data")
-    tiny.write_data(root)
-    return root
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path`, made by the first worker that asks for it; the others wait."""
+    with path.with_suffix(".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            make(path)
+            lock.write("made")
+            lock.flush()
+    return path
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+def tiny_data(shared: Path) -> Path:
+    """The data set of tests/tiny.py; not to be written to."""
+    return made_once(shared / "tiny_data", tiny.write_data)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data: Path, shared: Path) -> Config:
     """The config of tests/tiny.py on its data, built once for all runs."""
     config = tiny.get_config()
-    return replace(
-        config,
-        data=replace(
-            config.data, root=str(tiny_data), cache=str(tmp_path_factory.mktemp("tiny_cache"))
-        ),
-    )
+    cache = str(shared / "tiny_cache")
+    return replace(config, data=replace(config.data, root=str(tiny_data), cache=cache))
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of `tiny_config` that was never interrupted; not to be written to."""
+def programs() -> Iterator[None]:
+    """From here on this process traces and compiles a network's programs once, however often it
+    trains or predicts with them: most of the time of a run of 6 steps is theirs."""
+    from mrcnn_jax.inference.predictor import Predictor  # late: most tests do without them
+    from mrcnn_jax.training import loop
+
+    initialise, compiled, init = loop.initialise, loop._compiled, Predictor.__init__
+    variables: dict[Any, Any] = {}
+    steps: dict[Any, Any] = {}
+    networks: dict[Any, Any] = {}
+
+    def initialised(model: Any, batch: Any, *, seed: int) -> Any:
+        key = model.config, batch.images.shape, seed
+        if key not in variables:
+            variables[key] = initialise(model, batch, seed=seed)
+        return variables[key]
+
+    def compiled_once(run: Any, index: int, state: Any) -> Any:
+        config = run.config
+        key = config.model, config.stages[index], run.total_steps(index), config.skip_non_finite
+        key += (loop.make_train_step,)  # which a test may replace
+        if key not in steps:
+            steps[key] = compiled(run, index, state)[1:]
+        return jax.tree.map(jax.numpy.array, state), *steps[key]
+
+    def prepared(self: Any, run: Any, mesh: Any = None) -> None:
+        init(self, run, mesh)
+        self._apply = networks.setdefault(run.config.model, self._apply)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "initialise", initialised)
+        patch.setattr(loop, "_compiled", compiled_once)
+        patch.setattr(Predictor, "__init__", prepared)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Config, shared: Path, programs: None) -> Path:
+    """The folder of a run of `tiny_config` that was never interrupted; not to be written to.
+
+    What trains the same network asks for it too, if only to find its programs compiled.
+    """
     from mrcnn_jax.training.loop import train  # late: most tests do without it
 
-    workdir = tmp_path_factory.mktemp("tiny_run") / "run"
-    train(tiny_config, workdir)
-    return workdir
+    return made_once(shared / "tiny_run", lambda workdir: train(tiny_config, workdir))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from mrcnn_jax import parallel
 from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.config.files import from_dict
-from mrcnn_jax.config.schema import DistributedConfig
+from mrcnn_jax.config.schema import DistributedConfig, ParamGroup
+from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import load, open_split, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -31,9 +32,11 @@ from mrcnn_jax.training.step import make_train_step
 
 
 def collectives(workdir: Path) -> None:
-    """Prints the kinds of operations between devices in the compiled step of the run's stage."""
+    """Prints the kinds of operations between devices in a compiled step of the run's whole network:
+    all losses, all parameters trained."""
     run = load_run(workdir)
-    (stage,), mesh, model = run.config.stages, parallel.data_mesh(), MaskRCNN(run.config.model)
+    (stage,), mesh = joint((ParamGroup(".*"),), epochs=1), parallel.data_mesh()
+    model = MaskRCNN(run.config.model)
     assert mesh is not None
     params = run.variables["params"]
     optimizer = make_optimizer(stage, params, total_steps=20)
@@ -66,7 +69,7 @@ def collectives(workdir: Path) -> None:
         "recv",
     )
     found = [kind for kind in kinds if re.search(rf" {kind}(-start)?\(", text)]
-    print(f"collectives of {stage.name}: {json.dumps(found)}", flush=True)
+    print(f"collectives: {json.dumps(found)}", flush=True)
 
 
 def main() -> None:

@@ -30,6 +30,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("output",),
 )
 LARGEST = 0.12  # share of the package's lines that a room may hold
+# tests/ mirrors the package: mrcnn_jax/<room>/<module>.py has tests/<room>/test_<module>.py, unless
+# another file covers it: module -> (that file, why).
+ELSEWHERE = {}
 
 
 def room(module: str) -> str:
@@ -144,6 +147,34 @@ def test_no_two_modules_have_one_name() -> None:
         if path.stem != "__init__" and room(name) != "commands"
     )
     assert [name for name, times in named.items() if times > 1] == []
+
+
+def namesake(path: Path) -> Path:
+    """The test file of a module."""
+    inside = path.relative_to(PACKAGE)
+    return ROOT / "tests" / inside.parent / f"test_{inside.stem}.py"
+
+
+def test_every_module_has_its_tests() -> None:
+    code = {
+        name: path
+        for name, path in modules().items()
+        if path.name != "__init__.py" or "def " in path.read_text()
+    }
+    without = {name for name, path in code.items() if not namesake(path).is_file()}
+    assert sorted(without) == sorted(ELSEWHERE)
+
+
+def test_what_is_covered_elsewhere_is_used_there() -> None:
+    """The test file imports the module, or what imports it: a command's helper by way of the
+    command."""
+    known = modules()
+    users: dict[str, set[str]] = {}
+    for source, target, _ in edges():
+        users.setdefault(target, {target}).add(source)
+    for name, (test, _) in ELSEWHERE.items():
+        used = {target for _, target in imports(ROOT / "tests" / test, set(known))}
+        assert used & users.get(name, {name}), f"{test} does not use {name}"
 
 
 def main() -> None:

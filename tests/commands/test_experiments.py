@@ -252,9 +252,9 @@ def arrays(run: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def job(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def job(tiny_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that was stopped twice: by SIGTERM between the RPN's epochs, and in an
-    evaluation that had its figures."""
+    evaluation that had its figures. Its programs are those of the tiny run."""
     workdir = tmp_path_factory.mktemp("experiments") / "job"
     baseline = workdir / "seed0" / "baseline"
     with pytest.MonkeyPatch.context() as patch:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parity.compare import Measured
@@ -33,6 +34,21 @@ def measured(pytestconfig: pytest.Config) -> Measured:
         assert value <= bound, f"{what}, {where}: {value:.2g} > {bound:.0e}"
 
     return note
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist hands its rows over ..."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["rows"] = session.config.stash[ROWS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """... to the process that prints them."""
+    for what, row in getattr(node, "workeroutput", {}).get("rows", {}).items():
+        note_row = node.config.stash[ROWS].setdefault(what, {})
+        for where, (value, bound) in row.items():
+            note_row[where] = max(value, note_row.get(where, (0.0, bound))[0]), bound
 
 
 def pytest_terminal_summary(

@@ -120,6 +120,13 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arm
 
 
+@pytest.fixture
+def mask_config(tiny_run: Path, tiny_config: Config) -> Config:
+    """The last stage of the tiny run, from the run itself: an epoch of the smallest programs, which
+    the run has compiled."""
+    return replace(tiny_config, init_from=str(tiny_run), stages=tiny_config.stages[2:])
+
+
 # -- resuming --------------------------------------------------------------------------------------
 
 
@@ -345,11 +352,11 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
 
 
 def test_each_annotation_file_is_parsed_once_a_run(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation and evaluation included; `json.load` calls `json.loads`."""
     files = {
-        name: Path(getattr(resolve_paths(tiny_config).data, f"{name}_annotations")).read_bytes()
+        name: Path(getattr(resolve_paths(mask_config).data, f"{name}_annotations")).read_bytes()
         for name in ("train", "val")
     }
     parsed, real = [], json.loads
@@ -361,11 +368,7 @@ def test_each_annotation_file_is_parsed_once_a_run(
 
     monkeypatch.setattr(json, "loads", loads)
     monkeypatch.setattr(watch, "curves", lambda *_: None)
-    (rpn, _, _) = tiny_config.stages
-    everything = replace(rpn.train[0], pattern=".*")
-    joint = replace(rpn, losses=("rpn", "box", "mask"), train=(everything,), frozen=(), epochs=1)
-    config = replace(tiny_config, stages=(joint,), evaluate_every_epochs=1)
-    loop.train(config, tmp_path / "run")
+    loop.train(replace(mask_config, evaluate_every_epochs=1), tmp_path / "run")
     assert "bbox/AP" in read_metrics(tmp_path / "run")[-1]
     assert sorted(parsed) == ["train", "val"]
 
@@ -374,10 +377,9 @@ def test_each_annotation_file_is_parsed_once_a_run(
 
 
 def test_waiting_for_data_is_reported(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
-    config = replace(tiny_config, stages=(replace(tiny_config.stages[0], epochs=1),))
     real, delay = watch.load, 0.1
 
     def late(split: Any, plan: Any, data: Any) -> Iterator[Any]:
@@ -386,30 +388,28 @@ def test_waiting_for_data_is_reported(
             yield batch
 
     monkeypatch.setattr(watch, "curves", lambda *_: None)
-    loop.train(config, tmp_path / "soon")
+    loop.train(mask_config, tmp_path / "soon")
     monkeypatch.setattr(watch, "load", late)
     capsys.readouterr()
     beside_the_bar: list[str] = []
     monkeypatch.setattr(
         loop.tqdm, "set_postfix_str", lambda self, text, refresh: beside_the_bar.append(text)
     )
-    loop.train(config, tmp_path / "late")
+    loop.train(mask_config, tmp_path / "late")
     soon, waiting = (
         json.loads((tmp_path / name / "timing.jsonl").read_text()) for name in ("soon", "late")
     )
     assert 0 < soon["waited_seconds"] < soon["seconds"]
     assert tiny.STEPS * delay < waiting["waited_seconds"] < waiting["seconds"]
     (share,) = re.findall(
-        r"rpn epoch 1/1: [\d.]+ s, ([\d.]+)% of it waiting for data  validation: ",
+        r"mask epoch 1/1: [\d.]+ s, ([\d.]+)% of it waiting for data  validation: ",
         capsys.readouterr().out,
     )
     assert float(share) == pytest.approx(
         100 * waiting["waited_seconds"] / waiting["seconds"], abs=0.1
     )
     assert len(beside_the_bar) == tiny.STEPS
-    assert all(
-        re.search(r"rpn_objectness \d\.\d{3}  .*  data [1-9]\d*%$", text) for text in beside_the_bar
-    )
+    assert all(re.search(r"^mask \d\.\d{3}  .*  data [1-9]\d*%$", text) for text in beside_the_bar)
     assert (tmp_path / "soon" / "metrics.jsonl").read_bytes() == (
         tmp_path / "late" / "metrics.jsonl"
     ).read_bytes()
@@ -503,7 +503,9 @@ def test_a_config_that_cannot_be_trained_takes_no_folder(
 # -- what is not finite ----------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
     """Every step is saved; a huge learning rate breaks the second one, and the checkpoint of the
     first stays."""
     (tmp_path / "broken.py").write_text(
@@ -511,9 +513,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
         "import tiny\n"
         "def get_config():\n"
         "    config = tiny.get_config()\n"
-        "    rpn = config.stages[0]\n"
-        "    huge = replace(rpn.optimizer, learning_rate=1e38)\n"
-        "    return replace(config, stages=(replace(rpn, optimizer=huge),))\n"
+        "    mask = config.stages[2]\n"
+        "    optimizer = replace(mask.optimizer, learning_rate=1e38)\n"
+        f"    return replace(config, init_from={str(tiny_run)!r}, stages=(replace(mask, optimizer=optimizer),))\n"
     )
     command = [
         *script(tiny_config),
@@ -531,9 +533,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
     match = re.fullmatch(
-        r"error: stage rpn, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; "
-        r"(image .*); the batch is kept in run/failed_batch-rpn-2\.npz "
-        r"\(python -m mrcnn_jax\.training\.replay FILE\);"
+        r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
+        r" the batch is kept in run/failed_batch-mask-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
         r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
         last,
     )
@@ -550,24 +551,24 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_config: Config, tmp_path: P
         image: [a["id"] for a in content["annotations"] if a["image_id"] == image]
         for image in named
     }
-    assert latest(tmp_path / "run").name == "00000001-rpn"
+    assert latest(tmp_path / "run").name == "00000001-mask"
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
     assert all(
         np.isfinite(leaf).all()
-        for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn").values()
+        for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-mask").values()
     )
 
     # The step again, from that file alone: not finite, with the parameters of the checkpoint before
     # it.
-    (all_images, *alone) = replay(tmp_path / "run" / "failed_batch-rpn-2.npz")
+    (all_images, *alone) = replay(tmp_path / "run" / "failed_batch-mask-2.npz")
     assert not np.isfinite(all_images[1]["loss/total"])
     assert len(alone) == len(named)
-    failed, _, batch, state = read_failed(tmp_path / "run" / "failed_batch-rpn-2.npz")
+    failed, _, batch, state = read_failed(tmp_path / "run" / "failed_batch-mask-2.npz")
     assert (failed.stage_index, failed.step, dict(failed.images)) == (0, 2, named)
     assert batch.ground_truth.valid.sum(axis=1).tolist()[: len(named)] == [
         len(ids) for ids in named.values()
     ]
-    saved = arrays(tmp_path / "run" / "checkpoints" / "00000001-rpn")
+    saved = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
     kept = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     assert {path: leaf.tobytes() for path, leaf in kept.items()} == {
         path: saved[path].tobytes() for path in kept
@@ -602,11 +603,9 @@ def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("broken_gradients")
 def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
-    tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
+    mask_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(
-        tiny_config, stages=(replace(tiny_config.stages[0], epochs=1),), skip_non_finite=2
-    )
+    config = replace(mask_config, skip_non_finite=2)
     whole, run = tmp_path / "whole", tmp_path / "run"
     loop.train(config, whole)
     warnings = [
@@ -614,10 +613,12 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     ]
     assert len(warnings) == 2
     for line, step, count in zip(warnings, (2, 5), (1, 2), strict=True):
-        assert line.startswith(f"warning: stage rpn, step {step}: gradient_norm not finite; image ")
+        assert line.startswith(
+            f"warning: stage mask, step {step}: gradient_norm not finite; image "
+        )
         assert line.endswith(f"; left out, {count} of at most 2")
-        assert (whole / f"failed_batch-rpn-{step}.npz").is_file()
-    saved = arrays(whole / "checkpoints" / "00000006-rpn")
+        assert (whole / f"failed_batch-mask-{step}.npz").is_file()
+    saved = arrays(whole / "checkpoints" / "00000006-mask")
     assert saved["skipped"] == 2
     assert saved["step"] == 6
     assert {saved[path].item() for path in saved if path.endswith("count")} == {
@@ -636,12 +637,12 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     assert [row["learning_rate"] for row in rows] == schedule
 
     stop_at(3)
-    with pytest.raises(loop.Stopped, match="stage rpn, step 3 is saved"):
+    with pytest.raises(loop.Stopped, match="stage mask, step 3 is saved"):
         loop.train(config, run)
     begun = shutil.copytree(run, tmp_path / "begun")
     loop.train(config, run)
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    ours = arrays(run / "checkpoints" / "00000006-rpn")
+    ours = arrays(run / "checkpoints" / "00000006-mask")
     assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
         path: leaf.tobytes() for path, leaf in saved.items()
     }
@@ -651,10 +652,10 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
         loop.train(replace(config, skip_non_finite=0), begun)
     with pytest.raises(
         loop.TrainingError,
-        match=r"stage rpn, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would",
+        match=r"stage mask, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would",
     ):
         loop.train(replace(config, skip_non_finite=1), begun)
-    assert latest(begun).name == "00000003-rpn"
+    assert latest(begun).name == "00000003-mask"
 
 
 def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
@@ -848,14 +849,13 @@ def shapes(config: Config) -> Variables:
 
 
 def test_a_run_starts_from_another(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path, stop_at: Any
+    tiny_run: Path, mask_config: Config, tmp_path: Path, stop_at: Any
 ) -> None:
     """Trains the last stage only, on top of a whole run: what that stage freezes is the source's to
     the bit."""
-    config = replace(tiny_config, init_from=str(tiny_run), stages=tiny_config.stages[2:])
     stop_at(1)
     with pytest.raises(loop.Stopped):
-        loop.train(config, tmp_path / "run")
+        loop.train(mask_config, tmp_path / "run")
     source = arrays(tiny_run / "checkpoints" / "00000024-mask")
     begun = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
     paths = [path for path in source if path.startswith(KINDS)]
