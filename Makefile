@@ -8,10 +8,11 @@ DEMO_DATA ?= runs/shapes_data
 .PHONY: demo test test-fast parity lint clean help
 
 help:
-	@echo "make demo       install, generate the data set, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
-	@echo "make test       install what tests need and run all of them (about 11 minutes on 2 cores)"
-	@echo "make parity     compare with torchvision number by number, where torch and torchvision are installed (about 10 minutes on 2 cores)"
-	@echo "make lint       style and types"
+	@echo "make demo       generate data, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
+	@echo "make test       run all tests (11 to 18 minutes on 2 cores)"
+	@echo "make test-fast  run the tests that take less than half a minute"
+	@echo "make parity     compare with torchvision, where torch is installed (10 minutes on 2 cores)"
+	@echo "make lint       check style and types"
 	@echo "make clean      remove the environment, caches and the demo's runs"
 
 $(VENV)/.installed: requirements.txt
@@ -40,7 +41,7 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
-# torch is never installed here: see "Correctness" in the README.
+# torch is never installed here: see docs/correctness.md.
 parity: $(VENV)/.installed-dev
 	@if why=$$($(BIN)/python -c 'import torch, torchvision' 2>&1); then \
 		$(BIN)/python -m pytest -n 2 tests/parity; \
