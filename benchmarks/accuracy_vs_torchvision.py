@@ -59,8 +59,9 @@ sys.path[:0] = [
 ]  # the package need not be installed; the peer is shared with the tests
 
 from mrcnn_jax import cli  # noqa: E402
+from mrcnn_jax.config.errors import ConfigError  # noqa: E402
 from mrcnn_jax.config.files import load_config_file, resolve_paths  # noqa: E402
-from mrcnn_jax.config.schema import Config, ConfigError, DataConfig, OptimizerConfig  # noqa: E402
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig  # noqa: E402
 
 SIDES = ("torchvision", "ours")
 CLASSES = 3
@@ -189,8 +190,8 @@ def initial_weights(arguments: argparse.Namespace) -> Path:
 
 def splits(config: Config) -> tuple[Any, Any]:
     """(training, validation) images, as a run opens them."""
-    from mrcnn_jax.data.coco import read_coco
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     data = config.data
     assert data.cache is not None

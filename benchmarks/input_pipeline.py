@@ -67,8 +67,8 @@ def write_data(folder: Path, arguments: argparse.Namespace) -> None:
 
 def ours(arguments: argparse.Namespace) -> sides.Side:
     from mrcnn_jax.config.schema import DataConfig
-    from mrcnn_jax.data.coco import read_coco
     from mrcnn_jax.data.loader import load, open_split, plan_once
+    from mrcnn_jax.data.reading import read_coco
 
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)

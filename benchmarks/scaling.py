@@ -29,7 +29,8 @@ import sides  # noqa: F401  finds the package and the tests' seeded scenes
 from parity.ours import batch_of, with_ground_truth
 from parity.seeded import seeded_scene
 
-from mrcnn_jax.config.schema import ModelConfig, ParamGroup, ResNetConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig
+from mrcnn_jax.config.schema import ParamGroup
 from mrcnn_jax.config.tables import TORCHVISION, joint
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.runs.state import TrainState

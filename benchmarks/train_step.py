@@ -35,7 +35,8 @@ LEARNING_RATE = (
 def ours(arguments: argparse.Namespace) -> sides.Side:
     import jax
 
-    from mrcnn_jax.config.schema import ModelConfig, ParamGroup
+    from mrcnn_jax.config.model import ModelConfig
+    from mrcnn_jax.config.schema import ParamGroup
     from mrcnn_jax.config.tables import joint, staged
     from mrcnn_jax.models.mask_rcnn import MaskRCNN
     from mrcnn_jax.runs.state import TrainState

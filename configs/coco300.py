@@ -1,5 +1,6 @@
-"""The report's recipe: ResNet-50-FPN on 300 COCO images, canvases 800 x 1088 and 1088 x 800, batch
-2, 20 epochs a stage.
+"""The report's recipe: ResNet-50-FPN on 300 COCO images, 20 epochs per stage.
+
+Canvases are 800 x 1088 and 1088 x 800, in batches of 2.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
     python train.py --config configs/coco300.py --workdir runs/coco300

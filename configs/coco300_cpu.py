@@ -1,27 +1,18 @@
-"""The report's stages within an hour on 2 CPU cores: coco300 at its own size (short side 300) and a
-few epochs a stage.
+"""The report's stages within an hour on 2 CPU cores: coco300 at a short side of 300, few epochs.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
     python train.py --config configs/coco300_cpu.py --workdir runs/coco300_cpu
 
-Time and AP: see the README's table.
+Time and AP: docs/results.md.
 """
 
-from mrcnn_jax.config.schema import (
-    BoxHeadConfig,
-    Config,
-    DataConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 
-# Larger deltas give larger gradients, which a few epochs seem to need. Measured once: with weights
-# of 1, positives from IoU .7, a box head rate of 3e-4 and epochs (4, 6, 2), box AP50 was .118 on 50
-# training images and .065 in validation; which of the changes helped is not known.
+# Larger deltas give larger gradients, which so few epochs seem to need. Measured once: with weights
+# of 1, positives from IoU 0.7, a box head rate of 3e-4 and epochs (4, 6, 2), box AP50 was 0.118 on
+# 50 training images and 0.065 in validation; which of the changes helped is not known.
 DELTAS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -36,8 +27,8 @@ def get_config() -> Config:
             max_objects=32,
             eval_batch_size=2,
         ),
-        # Images are 2.67 times smaller than in the report: so are anchors (to the next power of
-        # two) and the level rule.
+        # Images are 2.67 times smaller than in the report; so are the anchors (to the next power of
+        # two) and the size in the level rule.
         model=ModelConfig(
             rpn=RPNConfig(scales=(16, 32, 64, 128, 256), positive_iou=0.5, box_weights=DELTAS),
             box_head=BoxHeadConfig(box_weights=DELTAS),

@@ -1,14 +1,15 @@
-"""A few hundred images of your own: torchvision's network and constants, all heads together,
-mirrored and rescaled images.
+"""A few hundred images of your own: torchvision's network and constants, all heads together.
 
-    python -m mrcnn_jax.weights import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
+Training images are flipped and rescaled at random.
+
+    python -m mrcnn_jax import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
     python train.py --config configs/finetune.py --workdir runs/mine --model.num-classes 5 \\
         --data.train-annotations $PWD/my/train.json --data.train-images $PWD/my/images \\
         --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\
         --init-from runs/tv --init-without-classes --model.resnet.norm-epsilon 0
 
 From ImageNet weights instead: `--init-from resnet50.pth`, without the last two options. Step by
-step: docs/your_own_data.md.
+step: docs/training.md.
 
 Hardware: one GPU. Time and AP: not yet measured.
 """
@@ -24,7 +25,7 @@ def get_config() -> Config:
         name="finetune",
         data=replace(COCO_CANVASES, augment=AugmentConfig(flip=0.5, scale=(0.8, 1.25))),
         model=replace(TORCHVISION, num_classes=1),
-        # What is trained is what torchvision trains: not the stem, res2 and the batch norms.
+        # torchvision trains the same parameters: all but the stem, res2 and the batch norms.
         stages=joint(
             train=(
                 ParamGroup("resnet/layer[234]/.*/kernel"),
@@ -32,8 +33,7 @@ def get_config() -> Config:
             ),
             frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
             epochs=20,
-            # For 2 images a step. Of 300 images an epoch is 150 steps: the warm-up takes two of
-            # them.
+            # For 2 images per step. With 300 images an epoch is 150 steps: the warm-up takes two.
             optimizer=OptimizerConfig(
                 name="sgd",
                 learning_rate=0.005,

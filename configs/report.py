@@ -1,23 +1,20 @@
-"""The report's constants, and ours where it is silent (NOTES.md); other recipes change what they
-need.
+"""The report's constants, and ours where it states none (docs/differences.md).
 
-    python train.py --config configs/report.py --workdir runs/a --data.root DIR --init-from
-    resnet50.pth
+    python train.py --config configs/report.py --workdir runs/a --data.root DIR \\
+        --init-from resnet50.pth
 
 Hardware: one GPU. Time and AP: not yet measured.
 """
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
-    DataConfig,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
 )
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 
 

@@ -1,22 +1,13 @@
-"""The report's experiments on 2 CPU cores: coco300 at its own size (short side 300), few epochs a
-stage, one seed.
+"""The report's experiments on 2 CPU cores: coco300 at a short side of 300, few epochs, one seed.
 
     export MRCNN_DATA=...        # holds coco300/ and weights/
-    python -m mrcnn_jax.experiments --workdir runs/report
+    python -m mrcnn_jax experiments --workdir runs/report
 
-Time and AP of every variant: docs/RESULTS.md.
+Time and AP of every variant: docs/results.md.
 """
 
-from mrcnn_jax.config.schema import (
-    BoxHeadConfig,
-    Config,
-    DataConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 
 DELTAS = (10.0, 10.0, 5.0, 5.0)  # as in configs/coco300_cpu.py
@@ -39,9 +30,9 @@ def get_config() -> Config:
             max_objects=32,
             eval_batch_size=2,
         ),
-        # Images are 2.67 times smaller than in the report: so are anchors (to the next power of
-        # two) and the level rule. With half the channels and samples an epoch of the three stages
-        # took 87, 64 and 88 s instead of about 170, 100 and 188.
+        # Images are 2.67 times smaller than in the report; so are the anchors (to the next power of
+        # two) and the size in the level rule. With half the channels and samples, an epoch of the
+        # three stages took 87, 64 and 88 s instead of about 170, 100 and 188.
         model=ModelConfig(
             fpn_channels=128,
             rpn=RPNConfig(scales=(16, 32, 64, 128, 256), positive_iou=0.5, box_weights=DELTAS),

@@ -1,12 +1,14 @@
-"""torchvision's maskrcnn_resnet50_fpn: its constants and its recipe (all heads together, SGD, res3
-to res5 trainable) on COCO 2017.
+"""torchvision's maskrcnn_resnet50_fpn on COCO 2017: its constants and its recipe.
 
-    python train.py --config configs/torchvision_coco.py --workdir runs/a --data.root coco
-    --init-from resnet50.pth
+All heads train together, with SGD; of the ResNet res3 to res5 are trainable.
 
-`--data.root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/. Weights
-that torchvision has published for this network are converted, not trained: `python -m
-mrcnn_jax.weights import FILE --out DIR`.
+    python train.py --config configs/torchvision_coco.py --workdir runs/a --data.root coco \\
+        --init-from resnet50.pth
+
+`--data.root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/. To use the
+weights that torchvision has published for this network, import them instead:
+
+    python -m mrcnn_jax import FILE --out DIR
 
 Hardware: one GPU. Time and AP: not yet measured.
 """
@@ -36,10 +38,11 @@ def get_config() -> Config:
                 ParamGroup("resnet/layer[234]/.*/kernel"),
                 *(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head")),
             ),
-            # Its batch norms are constants.
+            # torchvision's batch norms are constants.
             frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
             epochs=26,
-            # 0.02 for its 16 images a step. A tenth of it after 16 epochs, a hundredth after 22.
+            # torchvision's 0.02 is for 16 images per step. A tenth after 16 epochs, a hundredth
+            # after 22.
             optimizer=OptimizerConfig(
                 name="sgd",
                 learning_rate=0.0025,

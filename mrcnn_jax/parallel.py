@@ -1,10 +1,9 @@
-"""Many devices, of one process or of several: a mesh with one axis, along which the rows of a batch
-lie.
+"""Data parallelism over the devices of one or several processes: a mesh with a single axis.
 
-A step is written for the whole batch. Its rows are spread over the devices, parameters are on each
-of them (or spread too, and put together for a step), and XLA's partitioner adds up losses,
-gradients and batch statistics: they are those of the whole batch by construction. Where there is
-one device, there is no mesh, and programs are compiled as if this file did not exist.
+A step is written for the whole batch. The rows of the batch are spread over the devices; parameters
+are copied to each device (or spread too, and gathered for a step). XLA's partitioner sums losses,
+gradients and batch statistics, so they are those of the whole batch by construction. With one
+device there is no mesh, and programs are compiled as if this file did not exist.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mrcnn_jax.config.schema import ConfigError, DistributedConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DistributedConfig
 
 AXIS = "data"
-_SHUTDOWN_SECONDS = (
-    60  # that a process which ends waits for the others: one that failed must not keep them long
-)
+# How long a process that ends waits for the others: one that failed must not keep them long.
+_SHUTDOWN_SECONDS = 60
 
 Result = TypeVar("Result")
 
@@ -35,10 +34,12 @@ Result = TypeVar("Result")
 
 
 def join(config: DistributedConfig) -> None:
-    """Makes this process one of several, which print through the first one; nothing may have asked
-    for a device before.
+    """Makes this process one of several, and waits until all have joined; only the first prints.
 
-    Returns when all of them are there. ConfigError if they cannot be found.
+    Call before anything touches a JAX device.
+
+    Raises:
+        ConfigError: the processes do not find each other.
     """
     if config.coordinator is None:
         return
@@ -61,12 +62,12 @@ def join(config: DistributedConfig) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes files and draws bars: one of them does."""
+    """Returns whether this is the one process that writes files and draws progress bars."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """`value` of every process, in their order, on all of them: each has to call this."""
+    """Returns the `value` of every process, in their order, to all of them. All must call it."""
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -80,10 +81,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def in_turn(function: Callable[[], Result]) -> Result:
-    """`function()` of the first process, then of the others at once, which find the files that it
-    made.
+    """Calls `function` in the first process, then in all others at once, and returns its result.
 
-    A ConfigError of the first process is one of all.
+    The others find the files that the first one made. All must call it.
+
+    Raises:
+        ConfigError: in every process, if the first one raised it.
     """
     results: list[Result] = []
     error = None
@@ -99,12 +102,12 @@ def in_turn(function: Callable[[], Result]) -> Result:
 
 
 def of_first(tree: Any) -> Any:
-    """The arrays of the first process, on all of them."""
+    """Returns the first process's arrays to all processes. All must call it."""
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def refuse_differing(values: dict[str, Any]) -> None:
-    """ConfigError that names the first of `values` in which the processes differ."""
+    """Raises ConfigError naming the first of `values` that differs between the processes."""
     by_process = gather(values)
     for name in values:
         found = [there[name] for there in by_process]
@@ -118,18 +121,23 @@ def refuse_differing(values: dict[str, Any]) -> None:
 
 
 def data_mesh() -> Mesh | None:
-    """All devices along one axis, those of a process together; None if there is but one."""
+    """Returns a mesh of all devices along one axis, process by process; None if there is only one.
+
+    Raises:
+        ConfigError: the processes have different numbers of devices.
+    """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    counts = Counter(device.process_index for device in devices)
-    if len(set(counts.values())) > 1:
+    counts = Counter(device.process_index for device in devices).values()
+    if len(set(counts)) > 1:
         raise ConfigError(
-            f"distributed: the processes have different numbers of devices: {', '.join(map(str, counts.values()))}"
+            "distributed: the processes have different numbers of devices:"
+            f" {', '.join(map(str, counts))}"
         )
     return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
 
 
 def refuse_uneven(batch_size: int, mesh: Mesh | None) -> None:
-    """ConfigError if the devices cannot have equally many rows of a batch."""
+    """Raises ConfigError unless the rows of a batch divide evenly among the devices."""
     if mesh is None or batch_size % mesh.size == 0:
         return
     below = batch_size // mesh.size * mesh.size
@@ -152,22 +160,24 @@ def per_image(function: Callable[..., Result], mesh: Mesh | None) -> Callable[..
     return jax.shard_map(lifted, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
-# -- where arrays lie ------------------------------------------------------------------------------
+# -- placement of arrays ---------------------------------------------------------------------------
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Spread along the first axis."""
+    """Returns the sharding along the first axis."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def spread(leaf: Any, mesh: Mesh) -> NamedSharding:
-    """Spread along the longest axis that divides by the number of devices; without such an axis, a
-    copy on every device."""
+    """Returns the sharding of `leaf` along its longest axis that the number of devices divides.
+
+    Without such an axis there is a copy on every device.
+    """
     axes = [axis for axis, side in enumerate(leaf.shape) if side > 0 and side % mesh.size == 0]
     if not axes:
         return replicated(mesh)
@@ -176,8 +186,12 @@ def spread(leaf: Any, mesh: Mesh) -> NamedSharding:
 
 
 def place(tree: Any, layout: Any) -> Any:
-    """Device arrays, in memory of their own, of host arrays that every process has; `layout`: a
-    sharding a leaf."""
+    """Copies host arrays that every process has to the devices, into memory of their own.
+
+    Args:
+        tree: arrays, the same in every process.
+        layout: a tree of shardings, one per leaf.
+    """
 
     def leaf(host: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(host)
@@ -187,12 +201,12 @@ def place(tree: Any, layout: Any) -> Any:
 
 
 def bytes_a_device(tree: Any) -> int:
-    """What the arrays take on the first of this process's devices."""
+    """Returns the bytes that the arrays take on the first of this process's devices."""
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """A batch on the devices, from the rows that this process has; without a mesh, as it is."""
+    """Puts a batch on the devices, from this process's rows; without a mesh returns it as it is."""
     if mesh is None:
         return tree
     return jax.tree.map(
@@ -201,7 +215,7 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """NumPy arrays, whole ones on every process: each has to call this."""
+    """Returns the whole arrays as NumPy ones to every process. All must call it."""
 
     def leaf(array: Any) -> np.ndarray:
         whole = (
@@ -215,7 +229,7 @@ def to_host(tree: Any) -> Any:
 
 
 def rows_to_host(tree: Any, mesh: Mesh | None) -> Any:
-    """NumPy arrays of the rows that this process has."""
+    """Returns this process's rows as NumPy arrays."""
     if mesh is not None:
         tree = multihost_utils.global_array_to_host_local_array(tree, mesh, PartitionSpec(AXIS))
     return jax.device_get(tree)

@@ -9,31 +9,35 @@ from typing import Any
 import jax
 import jaxlib
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 
 @functools.cache
 def compiler_options(backend: str, *, deterministic: bool = False) -> dict[str, Any] | None:
-    """XLA's options for programs of this project on "cpu" or "gpu"; None: its defaults.
+    """Returns XLA's options for this project's programs; None: the defaults.
 
-    deterministic: programs that give the same bits each time. A CPU's do so anyway, which is said
-    in one line. ConfigError if this jaxlib cannot promise it.
+    Args:
+        backend: "cpu" or "gpu".
+        deterministic: ask for programs that give the same bits each time. On a CPU they do so
+            anyway, which is printed.
+
+    Raises:
+        ConfigError: `deterministic`, but this jaxlib does not have that option.
     """
     options: dict[str, Any]
     if backend == "gpu" and deterministic:
         options = {"xla_gpu_deterministic_ops": True}
         if not _known(options):
             raise ConfigError(
-                f"deterministic: jaxlib {jaxlib.__version__} does not know the option xla_gpu_deterministic_ops"
+                f"deterministic: jaxlib {jaxlib.__version__} has no option"
+                " xla_gpu_deterministic_ops"
             )
         return options
     if deterministic:
-        print(
-            f"deterministic: nothing is asked of a {backend.upper()}, whose runs are equal to the bit"
-        )
-    # On a CPU, YNNPACK's fusions cost up to half of the speed, and barriers are taken out before
-    # common subexpressions are joined, so that `model.remat` would be undone. A build that does not
-    # know an option compiles without them.
+        print(f"deterministic: no option needed, {backend.upper()} runs are bit-equal anyway")
+    # On a CPU, YNNPACK's fusions cost up to half of the speed; and XLA removes barriers before it
+    # merges common subexpressions, which would undo `model.remat`. A build that does not know both
+    # options compiles without them.
     options = {
         "xla_cpu_experimental_ynn_fusion_type": "",
         "xla_disable_hlo_passes": "cse_barrier_expander",
@@ -50,15 +54,17 @@ def _known(options: dict[str, Any]) -> bool:
 
 
 def compile_options(*, deterministic: bool = False, **options: Any) -> dict[str, Any]:
-    """Arguments of `jax.jit` for a top-level program of this project; `deterministic`: see
-    `Config.deterministic`."""
+    """Returns arguments of `jax.jit` for a top-level program: `options` and `compiler_options`."""
     return options | {
         "compiler_options": compiler_options(jax.default_backend(), deterministic=deterministic)
     }
 
 
 def warn_of_slow_versions() -> None:
-    """jaxlib 0.10.2 to 0.11.0 compile the RoIAlign backward to compare-and-swap loops on a GPU."""
+    """Warns of jaxlib 0.10.2 to 0.11.0, whose RoIAlign gradient is slow on a GPU.
+
+    They compile its scatter to loops of compare-and-swap.
+    """
     version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
     if jax.default_backend() == "gpu" and (0, 10, 2) <= version < (0, 11, 1):
         warnings.warn(

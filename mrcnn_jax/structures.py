@@ -1,6 +1,4 @@
-"""The two containers that everything passes around, and the conventions they obey.
-
-Conventions, written down here once:
+"""The two containers that everything passes around, and the conventions that they obey.
 
 - Boxes are (x1, y1, x2, y2) in absolute pixels of the canvas, continuous in [0, W] x [0, H]: a
   box that covers exactly the first pixel is (0, 0, 1, 1). There is no "+ 1" anywhere.
@@ -32,46 +30,43 @@ else:
 class Instances(flax.struct.PyTreeNode):
     """A padded set of N boxes of one image: ground truth, proposals, samples or detections.
 
-    Fields that a use does not have are None. With a leading batch axis, every field has it.
+    Fields that do not apply are None. With a leading batch axis, every field has it.
     """
 
     boxes: Float[AnyArray, "*b n 4"]
     valid: Bool[AnyArray, "*b n"]
     labels: Int32[AnyArray, "*b n"] | None = None
     scores: Float[AnyArray, "*b n"] | None = None
-    # Ground truth: uint8 coverage 0..255 of the object inside its own box, resampled to a fixed M x
-    # M. Detections: float32 mask probabilities in [0, 1] inside the box.
+    # Ground truth: uint8 coverage 0..255 of the object inside its own box, on M x M cells.
+    # Detections: float32 mask probabilities in [0, 1] inside the box.
     masks: UInt8[AnyArray, "*b n m m"] | Float[AnyArray, "*b n m m"] | None = None
-    # False where a valid object has no mask (box-only annotation, or a mask that vanished in
-    # resizing).
+    # False for a valid object without a mask (only a box annotated, or lost in resizing).
     has_mask: Bool[AnyArray, "*b n"] | None = None
 
     def take(self, indices: Int32[Array, " k"], valid: Bool[Array, " k"]) -> Instances:
-        """Rows at `indices` (single image), valid where `valid` and the row taken are."""
+        """Returns the rows at `indices` (single image), valid where both `valid` and the row
+        are."""
         rows = jax.tree.map(lambda field: jnp.take(field, indices, axis=0), self)
         return rows.replace(valid=rows.valid & valid)
 
 
 class Batch(flax.struct.PyTreeNode):
-    """Images of one canvas size with their ground truth, as the loader makes it (NumPy) and a train
-    step takes it."""
+    """Images of one canvas size with their ground truth: NumPy from the loader, jax in a step."""
 
     images: UInt8[AnyArray, "b h w 3"]  # top left of the canvas; the rest is zero
-    image_sizes: Int32[
-        AnyArray, "b 2"
-    ]  # (height, width) of what is seen of the resized image: all of it, or what the canvas holds
+    # (height, width) of the resized image, or of the part of it that is on the canvas.
+    image_sizes: Int32[AnyArray, "b 2"]
     original_sizes: Int32[AnyArray, "b 2"]  # (height, width) of the image on disk
     # (y, x): canvas pixels = original pixels * scale, float32. An augmented training image may be
-    # mirrored and cut as well: then it is only the ratio of the sizes.
+    # mirrored and cropped as well: then it is only the ratio of the sizes.
     scales: Float[AnyArray, "b 2"]
-    indices: Int32[
-        AnyArray, " b"
-    ]  # index of the image in its split: keys of randomness, and the way back to COCO ids
+    # Index of the image in its split: seeds its random numbers and leads back to its COCO id.
+    indices: Int32[AnyArray, " b"]
     valid: Bool[AnyArray, " b"]  # False for the images that fill up an incomplete batch
     ground_truth: Instances  # boxes, labels, masks, has_mask
     ignore: Instances  # crowd regions: boxes only
-    # Of augmented images: objects (pasted ones too) that are not in the ground truth, since they
-    # were cut away or hidden, or are over data.max_objects. None where nothing is augmented.
+    # Objects of an augmented image, pasted ones too, that are not in its ground truth: cropped
+    # away, hidden, or over data.max_objects. None without augmentation.
     lost: Int32[AnyArray, " b"] | None = None
 
 
@@ -123,5 +118,4 @@ def blank_batch(
     )
 
 
-# Nested dict of arrays, as Flax makes it.
-Params = dict[str, Any]
+Params = dict[str, Any]  # nested dicts of arrays, as Flax makes them

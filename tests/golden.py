@@ -19,7 +19,8 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config import tables
 from mrcnn_jax.config.files import load_config_file, to_dict
-from mrcnn_jax.config.schema import Config, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.training.stages import FROZEN, labels
 

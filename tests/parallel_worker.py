@@ -21,8 +21,8 @@ from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.config.files import from_dict
 from mrcnn_jax.config.schema import DistributedConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
-from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import load, open_split, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.runs.state import TrainState

@@ -3,7 +3,7 @@ should judge it, in plain loops."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.evaluation.average_precision import coco_figures, judge
 from mrcnn_jax.figures.page.contents import report_data
+from mrcnn_jax.runs.metrics import Row
 
 SIZE = (96, 128)
 ATTACK = "window.attacked = true"
@@ -102,7 +103,7 @@ def data_of(
     results: list[dict[str, Any]],
     *,
     images: int = 60,
-    metrics_jsonl: Path | None = None,
+    rows: Sequence[Row] = (),
 ) -> dict[str, Any]:
     evaluations = judge(ground_truth, results)
     heading = {"run": "runs/" + NAMES[8], "data": "/long/" + "path/" * 60}
@@ -117,7 +118,7 @@ def data_of(
         picture,
         heading=heading,
         config=config,
-        metrics_jsonl=metrics_jsonl,
+        rows=rows,
         images=images,
     )
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.config.schema import RoIConfig
+from mrcnn_jax.config.model import RoIConfig
 
 RECORDED = Path(__file__).parent / "recorded" / "roi_ops.npz"
 STRIDES = (4, 8)

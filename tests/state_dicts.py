@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrcnn_jax.config.schema import ModelConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.weights.families import FAMILIES, Family
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

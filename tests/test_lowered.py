@@ -16,7 +16,8 @@ import pytest
 import tiny
 from jax.extend.mlir import ir
 
-from mrcnn_jax.config.schema import ModelConfig, ParamGroup
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import ParamGroup
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.runs.state import TrainState

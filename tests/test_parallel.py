@@ -22,8 +22,9 @@ from jax.sharding import AbstractMesh
 
 from mrcnn_jax import parallel
 from mrcnn_jax.commands.evaluate import evaluate_run
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
-from mrcnn_jax.config.schema import Config, ConfigError, OptimizerConfig
+from mrcnn_jax.config.schema import Config, OptimizerConfig
 from mrcnn_jax.data.loader import PlannedBatch
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run

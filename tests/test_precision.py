@@ -16,19 +16,17 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
-    ParamGroup,
     ResNetConfig,
     RPNConfig,
 )
+from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
-from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import load, open_split, plan_epoch
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.state import TrainState

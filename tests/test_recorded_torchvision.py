@@ -22,7 +22,7 @@ from parity.ours import (
     with_ground_truth,
 )
 
-from mrcnn_jax.config.schema import ModelConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.structures import Batch, Instances
 
 CANVAS = recorded.SIZES[0]

@@ -7,17 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
-    DataConfig,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
 )
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 from mrcnn_jax.datasets.shapes import write_shapes
 

@@ -1,12 +1,12 @@
-"""Fuzzing of the data road: mutated annotation files and images, each read, checked and loaded by a
-child process.
+"""Fuzzes the data pipeline: mutated annotation files and images, each read, checked and loaded in
+a child process.
 
-    python -m mrcnn_jax.data.fuzz [--annotations 10000] [--images 5000] [--seed 0] [--limit 10]
+    python tools/fuzz.py [--annotations 10000] [--images 5000] [--seed 0] [--limit 10]
 
-A case may end usable, or refused by a ConfigError, or (an image) dropped by a ValueError of
-`decode_image`. A crash of the process, more than `--limit` seconds, any other exception, and an
-array of another form than promised, are failures: they are listed, and the exit status is 1. Case
-number i is a pure function of (seed, i): `annotation_case` and `image_case` give its bytes again.
+A case may be usable, refused by a ConfigError, or (an image) dropped by a ValueError of
+`decode_image`. Failures are a crash of the process, more than `--limit` seconds, any other
+exception, and an array of another form than promised: they are listed, and the exit status is 1.
+Case i is a pure function of (seed, i): `annotation_case` and `image_case` give its bytes again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
+
+from mrcnn_jax.commands.data_summary import summary, summary_lines
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import make_record
-from mrcnn_jax.data.coco import CocoDataset, read_coco
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
-from mrcnn_jax.data.summary import summary, summary_lines
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.transforms import resize_plan
 from mrcnn_jax.pixels.decode import decode_image
 
@@ -59,7 +63,7 @@ DATA = DataConfig(
     mask_crop=14,
     threads=1,
 )
-MEMORY = 4 << 30  # bytes that a case may take beyond what its process has at the start
+MEMORY = 4 << 30  # bytes that a case may take beyond what its process has at its start
 START = 300.0  # seconds that a process may take to start
 
 
@@ -67,7 +71,7 @@ START = 300.0  # seconds that a process may take to start
 
 
 def base_annotations() -> dict[str, Any]:
-    """Three images, and every kind of segmentation."""
+    """Three images and every kind of segmentation."""
     square = [10, 10, 30, 10, 30, 30, 10, 30]
     runs = [10 * HEIGHT, 20 * HEIGHT, 34 * HEIGHT]
     segmentations = [
@@ -139,7 +143,7 @@ def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def annotation_case(seed: int, index: int) -> bytes:
-    """A mutated annotation file: its values (three of four cases) or its bytes."""
+    """A mutated annotation file: in three of four cases its values, otherwise its bytes."""
     rng = np.random.default_rng((seed, 0, index))
     content = base_annotations()
     if rng.random() < 0.75:
@@ -150,8 +154,8 @@ def annotation_case(seed: int, index: int) -> bytes:
 
 
 def image_case(seed: int, index: int) -> bytes:
-    """A mutated PNG or JPEG file; every other PNG has its checksums put right again, so that what
-    lies behind them is reached."""
+    """A mutated PNG or JPEG file; in every other PNG, checksums are corrected, so that the code
+    behind them is reached."""
     rng = np.random.default_rng((seed, 1, index))
     bases = base_images()
     encoded = _mutated_bytes(rng, bases[rng.integers(len(bases))])
@@ -159,64 +163,20 @@ def image_case(seed: int, index: int) -> bytes:
 
 
 def _nasty(rng: np.random.Generator) -> Any:
-    """A value that something may stumble over."""
+    """A value that code may stumble over."""
     far = float(10.0 ** rng.uniform(2, 12))
     garbage = "".join(map(chr, rng.integers(48, 112, rng.integers(1, 40)).tolist()))
     deep: list[Any] = []
     for _ in range(50):
         deep = [deep]
+    # fmt: off
     values: tuple[Any, ...] = (
-        *(
-            None,
-            True,
-            False,
-            "",
-            "12",
-            " 7 ",
-            12.0,
-            7.5,
-            -1,
-            0,
-            1,
-            2**31,
-            2**32 + 7,
-            2**63,
-            10**400,
-            1e308,
-            1e-300,
-        ),
-        *(
-            float("nan"),
-            float("inf"),
-            -float("inf"),
-            [],
-            {},
-            [[]],
-            [None],
-            "\ud800",
-            "\0",
-            "x" * 5000,
-            "../a.png",
-            "/a.png",
-            "..\\a.png",
-        ),
-        *(
-            deep,
-            [far] * 6,
-            [[far, 0, far, far, 0, far]],
-            [[-far, -far, far, far, far, -far]],
-            [0.2, 0.3, 0.1, 0.4],
-            [far] * 4,
-        ),
-        *(
-            [[0, 0, WIDTH, HEIGHT] * 500],
-            [[1, 1, 9, 1, 9, 9]] * 300,
-            [[5, 5]] * 8,
-            list(range(8)),
-            [1, 2, 3, 4],
-            int(far),
-            -far,
-        ),
+        None, True, False, "", "12", " 7 ", 12.0, 7.5, -1, 0, 1, 2**31, 2**32 + 7, 2**63, 10**400,
+        1e308, 1e-300, float("nan"), float("inf"), -float("inf"), [], {}, [[]], [None], "\ud800",
+        "\0", "x" * 5000, "../a.png", "/a.png", "..\\a.png", deep, [far] * 6,
+        [[far, 0, far, far, 0, far]], [[-far, -far, far, far, far, -far]], [0.2, 0.3, 0.1, 0.4],
+        [far] * 4, [[0, 0, WIDTH, HEIGHT] * 500], [[1, 1, 9, 1, 9, 9]] * 300, [[5, 5]] * 8,
+        list(range(8)), [1, 2, 3, 4], int(far), -far,
         {"size": [HEIGHT, WIDTH], "counts": garbage},
         {"size": [HEIGHT, WIDTH], "counts": f"b'{garbage}'"},
         {"size": [HEIGHT, WIDTH], "counts": rng.integers(-2, 2000, 9).tolist()},
@@ -224,11 +184,12 @@ def _nasty(rng: np.random.Generator) -> Any:
         {"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]},
         {"size": [2**31, 2**31], "counts": garbage},
     )
+    # fmt: on
     return values[rng.integers(len(values))]
 
 
 def _mutate_value(rng: np.random.Generator, content: dict[str, Any]) -> None:
-    """Replaces, removes, doubles, moves or changes one value, anywhere in the file."""
+    """Replaces, removes, doubles, moves or changes one value anywhere in the file."""
     slots: list[tuple[Any, Any]] = []  # (container, key)
     left: list[Any] = [content]
     while left:
@@ -285,8 +246,7 @@ def _mutated_bytes(rng: np.random.Generator, encoded: bytes) -> bytes:
 
 
 def _with_checksums(encoded: bytes) -> bytes:
-    """A PNG with the right checksum for each chunk whose length still fits; anything else as it
-    is."""
+    """A PNG with the right checksum for each chunk whose length still fits; other files as is."""
     data, at = bytearray(encoded), 8
     while data[:4] == b"\x89PNG" and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
@@ -301,7 +261,7 @@ def _with_checksums(encoded: bytes) -> bytes:
 
 
 class _Records:
-    """The records of a data set, from its folder instead of from an ArrayRecord file."""
+    """The records of a data set, made from its folder instead of an ArrayRecord file."""
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
@@ -318,7 +278,7 @@ class _Records:
 
 
 def _read(annotations: Path, images: Path, cache: Path) -> str:
-    """The whole way from two files to batches."""
+    """The whole pipeline, from two files to batches."""
     try:
         dataset = read_coco(annotations, images, DATA, lost_images=True)
         dataset, _ = check_split(dataset, cache=cache, data=DATA, keep_empty=True)
@@ -337,11 +297,8 @@ def _read(annotations: Path, images: Path, cache: Path) -> str:
             inside = np.isfinite(boxes).all() and (boxes >= 0).all() and (boxes <= 64).all()
             if not inside or (boxes[valid][:, 2:] <= boxes[valid][:, :2]).any():
                 raise ValueError(f"boxes {boxes[valid].tolist()}")
-    return (
-        "usable"
-        if not any(reason.outcome == "dropped" for reason, _ in dataset.report.findings)
-        else "usable in part"
-    )
+    dropped = any(reason.outcome == "dropped" for reason, _ in dataset.report.findings)
+    return "usable in part" if dropped else "usable"
 
 
 def _annotation_outcome(case: bytes, folder: Path) -> str:
@@ -383,7 +340,13 @@ def serve(
     seed: int,
     outcomes: dict[Kind, Callable[[bytes, Path], str]] | None = None,
 ) -> None:
-    """A child process: outcomes of the cases that it is sent the numbers of."""
+    """A child process: answers the number of a case with its outcome, until it is sent None.
+
+    Args:
+        connection: to the parent.
+        seed: of the cases.
+        outcomes: functions of a case's bytes and a prepared folder; by default, the pipeline.
+    """
     warnings.simplefilter("ignore")
     makers: dict[Kind, Callable[[int, int], bytes]] = {
         "annotations": annotation_case,
@@ -403,10 +366,9 @@ def serve(
             try:
                 connection.send(outcomes[kind](makers[kind](seed, index), folder))
             except Exception as error:
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                connection.send(
-                    f"error: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-                )
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{Path(last.filename).name}:{last.lineno}"
+                connection.send(f"error: {type(error).__name__}: {error} ({where})")
             shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
@@ -415,10 +377,8 @@ def serve(
 
 @dataclass(frozen=True)
 class Result:
-    outcomes: dict[str, int]
-    """How often each good end was met."""
-    failures: list[str]
-    """A line for every crash, hang and untyped error."""
+    outcomes: dict[str, int]  # how often a case ended well, by "kind: outcome"
+    failures: list[str]  # one line for each crash, hang and unexpected error
 
 
 def run(
@@ -429,8 +389,15 @@ def run(
     processes: int,
     target: Callable[..., None] = serve,
 ) -> Result:
-    """Every case in a child process, `processes` of them beside each other; a case may take `limit`
-    seconds."""
+    """Runs cases in child processes.
+
+    Args:
+        cases: kind and number of each.
+        seed: of the cases.
+        limit: seconds that a case may take.
+        processes: how many run at once.
+        target: what a child process runs.
+    """
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     with tqdm(total=len(cases), unit="case", disable=None, leave=False) as bar:
@@ -471,9 +438,8 @@ class _Child:
     def outcome(self, kind: Kind, index: int, limit: float) -> str:
         try:
             self.connection.send((kind, index))
-            return (
-                self.connection.recv() if self.connection.poll(limit) else f"hang: over {limit} s"
-            )
+            found = self.connection.poll(limit)
+            return self.connection.recv() if found else f"hang: over {limit} s"
         except (EOFError, OSError):
             self.process.join()
             return f"crash: exit status {self.process.exitcode}"
@@ -492,33 +458,26 @@ class _Child:
 @dataclass(frozen=True)
 class Arguments:
     annotations: int = 10_000
-    """Mutated annotation files."""
+    """Number of mutated annotation files."""
     images: int = 5_000
-    """Mutated PNG and JPEG files."""
+    """Number of mutated PNG and JPEG files."""
     seed: int = 0
+    """Seed of the cases."""
     limit: float = 10.0
     """Seconds that a case may take."""
     processes: int = 2
+    """How many child processes run at once."""
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m mrcnn_jax.data.fuzz", description=__doc__)
+    arguments = tyro.cli(Arguments, prog="python tools/fuzz.py", description=__doc__)
     cases: list[tuple[Kind, int]] = [("annotations", i) for i in range(arguments.annotations)]
     cases += [("images", i) for i in range(arguments.images)]
     start = time.perf_counter()
     result = run(cases, seed=arguments.seed, limit=arguments.limit, processes=arguments.processes)
     print("\n".join(result.failures), file=sys.stderr, end="\n" if result.failures else "")
-    seconds = round(time.perf_counter() - start, 1)
-    print(
-        json.dumps(
-            {
-                "seed": arguments.seed,
-                **result.outcomes,
-                "failures": len(result.failures),
-                "seconds": seconds,
-            }
-        )
-    )
+    found = {"seed": arguments.seed, **result.outcomes, "failures": len(result.failures)}
+    print(json.dumps(found | {"seconds": round(time.perf_counter() - start, 1)}))
     sys.exit(1 if result.failures else 0)
 
 

@@ -21,11 +21,13 @@ import numpy as np
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.commands.data_summary import summary, summary_lines
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import CocoDataset, read_coco
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import check_split
-from mrcnn_jax.data.summary import summary, summary_lines
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.decode import decode_image
 
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_CELL = 24, 6, (360, 320)  # (height, width) in pixels

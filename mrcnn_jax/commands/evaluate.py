@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
-from mrcnn_jax.config.schema import ConfigError
-from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import Split, open_split, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.evaluation.average_precision import coco_figures, judge, table
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
@@ -23,6 +23,7 @@ from mrcnn_jax.figures.page.contents import report_data
 from mrcnn_jax.figures.views import annotations_of, read_images, spread, truth_boxes
 from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.runs.checkpoints import Weights
+from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import Choice, Run, load_run, make_folder
 
 
@@ -155,11 +156,9 @@ def evaluate_run(
     pages += proposals_figure(
         pixels, {"RPN": [proposals[i] for i in chosen]}, truth_boxes(split, chosen), folder
     )
-    metrics_jsonl = (
-        workdir / "metrics.jsonl" if (workdir / "metrics.jsonl").exists() else None
-    )  # a run made of imported weights has none
-    if metrics_jsonl:
-        pages += curves(metrics_jsonl, folder)
+    # A run made of imported weights has no metrics.
+    rows = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+    pages += curves(rows, folder)
 
     index = {image.id: i for i, image in enumerate(split.dataset.images)}
     report = report_data(
@@ -172,7 +171,7 @@ def evaluate_run(
             "data": str(split.dataset.annotations_path),
         },
         config=to_dict(run.config),
-        metrics_jsonl=metrics_jsonl,
+        rows=rows,
         images=report_images,
     )
     (out / "report.html").write_text(render(report), encoding="utf-8")

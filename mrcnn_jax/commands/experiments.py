@@ -33,8 +33,10 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.config import tables
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, Loss, ModelConfig, StageConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config, Loss, StageConfig
 
 if TYPE_CHECKING:
     from mrcnn_jax.output import whole_file

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import whole_file
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError, Loss
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Loss
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
@@ -65,13 +66,14 @@ def draw(arguments: Arguments) -> list[Path]:
     from mrcnn_jax.figures.curves import curves
     from mrcnn_jax.figures.mask_comparison import masks_figure
     from mrcnn_jax.figures.targets import box_targets_figure, rpn_targets_figure
+    from mrcnn_jax.runs.metrics import read_metrics
     from mrcnn_jax.runs.run import make_folder
 
     name, out = arguments.name, arguments.out
     titles = column_titles(arguments)
     if name == "curves":
         make_folder(out)
-        return curves(arguments.runs[0] / "metrics.jsonl", out)
+        return curves(read_metrics(arguments.runs[0]), out)
     opened = open_runs(arguments)
     run, split = opened[0]
     indices = views.choose(split, arguments.count, arguments.images, with_mask=name == "masks")

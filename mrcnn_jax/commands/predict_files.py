@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.figures.draw import draw_instances
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files, read_image

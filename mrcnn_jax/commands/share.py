@@ -37,8 +37,7 @@ class Arguments:
 def share(arguments: Arguments) -> None:
     """ConfigError if there is no such run, or `out` is taken."""
     from mrcnn_jax.commands.model_card import model_card, without_paths
-    from mrcnn_jax.runs.checkpoints import refuse_taken, write_run
-    from mrcnn_jax.runs.run import load_run
+    from mrcnn_jax.runs.run import load_run, refuse_taken, write_run
 
     refuse_taken(arguments.out)
     run = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)

@@ -18,8 +18,9 @@ from typing import Annotated
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 
 
 def main() -> None:

@@ -1,22 +1,23 @@
-"""Configs as files: Python configs are loaded, resolved ones are saved as JSON, read back and
-compared."""
+"""Config files: Python ones are loaded; resolved ones saved as JSON, read back and compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
+import runpy
 import typing
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
 
-from mrcnn_jax.config.schema import Config, ConfigError, _require
+from mrcnn_jax.config.errors import ConfigError, require
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.output import whole_file
 
-# Beside the package in a checkout, inside it where it is installed.
+# Folder of the recipes, the configs that come with the project: beside the package in a checkout,
+# inside it where it is installed.
 RECIPES = next(
     folder
     for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -25,8 +26,14 @@ RECIPES = next(
 
 
 def load_config_file(path: str | Path) -> Config:
-    """The Config of a config file, or of a recipe of configs/ by its name; ConfigError if there is
-    none or it has no `get_config`."""
+    """Loads a config file.
+
+    Args:
+        path: a Python file that defines `get_config() -> Config`, or the name of a recipe.
+
+    Raises:
+        ConfigError: there is no such file or recipe, it fails, or returns no valid Config.
+    """
     path = Path(path)
     if path.name == str(path) and not path.suffix:
         recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.py"))}
@@ -35,116 +42,114 @@ def load_config_file(path: str | Path) -> Config:
                 f"{path}: no config file (*.py), and no recipe of configs/: {', '.join(recipes)}"
             )
         path = recipes[path.name]
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file")
-    spec = importlib.util.spec_from_file_location(f"mrcnn_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: not a Python file (*.py)")
-    module = importlib.util.module_from_spec(spec)
+    require(path.is_file(), f"{path}: no such config file")
+    require(path.suffix == ".py", f"{path}: not a Python file (*.py)")
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except ConfigError:
-        raise
-    except (
-        Exception
-    ) as error:  # the file is the user's: whatever it raises is theirs to read in one line
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not Config")
-    try:
+        names = runpy.run_path(str(path))
+        require("get_config" in names, "defines no get_config()")
+        config = names["get_config"]()
+        require(
+            isinstance(config, Config),
+            f"get_config() returned {type(config).__name__}, not Config",
+        )
         return from_dict(to_dict(config))  # Python does not check the types of a dataclass
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # whatever the user's file raises
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
 
 
 def resolve_paths(config: Config) -> Config:
-    """`config` with every file name absolute; ConfigError names what is missing."""
+    """Returns `config` with every file name absolute.
+
+    Raises:
+        ConfigError: names a file that is missing.
+    """
     shared = os.environ.get("MRCNN_DATA")
     data = config.data
     root = data.root
     if root is None and shared and data.folder:
-        root = str(Path(shared) / data.folder)
+        root = str(Path(shared, data.folder))
     names: dict[str, Any] = {}
     for name in ("train_annotations", "train_images", "val_annotations", "val_images"):
         value = Path(getattr(data, name))
-        if not value.is_absolute():
-            if root is None:
-                raise ConfigError(
-                    f"data.root: not given, and $MRCNN_DATA is not set (needed for data.{name} = {value})"
-                )
-            value = Path(root) / value
-        if not value.exists():
-            raise ConfigError(f"data.{name}: {value}: no such file or folder")
+        require(
+            root is not None or value.is_absolute(),
+            f"data.root: not given, and $MRCNN_DATA is not set (needed for data.{name} = {value})",
+        )
+        value = Path(root or "", value)
+        require(value.exists(), f"data.{name}: {value}: no such file or folder")
         names[name] = str(value.resolve())
     init_from = config.init_from
     if init_from is not None:
-        candidates = [Path(init_from)] + ([Path(shared) / init_from] if shared else [])
-        found = next((candidate for candidate in candidates if candidate.exists()), None)
-        if found is None:
-            hint = "" if shared else " ($MRCNN_DATA is not set)"
-            raise ConfigError(f"init_from: {init_from}: no such file or run{hint}")
-        init_from = str(found.resolve())
+        found = [path for path in (Path(init_from), Path(shared or "", init_from)) if path.exists()]
+        hint = "" if shared else " ($MRCNN_DATA is not set)"
+        require(len(found) > 0, f"init_from: {init_from}: no such file or run{hint}")
+        init_from = str(found[0].resolve())
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the fields of `config` as nested dicts, as JSON holds them."""
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
-    """The inverse of `to_dict` through JSON; an unknown or missing field, or a value of another
-    type, is a ConfigError that names it."""
-    _require(
-        isinstance(values, dict),
-        f"{where.rstrip('.') or 'config'}: {values!r} is not a table of fields",
-    )
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        _require(name in fields, f"{where}{name}: unknown field")
-    for name, f in fields.items():
-        _require(name in values or f.default is not dataclasses.MISSING, f"{where}{name}: missing")
-    return cls(
-        **{name: _from_json(value, hints[name], f"{where}{name}") for name, value in values.items()}
-    )
+def from_dict(values: dict[str, Any]) -> Config:
+    """Inverse of `to_dict`, also after a way through JSON.
+
+    Raises:
+        ConfigError: names a field that is unknown, missing, or of another type.
+    """
+    config: Config = _parse(values, Config, "")
+    return config
 
 
-def _from_json(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(value, hint, f"{where}.")  # type: ignore[arg-type]
+def _parse(value: Any, hint: Any, where: str) -> Any:
+    """Turns a value as in JSON into one of type `hint`; `where` is its field, for messages."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        require(isinstance(value, dict), f"{where or 'config'}: {value!r} is not a table of fields")
+        hints, prefix = typing.get_type_hints(hint), f"{where}." if where else ""
+        fields = {f.name: f for f in dataclasses.fields(hint)}
+        for name in value:
+            require(name in fields, f"{prefix}{name}: unknown field")
+        for name, f in fields.items():
+            require(
+                name in value or f.default is not dataclasses.MISSING, f"{prefix}{name}: missing"
+            )
+        return hint(**{k: _parse(v, hints[k], f"{prefix}{k}") for k, v in value.items()})
     if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{where}: {value!r} is not a list")
-        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
-        _require(len(value) == len(kinds), f"{where}: {value!r}: {len(kinds)} values are needed")
+        require(isinstance(value, list | tuple), f"{where}: {value!r} is not a list")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        require(len(value) == len(kinds), f"{where}: {value!r}: {len(kinds)} values are needed")
         return tuple(
-            _from_json(v, kind, f"{where}.{i}")
+            _parse(v, kind, f"{where}.{i}")
             for i, (v, kind) in enumerate(zip(value, kinds, strict=True))
         )
-    if origin in (typing.Union, UnionType):
-        return (
-            None
-            if value is None
-            else _from_json(value, next(a for a in args if a is not type(None)), where)
-        )
+    if origin in (typing.Union, UnionType):  # of a type and None
+        kind = next(a for a in args if a is not type(None))
+        return None if value is None else _parse(value, kind, where)
     if origin is Literal:
-        _require(value in args, f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        require(value in args, f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
     if hint is float and type(value) is int:
         return float(value)
-    _require(type(value) is hint, f"{where}: {value!r} is not of type {hint.__name__}")
+    require(type(value) is hint, f"{where}: {value!r} is not of type {hint.__name__}")
     return value
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Written beside its place and renamed: a run that is killed here keeps the config that it
-    had."""
+    """Writes `config` as JSON; a run killed here keeps the file that it had."""
     with whole_file(path) as part:
         part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config_json(path: Path) -> Config:
+    """Reads what `save_config` wrote.
+
+    Raises:
+        ConfigError: the file is missing or no valid config.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -158,6 +163,7 @@ def load_config_json(path: Path) -> Config:
 
 
 def _fixed_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns dotted name -> value of the fields that may not differ on resume."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         if f.metadata.get("runtime"):
@@ -175,7 +181,7 @@ def _fixed_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """One line for each field that differs and may not differ on resume."""
+    """Returns a line for each field that differs, but may not when a run is resumed."""
     a, b = _fixed_fields(old), _fixed_fields(new)
     return [
         f"{name}: {a.get(name)!r} -> {b.get(name)!r}"
@@ -185,5 +191,5 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def config_hash(config: Config) -> str:
-    """Hash of the fields that may not differ on resume."""
+    """Returns a hash, 16 hex digits, of the fields that may not differ when a run is resumed."""
     return hashlib.sha256(repr(sorted(_fixed_fields(config).items())).encode()).hexdigest()[:16]

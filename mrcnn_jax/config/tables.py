@@ -1,22 +1,19 @@
-"""What configs and imported weights share: stage tables and the families of constants."""
+"""Building blocks of recipes (the files of configs/): stage tables and families of constants."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    DataConfig,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
-    ParamGroup,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
-    StageConfig,
 )
+from mrcnn_jax.config.schema import DataConfig, OptimizerConfig, ParamGroup, StageConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -29,14 +26,14 @@ def staged(
     epochs: tuple[int, int, int] = (20, 20, 20),
     optimizers: tuple[OptimizerConfig, OptimizerConfig, OptimizerConfig] = (ADAM, ADAM, SGD),
 ) -> tuple[StageConfig, StageConfig, StageConfig]:
-    """The report's three stages: RPN, box head, mask head; what an earlier stage trained stays
-    frozen.
+    """Makes the report's three stages: RPN, box head, mask head. Each freezes the earlier ones.
 
     Args:
         pretrained: True: the imported ResNet stays frozen. False: stage 1 trains it too, since
-            nothing at random initialisation may be frozen under what is trained.
-        backbone: c4: res5 works on each box, so it trains with the box head and is frozen under the
-            mask head.
+            random weights must not be frozen under trained ones.
+        backbone: c4: res5 runs on each box, so it is trained with the box head and frozen with it.
+        epochs: epochs of each stage.
+        optimizers: optimiser of each stage.
     """
     resnet = "resnet/.*"
     neck = ("fpn/.*",) if backbone == "fpn" else ()
@@ -54,7 +51,7 @@ def staged(
         StageConfig(
             name="box",
             losses=("box",),
-            # What is imported is tuned at a tenth of the rate.
+            # Imported weights are tuned at a tenth of the rate.
             train=tuple(
                 ParamGroup(pattern, 0.1 if pretrained and pattern == "res5/.*" else 1.0)
                 for pattern in box_head
@@ -81,7 +78,14 @@ def joint(
     epochs: int,
     optimizer: OptimizerConfig = SGD,
 ) -> tuple[StageConfig, ...]:
-    """All heads together, as in the papers: one stage."""
+    """Makes one stage that trains all heads together, as in the papers.
+
+    Args:
+        train: parameters that are trained.
+        frozen: patterns of those that are not.
+        epochs: passes over the training images.
+        optimizer: the optimiser.
+    """
     return (
         StageConfig(
             name="joint",
@@ -95,12 +99,12 @@ def joint(
 
 
 def c4(model: ModelConfig) -> ModelConfig:
-    """`model`, whose backbone is the FPN, with the C4 backbone (He et al. 2017, figure 4, left);
-    its stages are `staged(backbone="c4")`.
+    """Returns `model`, an FPN network, with the C4 backbone (He et al. 2017, figure 4, left).
 
-    One map of stride 16 with all scales at each cell; the RPN's convolution keeps its channels.
-    Boxes and masks come from res5 on 14 x 14 features of each box: no fully connected layers, and
-    one 2 x 2 transposed convolution for the masks.
+    The RPN sees one map of stride 16, with all scales at each cell; its convolution keeps its
+    channels. Boxes and masks come from res5 on 14 x 14 features of each box: no fully connected
+    layers, and one 2 x 2 transposed convolution for the masks. Train it in the stages of
+    `staged(backbone="c4")`.
     """
     return dataclasses.replace(
         model,
@@ -111,11 +115,11 @@ def c4(model: ModelConfig) -> ModelConfig:
     )
 
 
-# Canvases of short side 800 and long side 1333, as torchvision and detectron2 resize to, in
+# Short side 800 and long side 1333, as torchvision and detectron2 resize images; canvases are
 # multiples of 32.
 COCO_CANVASES = DataConfig(short_side=800, long_side=1333, canvases=((800, 1344), (1344, 800)))
 
-# torchvision's maskrcnn_resnet50_fpn: every constant that differs from the report's (our defaults).
+# torchvision's maskrcnn_resnet50_fpn: the constants that differ from the report's (our defaults).
 TORCHVISION = ModelConfig(
     num_classes=90,
     rpn=RPNConfig(
@@ -144,8 +148,8 @@ TORCHVISION = ModelConfig(
     ),
 )
 
-# maskrcnn_resnet50_fpn_v2: two convolutions in the RPN, four before one fully connected layer in
-# the box head, batch norm in all of them but the RPN.
+# maskrcnn_resnet50_fpn_v2: two convolutions in the RPN, four and one fully connected layer in the
+# box head, and batch norm everywhere but in the RPN.
 TORCHVISION_V2 = dataclasses.replace(
     TORCHVISION,
     fpn_norm="frozen_batch",
@@ -155,7 +159,7 @@ TORCHVISION_V2 = dataclasses.replace(
 )
 
 # detectron2's mask_rcnn_R_50_FPN: pixels in 0..255 without scaling, ResNet v1, RoIAlign with as
-# many samples as cells.
+# many samples as a bin has cells.
 DETECTRON2_FPN = ModelConfig(
     num_classes=80,
     pixel_mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
@@ -184,7 +188,7 @@ DETECTRON2_FPN = ModelConfig(
     mask_head=MaskHeadConfig(deconv_kernel=2, train_on="box_samples", samples=128),
 )
 
-# detectron2's mask_rcnn_R_50_C4: one map of stride 16, res5 on every box.
+# detectron2's mask_rcnn_R_50_C4: one map of stride 16, res5 on each box.
 DETECTRON2_C4 = dataclasses.replace(
     DETECTRON2_FPN,
     backbone="c4",

@@ -1,16 +1,15 @@
-"""What is seen of an image and its objects on a canvas, and how training images are changed
-(`AugmentConfig`).
+"""Augmentation of training images (`AugmentConfig`), and what remains visible of their objects.
 
-Every draw comes from a key, (seed, epoch, how often the image was used in it, image), and from
-nothing else, so that a killed run goes on with the same pictures. The canvas of an image never
-changes. Masks stay in the pixels of their own image until they are cropped to their box, so that
-none is resampled twice.
+Every draw comes from a key (seed, epoch, how often the image was used in it, image) and from
+nothing else, so that a resumed run sees the same pictures. The canvas of an image never changes.
+Masks stay in the pixels of their own image until they are cropped to their box, so that none is
+resampled twice.
 
-What is left of an object. One that the canvas cuts, or that others are pasted over, keeps the part
-of its mask that is seen, and its box is that part's, within the box it had; without a mask it keeps
-the part of its box that is on the canvas. It is lost, and counted, if no pixel of its mask is seen,
-if a side of its box is under LEAST, or if it has no mask and its whole box is hidden. The same
-holds for crowd regions, but that nothing pasted hides them, and they are not counted.
+An object that the canvas cuts, or that others are pasted over, keeps the visible part of its mask;
+its box shrinks to that part, or without a mask to the part on the canvas. It is lost, and counted,
+if no pixel of its mask is visible, if a side of its box is under LEAST, or if it has no mask and
+its whole box is hidden. The same holds for crowd regions, except that pasted objects do not hide
+them, and lost ones are not counted.
 """
 
 from __future__ import annotations
@@ -28,25 +27,23 @@ from mrcnn_jax.config.schema import AugmentConfig
 from mrcnn_jax.data.transforms import View, coverage
 from mrcnn_jax.pixels.geometry import mask_box
 
-LEAST = 1.0  # canvas pixels: of an augmented image's objects, the least side that is trained on
+LEAST = 1.0  # canvas pixels: augmented objects with a shorter side are not trained on
 GREY = (0.299, 0.587, 0.114)  # weights of R, G, B (ITU-R BT.601)
 
-Box = tuple[float, ...]  # (x1, y1, x2, y2) in the pixels of its own image
+Box = tuple[float, ...]  # (x1, y1, x2, y2) in the pixels of the object's own image
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image and its annotations, in its own pixels. `counts`: compressed run lengths,
-    empty without a mask."""
+    """A decoded image and its annotations, in its own pixels."""
 
     image: UInt8[np.ndarray, "h w 3"]
     boxes: Float[np.ndarray, "n 4"]
     labels: Int32[np.ndarray, " n"]
     iscrowd: Bool[np.ndarray, " n"]
-    counts: Sequence[bytes]
-    resized: Size
-    """The size that it has without augmentation."""
+    counts: Sequence[bytes]  # compressed run lengths, empty without a mask
+    resized: Size  # the image's size on its canvas without augmentation
 
     @property
     def size(self) -> Size:
@@ -59,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is seen of an object: a box, and the mask there where it is not the annotated one."""
+    """The visible part of an object: its box, and its mask if that is not the annotated one."""
 
     picture: Picture
     view: View
@@ -73,7 +70,7 @@ class Seen:
 
     @property
     def area(self) -> float:
-        """Of the box, in canvas pixels."""
+        """Area of the box in canvas pixels."""
         y, x = self.view.scale
         corners = np.array(self.box, np.float32)
         return float(np.prod(corners[2:] - corners[:2])) * y * x
@@ -84,33 +81,29 @@ class Seen:
 
     @property
     def mask(self) -> UInt8[np.ndarray, "h w"] | None:
-        """In the pixels of its image, 0 and 1."""
+        """The visible mask, 0 and 1, in the pixels of its image; None if there is none."""
         return self.picture.mask(self.number) if self.left is None else self.left
 
     def crop(self, size: int) -> UInt8[np.ndarray, "size size"] | None:
         """Coverage 0..255 of the mask inside the box; None without a mask."""
-        mask = self.mask
-        return (
-            None
-            if mask is None
-            else coverage(mask, self.box, size)[:, :: -1 if self.view.flip else 1]
-        )
+        if (mask := self.mask) is None:
+            return None
+        return coverage(mask, self.box, size)[:, :: -1 if self.view.flip else 1]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image on its canvas, and what is seen in it; `pixels` are as many as `view.size` says."""
+    """An image as it goes onto its canvas, `view.size` pixels, and the objects visible in it."""
 
     view: View
     pixels: UInt8[np.ndarray, "vh vw 3"]
     objects: list[Seen]
     crowds: list[Seen]
-    lost: int = 0
-    """Objects of which too little is seen."""
+    lost: int = 0  # objects of which too little is visible
 
 
 def plain(picture: Picture) -> Scene:
-    """Nothing changed: all of it is seen."""
+    """The scene without augmentation."""
     view = View(picture.size, picture.resized, picture.resized)
     return Scene(
         view,
@@ -127,11 +120,9 @@ def augmented(
     config: AugmentConfig,
     another: Callable[[np.random.Generator], Picture],
 ) -> Scene:
-    """A training image changed by the draws of `key`.
+    """The scene with augmentation drawn from `key`, on a canvas (height, width).
 
-    Args:
-        canvas: (height, width) of the one that `picture` is planned for.
-        another: draws a training image whose objects may be pasted.
+    `another` draws a training image whose objects may be pasted.
     """
     rng = np.random.default_rng(tuple(key))
     view = _drawn(picture, rng, config)
@@ -158,15 +149,15 @@ def augmented(
 
 
 def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) -> View:
-    """The whole image, mirrored or not, in a size."""
+    """The whole image, mirrored or not, at a drawn size."""
     flip, factor = bool(rng.random() < config.flip), rng.uniform(*config.scale)
     height, width = (max(1, round(side * factor)) for side in picture.resized)
     return View(picture.size, (height, width), (height, width), flip=flip)
 
 
 def _placed(view: View, size: Size, rng: np.random.Generator) -> View:
-    """A window of `size` at a random place: in the image along a side that is longer, around it
-    along one that is shorter."""
+    """A window of `size` at a random place: inside the image along an axis where it is longer,
+    around it where it is shorter."""
     spare = view.resized[0] - size[0], view.resized[1] - size[1]
     y, x = (int(rng.integers(min(0, pixels), max(0, pixels) + 1)) for pixels in spare)
     return replace(view, size=size, offset=(y, x))
@@ -175,7 +166,7 @@ def _placed(view: View, size: Size, rng: np.random.Generator) -> View:
 def _chosen(
     objects: list[Seen], size: Size, rng: np.random.Generator
 ) -> tuple[Bool[np.ndarray, "h w"], list[Seen]]:
-    """Objects to be pasted, and the canvas pixels that they cover."""
+    """The canvas pixels that pasted objects cover, and these objects: each with probability .5."""
     over, chosen = np.zeros(size, bool), []
     for seen in objects:
         mask = seen.mask if rng.random() < 0.5 else None
@@ -193,8 +184,10 @@ def _seen(
     least: float,
     hidden: Bool[np.ndarray, "h w"] | None = None,
 ) -> list[Seen]:
-    """Those of the annotations `which` of which enough is seen, in their order. `hidden`: pixels of
-    the image that others lie over."""
+    """The annotations `which` of which enough is visible, in their order.
+
+    `hidden`: pixels of the image that are pasted over.
+    """
     found = []
     (y, x), window = view.scale, view.window
     if hidden is None:
@@ -225,15 +218,14 @@ def _extent(part: UInt8[np.ndarray, "h w"], place: tuple[slice, slice]) -> Box:
 
 
 def _common(a: Box, b: Box) -> Box:
-    """The intersection of two boxes; a side that is not positive if there is none."""
+    """The intersection of two boxes; if there is none, a side is not positive."""
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
 def _coloured(
     image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, config: AugmentConfig
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Brightness, contrast and saturation as one linear map of the colours, cut to 0..255 once,
-    then hue."""
+    """Brightness, contrast and saturation as one linear map of colours, clipped once; then hue."""
     brightness, contrast, saturation = (
         rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation)
     )
@@ -244,9 +236,7 @@ def _coloured(
         constant = (1 - contrast) * brightness * float(grey @ image.mean(axis=(0, 1)))
         image = cv2.transform(image, np.column_stack([colours, np.full(3, constant)]))  # type: ignore[assignment]
     if turn:
-        hsv = cv2.cvtColor(
-            image, cv2.COLOR_RGB2HSV_FULL
-        )  # 256 hues: a turn is an addition that overflows
-        hsv[..., 0] += np.uint8(turn)
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+        hsv[..., 0] += np.uint8(turn)  # 256 hues: the overflow is the turn past 360 degrees
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[assignment]
     return image

@@ -1,8 +1,5 @@
-"""The checked data set as a tensorflow-datasets folder of ours: ArrayRecord files that are read at
-random, without TensorFlow.
-
-It is written beside its place and renamed, so that a killed build leaves none.
-"""
+"""The checked data set as a tensorflow-datasets folder: ArrayRecord files with random access,
+read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from mrcnn_jax.data.coco import CocoDataset, ImageRecord
 from mrcnn_jax.data.images import VERSION, writing
+from mrcnn_jax.data.records import CocoDataset, ImageRecord
 
 SPLIT = "images"
 FOLDER = "records"
 
 
 class RandomAccess(Protocol):
-    """A data source: record `i` is image `i` of the data set it was built from."""
+    """A data source: record `i` is image `i` of the data set that it was built from."""
 
     def __len__(self) -> int: ...
 
@@ -35,12 +32,17 @@ class RandomAccess(Protocol):
 
 
 def make_record(image: ImageRecord, encoded: bytes) -> dict[str, Any]:
-    """An image as it is stored.
+    """The stored form of an image.
 
-    `image` (the file's bytes), `upright` (to be turned as its EXIF says), `image_id`, `file_name`,
-    and per object, in `objects`: `annotation_id`, `label` (1..K), `box` float32 (x1, y1, x2, y2) in
-    original pixels, `iscrowd`, `counts` (compressed RLE, "" without a mask). Read back, texts are
-    bytes and `objects` a dict of arrays.
+    Args:
+        image: the checked image.
+        encoded: the bytes of its file.
+
+    Returns:
+        `image` (the bytes), `upright` (turn the pixels as EXIF says), `image_id`, `file_name` and
+        `objects`, a list of `annotation_id`, `label` (1..K), `box` float32 (x1, y1, x2, y2) in
+        original pixels, `iscrowd`, `counts` (compressed RLE, "" without a mask). Read back, texts
+        are bytes and `objects` is a dict of arrays.
     """
     objects = [
         {
@@ -65,8 +67,7 @@ class CocoBuilder(tfds.core.GeneratorBasedBuilder):
     """tfds builder of a `CocoDataset` whose images were checked."""
 
     VERSION = tfds.core.Version(VERSION)
-    # tfds would find this through importlib_resources, which it does not list among its
-    # requirements.
+    # tfds would look this up through importlib_resources, which it does not require.
     code_path = epath.Path(__file__)
 
     def __init__(self, *, dataset: CocoDataset, **kwargs: Any) -> None:
@@ -97,19 +98,15 @@ class CocoBuilder(tfds.core.GeneratorBasedBuilder):
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, image in enumerate(
-            tqdm(self._dataset.images, desc="building", unit="img", disable=None, leave=False)
-        ):
-            yield (
-                index,
-                make_record(image, (self._dataset.images_dir / image.file_name).read_bytes()),
-            )
+        images, folder = self._dataset.images, self._dataset.images_dir
+        shown = tqdm(images, desc="building", unit="img", disable=None, leave=False)
+        for index, image in enumerate(shown):
+            yield index, make_record(image, (folder / image.file_name).read_bytes())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without tfds's progress bars (ours counts images) and its lines about downloads (there are
-    none)."""
+    """Hides tfds's progress bars (ours counts images) and its lines about downloads."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -119,10 +116,9 @@ def _quiet() -> Iterator[None]:
 
 
 def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
-    """The data source of a checked data set: record `i` (`make_record`) is `dataset.images[i]`.
+    """The data source of a checked data set, built in its `folder` of the cache if it is not there.
 
-    `folder` is that of `check_images`; what was built there before is used. ConfigError if it
-    cannot be written to.
+    Record `i` (see `make_record`) is `dataset.images[i]`. ConfigError if `folder` is not writable.
     """
     if not (folder / FOLDER).is_dir():
         with writing(folder):
@@ -135,6 +131,7 @@ def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
 
 
 def _write(dataset: CocoDataset, folder: Path) -> None:
+    """Builds beside the final place and renames, so that a killed build leaves nothing there."""
     with (
         tempfile.TemporaryDirectory(
             prefix=".building-", dir=folder, ignore_cleanup_errors=True
@@ -146,6 +143,6 @@ def _write(dataset: CocoDataset, folder: Path) -> None:
         try:
             os.rename(builder.data_dir, folder / FOLDER)
         except OSError:
-            # Another process built the same meanwhile.
+            # Another process may have built the same in the meantime.
             if not (folder / FOLDER).is_dir():
                 raise

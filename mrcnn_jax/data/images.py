@@ -1,15 +1,13 @@
-"""The whole check of a data set: every image is decoded once before it is used; the result is kept
-in the data set's folder of the cache.
+"""The whole check of a data set: every image is decoded once, and the result is cached.
 
-The folder is named by a hash of what the data set is made from (the annotation file, names, sizes
-and times of the images, VERSION), so that nothing stale is ever read. It holds `images.json`,
+The data set's folder in the cache is named by a hash of the annotation file, the names, sizes and
+times of the images, and VERSION, so that nothing stale is ever read. It holds `images.json`,
 written here, and the records that `builder` writes.
 
-EXIF orientation. Annotations are of the picture as it is stored, or as it is seen after the turn
-that the file's EXIF asks for, and the file does not say which. An image of which only one way has
-the annotated size is taken that way. Where both have it (a turn by 180 degrees, a flip, a square),
-the majority of the images of the same file that do tell decides; a file without any was most likely
-made with a tool that shows pictures as people see them, so they are turned.
+EXIF orientation. A file does not say whether its annotations refer to the stored pixels or to the
+picture after the turn that EXIF asks for. If only one of the two has the annotated size, it is
+used. If both have it (a half turn, a flip, a square image), the majority of the images that do tell
+decides. If none tells, images are turned: most annotation tools show pictures as people see them.
 """
 
 from __future__ import annotations
@@ -26,16 +24,17 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import CocoDataset, ImageRecord
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
-VERSION = "1.1.0"  # of the checks and of the records: raise it whenever they change
+VERSION = "1.1.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"
 
-# By whether the image is turned, and whether its size tells.
+# By (the image is turned, its size tells).
 TURN_REASONS = {
     (True, True): Reason.TURNED,
     (True, False): Reason.TURNED_BY_VOTE,
@@ -44,7 +43,7 @@ TURN_REASONS = {
 }
 
 T = TypeVar("T")
-Kinds = dict[int, Kind | str]  # image id -> what it is, or why it cannot be decoded
+Kinds = dict[int, Kind | str]  # by image id; a text says why an image cannot be decoded
 
 
 def check_split(
@@ -67,12 +66,10 @@ def check_split(
     """
     dataset = replace(dataset, report=copy.deepcopy(dataset.report))
     if not keep_empty:
-        empty = {
-            image.id for image in dataset.images if all(record.iscrowd for record in image.objects)
-        }
+        empty = {i.id for i in dataset.images if all(record.iscrowd for record in i.objects)}
         for image_id in sorted(empty):
             dataset.report.add(Reason.NEGATIVE, image_id)
-        dataset = dataset.with_images(image for image in dataset.images if image.id not in empty)
+        dataset = dataset.with_images(i for i in dataset.images if i.id not in empty)
     dataset, folder = check_images(dataset, cache, data)
     for image in dataset.images:
         crowds = sum(record.iscrowd for record in image.objects)
@@ -88,23 +85,21 @@ def check_split(
 
 
 def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[CocoDataset, Path]:
-    """The data set without the images that cannot be decoded, each with its `upright`; and its
-    folder in `cache`.
+    """Decodes every image that the cache does not know. Returns the data set without undecodable
+    images, with `upright` set, and its folder in `cache`.
 
     Raises:
-        ConfigError: an image over `data.max_pixels` (seen in its header, never decoded), one whose
-            size is neither way the annotated one, or no usable image. (Whether too many are lost is
-            for `CocoDataset.refuse_lost_images` to say.)
+        ConfigError: an image is over `data.max_pixels` (its header says so, it is never decoded) or
+            has not the annotated size even when turned; or no usable image is left. Too many lost
+            images are no error here: see `CocoDataset.refuse_lost_images`.
     """
     folder = cache / f"{dataset.annotations_path.stem}-{_key(dataset)}"
     kinds = _kept_kinds(folder / FILE)
-    # Failures are not kept: the next time the disk may be there, or the right to read.
+    # Failures are not cached: next time the disk may be mounted, or the permission granted.
     left = [image for image in dataset.images if image.id not in kinds]
     if left:
         _refuse_by_header(dataset, left, data)
-        found = {
-            image.id: kind for image, kind in _each(dataset, left, _kind, data, "checking images")
-        }
+        found = {i.id: kind for i, kind in _each(dataset, left, _kind, data, "checking images")}
         with writing(folder):
             kept = {
                 number: astuple(kind)
@@ -119,8 +114,7 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes a folder of the cache and writes there; ConfigError, with the file's name, if that is
-    not possible."""
+    """Makes a folder of the cache to write in; ConfigError, with the file's name, if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -139,11 +133,10 @@ def _key(dataset: CocoDataset) -> str:
 
 
 def _kept_kinds(path: Path) -> Kinds:
-    """What an earlier check found; nothing if there was none, or its file is damaged."""
+    """The result of an earlier check; empty if there was none or its file is damaged."""
     try:
-        return {
-            int(number): Kind(*kind) for number, kind in dict(json.loads(path.read_text())).items()
-        }  # JSON's keys are text
+        kept = dict(json.loads(path.read_text()))
+        return {int(number): Kind(*kind) for number, kind in kept.items()}  # JSON's keys are text
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -155,17 +148,12 @@ def _each(
     data: DataConfig,
     what: str,
 ) -> Iterator[tuple[ImageRecord, T]]:
-    """`function` of the file of each image, in threads: Pillow decodes beside Python."""
+    """`function` of each image's file, in threads: Pillow decodes without the interpreter lock."""
     pool = ThreadPoolExecutor(data.threads)
     try:
-        results = pool.map(
-            lambda image: function(dataset.images_dir / image.file_name, data), images
-        )
-        yield from zip(
-            images,
-            tqdm(results, desc=what, total=len(images), unit="img", disable=None, leave=False),
-            strict=True,
-        )
+        results = pool.map(lambda i: function(dataset.images_dir / i.file_name, data), images)
+        shown = tqdm(results, desc=what, total=len(images), unit="img", disable=None, leave=False)
+        yield from zip(images, shown, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -187,16 +175,19 @@ def _kind(path: Path, data: DataConfig) -> Kind | str:
 def _refuse_by_header(
     dataset: CocoDataset, images: Sequence[ImageRecord], data: DataConfig
 ) -> None:
-    """ConfigError if an image is over the pixel limit, or can neither stored nor turned have the
-    annotated size."""
+    """ConfigError if an image is over the pixel limit, or has not the annotated size even when
+    turned."""
     wrong = []
     for image, found in _each(dataset, images, _size, data, "reading headers"):
-        name = f"{dataset.annotations_path}: image {image.id}: {image.file_name}"
-        if found is not None and found[0] * found[1] > data.max_pixels:
+        if found is None:
+            continue
+        height, width = found
+        if height * width > data.max_pixels:
             raise ConfigError(
-                f"{name}: {found[0]} x {found[1]} is over {data.max_pixels} pixels (data.max_pixels)"
+                f"{dataset.annotations_path}: image {image.id}: {image.file_name}: "
+                f"{height} x {width} is over {data.max_pixels} pixels (data.max_pixels)"
             )
-        if found is not None and (image.height, image.width) not in (found, found[::-1]):
+        if (image.height, image.width) not in (found, found[::-1]):
             wrong.append((image, found))
     _refuse_sizes(dataset, wrong)
 
@@ -209,13 +200,13 @@ def _refuse_sizes(dataset: CocoDataset, wrong: list[tuple[ImageRecord, tuple[int
         )
         more = "; ..." if len(wrong) > 3 else ""
         raise ConfigError(
-            f"{dataset.annotations_path}: {len(wrong)} images have another size (height x width) than annotated: {shown}{more}"
+            f"{dataset.annotations_path}: {len(wrong)} images have another size (height x width) "
+            f"than annotated: {shown}{more}"
         )
 
 
 def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
-    """The data set as its decoded images make it; ConfigError if a size is not explained by
-    EXIF."""
+    """The data set with what decoding found; ConfigError if EXIF does not explain a size."""
     report, lost, wrong = dataset.report, list(dataset.lost), []
     decoded: list[tuple[ImageRecord, Kind, tuple[bool, bool]]] = []
     for image in dataset.images:
@@ -230,9 +221,7 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
         decoded.append((image, kind, fits))
     _refuse_sizes(dataset, wrong)
 
-    votes = sum(
-        turned - stored for _, _, (stored, turned) in decoded
-    )  # those that fit either way have none
+    votes = sum(turned - stored for *_, (stored, turned) in decoded)  # 0 if it fits either way
     images = []
     for image, kind, (stored, turned) in decoded:
         if kind.converted is not None:
@@ -245,6 +234,6 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
 
 
 def _fits(image: ImageRecord, kind: Kind) -> tuple[bool, bool]:
-    """Whether the picture has the annotated size as stored, and turned."""
+    """Whether the picture has the annotated size as stored, and when turned."""
     annotated, stored = (image.height, image.width), (kind.height, kind.width)
     return stored == annotated, (stored[::-1] if kind.orientation in SWAPS else stored) == annotated

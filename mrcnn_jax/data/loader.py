@@ -1,9 +1,8 @@
-"""From a checked data set to padded batches of one canvas, in an order that is made on the host
-before the epoch.
+"""From a checked data set to padded batches, each of one canvas, in an order planned per epoch.
 
-The order is a pure function of (canvases of the images, how often each is repeated, seed, epoch),
-and the plan holds what augmentation is drawn from, so the loader has no state worth saving: to
-resume, or to replay a step, pass the rest of the plan to `load`.
+The plan is a pure function of (canvas of each image, how often each is repeated, seed, epoch) and
+holds the keys of the augmentation. The loader thus has no state worth saving: to resume, or to
+replay a step, pass the rest of the plan to `load`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from jaxtyping import Float, Int
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import Picture, Scene, augmented, plain
 from mrcnn_jax.data.builder import RandomAccess, build
-from mrcnn_jax.data.coco import CocoDataset
 from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.transforms import Plan, resize_plan
 from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.structures import Batch, blank_batch
@@ -35,8 +34,7 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Split:
-    """One annotation file, ready to be loaded: image i is `dataset.images[i]`, `source[i]` and
-    `plans[i]`."""
+    """An annotation file ready to load: image i is `dataset.images[i]`, `source[i]`, `plans[i]`."""
 
     name: str
     dataset: CocoDataset
@@ -46,10 +44,10 @@ class Split:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A canvas number and the images that go onto it, filled up with -1.
+    """The number of a canvas and the images that go onto it, filled up with -1.
 
-    `keys`: for each of them, what its augmentation is drawn from; none: they are loaded as they
-    are, whatever `data.augment` says.
+    `keys` are those of the images' augmentation; if empty, nothing is augmented, whatever
+    `data.augment` says.
     """
 
     canvas: int
@@ -81,21 +79,20 @@ def open_split(name: str, dataset: CocoDataset, *, cache: Path, data: DataConfig
 
 
 def repeat_factors(dataset: CocoDataset, threshold: float) -> Float[np.ndarray, " n"]:
-    """How often each image is used in an epoch, 1 or more (Gupta et al. 2019, section 5): max(1,
-    sqrt(threshold / share)) of its rarest class, where share is that of the images with the class.
-    Crowd regions do not count; an image without objects is used once.
+    """How often each image is used in an epoch, at least once (Gupta et al. 2019, section 5).
+
+    Args:
+        dataset: crowd regions do not count; an image without objects is used once.
+        threshold: classes in a smaller share of the images are repeated.
+
+    Returns:
+        max(1, sqrt(threshold / share of the images with the class)) of each image's rarest class.
     """
-    labels = [
-        {record.label for record in image.objects if not record.iscrowd} for image in dataset.images
-    ]
+    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
     images_with = Counter(label for found in labels for label in found)
     wanted = threshold * len(labels)
-    return np.array(
-        [
-            max([1.0, *(math.sqrt(wanted / images_with[label]) for label in found)])
-            for found in labels
-        ]
-    )
+    factors = ((math.sqrt(wanted / images_with[label]) for label in found) for found in labels)
+    return np.array([max([1.0, *its]) for its in factors])
 
 
 def plan_epoch(
@@ -107,17 +104,18 @@ def plan_epoch(
     shuffle: bool,
     repeats: Float[np.ndarray, " n"] | None = None,
 ) -> list[PlannedBatch]:
-    """The batches of an epoch: every image once, one canvas a batch, incomplete batches filled up
-    with -1.
+    """The batches of an epoch, as many in every epoch.
 
-    Their number is the same in every epoch. With `shuffle`, as in training, images are permuted
-    within their canvas, batches of all canvases are mixed, and every image has the key of its
-    augmentation; without, they come by canvas and image number.
-
-    With `repeats` (`repeat_factors`) an image comes as often as its factor says: its whole part,
-    and once more with a chance of what is left. For the number of batches to stay, how many of a
-    canvas come once more is fixed, the sum of their chances rounded, and the chances are scaled to
-    it: of which images, each epoch draws anew.
+    Args:
+        canvas_of_image: canvas number of each image.
+        batch_size: images per batch; incomplete batches are filled up with -1.
+        seed, epoch: what the order is drawn from.
+        shuffle: permute images within their canvas, mix the batches of all canvases, and give every
+            image the key of its augmentation. Otherwise images come by canvas and number.
+        repeats: how often each image comes (`repeat_factors`): the whole part of its factor, and
+            once more with the probability of the rest. So that the number of batches stays the
+            same, the number of extra images per canvas is fixed to the rounded sum of these
+            probabilities, which are scaled to it; each epoch draws anew which images they are.
     """
     rng = np.random.default_rng((seed, epoch))
     canvases = np.asarray(canvas_of_image)
@@ -136,17 +134,14 @@ def plan_epoch(
             for index in indices if shuffle else ():
                 used[index] += 1
                 keys.append((seed, epoch, used[index], index))
-            batches.append(
-                PlannedBatch(
-                    int(canvas), (*indices, *[-1] * fill), (*keys, *[()] * fill) if shuffle else ()
-                )
-            )
+            keys += [()] * fill if shuffle else []
+            batches.append(PlannedBatch(int(canvas), (*indices, *[-1] * fill), tuple(keys)))
     return [batches[i] for i in rng.permutation(len(batches))] if shuffle else batches
 
 
 def _times(factors: Float[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Whole numbers in place of the factors, of one sum in every draw: systematic sampling of what
-    is over their whole parts."""
+    """The factors as whole numbers with the same sum in every draw: systematic sampling of their
+    fractional parts."""
     times = np.floor(factors)
     chances = factors - times
     more = int(chances.sum() + 0.5)
@@ -159,48 +154,41 @@ def _times(factors: Float[np.ndarray, " n"], rng: np.random.Generator) -> Int[np
 
 
 def plan_once(split: Split, batch_size: int, limit: int | None = None) -> list[PlannedBatch]:
-    """Every image of a split exactly once, in order, or its first `limit` images."""
-    return plan_epoch(
-        [plan.canvas for plan in split.plans][:limit], batch_size, seed=0, epoch=0, shuffle=False
-    )
+    """Every image of a split, or the first `limit`, exactly once and without augmentation."""
+    canvases = [plan.canvas for plan in split.plans][:limit]
+    return plan_epoch(canvases, batch_size, seed=0, epoch=0, shuffle=False)
 
 
 def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterator[Batch]:
-    """Batches of NumPy arrays in exactly the order of `plan`, made ahead by threads or, if
-    `data.workers`, by processes.
+    """Batches of NumPy arrays in exactly the order of `plan`.
 
-    Nothing is read before the first `next`. An image that cannot be loaded raises a RuntimeError
-    that names its file. Worker processes are spawned: the caller's script needs a `__main__` guard.
+    Args:
+        split: the images.
+        plan: the batches.
+        data: canvases, limits and augmentation; `threads`, or `workers` (processes) if there are
+            any, load ahead. Workers are spawned: the caller's script needs a `__main__` guard.
+
+    Yields:
+        The batches. Nothing is read before the first is asked for.
+
+    Raises:
+        RuntimeError: an image cannot be loaded; names its file.
     """
-    images = _Batches(
-        split.source,
-        split.plans,
-        tuple(i.id for i in split.dataset.images),
-        len(split.dataset.categories),
-        tuple(plan),
-        data,
-    )
+    ids, classes = tuple(i.id for i in split.dataset.images), len(split.dataset.categories)
+    images = _Batches(split.source, split.plans, ids, classes, tuple(plan), data)
     dataset = grain.MapDataset.source(images)
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
-        in_process = dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        )
-        iterator = iter(
-            in_process.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
-            )
-        )
+        read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        ahead = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
+        iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(ahead))
     else:
-        iterator = iter(
-            dataset.to_iter_dataset(
-                grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads + 2)
-            )
-        )
+        read = grain.ReadOptions(data.threads, data.threads + 2)
+        iterator = iter(dataset.to_iter_dataset(read))
     try:
         for batch in iterator:
-            # Out of the memory shared with a worker process, which dies with the iterator.
+            # Copied out of the memory shared with a worker process, which dies with the iterator.
             yield jax.tree.map(np.array, batch) if data.workers else batch
     finally:
         iterator.close()
@@ -208,7 +196,7 @@ def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterat
 
 @dataclass(frozen=True)
 class _Batches:
-    """What grain reads from, also in worker processes: hence picklable, and NumPy only."""
+    """Grain's source, also in worker processes: hence picklable, and NumPy only."""
 
     source: RandomAccess
     plans: tuple[Plan, ...]
@@ -237,44 +225,40 @@ class _Batches:
                 continue
             picture, name = self._picture(index)
             try:
-                if keys:
-                    scene = augmented(
-                        picture,
-                        canvas,
-                        keys[row],
-                        augment,
-                        lambda rng: self._picture(int(rng.integers(len(self.plans))))[0],
-                    )
-                else:
-                    scene = plain(picture)
+                scene = (
+                    augmented(picture, canvas, keys[row], augment, self._another)
+                    if keys
+                    else plain(picture)
+                )
                 self._fill(batch, row, index, scene)
             except Exception as error:
                 raise RuntimeError(f"{name}: {error}") from error
         return batch
 
+    def _another(self, rng: np.random.Generator) -> Picture:
+        return self._picture(int(rng.integers(len(self.plans))))[0]
+
     def _picture(self, index: int) -> tuple[Picture, str]:
-        """An image, decoded, and the name of its file; a RuntimeError names that if it fails."""
+        """A decoded image and the name of its file; a RuntimeError with that name if it fails."""
         record = self.source[index]
         name = record["file_name"].decode()
         try:
             if record["image_id"] != self.image_ids[index]:
                 raise ValueError(
-                    f"record {index} is image {record['image_id']}, not {self.image_ids[index]}: delete the data cache"
+                    f"record {index} is image {record['image_id']}, not {self.image_ids[index]}: "
+                    "delete the data cache"
                 )
             objects = record["objects"]
             labels = np.asarray(objects["label"], np.int32)
             wrong = np.flatnonzero((labels < 1) | (labels > self.num_classes))
             if wrong.size:
-                number = objects["annotation_id"][wrong[0]]
+                number, label = objects["annotation_id"][wrong[0]], labels[wrong[0]]
                 raise ValueError(
-                    f"annotation {number}: label {labels[wrong[0]]} is outside 1..{self.num_classes}"
+                    f"annotation {number}: label {label} is outside 1..{self.num_classes}"
                 )
+            upright, max_pixels = bool(record["upright"]), self.data.max_pixels
             return Picture(
-                image=decode_image(
-                    record["image"],
-                    upright=bool(record["upright"]),
-                    max_pixels=self.data.max_pixels,
-                ),
+                image=decode_image(record["image"], upright=upright, max_pixels=max_pixels),
                 boxes=np.asarray(objects["box"], np.float32).reshape(-1, 4),
                 labels=labels,
                 iscrowd=np.asarray(objects["iscrowd"], bool),
@@ -307,26 +291,25 @@ class _Batches:
             crop = seen.crop(self.data.mask_crop)
             if crop is not None:
                 truth.masks[row, place] = crop
-                # A mask that covers no cell by half would be an empty target.
+                # A mask that covers half of no cell would be an empty target.
                 truth.has_mask[row, place] = crop.max() >= 128
         if batch.lost is not None:
             batch.lost[row] = scene.lost + len(scene.objects) - len(kept)
 
-        for place, number in enumerate(
-            _largest([seen.area for seen in scene.crowds], self.data.max_ignored)
-        ):
+        crowds = _largest([seen.area for seen in scene.crowds], self.data.max_ignored)
+        for place, number in enumerate(crowds):
             ignore.boxes[row, place] = scene.crowds[number].on_canvas
             ignore.valid[row, place] = True
 
 
 def _largest(areas: Sequence[float], limit: int) -> Int[np.ndarray, " k"]:
-    """At most `limit` places, those of the largest areas, in their order."""
+    """The places of at most `limit` areas, the largest, in their order."""
     return np.sort(np.argsort(-np.asarray(areas, np.float64), kind="stable")[:limit])
 
 
 def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBatch]:
-    """What this process loads of a plan: its rows of every batch, which is filled up (-1) to as
-    many for each device."""
+    """This process's rows of every batch of a plan; batches are filled up (-1) to as many rows for
+    each device. Without a mesh, the whole plan."""
     if mesh is None:
         return list(plan)
     own = []
@@ -334,9 +317,6 @@ def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBat
         filled = planned.indices + (-1,) * (-len(planned.indices) % mesh.size)
         share = len(filled) // jax.process_count()
         start = jax.process_index() * share
-        own.append(
-            PlannedBatch(
-                planned.canvas, filled[start : start + share], planned.keys[start : start + share]
-            )
-        )
+        rows = slice(start, start + share)
+        own.append(PlannedBatch(planned.canvas, filled[rows], planned.keys[rows]))
     return own

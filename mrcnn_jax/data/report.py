@@ -1,7 +1,7 @@
-"""What happens to a data set while it is checked: every reason, with its outcome, is a row of
-`Reason`; `Report` counts them.
+"""What happens to a data set while it is checked: each reason, with its outcome, is a `Reason`, and
+a `Report` counts them.
 
-What is refused is no row: it raises a ConfigError where it is found.
+Refusals are not listed: they raise a ConfigError where they are found.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any, Literal
 FIRST_IDS = 10
 
 Outcome = Literal["dropped", "clipped", "repaired", "truncated", "left out"]
-"""dropped: lost, for a fault of the data; left out, truncated: not trained on, because the config
-says so."""
+"""dropped: lost, through a fault in the data; left out, truncated: not used, as the config says."""
 
 
 class Reason(Enum):
-    """(outcome, text); the ids are those of what the text begins with."""
+    """(outcome, text); the ids in a report are those of the things that the text begins with."""
 
     NAME = "dropped", "images whose file_name is missing, not printable, or leaves the image folder"
     SIZE = "dropped", "images without a size"
@@ -28,94 +27,65 @@ class Reason(Enum):
     UNKNOWN_IMAGE = "dropped", "annotations with an unknown image_id"
     UNUSABLE_MASK = "dropped", "annotations with an unusable segmentation"
     NO_BOX = "dropped", "annotations without a usable bbox"
-    DEGENERATE = (
-        "dropped",
-        "annotations with a degenerate box (a side zero, negative or under 0.1 px)",
-    )
+    DEGENERATE = "dropped", "annotations with a degenerate box (a side under 0.1 px)"
     OUTSIDE = "dropped", "annotations whose box lies outside the image"
     POLYGON = (
         "dropped",
-        "annotations with an unusable polygon among others (under 3 points, an odd count, or far outside the image)",
+        "annotations with an unusable polygon among others (under 3 points, an odd count, or far "
+        "outside the image)",
     )
-
-    # Of the converters (data.convert) alone.
-    NO_AREA = "dropped", "shapes of type {kind}, which has no area"
-    NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
-    NO_CLASS = (
-        "dropped",
-        "instances without a class: no <object> has their box, and SegmentationClass has none of the names there",
-    )
-
     CLIPPED = "clipped", "annotations whose box leaves the image"
-
     CATEGORY_IDS = (
         "repaired",
-        "categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids",
+        "categories whose ids are not 1, 2, 3, ...: labels follow their order",
     )
     NUMBERS = "repaired", '{items} with ids or sizes like "12" or 12.0: read as integers'
-    FILE_NAME = (
-        "repaired",
-        "images whose file_name is spelled otherwise (backslashes, another Unicode form)",
-    )
+    FILE_NAME = "repaired", "images whose file_name has backslashes or another Unicode form"
     BOX_FROM_MASK = "repaired", "annotations without a usable bbox: taken from the mask"
     FAR_FROM_MASK = "repaired", "annotations whose bbox is far from their mask: taken from the mask"
     FLAT_POLYGON = "repaired", "annotations whose polygon is a flat list"
     RUN_LIST = "repaired", "annotations whose run lengths are a list: compressed"
     RUN_BYTES = "repaired", "annotations whose run lengths are bytes: read as text"
     AREA = "repaired", "annotations without an area: computed"
-    CONVERTED = "repaired", "images that are {kind}: made 8-bit RGB"
-    TURNED = (
-        "repaired",
-        "images turned as their EXIF orientation says: the annotated size is that of the turned picture",
-    )
+    CONVERTED = "repaired", "images that are {kind}: converted to 8-bit RGB"
+    TURNED = "repaired", "images turned as EXIF says: annotated in the size of the turned picture"
     TURNED_BY_VOTE = (
         "repaired",
-        "images turned as their EXIF orientation says: the size fits either way, and others do not speak against it",
+        "images turned as EXIF says: the size fits either way, and no majority speaks against it",
     )
-    NOT_TURNED = (
-        "repaired",
-        "images whose EXIF orientation is passed over: the annotated size is that of the stored pixels",
-    )
+    NOT_TURNED = "repaired", "images whose EXIF turn is ignored: annotated in the size as stored"
     NOT_TURNED_BY_VOTE = (
         "repaired",
-        "images whose EXIF orientation is passed over: the size fits either way, most others are annotated as stored",
+        "images whose EXIF turn is ignored: the size fits either way, and most are annotated as "
+        "stored",
     )
-
-    # Of the converters alone.
-    IMAGE_PATH = (
-        "repaired",
-        "images that lie elsewhere than the annotation says: found by their name",
-    )
-    EMBEDDED = (
-        "repaired",
-        "images that were only inside the annotation (imageData): written into the image folder",
-    )
-    LABEL = (
-        "repaired",
-        "labels with spaces at their ends or in another Unicode form than NFC: written without, in NFC",
-    )
-    ZERO_BASED = (
-        "repaired",
-        "annotations whose box is taken to count pixels from 0: VOC counts from 1, but some box of these files begins at 0",
-    )
-
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
     OVER_LIMIT = (
         "truncated",
-        "images with more boxes than data.{field} = {limit}: the largest are kept (the count is that of the boxes)",
+        "images with more boxes than data.{field} = {limit}: the largest are kept (boxes counted)",
     )
 
-    # Of the converters alone.
-    OTHER_FILE = "left out", "JSON files that are not of labelme (without imagePath and shapes)"
+    # Of the converters (datasets.convert) only.
+    NO_AREA = "dropped", "shapes of type {kind}, which has no area"
+    NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
+    NO_CLASS = (
+        "dropped",
+        "instances without a class: no <object> has their box, nor SegmentationClass a name there",
+    )
+    IMAGE_PATH = "repaired", "images that are not where the annotation says: found by their name"
+    EMBEDDED = "repaired", "images that were only in the annotation: written into the image folder"
+    LABEL = "repaired", "labels with outer spaces or not in Unicode's form NFC: normalised"
+    ZERO_BASED = (
+        "repaired",
+        "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
+    )
+    OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
     SKIPPED = "left out", "shapes labelled {label} (--skip)"
-    UNANNOTATED = (
-        "left out",
-        "images without an annotation (--keep-unannotated takes them as images without objects)",
-    )
+    UNANNOTATED = "left out", "images without an annotation (see --keep-unannotated)"
     DIFFICULT = (
         "left out",
-        "objects marked difficult: written as crowd regions, which are neither trained on nor judged (--difficult object)",
+        "difficult objects: written as crowds, neither trained on nor evaluated (see --difficult)",
     )
 
     @property
@@ -129,24 +99,23 @@ class Reason(Enum):
 
 @dataclass
 class Finding:
-    """How often something happened, and to what (ids) first."""
+    """How often something happened, and the ids of the first cases."""
 
     count: int = 0
     first_ids: list[Any] = field(default_factory=list)
-    more: bool = False  # than the first ids
+    more: bool = False  # there are more ids
 
 
 @dataclass
 class Report:
-    """What was kept, and what happened to the rest: (reason, its text with the details filled in)
-    -> count and first ten ids."""
+    """What was kept, and what happened to the rest, by (reason, its text with details)."""
 
     kept: dict[str, int] = field(default_factory=dict)
     findings: dict[tuple[Reason, str], Finding] = field(default_factory=dict)
 
     def add(self, reason: Reason, identifier: Any, count: int = 1, **details: Any) -> None:
-        """Counts `count` cases of `reason` at one image, annotation or category; `details` fill the
-        gaps of its text."""
+        """Counts `count` cases of `reason` for one image, annotation or category; `details` fill
+        the gaps in its text."""
         finding = self.findings.setdefault((reason, reason.text.format(**details)), Finding())
         finding.count += count
         if len(finding.first_ids) < FIRST_IDS:
@@ -155,13 +124,13 @@ class Report:
             finding.more = True
 
     def lines(self) -> list[str]:
-        """For people: one line for what is kept, one for each finding."""
+        """For people: a line for what is kept, then one per finding."""
         kept = ", ".join(f"{count} {what}" for what, count in self.kept.items())
-        found = [
-            f"{reason.outcome} {f.count}: {text} ({', '.join(map(str, f.first_ids))}{', ...' if f.more else ''})"
-            for reason, text, f in self._sorted()
-        ]
-        return [f"kept {kept}", *found]
+        lines = [f"kept {kept}"]
+        for reason, text, finding in self._sorted():
+            ids = ", ".join(map(str, finding.first_ids)) + (", ..." if finding.more else "")
+            lines.append(f"{reason.outcome} {finding.count}: {text} ({ids})")
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """For machines: {"kept": {...}, "findings": [{"outcome", "code", "reason", "count",
@@ -171,10 +140,10 @@ class Report:
                 "outcome": reason.outcome,
                 "code": reason.name.lower(),
                 "reason": text,
-                "count": f.count,
-                "first_ids": f.first_ids,
+                "count": finding.count,
+                "first_ids": finding.first_ids,
             }
-            for reason, text, f in self._sorted()
+            for reason, text, finding in self._sorted()
         ]
         return {"kept": self.kept, "findings": found}
 

@@ -1,17 +1,15 @@
-"""Host side of the geometry: where an image lies on its canvas, its pixels there, and its masks as
-crops of their boxes."""
+"""Geometry on the host: where an image lies on its canvas, its pixels there, and masks cropped to
+their boxes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.pixels import geometry
@@ -22,8 +20,7 @@ class Plan:
     """How an image becomes a canvas: resized to `resized` (height, width) and put at the top left
     of canvas number `canvas`.
 
-    `scale` (y, x) is resized / original exactly, not the nominal factor: what boxes are multiplied
-    with.
+    Boxes are multiplied by `scale` (y, x): exactly resized / original, not the nominal factor.
     """
 
     canvas: int
@@ -32,34 +29,26 @@ class Plan:
 
 
 def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
-    """Scale min(short_side / short, long_side / long), sides rounded down (as in the report: 300 x
-    400 becomes 800 x 1066).
-
-    The canvas is the smallest that holds the image, the first of equals.
-    """
-    return Plan(
-        *geometry.resize_plan(height, width, data.short_side, data.long_side, data.canvases)
-    )
+    """The plan for an image of height x width: see `geometry.resize_plan`."""
+    plan = geometry.resize_plan(height, width, data.short_side, data.long_side, data.canvases)
+    return Plan(*plan)
 
 
 def resize_image(
     image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "rh rw *c"]:
-    """To `size` (height, width): bilinear when it grows, area mean when it shrinks (no
-    aliasing)."""
-    shrinks = size[0] < image.shape[0]
-    return cv2.resize(
-        image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )  # type: ignore[return-value]
+    """Resizes to `size` (height, width): bilinear to enlarge, area mean to shrink (no aliasing)."""
+    method = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_LINEAR
+    return cv2.resize(image, (size[1], size[0]), interpolation=method)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an image: resized, mirrored if `flip`, and of that the window of `size` that
-    begins at `offset`.
+    """The visible part of an image: resized, mirrored if `flip`, then the window of `size` at
+    `offset`.
 
-    All are (height, width) or (y, x) in whole pixels. Beyond the image, as where `offset` is
-    negative, nothing is seen.
+    All are (height, width) or (y, x) in whole pixels. The window may reach beyond the image, for
+    example where `offset` is negative; nothing is visible there.
     """
 
     original: tuple[int, int]
@@ -75,56 +64,48 @@ class View:
 
     @property
     def window(self) -> tuple[float, float, float, float]:
-        """The part of the image that is seen, (x1, y1, x2, y2) in its own pixels."""
+        """The visible part of the image, (x1, y1, x2, y2) in its own pixels."""
         bounds = []
         for axis in (1, 0):
-            start, stop, end = (
-                self.offset[axis],
-                self.offset[axis] + self.size[axis],
-                self.resized[axis],
-            )
+            start, end = self.offset[axis], self.resized[axis]
+            stop = start + self.size[axis]
             if axis == 1 and self.flip:
                 start, stop = end - stop, end - start
-            # The image's own border exactly, so that an object there counts as whole.
+            # Exactly the image's own border, so that an object there counts as whole.
             low = 0.0 if start <= 0 else start / self.scale[axis]
-            bounds.append(
-                (low, float(self.original[axis]) if stop >= end else stop / self.scale[axis])
-            )
+            high = float(self.original[axis]) if stop >= end else stop / self.scale[axis]
+            bounds.append((low, high))
         (x1, x2), (y1, y2) = bounds
         return x1, y1, x2, y2
 
     def pixels(self, image: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "vh vw *c"]:
-        """`size` pixels, zero where nothing is seen. A mask of 0 and 255 is an image too."""
+        """`size` pixels, zero where nothing is visible. Masks of 0 and 255 count as images."""
         resized = resize_image(image, self.resized)[:, :: -1 if self.flip else 1]
         (y, x), (height, width) = self.offset, self.size
         seen = resized[max(y, 0) : y + height, max(x, 0) : x + width]
         if seen.shape[:2] == self.size:
             return seen
         before = max(-y, 0), max(-x, 0)
-        around = [
-            (low, side - low - part)
-            for low, side, part in zip(before, self.size, seen.shape, strict=False)
-        ]
+        sides = zip(before, self.size, seen.shape, strict=False)
+        around = [(low, side - low - part) for low, side, part in sides]
         return np.pad(seen, around + [(0, 0)] * (image.ndim - 2))
 
     def boxes(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Boxes of the image where they are seen, cut to `size`; float32. Of one that is not seen
-        no side is positive."""
+        """Boxes of the image in window pixels, clipped to `size`, float32.
+
+        A box that is not visible has no positive side.
+        """
         (y, x), (top, left), (height, width) = self.scale, self.offset, self.size
         if self.flip:
-            mirror = self.original[1]
-            boxes = (
-                np.array([mirror, 0, mirror, 0], np.float32)
-                + np.array([-1, 1, -1, 1], np.float32) * boxes[:, [2, 1, 0, 3]]
-            )
+            mirror, signs = self.original[1], np.array([-1, 1, -1, 1], np.float32)
+            boxes = np.array([mirror, 0, mirror, 0], np.float32) + signs * boxes[:, [2, 1, 0, 3]]
         placed = boxes * np.array([x, y, x, y], np.float32) - np.array(
             [left, top, left, top], np.float32
         )
         return np.clip(placed, 0, np.array([width, height, width, height], np.float32))
 
     def from_canvas(self, seen: Bool[np.ndarray, "vh vw"]) -> Bool[np.ndarray, "h w"]:
-        """What `seen` says at the centre of each of the image's own pixels; False where that is not
-        seen."""
+        """`seen`, a mask of the window, at the centres of the image's own pixels; False outside."""
         places, inside = [], []
         for axis in (0, 1):
             centres = (np.arange(self.original[axis]) + 0.5) * self.scale[axis]
@@ -141,13 +122,13 @@ class View:
 def _window_means(
     values: Float[np.ndarray, "n k"], start: float, stop: float, cells: int
 ) -> Float[np.ndarray, "cells k"]:
-    """Resamples the columns of `values` to `cells` equal cells of [start, stop], where value i
-    fills [i, i + 1].
+    """Resamples the columns of `values` to `cells` equal cells of [start, stop]; value i fills
+    [i, i + 1].
 
-    A cell averages the window around its centre that is as wide as the cell but at least 1: the
-    area mean when the column shrinks, and when it grows exactly bilinear interpolation (the mean of
-    a piecewise constant function over a width of 1). The first and last values extend beyond the
-    ends. Sums instead of a matrix product: BLAS threads fight with the loader's.
+    A cell is the mean over the window around its centre that is as wide as the cell, but at least
+    1: the area mean if the column shrinks, exactly bilinear interpolation if it grows. The first
+    and last values extend beyond the ends. Cumulative sums replace a matrix product, whose BLAS
+    threads would compete with the loader's.
     """
     step = (stop - start) / cells
     half = max(step, 1.0) / 2
@@ -162,19 +143,20 @@ def _window_means(
     return (integral_to(centres + half) - integral_to(centres - half)) / np.float32(2 * half)
 
 
-def mask_crop(
-    rle: dict[str, Any], box: Sequence[float], size: int
-) -> UInt8[np.ndarray, "size size"]:
-    """Coverage 0..255 of a mask inside its box (x1, y1, x2, y2; original pixels, fractions
-    allowed), on size x size cells."""
-    return coverage(rle_ops.decode(rle), box, size)
-
-
 def coverage(
     mask: UInt8[np.ndarray, "h w"], box: Sequence[float], size: int
 ) -> UInt8[np.ndarray, "size size"]:
-    """`mask_crop` of a mask that is decoded: 0 and 1."""
-    # One pixel more on each side, for windows that reach over the border of the box.
+    """Coverage of a box's cells by a mask.
+
+    Args:
+        mask: 0 and 1, in original pixels.
+        box: (x1, y1, x2, y2) in the same pixels; fractions are allowed.
+        size: the box is divided into size x size cells.
+
+    Returns:
+        0 (no part of the cell is covered) to 255 (all of it).
+    """
+    # One more pixel on each side, for windows that reach over the border of the box.
     left, top = (max(math.floor(low) - 1, 0) for low in box[:2])
     right, bottom = (math.ceil(high) + 1 for high in box[2:])
     near = mask[top:bottom, left:right].astype(np.float32)

@@ -21,7 +21,9 @@ import tyro
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.json_values import read_json
+from mrcnn_jax.pixels.rle import encoded
 
 CLASSES = {"vehicle": 1, "person": 2, "animal": 3}  # COCO's supercategories
 SHORT_SIDE = 300
@@ -37,17 +39,17 @@ class Arguments:
 
 
 def build(arguments: Arguments) -> None:
-    """ConfigError, one line, names a file or an image id that is not there; annotations are written
-    last."""
+    """Writes the data set's folder, annotations last.
+
+    Raises:
+        ConfigError: a file or an image is missing; names it.
+    """
     images: dict[int, tuple[Path, dict[str, Any]]] = {}
     annotations: dict[int, list[dict[str, Any]]] = {}
     for split in ("train2017", "val2017"):
-        content = _read(arguments.coco / "annotations" / f"instances_{split}.json")
-        kept = {
-            c["id"]: CLASSES[c["supercategory"]]
-            for c in content["categories"]
-            if c["supercategory"] in CLASSES
-        }
+        content = read_json(arguments.coco / "annotations" / f"instances_{split}.json")
+        groups = {c["id"]: c["supercategory"] for c in content["categories"]}
+        kept = {number: CLASSES[name] for number, name in groups.items() if name in CLASSES}
         images |= {
             image["id"]: (arguments.coco / split / image["file_name"], image)
             for image in content["images"]
@@ -56,13 +58,12 @@ def build(arguments: Arguments) -> None:
             if annotation["category_id"] in kept:
                 mine = annotation | {"category_id": kept[annotation["category_id"]]}
                 annotations.setdefault(annotation["image_id"], []).append(mine)
-    chosen: dict[str, list[int]] = json.loads(
-        Path(__file__).with_name("coco300_ids.json").read_text()
-    )
+    chosen: dict[str, list[int]] = read_json(Path(__file__).with_name("coco300_ids.json"))
     missing = [number for numbers in chosen.values() for number in numbers if number not in images]
     if missing:
         raise ConfigError(
-            f"{arguments.coco}: image {missing[0]} is not in its annotation files ({len(missing)} missing in all)"
+            f"{arguments.coco}: image {missing[0]} is not in its annotation files "
+            f"({len(missing)} missing in all)"
         )
 
     (arguments.out / "images").mkdir(parents=True, exist_ok=True)
@@ -86,31 +87,19 @@ def build(arguments: Arguments) -> None:
         print(f"{split}: {len(result['images'])} images, {len(result['annotations'])} annotations")
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
-
-
 def _smaller(
     path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], folder: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An image and its annotations at the short side, the image written to `folder`."""
+    """An image, written to `folder`, and its annotations at SHORT_SIDE."""
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        raise ConfigError(f"{path}: not there, or not an image")
+        raise ConfigError(f"{path}: missing, or not an image")
     height, width = image["height"], image["width"]
     factor = SHORT_SIDE / min(height, width)
     size = round(width * factor), round(height * factor)
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    cv2.imwrite(
-        str(folder / image["file_name"]),
-        cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),
-        quality,
-    )
+    cv2.imwrite(str(folder / image["file_name"]), small, quality)
     x, y = size[0] / width, size[1] / height
     smaller = [
         {name: annotation[name] for name in ("id", "image_id", "category_id", "iscrowd")}
@@ -125,20 +114,17 @@ def _smaller(
 
 
 def _segmentation(segmentation: Any, size: tuple[int, int], scale: tuple[float, float]) -> Any:
-    """Polygons with scaled corners; run lengths (crowds) as those of the mask resized to `size`
-    (width, height), cut at half."""
+    """A segmentation at `size` (width, height): polygons are scaled, run lengths (crowds) decoded,
+    resized, cut at .5 and encoded."""
     if isinstance(segmentation, list):
         return [_scaled(polygon, scale) for polygon in segmentation]
-    mask = rle_ops.decode(rle_ops.frPyObjects(segmentation, *segmentation["size"])).astype(
-        np.float32
-    )
-    resized = (cv2.resize(mask, size, interpolation=cv2.INTER_AREA) >= 0.5).astype(np.uint8)
-    rle = rle_ops.encode(np.asfortranarray(resized))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    mask = rle_ops.decode(rle_ops.frPyObjects(segmentation, *segmentation["size"]))
+    resized = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return encoded([resized >= 0.5])[0]
 
 
 def _scaled(values: list[float], scale: tuple[float, float]) -> list[float]:
-    """x, y, x, y, ..., to a hundredth of a pixel."""
+    """x, y, x, y, ... scaled by `scale` (x, y) and rounded to a hundredth of a pixel."""
     return [round(value * scale[i % 2], 2) for i, value in enumerate(values)]
 
 

@@ -3,16 +3,15 @@ textured backgrounds.
 
     python -m mrcnn_jax.datasets.shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
 
-What holds for every image (tests/data/test_generated_shapes.py):
+Properties of every image (tests/datasets/test_shapes.py):
 
-- up to 8 objects; the box of the visible part has a short side of 12 to 64 px;
-- masks are modal (visible pixels only), boxes are tight around them, and at least 40 % of the whole
-object is visible, whether it
-  is another object or the border of the image that hides the rest;
-- one image in 33 has no object, and one in 33 a crowd region: a cluster of small shapes of one
-class, annotated as one;
-- an image is a pure function of (seed, split, index), so the same seed gives the same bytes and
-splits share no stream.
+- It has up to 8 objects; the box of the visible part has a short side of 12 to 64 px.
+- Masks are modal (visible pixels only), and boxes are tight around them. At least 40 % of each
+  object is visible, whether another object or the image's border hides the rest.
+- One image in 33 has no object, and one in 33 a crowd region: a cluster of small shapes of one
+  class, annotated as one.
+- It is a pure function of (seed, split, index): the same seed gives the same bytes, and splits
+  share no random stream.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ import cv2
 import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
-from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.rle import encoded
 
 CLASSES = ("disc", "rectangle", "triangle")
 MAX_OBJECTS = 8
@@ -43,7 +43,7 @@ MIN_VISIBLE = 0.4
 PERIOD, EMPTY_AT, CROWD_AT = 33, 7, 19
 
 SUPERSAMPLING = 8
-ATTEMPTS = 20  # places tried for an object before it is given up
+ATTEMPTS = 20  # to place an object before giving up
 CONTRAST = 60.0  # distance in RGB (0..255) of an object's colours from the background's
 
 Split = Literal["train", "val"]
@@ -51,8 +51,7 @@ Split = Literal["train", "val"]
 
 @dataclass
 class Drawn:
-    """One annotation while its image is being drawn. `visible` shrinks as later objects cover
-    it."""
+    """An annotation while its image is drawn; `visible` shrinks as later objects cover it."""
 
     label: int
     visible: Bool[np.ndarray, "h w"]
@@ -61,7 +60,7 @@ class Drawn:
 
     @property
     def visible_share(self) -> float:
-        """Visible pixels over all pixels of the object, those outside the image included."""
+        """Visible pixels / all pixels of the object, including those outside the image."""
         return float(self.visible.sum()) / self.whole_area
 
     @property
@@ -79,7 +78,7 @@ class Drawn:
 def _outline(
     rng: np.random.Generator, label: int, short_side: float
 ) -> Float[np.ndarray, "points 2"]:
-    """A rotated outline (x, y) around the origin whose bounding box has this short side."""
+    """A rotated outline (x, y) around the origin, with this short side of its bounding box."""
     if label == 1:
         angles = 2 * np.pi / 64 * np.arange(64)
     elif label == 2:
@@ -96,12 +95,12 @@ def _outline(
 
 
 def _coverage(outline: Float[np.ndarray, "points 2"]) -> tuple[Float[np.ndarray, "h w"], int, int]:
-    """Share of each pixel that the outline covers, on the patch of whole pixels around it, and the
+    """The share of each pixel inside the outline, for the patch of pixels around it, and the
     patch's left and top."""
     left, top = np.floor(outline.min(0)).astype(int) - 1
     right, bottom = np.ceil(outline.max(0)).astype(int) + 1
     fine = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
-    # fillPoly's coordinates are sample centres, in 1/16; ours are continuous: hence the half.
+    # fillPoly takes sample centres, in 1/16; our coordinates are continuous: hence the half.
     points = np.round(((outline - (left, top)) * SUPERSAMPLING - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(fine, [points], 255, shift=4)
     patch = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
@@ -111,7 +110,7 @@ def _coverage(outline: Float[np.ndarray, "points 2"]) -> tuple[Float[np.ndarray,
 def _on_canvas(
     patch: Float[np.ndarray, "h w"], left: int, top: int, size: int
 ) -> Float[np.ndarray, "s s"]:
-    """The patch on a size x size canvas; what lies outside is cut off."""
+    """The patch, clipped, on a size x size canvas."""
     canvas = np.zeros((size, size), np.float32)
     height, width = patch.shape
     y1, y2, x1, x2 = max(top, 0), min(top + height, size), max(left, 0), min(left + width, size)
@@ -123,8 +122,7 @@ def _on_canvas(
 def _colour(
     rng: np.random.Generator, avoid: list[Float[np.ndarray, " 3"]]
 ) -> Float[np.ndarray, " 3"]:
-    """A random colour at least CONTRAST away from those to avoid (the farthest of 20 if none
-    is)."""
+    """A random colour at least CONTRAST away from those to avoid, or else the farthest of 20."""
     candidates = rng.uniform(10, 245, (20, 3))
     if not avoid:
         return candidates[0]
@@ -143,7 +141,7 @@ def _smooth(
 def _texture(
     rng: np.random.Generator, height: int, width: int, first: np.ndarray, second: np.ndarray
 ) -> Float[np.ndarray, "h w 3"]:
-    """A blend of two colours by one of: even, gradient, stripes, smooth noise."""
+    """A blend of two colours: even, gradient, stripes or smooth noise."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     ramp = x * np.cos(angle) + y * np.sin(angle)
@@ -160,7 +158,7 @@ def _texture(
 def _background(
     rng: np.random.Generator, size: int
 ) -> tuple[Float[np.ndarray, "s s 3"], list[np.ndarray]]:
-    """Texture, smooth and fine noise, and thin lines as distractors; and its two colours."""
+    """Texture, smooth and fine noise and thin lines as distractors; and the texture's colours."""
     first = _colour(rng, [])
     second = np.clip(first + rng.uniform(-60, 60, 3), 0, 255)
     picture = _texture(rng, size, size, first, second) + 60 * (_smooth(rng, size, size, 3) - 0.5)
@@ -174,8 +172,15 @@ def _background(
 def draw_image(
     seed: int, split: Split, index: int, size: int
 ) -> tuple[UInt8[np.ndarray, "s s 3"], list[Drawn]]:
-    """Image `index` of a split and its annotations, in drawing order (a later one covers an earlier
-    one)."""
+    """Draws an image of the data set.
+
+    Args:
+        seed, split, index: determine the image.
+        size: of its sides, in pixels.
+
+    Returns:
+        RGB pixels, and the annotations in drawing order: later ones cover earlier ones.
+    """
     rng = np.random.default_rng((seed, ("train", "val").index(split), index))
     picture, colours = _background(rng, size)
     drawn: list[Drawn] = []
@@ -185,9 +190,8 @@ def draw_image(
         window = np.ix_(inside.any(1), inside.any(0))
         below, weight = picture[window], coverage[window][..., None]
         height, width = below.shape[:2]
-        fill = _texture(rng, height, width, first, second) + 4 * rng.standard_normal(
-            below.shape, np.float32
-        )
+        fill = _texture(rng, height, width, first, second)
+        fill = fill + 4 * rng.standard_normal(below.shape, np.float32)
         picture[window] = below + (fill - below) * weight
 
     def palette() -> tuple[np.ndarray, np.ndarray]:
@@ -201,9 +205,8 @@ def draw_image(
         centre, spread = rng.uniform(0.3 * size, 0.7 * size, 2), rng.uniform(12, 24)
         region = np.zeros((size, size), bool)
         for _ in range(rng.integers(12, 25)):
-            outline = (
-                _outline(rng, label, rng.uniform(5, 10)) + centre + rng.uniform(-spread, spread, 2)
-            )
+            outline = _outline(rng, label, rng.uniform(5, 10)) + centre
+            outline = outline + rng.uniform(-spread, spread, 2)
             coverage = _on_canvas(*_coverage(outline), size)
             paint(coverage, *palette())
             region |= coverage >= 0.5
@@ -213,9 +216,8 @@ def draw_image(
     for _ in range(wanted):
         for _ in range(ATTEMPTS):
             label = int(rng.integers(1, len(CLASSES) + 1))
-            outline = _outline(rng, label, rng.uniform(*SHORT_SIDE)) + rng.uniform(
-                0.08 * size, 0.92 * size, 2
-            )
+            outline = _outline(rng, label, rng.uniform(*SHORT_SIDE))
+            outline = outline + rng.uniform(0.08 * size, 0.92 * size, 2)
             patch, left, top = _coverage(outline)
             coverage = _on_canvas(patch, left, top, size)
             # A pixel belongs to the object that covers at least half of it.
@@ -230,29 +232,27 @@ def draw_image(
 
 
 def _annotation(drawn: Drawn, annotation_id: int, image_id: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = drawn.box
-    rle = rle_ops.encode(np.asfortranarray(drawn.visible.astype(np.uint8)))
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": drawn.label,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": int(drawn.visible.sum()),
-        "iscrowd": int(drawn.iscrowd),
-        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-        "visible_share": round(drawn.visible_share, 4),
-    }
+    area, (rle,) = int(drawn.visible.sum()), encoded([drawn.visible])
+    return coco_annotation(
+        annotation_id, image_id, drawn.label, drawn.box, area, drawn.iscrowd, rle
+    ) | {"visible_share": round(drawn.visible_share, 4)}
 
 
 def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int = 0) -> None:
-    """Writes `out`/images/*.png and `out`/annotations/instances_{train,val}.json and prints one
-    line about them.
+    """Writes the data set's folder and prints one line about it.
 
-    Ids of images and annotations are unique over both splits. ConfigError if the canvas is too
-    small for the bounds above.
+    Args:
+        out: gets images/*.png and annotations/instances_{train,val}.json, whose ids of images and
+            annotations are unique over both splits.
+        train, val: number of images.
+        size: of the sides of an image, in pixels.
+        seed: the same seed gives the same bytes.
+
+    Raises:
+        ConfigError: `size` is too small for the objects.
     """
     if size < 128:
-        raise ConfigError(f"size: {size}: the canvas must be at least 128 px")
+        raise ConfigError(f"size: {size}: must be at least 128 px")
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "annotations").mkdir(exist_ok=True)
     seen: Counter[str] = Counter()
@@ -280,7 +280,8 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
         (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content) + "\n")
     classes = ", ".join(f"{seen[name]} {name}s" for name in CLASSES)
     print(
-        f"{out}: {train} + {val} images of {size} x {size}: {classes}; {seen['empty']} images empty, {seen['crowd']} crowd regions"
+        f"{out}: {train} + {val} images of {size} x {size}: {classes}; "
+        f"{seen['empty']} images empty, {seen['crowd']} crowd regions"
     )
 
 

@@ -1,10 +1,10 @@
 """COCO's box and mask AP with pycocotools, for any COCO-format ground truth.
 
-pycocotools is given copies, prepared so that what trips it does not matter: annotations are
-numbered from 1 (it reads a match with id 0 as no match), `info`, `area` and `iscrowd` may be
-missing, and there may be no results at all. Boxes and masks are judged apart, so that the area of a
-detection is that of its box for boxes and of its mask for masks. "boundary" judges masks by the
-smaller of two IoUs: their own, and that of their boundaries (`evaluation.boundary`).
+pycocotools is given copies without the things that trip it up: annotations are numbered from 1 (it
+takes a match with id 0 for no match), `info`, `area` and `iscrowd` may be missing, and there may be
+no results at all. Boxes and masks are evaluated separately, so that the area of a detection is that
+of its box for boxes and of its mask for masks. "boundary" evaluates masks by the smaller of two
+IoUs: their own and that of their boundaries (`evaluation.boundary`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.evaluation.boundary import BoundaryEval
 from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.rle import segmentation_rle
 
 IouType = Literal["bbox", "segm", "boundary"]
-# In the order of COCOeval.stats: AP over IoU .50:.95, at .50, at .75, and for small, medium and
-# large objects; average recall at 1, 10 and 100 detections an image, and for small, medium and
-# large objects.
+# In the order of COCOeval.stats: AP over IoU .50:.95, at .50, at .75, of small, medium and large
+# objects; average recall with 1, 10 and 100 detections per image, and of small, medium and large
+# objects.
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -37,25 +37,23 @@ def evaluate(
     *,
     iou_types: Sequence[IouType] = ("bbox", "segm"),
 ) -> dict[str, float]:
-    """COCO's figures for `results` on all images and categories of `ground_truth`.
+    """Compute COCO's figures for `results` on all images and categories of `ground_truth`.
 
     Args:
-        ground_truth: a COCO instances file as parsed; not changed. For masks, an annotation without
-            a segmentation is a crowd region of its box: what is found there counts neither for nor
-                against.
-        results: COCO results (`results.coco_results`); not changed. Those for "segm" and "boundary"
+        ground_truth: a parsed COCO instances file; not changed. For masks, an annotation without a
+            segmentation is a crowd region of its box: detections there count neither way.
+        results: COCO results (`inference.results.coco_results`); not changed. "segm" and "boundary"
             need a segmentation.
         iou_types: some of "bbox", "segm" and "boundary".
 
     Returns:
         For each type, `<type>/<figure>` for the twelve FIGURES in [0, 1], or -1 (COCO's sign for
-        undefined) where the ground truth has no such object; and `<type>/AP/<category name>` for
-        each category that has ground truth, the others left out. Categories that share a name carry
-        their id behind it.
+        undefined) if the ground truth has no such object; and `<type>/AP/<category name>` for each
+        category with ground truth. Categories that share a name have their id behind it.
 
     Raises:
         ConfigError: a result or an annotation names an image, or a result a category, that the
-            ground truth lacks; a result lacks what is judged; a segmentation is unreadable.
+            ground truth lacks; a result lacks a box or mask; a segmentation is unreadable.
     """
     return coco_figures(judge(ground_truth, results, iou_types=iou_types))
 
@@ -66,11 +64,11 @@ def judge(
     *,
     iou_types: Sequence[IouType] = ("bbox", "segm"),
 ) -> dict[IouType, COCOeval]:
-    """What `coco_figures` reads: pycocotools' matches, precision and recall; arguments and errors
-    are those of `evaluate`.
+    """Match results with the ground truth; arguments and errors are those of `evaluate`.
 
-    In each, `cocoGt` and `cocoDt` number the annotations and the results from 1 in the order in
-    which they were given.
+    Returns:
+        pycocotools' matches, precision and recall by type. `cocoGt` and `cocoDt` number annotations
+        and results from 1 in the order in which they were given.
     """
     sizes = {
         image["id"]: (int(image["height"]), int(image["width"])) for image in ground_truth["images"]
@@ -81,7 +79,8 @@ def judge(
             raise ConfigError(f"results: image_id {result['image_id']}: not in the ground truth")
         if result["category_id"] not in known:
             raise ConfigError(
-                f"results: category_id {result['category_id']} (image {result['image_id']}): not in the ground truth"
+                f"results: category_id {result['category_id']} (image {result['image_id']}): "
+                "not in the ground truth"
             )
 
     evaluations: dict[IouType, COCOeval] = {}
@@ -93,7 +92,7 @@ def judge(
 
 
 def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
-    """What `evaluate` returns."""
+    """Read the figures that `evaluate` returns off the evaluations of `judge`."""
     metrics: dict[str, float] = {}
     for kind, evaluation in evaluations.items():
         names = category_names(evaluation.cocoGt.dataset["categories"])
@@ -101,9 +100,8 @@ def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
             f"{kind}/{figure}": float(value)
             for figure, value in zip(FIGURES, evaluation.stats, strict=True)
         }
-        precision = evaluation.eval["precision"][
-            :, :, :, 0, -1
-        ]  # IoU x recall x category, all sizes, 100 detections an image
+        # IoU x recall x category, all sizes, 100 detections per image
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
         for i, category in enumerate(evaluation.params.catIds):
             if (precision[:, :, i] > -1).any():
                 metrics[f"{kind}/AP/{names[category]}"] = float(precision[:, :, i].mean())
@@ -111,7 +109,7 @@ def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
 
 
 def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """COCO category id -> name, with the id behind it where several share the name."""
+    """COCO category id -> name, followed by the id where several categories share the name."""
     times = Counter(category["name"] for category in categories)
     return {
         c["id"]: c["name"] if times[c["name"]] == 1 else f"{c['name']} ({c['id']})"
@@ -120,7 +118,7 @@ def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """`evaluate`'s figures as a few aligned lines, in percent; "-" where a figure is undefined."""
+    """Format the figures of `evaluate` as aligned lines, in percent; "-" if undefined."""
     named = (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary"))
     kinds = [(kind, name) for kind, name in named if f"{kind}/AP" in metrics]
     classes = list(dict.fromkeys(key.split("/", 2)[2] for key in metrics if key.count("/") >= 2))
@@ -139,7 +137,7 @@ def table(metrics: dict[str, float]) -> str:
 def _truth(
     annotation: dict[str, Any], sizes: dict[int, tuple[int, int]], kind: IouType
 ) -> dict[str, Any]:
-    """A copy of an annotation with all that pycocotools reads."""
+    """A copy of an annotation with every field that pycocotools reads."""
     name = f"annotation {annotation['id']} (image {annotation['image_id']})"
     if annotation["image_id"] not in sizes:
         raise ConfigError(f"{name}: no such image in the ground truth")
@@ -160,8 +158,7 @@ def _truth(
 def _detection(
     result: dict[str, Any], sizes: dict[int, tuple[int, int]], kind: IouType
 ) -> dict[str, Any]:
-    """A copy of a result with the area of its box or of its mask, by which pycocotools tells small,
-    medium and large."""
+    """A copy of a result with the area of its box or mask, which decides on small or large."""
     name = f"results: image_id {result['image_id']}"
     if kind != "bbox":
         rle = _rle(result.get("segmentation"), sizes[result["image_id"]], name)
@@ -184,9 +181,8 @@ def _run(
     found: list[dict[str, Any]],
     kind: IouType,
 ) -> COCOeval:
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # pycocotools prints its progress and its own table
+    # pycocotools prints its progress and its own table.
+    with contextlib.redirect_stdout(io.StringIO()):
         both = _coco(ground_truth, truth), _coco(ground_truth, found)
         evaluation = BoundaryEval(*both, "segm") if kind == "boundary" else COCOeval(*both, kind)
         evaluation.evaluate()
@@ -197,13 +193,10 @@ def _run(
 
 def _coco(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
-    numbered = [
-        {**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)
-    ]
     coco.dataset = {
         "images": ground_truth["images"],
         "categories": ground_truth["categories"],
-        "annotations": numbered,
+        "annotations": [{**one, "id": number} for number, one in enumerate(annotations, start=1)],
     }
     coco.createIndex()
     return coco

@@ -1,10 +1,9 @@
-"""Boundary IoU and its AP (Cheng et al. 2021): how well the outlines of masks agree, however large
-the masks are.
+"""Boundary IoU and its AP (Cheng et al. 2021): how well outlines agree, however large the masks.
 
-The boundary of a mask is those of its pixels that have one outside of it at most d pixels away
-along either axis; beyond the image all is outside. d is 2 % of the image's diagonal, rounded, and
-at least 1. A detection has, with an object, the IoU of the masks or that of their boundaries,
-whichever is smaller; with a crowd, which has no outline to speak of, that of the masks.
+The boundary of a mask is those of its pixels that have a pixel outside the mask at most d pixels
+away along either axis; beyond the image everything is outside. d is 2 % of the image's diagonal,
+rounded, and at least 1. A detection and an object have the IoU of their masks or that of their
+boundaries, whichever is smaller; a crowd has no meaningful outline: with it, that of the masks.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ DILATION = 0.02  # of the image's diagonal
 
 
 def mask_boundary(mask: UInt8[np.ndarray, "h w"], distance: int) -> UInt8[np.ndarray, "h w"]:
-    """The pixels of a mask (0 or 1) that have one outside of it, or of the array, at most
-    `distance` pixels away along either axis."""
+    """Keep the pixels of a mask (0 or 1) within `distance` of its outside, or of the array's."""
     bordered = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    # A square as a whole; OpenCV takes its border, beyond the zeros, for no end of the mask.
+    # Repeated, the small square erodes by `distance`; OpenCV does not erode from an array's border.
     return mask - cv2.erode(bordered, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
 
 
 def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    """The boundary of a compressed RLE's mask as another one."""
+    """The boundary of a mask, both as compressed RLEs."""
     height, width = rle["size"]
     distance = max(round(DILATION * float(np.hypot(height, width))), 1)
     mask = coco_mask.decode(rle)
@@ -42,7 +40,7 @@ def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 class BoundaryEval(COCOeval):
-    """pycocotools' evaluation of masks, of iouType "segm", with these IoUs."""
+    """pycocotools' evaluation of masks (iouType "segm") with boundary IoUs."""
 
     def computeIoU(self, imgId: int, catId: int) -> Float[np.ndarray, "d g"] | list[Any]:  # noqa: N802, N803
         ious = super().computeIoU(imgId, catId)
@@ -50,7 +48,7 @@ class BoundaryEval(COCOeval):
             return ious
         key = imgId, catId
         objects, detections = self._gts[key], self._dts[key]
-        # Asked for the boundaries' IoUs, it sorts and cuts the detections as it has for the masks'.
+        # The second call sorts and cuts the detections in the same way as the first.
         for whole in (self._gts, self._dts):
             whole[key] = [
                 {**one, "segmentation": boundary_rle(one["segmentation"])} for one in whole[key]

@@ -1,4 +1,4 @@
-"""How many ground-truth boxes the proposals reach: recall, over all objects and by size."""
+"""Recall of the proposals, over all objects and by size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-# COCO's size classes by the area of the ground-truth box, in pixels of the frame the boxes are
-# given in.
+# COCO's size classes by the area of the ground-truth box, in pixels of the boxes' frame.
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
 
 
@@ -19,20 +18,21 @@ def recalled(
     iou: float = 0.5,
     limit: int = 50,
 ) -> Bool[np.ndarray, " g"]:
-    """Which ground-truth boxes have an IoU of at least `iou` with one of the first `limit`
-    proposals."""
-    a, b = (
-        np.asarray(proposals, np.float64)[:limit].reshape(-1, 1, 4),
-        np.asarray(ground_truth, np.float64).reshape(1, -1, 4),
-    )
-    overlap = np.prod(
-        np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0),
-        axis=-1,
-    )
-    union = _areas(a) + _areas(b) - overlap
-    return (overlap >= iou * np.maximum(union, np.finfo(np.float64).tiny)).any(
-        axis=0
-    )  # boxes without any area reach nothing
+    """Find the ground-truth boxes that one of the first `limit` proposals reaches.
+
+    Args:
+        proposals: boxes (x1, y1, x2, y2), best first.
+        ground_truth: boxes in the same frame.
+        iou: least overlap at which a box counts as reached.
+        limit: number of proposals that count.
+    """
+    a = np.asarray(proposals, np.float64)[:limit].reshape(-1, 1, 4)
+    b = np.asarray(ground_truth, np.float64).reshape(1, -1, 4)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    overlap = np.prod(np.maximum(sides, 0), axis=-1)
+    # A union of 0 would let boxes without any area reach each other.
+    union = np.maximum(_areas(a) + _areas(b) - overlap, np.finfo(np.float64).tiny)
+    return (overlap >= iou * union).any(axis=0)
 
 
 def proposal_recall(
@@ -42,27 +42,26 @@ def proposal_recall(
     iou: float = 0.5,
     limit: int = 50,
 ) -> dict[str, float]:
-    """Share of the ground-truth boxes of all images that some proposal reaches; several may be
-    reached by one.
+    """Compute the share of the ground-truth boxes of all images that some proposal reaches.
+
+    One proposal may reach several boxes.
 
     Args:
         proposals: boxes (x1, y1, x2, y2) of each image, best first, in the frame of the ground
             truth.
-        ground_truths: boxes of each image, crowds left out.
-        iou: overlap from which on a box counts as reached.
-        limit: proposals an image that count.
+        ground_truths: boxes of each image, without crowds.
+        iou: least overlap at which a box counts as reached.
+        limit: number of proposals per image that count.
 
     Returns:
-        `recall@<limit>` and `recall@<limit>/small`, `/medium`, `/large`; a key is left out if there
-        is no ground-truth box for it.
+        `recall@<limit>` and `recall@<limit>/small`, `/medium`, `/large`, each only if there is a
+        ground-truth box for it.
     """
-    found = [
-        recalled(p, g, iou=iou, limit=limit) for p, g in zip(proposals, ground_truths, strict=True)
-    ]
+    pairs = zip(proposals, ground_truths, strict=True)
+    found = [recalled(p, g, iou=iou, limit=limit) for p, g in pairs]
     hits = np.concatenate([*found, np.zeros(0, bool)])
-    areas = np.concatenate(
-        [*(_areas(np.asarray(g, np.float64).reshape(-1, 4)) for g in ground_truths), np.zeros(0)]
-    )
+    boxes = [np.asarray(truth, np.float64).reshape(-1, 4) for truth in ground_truths]
+    areas = _areas(np.concatenate([*boxes, np.zeros((0, 4))]))
     recall = {"": hits} | {
         f"/{name}": hits[(low <= areas) & (areas < high)] for name, (low, high) in SIZES.items()
     }

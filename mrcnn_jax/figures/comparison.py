@@ -1,4 +1,4 @@
-"""Rows of images with one column a run: detections beside the ground truth, and proposals."""
+"""Runs side by side on the same images: their detections, and the proposals of their RPNs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from mrcnn_jax.figures.draw import (
     Image,
     draw_instances,
     draw_proposals,
-    side_by_side,
 )
-from mrcnn_jax.figures.png_pages import column_width, drawn_size, write_pages
+from mrcnn_jax.figures.png_pages import drawn_size, row_of_columns, write_pages
 
 
 def detections_figure(
@@ -32,17 +31,16 @@ def detections_figure(
     min_score: float = 0.5,
     rows: int = 3,
 ) -> list[Path]:
-    """For each image a row: the ground truth left, right of it the detections with masks of each
-    run.
+    """Draw a row for each image: the ground truth, then the detections and masks of each run.
 
     Args:
         images: uint8 RGB [H, W, 3] in original pixels.
         ground_truths: COCO annotations of each image.
         detections: title of a column -> COCO results of each image.
         class_names: category id -> name.
-        out_dir: folder of the pages; made if need be.
+        out_dir: folder of the pages, created if need be.
         min_score: detections below it are not drawn.
-        rows: images a page.
+        rows: images on a page.
 
     Returns:
         The pages, `detections_1.png`, `detections_2.png`, ...
@@ -50,20 +48,13 @@ def detections_figure(
     columns = 1 + len(detections)
     drawn = []
     for i, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
-        shown = {
-            title: [result for result in found[i] if result["score"] >= min_score]
-            for title, found in detections.items()
-        }
-        titles = [f"ground truth ({len(truth)})"]
-        titles += [
-            f"{title}: score >= {min_score:g} ({len(found)})" for title, found in shown.items()
-        ]
+        shown = {f"ground truth ({len(truth)})": truth}
+        for title, results in detections.items():
+            found = [result for result in results[i] if result["score"] >= min_score]
+            shown[f"{title}: score >= {min_score:g} ({len(found)})"] = found
         size = drawn_size(image, columns)
-        cells = [
-            draw_instances(image, objects, class_names, size)
-            for objects in (truth, *shown.values())
-        ]
-        drawn.append(side_by_side(cells, titles, column_width(columns)))
+        cells = [draw_instances(image, objects, class_names, size) for objects in shown.values()]
+        drawn.append(row_of_columns(cells, list(shown), columns))
     return write_pages(drawn, out_dir, "detections", rows=rows)
 
 
@@ -75,20 +66,19 @@ def proposals_figure(
     *,
     iou: float = 0.5,
 ) -> list[Path]:
-    """The proposals of each run's RPN over each image, with the ground truth they reach (green) and
-    miss (red).
+    """Draw each run's proposals over each image; objects they reach are green, others are red.
 
     Args:
         images: uint8 RGB [H, W, 3] in original pixels.
         proposals: title of a column -> (boxes, scores) of each image: (x1, y1, x2, y2) in original
-            pixels, best first (all are drawn), and their objectness in [0, 1].
-        ground_truths: boxes (x1, y1, x2, y2) of each image in original pixels, crowds left out.
-        out_dir: folder of the pages; made if need be.
-        iou: overlap from which on a ground-truth box counts as reached.
+            pixels, best first, all of which are drawn, and their objectness in [0, 1].
+        ground_truths: boxes (x1, y1, x2, y2) of each image in original pixels, without crowds.
+        out_dir: folder of the pages, created if need be.
+        iou: least overlap at which a ground-truth box counts as reached.
 
     Returns:
-        The pages, `proposals_1.png`, `proposals_2.png`, ...: a row an image; of one run two images
-            a row.
+        The pages, `proposals_1.png`, `proposals_2.png`, ...: a row holds one image, or two if there
+        is one run.
     """
     columns = max(len(proposals), 2)
     drawn = []
@@ -103,7 +93,7 @@ def proposals_figure(
             titles.append(
                 f"{title}: {len(boxes)} proposals, {hits.sum()} of {len(truth)} objects reached"
             )
-        drawn.append(side_by_side(cells, titles, column_width(columns)))
+        drawn.append(row_of_columns(cells, titles, columns))
     colors = {
         f"object reached (IoU >= {iou:g})": RECALLED,
         "object missed": MISSED,

@@ -1,5 +1,4 @@
-"""Boxes, masks and labels drawn into images. All images are uint8 RGB [H, W, 3] and none is changed
-in place."""
+"""Draw boxes, masks and labels into images, which are uint8 RGB [H, W, 3]."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from mrcnn_jax.pixels.rle import segmentation_rle
 Image = UInt8[np.ndarray, "h w 3"]
 Color = tuple[int, int, int]
 
-# Objects take turns with these: light enough to carry black text, apart from each other and from
+# Objects take turns with these: light enough for black text, and unlike each other and unlike
 # grass, sky and skin.
 PALETTE: tuple[Color, ...] = (
     (255, 99, 71),
@@ -35,10 +34,10 @@ PROPOSAL: Color = (255, 214, 10)
 RECALLED: Color = (40, 230, 90)
 MISSED: Color = (255, 50, 50)
 
-# Images are enlarged to this before drawing, or text would cover them; on larger ones lines and
-# text grow with the image.
+# Smaller images are enlarged to this before drawing, or text would cover them; on larger ones lines
+# and text grow with the image.
 SHORT_SIDE = 480
-ENLARGED_LONG_SIDE = 1920  # but not beyond this: an image of one row would fill the memory
+ENLARGED_LONG_SIDE = 1920  # the limit: an image of one row would fill the memory
 MARGIN = 6  # around an image on a page, in pixels
 FONT, FONT_SCALE, TITLE_SCALE, INK = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0.55, (0, 0, 0)
 
@@ -49,16 +48,16 @@ def draw_instances(
     class_names: Mapping[int, str],
     size: tuple[int, int] | None = None,
 ) -> Image:
-    """Objects over an image: masks tinted and outlined, boxes, and labels with scores.
+    """Draw objects over an image: tinted and outlined masks, boxes, and labels with scores.
 
     Args:
-        image: the image in original pixels.
-        instances: COCO results or annotations in original pixels: bbox [x, y, width, height],
+        image: uint8 RGB [H, W, 3].
+        instances: COCO results or annotations in pixels of the image: bbox [x, y, width, height],
             category_id and, if there, score, segmentation and iscrowd (drawn grey). The best scores
-            end up on top.
+            are on top.
         class_names: category id -> name.
-        size: (height, width) to draw at; by default its own, enlarged to a short side of SHORT_SIDE
-            where it is smaller, up to a long side of ENLARGED_LONG_SIDE.
+        size: (height, width) to draw at; by default the image's own, enlarged to a short side of
+            SHORT_SIDE but a long side of at most ENLARGED_LONG_SIDE.
 
     Returns:
         A new image.
@@ -78,18 +77,15 @@ def draw_instances(
         rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
     labels: list[_Label] = []
     for i in reversed(order):
-        x, y, _, _ = instances[i]["bbox"]
-        text = class_names[instances[i]["category_id"]]
-        if instances[i].get("iscrowd"):
+        instance = instances[i]
+        text = class_names[instance["category_id"]]
+        if instance.get("iscrowd"):
             text += " (crowd)"
-        if "score" in instances[i]:
-            text += f" {instances[i]['score']:.2f}"
-        labels.append(
-            _placed_label(
-                canvas, text, (round(x * scale[0]), round(y * scale[1])), colors[i], labels
-            )
-        )
-    for label in reversed(labels):  # where they do overlap, the best is read
+        if "score" in instance:
+            text += f" {instance['score']:.2f}"
+        corner = round(instance["bbox"][0] * scale[0]), round(instance["bbox"][1] * scale[1])
+        labels.append(_placed_label(canvas, text, corner, colors[i], labels))
+    for label in reversed(labels):  # where they overlap after all, the best is legible
         _draw_label(canvas, label)
     return canvas
 
@@ -102,16 +98,15 @@ def draw_proposals(
     recalled: Bool[np.ndarray, " g"],
     size: tuple[int, int] | None = None,
 ) -> Image:
-    """Proposals over an image, the fainter the lower their score, below the ground-truth boxes in
-    RECALLED or MISSED.
+    """Draw proposals over an image, fainter at lower scores, with the ground truth on top of them.
 
     Args:
-        image: the image in original pixels.
-        boxes: proposals (x1, y1, x2, y2) in original pixels.
+        image: uint8 RGB [H, W, 3].
+        boxes: proposals (x1, y1, x2, y2) in pixels of the image.
         scores: their objectness in [0, 1].
-        ground_truth: boxes (x1, y1, x2, y2) in original pixels.
-        recalled: which of them some proposal reaches (`evaluation.proposals.recalled`).
-        size: as of `draw_instances`.
+        ground_truth: boxes (x1, y1, x2, y2) in pixels of the image, drawn as RECALLED or MISSED.
+        recalled: whether some proposal reaches each of them (`evaluation.proposals.recalled`).
+        size: as in `draw_instances`.
 
     Returns:
         A new image.
@@ -129,8 +124,7 @@ def draw_proposals(
 
 
 def side_by_side(images: Sequence[Image], titles: Sequence[str], width: int = 0) -> Image:
-    """Images in one row on white, each below its title; lower ones are padded at the bottom,
-    narrower ones than `width` at the right."""
+    """Put titled images in a row; white fills up their height, and each one's width to `width`."""
     height = max(image.shape[0] for image in images)
     return np.concatenate(
         [titled(image, title, height, width) for image, title in zip(images, titles, strict=True)],
@@ -139,25 +133,22 @@ def side_by_side(images: Sequence[Image], titles: Sequence[str], width: int = 0)
 
 
 def titled(image: Image, title: str, height: int = 0, width: int = 0) -> Image:
-    """The image on white below its title, with a margin; white below and right of it up to `height`
-    and `width`, if that is more.
+    """Put an image on white below its title; a title too long for the width is written smaller.
 
-    A title that is longer than there is room is written smaller.
+    White fills up the image's height and width to `height` and `width`, if they are more.
     """
     bar = 30
     height, width = max(height, image.shape[0]), max(width, image.shape[1])
     page = np.full((height + bar + MARGIN, width + 2 * MARGIN, 3), 255, np.uint8)
     page[bar : bar + image.shape[0], MARGIN : MARGIN + image.shape[1]] = image
-    font = TITLE_SCALE * min(
-        1.0, width / max(cv2.getTextSize(title, FONT, TITLE_SCALE, 1)[0][0], 1)
-    )
+    text_width = cv2.getTextSize(title, FONT, TITLE_SCALE, 1)[0][0]
+    font = TITLE_SCALE * min(1.0, width / max(text_width, 1))
     cv2.putText(page, title, (MARGIN, 21), FONT, font, INK, 1, cv2.LINE_AA)
     return page
 
 
 def legend(entries: Mapping[str, Color], width: int) -> Image:
-    """What colours mean: a patch and a text each, on white, in as many lines as `width` asks
-    for."""
+    """Explain colours by a patch and a text each, in as many lines as `width` needs."""
     patch, step = 16, 26
     page = np.full((step * (len(entries) + 1), width, 3), 255, np.uint8)
     x, y = MARGIN, MARGIN
@@ -167,9 +158,8 @@ def legend(entries: Mapping[str, Color], width: int) -> Image:
             x, y = MARGIN, y + step
         cv2.rectangle(page, (x, y), (x + patch, y + patch), color, cv2.FILLED)
         cv2.rectangle(page, (x, y), (x + patch, y + patch), INK, 1)
-        cv2.putText(
-            page, text, (x + patch + 6, y + patch - 3), FONT, TITLE_SCALE, INK, 1, cv2.LINE_AA
-        )
+        place = x + patch + 6, y + patch - 3
+        cv2.putText(page, text, place, FONT, TITLE_SCALE, INK, 1, cv2.LINE_AA)
         x += needed + 24
     return page[: y + step]
 
@@ -177,23 +167,21 @@ def legend(entries: Mapping[str, Color], width: int) -> Image:
 def resized(image: Image, size: tuple[int, int]) -> Image:
     """A new image of `size` (height, width)."""
     smaller = size[0] < image.shape[0] or size[1] < image.shape[1]
-    return cv2.resize(
-        image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    )
+    method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return cv2.resize(image, size[::-1], interpolation=method)
 
 
 def darkened(image: Image) -> Image:
-    """A new image that lines stand out from."""
+    """A new, darker image, from which lines stand out."""
     return (image * 0.75).astype(np.uint8)
 
 
 def _canvas(image: Image, size: tuple[int, int] | None) -> tuple[Image, Float[np.ndarray, " 4"]]:
-    """A copy of the image to draw into, and what boxes are to be multiplied with."""
+    """A copy of the image to draw into, and the factors that bring boxes onto it."""
     height, width = image.shape[:2]
     if size is None:
-        scale = max(
-            1.0, min(SHORT_SIDE / min(height, width), ENLARGED_LONG_SIDE / max(height, width))
-        )
+        limit = ENLARGED_LONG_SIDE / max(height, width)
+        scale = max(1.0, min(SHORT_SIDE / min(height, width), limit))
         size = (round(height * scale), round(width * scale))
     canvas = image.copy() if size == (height, width) else resized(image, size)
     return canvas, np.array([size[1] / width, size[0] / height] * 2)
@@ -202,21 +190,18 @@ def _canvas(image: Image, size: tuple[int, int] | None) -> tuple[Image, Float[np
 def tint(
     canvas: Image, mask: UInt8[np.ndarray, "mh mw"], color: Color, corner: tuple[int, int] = (0, 0)
 ) -> None:
-    """Colours and outlines a mask, in place; `corner`: the (x, y) of the canvas where its first
-    pixel lies."""
+    """Colour and outline a mask in place, with its first pixel at `corner` (x, y) of the canvas."""
     (x, y), (height, width) = corner, mask.shape
     part = canvas[y : y + height, x : x + width]
-    mixed = (0.55 * np.arange(256)[:, None] + 0.45 * np.array(color)).astype(
-        np.uint8
-    )  # a row a pixel value
+    by_value = 0.55 * np.arange(256)[:, None] + 0.45 * np.array(color)
+    mixed = by_value.astype(np.uint8)
     np.copyto(part, cv2.LUT(part, mixed[None]), where=mask[..., None].astype(bool))
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, contours, -1, color, 1, cv2.LINE_AA, offset=corner)
 
 
 def _tint_rle(canvas: Image, rle: Mapping[str, Any], color: Color) -> None:
-    """Only the part that holds the mask is worked on, in uint8: an image of 12 megapixels would be
-    288 MB as float64."""
+    """Tint the part that holds the mask, in uint8: 12 megapixels would be 288 MB as float64."""
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     if not width * height:
         return
@@ -228,38 +213,30 @@ def _tint_rle(canvas: Image, rle: Mapping[str, Any], color: Color) -> None:
 
 
 def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickness: int) -> None:
-    """A box's outline, in place; `thickness` grows with the canvas."""
-    x1, y1, x2, y2 = (
-        np.round(box).astype(int).tolist()
-    )  # the box's edge lies between pixels: its last pixel is one less
-    cv2.rectangle(
-        canvas,
-        (x1, y1),
-        (max(x2 - 1, x1), max(y2 - 1, y1)),
-        color,
-        round(thickness * _magnification(canvas)),
-    )
+    """Outline a box in place; `thickness` grows with the canvas."""
+    x1, y1, x2, y2 = np.round(box).astype(int).tolist()
+    # The box's edge lies between pixels: its last pixel is one less.
+    last = max(x2 - 1, x1), max(y2 - 1, y1)
+    cv2.rectangle(canvas, (x1, y1), last, color, round(thickness * _magnification(canvas)))
 
 
 class _Label(NamedTuple):
     text: str
     color: Color
-    box: tuple[int, int, int, int]  # of its patch: x1, y1, x2, y2
+    box: tuple[int, int, int, int]  # its patch: x1, y1, x2, y2
+    baseline: int  # of the text, above the patch's bottom
 
 
 def _placed_label(
     canvas: Image, text: str, corner: tuple[int, int], color: Color, others: Sequence[_Label]
 ) -> _Label:
-    """A label above `corner`, moved so that it lies in the image and off `others`, if a place is
-    near."""
-    magnification = _magnification(canvas)
-    gap = round(2 * magnification)
-    (width, height), baseline = cv2.getTextSize(
-        text, FONT, FONT_SCALE * magnification, round(magnification)
-    )
+    """Place a label above `corner`, in the image and off the `others` if there is room nearby."""
+    font, stroke, gap = _text_style(canvas)
+    (width, height), baseline = cv2.getTextSize(text, FONT, font, stroke)
     width, height = width + 2 * gap, height + baseline + gap
     x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
     above = max(corner[1] - height - 1, 0)
+    top = above
     for step in (0, -1, -2, 1, 2):
         y = above + step * (height + 1)
         free = all(
@@ -267,17 +244,23 @@ def _placed_label(
             for o in (other.box for other in others)
         )
         if free and 0 <= y <= canvas.shape[0] - height:
-            return _Label(text, color, (x, y, x + width, y + height))
-    return _Label(text, color, (x, above, x + width, above + height))
+            top = y
+            break
+    return _Label(text, color, (x, top, x + width, top + height), baseline)
 
 
 def _draw_label(canvas: Image, label: _Label) -> None:
-    magnification = _magnification(canvas)
-    font, stroke, gap = FONT_SCALE * magnification, round(magnification), round(2 * magnification)
+    font, stroke, gap = _text_style(canvas)
     x1, y1, x2, y2 = label.box
-    _, baseline = cv2.getTextSize(label.text, FONT, font, stroke)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), label.color, cv2.FILLED)
-    cv2.putText(canvas, label.text, (x1 + gap, y2 - baseline), FONT, font, INK, stroke, cv2.LINE_AA)
+    place = x1 + gap, y2 - label.baseline
+    cv2.putText(canvas, label.text, place, FONT, font, INK, stroke, cv2.LINE_AA)
+
+
+def _text_style(canvas: Image) -> tuple[float, int, int]:
+    """Scale, stroke and gap of a label's text, which grow with the canvas."""
+    magnification = _magnification(canvas)
+    return FONT_SCALE * magnification, round(magnification), round(2 * magnification)
 
 
 def _magnification(canvas: Image) -> float:

@@ -1,4 +1,4 @@
-"""The masks that runs give to the same objects, side by side (the report's figures 2 and 3)."""
+"""The masks of several runs for the same objects, side by side (figures 2 and 3 of the report)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.figures.draw import Color, Image, darkened, resized, side_by_side, tint
-from mrcnn_jax.figures.png_pages import column_width, drawn_size, write_pages
+from mrcnn_jax.figures.draw import Color, Image, darkened, resized, tint
+from mrcnn_jax.figures.png_pages import drawn_size, row_of_columns, write_pages
 from mrcnn_jax.pixels.rle import segmentation_rle
 
 AGREED: Color = (60, 220, 130)
@@ -29,16 +29,17 @@ def masks_figure(
     *,
     rows: int = 3,
 ) -> list[Path]:
-    """For each object a row, zoomed to it: its ground-truth mask left, then the mask of each run,
-    and where that is too large or too small.
+    """Draw a row for each object, zoomed in on it: its ground-truth mask, then each run's.
+
+    Colours show where a run's mask is right, too large and too small.
 
     Args:
         images: uint8 RGB [H, W, 3] in original pixels.
-        objects: a COCO annotation with a mask of each image.
+        objects: for each image a COCO annotation with a mask.
         masks: title of a column -> a COCO segmentation of each object.
         class_names: category id -> name.
-        out_dir: folder of the pages; made if need be.
-        rows: objects a page.
+        out_dir: folder of the pages, created if need be.
+        rows: objects on a page.
 
     Returns:
         The pages, `masks_1.png`, `masks_2.png`, ...
@@ -47,22 +48,18 @@ def masks_figure(
     drawn = []
     for i, (image, annotation) in enumerate(zip(images, objects, strict=True)):
         truth = segmentation_rle(annotation["segmentation"], image.shape[:2])
-        found = {
-            title: segmentation_rle(column[i], image.shape[:2]) for title, column in masks.items()
-        }
+        shown = {f"ground truth: {class_names[annotation['category_id']]}": truth}
+        for title, column in masks.items():
+            rle = segmentation_rle(column[i], image.shape[:2])
+            shown[f"{title}: mask IoU {coco_mask.iou([rle], [truth], [0])[0, 0]:.2f}"] = rle
         region = zoomed_region(annotation["bbox"], image.shape[:2])
         part = image[region]
         size = drawn_size(part, columns)
         cells = [
             _compared(part, size, *(_decoded(rle, region, size) for rle in (truth, mask)))
-            for mask in (truth, *found.values())
+            for mask in shown.values()
         ]
-        titles = [f"ground truth: {class_names[annotation['category_id']]}"]
-        titles += [
-            f"{title}: mask IoU {coco_mask.iou([rle], [truth], [0])[0, 0]:.2f}"
-            for title, rle in found.items()
-        ]
-        drawn.append(side_by_side(cells, titles, column_width(columns)))
+        drawn.append(row_of_columns(cells, list(shown), columns))
     colors = {
         "mask on the object": AGREED,
         "mask beyond the object": EXCESS,
@@ -74,25 +71,24 @@ def masks_figure(
 def zoomed_region(
     bbox: Sequence[float], size: tuple[int, int], *, margin: float = 0.2, least: int = 8
 ) -> tuple[slice, slice]:
-    """(rows, columns) of an image of `size` around a COCO bbox; `margin`: a share of its longer
-    side, but `least` pixels at least."""
+    """Slice (rows, columns) around a COCO bbox out of an image of `size` (height, width).
+
+    The margin is a share of the longer side of the bbox, and at least `least` pixels.
+    """
     x, y, width, height = bbox
     around = max(margin * max(width, height), least)
     top, left = max(int(y - around), 0), max(int(x - around), 0)
-    return slice(top, min(int(np.ceil(y + height + around)), size[0])), slice(
-        left, min(int(np.ceil(x + width + around)), size[1])
-    )
+    bottom = min(int(np.ceil(y + height + around)), size[0])
+    right = min(int(np.ceil(x + width + around)), size[1])
+    return slice(top, bottom), slice(left, right)
 
 
 def _decoded(
     rle: Mapping[str, Any], region: tuple[slice, slice], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w"]:
-    """What the region holds of a mask, 0 or 1; its pixels are enlarged as they are."""
-    return cv2.resize(
-        np.ascontiguousarray(coco_mask.decode(rle)[region]),
-        size[::-1],
-        interpolation=cv2.INTER_NEAREST,
-    )
+    """The part of a mask in a region, 0 or 1, its pixels enlarged as they are."""
+    part = np.ascontiguousarray(coco_mask.decode(rle)[region])
+    return cv2.resize(part, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def _compared(
@@ -101,9 +97,8 @@ def _compared(
     truth: UInt8[np.ndarray, "h w"],
     mask: UInt8[np.ndarray, "h w"],
 ) -> Image:
-    grey = cv2.cvtColor(
-        resized(part, size), cv2.COLOR_RGB2GRAY
-    )  # all colour there is tells of the masks
+    # On grey, so that every colour is a mask's.
+    grey = cv2.cvtColor(resized(part, size), cv2.COLOR_RGB2GRAY)
     canvas = darkened(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
     for pixels, color in (
         (truth & mask, AGREED),

@@ -1,4 +1,4 @@
-"""Pages of a figure: how large an image is drawn in a column, and rows of images as PNG files."""
+"""Lay out the pages of a figure: images in columns and rows, as PNG files."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mrcnn_jax.figures.draw import MARGIN, Color, Image, legend
+from mrcnn_jax.figures.draw import MARGIN, Color, Image, legend, side_by_side
 
-PAGE_WIDTH = 1200  # pixels: text is still read where a page is shown at 1000
-
-
-def column_width(columns: int) -> int:
-    """Pixels for an image in each of so many columns."""
-    return PAGE_WIDTH // columns - 2 * MARGIN
+PAGE_WIDTH = 1200  # pixels: text stays legible where a page is shown at 1000
 
 
 def drawn_size(image: Image, columns: int) -> tuple[int, int]:
-    """(height, width) of an image in a column: it fills the width, or is as high as the column is
-    wide."""
-    scale = column_width(columns) / max(image.shape[:2])
+    """(height, width) at which an image's longer side is as long as one of `columns` is wide."""
+    scale = _column_width(columns) / max(image.shape[:2])
     return max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
+
+
+def row_of_columns(images: Sequence[Image], titles: Sequence[str], columns: int) -> Image:
+    """Put titled images side by side, each in one of `columns` on the page."""
+    return side_by_side(images, titles, _column_width(columns))
 
 
 def write_pages(
@@ -34,11 +33,18 @@ def write_pages(
     columns: int = 1,
     colors: Mapping[str, Color] | None = None,
 ) -> list[Path]:
-    """`<name>_1.png`, ... of `rows` x `columns` cells, each padded with white to the largest of its
-    row and page.
+    """Write cells to `<name>_1.png`, `<name>_2.png`, ..., with `rows` x `columns` on each page.
 
     Args:
-        colors: what colours mean; shown above the cells of each page.
+        cells: images; padded with white to the height of their row and the width of their page.
+        out_dir: folder of the pages, created if need be.
+        name: of the figure.
+        rows: of a page.
+        columns: of a page.
+        colors: a legend above the cells of each page: text -> colour.
+
+    Returns:
+        The pages.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -54,6 +60,10 @@ def write_pages(
         paths.append(out_dir / f"{name}_{number}.png")
         paths[-1].write_bytes(cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
     return paths
+
+
+def _column_width(columns: int) -> int:
+    return PAGE_WIDTH // columns - 2 * MARGIN
 
 
 def _padded(image: Image, height: int, width: int) -> Image:

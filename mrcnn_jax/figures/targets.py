@@ -1,4 +1,4 @@
-"""What the RPN and the box head are trained towards (the report's figures 5 and 6)."""
+"""The training targets of the RPN and the box head (figures 5 and 6 of the report)."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from mrcnn_jax.figures.draw import PALETTE, Color, Image, darkened, rectangle, resized, side_by_side
-from mrcnn_jax.figures.png_pages import column_width, drawn_size, write_pages
+from mrcnn_jax.figures.draw import PALETTE, Color, Image, darkened, rectangle, resized
+from mrcnn_jax.figures.png_pages import drawn_size, row_of_columns, write_pages
 from mrcnn_jax.figures.views import Boxes, BoxTargets, Canvas, LevelTargets
 
 TRUTH: Color = (255, 255, 255)
 POSITIVE: Color = (40, 230, 90)
 NEGATIVE: Color = (180, 180, 180)
 BEYOND: Color = (70, 70, 70)  # around the image
-SHOWN_NEGATIVES = 10  # a level
-SMALL = 30  # pixels as drawn
+SHOWN_NEGATIVES = 10  # of each level
+SMALL = 30  # pixels on the page
 
 
 def rpn_targets_figure(
     targets: Sequence[tuple[Canvas, Sequence[LevelTargets]]], out_dir: Path
 ) -> list[Path]:
-    """For each image the objects, and a panel a level: the anchors drawn as positive, and the first
-    SHOWN_NEGATIVES of the negative ones.
+    """Draw each image's objects, and a panel for each level with the anchors sampled for the loss.
+
+    Args:
+        targets: of each image (`views.rpn_ground_truth`), in canvas pixels.
+        out_dir: folder of the pages, created if need be.
 
     Returns:
-        The pages, one an image: `rpn_targets_1.png`, `rpn_targets_2.png`, ...
+        The pages, one for each image: `rpn_targets_1.png`, `rpn_targets_2.png`, ...
     """
     cells: list[Image] = []
     panels = 1 + len(targets[0][1])
     columns = min(panels, 3)
     for canvas, levels in targets:
-        page = _Page(
-            canvas.image,
-            np.concatenate([canvas.truth, *(level.positive for level in levels)]),
-            columns,
-        )
-        cells.append(
-            _panel(
-                page.drawn([(canvas.truth, TRUTH, 2)]),
-                f"ground truth ({len(canvas.truth)})",
-                columns,
-            )
-        )
+        shown = np.concatenate([canvas.truth, *(level.positive for level in levels)])
+        page = _Page(canvas.image, shown, columns)
+        truth = (canvas.truth, TRUTH, 2)
+        layers = {f"ground truth ({len(canvas.truth)})": [truth]}
         for level in levels:
-            positive, negative = level.positive, level.negative[:SHOWN_NEGATIVES]
-            title = f"{level.name}: {len(positive)} of {level.positives} positive, {len(level.negative)} of {level.negatives:,} negative"
-            layers = [(negative, NEGATIVE, 1), (canvas.truth, TRUTH, 2), (positive, POSITIVE, 2)]
-            cells.append(_panel(page.drawn(layers), title, columns))
+            title = (
+                f"{level.name}: {len(level.positive)} of {level.positives} positive, "
+                f"{len(level.negative)} of {level.negatives:,} negative"
+            )
+            negative = (level.negative[:SHOWN_NEGATIVES], NEGATIVE, 1)
+            layers[title] = [negative, truth, (level.positive, POSITIVE, 2)]
+        cells += [
+            row_of_columns([page.drawn(layer)], [title], columns) for title, layer in layers.items()
+        ]
     colors = {
         "object": TRUTH,
-        "positive anchor drawn for the loss": POSITIVE,
-        f"negative anchor drawn for the loss (at most {SHOWN_NEGATIVES} a level are shown)": NEGATIVE,
+        "positive anchor in the loss": POSITIVE,
+        f"negative anchor in the loss (at most {SHOWN_NEGATIVES} of a level are shown)": NEGATIVE,
     }
     return write_pages(
         cells, out_dir, "rpn_targets", rows=-(-panels // columns), columns=columns, colors=colors
@@ -64,11 +64,12 @@ def rpn_targets_figure(
 def box_targets_figure(
     targets: Sequence[tuple[Canvas, BoxTargets]], class_names: Sequence[str], out_dir: Path
 ) -> list[Path]:
-    """For each image the boxes drawn for the loss by the class they are given, and where the
-    regression targets take the foreground.
+    """Draw the boxes sampled for the loss, coloured by class, and where their targets move them.
 
     Args:
+        targets: of each image (`views.box_ground_truth`), in canvas pixels.
         class_names: of labels 1, 2, ...
+        out_dir: folder of the pages, created if need be.
 
     Returns:
         The pages, of two images each: `box_targets_1.png`, `box_targets_2.png`, ...
@@ -77,21 +78,17 @@ def box_targets_figure(
     for canvas, (boxes, labels, taken_to) in targets:
         page = _Page(canvas.image, np.concatenate([boxes, canvas.truth]), 2)
         foreground = np.flatnonzero(labels > 0)
-        layers = [(boxes[labels == 0], NEGATIVE, 1)]
-        layers += [(boxes[i][None], class_color(labels[i]), 2) for i in foreground]
-        moved = page.drawn(
-            [
-                *((boxes[i][None], class_color(labels[i]), 1) for i in foreground),
-                (taken_to[foreground], TRUTH, 2),
-            ]
-        )
+        colored = [(boxes[i][None], class_color(labels[i])) for i in foreground]
+        background = boxes[labels == 0]
+        sampled = page.drawn([(background, NEGATIVE, 1), *((*one, 2) for one in colored)])
+        moved = page.drawn([*((*one, 1) for one in colored), (taken_to[foreground], TRUTH, 2)])
         for i in foreground:
             page.arrows(moved, boxes[i], taken_to[i], class_color(labels[i]))
         titles = (
-            f"{len(boxes)} boxes: {len(foreground)} foreground, {len(boxes) - len(foreground)} background",
+            f"{len(boxes)} boxes: {len(foreground)} foreground, {len(background)} background",
             "the foreground, and where its targets take it",
         )
-        rows.append(side_by_side([page.drawn(layers), moved], titles, column_width(2)))
+        rows.append(row_of_columns([sampled, moved], titles, 2))
     present = sorted({int(label) for _, found in targets for label in found.labels if label > 0})
     colors = {class_names[label - 1]: class_color(label) for label in present}
     colors |= {"background": NEGATIVE, "box that the targets lead to": TRUTH}
@@ -99,13 +96,15 @@ def box_targets_figure(
 
 
 def class_color(label: int) -> Color:
-    """Of labels 1, 2, ..."""
+    """The colour of a label 1, 2, ..."""
     return PALETTE[(int(label) - 1) % len(PALETTE)]
 
 
 class _Page:
-    """An image as it is drawn in a column; its borders are as wide as boxes reach beyond them, a
-    quarter of its longer side at most."""
+    """An image scaled to its column, with a border for the boxes that reach beyond it.
+
+    The border is at most a quarter of the longer side wide.
+    """
 
     def __init__(self, image: Image, boxes: Boxes, columns: int) -> None:
         height, width = image.shape[:2]
@@ -124,14 +123,12 @@ class _Page:
         return (boxes + self.corner) * self.scale
 
     def drawn(self, layers: Sequence[tuple[Boxes, Color, int]]) -> Image:
-        """A copy with boxes of a colour and thickness each; those of small boxes are thin, or they
-        would be filled."""
+        """A copy with boxes on it, each layer with a colour and a thickness."""
         canvas = self.image.copy()
         for boxes, color, thickness in layers:
             for box in self.place(boxes):
-                rectangle(
-                    canvas, box, color, thickness if (box[2:] - box[:2]).min() >= SMALL else 1
-                )
+                small = (box[2:] - box[:2]).min() < SMALL  # thick lines would fill it
+                rectangle(canvas, box, color, 1 if small else thickness)
         return canvas
 
     def arrows(
@@ -141,23 +138,12 @@ class _Page:
         target: Float[np.ndarray, " 4"],
         color: Color,
     ) -> None:
-        """From two corners of a box to those of its target, in place."""
+        """Draw arrows from two corners of a box to those of its target, in place."""
         start, end = (
             np.round(self.place(corners)).astype(int).tolist() for corners in (box, target)
         )
-        for x, y in ((0, 1), (2, 3)):
-            if (start[x], start[y]) != (end[x], end[y]):
-                length = np.hypot(end[x] - start[x], end[y] - start[y])
-                cv2.arrowedLine(
-                    canvas,
-                    (start[x], start[y]),
-                    (end[x], end[y]),
-                    color,
-                    1,
-                    cv2.LINE_AA,
-                    tipLength=min(1.0, 6 / length),
-                )
-
-
-def _panel(image: Image, title: str, columns: int) -> Image:
-    return side_by_side([image], [title], column_width(columns))
+        for corner in (slice(0, 2), slice(2, 4)):
+            a, b = start[corner], end[corner]
+            if a != b:
+                tip = min(1.0, 6 / np.hypot(b[0] - a[0], b[1] - a[1]))
+                cv2.arrowedLine(canvas, a, b, color, 1, cv2.LINE_AA, tipLength=tip)

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import ImageRecord, ObjectRecord
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
+from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.inference.predictor import Predictor, predict_split
 from mrcnn_jax.models.box_head import BoxSamples, draw_box_samples
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals
@@ -114,7 +115,7 @@ def proposals(
     """(boxes in original pixels, scores) of the RPN's proposals on each image, best first."""
 
     def propose(model: MaskRCNN, batch: Batch) -> Instances:
-        return model.proposals(model.features(batch.images, batch.image_sizes, batch.valid), batch)
+        return model.proposals(model.features(batch), batch)
 
     found = _each(run, split, indices, propose)
     return [
@@ -145,7 +146,7 @@ def masks_of(
     def mask(model: MaskRCNN, batch: Batch) -> Float[Array, "b n m m"]:
         truth = batch.ground_truth
         assert truth.labels is not None
-        features = model.features(batch.images, batch.image_sizes, batch.valid)
+        features = model.features(batch)
         return model.instance_masks(features, truth.boxes, truth.labels, truth.valid)
 
     asked = iter(objects)
@@ -240,8 +241,8 @@ def box_ground_truth(
     config = run.config.model
 
     def draw(model: MaskRCNN, batch: Batch) -> tuple[BoxSamples, Float[Array, "b s 4"]]:
-        features = model.features(batch.images, batch.image_sizes, batch.valid)
-        output = model.propose(features, batch.image_sizes, batch.valid)
+        features = model.features(batch)
+        output = model.propose(features, batch)
         found = select_proposals(output, batch, config, train=True)
         samples = draw_box_samples(_keys(run, batch).box, found, batch, config.box_head)
         return samples, box_ops.decode(

@@ -1,4 +1,4 @@
-"""A trained run in a few lines of Python (docs/api.md). predict.py is made of it.
+"""A trained run in a few lines of Python (docs/api.md); predict.py uses it too.
 
 model = mrcnn_jax.load("runs/a")
 found = model.predict(image)    # NumPy uint8 RGB, or a file's name
@@ -33,15 +33,16 @@ Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | str | Path
 
 
 def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "raw") -> Model:
-    """A run from its folder (train.py's --workdir; mrcnn_jax.weights' --out).
+    """Load a run.
 
     Args:
-        checkpoint: the newest whole one, or the best by mask AP where the run measured it.
-        weights: the parameters themselves, or their moving average where the run has it.
+        run: its folder (the --workdir of training, the --out of an import of weights).
+        checkpoint: the newest intact one, or the one of the best mask AP, if the run measured it.
+        weights: the parameters themselves ("raw"), or their moving average ("ema").
 
     Raises:
-        ConfigError (a ValueError), one line that names the file: the folder holds no config, no
-        such checkpoint or weights, a damaged one, or no more than a backbone.
+        ConfigError: (a ValueError) one line that names the file: the folder holds no config, no
+            such checkpoint or weights, a damaged one, or no more than a backbone.
     """
     return Model(load_run(Path(run), checkpoint, weights))
 
@@ -49,9 +50,9 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
 class Model:
     """A run on one device.
 
-    Its programs are compiled when an image first needs them: one for each of the run's canvases,
-    and with test-time augmentation two for each canvas and scale and one for each number of views,
-    however many sizes the images have.
+    Programs are compiled when an image first needs them: one for each of the run's canvases; with
+    test-time augmentation, two for each canvas and scale and one for each number of views. Their
+    number does not depend on the sizes of the images.
     """
 
     def __init__(self, run: Run) -> None:
@@ -74,47 +75,44 @@ class Model:
         scales: Sequence[float] = (1.0,),
         progress: bool = False,
     ) -> Any:
-        """What is seen on one image or on many, of any sizes.
+        """Detect objects in one image or in many, of any sizes.
 
         Args:
-            images: an image (NumPy uint8 RGB [H, W, 3], or a file's name); a list or tuple of them;
-                a folder; or any other iterable of them (`video_frames`), of which one is held at a
-                time.
+            images: an image (NumPy uint8 RGB [H, W, 3], or a file's name); a list or tuple of
+                images; a folder; or another iterable of images (`video_frames`), of which one at a
+                time is in memory.
             min_score: detections below it are left out, as are those below the run's
                 model.box_head.score_threshold.
-            rle: masks as compressed COCO RLEs instead of arrays: smaller, and quicker to make.
-            flip: looks at the mirrored image too, and merges (see `MergedViews`).
-            scales: looks at each image at these multiples of the run's image size, and merges.
-            progress: a progress bar, where there are several images.
+            rle: give masks as compressed COCO RLEs, not arrays: smaller, and quicker to make.
+            flip: evaluate the mirrored image too, and merge (`MergedViews`).
+            scales: evaluate each image at these multiples of the run's image size, and merge.
+            progress: show a progress bar for several images.
 
         Returns:
-            `Detections` for one image, a list of them for a list or tuple, an iterator over them
-                for anything else: its next image is
-            looked at when it is asked for.
+            `Detections` for one image; a list of them for a list or tuple; otherwise an iterator,
+            which predicts an image when its result is asked for.
 
         Raises:
-            ConfigError (a ValueError): a file that is not there or no image, a folder without
-            images.
-            ValueError: an array of another kind; no scale, or one that is not positive.
+            ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
+            ValueError: an array is not uint8 RGB; there is no scale, or one is not positive.
         """
         if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
 
-        def look(source: Source) -> Detections:
-            return self._look(source, min_score, rle, flip, tuple(scales))
+        def one(source: Source) -> Detections:
+            return self._one(source, min_score, rle, flip, tuple(scales))
 
-        if isinstance(images, str | Path):
-            if not Path(images).is_dir():
-                return look(images)
-            many: Iterable[Source] = image_files([Path(images)])
-        elif isinstance(images, np.ndarray):
-            return look(images)
+        many: Iterable[Source]
+        if isinstance(images, str | Path) and Path(images).is_dir():
+            many = image_files([Path(images)])
+        elif isinstance(images, str | Path | np.ndarray):
+            return one(images)
         else:
             many = images
-        found = map(look, tqdm(many, unit="img", leave=False) if progress else many)
+        found = map(one, tqdm(many, unit="img", leave=False) if progress else many)
         return list(found) if isinstance(images, list | tuple) else found
 
-    def _look(
+    def _one(
         self, source: Source, min_score: float, rle: bool, flip: bool, scales: tuple[float, ...]
     ) -> Detections:
         if isinstance(source, str | Path):
@@ -127,6 +125,5 @@ class Model:
         else:
             found = self._predictor.detections(image, min_score=min_score)
         assert isinstance(found.masks, tuple)
-        return replace(
-            found, path=path, masks=found.masks if rle else decoded(found.masks, found.size)
-        )
+        masks = found.masks if rle else decoded(found.masks, found.size)
+        return replace(found, path=path, masks=masks)

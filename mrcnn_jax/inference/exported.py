@@ -1,7 +1,7 @@
 """Run an exported model with jax and NumPy alone.
 
-`mrcnn_jax export` copies this file and `pixels/geometry.py` into the exported file, a zip that
-Python can import from; mrcnn_jax itself is not needed to use it:
+The export command copies this file and pixels/geometry.py into the exported file, a zip from which
+Python imports; mrcnn_jax is not needed to use it:
 
     import sys
     sys.path.insert(0, "model.jaxexport")
@@ -21,13 +21,16 @@ from mrcnn_jax.pixels.geometry import check_image, in_image, paste_region, resiz
 
 
 def load(path: Any) -> ExportedModel:
-    """The network in the file `path`. OSError or ValueError if it is no such file."""
+    """Load an exported model.
+
+    Raises:
+        OSError, ValueError: `path` is not such a file.
+    """
     return ExportedModel(path)
 
 
 class ExportedModel:
-    """One program a canvas, for the platforms `meta["platforms"]`; compiled when an image first
-    needs it."""
+    """One program per canvas, for the platforms in `meta`; compiled when first needed."""
 
     def __init__(self, path: Any) -> None:
         import jax
@@ -44,19 +47,23 @@ class ExportedModel:
             ]
 
     def predict(self, image: np.ndarray, min_score: float = 0.0) -> dict[str, Any]:
-        """What is seen on an image, best first.
+        """Detect the objects in an image.
 
         Args:
-            image: uint8 RGB [H, W, 3]; ValueError if it is not.
+            image: uint8 RGB [H, W, 3].
             min_score: detections below it are left out.
 
         Returns:
-            boxes: float64 [N, 4], (x1, y1, x2, y2) in pixels of the image, continuous in [0, W] x
-                [0, H].
-            labels: int32 [N], 1..K.
-            category_ids, class_names: lists of N, of the labels.
-            scores: float32 [N], probabilities.
-            masks: bool [N, H, W].
+            A dict of N detections, best first:
+                boxes: float64 [N, 4], (x1, y1, x2, y2) in pixels, continuous in [0, W] x [0, H].
+                labels: int32 [N], 1..K.
+                category_ids: list of N COCO ids.
+                class_names: list of N names.
+                scores: float32 [N], probabilities.
+                masks: bool [N, H, W].
+
+        Raises:
+            ValueError: the image is not uint8 RGB.
         """
         check_image(image)
         size = image.shape[0], image.shape[1]

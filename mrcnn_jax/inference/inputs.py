@@ -1,4 +1,4 @@
-"""Images that are predicted on: from files, folders and videos."""
+"""Images to predict on, from files, folders and videos."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.pixels.decode import decode_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files of `paths`, with the images of each folder in it (not deeper); ConfigError names
-    what is not there or empty."""
+    """List the given files, and the images directly in the given folders.
+
+    Raises:
+        ConfigError: a path does not exist, a folder has no images, or nothing was given.
+    """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -35,8 +39,11 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_image(path: Path, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB, turned as its EXIF says; ConfigError with the file's name if it cannot be read, or is
-    over data.max_pixels."""
+    """Read an image as RGB, upright as its EXIF says.
+
+    Raises:
+        ConfigError: the file cannot be read or decoded, or has more than data.max_pixels.
+    """
     try:
         return decode_image(path.read_bytes(), upright=True, max_pixels=data.max_pixels)
     except OSError as error:
@@ -46,14 +53,16 @@ def read_image(path: Path, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames of a video, RGB, one at a time; ConfigError, at once, if OpenCV cannot read the
-    file."""
+    """Iterate over the frames of a video, RGB.
+
+    Raises:
+        ConfigError: at once, if OpenCV cannot read the file.
+    """
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise ConfigError(
-            f"{path}: "
-            + ("not a video that OpenCV can read" if Path(path).is_file() else "no such file")
-        )
+        exists = Path(path).is_file()
+        reason = "not a video that OpenCV can read" if exists else "no such file"
+        raise ConfigError(f"{path}: {reason}")
     return _frames(capture)
 
 

@@ -1,4 +1,4 @@
-"""A trained run, restored from its folder, on a data set's split or on any images."""
+"""Run a trained network on a split of a data set, or on any images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
-# Image index -> proposals: boxes in original pixels, scores.
-Seen = dict[int, tuple[np.ndarray, np.ndarray]]
+Proposals = dict[int, tuple[np.ndarray, np.ndarray]]
+"""Image index -> boxes (x1, y1, x2, y2) in original pixels, and their scores."""
 
 
 class Predictor:
-    """The network as one compiled program a canvas; NumPy in, NumPy out.
+    """The network, compiled once per canvas; NumPy in, NumPy out.
 
-    With a `mesh` each device sees its rows of a batch, and each process has those of its devices.
+    With a `mesh`, each device gets its rows of a batch, and each process those of its devices.
     """
 
     def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
@@ -39,7 +39,7 @@ class Predictor:
         apply: Any = network.apply
         if mesh is not None:
             everywhere, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)
-            # No image knows of another: no device needs to hear of one.
+            # Images do not depend on each other, so devices need not communicate.
             apply = jax.shard_map(
                 network.apply,
                 mesh=mesh,
@@ -51,25 +51,22 @@ class Predictor:
         self.load(run.variables)
 
     def load(self, variables: Variables) -> None:
-        """Go on with other weights, in the same programs; with a mesh, arrays that this process has
-        as a whole."""
+        """Use other weights, of which this process has every array as a whole."""
         mesh = self.mesh
         if mesh is None:
             self.variables = jax.device_put(variables)
         else:
-            self.variables = parallel.place(
-                variables, jax.tree.map(lambda _: parallel.replicated(mesh), variables)
-            )
+            places = jax.tree.map(lambda _: parallel.replicated(mesh), variables)
+            self.variables = parallel.place(variables, places)
 
     def __call__(self, batch: Batch) -> Prediction:
-        return parallel.rows_to_host(
-            self._apply(self.variables, parallel.place_rows(batch, self.mesh)), self.mesh
-        )
+        placed = parallel.place_rows(batch, self.mesh)
+        return parallel.rows_to_host(self._apply(self.variables, placed), self.mesh)
 
     def results(
         self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """COCO results of a batch: original ids, pixels and image size."""
+        """Convert a batch's detections to COCO results (`inference.results.coco_results`)."""
         return coco_results(
             prediction.detections,
             scales=batch.scales,
@@ -83,7 +80,7 @@ class Predictor:
     def detections(
         self, image: UInt8[np.ndarray, "h w 3"], *, min_score: float = 0.0
     ) -> Detections:
-        """What is seen on one image, in its pixels, with masks as RLEs."""
+        """Detect the objects in one image; masks are RLEs."""
         batch = batch_of_one(image, self.run.config.data)
         found = jax.tree.map(lambda field: field[0], self(batch).detections)
         return self.in_image(found, batch.scales[0], image.shape[:2], min_score=min_score)
@@ -96,33 +93,34 @@ class Predictor:
         *,
         min_score: float = 0.0,
     ) -> Detections:
-        """`image_detections` with the run's classes and way of pasting."""
-        paste = self.run.config.model.mask_head.paste
+        """Call `image_detections` with the run's classes and way of pasting masks."""
         return image_detections(
             found,
             scale=scale,
             size=size,
             categories=self.run.meta.categories,
-            paste=paste,
+            paste=self.run.config.model.mask_head.paste,
             min_score=min_score,
         )
 
 
 def results_of_split(
     predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
-) -> tuple[list[dict[str, Any]], Seen]:
-    """COCO results of a plan's images, in their order, and the proposals of each: of all processes
-    together, each of which calls this."""
+) -> tuple[list[dict[str, Any]], Proposals]:
+    """Predict the images of a plan; every process calls this and gets the results of all of them.
+
+    Returns:
+        COCO results in the order of the plan's images, and the proposals on each image.
+    """
     results: list[dict[str, Any]] = []
-    proposals: Seen = {}
+    proposals: Proposals = {}
     total = sum(i >= 0 for planned in own_rows(plan, predictor.mesh) for i in planned.indices)
     with tqdm(
         total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()
     ) as bar:
         for batch, prediction in predict_split(predictor, split, plan):
-            results += predictor.results(
-                batch, prediction, [split.dataset.images[i].id for i in batch.indices]
-            )
+            ids = [split.dataset.images[i].id for i in batch.indices]
+            results += predictor.results(batch, prediction, ids)
             for i in np.flatnonzero(batch.valid):
                 found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
                 found = jax.tree.map(operator.itemgetter(found.valid), found)
@@ -132,27 +130,23 @@ def results_of_split(
                 )
             bar.update(int(batch.valid.sum()))
     parts = parallel.gather((results, proposals))
-    rank = {
-        split.dataset.images[i].id: n
-        for n, i in enumerate(i for planned in plan for i in planned.indices if i >= 0)
-    }
-    results = sorted(
-        (result for part, _ in parts for result in part),
-        key=lambda result: rank[result["image_id"]],
-    )
+    order = [i for planned in plan for i in planned.indices if i >= 0]
+    rank = {split.dataset.images[i].id: n for n, i in enumerate(order)}
+    gathered = (result for part, _ in parts for result in part)
+    results = sorted(gathered, key=lambda result: rank[result["image_id"]])
     return results, {index: boxes for _, part in parts for index, boxes in part.items()}
 
 
 def predict_split(
     predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
 ) -> Iterator[tuple[Batch, Prediction]]:
-    """Every batch of a plan with what is seen on it; of several processes, the rows of this one."""
+    """Iterate over a plan's batches and their predictions: the rows of this process."""
     for batch in load(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
         yield batch, predictor(batch)
 
 
 def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:
-    """An image without ground truth as a batch of its own."""
+    """Put an image, without ground truth, into a batch of its own."""
     plan = resize_plan(image.shape[0], image.shape[1], data)
     height, width = plan.resized
     batch = blank_batch(1, data.canvases[plan.canvas])

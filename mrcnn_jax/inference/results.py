@@ -1,5 +1,4 @@
-"""Detections of a canvas -> those of the original image, and COCO results: original image ids,
-category ids, pixels and sizes."""
+"""Detections on a canvas -> detections in the original image, and COCO results."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from mrcnn_jax.structures import Instances
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What is seen on one image of H x W pixels: N objects, best first."""
+    """Detections in one image of H x W pixels: N objects, best first."""
 
     size: tuple[int, int]
     """(H, W)."""
@@ -28,20 +27,28 @@ class Detections:
     labels: Int32[np.ndarray, " n"]
     """1..K."""
     category_ids: tuple[int, ...]
-    """COCO id of each object's class, as in the annotations that the run was trained on."""
+    """COCO ids of the classes, as in the annotations that the run was trained on."""
     class_names: tuple[str, ...]
     scores: Float32[np.ndarray, " n"]
     """Probabilities of the classes."""
     masks: Bool[np.ndarray, "n h w"] | tuple[dict[str, Any], ...] | None
-    """Pixels of each object; or compressed COCO RLEs, {"size": [H, W], "counts": str}; None: of a
-    network without masks."""
+    """Pixels of each object, or compressed COCO RLEs, {"size": [H, W], "counts": str}.
+
+    None: the network has no mask head.
+    """
     path: Path | None = None
-    """The file that was read, if it was one."""
+    """The file that was read, if any."""
 
     def coco_results(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """One dict a detection, ready for JSON: image_id, category_id, bbox ([x, y, width, height]
-        in pixels of the original image), score, and, with masks, segmentation (compressed RLE of
-        the original image's size).
+        """Convert to COCO results, ready for JSON.
+
+        Args:
+            image_id: the COCO id that each of them carries.
+
+        Returns:
+            For each detection a dict: image_id, category_id, bbox ([x, y, width, height] in pixels
+            of the original image), score, and, if there are masks, segmentation (compressed RLE of
+            the original image's size).
         """
         rles = encoded(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
         results: list[dict[str, Any]] = []
@@ -67,7 +74,7 @@ def image_detections(
     paste: PasteStyle,
     min_score: float = 0.0,
 ) -> Detections:
-    """Valid detections of one image, with its masks as RLEs.
+    """Convert the valid detections on a canvas to those in its image, with masks as RLEs.
 
     Args:
         found: NumPy leaves: boxes float32 in pixels of the canvas, labels 1..K, scores, valid, and
@@ -75,17 +82,21 @@ def image_detections(
         scale: (y, x): canvas pixels = original pixels * scale.
         size: (height, width) of the original image.
         categories: (COCO id, name) of label 1, 2, ..., K.
-        paste: how masks become pixels (`exported.paste`).
+        paste: how masks become pixels (`pixels.geometry.paste_region`).
         min_score: detections below it are left out.
     """
     assert found.scores is not None
     kept = found.valid.copy()
-    kept[kept] = found.scores[kept] >= min_score  # of the others, scores may be anything
+    kept[kept] = found.scores[kept] >= min_score  # the scores of invalid rows may be anything
     found = jax.tree.map(lambda field: field[kept], found)
     assert found.labels is not None
     assert found.scores is not None
     boxes, clipped = in_image(found.boxes, scale, size)
     numbers = found.labels.tolist()
+    masks = None
+    if found.masks is not None:
+        pairs = zip(found.masks, boxes, strict=True)
+        masks = tuple(paste_rle(mask, box, size, paste) for mask, box in pairs)
     return Detections(
         size=size,
         boxes=clipped,
@@ -93,9 +104,7 @@ def image_detections(
         category_ids=tuple(int(categories[label - 1][0]) for label in numbers),
         class_names=tuple(categories[label - 1][1] for label in numbers),
         scores=found.scores,
-        masks=None
-        if found.masks is None
-        else tuple(paste_rle(*pair, size, paste) for pair in zip(found.masks, boxes, strict=True)),
+        masks=masks,
     )
 
 
@@ -109,16 +118,19 @@ def coco_results(
     images_valid: Bool[np.ndarray, " b"],
     paste: PasteStyle,
 ) -> list[dict[str, Any]]:
-    """`Detections.coco_results` of the valid images of a batch.
+    """Convert the detections of a batch to COCO results.
 
     Args:
-        detections: those of `image_detections`, with a batch axis.
+        detections: as in `image_detections`, with a batch axis.
         scales: (y, x) of each image.
         original_sizes: (height, width) of each image on disk.
-        image_ids: COCO id of each image; what stands where an image is invalid is not read.
+        image_ids: COCO id of each image; not read where an image is invalid.
         categories: (COCO id, name) of label 1, 2, ..., K.
         images_valid: False for images that only fill up the batch.
-        paste: how masks become pixels (`exported.paste`).
+        paste: how masks become pixels (`pixels.geometry.paste_region`).
+
+    Returns:
+        `Detections.coco_results` of the valid images.
     """
     results: list[dict[str, Any]] = []
     for image in np.flatnonzero(images_valid).tolist():

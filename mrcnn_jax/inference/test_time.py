@@ -1,5 +1,4 @@
-"""Test-time augmentation: several views of one image, merged as detectron2's GeneralizedRCNNWithTTA
-merges them."""
+"""Test-time augmentation: views of one image, merged as in detectron2's GeneralizedRCNNWithTTA."""
 
 from __future__ import annotations
 
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
-from mrcnn_jax.config.schema import DataConfig, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference.predictor import Predictor, batch_of_one
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Pyramid
@@ -24,21 +24,21 @@ from mrcnn_jax.structures import Batch, Instances
 
 
 class View(NamedTuple):
-    """An image on a canvas, mirrored or not, and its features there (on the device)."""
+    """An image on a canvas, mirrored or not, with its features on the device."""
 
     features: Pyramid
     scale: Float32[np.ndarray, " 2"]  # (y, x)
     mirrored_width: int | None  # of the original image, if it was mirrored
 
     def to_image(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
-        """Boxes of the canvas in pixels of the original image."""
-        return self._turned(boxes_to_image(boxes, self.scale))
+        """Canvas pixels -> pixels of the original image."""
+        return self._unmirrored(boxes_to_image(boxes, self.scale))
 
     def to_canvas(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         """The inverse of `to_image`."""
-        return boxes_to_canvas(self._turned(boxes), self.scale)
+        return boxes_to_canvas(self._unmirrored(boxes), self.scale)
 
-    def _turned(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
+    def _unmirrored(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         if self.mirrored_width is None:
             return boxes
         x1, y1, x2, y2 = boxes.T
@@ -46,21 +46,19 @@ class View(NamedTuple):
 
 
 class MergedViews:
-    """Boxes: those found in every view go through one NMS a class, which keeps the best of each
-    object with its score. Masks: every view is asked for the masks of the boxes that are left, and
-    the probabilities are averaged.
+    """Detections of several views merged into one.
 
-    The features of all views of an image are held on the device until its masks are made.
+    The boxes of all views go through one per-class NMS, which keeps the best of each object with
+    its score. Then every view predicts masks for the boxes that are left, and their probabilities
+    are averaged. The features of all views stay on the device until then.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        config, options = (
-            predictor.run.config,
-            compile_options(deterministic=predictor.run.config.deterministic),
-        )
+        config = predictor.run.config
+        options = compile_options(deterministic=config.deterministic)
         network = MaskRCNN(config.model)
-        self._see = jax.jit(nn.apply(_see, network), **options)
+        self._detect = jax.jit(nn.apply(_detect, network), **options)
         self._masks = jax.jit(nn.apply(_masks, network), **options)
         self._merge = jax.jit(lambda found: _merge(found, config.model), **options)
 
@@ -72,35 +70,35 @@ class MergedViews:
         scales: Sequence[float],
         min_score: float = 0.0,
     ) -> Detections:
-        """What the views at all `scales`, with `flip` also mirrored, see together."""
+        """Detect objects in the views of one image.
+
+        Args:
+            image: uint8 RGB, original pixels.
+            flip: use mirrored views too.
+            scales: multiples of the run's image size, a view each.
+            min_score: detections below it are left out.
+
+        Returns:
+            The merged detections, with masks as RLEs.
+        """
         run, variables = self._predictor.run, self._predictor.variables
         views: list[View] = []
         found: list[Instances] = []
         for scale in scales:
             for mirrored in (False, True)[: 1 + flip]:
-                batch = batch_of_one(
-                    np.ascontiguousarray(image[:, ::-1]) if mirrored else image,
-                    scaled(run.config.data, scale),
-                )
-                features, seen = self._see(variables, batch)
+                pixels = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+                batch = batch_of_one(pixels, scaled(run.config.data, scale))
+                features, seen = self._detect(variables, batch)
                 views.append(View(features, batch.scales[0], image.shape[1] if mirrored else None))
                 seen = jax.tree.map(lambda field: field[0], jax.device_get(seen))
                 found.append(seen.replace(boxes=views[-1].to_image(seen.boxes)))
-        merged = jax.device_get(
-            self._merge(jax.tree.map(lambda *fields: np.concatenate(fields), *found))
-        )
+        together = jax.tree.map(lambda *fields: np.concatenate(fields), *found)
+        merged = jax.device_get(self._merge(together))
         masks = []
         for view in views:
-            here = np.asarray(
-                self._masks(
-                    variables,
-                    view.features,
-                    view.to_canvas(merged.boxes),
-                    merged.labels,
-                    merged.valid,
-                )
-            )
-            masks.append(here if view.mirrored_width is None else here[..., ::-1])
+            boxes = view.to_canvas(merged.boxes)
+            here = self._masks(variables, view.features, boxes, merged.labels, merged.valid)
+            masks.append(np.asarray(here)[..., :: 1 if view.mirrored_width is None else -1])
         return self._predictor.in_image(
             merged.replace(masks=np.mean(masks, axis=0)),
             np.ones(2, np.float32),
@@ -110,19 +108,20 @@ class MergedViews:
 
 
 def scaled(data: DataConfig, scale: float) -> DataConfig:
-    """The same with image sizes times `scale`, and canvases that hold them."""
-    canvases = tuple(
-        (32 * -int(-height * scale // 32), 32 * -int(-width * scale // 32))
-        for height, width in data.canvases
+    """Multiply the image sizes of a config by `scale`, with canvases that hold them."""
+    return replace(
+        data,
+        short_side=max(1, round(data.short_side * scale)),
+        long_side=max(1, round(data.long_side * scale)),
+        canvases=tuple(
+            (32 * -int(-height * scale // 32), 32 * -int(-width * scale // 32))
+            for height, width in data.canvases
+        ),
     )
-    short_side, long_side = (
-        max(1, round(side * scale)) for side in (data.short_side, data.long_side)
-    )
-    return replace(data, short_side=short_side, long_side=long_side, canvases=canvases)
 
 
-def _see(model: MaskRCNN, batch: Batch) -> tuple[Pyramid, Instances]:
-    features = model.features(batch.images, batch.image_sizes, batch.valid)
+def _detect(model: MaskRCNN, batch: Batch) -> tuple[Pyramid, Instances]:
+    features = model.features(batch)
     return features, model.detections(features, model.proposals(features, batch), batch)
 
 
@@ -137,7 +136,7 @@ def _masks(
 
 
 def _merge(found: Instances, config: ModelConfig) -> Instances:
-    """The best `box_head.detections` of a set of labelled boxes after NMS a class."""
+    """Keep the best `box_head.detections` of a set of labelled boxes after per-class NMS."""
     assert found.labels is not None
     assert found.scores is not None
     here = found.valid[:, None] & (found.labels[:, None] == jnp.arange(1, config.num_classes + 1))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.schema import BoxHeadConfig
+from mrcnn_jax.config.model import BoxHeadConfig
 from mrcnn_jax.models.layers import Dense, conv_relu, he_normal_fan_out, relu
 from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
@@ -62,15 +62,10 @@ class BoxHead(nn.Module):
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
         x = x.astype(jnp.float32)
-        logits = nn.Dense(
-            self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name="logits"
-        )(x)
-        deltas = nn.Dense(
-            4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), name="deltas"
-        )(x)
-        return BoxOutput(
-            logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], self.num_classes, 4)
-        )
+        classes, normal = self.num_classes, nn.initializers.normal
+        logits = nn.Dense(classes + 1, kernel_init=normal(0.01), name="logits")(x)
+        deltas = nn.Dense(4 * classes, kernel_init=normal(0.001), name="deltas")(x)
+        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], classes, 4))
 
 
 class BoxSamples(flax.struct.PyTreeNode):
@@ -157,9 +152,8 @@ def box_loss(
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
-    deltas = jnp.take_along_axis(
-        output.deltas, jnp.maximum(labels - 1, 0)[..., None, None], axis=-2
-    )[..., 0, :]
+    channel = jnp.maximum(labels - 1, 0)[..., None, None]
+    deltas = jnp.take_along_axis(output.deltas, channel, axis=-2)[..., 0, :]
     box = losses.box_regression(
         losses.keep(deltas, foreground),
         losses.keep(samples.deltas, foreground),

@@ -1,5 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017): laterals, a top-down path of nearest upsampling, 3x3
-outputs, and P6 from P5."""
+"""Feature pyramid network (Lin et al. 2017)."""
 
 from __future__ import annotations
 
@@ -8,14 +7,14 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mrcnn_jax.config.schema import Norm
+from mrcnn_jax.config.model import Norm
 from mrcnn_jax.models.layers import Conv, ConvNorm, Dense
 
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Each cell becomes 2x2, cut to `size` = (h2, w2), at most (2h, 2w).
+    """Repeats each cell 2x2 and cuts the result to `size` = (h2, w2), at most (2h, 2w).
 
-    Broadcast and reshape: on a CPU the gradient of `jax.image.resize` is many times slower.
+    By broadcast and reshape: on a CPU the gradient of `jax.image.resize` is many times slower.
     """
     b, h, w, c = x.shape
     doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(
@@ -25,7 +24,10 @@ def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, 
 
 
 class FPN(nn.Module):
-    """The maps of the backbone, coarse meanings added to fine places."""
+    """Adds coarse semantic features to finer maps, from the top down.
+
+    1x1 lateral convolutions, nearest upsampling, 3x3 output convolutions.
+    """
 
     channels: int = 256
     norm: Norm = "none"
@@ -35,10 +37,10 @@ class FPN(nn.Module):
     def __call__(
         self, features: dict[str, Float[Array, "b _h _w _c"]]
     ) -> dict[str, Float[Array, "b _h _w {self.channels}"]]:
-        """{"c2".."c5"} at strides 4..32 to {"p2".."p6"} at strides 4..64; P6 is every second cell
-        of P5.
+        """Maps {"c2".."c5"} at strides 4..32 to {"p2".."p6"} at strides 4..64.
 
-        Each finer map has twice the cells of the next one, or one less (odd sizes).
+        Each map has twice as many cells per axis as the next coarser one, or one less (odd sizes).
+        P6 is every second cell of P5.
         """
 
         def convolution(x: Array, size: int, name: str) -> Array:
@@ -47,7 +49,7 @@ class FPN(nn.Module):
                     x, live=False
                 )
             xavier = nn.initializers.xavier_uniform()
-            if size == 1:  # a product of matrices, which is faster on a CPU
+            if size == 1:  # a matrix product: faster on a CPU
                 return Dense(self.channels, xavier, dtype=self.dtype, name=name)(x)
             return Conv(self.channels, xavier, dtype=self.dtype, name=name)(x)
 

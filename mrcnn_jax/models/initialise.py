@@ -1,4 +1,4 @@
-"""Random parameters, by the initialisers that the modules declare."""
+"""Random parameters, by the initialisers of the modules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from flax import linen as nn
 
 
 def initialise(model: nn.Module, *example: Any, seed: int) -> dict[str, Any]:
-    """The variables ('params', 'batch_stats') of `model` for inputs shaped as `example`: the same
-    seed, the same bits.
+    """Draws the variables ('params', 'batch_stats') of `model`; the same seed gives the same bits.
 
-    Only the initialisers are compiled: nothing of what the model computes from `example` reaches a
-    result. What is left is one small random number generator a parameter, run once, so the compiler
-    is told not to spend long on them.
+    Only the initialisers are compiled, since no result depends on what the model computes from
+    `example`. That leaves one small random number generator per parameter, run once, so the
+    compiler is told not to spend long on it.
+
+    Args:
+        model: the module.
+        example: inputs, of which only shapes and dtypes matter.
+        seed: seed of the random numbers.
     """
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 1})
     return init(jax.random.key(seed), *example)

@@ -1,5 +1,4 @@
-"""Building blocks: layers with a bias, convolution with batch norm, max pooling, cells that are not
-padding.
+"""Building blocks: layers with bias, convolutions with batch norm, max pooling, padding masks.
 
 Shapes are NHWC. `dtype` is the compute dtype; parameters, batch statistics and normalisation are
 float32.
@@ -18,20 +17,24 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config.schema import Norm
+from mrcnn_jax.config.model import Norm
 
-# He et al. 2015 for ReLU, by fan out as ResNets are trained (torchvision does the same).
+# He et al. 2015 for ReLU, by fan-out as is usual for ResNets (also in torchvision).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def cell_mask(
     image_sizes: Int32[Array, "b 2"], valid: Bool[Array, " b"], stride: int, grid: tuple[int, int]
 ) -> Bool[Array, "b h w 1"]:
-    """Which cells of a feature map of `grid` = (h, w) cells lie on an image: row i where i * stride
-    < height, columns alike.
+    """Marks the cells of a feature map that lie on an image; the rest is the canvas's padding.
 
-    The rest is the canvas's padding. `image_sizes` are (height, width) in pixels; an image that is
-    not valid has no cell.
+    Row i does if i * stride < height, and columns alike.
+
+    Args:
+        image_sizes: (height, width) in pixels.
+        valid: images that exist; the others have no cell.
+        stride: pixels between cells.
+        grid: (h, w) cells of the map.
     """
     rows = jnp.arange(grid[0], dtype=jnp.int32)[None, :] * stride < image_sizes[:, :1]
     columns = jnp.arange(grid[1], dtype=jnp.int32)[None, :] * stride < image_sizes[:, 1:]
@@ -40,10 +43,10 @@ def cell_mask(
 
 @jax.custom_jvp
 def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """max(x, 0), whose derivative reads the output.
+    """Returns max(x, 0); its derivative reads the output.
 
-    The input then has one user, as GPU compilers need to fuse convolution, bias and ReLU;
-    `jax.nn.relu`'s derivative is a second one.
+    So the input has a single user, as GPU compilers need to fuse convolution, bias and ReLU. The
+    derivative of `jax.nn.relu` is a second user.
     """
     return jnp.maximum(x, 0)
 
@@ -56,15 +59,14 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """3x3 max pooling, stride 2, padding 1: h2 = ceil(h / 2).
+    """Max pooling, 3x3 with stride 2 and padding 1: h2 = ceil(h / 2).
 
-    As maxima of strided slices, first of rows, then of columns: on a CPU the gradient of
-    `nn.max_pool` (select-and-scatter) is several times slower. Where cells tie for the maximum the
-    gradient is shared among them.
+    Computed as maxima of strided slices, first of rows, then of columns: on a CPU the gradient of
+    `nn.max_pool` (select-and-scatter) is several times slower. Cells that tie share the gradient.
     """
     for axis in (1, 2):
         out = (x.shape[axis] + 1) // 2
-        # 2 * out + 1 cells are read: one of padding in front, and one behind if the size is odd.
+        # 2 * out + 1 cells are read: one of padding before, and one after if the size is odd.
         padding = [(0, 0, 0)] * 4
         padding[axis] = (1, 2 * out - x.shape[axis], 0)
         padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
@@ -78,8 +80,10 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 def convolve(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], strides: int
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolution with (k - 1) // 2 cells of padding on either side, as torch pads ('SAME' pads
-    unevenly at stride 2)."""
+    """Convolves with (k - 1) // 2 cells of padding on either side, as torch does.
+
+    'SAME' would pad unevenly at stride 2.
+    """
     size = kernel.shape[0]
     if size == 1:  # a matrix product: on a CPU, faster forward and backward than a convolution
         return lax.dot_general(x[:, ::strides, ::strides], kernel[0, 0], (((3,), (0,)), ((), ())))
@@ -94,11 +98,10 @@ def convolve(
 
 @jax.custom_vjp
 def add_bias(x: Float[Array, "*n c"], bias: Float[Array, " c"]) -> Float[Array, "*n c"]:
-    """`x` plus a float32 bias in the dtype of `x`, as GPU compilers need it to fuse convolution,
-    bias and ReLU.
+    """Adds a float32 bias in the dtype of `x`: GPU compilers then fuse convolution, bias and ReLU.
 
-    The bias's gradient is summed in float32: over the cells of a large map, a sum in bfloat16 is
-    off by a tenth.
+    The gradient of the bias is summed in float32: over the cells of a large map, a sum in bfloat16
+    is off by a tenth.
     """
     return x + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
@@ -115,8 +118,10 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Conv(nn.Module):
-    """3x3 convolution with one cell of padding, as `nn.Conv` but for `add_bias`. Parameters:
-    `kernel` (HWIO) and `bias`."""
+    """3x3 convolution with padding 1. It differs from `nn.Conv` in `add_bias`.
+
+    Parameters: `kernel` (HWIO) and `bias`.
+    """
 
     features: int
     kernel_init: Any
@@ -129,16 +134,16 @@ class Conv(nn.Module):
             "kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32
         )
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), 1)
-        return (
-            add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
-            if self.use_bias
-            else y
-        )
+        if not self.use_bias:
+            return y
+        return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
 class Dense(nn.Module):
-    """Fully connected layer, as `nn.Dense` but for `add_bias`. Parameters: `kernel` (IO) and
-    `bias`."""
+    """Fully connected layer. It differs from `nn.Dense` in `add_bias`.
+
+    Parameters: `kernel` (IO) and `bias`.
+    """
 
     features: int
     kernel_init: Any = nn.initializers.lecun_normal()
@@ -156,14 +161,16 @@ class Dense(nn.Module):
 def batch_moments(
     x: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"] | None
 ) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
-    """Mean, (biased) variance and number of the cells where the mask is True (None: all), in
-    float32; without such a cell 0, 0, 0."""
+    """Returns mean, biased variance and number of the cells where `mask` is True, in float32.
+
+    None means all cells. If there are none, all three are 0.
+    """
     if mask is None:
         mask = jnp.ones((*x.shape[:3], 1), bool)
     x = jnp.where(mask, x.astype(jnp.float32), 0.0)
     count = jnp.sum(mask, dtype=jnp.float32)
     mean = jnp.sum(x, axis=(0, 1, 2)) / jnp.maximum(count, 1.0)
-    # From the deviations: E[x^2] - E[x]^2 cancels where the mean is large.
+    # From the deviations: E[x^2] - E[x]^2 would cancel where the mean is large.
     variance = jnp.sum(
         jnp.where(mask, jnp.square(x - _wide(mean)), 0.0), axis=(0, 1, 2)
     ) / jnp.maximum(count, 1.0)
@@ -173,8 +180,7 @@ def batch_moments(
 class ConvNorm(nn.Module):
     """Square convolution without bias, batch norm, and ReLU unless `relu` is False.
 
-    Parameters: `kernel` (HWIO), `scale`, `bias` in 'params', the running `mean` and `var` in
-    'batch_stats'.
+    'params' has `kernel` (HWIO), `scale` and `bias`; 'batch_stats' the running `mean` and `var`.
     """
 
     features: int
@@ -182,7 +188,7 @@ class ConvNorm(nn.Module):
     strides: int = 1
     relu: bool = True
     epsilon: float = 1e-5
-    momentum: float = 0.9  # share of the running statistics that a live batch keeps
+    momentum: float = 0.9  # share of the running statistics that survives a live batch
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -193,13 +199,18 @@ class ConvNorm(nn.Module):
         live: bool,
         mask: Bool[Array, "b h2 w2 1"] | None = None,
     ) -> Float[Array, "b h2 w2 o"]:
-        """The layer's output, h2 = ceil(h / strides), in the compute dtype.
+        """Applies the layer.
 
-        live False: the running statistics, folded into the kernel and a bias; `mask` is not read.
-        live True: the statistics of the batch, over the cells of the output where `mask` is True
-        (None: all). 'batch_stats' has to be mutable: its running statistics move, unless the mask
-        leaves no cell. Cells outside of it are normalised like the others, as they are when the
-        running statistics are used.
+        Args:
+            x: features.
+            live: False: normalise by the running statistics, folded into the kernel and a bias.
+                True: by those of the batch; the running ones then move ('batch_stats' has to be
+                mutable), unless the mask leaves no cell.
+            mask: cells of the output that batch statistics are taken over; None: all. The others
+                are normalised in the same way, as they are by the running statistics.
+
+        Returns:
+            Features, h2 = ceil(h / strides), in the compute dtype.
         """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
@@ -238,18 +249,17 @@ def conv_relu(
     dtype: Dtype,
     name: str,
 ) -> Float[Array, "b h w o"]:
-    """3x3 convolution and ReLU of a head, inside a module's `nn.compact`; a normalisation takes the
-    place of the bias.
+    """Applies a head's 3x3 convolution and ReLU; call it inside a module's `nn.compact`.
 
-    Group norm is for the features of boxes, which have no padding; those of a box that does not
-    exist are 0, and stay finite.
+    A normalisation replaces the bias. Group norm is for the features of boxes, which have no
+    padding; those of invalid boxes are 0, and stay finite.
     """
     if norm == "frozen_batch":
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
     y = Conv(channels, kernel_init, use_bias=norm == "none", dtype=dtype, name=name)(x)
     if norm == "group":
         groups = math.gcd(32, max(channels // 8, 1), channels)
-        # Flax's fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
+        # Flax's fast variance, E[x^2] - E[x]^2, would cancel where the mean is large.
         group_norm = nn.GroupNorm(
             groups, epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm"
         )

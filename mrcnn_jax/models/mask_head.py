@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.schema import MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
 from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
 from mrcnn_jax.ops import boxes as box_ops
@@ -97,10 +97,7 @@ class PointHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """`convs` 3x3 convolutions, a stride-2 transposed one, and a 1x1 one to a mask per class.
-
-    Returns float32 logits.
-    """
+    """`convs` 3x3 convolutions, a stride-2 transposed one, and a 1x1 one to a mask per class."""
 
     config: MaskHeadConfig
     num_classes: int
@@ -155,11 +152,9 @@ def mask_samples(
     gt = ground_truth
     assert gt.labels is not None and gt.masks is not None and gt.has_mask is not None  # noqa: PT018
     with_mask = gt.valid & gt.has_mask
-    candidates = (
-        concatenate_boxes(gt.replace(valid=with_mask), found)
-        if config.train_on == "detections"
-        else found
-    )
+    candidates = found
+    if config.train_on == "detections":
+        candidates = concatenate_boxes(gt.replace(valid=with_mask), found)
     boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
     gt_boxes = box_ops.sanitize(gt.boxes, gt.valid)
     matches = match(box_ops.iou(boxes, gt_boxes), gt.valid)
@@ -249,9 +244,8 @@ def mask_loss(
         case "bce":
             pixels = losses.binary_cross_entropy(values, targets)
         case "focal":
-            pixels = losses.focal(
-                values, targets, gamma=config.focal_gamma, alpha=config.focal_alpha
-            )
+            gamma, alpha = config.focal_gamma, config.focal_alpha
+            pixels = losses.focal(values, targets, gamma=gamma, alpha=alpha)
         case "softmax":
             pixels = losses.mask_cross_entropy(losses.keep(logits, valid), targets, labels)
         case _:
@@ -283,12 +277,8 @@ def point_samples(
         uncertain_fraction=config.uncertain_fraction,
     )
     gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
-    return PointSamples(
-        points=points,
-        targets=point_targets(
-            ground_truth.masks, gt_boxes, samples.gt_index, samples.boxes, points
-        ),
-    )
+    targets = point_targets(ground_truth.masks, gt_boxes, samples.gt_index, samples.boxes, points)
+    return PointSamples(points=points, targets=targets)
 
 
 def point_loss(
@@ -300,7 +290,6 @@ def point_loss(
 ) -> dict[str, Float[Array, ""]]:
     """Cross-entropy of each point, averaged over the points and samples of a batch."""
     valid = samples.valid & image_valid[:, None]
-    values = losses.binary_cross_entropy(
-        losses.keep(logits, valid), losses.keep(points.targets, valid)
-    )
+    logits, targets = losses.keep(logits, valid), losses.keep(points.targets, valid)
+    values = losses.binary_cross_entropy(logits, targets)
     return {"mask_points": config.loss_weight * losses.masked_mean(values.mean(-1), valid)}

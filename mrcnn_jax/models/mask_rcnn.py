@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from mrcnn_jax.config.schema import Loss, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Loss
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
@@ -26,6 +27,7 @@ from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
 Pyramid = dict[str, Array]
+Variables = dict[str, Any]
 
 _RPN = {"resnet", "fpn", "rpn"}
 _BOX = _RPN | {"res5", "box_head"}
@@ -63,39 +65,17 @@ class MaskRCNN(nn.Module):
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
         self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
 
-    def features(
-        self,
-        images: UInt8[Array, "b h w 3"],
-        image_sizes: Int32[Array, "b 2"],
-        valid: Bool[Array, " b"],
-        *,
-        live: bool = False,
-    ) -> Pyramid:
-        """P2..P6, or C4, of uint8 RGB canvases.
-
-        Args:
-            image_sizes: (height, width) of each image on its canvas, pixels.
-            valid: False for images that fill up the batch.
-            live: normalise by batch statistics where the config asks for it; so in all methods.
-        """
-        maps = self.resnet(
-            normalise(images, image_sizes, self.config),
-            image_sizes=image_sizes,
-            valid=valid,
-            live=live,
-        )
+    def features(self, batch: Batch, *, live: bool = False) -> Pyramid:
+        """P2..P6, or C4; `live`: normalise by batch statistics where the config asks for it."""
+        sizes = batch.image_sizes
+        pixels = normalise(batch.images, sizes, self.config)
+        maps = self.resnet(pixels, image_sizes=sizes, valid=batch.valid, live=live)
         return self.fpn(maps) if self.config.backbone == "fpn" else {"c4": maps["c4"]}
 
-    def propose(
-        self,
-        features: Pyramid,
-        image_sizes: Int32[Array, "b 2"],
-        valid: Bool[Array, " b"],
-        *,
-        live: bool = False,
-    ) -> RPNOutput:
-        """Objectness and deltas of every anchor; arguments as of `features`."""
-        return self.rpn(_maps(features), image_sizes=image_sizes, valid=valid, live=live)
+    def propose(self, features: Pyramid, batch: Batch, *, live: bool = False) -> RPNOutput:
+        """Objectness and deltas of every anchor; `live` as in `features`."""
+        sizes, valid = batch.image_sizes, batch.valid
+        return self.rpn(_maps(features), image_sizes=sizes, valid=valid, live=live)
 
     def boxes(
         self,
@@ -106,9 +86,8 @@ class MaskRCNN(nn.Module):
         live: bool = False,
     ) -> BoxOutput:
         """Class logits and deltas of boxes in canvas pixels; `live` concerns res5 (C4)."""
-        pooled = self._roi_features(
-            features, boxes, valid, self.config.box_head.pool_size, live=live
-        )
+        size = self.config.box_head.pool_size
+        pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
         return self.box_head(pooled)
@@ -146,12 +125,7 @@ class MaskRCNN(nn.Module):
         labels: Int32[Array, "b n"],
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b n m m"]:
-        """Mask probabilities of boxes for their labels, refined where the config asks for it.
-
-        Args:
-            boxes: in canvas pixels.
-            labels: 1..K.
-        """
+        """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured."""
         logits = self.masks(features, boxes, valid)
         refine = self.config.mask_head.refine
         if not refine.steps:
@@ -198,7 +172,7 @@ class MaskRCNN(nn.Module):
 
     def __call__(self, batch: Batch) -> Prediction:
         """Predicts proposals, detections and masks in four calls."""
-        features = self.features(batch.images, batch.image_sizes, batch.valid)
+        features = self.features(batch)
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
         assert detections.labels is not None
@@ -207,16 +181,14 @@ class MaskRCNN(nn.Module):
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:
         """The RPN's best boxes of each image."""
-        return select_proposals(
-            self.propose(features, batch.image_sizes, batch.valid), batch, self.config, train=False
-        )
+        output = self.propose(features, batch)
+        return select_proposals(output, batch, self.config, train=False)
 
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
         """The box head's best boxes of each image."""
         output = self.boxes(features, proposals.boxes, proposals.valid)
-        return jax.vmap(lambda o, p, size: box_detections(o, p, size, self.config.box_head))(
-            output, proposals, batch.image_sizes
-        )
+        detect = functools.partial(box_detections, config=self.config.box_head)
+        return jax.vmap(detect)(output, proposals, batch.image_sizes)
 
 
 def _maps(features: Pyramid) -> list[Array]:
@@ -247,15 +219,11 @@ def select_proposals(
         train: use the numbers of boxes set for training (`train_pre_nms`, `train_proposals`).
         mesh: the devices that the rows of `batch` are spread over.
     """
-    height, width = batch.images.shape[1:3]
     rpn = config.rpn
     if train:
-        rpn = replace(
-            rpn,
-            pre_nms=rpn.train_pre_nms or rpn.pre_nms,
-            proposals=rpn.train_proposals or rpn.proposals,
-        )
-    anchors = pyramid_anchors(rpn, (height, width), config.strides)
+        before, after = rpn.train_pre_nms or rpn.pre_nms, rpn.train_proposals or rpn.proposals
+        rpn = replace(rpn, pre_nms=before, proposals=after)
+    anchors = pyramid_anchors(rpn, batch.images.shape[1:3], config.strides)
     select = per_image(lambda o, size: rpn_proposals(o, anchors, size, rpn), mesh)
     proposals = select(output, batch.image_sizes)
     proposals = proposals.replace(valid=proposals.valid & batch.valid[:, None])
@@ -269,6 +237,3 @@ def example_batch(canvas: tuple[int, int]) -> Batch:
     return blank_batch(1, canvas).replace(
         image_sizes=size, original_sizes=size, valid=np.ones(1, bool)
     )
-
-
-Variables = dict[str, Any]

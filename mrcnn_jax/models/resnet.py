@@ -1,5 +1,4 @@
-"""ResNet backbones (He et al. 2016): one block table, v1.5 (stride in the 3x3) and v1 (stride in
-the first 1x1)."""
+"""ResNet backbones (He et al. 2016), v1.5 (stride in the 3x3) and v1 (stride in the first 1x1)."""
 
 from __future__ import annotations
 
@@ -10,17 +9,19 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config.schema import ResNetConfig
+from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, max_pool, relu
 
 
 class Depth(NamedTuple):
+    """Blocks of a ResNet."""
+
     bottleneck: bool
     blocks: tuple[int, int, int, int]  # residual blocks of layer1..layer4
 
 
 DEPTHS: dict[int, Depth] = {
-    10: Depth(False, (1, 1, 1, 1)),  # not of the paper: for tests and the demo
+    10: Depth(False, (1, 1, 1, 1)),  # not in the paper: for tests and the demo
     18: Depth(False, (2, 2, 2, 2)),
     34: Depth(False, (3, 4, 6, 3)),
     50: Depth(True, (3, 4, 6, 3)),
@@ -30,8 +31,10 @@ EXPANSION = 4  # output channels of a bottleneck, as a multiple of its 3x3's
 
 
 class Block(nn.Module):
-    """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with EXPANSION times the channels at
-    the end (bottleneck)."""
+    """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1.
+
+    A bottleneck ends with EXPANSION times `channels`.
+    """
 
     channels: int
     strides: int
@@ -82,7 +85,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """`blocks` residual blocks at one resolution (layer1 .. layer4); the first one strides.
 
-    remat: of a block only its input is kept for the backward pass, which computes the rest again.
+    With `remat` the backward pass keeps only each block's input and recomputes the rest.
     """
 
     blocks: int
@@ -126,7 +129,7 @@ class Stage(nn.Module):
 def stage(
     config: ResNetConfig, number: int, *, remat: bool = False, dtype: Dtype, name: str
 ) -> Stage:
-    """res2 .. res5, `number` 2 .. 5."""
+    """Makes res2 .. res5, for `number` 2 .. 5."""
     bottleneck, blocks = DEPTHS[config.depth]
     i = number - 2
     strides = 1 if i == 0 else 2
@@ -144,7 +147,7 @@ def stage(
 
 
 class ResNet(nn.Module):
-    """Normalised images to the maps of res2..res5, or to those up to `last`."""
+    """Backbone: normalised images to the maps of res2 up to `last`."""
 
     config: ResNetConfig
     last: int = 5
@@ -160,12 +163,18 @@ class ResNet(nn.Module):
         image_sizes: Int32[Array, "b 2"] | None = None,
         valid: Bool[Array, " b"] | None = None,
     ) -> dict[str, Float[Array, "b _h _w _c"]]:
-        """{"c2", "c3", "c4", "c5"} (up to `last`) at strides 4, 8, 16, 32 (sizes rounded up), in
-        the compute dtype.
+        """Computes feature maps.
 
-        The padding of the canvas has to be zero in `images`. live: batch statistics, if the
-        config's norm is "live" too; they cover the cells on images: `image_sizes` (height, width)
-        in pixels (None: the whole canvas), `valid` images (None: all).
+        Args:
+            images: normalised images; the padding of the canvas has to be zero.
+            live: normalise by batch statistics, if the config's norm is "live" too. They are taken
+                over the cells on valid images.
+            image_sizes: (height, width) in pixels; None: the whole canvas.
+            valid: images that exist; None: all.
+
+        Returns:
+            {"c2", "c3", "c4", "c5"}, up to `last`, at strides 4, 8, 16, 32 (sizes rounded up), in
+            the compute dtype.
         """
         batch, *canvas, _ = images.shape
         live = live and self.config.norm == "live"

@@ -5,6 +5,7 @@ Report table 1; Ren et al. 2015, section 3.1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.schema import RPNConfig
+from mrcnn_jax.config.model import RPNConfig
 from mrcnn_jax.models.layers import Conv, cell_mask, relu
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
@@ -81,11 +82,10 @@ class RPNHead(nn.Module):
         # One row per cell of any level, so that batch statistics are those of all levels together.
         cells = jnp.concatenate([level.reshape(batch, -1, channels) for level in levels], axis=1)
         if config.batch_norm:
+            shapes = [level.shape for level in features]
             masks = [
-                cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2])).reshape(
-                    batch, -1, 1
-                )
-                for level, stride in zip(features, self.strides, strict=True)
+                cell_mask(image_sizes, valid, stride, (h, w)).reshape(batch, h * w, 1)
+                for (_, h, w, _), stride in zip(shapes, self.strides, strict=True)
             ]
             norm = nn.BatchNorm(
                 use_running_average=not live,
@@ -143,9 +143,8 @@ def on_image(
     if config.anchors_in_padding:
         return jnp.ones(len(anchors), bool)
     height, width = image_size.astype(jnp.float32)
-    return ((anchors[:, 0] + anchors[:, 2]) / 2 < width) & (
-        (anchors[:, 1] + anchors[:, 3]) / 2 < height
-    )
+    x1, y1, x2, y2 = anchors.T
+    return ((x1 + x2) / 2 < width) & ((y1 + y2) / 2 < height)
 
 
 def usable_anchors(
@@ -155,12 +154,8 @@ def usable_anchors(
     usable = on_image(config, anchors, image_size)
     if not config.anchors_across_border:
         height, width = image_size.astype(jnp.float32)
-        usable &= (
-            (anchors[:, 0] >= 0)
-            & (anchors[:, 1] >= 0)
-            & (anchors[:, 2] <= width)
-            & (anchors[:, 3] <= height)
-        )
+        x1, y1, x2, y2 = anchors.T
+        usable &= (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
     return usable
 
 
@@ -336,18 +331,11 @@ def rpn_proposals(
             )
         )
     levels = jax.tree.map(lambda *fields: jnp.stack(fields), *candidates)
-    keep, kept = jax.vmap(
-        lambda c: nms(
-            c.boxes, c.scores, c.valid, iou_threshold=config.nms_iou, max_output=config.proposals
-        )
-    )(levels)
-    survivors = jax.tree.map(
-        lambda field: field.reshape(-1, *field.shape[2:]),
-        jax.vmap(Instances.take)(levels, keep, kept),
-    )
-    assert survivors.scores is not None
-    _, best = jax.lax.top_k(
-        jnp.where(survivors.valid, survivors.scores, -jnp.inf), config.proposals
-    )
+    per_level = functools.partial(nms, iou_threshold=config.nms_iou, max_output=config.proposals)
+    keep, kept = jax.vmap(per_level)(levels.boxes, levels.scores, levels.valid)
+    survivors = jax.vmap(Instances.take)(levels, keep, kept)
+    survivors = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), survivors)
+    scores = jnp.where(survivors.valid, survivors.scores, -jnp.inf)
+    _, best = jax.lax.top_k(scores, config.proposals)
     proposals = survivors.take(best, jnp.ones(config.proposals, bool))
     return proposals.replace(scores=jax.nn.sigmoid(proposals.scores))

@@ -1,2 +1,1 @@
-"""Pure functions of one image: no batch axis, no parameters, static shapes; `jax.vmap` lifts them
-at the stage boundary."""
+"""Pure functions of one image, of static shapes; `jax.vmap` adds the batch axis."""

@@ -1,4 +1,4 @@
-"""Anchor boxes: constants of a grid, made by NumPy when a program is traced."""
+"""Anchor boxes: constants of a grid, made by NumPy while a program is traced."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ def level_anchors(
     offset: float = 0.5,
     whole_pixels: bool = False,
 ) -> Float32[np.ndarray, "n 4"]:
-    """Anchors of a feature map of `grid` = (rows, columns) cells, `stride` = (y, x) pixels apart,
-    ordered by row, column, scale, ratio.
+    """Makes the anchors of a feature map (Ren et al. 2015, section 3.1.1).
 
-    Each is centred at (i + offset) * stride: 0.5 is the middle of its cell. It has an area of scale
-    ** 2 square pixels and height : width = ratio; whole_pixels: the distances of its sides from its
-    centre are rounded (half to even), as in torchvision.
+    Args:
+        grid: (rows, columns) of the map.
+        stride: (y, x) pixels between cells.
+        scales: square roots of the areas, in pixels.
+        ratios: height / width.
+        offset: anchors are centred at (i + offset) * stride; 0.5 is the middle of a cell.
+        whole_pixels: round the distances of the sides from the centre, halves to even
+            (torchvision).
+
+    Returns:
+        Boxes (x1, y1, x2, y2) in pixels, ordered by row, column, scale, ratio.
     """
     rows, columns = grid
     root = np.sqrt(np.asarray(ratios, np.float64))

@@ -1,5 +1,7 @@
-"""Mask targets, cut from ground-truth masks that travel as crops of their own box (no canvas-sized
-mask reaches the device)."""
+"""Mask targets, from ground-truth masks stored as crops of their own box.
+
+No mask of the size of the canvas ever reaches the device.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,11 @@ def _axis(
     gt_end: Float32[Array, " n"],
     cells: int,
 ) -> _Axis:
-    """Of the sample points along one axis: inside the ground-truth box?, the two mask cells around
-    it, weight of the second."""
+    """Locates sample points along one axis of a mask.
+
+    Returns:
+        Whether each is inside the ground-truth box; the two cells around it; weight of the second.
+    """
     extent = (gt_end - gt_start)[:, None]
     position = (points - gt_start[:, None]) / jnp.where(extent > 0, extent, 1)
     inside = (extent > 0) & (position >= 0) & (position <= 1)  # False for NaN
@@ -30,8 +35,10 @@ def _axis(
 def _covered(
     masks: UInt8[Array, "g m m"], rows: Array, x: Sequence[Array], y: Sequence[Array]
 ) -> Float32[Array, "*points"]:
-    """1 where the bilinear coverage at the points of two `_axis`, shaped to broadcast with `rows`,
-    is at least half; else 0."""
+    """Returns 1 where the bilinear coverage at points is at least half, else 0.
+
+    `x` and `y` are results of `_axis`, shaped to broadcast with `rows`, the masks' numbers.
+    """
     (x_inside, x0, x1, fx), (y_inside, y0, y1, fy) = x, y
 
     def read(y: Array, x: Array) -> Array:
@@ -51,16 +58,24 @@ def crop_targets(
     *,
     size: int,
 ) -> Float32[Array, "n size size"]:
-    """The part of each box's ground-truth mask inside the box, as size x size targets, 0 or 1.
+    """Crops each box's ground-truth mask to the box, as targets of size x size cells, 0 or 1.
 
-    `masks` is coverage 0..255 of the object inside its own box, with cell centres at (i + 0.5) / m
-    of the box; `gt_index` names the mask of each box. Coverage is read bilinearly at the centres of
-    the target's cells; at least half gives 1. Between the border of the ground-truth box and the
-    centres of its outermost cells coverage is that of these cells; outside of the box it is 0. (A
-    fade to 0 across the border would eat half a cell wherever those cells are covered in part.)
+    Coverage is read bilinearly at the centres of the target's cells; at least half gives 1. Between
+    the border of the ground-truth box and the centres of its outermost cells it is that of these
+    cells, and 0 outside the box. (A fade to 0 across the border would eat half a cell wherever
+    those cells are covered in part.)
 
-    Rows of no use (a box or a ground-truth box that is not valid, or without area) give finite
-    values that mean nothing.
+    Args:
+        masks: coverage 0..255 of each object inside its own box, cells centred at (i + 0.5) / m of
+            the box.
+        gt_boxes: the objects' boxes, in pixels.
+        gt_index: index of each box's object.
+        boxes: the boxes to crop to, in pixels.
+        size: side of the targets.
+
+    Returns:
+        Targets. They are finite but mean nothing for boxes or objects that are invalid or have no
+        area.
     """
     gt = gt_boxes[gt_index]
     cells = masks.shape[-1]
@@ -85,8 +100,7 @@ def point_targets(
     boxes: Float32[Array, "n 4"],
     points: Float32[Array, "n q 2"],
 ) -> Float32[Array, "n q"]:
-    """What `crop_targets` has at the centres of cells, at any points (x, y) in [0, 1] of the
-    boxes."""
+    """Reads targets as `crop_targets` does, at any points (x, y) in [0, 1] of the boxes."""
     gt = gt_boxes[gt_index]
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
     x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))

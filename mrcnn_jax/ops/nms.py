@@ -17,11 +17,14 @@ def nms(
     iou_threshold: float,
     max_output: int,
 ) -> tuple[Int32[Array, " max_output"], Bool[Array, " max_output"]]:
-    """Indices of the boxes that are kept, highest score first, and which of these slots are filled.
+    """Greedy NMS: keeps a box if its IoU with every box kept before it is at most `iou_threshold`.
 
-    A box is kept if its IoU with every box kept before it is at most `iou_threshold`. Equal scores
-    go by index, lowest first. Empty slots have index 0. `max_output` may exceed n. Invalid rows
-    take no part, whatever they hold. The choice has no gradient.
+    Boxes are visited by falling score, equal ones by rising index. Invalid rows take no part,
+    whatever they hold. The choice has no gradient.
+
+    Returns:
+        Indices of the boxes kept, highest score first, and which of the `max_output` slots are
+        filled. Empty slots have index 0; `max_output` may exceed n.
     """
     boxes, scores = jax.lax.stop_gradient(
         (box_ops.sanitize(boxes, valid), jnp.where(valid, scores, 0))
@@ -36,7 +39,7 @@ def nms(
 def _greedy(
     boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], *, iou_threshold: float
 ) -> Bool[Array, " n"]:
-    """Which of the boxes, sorted by falling score, are kept."""
+    """Marks which of the boxes, sorted by falling score, are kept."""
     threshold = jnp.asarray(iou_threshold, jnp.float32)
     return jax.lax.platform_dependent(
         boxes, valid, threshold, cpu=_greedy_row_by_row, default=_greedy_in_blocks
@@ -46,10 +49,10 @@ def _greedy(
 def _greedy_row_by_row(
     boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], threshold: Float32[Array, ""]
 ) -> Bool[Array, " n"]:
-    """For a CPU: a step for each box, with its row of the IoU matrix computed on the spot.
+    """Marks the boxes kept, for a CPU: one step per box, which computes its row of the IoU matrix.
 
     The number of steps is static, so a batch (levels, images) shares one loop; a loop over the kept
-    boxes alone, its end depending on the data, was four times slower.
+    boxes alone, whose end depends on the data, was four times slower.
     """
     rows = jnp.arange(boxes.shape[0])
 
@@ -67,12 +70,12 @@ def _greedy_in_blocks(
     *,
     block: int = 256,
 ) -> Bool[Array, " n"]:
-    """For a GPU, where a step costs microseconds whatever it does: each block settles its own
-    boxes, then suppresses all after it.
+    """Marks the boxes kept, for a GPU: block by block, each suppressing all later boxes.
 
-    Within a block, "kept unless one kept before it overlaps" is repeated until nothing changes.
-    Each round settles at least one more box of the chain, so there are at most `block` + 1 of them,
-    in practice a few; and what does not change is the greedy choice, by induction.
+    A step costs microseconds on a GPU, whatever it does. Within a block, "kept unless one kept
+    before it overlaps" is repeated until nothing changes. Each round settles at least one more box
+    of the chain, so there are at most `block` + 1 rounds, in practice a few; and a fixed point is
+    the greedy choice, by induction.
     """
     earlier = jnp.arange(block)[:, None] < jnp.arange(block)[None, :]
     alive, kept = valid, []
@@ -105,16 +108,22 @@ def multiclass_nms(
     iou_threshold: float,
     max_output: int,
 ) -> tuple[Int32[Array, " max_output"], Int32[Array, " max_output"], Bool[Array, " max_output"]]:
-    """The best `max_output` boxes over all classes after `nms` within each: rows, classes, and
-    which of these slots are filled.
+    """Per-class NMS: returns the best `max_output` boxes over all classes after `nms` within each.
 
-    Highest score first; equal scores go by class, then by row, lowest first. Empty slots have row
-    and class 0. Scores of valid boxes are above -inf. There is a box a class in each row; those not
-    valid take no part, whatever they hold.
+    A suppressed box never has a higher score than the one that suppressed it. So the best of all
+    boxes left is always kept, and only its class has to be looked at again: `max_output` steps of
+    one class each, where a loop per class would take n steps of all classes.
 
-    What is suppressed never beats what suppressed it: so the best box of all that are left is kept,
-    and only its class has to be looked at again. That takes `max_output` steps of one class each,
-    where a loop a class takes N steps of all of them.
+    Args:
+        boxes: one per row and class. Invalid ones take no part, whatever they hold.
+        scores: above -inf where valid.
+        valid: which boxes exist.
+        iou_threshold: a box above this IoU with a better one of its class is suppressed.
+        max_output: number of slots.
+
+    Returns:
+        Rows, classes (0..k-1), and which slots are filled; highest score first, equal scores by
+        class, then by row, lowest first. Empty slots have row and class 0.
     """
     rows = jnp.arange(scores.shape[0])
     flat = box_ops.sanitize(boxes.reshape(-1, 4), valid.reshape(-1)).reshape(boxes.shape)
@@ -124,11 +133,9 @@ def multiclass_nms(
     def keep(
         slot: Int32[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        left, best, kept = (
-            # scores not yet kept or suppressed [k, n], the best of each class [k], what was kept
-            # [max_output, 3]
-            carry
-        )
+        # Scores neither kept nor suppressed [k, n], the best of each class [k], what was kept
+        # [max_output, 3].
+        left, best, kept = carry
         label = jnp.argmax(best)
         row = jax.lax.dynamic_index_in_dim(left, label, keepdims=False)
         first = jnp.argmax(row)

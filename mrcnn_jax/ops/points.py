@@ -1,5 +1,4 @@
-"""Points of a box instead of cells: bilinear samples there, the most uncertain of them, and masks
-that double by them (PointRend).
+"""PointRend's operations on points of boxes (Kirillov et al. 2020).
 
 A point is (x, y) in [0, 1] of its box; the centre of cell i of M lies at (i + 0.5) / M. Between the
 border of a grid and the centres of its outermost cells the value is that of these cells.
@@ -26,10 +25,20 @@ def sample_map(
     *,
     stride: int,
 ) -> Float[Array, "n q c"]:
-    """A feature map at points of boxes, in its dtype; its cells are `stride` pixels wide.
+    """Reads a feature map bilinearly at points of boxes.
 
     Boxes and points get no gradient. Invalid rows give exactly 0, and no gradient, whatever their
     boxes hold.
+
+    Args:
+        feature: the map, whose cells are `stride` pixels wide.
+        boxes: boxes in pixels of the canvas.
+        valid: which boxes exist.
+        points: points in [0, 1] of each box.
+        stride: width of a cell, in pixels.
+
+    Returns:
+        Features in the dtype of the map.
     """
     height, width, channels = feature.shape
     box = in_cells(boxes, valid, jnp.zeros(len(boxes), jnp.int32), (stride,))[:, None]
@@ -43,7 +52,7 @@ def sample_map(
 def sample_grids(
     grids: Float[Array, "n m m"], points: Float32[Array, "n q 2"]
 ) -> Float[Array, "n q"]:
-    """Each box's own M x M grid at points of the box; differentiable in `grids`."""
+    """Reads each box's own M x M grid at points of the box; differentiable in `grids`."""
     n, size, _ = grids.shape
     starts = jnp.arange(n, dtype=jnp.int32) * size**2
     return _bilinear(grids.reshape(-1, 1), starts, points * size, (size, size))[..., 0]
@@ -55,17 +64,17 @@ def _bilinear(
     at: Float32[Array, "n q 2"],
     sides: tuple[int, int],
 ) -> Float[Array, "n q c"]:
-    """Grids of `sides` = (h, w) cells, that of row n from `starts[n]` on in the table, at (x, y) in
-    cells: cell i covers [i, i + 1)."""
+    """Reads a grid of `sides` = (h, w) cells per row, which begins at `starts` in the table.
+
+    `at` is (x, y) in cells; cell i covers [i, i + 1).
+    """
     last = jnp.array([[[sides[1] - 1, sides[0] - 1]]], jnp.int32)
-    at = jnp.clip(
-        jnp.nan_to_num(jax.lax.stop_gradient(at)) - 0.5, 0, last.astype(jnp.float32)
-    )  # NaN, of a model that diverged
+    at = jnp.nan_to_num(jax.lax.stop_gradient(at))  # NaN comes from a model that diverged
+    at = jnp.clip(at - 0.5, 0, last.astype(jnp.float32))
     low = jnp.floor(at).astype(jnp.int32)
     upper = at - low.astype(jnp.float32)
-    x, y = jnp.moveaxis(
-        jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1), 2, 0
-    )  # each [n, q, 2]: lower and upper cell
+    # Each [n, q, 2]: lower and upper cell.
+    x, y = jnp.moveaxis(jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1), 2, 0)
     x_weight, y_weight = jnp.moveaxis(jnp.stack([1 - upper, upper], axis=-1), 2, 0)
     indices = starts[:, None, None, None] + y[..., :, None] * sides[1] + x[..., None, :]
     weights = y_weight[..., :, None] * x_weight[..., None, :]
@@ -81,10 +90,10 @@ def uncertain_points(
     oversampling: int,
     uncertain_fraction: float,
 ) -> Float32[Array, "n count 2"]:
-    """Random points of each box, most of them where its mask is uncertain (PointRend, section 3.1).
+    """Draws random points of each box, most of them where its mask is uncertain.
 
-    floor(count * uncertain_fraction) are those of oversampling * count uniform ones whose logit is
-    nearest to 0; the rest is uniform.
+    Of oversampling * count uniform points, the floor(count * uncertain_fraction) with a logit
+    nearest to 0 are taken; the rest are uniform (PointRend, section 3.1).
     """
     uncertain = math.floor(count * uncertain_fraction + 1e-6)  # as in `sampling.sample`
     candidates_key, rest_key = jax.random.split(key)
@@ -106,13 +115,16 @@ def subdivide(
     steps: int,
     count: int,
 ) -> Float32[Array, "*n m2 m2"]:
-    """Masks doubled `steps` times, bilinearly, each time with the `count` cells nearest to logit 0
-    predicted anew (PointRend, 3.1).
+    """Doubles masks, each time predicting the most uncertain cells anew (PointRend, section 3.1).
 
     Args:
-        logits: of the masks; 0 is their outline.
-        predict: points -> logits there; asked for the centres of those cells.
-        count: all cells where there are fewer.
+        logits: logits of the masks; 0 is their outline.
+        predict: maps points, the centres of cells, to logits there.
+        steps: number of bilinear doublings.
+        count: cells with a logit nearest to 0 that are predicted anew, all where there are fewer.
+
+    Returns:
+        Logits of the masks, 2 ** steps times as wide and high.
     """
     for _ in range(steps):
         *rows, size, _ = logits.shape

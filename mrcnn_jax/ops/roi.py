@@ -1,5 +1,4 @@
-"""Features of a box: the FPN level rule, RoIAlign, RoIWarp, and the switch between these and
-RoIPool."""
+"""Features of boxes: the FPN level rule, RoIAlign, RoIWarp, and the choice of these or RoIPool."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from mrcnn_jax.config.schema import RoIConfig
+from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
 
@@ -26,10 +25,18 @@ def roi_features(
     output_size: int,
     config: RoIConfig,
 ) -> Float[Array, "n p p c"]:
-    """P x P features of each box by the operation that `config` names: `roi_align`, `roi_pool` or
-    `roi_warp`.
+    """Cuts P x P features for each box by `roi_align`, `roi_pool` or `roi_warp`, as `config` says.
 
-    A single map is a list of one, with all `levels` 0.
+    Boxes get no gradient. Invalid rows give exactly 0, and no gradient, whatever they hold.
+
+    Args:
+        features: maps [h_l, w_l, c]; a single map is a list of one.
+        boxes: boxes in pixels of the canvas.
+        valid: which boxes exist.
+        levels: index into `features` for each box.
+        strides: width of each map's cells, in pixels.
+        output_size: P.
+        config: operation and sampling.
     """
     place: dict[str, Any] = {"levels": levels, "strides": strides, "output_size": output_size}
     samples: dict[str, Any] = {
@@ -56,14 +63,14 @@ def assign_levels(
     max_level: int,
     epsilon: float = 0.0,
 ) -> Int32[Array, " n"]:
-    """FPN level of each box: floor(canonical_level + log2(sqrt(w h) / canonical_size) + epsilon),
-    clamped (FPN paper, equation 1).
+    """Assigns each box (pixels) an FPN level in min_level..max_level (Lin et al. 2017, equation 1).
 
-    A box without area goes to `min_level`.
+    That is floor(canonical_level + log2(sqrt(w h) / canonical_size) + epsilon), clamped. A box
+    without area goes to `min_level`.
     """
-    # Level l begins at side canonical_size * 2^(l - canonical_level - epsilon): counting the
-    # beginnings that a box has passed is the same rule without a logarithm, exact at the borders
-    # and defined for any box.
+    # Level l begins at side canonical_size * 2^(l - canonical_level - epsilon). Counting the levels
+    # that have begun is the same rule without a logarithm: exact at the limits, and defined for any
+    # box.
     starts = canonical_size * 2.0 ** (
         np.arange(min_level + 1, max_level + 1) - canonical_level - epsilon
     )
@@ -83,22 +90,19 @@ def roi_align(
     aligned: bool = True,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
-    """Average of bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3);
-    torchvision's roi_align.
+    """Averages bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3).
+
+    Equal to torchvision's roi_align. A sample more than one cell centre outside of its map is 0;
+    one nearer to it takes the value at the border. Coordinates and averages are float32, the result
+    has the features' dtype. Other arguments, gradients and invalid rows: see `roi_features`.
 
     Args:
-        levels: indices into `features`, whose cells are `strides` pixels wide.
-        sampling_ratio: samples a bin and axis. 0: as many as the bin has cells, rounded up; a box
-            turned inside out or without area then gives 0.
-        aligned: pixel centres of a map lie at (i + 0.5) * stride. False: at i * stride, and a box
+        sampling_ratio: samples per bin and axis. 0: as many as the bin has cells, rounded up; a box
+            without area or turned inside out then gives 0.
+        aligned: cells of a map are centred at (i + 0.5) * stride. False: at i * stride, and a box
             is at least one cell wide and high.
-        max_sampling_ratio: bound where `sampling_ratio` is 0. The cost is that of as many samples
-            in every bin.
-
-    A sample more than one cell centre outside of its map gives 0, one less far outside the value at
-    the border. Coordinates and the average are float32, the result has the features' dtype.
-
-    Boxes get no gradient. Invalid rows give exactly 0, and no gradient, whatever they hold.
+        max_sampling_ratio: limit if `sampling_ratio` is 0. The cost is that of as many samples in
+            every bin.
     """
     corners = in_cells(boxes, valid, levels, strides)
     if aligned:
@@ -122,10 +126,9 @@ def roi_warp(
     sampling_ratio: int,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
 ) -> Float[Array, "n p p c"]:
-    """RoIAlign of the box that RoIPool would take: rounded to whole cells (Mask R-CNN, section 4.2,
-    on RoIWarp).
+    """Averages samples as `roi_align` does, in boxes rounded to whole cells as `roi_pool` does.
 
-    Cell i of a map covers [i, i + 1). The rest is as in `roi_align`.
+    This is RoIWarp as Mask R-CNN, section 4.2, describes it. Cell i of a map covers [i, i + 1).
     """
     first, cells = quantise(in_cells(boxes, valid, levels, strides))
     start, extent = first.astype(jnp.float32) - 0.5, cells.astype(jnp.float32)
@@ -144,8 +147,7 @@ def _sampled(
     sampling_ratio: int,
     max_sampling_ratio: int,
 ) -> Float[Array, "n p p c"]:
-    """Average of bilinear samples in P x P bins of regions: (x, y) in cells, whose centres are
-    whole numbers."""
+    """Averages samples in bins of regions: (x, y) in cells, which are centred at integers."""
     levels = jnp.where(valid, levels, 0)
     grids = np.array([feature.shape[:2] for feature in features], np.int32)
     sides = jnp.array(grids)[levels]
@@ -175,13 +177,15 @@ def _axis_samples(
     sampling_ratio: int,
     max_sampling_ratio: int,
 ) -> tuple[Int32[Array, "n p k"], Float32[Array, "n p k"]]:
-    """Cells that the samples of each bin read along one axis, and their weights: K = 2 s, the lower
-    ones of s samples, then the upper."""
+    """Returns the cells that each bin's samples read along one axis, and their weights.
+
+    K = 2 s: the lower cells of the s samples, then the upper ones.
+    """
     slots = jnp.arange(sampling_ratio or max_sampling_ratio, dtype=jnp.float32)[None]
     if sampling_ratio:
         count = jnp.full_like(extent, sampling_ratio)
     else:
-        # ceil(extent / output_size) without the division, which XLA rounds otherwise where the
+        # ceil(extent / output_size) without the division: XLA rounds it differently where the
         # quotient is whole.
         count = jnp.sum(extent[:, None] > slots * output_size, axis=1, dtype=jnp.float32)
     used = slots < count[:, None]
@@ -190,9 +194,8 @@ def _axis_samples(
     at = start[:, None, None] + bins * extent[:, None, None] / output_size
     last = (cells - 1)[:, None, None]
     within = (at >= -1) & (at <= cells.astype(jnp.float32)[:, None, None])
-    at = jnp.clip(
-        jnp.where(within, at, 0), 0, last.astype(jnp.float32)
-    )  # NaN, of a model that diverged, is not within
+    # NaN, from a model that diverged, is not within.
+    at = jnp.clip(jnp.where(within, at, 0), 0, last.astype(jnp.float32))
     low = jnp.floor(at).astype(jnp.int32)
     upper = at - low.astype(jnp.float32)
     weight = jnp.where(
@@ -207,14 +210,13 @@ def weighted_gather(
     indices: Int32[Array, "n p p t"],
     weights: Float32[Array, "n p p t"],
 ) -> Float[Array, "n p p c"]:
-    """Sum over t of weights[..., t] * table[indices[..., t]], in float32; differentiable in `table`
-    alone.
+    """Returns the sum over t of weights[..., t] * table[indices[..., t]], summed in float32.
 
-    Forward, T gathers that XLA fuses with their sum; backward, one scatter-add, where autodiff
-    makes T of them. On a CPU a step that has a backward pass goes box by box in both. That stays in
-    the caches, and the backward is three times as fast. And for a convolution that reads the
-    forward's sum in another order XLA would compute it once more, in that order; of what a loop
-    made it cannot.
+    Differentiable in `table` alone. The forward pass is T gathers that XLA fuses with their sum;
+    the backward pass is one scatter-add, where autodiff would make T. On a CPU both go box by box
+    if there is a backward pass. That stays in the caches: the backward pass is three times as fast.
+    It also keeps XLA from computing the sum a second time for a convolution that reads it in
+    another order, which it cannot do with the result of a loop.
     """
     return _gather(table, indices, weights)
 
@@ -238,7 +240,7 @@ def _weighted_gather_forward(
     gathered = jax.lax.platform_dependent(
         table, indices, weights, cpu=_gather_box_by_box, default=_gather
     )
-    # The backward reads the table's shape and dtype only, so a jit does not keep its values.
+    # The backward pass reads only the table's shape and dtype: a jit does not keep its values.
     return gathered, (table, indices, weights)
 
 

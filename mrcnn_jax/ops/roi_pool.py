@@ -1,9 +1,9 @@
-"""RoIPool: the maximum over bins of whole cells, of any size, at a static cost.
+"""RoIPool: maxima over bins of whole cells, of any size, at a static cost.
 
-A bin may be one cell or the whole map, and shapes are static. So each map gets a pyramid of maxima
-over windows of 1, 8, 32, 128, ... cells along each axis, and a bin is the maximum of the few
-windows that cover it exactly. Windows overlap, which a maximum does not mind: along 272 cells nine
-of them make any range, and the pyramid holds 2.7 times the cells of the map.
+A bin may be one cell or the whole map, but shapes are static. So each map gets a pyramid of maxima
+over windows of 1, 8, 32, 128, ... cells along each axis, and the maximum of a bin is that of a few
+windows that cover it exactly. Windows may overlap: along 272 cells nine of them make any range, and
+the pyramid holds 2.7 times the cells of the map.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from mrcnn_jax.ops import boxes as box_ops
 
-# Boxes are cut this many cells from the origin: int32 holds no infinity, and the table of bin sizes
-# below has an end.
+# Coordinates are cut to this many cells: int32 holds no infinity, and the table of bin sizes below
+# is finite.
 _FURTHEST = 8192
 _NOWHERE = np.iinfo(np.int32).max
 
@@ -32,20 +32,20 @@ def in_cells(
     levels: Int32[Array, " n"],
     strides: Sequence[int],
 ) -> Float32[Array, "n 4"]:
-    """Boxes in cells of the maps they belong to, without gradient. An invalid row gives some finite
-    box."""
+    """Scales boxes to cells of their maps, without gradient; invalid rows become finite."""
     boxes = jax.lax.stop_gradient(box_ops.sanitize(boxes, valid))
     return boxes * jnp.array(1 / np.array(strides), jnp.float32)[jnp.where(valid, levels, 0), None]
 
 
 def quantise(boxes: Float32[Array, "n 4"]) -> tuple[Int32[Array, "n 2"], Int32[Array, "n 2"]]:
-    """(first cell, number of cells) of boxes in cells, each along (x, y) (Fast R-CNN, as
-    torchvision has it).
+    """Rounds boxes, given in cells, to whole cells (Fast R-CNN, as in torchvision).
 
-    The corners are rounded, halves away from zero, and both cells belong to the box: it has at
-    least one along each axis.
+    Corners are rounded, halves away from zero, and both corner cells belong to the box.
+
+    Returns:
+        First cell and number of cells, at least 1, along (x, y).
     """
-    corners = jnp.nan_to_num(jax.lax.round(boxes))  # NaN, of a model that diverged, is 0
+    corners = jnp.nan_to_num(jax.lax.round(boxes))  # NaN comes from a model that diverged
     corners = jnp.clip(corners, -_FURTHEST, _FURTHEST).astype(jnp.int32)
     return corners[:, :2], jnp.maximum(corners[:, 2:] - corners[:, :2] + 1, 1)
 
@@ -59,15 +59,13 @@ def roi_pool(
     strides: Sequence[int],
     output_size: int,
 ) -> Float[Array, "n p p c"]:
-    """Maximum over each of P x P bins of each box, rounded to whole cells twice: the box, then its
-    bins (Fast R-CNN, section 2.1).
+    """Takes the maximum over each of P x P bins of each box (Fast R-CNN, section 2.1).
 
-    Values and gradients are those of torchvision's roi_pool: bins overlap where the box is no
-    multiple of P, are cut at the border of the map, and give 0 where nothing is left; the first of
-    equal maxima, row by row, gets the gradient (accumulated in float32). `levels` are indices into
-    `features`, whose cells are `strides` pixels wide.
-
-    Boxes get no gradient. Invalid rows give exactly 0, and no gradient, whatever they hold.
+    Boxes are rounded to whole cells, then their bins. Values and gradients are those of
+    torchvision's roi_pool: bins overlap where the box is no multiple of P, are cut at the border of
+    the map, and give 0 where nothing is left; the first of equal maxima, row by row, gets the
+    gradient (accumulated in float32). Arguments, other gradients and invalid rows: see
+    `roi.roi_features`.
     """
     first, cells = quantise(in_cells(boxes, valid, levels, strides))
     levels = jnp.where(valid, levels, 0)
@@ -97,10 +95,9 @@ def roi_pool(
 def _bins(
     first: Int32[Array, " n"], cells: Int32[Array, " n"], side: Int32[Array, " n"], output_size: int
 ) -> tuple[Int32[Array, "n p"], Int32[Array, "n p"]]:
-    """First cell of each bin along one axis, and the one after its last, inside a map of `side`
-    cells."""
-    # Which cells bins share hangs on the last bit of this quotient. A table has it rounded as IEEE
-    # asks; XLA's own division by a constant has not.
+    """Returns the first cell of each bin along one axis, and the one after its last, on the map."""
+    # Which cells two bins share depends on the last bit of this quotient. A table has it rounded by
+    # IEEE's rules, which XLA's division by a constant does not follow.
     quotients = np.arange(2 * _FURTHEST + 2, dtype=np.float32) / np.float32(output_size)
     size = jnp.array(quotients)[cells, None]
     edges = jnp.arange(output_size + 1, dtype=jnp.float32)[None]
@@ -110,16 +107,14 @@ def _bins(
 
 
 class _Window(NamedTuple):
-    """Windows of a level of the pyramid along one axis: window i covers the `size` cells from i *
-    `stride` on."""
+    """Windows of a level along one axis: window i covers `size` cells from i * `stride` on."""
 
     size: int
     stride: int
 
 
 def _windows(side: int) -> list[_Window]:
-    """Levels of the pyramid over `side` cells: the cells, then windows of 2 * 4^k cells every 4^k /
-    2 as long as these fit."""
+    """Lists the levels over `side` cells: cells, then windows of 2 * 4^k every 4^k / 2 that fit."""
     windows = [_Window(1, 1)]
     while (size := 2 * 4 ** len(windows)) <= side:
         windows.append(_Window(size, size // 4))
@@ -129,8 +124,11 @@ def _windows(side: int) -> list[_Window]:
 def _furthest(
     at: Any, low: Any, high: Any, windows: Sequence[_Window], xp: ModuleType
 ) -> tuple[Any, Any, Any]:
-    """(level, index, end) of the window inside [low, high), from `at` or before it on, that ends
-    last; `xp` is NumPy or jax.numpy."""
+    """Finds the window inside [low, high), beginning at `at` or before, that ends last.
+
+    Returns:
+        Level, index and end; `xp` is the module to compute with, NumPy or jax.numpy.
+    """
     level, index, end = xp.zeros_like(low), xp.zeros_like(low), low
     for k, (size, stride) in enumerate(windows):
         candidate = xp.minimum(at, high - size) // stride
@@ -143,8 +141,11 @@ def _furthest(
 def _cover(
     low: Int32[Array, "n p"], high: Int32[Array, "n p"], windows: Sequence[_Window], length: int
 ) -> tuple[Int32[Array, "n p t"], Int32[Array, "n p t"]]:
-    """Levels and indices of `length` windows whose union is [low, high): always the one that leads
-    furthest. Empty ranges give any."""
+    """Covers [low, high) by `length` windows, always taking the one that reaches furthest.
+
+    Returns:
+        Levels and indices of the windows; any for an empty range.
+    """
     at, cover = low, []
     for _ in range(length):
         level, index, at = _furthest(at, low, high, windows, jnp)
@@ -154,7 +155,7 @@ def _cover(
 
 @functools.cache
 def _cover_length(side: int) -> int:
-    """Windows that the worst of all ranges within `side` cells takes."""
+    """Returns how many windows cover the worst range within `side` cells."""
     low, high = np.triu_indices(side + 1, 1)
     at, length = low, 0
     while (at < high).any():
@@ -163,8 +164,12 @@ def _cover_length(side: int) -> int:
 
 
 def _layout(grids: np.ndarray, windows: Sequence[_Window]) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (windows [map, axis, level] along each axis, first row [map, vertical level, horizontal
-    level]) of the table of maxima."""
+    """Lays out the table of maxima.
+
+    Returns:
+        int32 numbers of windows [map, axis, level], and first rows [map, vertical level, horizontal
+        level].
+    """
     size, stride = np.array(windows, np.int32).T
     counts = np.maximum((grids[:, :, None] - size) // stride + 1, 0)
     rows = counts[:, 0, :, None] * counts[:, 1, None, :]
@@ -174,8 +179,10 @@ def _layout(grids: np.ndarray, windows: Sequence[_Window]) -> tuple[np.ndarray, 
 def _pyramid(
     features: Sequence[Float[Array, "h_l w_l c"]],
 ) -> tuple[Float[Array, "rows c"], Int32[Array, "rows c"]]:
-    """Maxima of all windows of all maps, as `_layout` has them, and the cells that hold them: the
-    first, row by row, of equal ones."""
+    """Computes the maxima of all windows of all maps, in the order of `_layout`, and their cells.
+
+    Of equal maxima the first cell counts, row by row.
+    """
     grids = np.array([feature.shape[:2] for feature in features], np.int32)
     windows = _windows(int(grids.max()))
     counts, _ = _layout(grids, windows)
@@ -220,7 +227,7 @@ def _coarser(
     coarse: _Window,
     count: int,
 ) -> tuple[Array, Array]:
-    """Maxima of the `count` windows of the next level along `axis`, and their cells."""
+    """Computes the maxima of the next level's `count` windows along `axis`, and their cells."""
     step = coarse.stride // fine.stride
 
     def parts(x: Array) -> list[Array]:
@@ -235,7 +242,7 @@ def _coarser(
 
 
 def _first(maximum: Array, values: Sequence[Array], cells: Sequence[Array]) -> Array:
-    """The first of the `cells` whose value is the maximum; _NOWHERE if that is NaN."""
+    """Returns the first of the `cells` whose value is the maximum; _NOWHERE if that is NaN."""
     return functools.reduce(
         jnp.minimum,
         [jnp.where(v == maximum, cell, _NOWHERE) for v, cell in zip(values, cells, strict=True)],
@@ -245,8 +252,7 @@ def _first(maximum: Array, values: Sequence[Array], cells: Sequence[Array]) -> A
 def _pooled(
     features: Sequence[Float[Array, "h_l w_l c"]], rows: Int32[Array, "n p p t"]
 ) -> tuple[Array, Array]:
-    """Maximum over t of the windows at `rows` of the table of maxima, and the cell that holds
-    it."""
+    """Returns the maximum over the t windows at `rows` of the table of maxima, and its cell."""
     values, cells = (
         [table.at[rows[..., term]].get(mode="promise_in_bounds") for term in range(rows.shape[-1])]
         for table in _pyramid(features)
@@ -259,8 +265,10 @@ def _pooled(
 def _maximum(
     features: tuple[Float[Array, "h_l w_l c"], ...], rows: Int32[Array, "n p p t"]
 ) -> Float[Array, "n p p c"]:
-    """`_pooled` without the cells, which a jit then never computes; differentiable in `features`
-    alone, by one scatter-add."""
+    """Returns the maxima of `_pooled`; differentiable in `features` alone, by one scatter-add.
+
+    A jit without a backward pass never computes the cells.
+    """
     return _pooled(features, rows)[0]
 
 
@@ -268,8 +276,7 @@ def _maximum_forward(
     features: tuple[Array, ...], rows: Array
 ) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
     pooled, cells = _pooled(features, rows)
-    # The backward reads the shapes and the dtype of the features only, so a jit does not keep their
-    # values.
+    # The backward pass reads only shapes and dtype of the features: a jit does not keep the values.
     return pooled, (features, cells)
 
 

@@ -40,8 +40,7 @@ def image_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> ImageKeys:
 
 @flax.struct.dataclass
 class Samples:
-    """Rows that were drawn: positives first, then negatives, then slots that stayed empty (index 0,
-    not valid)."""
+    """Rows drawn: positives, then negatives, then slots left empty (index 0, not valid)."""
 
     indices: Int32[Array, " count"]
     positive: Bool[Array, " count"]
@@ -56,16 +55,16 @@ def sample(
     count: int,
     positive_fraction: float,
 ) -> Samples:
-    """`count` rows, uniformly and without replacement.
+    """Draws `count` rows uniformly, without replacement.
 
-    At most floor(count * positive_fraction) are positives. Negatives fill up the rest, however many
-    that are; positives never stand in for missing negatives. A row that is both counts as positive.
+    At most floor(count * positive_fraction) are positives. Negatives fill the rest, however much
+    that is; positives never replace missing negatives. A row that is both counts as positive.
     """
     # The small number undoes rounding: 100 * 0.29 is 28.999999999999996.
     most_positives = math.floor(count * positive_fraction + 1e-6)
-    # One random number a row; the largest are a uniform draw (equal ones, of 2^23, go by index: it
-    # matters only at the cut). top_k instead of a sort, and in float32: 20 times cheaper on a CPU,
-    # where XLA sorts any other dtype.
+    # A random number per row; the rows of the largest are a uniform draw. (Of equal numbers, among
+    # 2^23, the lower index wins: this matters only at the cut.) top_k in float32 instead of a sort:
+    # 20 times cheaper on a CPU, where XLA sorts any other dtype.
     priority = jax.random.uniform(key, positive.shape, jnp.float32)
     k = min(count, positive.shape[0])
     rows = [

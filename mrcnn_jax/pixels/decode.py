@@ -1,5 +1,4 @@
-"""Image files as pixels: the one place where the package decodes an image, so that no two parts of
-it see different ones."""
+"""Image files as pixels. The package decodes images nowhere else, so all its parts see the same."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-# What Pillow thinks of a file is said by our own reports.
+# Our own reports say what is wrong with a file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # No others: some of Pillow's formats run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
-# data.max_pixels takes its place: it is the user's to change, and Pillow's is a warning first
+# Replaced by data.max_pixels, which users can change; Pillow's limit begins with a warning.
 Image.MAX_IMAGE_PIXELS = None
 
 KINDS = {
@@ -34,7 +33,7 @@ KINDS = {
     "CMYK": "CMYK",
 }
 DEEP = "16-bit (scaled by 1/256)"
-# How the stored picture is turned to be seen, by EXIF orientation (1: as stored).
+# By EXIF orientation: the turn from the stored to the upright picture (1: none).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,48 +43,54 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPS = (5, 6, 7, 8)  # orientations that exchange height and width
+SWAPS = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a decoded file is: its size as stored, its EXIF orientation (1..8), and how it differs
-    from 8-bit RGB, or None."""
+    """The kind of a decoded file."""
 
-    height: int
+    height: int  # as stored
     width: int
-    orientation: int
-    converted: str | None
+    orientation: int  # of EXIF, 1..8
+    converted: str | None  # how it differs from 8-bit RGB
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the stored picture by the file's header alone; ValueError if it has none
-    that can be read."""
+    """(height, width) of the stored picture, from the file's header alone; ValueError if that
+    cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.height, image.width
-    except Exception as error:  # of a broken file, Pillow raises what its parsers happen to meet
+    except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be read: {_line(error)}") from None
 
 
 def image_kind(encoded: bytes, *, max_pixels: int) -> Kind:
-    """Decodes an image to see whether that is possible; ValueError as of `decode_image`."""
+    """The kind of an image that was decoded to see whether that is possible.
+
+    Args:
+        encoded: the file's bytes.
+        max_pixels: a larger picture is not decoded.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
     return _decode(encoded, max_pixels)[1]
 
 
 def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels; grey becomes RGB, alpha is cut off, 16 bits are scaled to 8.
+    """RGB pixels; grey becomes RGB, alpha is dropped, 16 bits are scaled to 8.
 
     Args:
         encoded: the file's bytes.
-        upright: turned as the EXIF orientation says, as people see the picture; else as the pixels
-            lie in the file. (In a TIFF the orientation is no matter of EXIF but of the format, and
-            is always followed.)
+        upright: turn the stored pixels as EXIF says, to what people see. (In a TIFF the orientation
+            belongs to the format instead of EXIF and is always followed.)
         max_pixels: a larger picture is not decoded.
 
     Raises:
-        ValueError: not an image, cut off, over `max_pixels`, or of values that are no colours (more
-            than 4 channels, floats).
+        ValueError: the file is not an image, cut off, over `max_pixels`, or its values are not
+            colours (more than 4 channels, floats).
     """
     image, kind = _decode(encoded, max_pixels)
     if upright and kind.orientation in TURNS:
@@ -94,11 +99,18 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
 
 
 def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"]:
-    """The values of an image whose pixels are numbers, not light: palette indices, grey values (8
-    or 16 bits), 0x1RRGGBB of colours but 0 of black.
+    """The values of an image whose pixels are labels.
 
-    ValueError: not an image, cut off, over `max_pixels`, of a lossy format, or of values that are
-    no labels (floats, colours of more than 8 bits).
+    Args:
+        encoded: the file's bytes.
+        max_pixels: a larger picture is not decoded.
+
+    Returns:
+        Palette indices, grey values (8 or 16 bits), or 0x1RRGGBB for colours and 0 for black.
+
+    Raises:
+        ValueError: the file is not an image, cut off, over `max_pixels`, of a lossy format, or its
+            values are not labels (floats, colours of more than 8 bits).
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
@@ -107,7 +119,7 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
         if image.format == "PNG" and b"IEND" not in encoded:
             raise ValueError("cut off")
         if image.mode in ("RGB", "RGBA") and ";16" in str(image.tile):
-            raise ValueError("colours of 16 bits are no labels")
+            raise ValueError("16-bit colours are not labels")
         values = np.asarray(image)
         if values.dtype.kind not in "biu":
             raise ValueError("its values are floats")
@@ -115,7 +127,7 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
         raise ValueError(
             f"not an image that can hold labels: none of {', '.join(LOSSLESS)}"
         ) from None
-    except Exception as error:  # of a broken file, Pillow raises what its parsers happen to meet
+    except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
     values = values.astype(np.int64)
     if values.ndim == 3 and values.shape[2] > 2:
@@ -132,31 +144,24 @@ def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
             raise ValueError(
                 f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
             )
-        channels = (
-            image.tag_v2.get(ExifTags.Base.SamplesPerPixel, 1)
-            if isinstance(image, TiffImageFile)
-            else 0
-        )
+        channels = 0
+        if isinstance(image, TiffImageFile):
+            channels = image.tag_v2.get(ExifTags.Base.SamplesPerPixel, 1)
         if channels > 4:
             raise ValueError(f"{channels} channels")
         if image.format == "PNG" and b"IEND" not in encoded:
-            raise ValueError("cut off")  # the other formats' decoders notice
+            raise ValueError("cut off")  # the decoders of the other formats notice
         deep = ";16" in str(image.tile)
         mode = "RGBX" if channels == 4 and image.mode == "RGB" else image.mode
         image.load()
-        # Only now, since a PNG's may come behind its pixels.
+        # Only now: in a PNG it may follow the pixels.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        converted = (
-            DEEP
-            if deep or mode.startswith("I")
-            else None
-            if mode == "RGB"
-            else KINDS.get(mode, f"of mode {mode}")
-        )
-        return _rgb(image), Kind(
-            image.height, image.width, orientation if orientation in TURNS else 1, converted
-        )
-    except Exception as error:  # of a broken file, Pillow raises what its parsers happen to meet
+        converted = None if mode == "RGB" else KINDS.get(mode, f"of mode {mode}")
+        if deep or mode.startswith("I"):
+            converted = DEEP
+        turn = orientation if orientation in TURNS else 1
+        return _rgb(image), Kind(image.height, image.width, turn, converted)
+    except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
 
 
@@ -169,11 +174,11 @@ def _rgb(image: Image.Image) -> Image.Image:
             raise ValueError("its values have more than 16 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     if "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of what it finds odd on the direct way
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about odd files
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _line(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "of no known format"  # instead of a memory address
+        return "unknown format"  # Pillow's text holds a memory address
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,9 +1,9 @@
-"""From a mask inside its box to COCO's run-length encoding, and back to pixels; `exported.paste`
-has the rule."""
+"""COCO's run-length encoding of masks: from a mask inside its box (`geometry.paste` has the rule),
+from pixels, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,43 +21,54 @@ def paste_rle(
     size: tuple[int, int],
     style: PasteStyle = "exact",
 ) -> dict[str, Any]:
-    """The object that `paste` shows as a compressed RLE, {"size": [height, width], "counts": str};
-    the image itself is never built."""
+    """The object that `geometry.paste_region` shows, encoded without ever building the image.
+
+    Args:
+        mask: probabilities inside the box.
+        box: (x1, y1, x2, y2) in pixels of the image; it may reach beyond the image.
+        size: (height, width) of the image.
+        style: the rule, see `geometry.paste`.
+
+    Returns:
+        A compressed RLE, {"size": [height, width], "counts": str}.
+    """
     region, (y0, x0) = paste_region(mask, box, size, style)
     height, width = size
-    # COCO runs go down the columns. Each column of the region gets a 0 before and behind it, so
-    # that runs start and end inside it.
+    # COCO runs go down the columns. A 0 at both ends of each column of the region makes every run
+    # start and end inside it.
     columns = np.pad(region.T, ((0, 0), (1, 1))).view(np.int8)
     steps = np.diff(columns, axis=1)
-    x, y = np.nonzero(steps)  # in column order; starts and ends of runs take turns
+    x, y = np.nonzero(steps)  # in column order: starts and ends of runs alternate
     edges = (x + x0) * height + y + y0
-    # An object that touches the bottom goes on at the top of the next column: an end and a start at
-    # one place are no edges.
+    # An object that touches the bottom continues at the top of the next column: an end and a start
+    # at the same place are no edges.
     joined = np.flatnonzero(np.diff(edges) == 0)
     edges = np.delete(edges, np.concatenate([joined, joined + 1]))
     counts = np.diff(edges[edges < height * width], prepend=0, append=height * width)
-    return _compressed({"size": [height, width], "counts": counts.tolist()}, size)
+    rle = {"size": [height, width], "counts": counts.tolist()}
+    return _as_text(coco_mask.frPyObjects(rle, height, width))
 
 
 def decoded(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Bool[np.ndarray, "n h w"]:
-    """RLEs of an image of `size` (height, width) as masks."""
+    """The masks of RLEs of an image of `size` (height, width)."""
     masks = np.zeros((len(rles), *size), bool)
     for mask, rle in zip(masks, rles, strict=True):
         mask[...] = coco_mask.decode(rle)
     return masks
 
 
-def encoded(masks: Bool[np.ndarray, "n h w"]) -> list[dict[str, Any]]:
-    """The inverse of `decoded`."""
+def encoded(masks: Iterable[Bool[np.ndarray, "h w"]]) -> list[dict[str, Any]]:
+    """Masks as compressed RLEs, {"size": [height, width], "counts": str}."""
     return [_as_text(coco_mask.encode(np.asfortranarray(mask, np.uint8))) for mask in masks]
 
 
 def segmentation_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """A COCO segmentation (polygons, RLE or compressed RLE) as a compressed RLE for an image of
-    `size` (height, width).
+    """A COCO segmentation as a compressed RLE.
 
-    Its numbers are trusted, as pycocotools trusts them; what comes from a user's file has been
-    through `data.coco`.
+    Args:
+        segmentation: polygons, an RLE or a compressed RLE. Its numbers are trusted, as pycocotools
+            trusts them: what comes from a user's file has been through `data.repair`.
+        size: (height, width) of the image.
 
     Raises:
         ValueError: it is none of the three, or an RLE of another size.
@@ -74,19 +85,36 @@ def segmentation_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]
         raise ValueError(
             f"segmentation: an RLE of size {segmentation.get('size')} in an image of {list(size)}"
         )
-    return (
-        _compressed(segmentation, size)
-        if isinstance(segmentation["counts"], list)
-        else _as_text(segmentation)
-    )
+    if isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, *size)
+    return _as_text(segmentation)
 
 
-def _compressed(rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    return _as_text(coco_mask.frPyObjects(rle, *size))
+def decompressed(counts: str) -> list[int] | None:
+    """Run lengths of COCO's compressed text (maskApi.c, rleFrString); None if it is malformed.
+
+    Each run is a signed number in groups of 5 bits, low bits first, one character per group (bit 5:
+    more follow). From the fourth run on, it is the difference to the run two before.
+    """
+    codes = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:  # more than 35 bits
+        return None
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    negative = (codes[ends] & 16) != 0
+    values = values - (negative.astype(np.int64) << (5 * (place[ends] + 1)))
+    # Runs 1, 3, 5, ... and 2, 4, 6, ... are two chains of differences; run 0 stands alone.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values.tolist()
 
 
 def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    """`rle` with Python ints and text, as JSON wants it."""
+    """`rle` with Python's int and str, for JSON."""
     counts = rle["counts"]
     return {
         "size": [int(side) for side in rle["size"]],

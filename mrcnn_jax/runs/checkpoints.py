@@ -1,32 +1,26 @@
-"""Checkpoints that are whole or do not exist.
+"""Checkpoints that are complete or do not exist.
 
-    <workdir>/checkpoints/00000490-rpn/     global step, stage
-        model/                              orbax: params, batch_stats and ema, all that evaluation
-        needs training/                           orbax: opt_state, step, skipped, key
-        config.json                         the resolved config, so that a checkpoint is complete in
-        itself meta.json                           `Meta`
-        manifest.json                       size and SHA-256 of every file above
+    <workdir>/checkpoints/00000490-rpn/   global step, stage
+        model/          orbax: params, batch_stats and ema, all that evaluation needs
+        training/       orbax: opt_state, step, skipped, key
+        config.json     the resolved config, so that the checkpoint needs no other file
+        meta.json       `Meta`
+        manifest.json   size and SHA-256 of every file above (`runs.manifest`)
 
-Order of a save: everything is written and flushed to disk in a hidden folder; then the manifest,
-under another name that is renamed; then the folder is renamed to its own name. A kill at any point
-leaves either a whole checkpoint or a folder that has no manifest or a hidden name, which nobody
-reads and the next save removes. The hashes are for what renames cannot promise, since orbax
-restores a flipped bit in silence: a checkpoint is read only after every file was compared with the
-manifest.
+A save writes and flushes everything in a hidden folder, adds the manifest under another name,
+renames it, and then renames the folder. A kill at any point leaves either a complete checkpoint,
+or a folder without a manifest or with a hidden name: nobody reads it and the next save removes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
 import os
-import platform
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,20 +29,21 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
-from mrcnn_jax.config.schema import Config, ConfigError
-from mrcnn_jax.output import text_table, whole_file
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.output import text_table
+from mrcnn_jax.runs import manifest
+from mrcnn_jax.runs.environment import changes, environment
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Params
 
 log = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
 _META = "meta.json"
 _ITEMS = {
     "model": ("params", "batch_stats", "ema"),
@@ -58,31 +53,12 @@ Weights = Literal["raw", "ema"]
 _SHOWN_LEAVES = 20  # of each kind, where a checkpoint does not fit
 _NAME = re.compile(
     r"\d{8,}-[a-z0-9_]+"
-)  # as `Meta.name` makes it: nothing else in the folder is ours to remove
-
-
-def environment() -> dict[str, str | int]:
-    """What bit-for-bit repetition of a run depends on beside the config: machine, cores, devices,
-    libraries, XLA's flags."""
-    device = jax.devices()[0]
-    return {
-        "platform": device.platform,
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "processor": _processor(),
-        "cpus": os.cpu_count() or 0,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 0,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
+)  # `Meta.name`: nothing else in the folder is ours to remove
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What there is to know about a checkpoint without reading its arrays."""
+    """A checkpoint without its arrays."""
 
     step: int
     """Steps done since the run began, over all stages."""
@@ -95,18 +71,15 @@ class Meta:
     """(id, name) of the data set's categories; the i-th one (from 0) has label i + 1."""
     config_hash: str
     best_metric: float | None = None
-    """None also stands for one that is not finite: a run must not die of it here, and JSON has no
-    such number."""
+    """None also where it is not finite: JSON has no such number, and a run must not stop for it."""
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
     mask_ap: float | None = None
-    """COCO's mask AP of these parameters on the validation images, None where it was not measured
-    (`evaluate_every_epochs`)."""
+    """COCO mask AP on the validation images; None if not measured (`evaluate_every_epochs`)."""
 
     def __post_init__(self) -> None:
         best = self.best_metric
-        object.__setattr__(
-            self, "best_metric", float(best) if best is not None and math.isfinite(best) else None
-        )
+        if best is not None:
+            object.__setattr__(self, "best_metric", float(best) if math.isfinite(best) else None)
 
     @property
     def name(self) -> str:
@@ -120,22 +93,27 @@ class Meta:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `<workdir>/checkpoints`, made at the first save."""
+    """The checkpoints of one run in `<workdir>/checkpoints`, which the first save creates."""
 
     def __init__(self, workdir: Path, keep: int) -> None:
-        """`keep`: newest checkpoints to keep beside the last one of every completed stage and the
-        best one (at least 1)."""
+        """Keep the newest `keep` (at least 1), the last of each completed stage and the best."""
         self.folder = workdir.absolute() / "checkpoints"  # orbax takes no relative path
         self.keep = keep
         self._checkpointer = _checkpointer()
 
     def save(self, state: TrainState, meta: Meta, config: Config | None = None) -> None:
-        """Write a checkpoint (with `config`, if given) and remove those that retention lets go;
-        returns when all of it is on disk.
+        """Write a checkpoint, then remove those that are no longer kept.
 
-        What is newer than `meta` is of a future that was given up (damaged, and the run went on
-        from an older one): it goes too. OSError (disk full, quota, read-only) leaves the
-        checkpoints as they were, and nothing of the new one.
+        Returns when everything is on the disk. Checkpoints newer than `meta` are removed too: they
+        belong to a future that was given up when the run went on from an older one.
+
+        Args:
+            state: the arrays.
+            meta: names the checkpoint.
+            config: saved beside them, if given.
+
+        Raises:
+            OSError: disk full, quota or read-only; the earlier checkpoints are as they were.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
@@ -148,17 +126,17 @@ class Checkpoints:
             if isinstance(error, OSError) and error.errno is not None:
                 raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
             raise
-        # the same step again, now complete for instance; between these two renames an older one
-        # would take over
+        # The same step may be saved again, for instance as complete. Between these two renames an
+        # older checkpoint is the newest.
         if final.exists():
             final.rename(self.folder / f".{meta.name}.replaced")
         hidden.rename(final)
-        _flush(self.folder)
+        manifest.flush(self.folder)
         self._remove_unfinished()
         self._retain(meta)
 
     def _write(self, hidden: Path, state: TrainState, meta: Meta, config: Config | None) -> None:
-        """A checkpoint, whole and flushed, in a folder that is not yet its own."""
+        """Write all of a checkpoint to a folder that does not have its final name yet."""
         flat = flatten(state)
         for item, fields in _ITEMS.items():
             arrays = {
@@ -171,26 +149,15 @@ class Checkpoints:
         if config is not None:
             save_config(config, hidden / "config.json")
         (hidden / _META).write_text(json.dumps(dataclasses.asdict(meta), indent=2, allow_nan=False))
-        files = sorted(path for path in hidden.rglob("*") if path.is_file())
-        manifest = {
-            path.relative_to(hidden).as_posix(): {
-                "size": path.stat().st_size,
-                "sha256": _sha256(path),
-            }
-            for path in files
-        }
-        for path in (*files, *(path for path in hidden.rglob("*") if path.is_dir())):
-            _flush(path)
-        with whole_file(hidden / _MANIFEST) as part:
-            part.write_text(json.dumps({"files": manifest}, indent=1))
-            _flush(part)
-        _flush(hidden)
+        manifest.write(hidden)
 
     def latest(self) -> Meta | None:
-        """The newest checkpoint that is intact, None if the run has none.
+        """Find the newest intact checkpoint; None if the run has none at all.
 
-        A damaged one is skipped with one warning that names the file; ConfigError if there are
-        checkpoints and all are damaged.
+        A damaged one is skipped with a warning that names the file.
+
+        Raises:
+            ConfigError: there are checkpoints, and all of them are damaged.
         """
         found = next(filter(self._intact, reversed(self._metas("skipped"))), None)
         if found is None and self._folders():
@@ -200,31 +167,29 @@ class Checkpoints:
         return found
 
     def best(self) -> Meta | None:
-        """The intact checkpoint of the highest mask AP, of several the first; None if there is none
-        whose AP was measured."""
+        """Find the intact checkpoint of highest mask AP (the first of equals), if any has one."""
         measured = [meta for meta in self._metas("skipped") if meta.mask_ap is not None]
         return next(filter(self._intact, sorted(measured, key=_mask_ap, reverse=True)), None)
 
     def restore(self, template: TrainState, meta: Meta) -> TrainState:
-        """The state that was saved, bit for bit, as device arrays in the structure of `template`.
+        """Read the state that was saved, bit for bit.
 
-        `template` (arrays or `jax.ShapeDtypeStruct`) has the stage's own optimiser state.
-        ConfigError if a file of the checkpoint is damaged, or, with a table, if the template's
-        leaves are not the checkpoint's (names, shapes, dtypes). Another machine, number of cores or
-        devices, library or XLA flag than at the save is warned of in one line: the run goes on, but
-        not bit for bit.
+        Logs one warning if machine, cores, devices, libraries or XLA flags differ from those of the
+        save: the run goes on, but not bit for bit.
+
+        Args:
+            template: arrays or `jax.ShapeDtypeStruct`, with the stage's own optimiser state.
+            meta: which checkpoint.
+
+        Returns:
+            Device arrays in the structure of `template`.
+
+        Raises:
+            ConfigError: a file is damaged; or, with a table, names, shapes or dtypes of the leaves
+                are not those of `template`.
         """
         folder = self._verified(meta)
-        here = environment()
-        there = {
-            "devices": 1
-        } | meta.environment  # which earlier versions, that used one, did not write
-        changed = [
-            f"{name} {there.get(name)!r} -> {here[name]!r}"
-            for name in here
-            if there.get(name) != here[name]
-        ]
-        if changed:
+        if changed := changes(meta.environment):
             log.warning(
                 "%s: saved in another environment, results will differ in the last bits: %s",
                 meta.name,
@@ -243,10 +208,17 @@ class Checkpoints:
         )
 
     def restore_params(self, meta: Meta, weights: Weights = "raw") -> tuple[Params, Params]:
-        """(params, batch_stats) as NumPy arrays, from the folder alone.
+        """Read the network's variables; no template is needed.
 
-        ConfigError if a file of the checkpoint is damaged, or if it has no moving average and that
-        is asked for: "ema", which stands in for the parameters that it is of.
+        Args:
+            meta: which checkpoint.
+            weights: "ema" puts the moving average in the place of the parameters it averages.
+
+        Returns:
+            (params, batch_stats) as NumPy arrays.
+
+        Raises:
+            ConfigError: a file is damaged, or "ema" was asked for and there is no moving average.
         """
         folder = self._verified(meta)
         flat = self._checkpointer.restore(folder / "model")
@@ -264,7 +236,7 @@ class Checkpoints:
 
     def _verified(self, meta: Meta) -> Path:
         folder = self.folder / meta.name
-        damage = _damage(folder)
+        damage = manifest.damage(folder)
         if damage is not None:
             raise ConfigError(damage)
         return folder
@@ -276,11 +248,11 @@ class Checkpoints:
         return sorted(
             path
             for path in self.folder.iterdir()
-            if _NAME.fullmatch(path.name) and (path / _MANIFEST).is_file()
+            if _NAME.fullmatch(path.name) and manifest.exists(path)
         )
 
     def _metas(self, fate: Literal["skipped", "removed"]) -> list[Meta]:
-        """Those that can be read, by age; the fate of any other is warned of."""
+        """The readable ones, oldest first; each other one is skipped or removed with a warning."""
         metas = []
         for folder in self._folders():
             try:
@@ -288,12 +260,12 @@ class Checkpoints:
             except ConfigError as error:
                 log.warning("%s: %s", error, fate)
                 if fate == "removed":
-                    _remove(folder)
+                    manifest.remove(folder)
         return sorted(metas, key=lambda meta: meta.order)
 
     def _intact(self, meta: Meta) -> bool:
-        """Whether all of it is as it was saved; a warning names what is not."""
-        damage = _damage(self.folder / meta.name)
+        """Whether every file is as it was saved; a warning names the first that is not."""
+        damage = manifest.damage(self.folder / meta.name)
         if damage is not None:
             log.warning("%s: skipped", damage)
         return damage is None
@@ -301,7 +273,7 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         for path in self.folder.iterdir():
             hidden = path.name.startswith(".") and _NAME.match(path.name[1:])
-            if hidden or (_NAME.fullmatch(path.name) and not (path / _MANIFEST).is_file()):
+            if hidden or (_NAME.fullmatch(path.name) and not manifest.exists(path)):
                 shutil.rmtree(path)
 
     def _retain(self, newest: Meta) -> None:
@@ -314,48 +286,11 @@ class Checkpoints:
         )
         for meta in metas:
             if meta not in (*stages.values(), *between, best):
-                _remove(self.folder / meta.name)
-
-
-def refuse_taken(out: Path) -> None:
-    """ConfigError if `out` is there and not an empty folder: a new run's folder is not made over
-    another."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(
-            f"{out}: is there already, and not an empty folder (choose another --out)"
-        )
-
-
-def write_run(
-    out: Path,
-    config: Config,
-    variables: dict[str, Any],
-    meta: Meta,
-    texts: dict[str, str] | None = None,
-) -> None:
-    """A new folder of a run that was not trained there: parameters, statistics and config, and
-    `texts` by file name.
-
-    All of it, or nothing: it is made beside its place and then renamed. ConfigError if that is not
-    possible.
-    """
-    nothing = {"opt_state": (), "step": jnp.int32(0), "key": jnp.zeros(2, jnp.uint32)}
-    state = TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **nothing)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            run = Path(folder) / "run"
-            Checkpoints(run, keep=1).save(state, meta, config)
-            save_config(config, run / "config.json")
-            for name, text in (texts or {}).items():
-                (run / name).write_text(text, encoding="utf-8")
-            run.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
+                manifest.remove(self.folder / meta.name)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """One that waits for no other process: all of them read, the first one alone writes."""
+    """Create one that waits for no other process: all of them read, only the first one writes."""
     if jax.process_count() == 1:
         return ocp.PyTreeCheckpointer()
     index = jax.process_index()
@@ -368,19 +303,17 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def flatten(state: Any) -> dict[str, Any]:
-    """{"params/rpn/conv1/kernel": leaf, "opt_state/inner_states/group0/...": leaf, ...}, in the
-    order of `jax.tree.leaves`.
+    """Flatten a state to {"params/rpn/conv1/kernel": leaf, ...} in the order of `jax.tree.leaves`.
 
-    By path, not as a tree: optax's states hold named tuples and empty nodes, which only a template
-    can give back.
+    Checkpoints are stored by path, not as trees: optax's states hold named tuples and empty nodes,
+    which only a template can give back.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path) -> None:
-    """ConfigError with a table of the leaves that are missing in the checkpoint, not wanted from
-    it, or of another shape or dtype."""
+    """Raise ConfigError with a table of the leaves that are missing, extra or different."""
 
     def kind(leaves: dict[str, Any], path: str) -> str:
         return (
@@ -432,31 +365,9 @@ def _read_meta(folder: Path) -> Meta:
     return meta
 
 
-def _damage(folder: Path) -> str | None:
-    """One line that names the first file that is not what the manifest recorded, None if all
-    are."""
-    try:
-        files = json.loads((folder / _MANIFEST).read_text())["files"]
-        recorded = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError:
-        return f"{folder}: no such checkpoint (it has no {_MANIFEST})"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{folder / _MANIFEST}: damaged: {error}"
-    for name, (size, digest) in recorded.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path}: missing from the checkpoint"
-        if path.stat().st_size != size:
-            return f"{path}: damaged: {path.stat().st_size} bytes, {size} when it was saved"
-        if _sha256(path) != digest:
-            return f"{path}: damaged: not the bytes that were saved (SHA-256 differs)"
-    return None
-
-
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """What the system refuses orbax, which logs a traceback and raises a ValueError that holds the
-    error's number, as an OSError."""
+    """Turn orbax's logged traceback and ValueError, which holds the error number, into OSError."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -469,34 +380,3 @@ def _os_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
     finally:
         logger.setLevel(level)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint, manifest first: one that is half removed must not exist."""
-    (folder / _MANIFEST).unlink()
-    shutil.rmtree(folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _processor() -> str:
-    """The CPU's name: XLA compiles for the instructions that this one has."""
-    try:
-        names = re.search(
-            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-        )
-    except OSError:
-        names = None
-    return names.group(1) if names else platform.processor() or platform.machine()

@@ -1,12 +1,11 @@
-"""The numbers of a run: `metrics.jsonl`, a row a line, and TensorBoard events that are drawn from
-it.
+"""A run's numbers: rows of `metrics.jsonl`, and TensorBoard events drawn from the same rows.
 
     {"stage": "rpn", "step": 20, "epoch": 1, "split": "train", "loss/total": 0.71,
-    "loss/objectness": 0.42}
+     "loss/rpn_objectness": 0.42}
 
-`step` counts the steps done within the stage. Numbers are written with as many digits as they need
-to be read back the same; those that JSON has no number for are the strings "NaN", "Infinity" and
-"-Infinity", which `float` understands.
+`step` counts the steps done within the stage, from 1. Numbers have as many digits as they need to
+be read back unchanged; those that JSON lacks are the strings "NaN", "Infinity" and "-Infinity",
+which `float` reads.
 """
 
 from __future__ import annotations
@@ -20,32 +19,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import whole_file
 
-Curve = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps and values
+Row = dict[str, Any]
 _FIELDS = ("stage", "step", "epoch", "split")
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of a run, every value but the stage, the split, the step and the epoch a float; []
-    if there are none.
+def read_metrics(workdir: Path) -> list[Row]:
+    """Read the rows of a run in the order in which they were written.
 
-    A last line that a kill cut short is left out; ConfigError names any other line that is not a
-    row.
+    Returns:
+        stage, split: str; step, epoch: int; all other values: float. A last line that a kill cut
+        short is left out.
+
+    Raises:
+        ConfigError: there is no such file, or a line of it is not a row.
     """
     return [row for _, row in _read(workdir / "metrics.jsonl")]
 
 
 class MetricsLog:
-    """Appends rows to `<workdir>/metrics.jsonl` and to `<workdir>/tensorboard/<stage>/<split>`;
-    close it, or use it in a `with`."""
+    """Appends rows to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard/<stage>/<split>`.
+
+    Close it, or use it in a `with`.
+    """
 
     def __init__(self, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -61,44 +63,52 @@ class MetricsLog:
     def write(
         self, *, stage: str, step: int, epoch: int, split: str, values: Mapping[str, Any]
     ) -> None:
-        """Append a row; it has left the process when this returns. `values`: name ("loss/total") ->
-        anything `float` takes."""
-        row: dict[str, Any] = {
-            "stage": stage,
-            "step": int(step),
-            "epoch": int(epoch),
-            "split": split,
-        }
-        if row.keys() & values.keys():
-            raise ValueError(
-                f"{', '.join(row.keys() & values.keys())}: the name of a row's own field"
-            )
+        """Append a row; when this returns, it has left the process.
+
+        Args:
+            stage: name of the stage.
+            step: steps done within the stage.
+            epoch: number of the epoch within the stage, from 1.
+            split: "train" or "val".
+            values: name ("loss/total") -> anything that `float` takes.
+
+        Raises:
+            ValueError: a value has the name of one of the fields above.
+        """
+        row: Row = {"stage": stage, "step": int(step), "epoch": int(epoch), "split": split}
+        if taken := row.keys() & values.keys():
+            raise ValueError(f"{', '.join(taken)}: is the name of a field of every row")
         row |= {name: float(value) for name, value in values.items()}
         self._file.write(_line(row))
         self._file.flush()
         self._draw(row)
 
     def sync(self) -> None:
-        """Wait until rows and events are on the disk: those before a checkpoint must outlive the
-        machine as it does."""
+        """Wait until rows and events are on the disk: they must be as safe as the checkpoint."""
         os.fsync(self._file.fileno())
         for writer in self._writers.values():
             writer.flush()
 
     def truncate(self, stages: Sequence[str], stage_index: int, step: int) -> None:
-        """Forget all rows after step `step` of stage `stages[stage_index]`, the point that a run is
-        resumed from.
+        """Remove all rows after the checkpoint from which a run is resumed.
 
-        Give the checkpoint's own stage and step (its last, if it completed the stage). With the
-        rows of a step written before its checkpoint, file and events are those of a run that was
-        never interrupted. The file is replaced in one rename. ConfigError if a row's stage is not
-        in `stages` (in the order they are trained).
+        If the rows of a step are written before its checkpoint, file and events become those of a
+        run that was never interrupted. The file is replaced in one rename.
+
+        Args:
+            stages: names of the run's stages in the order of training.
+            stage_index: the checkpoint's stage.
+            step: the checkpoint's step within that stage.
+
+        Raises:
+            ConfigError: a row's stage is not in `stages`.
         """
         kept = []
         for line, row in _read(self.path):
             if row["stage"] not in stages:
                 raise ConfigError(
-                    f"{self.path}: stage {row['stage']!r} is not one of this run ({', '.join(stages)})"
+                    f"{self.path}: stage {row['stage']!r} is not one of this run's: "
+                    f"{', '.join(stages)}"
                 )
             if (stages.index(row["stage"]), row["step"]) <= (stage_index, step):
                 kept.append((line, row))
@@ -125,9 +135,8 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _draw(self, row: dict[str, Any]) -> None:
-        """A TensorBoard run a stage and split: the same tag of training and validation shares a
-        chart."""
+    def _draw(self, row: Row) -> None:
+        """Add events, in a TensorBoard run for each stage and split so that splits share charts."""
         key = (row["stage"], row["split"])
         if key not in self._writers:
             folder = self.events / key[0] / key[1]
@@ -143,7 +152,7 @@ class MetricsLog:
         )
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
@@ -152,26 +161,23 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps({name: plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
 
 
-def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(line, row) of every whole line."""
-    if not path.exists():
-        return []
+def _read(path: Path) -> list[tuple[str, Row]]:
+    """(line, row) of every complete line."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.readlines()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (is this a run's folder?)") from None
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # cut short by a kill
     rows = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                break  # cut short by a kill
-            try:
-                row = json.loads(line)
-                rows.append(
-                    (
-                        line,
-                        {name: row[name] for name in _FIELDS}
-                        | {k: float(v) for k, v in row.items() if k not in _FIELDS},
-                    )
-                )
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise ConfigError(f"{path}: line {number} is not a row of metrics") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            values = {name: float(row[name]) for name in row if name not in _FIELDS}
+            rows.append((line, {name: row[name] for name in _FIELDS} | values))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ConfigError(f"{path}: line {number} is not a row of metrics") from None
     return rows
 
 
@@ -181,27 +187,3 @@ def _cut_last_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line cut short is passed over. ConfigError as of
-    `curves`."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file (is this a run's folder?)") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ConfigError(f"{path}: line {number}: not JSON: {error}") from None
-    return rows
-
-
-def curve(rows: Mapping[int, Mapping[str, Any]], name: str) -> Curve:
-    """One figure of rows by step, in the order of the steps, where it was measured."""
-    points = sorted((step, row[name]) for step, row in rows.items() if row.get(name) is not None)
-    steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return steps, values

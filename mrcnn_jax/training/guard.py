@@ -12,12 +12,11 @@ from mrcnn_jax.training.step import TrainStep
 
 
 def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
-    """`train_step`, whose update is applied only if all of its metrics are finite: losses and
-    gradient norm.
+    """Makes `train_step` apply an update only if all metrics (losses, gradient norm) are finite.
 
-    A step that is left out counts in `step` and `skipped`. Once `skipped` exceeds `allowed`, no
-    further step is applied: the host reads the numbers of a step while the next one runs, and still
-    finds the parameters that failed. The metrics gain `skipped`.
+    A step that is left out counts in `step` and `skipped`, which is added to the metrics. Once
+    `skipped` exceeds `allowed`, no further step is applied: the host reads the metrics of a step
+    while the next one runs, and still finds the parameters that failed.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

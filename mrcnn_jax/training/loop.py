@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.metrics import MetricsLog
@@ -29,19 +30,11 @@ from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
-from mrcnn_jax.training.open import OpenRun, open_run
+from mrcnn_jax.training.open import OpenRun, Progress, open_run
 from mrcnn_jax.training.optimizer import make_optimizer, scaling_hint
 from mrcnn_jax.training.stages import summary
 from mrcnn_jax.training.step import make_train_step, make_validation_step
-from mrcnn_jax.training.watch import (
-    Progress,
-    Step,
-    TrainingError,
-    Watch,
-    as_text,
-    batches,
-    steps_done,
-)
+from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batches
 
 
 class Stopped(Exception):
@@ -61,8 +54,8 @@ def train(config: Config, workdir: Path) -> None:
         Stopped: SIGTERM arrived, and the state is saved.
     """
     try:
-        with open_run(config, workdir) as run, Watch(run) as watch, _StopSignal() as stop:
-            _train(run, watch, stop)
+        with open_run(config, workdir) as run, Watch(run) as watch, _StopSignal(run) as stop:
+            _train(watch, stop)
     except OSError as error:  # a full disk above all
         where = f"{error.filename or workdir}: {error.strerror or error}"
         raise TrainingError(
@@ -76,9 +69,9 @@ class _StopSignal:
     Of several processes JAX handles the signal, and they stop at a step that all agree on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: OpenRun) -> None:
+        self._run, self._alone = run, jax.process_count() == 1
         self._number: int | None = None
-        self._alone = jax.process_count() == 1
 
     def __enter__(self) -> _StopSignal:
         if self._alone:
@@ -92,25 +85,25 @@ class _StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._number = number
 
-    def save_is_due(self, run: OpenRun, progress: Progress) -> bool:
+    def save_is_due(self, progress: Progress) -> bool:
         """Whether the step just done is to be saved; call it once after each step."""
-        if not self._alone and multihost_utils.reached_preemption_sync_point(
-            steps_done(run, progress)
-        ):
+        agreed = multihost_utils.reached_preemption_sync_point
+        if not self._alone and agreed(self._run.steps_done(progress)):
             self._number = signal.SIGTERM
-        return progress.step % run.config.save_every_steps == 0 or self._number is not None
+        return progress.step % self._run.config.save_every_steps == 0 or self._number is not None
 
-    def obey(self, run: OpenRun, progress: Progress) -> None:
+    def obey(self, progress: Progress) -> None:
         """Raises Stopped if the signal has arrived; call it after saving."""
         if self._number is not None:
-            stage = run.config.stages[progress.stage_index].name
+            stage = self._run.config.stages[progress.stage_index].name
             raise Stopped(
                 f"stopped by signal {self._number}: stage {stage}, step {progress.step} is saved "
-                f"in {run.workdir}"
+                f"in {self._run.workdir}"
             )
 
 
-def _train(run: OpenRun, watch: Watch, stop: _StopSignal) -> None:
+def _train(watch: Watch, stop: _StopSignal) -> None:
+    run = watch.run
     variables, progress, state = _start(run, watch.log)
     if parallel.is_first():  # only now: a run that could not begin takes no folder
         save_config(run.config, run.workdir / "config.json")
@@ -123,7 +116,7 @@ def _train(run: OpenRun, watch: Watch, stop: _StopSignal) -> None:
         "programs to compile"
     )
     for _ in stages:
-        variables = _train_stage(run, watch, stop, progress, variables, state)
+        variables = _train_stage(watch, stop, progress, variables, state)
         progress, state = Progress(progress.stage_index + 1), None
     parallel.gather("done")  # none leaves while the first one still writes
     print(f"\ndone: evaluate with  python eval.py --workdir {run.workdir}")
@@ -157,7 +150,6 @@ def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, T
 
 
 def _train_stage(
-    run: OpenRun,
     watch: Watch,
     stop: _StopSignal,
     progress: Progress,
@@ -165,8 +157,8 @@ def _train_stage(
     state: TrainState | None,
 ) -> Variables:
     """Trains what is left of a stage, from `state` or from its first step; the new variables."""
-    config, index = run.config, progress.stage_index
-    stage = config.stages[index]
+    run, index = watch.run, progress.stage_index
+    config, stage = run.config, run.config.stages[index]
     print(f"\n{index + 1} of {len(config.stages)}: {summary(stage, variables['params'])}")
     hint = scaling_hint(stage, index, config.data.batch_size)
     if hint is not None:
@@ -178,7 +170,7 @@ def _train_stage(
     for epoch in range(progress.step // run.steps_per_epoch, stage.epochs):
         started, first = time.perf_counter(), progress.step
         try:
-            state, waited = _train_epoch(run, watch, stop, progress, train_step, state)
+            state, waited = _train_epoch(watch, stop, progress, train_step, state)
         except jax.errors.JaxRuntimeError as error:
             devices = 1 if run.mesh is None else run.mesh.size
             line = out_of_memory(error, train_step, state, _example(run), multiple=devices)
@@ -195,10 +187,10 @@ def _train_stage(
             f"{waited / seconds:.1%} of it waiting for data"
             + (f"  validation: {as_text(values, 4)}" if values else "")
         )
-        if stop.save_is_due(run, progress) or watch.is_evaluated(progress) or last:
+        if stop.save_is_due(progress) or watch.is_evaluated(progress) or last:
             watch.save(progress, state, complete=last)
             progress.mask_ap = None
-            stop.obey(run, progress)
+            stop.obey(progress)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return variables if run.mesh is None else parallel.to_host(variables)
 
@@ -245,12 +237,7 @@ def _layout(state: TrainState, mesh: Mesh, config: Config) -> TrainState:
 
 
 def _train_epoch(
-    run: OpenRun,
-    watch: Watch,
-    stop: _StopSignal,
-    progress: Progress,
-    train_step: Any,
-    state: TrainState,
+    watch: Watch, stop: _StopSignal, progress: Progress, train_step: Any, state: TrainState
 ) -> tuple[TrainState, float]:
     """Trains what is left of an epoch.
 
@@ -260,44 +247,48 @@ def _train_epoch(
         The state, and the seconds that this process waited for its batches (the device may have
         had work meanwhile).
     """
-    index, stage = progress.stage_index, run.config.stages[progress.stage_index]
+    run, index = watch.run, progress.stage_index
+    stage = run.config.stages[index]
     epoch, done = divmod(progress.step, run.steps_per_epoch)
     plan = run.plan(index, epoch)[done:]
-    started, waiting = time.perf_counter(), 0.0
+    started, waited, share = time.perf_counter(), 0.0, 0.0
     pending: Step | None = None
-    with tqdm(
+    bar = tqdm(
         total=sum(len(planned.images) for planned in plan),
         desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
         unit="img",
         leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30,
         disable=not parallel.is_first(),
-    ) as bar:
+    )
 
-        def record(step: Step) -> None:
-            losses = watch.record(index, step, state)
-            bar.set_postfix_str(f"{losses}  data {waiting:.0%}", refresh=False)
-            bar.update(len(step.planned.images))
+    def record(step: Step) -> None:
+        losses = watch.record(index, step, state)
+        bar.set_postfix_str(f"{losses}  data {share:.0%}", refresh=False)
+        bar.update(len(step.planned.images))
 
-        timed = _Timed(batches(run, run.train_split, plan))
-        for planned, batch in zip(plan, timed, strict=True):
+    with bar, closing(batches(run, run.train_split, plan)) as loaded:
+        for planned in plan:
+            asked = time.perf_counter()
+            batch = next(loaded)
+            waited += time.perf_counter() - asked
             state, metrics = train_step(state, parallel.place_rows(batch, run.mesh))
             if watch.profiler is not None:
                 watch.profiler.step(metrics)
-            waiting = timed.seconds / (time.perf_counter() - started)
+            share = waited / (time.perf_counter() - started)
             # The metrics of a step are read while the next one runs: two batches are in flight.
             if pending is not None:
                 record(pending)
             progress.step += 1
             pending = Step(progress.step, planned, batch, metrics)
-            if planned is not plan[-1] and stop.save_is_due(run, progress):
+            if planned is not plan[-1] and stop.save_is_due(progress):
                 record(pending)
                 pending = None
                 watch.save(progress, state, complete=False)
-                stop.obey(run, progress)
+                stop.obey(progress)
         if pending is not None:
             record(pending)
-    return state, timed.seconds
+    return state, waited
 
 
 def _example(run: OpenRun) -> Batch:
@@ -308,21 +299,3 @@ def _example(run: OpenRun) -> Batch:
         lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=rows),
         next(batches(run, run.train_split, run.plan(0, 0)[:1])),
     )
-
-
-class _Timed:
-    """An iterator that adds up the seconds that its user waits for it."""
-
-    def __init__(self, items: Iterator[Batch]) -> None:
-        self._items = items
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        asked = time.perf_counter()
-        try:
-            return next(self._items)
-        finally:
-            self.seconds += time.perf_counter() - asked

@@ -1,4 +1,4 @@
-"""Device memory of a train step, and which batch fits when it has run out."""
+"""Device memory of a train step, and the largest batch that fits in it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ GIB = 2**30
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:
-    """What a compiled program holds on a device at once: arguments, results in places of their own,
-    temporaries."""
+    """Bytes that a compiled program holds on a device: arguments, results and temporaries."""
     sizes = program.memory_analysis()
-    assert sizes is not None  # compilers of CPUs and GPUs know
+    assert sizes is not None  # CPU and GPU compilers know
     own_results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + own_results + sizes.temp_size_in_bytes
 
@@ -30,18 +29,20 @@ def out_of_memory(
     limit: int | None = None,
     multiple: int = 1,
 ) -> str | None:
-    """One line with the largest batch that fits, if `error` says that the device's memory ran out;
-    None for any other error.
+    """Names the largest batch that fits, if `error` says that the memory of the device ran out.
 
-    The step is compiled for its smallest batch and for about half of this one, and its need taken
-    to lie on the line through both.
+    The step is compiled for its smallest batch and for about half of this one; its need is taken to
+    lie on the line through both.
 
     Args:
         train_step: the jitted step that failed.
-        state, batch: what it was given, or arrays of those shapes: values are not read, they may
+        state, batch: its arguments, or arrays of their shapes: values are not read, since they may
             have been donated.
-        limit: bytes of a device; None: as the device says.
-        multiple: what a batch has to be a multiple of, the number of devices that share it.
+        limit: bytes of a device; None: as the device reports.
+        multiple: a batch must be a multiple of it: the number of devices that share the batch.
+
+    Returns:
+        One line; None for any other error.
     """
     if "RESOURCE_EXHAUSTED" not in str(error):
         return None
@@ -60,17 +61,21 @@ def out_of_memory(
     line += f", the device has {limit / GIB:.2f}"
     if need(size) <= limit:
         return f"{line}: something else holds a part of it"
-    fits = max(
-        (images for images in range(multiple, size, multiple) if need(images) <= limit),
-        default=None,
-    )
+    smaller = range(multiple, size, multiple)
+    fits = max((images for images in smaller if need(images) <= limit), default=None)
     if fits is None:
-        return f"{line}: no batch fits, {multiple} needs about {small / GIB:.2f} GiB (--model.remat, --data.canvases make it less)"
-    return f"{line}: batch {fits} fits (--data.batch-size {fits}, with another --workdir; --model.remat makes more fit)"
+        return (
+            f"{line}: no batch fits, {multiple} needs about {small / GIB:.2f} GiB "
+            "(--model.remat, --data.canvases make it less)"
+        )
+    return (
+        f"{line}: batch {fits} fits (--data.batch-size {fits}, with another --workdir; "
+        "--model.remat makes more fit)"
+    )
 
 
 def _need(train_step: Any, state: TrainState, batch: Batch, images: int) -> int:
-    """Bytes of the step for a batch of so many images."""
+    """Bytes of the step for a batch of `images`."""
 
     def shape(leaf: Any, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, leaf.dtype, sharding=getattr(leaf, "sharding", None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,10 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError
-from mrcnn_jax.data.coco import CocoDataset, read_coco
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.state import TrainState
@@ -29,6 +32,19 @@ from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    stage_index: int
+    step: int = 0
+    """Steps done in the stage."""
+    best: float = math.inf
+    """The lowest validation loss in the stage."""
+    mask_ap: float | None = None
+    """Mask AP of the parameters, if it was just measured."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,10 @@ class OpenRun:
     def total_steps(self, stage_index: int) -> int:
         """Steps of a whole stage."""
         return self.config.stages[stage_index].epochs * self.steps_per_epoch
+
+    def steps_done(self, progress: Progress) -> int:
+        """Steps since the run began, over all stages."""
+        return sum(map(self.total_steps, range(progress.stage_index))) + progress.step
 
     def first_state(self, stage_index: int, variables: Variables) -> TrainState:
         """The state at the first step of a stage."""

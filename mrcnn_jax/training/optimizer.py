@@ -1,4 +1,4 @@
-"""The optimiser of a stage: one chain a parameter group, nothing at all for what is frozen."""
+"""The optimiser of a stage: one chain per parameter group, and no state for frozen parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import OptimizerConfig, StageConfig
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training import stages
 
@@ -17,87 +18,89 @@ from mrcnn_jax.training import stages
 def make_optimizer(
     stage: StageConfig, params: Params, *, total_steps: int
 ) -> optax.GradientTransformation:
-    """The transformation of the full parameter tree that trains the groups of `stage` and gives
-    zero updates to the rest.
+    """Makes the transformation that trains the groups of `stage` and leaves the rest as it is.
 
-    The gradient, averaged over `accumulate_steps` steps, is clipped by its global norm first, over
-    the trained parameters only; each group then adds the L2 term weight_decay * parameter and runs
-    Adam (0.9, 0.999, 1e-8) or SGD with momentum m <- momentum m + g at `learning_rate` * lr_scale,
-    or runs AdamW, whose decay is a part of the update. Frozen leaves own no state. `total_steps` is
-    the length of the stage, in steps. ConfigError: see `stages.labels` and `learning_rate`.
+    The gradient, averaged over `accumulate_steps` steps, is first clipped by its global norm over
+    the trained parameters. Each group then adds the L2 term weight_decay * parameter and runs Adam
+    (0.9, 0.999, 1e-8) or SGD with momentum m <- momentum m + g at `learning_rate` * lr_scale, or
+    runs AdamW, whose decay is a part of the update. Frozen leaves have no state.
+
+    Args:
+        params: the full parameter tree; only its names are read.
+        total_steps: length of the stage.
+
+    Raises:
+        ConfigError: as of `stages.labels` and `learning_rate`.
     """
     config = stage.optimizer
     labels = stages.labels(stage, params)
     schedule = _schedule(stage, total_steps)
-    transforms = {
+    chains = {
         f"group{i}": _chain(config, schedule, group.lr_scale) for i, group in enumerate(stage.train)
     }
-    # `optax.masked` would pass the raw gradients of the leaves it leaves out; the frozen ones end
-    # in set_to_zero.
-    groups = optax.partition(transforms | {stages.FROZEN: optax.set_to_zero()}, labels)
+    # `optax.masked` would pass on the raw gradients of the leaves that it leaves out: the frozen
+    # ones end in set_to_zero.
+    groups = optax.partition(chains | {stages.FROZEN: optax.set_to_zero()}, labels)
     trained = jax.tree.map(lambda label: label != stages.FROZEN, labels)
     if config.clip_norm is not None:
-        groups = optax.chain(
-            optax.masked(optax.clip_by_global_norm(config.clip_norm), trained), groups
-        )
+        clip = optax.clip_by_global_norm(config.clip_norm)
+        groups = optax.chain(optax.masked(clip, trained), groups)
     steps = config.accumulate_steps
     if steps == 1:
         return groups
     full, left = divmod(total_steps, steps)
-    # The last update of a stage averages what is left. A step that is skipped has changed nothing,
-    # and is not waited for.
+    # The last update of a stage averages the steps that are left. A skipped step has changed
+    # nothing, and no update waits for it.
     several = optax.MultiSteps(
         groups, lambda updates: jnp.where(updates < full, steps, max(left, 1))
-    )
-    return optax.partition(
-        {True: several.gradient_transformation(), False: optax.set_to_zero()}, trained
-    )
+    ).gradient_transformation()
+    return optax.partition({True: several, False: optax.set_to_zero()}, trained)
 
 
 def learning_rate(
     stage: StageConfig, step: int | Int[Array, ""], total_steps: int
 ) -> Float[Array, ""]:
-    """The rate (before a group's lr_scale) of the update that the step after `step` done ones is
-    of, step in 0 .. total_steps - 1.
+    """The learning rate, before a group's lr_scale, of the update that a step belongs to.
 
-    Of n = ceil(total_steps / accumulate_steps) updates, the one after i = step // accumulate_steps
-    others: a linear warm-up, lr * (i + 1) / (warmup_steps + 1), that no update spends at zero; then
-    lr, constant, on the half cosine that reaches 0 at n, or times step_factor from each
-    round(milestone * n) on. ConfigError if the warm-up leaves no update of the stage, or a
-    milestone is within it.
+    For update i = step // accumulate_steps of n = ceil(total_steps / accumulate_steps): a linear
+    warm-up, lr * (i + 1) / (warmup_steps + 1), that never is zero; then lr, constant, on the half
+    cosine that reaches 0 at n, or times step_factor from each round(milestone * n) on.
+
+    Args:
+        step: steps done before, 0 .. total_steps - 1.
+
+    Raises:
+        ConfigError: the warm-up leaves no update of the stage, or a milestone is within it.
     """
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.asarray(
-            _schedule(stage, total_steps)(jnp.asarray(step) // stage.optimizer.accumulate_steps),
-            jnp.float32,
-        )
+        updates = jnp.asarray(step) // stage.optimizer.accumulate_steps
+        return jnp.asarray(_schedule(stage, total_steps)(updates), jnp.float32)
 
 
 def moving_average(average: Params, trained: Params, opt_state: Any, decay: float) -> Params:
-    """`average` after a step that led to `opt_state` and `trained`: decay * average + (1 - decay) *
-    trained if it made an update."""
+    """decay * average + (1 - decay) * trained if the step that led to `opt_state` was an update."""
     updated = optax.tree.get(opt_state, "mini_step", jnp.int32(0)) == 0  # of MultiSteps
     moved = optax.incremental_update(trained, average, 1 - decay)
     return jax.tree.map(lambda new, old: jnp.where(updated, new, old), moved, average)
 
 
 def scaling_hint(stage: StageConfig, index: int, batch_size: int) -> str | None:
-    """A line for people if the stage's learning rate was meant for batches of another size (Goyal
-    et al. 2017), None if not.
+    """A line for users if the learning rate was meant for another batch size (Goyal et al. 2017).
 
     Args:
-        index: of the stage in its table: how the command line calls it.
-        batch_size: images a step.
+        index: of the stage in its table, as on the command line.
+        batch_size: images per step.
     """
     config = stage.optimizer
     batch_size *= config.accumulate_steps
     if config.batch_size == batch_size:
         return None
     option = f"--stages.{index}.optimizer"
+    scaled = config.learning_rate * batch_size / config.batch_size
     return (
-        f"learning rate {config.learning_rate:g} is in use with {batch_size} images an update, and meant for {config.batch_size}; scaled"
-        f" linearly it would be {config.learning_rate * batch_size / config.batch_size:g}"
-        f" ({option}.learning-rate; {option}.batch-size {batch_size} says that the rate is meant)"
+        f"learning rate {config.learning_rate:g} is used with {batch_size} images per update, but "
+        f"meant for {config.batch_size}; scaled linearly it would be {scaled:g} "
+        f"({option}.learning-rate; {option}.batch-size {batch_size} keeps the rate)"
     )
 
 
@@ -108,20 +111,18 @@ def apply_gradients(
     grads: Params,
     labels: dict[str, Any],
 ) -> tuple[Params, Any]:
-    """(params, opt_state) after one update; a pure function to call inside the step's jit.
+    """Applies one update inside the step's jit, and returns (params, opt_state).
 
-    `grads` holds the trainable subtree only (`stages.split` with the same `labels`): frozen leaves
-    have no gradient, since asking for one would bring their backward pass into the step. Frozen
-    leaves are returned as the very arrays they came as: adding a zero update would turn -0.0 into
-    0.0.
+    `grads` holds the trainable subtree only (`stages.split` with the same `labels`): a gradient of
+    frozen leaves would bring their backward pass into the step. Frozen leaves are returned as the
+    very arrays that came in: adding a zero update would turn -0.0 into 0.0.
     """
     trainable, frozen = stages.split(params, labels)
-    # The optimiser's masks have the full tree's shape. Nobody reads the result of these zeros: XLA
-    # drops them.
+    # The optimiser's masks have the shape of the full tree. Nothing reads the results of these
+    # zeros, so XLA drops them.
     full = stages.merge(grads, jax.tree.map(jnp.zeros_like, frozen))
-    with jax.numpy_dtype_promotion(
-        "standard"
-    ):  # optax's Adam and schedules do not pass strict promotion
+    # Optax's Adam and schedules do not pass strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(full, opt_state, params)
         trainable = optax.apply_updates(trainable, stages.split(updates, labels)[0])
     return stages.merge(trainable, frozen), opt_state
@@ -133,55 +134,44 @@ def _chain(
     def rate(step: Any) -> Any:
         return schedule(step) * scale
 
-    mask = (
-        None
-        if config.decay_vectors
-        else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    )
+    def no_vectors(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    mask = None if config.decay_vectors else no_vectors
     if config.name == "adamw":
         return optax.adamw(rate, weight_decay=config.weight_decay, mask=mask)
-    update = (
-        optax.adam(rate)
-        if config.name == "adam"
-        else optax.sgd(rate, momentum=config.momentum or None)
-    )
+    momentum = config.momentum or None
+    update = optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=momentum)
+    if not config.weight_decay:
+        return update
     # L2 in the gradient, as in the paper.
-    return (
-        optax.chain(optax.add_decayed_weights(config.weight_decay, mask), update)
-        if config.weight_decay
-        else update
-    )
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), update)
 
 
 def _schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
     """Updates made -> rate."""
-    config, warmup, peak = (
-        stage.optimizer,
-        stage.optimizer.warmup_steps,
-        stage.optimizer.learning_rate,
-    )
+    config = stage.optimizer
+    warmup, peak = config.warmup_steps, config.learning_rate
     updates = -(-total_steps // config.accumulate_steps)
     if warmup >= updates:
         raise ConfigError(
-            f"stages.{stage.name}.optimizer.warmup_steps: {warmup}, but the stage has only {updates} updates"
+            f"stages.{stage.name}.optimizer.warmup_steps: {warmup}, but the stage has only "
+            f"{updates} updates"
         )
     falls: list[int] = []
     if config.schedule == "step":
         falls = [round(milestone * updates) for milestone in config.milestones]
         if falls and falls[0] < warmup:
             raise ConfigError(
-                f"stages.{stage.name}.optimizer.milestones: {config.milestones[0]:g} is update {falls[0]}, within the warm-up of {warmup}"
+                f"stages.{stage.name}.optimizer.milestones: {config.milestones[0]:g} is update "
+                f"{falls[0]}, within the warm-up of {warmup}"
             )
-    after = (
-        optax.cosine_decay_schedule(peak, updates - warmup)
-        if config.schedule == "cosine"
-        else optax.constant_schedule(peak)
-    )
-    lower = [
-        optax.constant_schedule(peak * config.step_factor ** (i + 1)) for i in range(len(falls))
-    ]
+    if config.schedule == "cosine":
+        parts = [optax.cosine_decay_schedule(peak, updates - warmup)]
+    else:
+        factors = (config.step_factor**i for i in range(len(falls) + 1))
+        parts = [optax.constant_schedule(peak * factor) for factor in factors]
     if warmup == 0:
-        return optax.join_schedules([after, *lower], falls)
-    return optax.join_schedules(
-        [optax.linear_schedule(peak / (warmup + 1), peak, warmup), after, *lower], [warmup, *falls]
-    )
+        return optax.join_schedules(parts, falls)
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([rise, *parts], [warmup, *falls])

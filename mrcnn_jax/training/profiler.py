@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 
+# Steps of a stage that are traced, counted from 1 since this process began it: the first compile.
 FIRST, LAST = 5, 9
-"""Steps of a stage that are traced, counted from 1 since this process began it: the first ones
-compile."""
 
 
 class Profiler:
-    """Traces steps FIRST to LAST of each stage, or what there is of them, into `folder`/<stage>."""
+    """Traces steps FIRST to LAST of each stage, or as many as there are, into `folder`/<stage>."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._stage, self._done, self._tracing = folder, "", 0, False
@@ -23,10 +22,10 @@ class Profiler:
         self._stage, self._done = stage, 0
 
     def step(self, result: Any) -> None:
-        """To be called after each step is dispatched, with what it will return."""
+        """Call it after each step is dispatched, with its future results."""
         self._done += 1
         if self._done == FIRST - 1:
-            jax.block_until_ready(result)  # nothing of it belongs to the trace
+            jax.block_until_ready(result)  # this step does not belong to the trace
             jax.profiler.start_trace(self._folder / self._stage, create_perfetto_trace=True)
             self._tracing = True
         elif self._done == LAST:

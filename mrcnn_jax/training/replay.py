@@ -1,13 +1,12 @@
-"""The batch on which a loss or a gradient was not finite, kept with the parameters it met; and that
-step once more.
+"""Keeps the batch on which a loss or gradient was not finite, and computes that step again.
 
     python -m mrcnn_jax.training.replay runs/a/failed_batch-rpn-120.npz
 
 prints the losses and the gradient norm of the step: on the whole batch, then on each of its images
-alone. With JAX_DEBUG_NANS=1 before it, JAX stops at the operation that first gives NaN. The file
-needs nothing beside it: it holds the arrays `batch/...`, `params/...`, `batch_stats/...` and `key`,
-and `about`, a JSON text with the resolved config. Of a step that ended the run the parameters are
-those it met; of one that was skipped (`skip_non_finite`), those after the step that followed it.
+alone. With JAX_DEBUG_NANS=1 before it, JAX stops at the operation that first gives NaN. The file is
+complete: it holds the arrays `batch/...`, `params/...`, `batch_stats/...` and `key`, and `about`, a
+JSON text with the resolved config. Its parameters are those before the step if the step ended the
+run, and those after the following step if it was skipped (`skip_non_finite`).
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
 from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import from_dict, to_dict
-from mrcnn_jax.config.schema import Config, ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.runs.state import TrainState
@@ -43,15 +43,15 @@ _SHOWN_IDS = 10
 
 @dataclass(frozen=True)
 class FailedStep:
-    """What there is to know of a training step that was not finite."""
+    """The description of a training step that was not finite."""
 
     stage_index: int
     step: int
-    """Of the stage, from 1."""
+    """In its stage, from 1."""
     not_finite: tuple[str, ...]
     """Names of its metrics."""
     images: Mapping[int, Sequence[int]]
-    """Image id -> annotation ids, in the order of the batch's rows."""
+    """Image id -> annotation ids, in the order of the rows of the batch."""
 
     def __str__(self) -> str:
         return f"step {self.step}: {', '.join(self.not_finite)} not finite; " + ", ".join(
@@ -59,29 +59,31 @@ class FailedStep:
         )
 
     def describe(self, image: int) -> str:
-        """An image and its first annotations by their ids."""
+        """The ids of an image and of its first annotations."""
         ids = self.images[image]
-        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (
-            f", ... {len(ids)} in all" if len(ids) > _SHOWN_IDS else ""
-        )
+        shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
+        shown += f", ... {len(ids)} in all" if len(ids) > _SHOWN_IDS else ""
         return f"image {image} ({f'annotations {shown}' if ids else 'no annotations'})"
 
 
 def write_failed(
     path: Path, failed: FailedStep, config: Config, batch: Batch, state: TrainState
 ) -> None:
-    """All of it in one file that is there whole or not at all."""
+    """Writes a failed step into one file, which is there whole or not at all.
+
+    Args:
+        path: the .npz file.
+        batch: the whole batch, NumPy arrays.
+        state: of the failed step, see above; the optimiser's state is not written.
+    """
     arrays = {
         "batch": to_state_dict(batch),
         "params": state.params,
         "batch_stats": state.batch_stats,
         "key": state.key,
     }
-    contents: dict[str, Any] = {
-        name: np.asarray(leaf)
-        for name, leaf in flatten_dict(arrays, sep="/").items()
-        if leaf is not None
-    }
+    flat = flatten_dict(arrays, sep="/").items()
+    contents: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flat if leaf is not None}
     about = {
         "config": to_dict(config),
         "stage_index": failed.stage_index,
@@ -94,8 +96,7 @@ def write_failed(
 
 
 def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
-    """What `write_failed` was given, but for the optimiser's state. ConfigError if `path` is no
-    such file."""
+    """Reads what `write_failed` wrote; ConfigError if `path` is no such file."""
     try:
         with np.load(path) as file:
             arrays = dict(file)
@@ -104,10 +105,8 @@ def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
             about["stage_index"], about["step"], tuple(about["not_finite"]), dict(about["images"])
         )
         tree = unflatten_dict(arrays, sep="/")
-        instances = {
-            name: Instances(**tree["batch"].pop(name)) for name in ("ground_truth", "ignore")
-        }
-        batch = Batch(**tree["batch"], **instances)
+        sets = {n: Instances(**tree["batch"].pop(n)) for n in ("ground_truth", "ignore")}
+        batch = Batch(**tree["batch"], **sets)
         state = TrainState(
             tree["params"],
             tree.get("batch_stats", {}),
@@ -121,11 +120,12 @@ def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
 
 
 def rows_of(failed: FailedStep, batch: Batch) -> dict[str, Bool[np.ndarray, " b"]]:
-    """What the step is computed on: all rows, and those of each image, which may be in a batch more
-    than once (`data.repeat_threshold`)."""
-    indices = dict.fromkeys(
-        batch.indices[batch.valid].tolist()
-    )  # in the order of the rows, once each, as in `failed.images`
+    """The rows to compute the step on, by a name: all of them, and those of each image.
+
+    An image may be in a batch more than once (`data.repeat_threshold`).
+    """
+    # In the order of the rows, once each, as in `failed.images`.
+    indices = dict.fromkeys(batch.indices[batch.valid].tolist())
     alone = {
         f"{failed.describe(image)} alone": batch.indices == index
         for index, image in zip(indices, failed.images, strict=True)
@@ -134,7 +134,11 @@ def rows_of(failed: FailedStep, batch: Batch) -> dict[str, Bool[np.ndarray, " b"
 
 
 def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
-    """The metrics of the step, again: of ("all images", ...) and of each image alone."""
+    """Computes the metrics of a failed step again and prints them.
+
+    Returns:
+        (name, metrics) for all images and for each image alone.
+    """
     failed, config, batch, state = read_failed(path)
     stage = config.stages[failed.stage_index]
     print(f"stage {stage.name}, {failed}")
@@ -146,12 +150,8 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     )
     found = []
     for name, chosen in rows_of(failed, batch).items():
-        values = {
-            key: float(value)
-            for key, value in jax.device_get(
-                metrics(state, batch.replace(valid=batch.valid & chosen))
-            ).items()
-        }
+        found_now = jax.device_get(metrics(state, batch.replace(valid=batch.valid & chosen)))
+        values = {key: float(value) for key, value in found_now.items()}
         print(f"{name}: " + "  ".join(f"{key} {value:g}" for key, value in values.items()))
         found.append((name, values))
     return found

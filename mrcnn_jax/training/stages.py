@@ -1,5 +1,4 @@
-"""A stage as a row of a table: from its patterns come the labels, the differentiated subtree and
-the live batch norms.
+"""A stage as a row of a table: its patterns give labels, trainable subtree and live batch norms.
 
 A parameter's path is its nested names joined by "/", for example
 "resnet/layer1/block0/conv1/kernel". A pattern of a stage matches a path as a whole
@@ -15,32 +14,32 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mrcnn_jax.config.schema import ConfigError, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import StageConfig
 from mrcnn_jax.models.mask_rcnn import MODULES_OF
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
 
-FROZEN = "frozen"
-"""Label of the leaves that a stage does not train; the groups of `stage.train` are "group0",
-"group1", ..."""
+FROZEN = "frozen"  # label of leaves that are not trained; the others are "group0", "group1", ...
 
 
 def labels(stage: StageConfig, params: Params) -> dict[str, Any]:
-    """The label of every parameter, in a tree like `params` (arrays or `jax.ShapeDtypeStruct`: only
-    the names are read).
+    """The label of every parameter, in a tree like `params`, of which only the names are read.
 
-    ConfigError, in one line with the stage, the pattern and the parameter: a pattern that matches
-    nothing, a parameter that no pattern matches, a parameter that two patterns match.
+    Raises:
+        ConfigError: a pattern that matches nothing, a parameter that no pattern or more than one
+            matches; the line names stage, pattern and parameter.
     """
     patterns = _patterns(stage)
     paths = list(flatten_dict(params, sep="/"))
-    # Patterns first: a misspelt pattern also leaves its parameters unmatched, and the pattern is
-    # what has to be mended.
+    # Patterns first: a misspelt pattern also leaves its parameters unmatched, and the pattern must
+    # be corrected.
     for _, pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in paths):
             modules = ", ".join(sorted({path.split("/")[0] for path in paths}))
             raise ConfigError(
-                f"stages.{stage.name}: pattern {pattern!r} matches no parameter (modules: {modules})"
+                f"stages.{stage.name}: pattern {pattern!r} matches no parameter "
+                f"(modules: {modules})"
             )
     flat = {}
     for path in paths:
@@ -52,15 +51,15 @@ def labels(stage: StageConfig, params: Params) -> dict[str, Any]:
         if len(matching) > 1:
             both = " and ".join(repr(pattern) for _, pattern in matching)
             raise ConfigError(
-                f"stages.{stage.name}: parameter {path} matches {both}; exactly one pattern may match"
+                f"stages.{stage.name}: parameter {path} matches {both}; "
+                "exactly one pattern may match"
             )
         flat[path] = matching[0][0]
     return unflatten_dict(flat, sep="/")
 
 
 def split(tree: Params, labels: dict[str, Any]) -> tuple[Params, Params]:
-    """(trainable, frozen): nested dicts that hold only their own leaves of `tree`, which is shaped
-    like `labels`."""
+    """(trainable, frozen): nested dicts, each with its own leaves of `tree` only."""
     flat, kinds = flatten_dict(tree, sep="/"), flatten_dict(labels, sep="/")
     trainable = {path: leaf for path, leaf in flat.items() if kinds[path] != FROZEN}
     frozen = {path: leaf for path, leaf in flat.items() if kinds[path] == FROZEN}
@@ -68,7 +67,7 @@ def split(tree: Params, labels: dict[str, Any]) -> tuple[Params, Params]:
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
-    """The inverse of `split`; the leaves are passed on untouched."""
+    """The inverse of `split`; the leaves are the same arrays."""
     return unflatten_dict(flatten_dict(trainable, sep="/") | flatten_dict(frozen, sep="/"), sep="/")
 
 
@@ -78,47 +77,50 @@ def trained(stage: StageConfig, params: Params) -> Params:
 
 
 def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
-    """Top-level modules ("resnet", "rpn", ...) with a trainable parameter: the batch statistics of
-    no other module may move."""
+    """Top-level modules ("resnet", "rpn", ...) with a trainable parameter.
+
+    The batch statistics of no other module may move.
+    """
     return frozenset(trained(stage, params))
 
 
 def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]) -> None:
-    """ConfigError if a module of `live` (batch statistics wherever it trains) is trained in part:
-    frozen layers' statistics would move."""
+    """Raises ConfigError if a module of `live`, normalised by batch statistics, is trained in part.
+
+    The statistics of its frozen layers would move.
+    """
     kinds = labels(stage, params)
     for module in live:
         if len({kind == FROZEN for kind in flatten_dict(kinds[module]).values()}) == 2:
             raise ConfigError(
-                f"stages.{stage.name}: {module} has live batch norm and is trained in part; train or freeze all of it"
+                f"stages.{stage.name}: {module} has live batch norm and is trained in part; "
+                "train or freeze all of it"
             )
 
 
 def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: Params) -> None:
-    """ConfigError if a stage trains on top of a frozen module that was neither loaded nor trained
-    by an earlier stage.
+    """Raises ConfigError if a stage trains on top of a frozen module with random weights.
 
-    `loaded` holds the leaves of `params` that do not begin at random; a module is loaded if all of
-    its leaves are.
+    A module is known if an earlier stage trained it, or if `loaded`, the leaves of `params` that do
+    not start at random, holds all of it.
     """
-    known = params.keys() - {
-        path[0] for path in flatten_dict(params).keys() - flatten_dict(loaded).keys()
-    }
+    random_paths = flatten_dict(params).keys() - flatten_dict(loaded).keys()
+    known = params.keys() - {path[0] for path in random_paths}
     for stage in table:
         heads = set(trained(stage, params))
         needed = set().union(*(MODULES_OF[loss] for loss in stage.losses)) & params.keys()
         random = ", ".join(sorted(needed - known - heads))
         if random:
             raise ConfigError(
-                f"stages.{stage.name}: frozen at random initialisation: {random} (train it before, or load it: --init-from)"
+                f"stages.{stage.name}: frozen at random initialisation: {random} "
+                "(train it before, or load it: --init-from)"
             )
         known |= heads
 
 
 def summary(stage: StageConfig, params: Params) -> str:
-    """What the stage trains and what it leaves alone, as a table to print: a line a pattern, with
-    leaves, parameters and learning rate."""
-    labels(stage, params)  # only a table in which everything matches once can be summed up
+    """A table to print: leaves, parameters and learning rate of each pattern of a stage."""
+    labels(stage, params)  # a parameter must not be counted twice
     sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
     optimizer = stage.optimizer
     scales = [group.lr_scale for group in stage.train]
@@ -130,22 +132,22 @@ def summary(stage: StageConfig, params: Params) -> str:
             count += sum(matching)
         rate = "-" if label == FROZEN else f"{optimizer.learning_rate * scales[i]:g}"
         rows.append((label, pattern, f"{len(matching):,}", f"{sum(matching):,}", rate))
-    rest = "" if optimizer.clip_norm is None else f", clip norm {optimizer.clip_norm:g}"
-    rest += "" if stage.ema_decay == 0 else f", moving average {stage.ema_decay:g}"
-    rest += (
-        ""
-        if optimizer.accumulate_steps == 1
-        else f", an update every {optimizer.accumulate_steps} steps"
+    head = (
+        f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; "
+        f"{optimizer.name}, {optimizer.schedule} rate, warm-up {optimizer.warmup_steps} updates, "
+        f"weight decay {optimizer.weight_decay:g}"
     )
-    head = f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; {optimizer.name}, {optimizer.schedule} rate"
-    head += (
-        f", warm-up {optimizer.warmup_steps} updates, weight decay {optimizer.weight_decay:g}{rest}"
-    )
+    if optimizer.clip_norm is not None:
+        head += f", clip norm {optimizer.clip_norm:g}"
+    if stage.ema_decay:
+        head += f", moving average {stage.ema_decay:g}"
+    if optimizer.accumulate_steps > 1:
+        head += f", an update every {optimizer.accumulate_steps} steps"
     foot = f"trained {count:,} parameters, frozen {sum(sizes.values()) - count:,}"
     return "\n".join((head, *(f"  {line}" for line in text_table(rows, left=2)), f"  {foot}"))
 
 
 def _patterns(stage: StageConfig) -> list[tuple[str, str]]:
-    """(label, pattern) of every pattern, the trained ones first."""
+    """(label, pattern) of every pattern, trained ones first."""
     groups = [(f"group{i}", group.pattern) for i, group in enumerate(stage.train)]
     return groups + [(FROZEN, pattern) for pattern in stage.frozen]

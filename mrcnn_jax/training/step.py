@@ -48,8 +48,8 @@ def stage_losses(
         The losses, the proposals in each image, and counts of objects and boxes that no loss sees.
     """
     config, keys = model.config, image_keys(key, batch.indices)
-    features = model.features(batch.images, batch.image_sizes, batch.valid, live="resnet" in live)
-    output = model.propose(features, batch.image_sizes, batch.valid, live="rpn" in live)
+    features = model.features(batch, live="resnet" in live)
+    output = model.propose(features, batch, live="rpn" in live)
     proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
     samples = draw_box_samples(keys.box, proposals, batch, config.box_head, mesh)
     values: Losses = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,11 @@ from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Meta, flatten
-from mrcnn_jax.runs.metrics import MetricsLog
+from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.open import OpenRun
+from mrcnn_jax.training.open import OpenRun, Progress
 from mrcnn_jax.training.optimizer import learning_rate
 from mrcnn_jax.training.profiler import Profiler
 from mrcnn_jax.training.replay import FailedStep, write_failed
@@ -45,19 +45,6 @@ class TrainingError(RuntimeError):
     """
 
 
-@dataclass
-class Progress:
-    """Where a run stands."""
-
-    stage_index: int
-    step: int = 0
-    """Steps done in the stage."""
-    best: float = math.inf
-    """The lowest validation loss in the stage."""
-    mask_ap: float | None = None
-    """Mask AP of the parameters, if it was just measured."""
-
-
 @dataclass(frozen=True)
 class Step:
     """A training step whose metrics have not been read."""
@@ -69,7 +56,9 @@ class Step:
     metrics: dict[str, Any]
 
 
-def batches(run: OpenRun, split: Split, plan: Sequence[PlannedBatch]) -> Iterator[Batch]:
+def batches(
+    run: OpenRun, split: Split, plan: Sequence[PlannedBatch]
+) -> Generator[Batch, None, None]:
     """The rows of a plan's batches that this process loads; TrainingError names a broken image."""
     try:
         yield from load(split, own_rows(plan, run.mesh), run.config.data)
@@ -116,7 +105,7 @@ class Watch:
         skipped = int(values.pop("skipped"))
         broken = tuple(name for name, value in values.items() if not math.isfinite(value))
         if broken:
-            self._keep_failed(stage_index, step, broken, skipped, state)
+            _keep_failed(self.run, stage_index, step, broken, skipped, state)
         # The schedule counts the steps that were applied: a skipped step keeps its rate for the
         # next one.
         applied = step.number - 1 - (skipped - bool(broken))
@@ -126,37 +115,6 @@ class Watch:
         self._write(stage, step.number, epoch, "train", values)
         losses = {name: value for name, value in values.items() if name.startswith("loss/")}
         return as_text(losses, 3)
-
-    def _keep_failed(
-        self,
-        stage_index: int,
-        step: Step,
-        broken: tuple[str, ...],
-        skipped: int,
-        state: TrainState,
-    ) -> None:
-        """Writes the batch of a step that is not finite, and warns of it or ends the run."""
-        run, stage = self.run, self.run.config.stages[stage_index]
-        records = [run.train_split.dataset.images[i] for i in step.planned.images]
-        images = {image.id: [record.annotation_id for record in image.objects] for image in records}
-        failed = FailedStep(stage_index, step.number, broken, images)
-        path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
-        batch = jax.tree.map(lambda *rows: np.concatenate(rows), *parallel.gather(step.batch))
-        state = parallel.to_host(state)
-        try:
-            if parallel.is_first():
-                write_failed(path, failed, run.config, batch, state)
-            kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
-        except OSError as error:
-            kept = f"the batch could not be kept in {path}: {error.strerror}"
-        line = f"stage {stage.name}, {failed}; {kept}"
-        allowed = run.config.skip_non_finite
-        if skipped > allowed:
-            raise TrainingError(
-                f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last "
-                "checkpoint"
-            )
-        tqdm.write(f"warning: {line}; left out, {skipped} of at most {allowed}")
 
     def is_evaluated(self, progress: Progress) -> bool:
         """Whether AP is measured at this end of an epoch."""
@@ -172,7 +130,7 @@ class Watch:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         values: dict[str, float] = {}
         if epoch == stage.epochs or epoch % run.config.validate_every_epochs == 0:
-            values |= self._validate(stage, validate, variables)
+            values |= _validate(run, stage, validate, variables)
             progress.best = float(np.fmin(values["loss/total"], progress.best))
         if self.is_evaluated(progress):
             values |= self._evaluate(progress, variables)
@@ -180,40 +138,10 @@ class Watch:
         if values:
             self._write(stage, progress.step, epoch, "val", values)
             if self.log is not None:
-                curves(run.workdir / "metrics.jsonl", run.workdir / "figures")
+                curves(read_metrics(run.workdir), run.workdir / "figures")
             # Figures and loaders refer to themselves: their memory would wait for the collector.
             gc.collect()
         return values
-
-    def _validate(
-        self, stage: StageConfig, validate: Any, variables: Variables
-    ) -> dict[str, float]:
-        """Losses averaged over the validation images, and recall of the proposals for the RPN."""
-        run = self.run
-        plan = plan_once(run.val_split, run.config.data.eval_batch_size)
-        key = jax.random.key(run.config.seed)
-        totals: dict[str, float] = {}
-        count = 0
-        boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
-        for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
-            values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
-            values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
-            images = len(planned.images)
-            count += images
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * images
-            for i in np.flatnonzero(batch.valid):
-                seen = found.boxes[i][found.valid[i]]
-                truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
-                pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
-                boxes[int(batch.indices[i])] = tuple(pair)
-        means = {name: total / max(count, 1) for name, total in totals.items()}
-        if "rpn" in stage.losses:
-            boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
-            pairs = [boxes[i] for planned in plan for i in planned.images]
-            proposals, truths = zip(*pairs, strict=True)
-            means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
-        return means
 
     def _evaluate(self, progress: Progress, variables: Variables) -> dict[str, float]:
         """COCO AP on the validation images; {} for all processes but the first."""
@@ -236,7 +164,7 @@ class Watch:
         """The description of a checkpoint of the run as it stands."""
         run, index = self.run, progress.stage_index
         return Meta(
-            step=steps_done(run, progress),
+            step=run.steps_done(progress),
             stage=run.config.stages[index].name,
             stage_index=index,
             stage_step=progress.step,
@@ -279,13 +207,70 @@ class Watch:
             self.log.write(stage=stage.name, step=step, epoch=epoch, split=split, values=values)
 
 
+def _keep_failed(
+    run: OpenRun,
+    stage_index: int,
+    step: Step,
+    broken: tuple[str, ...],
+    skipped: int,
+    state: TrainState,
+) -> None:
+    """Writes the batch of a step that is not finite, and warns of it or ends the run."""
+    stage = run.config.stages[stage_index]
+    records = [run.train_split.dataset.images[i] for i in step.planned.images]
+    images = {image.id: [record.annotation_id for record in image.objects] for image in records}
+    failed = FailedStep(stage_index, step.number, broken, images)
+    path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
+    batch = jax.tree.map(lambda *rows: np.concatenate(rows), *parallel.gather(step.batch))
+    state = parallel.to_host(state)
+    try:
+        if parallel.is_first():
+            write_failed(path, failed, run.config, batch, state)
+        kept = f"the batch is kept in {path} (python -m mrcnn_jax.training.replay FILE)"
+    except OSError as error:
+        kept = f"the batch could not be kept in {path}: {error.strerror}"
+    line = f"stage {stage.name}, {failed}; {kept}"
+    allowed = run.config.skip_non_finite
+    if skipped > allowed:
+        raise TrainingError(
+            f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last "
+            "checkpoint"
+        )
+    tqdm.write(f"warning: {line}; left out, {skipped} of at most {allowed}")
+
+
+def _validate(
+    run: OpenRun, stage: StageConfig, validate: Any, variables: Variables
+) -> dict[str, float]:
+    """Losses averaged over the validation images, and recall of the proposals for the RPN."""
+    plan = plan_once(run.val_split, run.config.data.eval_batch_size)
+    key = jax.random.key(run.config.seed)
+    totals: dict[str, float] = {}
+    count = 0
+    boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
+    for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
+        values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
+        values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
+        images = len(planned.images)
+        count += images
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + float(value) * images
+        for i in np.flatnonzero(batch.valid):
+            seen = found.boxes[i][found.valid[i]]
+            truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
+            pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
+            boxes[int(batch.indices[i])] = tuple(pair)
+    means = {name: total / max(count, 1) for name, total in totals.items()}
+    if "rpn" in stage.losses:
+        boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
+        pairs = [boxes[i] for planned in plan for i in planned.images]
+        proposals, truths = zip(*pairs, strict=True)
+        means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
+    return means
+
+
 def as_text(values: dict[str, float], digits: int) -> str:
     """Metrics on one line."""
     return "  ".join(
         f"{name.removeprefix('loss/')} {value:.{digits}f}" for name, value in values.items()
     )
-
-
-def steps_done(run: OpenRun, progress: Progress) -> int:
-    """Steps since the run began, over all stages."""
-    return sum(map(run.total_steps, range(progress.stage_index))) + progress.step

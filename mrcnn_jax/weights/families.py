@@ -1,7 +1,7 @@
-"""The name maps: torchvision's ResNets and Mask R-CNNs, detectron2's Mask R-CNNs.
+"""Name maps of torchvision's ResNets and Mask R-CNNs and of detectron2's Mask R-CNNs.
 
-A family is known by a tensor that no other has. detectron2's maps were made from its source and
-from the names in its users' logs; they are UNTESTED ON THE PUBLISHED FILES.
+A family is recognised by a tensor that no other has. detectron2's maps were made from its source
+and from the names in its users' logs; they are UNTESTED ON THE PUBLISHED FILES.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from mrcnn_jax.config.schema import ConfigError, ModelConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.coco_categories import COCO, COCO_WITH_GAPS, Categories
 from mrcnn_jax.weights.mapping import (
@@ -29,33 +30,32 @@ from mrcnn_jax.weights.mapping import (
 
 @dataclass(frozen=True)
 class Family:
-    """Files whose tensors have the same names, and the network that they are of."""
+    """Files with the same names of tensors, and their network."""
 
     name: str
     project: str
     mark: str
-    """Name of a tensor that every file of this family has, and none of another."""
+    """Name of a tensor that every file of this family has, and no other file."""
     rules: tuple[Rule, ...]
     left_out: Mapping[str, str]
     """Pattern of names -> why they are left out."""
     model: ModelConfig | None
     """None: a ResNet without heads."""
     categories: Categories = ()
-    """Those of the published file, which has as many classes."""
+    """Those of the published file."""
     frozen_norm_epsilon: float = 1e-5
-    """Of frozen batch norm, which a file shows by having no counters; live batch norm has 1e-5
-    everywhere."""
+    """Epsilon of frozen batch norm (files without counters of steps); live batch norm has 1e-5."""
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """What tensors that are left out have to be, if a file has them: the network's config says
-    it."""
+    """Values that left-out tensors must have, since the config states them."""
     remarks: tuple[str, ...] = ()
+    """Printed when a file is imported."""
 
 
 # -- parts -----------------------------------------------------------------------------------------
 
 
 def _conv_norm(conv: str, norm: str, target: str, *layouts: Layout) -> tuple[Rule, ...]:
-    """A convolution and its batch norm: our ConvNorm."""
+    """Rules of a convolution and its batch norm: our ConvNorm."""
     return (
         Rule(rf"{conv}\.weight", f"params/{target}/kernel", layouts or (convolution,)),
         Rule(rf"{norm}\.weight", f"params/{target}/scale"),
@@ -66,7 +66,7 @@ def _conv_norm(conv: str, norm: str, target: str, *layouts: Layout) -> tuple[Rul
 
 
 def _layer(source: str, target: str, kernel: Layout, *rows: Layout) -> tuple[Rule, ...]:
-    """A convolution or fully connected layer with a bias; `rows` choose among its outputs."""
+    """Rules of a convolution or fully connected layer with a bias; `rows` select outputs."""
     return (
         Rule(rf"{source}\.weight", f"params/{target}/kernel", (*rows, kernel)),
         Rule(rf"{source}\.bias", f"params/{target}/bias", rows),
@@ -76,7 +76,7 @@ def _layer(source: str, target: str, kernel: Layout, *rows: Layout) -> tuple[Rul
 def _blocks(
     source: str, target: str, *, norm: str, shortcut: str, shortcut_norm: str
 ) -> tuple[Rule, ...]:
-    """The residual blocks of one resolution."""
+    """Rules of the residual blocks of one resolution."""
     block = rf"{source}\.(\d+)\."
     return (
         *_conv_norm(rf"{block}conv(\d)", block + norm, rf"{target}/block\1/conv\2"),
@@ -85,7 +85,7 @@ def _blocks(
 
 
 def torchvision_resnet(prefix: str = "", layer4: str = "resnet/layer4") -> tuple[Rule, ...]:
-    """torchvision's ResNet; `layer4` is where its last blocks go ("res5" in a C4 network)."""
+    """Rules of torchvision's ResNet; its last blocks go to `layer4` ("res5" in a C4 network)."""
     targets = ("resnet/layer1", "resnet/layer2", "resnet/layer3", layer4)
     names = {"norm": r"bn(\d)", "shortcut": r"downsample\.0", "shortcut_norm": r"downsample\.1"}
     return (
@@ -99,7 +99,7 @@ def torchvision_resnet(prefix: str = "", layer4: str = "resnet/layer4") -> tuple
 
 
 def _detectron2_resnet(prefix: str, res5: tuple[str, str]) -> tuple[Rule, ...]:
-    """detectron2's ResNet; `res5` is (where its last blocks are, where they go)."""
+    """Rules of detectron2's ResNet; `res5` is (source, target) of its last blocks."""
     layers = [(rf"{prefix}res{i + 1}", f"resnet/layer{i}") for i in (1, 2, 3)] + [res5]
     names = {"norm": r"conv(\d)\.norm", "shortcut": "shortcut", "shortcut_norm": r"shortcut\.norm"}
     return (
@@ -117,11 +117,9 @@ def _detectron2_resnet(prefix: str, res5: tuple[str, str]) -> tuple[Rule, ...]:
 # -- torchvision -----------------------------------------------------------------------------------
 
 _COUNTERS = {r".*\.num_batches_tracked": "counters of steps"}
-_BACKGROUND = (
-    "the background's rows of the box deltas and masks are left out: label 0 has neither here"
-)
+_BACKGROUND = "the background's box deltas and masks are left out: label 0 has neither here"
 
-# V1 has two sets of names: the published file's, and (with a further .0) those of models saved
+# V1 has two sets of names: those of the published file, and (with another .0) those of models saved
 # since torchvision 0.13.
 _TORCHVISION_HEADS = (
     *_layer(r"rpn\.head\.cls_logits", "rpn/logits", pointwise),
@@ -240,7 +238,7 @@ _DETECTRON2_HEADS = (
     *_layer(r"roi_heads\.mask_head\.deconv", "mask_head/deconv", transposed_convolution),
     *_layer(r"roi_heads\.mask_head\.predictor", "mask_head/logits", pointwise),
 )
-# Older files hold as tensors what the config says.
+# Older files hold constants of the config as tensors.
 _BUFFERS = {
     r"pixel_(mean|std)": "as in the config (checked)",
     r"proposal_generator\.anchor_generator\.cell_anchors\.\d": "anchors are made from the config",
@@ -251,7 +249,8 @@ _PIXELS = {  # BGR, 0..255
 }
 _REMARKS = (
     _UNTESTED,
-    "the stem's kernel was turned from BGR to RGB; the background's class logit from the last to the first",
+    "the stem's kernel was turned from BGR to RGB, and the background's class logit moved from the"
+    " end to the front",
 )
 
 MASK_RCNN_FPN = Family(
@@ -305,12 +304,14 @@ FAMILIES = (RESNET, MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN, MASK_RCNN_C4)
 
 
 def family_of(names: Collection[str], source: str) -> Family:
-    """The one family that has its mark among `names`; ConfigError if there is none, or more than
-    one."""
+    """Recognises the family of a file by the names of its tensors.
+
+    Raises:
+        ConfigError: no family has its mark among `names`, or several have; `source` is the file.
+    """
     found = [family for family in FAMILIES if family.mark in names]
     if len(found) != 1:
         known = ", ".join(f"{family.name} ({family.project})" for family in found or FAMILIES)
-        raise ConfigError(
-            f"{source}: {'of several families' if found else 'names of no family that is known'}: {known}"
-        )
+        reason = "names of several families" if found else "names of no known family"
+        raise ConfigError(f"{source}: {reason}: {known}")
     return found[0]

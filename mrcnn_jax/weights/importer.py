@@ -1,4 +1,4 @@
-"""A weights file of another project becomes the folder of a run: config, categories, checkpoint."""
+"""Imports a weights file of another project as the folder of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash
-from mrcnn_jax.config.schema import Config, ConfigError, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import COCO_CANVASES
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth
-from mrcnn_jax.runs.checkpoints import Meta, refuse_taken, write_run
+from mrcnn_jax.runs.checkpoints import Meta
+from mrcnn_jax.runs.run import refuse_taken, write_run
 from mrcnn_jax.weights.coco_categories import Categories
 from mrcnn_jax.weights.families import Family, family_of
 from mrcnn_jax.weights.mapping import assign, fill
@@ -27,20 +30,18 @@ from mrcnn_jax.weights.tensors import read_tensors
 def import_weights(
     source: Path, out: Path, *, categories: Path | None = None, norm_epsilon: float | None = None
 ) -> None:
-    """Writes `out`, which eval.py, predict.py and --init-from take as the folder of a run, and
-    prints what went into it.
+    """Writes a folder that eval.py, predict.py and --init-from accept as a run; prints its content.
 
     Args:
-        source: a file of one of `families.FAMILIES`.
-        out: the new folder.
-        categories: a COCO json whose categories, by id, are the file's classes; by default those of
-            the family's published file, or class1, class2, ... where it has another number of them.
-        norm_epsilon: of the ResNet's batch norm; by default the family's.
+        source: a file of one of `families.FAMILIES`. out: the new folder. categories: a COCO file
+        whose categories, by id, are the classes; None: those of the family's
+            published file or, if their number differs, class1, class2, ...
+        norm_epsilon: epsilon of the ResNet's batch norm; None: the family's.
 
     Raises:
-        ConfigError: `out` is not empty; the file can't be read, is of no known family, or does not
-            fill its network exactly; the categories are not as many as the classes. Nothing is
-            written.
+        ConfigError: `out` is not empty; `source` cannot be read, is of no known family or does not
+            fill its network exactly; or there are not as many categories as classes. Nothing is
+            written then.
     """
     refuse_taken(out)
     tensors = read_tensors(source)
@@ -86,30 +87,27 @@ def import_weights(
         print(f"next: python train.py --config CONFIG --workdir DIR --init-from {out}")
     else:
         print(f"{len(known)} classes: {', '.join(name for _, name in known[:3])}, ...")
-        print(
-            f"next: python predict.py --workdir {out} --out DIR IMAGE\n      python eval.py --workdir {out} --annotations JSON --images DIR"
-        )
+        print(f"next: python predict.py --workdir {out} --out DIR IMAGE")
+        print(f"      python eval.py --workdir {out} --annotations JSON --images DIR")
 
 
 def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> None:
-    """What was left out, and whatever a reader of the result might have to choose otherwise."""
+    """Prints what was left out, and what a user might have to choose differently."""
     for pattern, reason in family.left_out.items():
         found = [name for name in names if re.fullmatch(pattern, name)]
+        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
         if found:
-            print(
-                f"left out: {', '.join(found[:2])}{f' and {len(found) - 2} more' if len(found) > 2 else ''}: {reason}"
-            )
+            print(f"left out: {', '.join(found[:2])}{more}: {reason}")
     for remark in family.remarks:
         print(remark)
     print(f"batch norm: epsilon {model.resnet.norm_epsilon:g}")
     if model.resnet.norm_epsilon == 0:
-        print(
-            "  right for the published file and what was trained from it; --norm-epsilon 1e-5 for what was trained from ImageNet weights"
-        )
+        print("  for the published file and models trained from it;")
+        print("  use --norm-epsilon 1e-5 for models trained from ImageNet weights")
 
 
 def _depth(assigned: Iterable[str], source: Path) -> Any:
-    """The ResNet's depth, from the number of its blocks."""
+    """Returns the ResNet's depth, known from the numbers of its blocks."""
     found = {
         match.groups()
         for path in assigned
@@ -124,7 +122,7 @@ def _depth(assigned: Iterable[str], source: Path) -> Any:
     for depth, known in DEPTHS.items():
         if known == Depth(bottleneck, tuple(blocks)):
             return depth
-    raise ConfigError(f"{source}: no ResNet that is known has blocks {blocks}")
+    raise ConfigError(f"{source}: no known ResNet has blocks {blocks}")
 
 
 def _refuse_other_constants(
@@ -140,29 +138,25 @@ def _refuse_other_constants(
 
 
 def _categories(family: Family, count: int, file: Path | None) -> Categories:
+    """Returns the `count` classes, from a COCO file if there is one."""
     if family.model is None:
         if file is not None:
             raise ConfigError(f"--categories: {file}: a {family.name} has no classes here")
         return ()
     if file is None:
-        return (
-            family.categories
-            if len(family.categories) == count
-            else tuple((i, f"class{i}") for i in range(1, count + 1))
-        )
+        if len(family.categories) == count:
+            return family.categories
+        return tuple((i, f"class{i}") for i in range(1, count + 1))
     try:
-        found = tuple(
-            sorted(
-                (int(category["id"]), str(category["name"]))
-                for category in json.loads(file.read_bytes())["categories"]
-            )
-        )
+        listed = json.loads(file.read_bytes())["categories"]
+        found = tuple(sorted((int(each["id"]), str(each["name"])) for each in listed))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"--categories: {file}: not a COCO json with categories: {error}"
+            f"--categories: {file}: not a COCO file with categories: {error}"
         ) from None
-    if len(dict(found)) != count:
+    known = len(dict(found))
+    if known != count:
         raise ConfigError(
-            f"--categories: {file}: {len(dict(found))} categories, but the network has {count} classes"
+            f"--categories: {file}: {known} categories, but the network has {count} classes"
         )
     return found

@@ -1,5 +1,4 @@
-"""How tensors of another project become our variables: a declarative map a family, applied in full
-or not at all."""
+"""Maps other projects' tensors to our variables: declarative, applied in full or not at all."""
 
 from __future__ import annotations
 
@@ -12,29 +11,28 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Source tensors whose name fully matches `pattern` go to the path `target`, with groups as in
-    `re.Match.expand`."""
+    """Sends source tensors whose whole name matches `pattern` to the path `target`."""
 
     pattern: str
-    target: str  # "params/resnet/layer1/block0/conv1/kernel"
-    layouts: tuple[Layout, ...] = ()  # applied one after the other; none: as it is
+    target: str  # "params/resnet/layer1/block0/conv1/kernel"; may use groups (re.Match.expand)
+    layouts: tuple[Layout, ...] = ()  # applied one after the other
 
 
 class Assigned(NamedTuple):
-    """Where a target's values come from."""
+    """The source tensor of a target, and how it is rearranged."""
 
     name: str
     layouts: tuple[Layout, ...]
 
 
 # -- layouts: theirs to ours -----------------------------------------------------------------------
-# A tensor of another rank or kind than a layout is made for raises ValueError.
+# They raise ValueError for a tensor that does not have the rank or sizes expected.
 
 
 def convolution(x: Float[np.ndarray, "o i h w"]) -> Float[np.ndarray, "h w i o"]:
@@ -42,12 +40,12 @@ def convolution(x: Float[np.ndarray, "o i h w"]) -> Float[np.ndarray, "h w i o"]
 
 
 def transposed_convolution(x: Float[np.ndarray, "i o h w"]) -> Float[np.ndarray, "h w i o"]:
-    """Both scatter: out[stride * y + ky] += kernel[ky] x[y], so that no axis is flipped."""
+    """Flips no axis, since both scatter: out[stride * y + ky] += kernel[ky] x[y]."""
     return x.transpose(2, 3, 0, 1)
 
 
 def pointwise(x: Float[np.ndarray, "o i 1 1"]) -> Float[np.ndarray, "i o"]:
-    """A 1x1 convolution is our Dense."""
+    """Turns a 1x1 convolution into a Dense."""
     return x.reshape(x.shape[:2]).T
 
 
@@ -56,18 +54,17 @@ def linear(x: Float[np.ndarray, "o i"]) -> Float[np.ndarray, "i o"]:
 
 
 def linear_of_7x7(x: Float[np.ndarray, "o c*7*7"]) -> Float[np.ndarray, "7*7*c o"]:
-    """The first fully connected layer: RoI features are flattened channel first there, channel last
-    here."""
+    """Reorders inputs of the first fully connected layer, from channels first to channels last."""
     return x.reshape(len(x), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
 def bgr_input(x: Float[np.ndarray, "h w 3 o"]) -> Float[np.ndarray, "h w 3 o"]:
-    """A kernel (of our layout) for BGR images, for RGB images."""
+    """Turns a kernel of our layout from BGR to RGB images."""
     return x[:, :, ::-1]
 
 
 def without_background(x: Float[np.ndarray, "k+1 ..."]) -> Float[np.ndarray, "k ..."]:
-    """Masks exist for foreground classes only; the background's comes first."""
+    """Drops the background's mask, which comes first: only foreground classes have one here."""
     return x[1:]
 
 
@@ -76,25 +73,29 @@ def without_background_box(x: Float[np.ndarray, "4*(k+1) ..."]) -> Float[np.ndar
 
 
 def background_first(x: Float[np.ndarray, "k+1 ..."]) -> Float[np.ndarray, "k+1 ..."]:
-    """Class logits whose background comes last."""
+    """Moves the background's class logit from the end to the front."""
     return np.roll(x, 1, axis=0)
 
 
-# -- the map's application -------------------------------------------------------------------------
+# -- applying a map --------------------------------------------------------------------------------
 
 
 def assign(
     names: Iterable[str], rules: Sequence[Rule], left_out: Collection[str], source: str
 ) -> dict[str, Assigned]:
-    """The source of every target, by the names alone.
+    """Finds the source of every target, by names alone.
 
     Args:
-        left_out: patterns of the names that are left out on purpose.
-        source: the file's name.
+        names: names of the source tensors.
+        rules: the map.
+        left_out: patterns of names that are left out on purpose.
+        source: name of the file, for messages.
+
+    Returns:
+        Path of a variable -> its source.
 
     Raises:
-        ConfigError: names the source and the tensor that no rule or two rules know, or the target
-            that two tensors have.
+        ConfigError: names the tensor that no rule or two rules match, or whose target is taken.
     """
     assigned: dict[str, Assigned] = {}
     for name in names:
@@ -102,9 +103,8 @@ def assign(
             continue
         matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, name))]
         if len(matches) != 1:
-            raise ConfigError(
-                f"{source}: {name}: {'unknown tensor' if not matches else 'two rules of the map match it'}"
-            )
+            reason = "two rules of the map match it" if matches else "unknown tensor"
+            raise ConfigError(f"{source}: {name}: {reason}")
         ((rule, match),) = matches
         target = match.expand(rule.target)
         if target in assigned:
@@ -121,12 +121,20 @@ def fill(
     tensors: Mapping[str, np.ndarray],
     source: str,
 ) -> dict[str, Any]:
-    """Variables shaped as `template` (a nested dict of things with a shape), every leaf float32 and
-    from `tensors`.
+    """Fills variables with tensors.
+
+    Args:
+        template: nested dicts of arrays or shapes.
+        assigned: source of each variable, from `assign`.
+        tensors: the source tensors by name.
+        source: name of the file, for messages.
+
+    Returns:
+        Variables as in `template`, every leaf NumPy float32.
 
     Raises:
-        ConfigError: names the source and the tensor that has no place in the template, another
-            shape or no floating-point dtype; or the leaf that stays empty.
+        ConfigError: names the tensor that has no place in the template, another shape or no
+            floating-point dtype; or the variables that no tensor fills.
     """
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(template, sep="/").items()}
     filled: dict[str, np.ndarray] = {}
@@ -150,7 +158,6 @@ def fill(
         filled[target] = np.ascontiguousarray(value, dtype=np.float32)
     missing = [path for path in wanted if path not in filled]
     if missing:
-        raise ConfigError(
-            f"{source}: no tensor for {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}"
-        )
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ConfigError(f"{source}: no tensor for {', '.join(missing[:3])}{more}")
     return unflatten_dict(filled, sep="/")

@@ -1,9 +1,8 @@
-"""Tensors from pickles and torch's archives (.pkl, .pth), without torch and without running what a
-pickle asks for.
+"""Tensors from pickles and torch's archives (.pkl, .pth), without torch and without `pickle`.
 
-A pickle is a program. `pickle.Unpickler`, however few names it is left with, dies of a few hostile
+A pickle is a program. `pickle.Unpickler`, however few names it may look up, dies of a few hostile
 bytes (a deeply nested key overflows the C stack, a large memo index takes all memory) and sets
-attributes of what it was allowed to make. So the program is read here, opcode by opcode: it makes
+attributes of whatever it may make. So the program is interpreted here, opcode by opcode: it makes
 numbers, strings, containers and what `_NAMES` lists, and can call nothing else.
 """
 
@@ -26,17 +25,17 @@ _MAX_RANK = 8
 
 
 def read_pickled(data: bytes) -> dict[str, np.ndarray]:
-    """The named tensors of a .pkl or .pth file, as read-only arrays.
+    """Reads the named tensors of a .pkl or .pth file, as read-only arrays.
 
     They may lie under "model" or "state_dict" (detectron2's zoo, training checkpoints).
 
     Args:
-        data: the file: torch's zip archive, its older stream of pickles and storages, or one
-            pickle.
+        data: content of the file: torch's zip archive, its older stream of pickles and storages, or
+            a single pickle.
 
     Raises:
-        Exception: of any kind, if the file is damaged or asks for something else than numbers,
-            strings, containers and arrays.
+        Exception: of any kind, if the file is damaged or asks for anything but numbers, strings,
+            containers and arrays.
     """
     content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
     for wrapper in ("model", "state_dict"):
@@ -64,16 +63,16 @@ def _resolve(name: Any, value: Any, storages: Mapping[str, np.ndarray]) -> np.nd
 
 
 def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    """torch.save since 1.6: <name>/data.pkl, <name>/data/<key> for each storage and, in newer ones,
-    <name>/byteorder."""
+    """Reads the format of torch.save since 1.6, a zip archive.
+
+    It has <name>/data.pkl, <name>/data/<key> for each storage and, lately, <name>/byteorder.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
 
         def read(name: str, size: int | None = None) -> bytes:
             info = archive.getinfo(name)
-            if info.compress_type != zipfile.ZIP_STORED or size not in (
-                None,
-                info.file_size,
-            ):  # as torch stores them
+            # torch stores them uncompressed.
+            if info.compress_type != zipfile.ZIP_STORED or size not in (None, info.file_size):
                 raise ValueError(f"{name!r:.80}: {info.file_size} bytes, not {size}, or compressed")
             return archive.read(info)
 
@@ -92,17 +91,18 @@ def _read_zip(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _read_stream(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    """One pickle; or torch.save before 1.6: magic, protocol, system, content, keys (a pickle each),
-    and each key's length and storage."""
+    """Reads one pickle, or the format of torch.save before 1.6.
+
+    That is five pickles: magic, protocol, system, content, keys; then each key's length and
+    storage.
+    """
     stream = io.BytesIO(data)
     content, declared = _run(stream, limit=len(data))
     if content != _MAGIC:
         return content, {}
     if _run(stream, limit=len(data))[0] != _PROTOCOL:
         raise ValueError("another protocol of torch.save")
-    _run(
-        stream, limit=len(data)
-    )  # the writer's byte order: storages are little-endian whatever it is
+    _run(stream, limit=len(data))  # the writer's byte order; storages are always little-endian
     content, declared = _run(stream, limit=len(data))
     storages = {}
     for key in _run(stream, limit=len(data))[0]:
@@ -118,12 +118,9 @@ def _read_stream(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _numbers(data: bytes, dtype: np.dtype, order: str) -> np.ndarray:
-    """By way of integers: bfloat16 knows no byte order."""
-    return (
-        np.frombuffer(data, f"{order}u{dtype.itemsize}")
-        .astype(f"u{dtype.itemsize}", copy=False)
-        .view(dtype)
-    )
+    """Reads numbers of a byte order by way of integers: bfloat16 knows none."""
+    integers = np.frombuffer(data, f"{order}u{dtype.itemsize}")
+    return integers.astype(f"u{dtype.itemsize}", copy=False).view(dtype)
 
 
 # -- what a pickle may make ------------------------------------------------------------------------
@@ -175,7 +172,7 @@ def _from_buffer(data: bytes, dtype: _DType, shape: Any, order: Any) -> np.ndarr
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """The content of an array, where the pickle's protocol has no bytes."""
+    """Makes the bytes of an array, where the pickle's protocol has none."""
     if encoding != "latin1":
         raise ValueError("bytes that are not latin1")
     return text.encode(encoding)
@@ -188,7 +185,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 
 def _view(tensor: _Tensor, data: np.ndarray) -> np.ndarray:
-    """The tensor's numbers in its storage's `data`; ValueError if they do not lie in there."""
+    """Returns a view of the tensor's numbers; ValueError if they do not all lie in `data`."""
     size, strides = _size(tensor.shape), tensor.strides
     if len(strides) != len(tensor.shape) or any(
         type(number) is not int or number < 0 for number in (tensor.offset, *strides)
@@ -197,8 +194,8 @@ def _view(tensor: _Tensor, data: np.ndarray) -> np.ndarray:
     last = tensor.offset + sum(
         (side - 1) * stride for side, stride in zip(tensor.shape, strides, strict=True)
     )
-    # No more elements than there are, either: with strides of 0 a few bytes make a tensor of any
-    # size.
+    # Nor may it have more elements than `data`: strides of 0 make a tensor of any size of few
+    # bytes.
     if size > len(data) or (size and last >= len(data)):
         raise ValueError(
             f"a tensor of shape {tensor.shape} does not lie in its storage of {len(data)}"
@@ -210,7 +207,7 @@ def _view(tensor: _Tensor, data: np.ndarray) -> np.ndarray:
 
 
 def _size(shape: Any) -> int:
-    """Elements of an array of `shape`; ValueError if it is none."""
+    """Returns the number of elements of an array of `shape`; ValueError if it is no shape."""
     if (
         not isinstance(shape, tuple)
         or len(shape) > _MAX_RANK
@@ -221,14 +218,14 @@ def _size(shape: Any) -> int:
 
 
 def _checked_key(key: Any) -> str | int:
-    """The hash of anything else could be made to overflow the C stack."""
+    """Refuses other keys, whose hash could be made to overflow the C stack."""
     if not isinstance(key, str | int):
         raise ValueError("a table whose keys are no strings")
     return key
 
 
-# What a pickle may name, and what stands in for it: functions that check their arguments and keep
-# them, and values that can't be called.
+# What a pickle may name, and what stands in for it: functions that check and keep their arguments,
+# and values that cannot be called.
 _NAMES: dict[str, Any] = {
     "collections.OrderedDict": lambda: {},
     "_codecs.encode": _encode,
@@ -274,92 +271,126 @@ _FRESH: Mapping[str, Callable[[], Any]] = {
 
 
 def _run(stream: BinaryIO, limit: int) -> tuple[Any, dict[Any, _Storage]]:
-    """What the pickle at the stream's position makes, and the storages that it declares.
+    """Runs the pickle at the stream's position.
 
-    `limit` bounds the bytes of arrays and storages that it may make: those of the file.
+    Args:
+        stream: a binary stream.
+        limit: most bytes of arrays and storages that the pickle may make: those of the file.
+
+    Returns:
+        What the pickle makes, and the storages that it declares, by key.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    storages: dict[Any, _Storage] = {}
-    made = 0
-
-    def pop(count: int) -> list[Any]:
-        return [stack.pop() for _ in range(count)][::-1]
-
-    def pop_to_mark() -> list[Any]:
-        return pop(len(stack) - marks.pop())
-
-    for opcode, value, _ in pickletools.genops(stream):
-        name, argument = opcode.name, cast(Any, value)
-        if name in ("PROTO", "FRAME"):
-            pass
-        elif name == "STOP":
+    machine = _Machine()
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "STOP":
             break
-        elif _LITERALS.fullmatch(name):
-            stack.append(argument)
+        machine.step(opcode.name, cast(Any, argument))
+        if machine.made > limit:
+            raise ValueError(f"arrays of more than the file's {limit} bytes")
+    return machine.pop(1)[0], machine.storages
+
+
+class _Machine:
+    """The stack machine of a pickle, with the opcodes that tensors need and no others."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[Any, _Storage] = {}
+        self.made = 0  # bytes of arrays and storages
+
+    def step(self, name: str, argument: Any) -> None:
+        """Does what one opcode asks for."""
+        if _LITERALS.fullmatch(name):
+            self.stack.append(argument)
         elif name in _FRESH:
-            stack.append(_FRESH[name]())
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(pop(int(name[-1]))))
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name in ("APPEND", "APPENDS"):
-            items = pop(1) if name == "APPEND" else pop_to_mark()
-            _expect(stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = pop(2) if name == "SETITEM" else pop_to_mark()
-            _expect(stack[-1], dict).update(
-                (_checked_key(key), value)
-                for key, value in zip(items[::2], items[1::2], strict=True)
-            )
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            named = argument.replace(" ", ".") if name == "GLOBAL" else ".".join(pop(2))
-            if named not in _NAMES:
-                raise ValueError(
-                    f"asks for {named:.80}; only tensors, arrays and containers are read (save model.state_dict() alone)"
-                )
-            stack.append(_NAMES[named])
-        elif name == "REDUCE":
-            function, arguments = pop(2)
-            if not callable(function):
-                raise ValueError("calls what is no function")
-            stack.append(function(*arguments))
-            made += len(stack[-1]) if isinstance(stack[-1], bytes) else 0
-        elif name == "BUILD":
-            (state,) = pop(1)
-            if not isinstance(
-                stack[-1], dict
-            ):  # what torch keeps as attributes of its OrderedDict are versions of modules
-                _expect(stack[-1], _Array | _DType).build(state)
-        elif name == "BINPERSID":
-            ((kind, dtype, key, _, length, *view),) = pop(
-                1
-            )  # a view is of another storage (torch before 0.4)
-            if (
-                kind != "storage"
-                or not isinstance(dtype, np.dtype)
-                or type(length) is not int
-                or length < 0
-                or view not in ([], [None])
-            ):
-                raise ValueError("a storage without a proper type and length")
-            if _checked_key(key) not in storages:
-                made += length * dtype.itemsize
-            stack.append(_Storage(key, dtype, length))
-            if storages.setdefault(key, stack[-1]) != stack[-1]:
-                raise ValueError(f"two storages {key!r:.80}")
+            self.stack.append(_FRESH[name]())
+        elif name in _STEPS:
+            _STEPS[name](self, argument)
         else:
             raise ValueError(f"opcode {name} is of no tensor, array or container")
-        if made > limit:
-            raise ValueError(f"arrays of more than the file's {limit} bytes")
-    return pop(1)[0], storages
+
+    def pop(self, count: int) -> list[Any]:
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def pop_to_mark(self) -> list[Any]:
+        return self.pop(len(self.stack) - self.marks.pop())
+
+    def extend(self, items: list[Any]) -> None:
+        _expect(self.stack[-1], list).extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        pairs = zip(items[::2], items[1::2], strict=True)
+        _expect(self.stack[-1], dict).update((_checked_key(key), value) for key, value in pairs)
+
+    def remember(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def find(self, name: str) -> None:
+        if name not in _NAMES:
+            raise ValueError(
+                f"asks for {name:.80}; only tensors, arrays and containers are read"
+                " (save model.state_dict() alone)"
+            )
+        self.stack.append(_NAMES[name])
+
+    def call(self) -> None:
+        function, arguments = self.pop(2)
+        if not callable(function):
+            raise ValueError("calls what is no function")
+        result = function(*arguments)
+        self.made += len(result) if isinstance(result, bytes) else 0
+        self.stack.append(result)
+
+    def build(self) -> None:
+        (state,) = self.pop(1)
+        # The state of a dict is the attributes of torch's OrderedDict: versions of modules.
+        if not isinstance(self.stack[-1], dict):
+            _expect(self.stack[-1], _Array | _DType).build(state)
+
+    def declare(self) -> None:
+        # `view`: the storage is part of another one (torch before 0.4).
+        ((kind, dtype, key, _, length, *view),) = self.pop(1)
+        if (
+            kind != "storage"
+            or not isinstance(dtype, np.dtype)
+            or type(length) is not int
+            or length < 0
+            or view not in ([], [None])
+        ):
+            raise ValueError("a storage without a proper type and length")
+        storage = _Storage(key, dtype, length)
+        if _checked_key(key) not in self.storages:
+            self.made += length * dtype.itemsize
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError(f"two storages {key!r:.80}")
+        self.stack.append(storage)
+
+
+_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.pop(3))),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.update(machine.pop_to_mark()),
+    "BINPUT": _Machine.remember,
+    "LONG_BINPUT": _Machine.remember,
+    "MEMOIZE": lambda machine, _: machine.remember(len(machine.memo)),
+    "BINGET": lambda machine, place: machine.stack.append(machine.memo[place]),
+    "LONG_BINGET": lambda machine, place: machine.stack.append(machine.memo[place]),
+    "GLOBAL": lambda machine, name: machine.find(name.replace(" ", ".")),
+    "STACK_GLOBAL": lambda machine, _: machine.find(".".join(machine.pop(2))),
+    "REDUCE": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.build(),
+    "BINPERSID": lambda machine, _: machine.declare(),
+}
 
 
 def _expect(value: Any, kind: Any) -> Any:

@@ -7,22 +7,26 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.weights.pickles import read_pickled
 
 SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
-_PARALLEL = "module."  # torch's DataParallel puts it before every name
+_PARALLEL = "module."  # prefix of every name in torch's DataParallel
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The named tensors of a file, as its suffix says; ConfigError if it is not such a file."""
+    """Reads the named tensors of a file in the format that its suffix, one of SUFFIXES, says.
+
+    Raises:
+        ConfigError: the file is missing, of another format, damaged, or holds no tensors.
+    """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: weights files are {', '.join(SUFFIXES)}")
     try:
         tensors = _read(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such weights file") from None
-    except Exception as error:  # of a damaged or hostile file any is possible
+    except Exception as error:  # a damaged or hostile file can raise any
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: not a readable {path.suffix} file: {reason:.300}") from None
     if not tensors:

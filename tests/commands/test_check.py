@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mrcnn_jax.commands.check import Arguments, check
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data import images
 
 ROOT = Path(__file__).parents[2]
@@ -97,14 +97,12 @@ def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[st
         "kept 7 images, 6 objects, 1 crowds, 1 objects without a mask (box only)\n"
     )
     assert (
-        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow the order of the ids (90, 3, 7)"
+        "repaired 3: categories whose ids are not 1, 2, 3, ...: labels follow their order (90, 3, 7)"
         in text
     )
     assert "three: 2, seven: 2, ninety: 2" in text
     assert "small objects (area under 32 x 32 px): 33.3% in the images, 0.0% on the canvas" in text
-    assert (
-        "largest count of objects in an image: 2; data.max_objects = 100 cuts 0 in 0 images" in text
-    )
+    assert "most objects in an image: 2; data.max_objects = 100 drops 0 in 0 images" in text
 
 
 def test_lost_images_are_shown_and_refused(
@@ -147,8 +145,8 @@ def test_images_are_decoded_once(
     """By the check, and no more by a training that uses its cache; without --cache it goes to the
     user's folder."""
     from mrcnn_jax.config.schema import DataConfig
-    from mrcnn_jax.data.coco import read_coco
     from mrcnn_jax.data.loader import open_split
+    from mrcnn_jax.data.reading import read_coco
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")

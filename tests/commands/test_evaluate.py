@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.commands.predict_files import predict_files
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
 from mrcnn_jax.inference.predictor import Predictor
@@ -306,7 +306,7 @@ def test_files_and_folders_are_predicted_like_the_split(
     paths = [single, tmp_path / "broken.jpg", folder]
     failed = predict_files(moved, paths, out=tmp_path / "out", min_score=0.0)
     assert failed == [
-        f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: of no known format"
+        f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: unknown format"
     ]
 
     expected = [
@@ -390,7 +390,7 @@ def test_results_need_a_folder(moved: Path, tiny_data: Path, tmp_path: Path) -> 
     """Said before any image is looked at."""
     taken = tmp_path / "taken"
     taken.touch()
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         evaluate_run(moved, out=taken)
-    with pytest.raises(ConfigError, match="taken: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         predict_files(moved, [tiny_data / "images"], out=taken, min_score=0.5)

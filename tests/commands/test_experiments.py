@@ -30,8 +30,10 @@ from mrcnn_jax.commands.experiments import (
     spread,
 )
 from mrcnn_jax.config import tables
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences, load_config_file
-from mrcnn_jax.config.schema import Config, ConfigError, ModelConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training import loop, watch

@@ -100,7 +100,10 @@ def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("workdir", "out", "message"),
-    [("run", "taken", "is there already"), ("nowhere", "shared", "is this a run's folder?")],
+    [
+        ("run", "taken", "exists and is not an empty folder"),
+        ("nowhere", "shared", "is this a run's folder?"),
+    ],
 )
 def test_mistakes(
     workdir: str,

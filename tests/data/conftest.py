@@ -1,5 +1,4 @@
-"""Two small data sets: generated shapes, and a hand-made folder with every kind of segmentation and
-gaps in its category ids."""
+"""Two small data sets: generated shapes, and one by hand with every kind of segmentation."""
 
 from __future__ import annotations
 
@@ -62,8 +61,10 @@ def mixed_data() -> DataConfig:
 
 @pytest.fixture
 def mixed_content(tmp_path: Path) -> dict[str, Any]:
-    """The content of an annotation file; its images are in tmp_path/images. Image 17 has no
-    annotation, image 16 only a crowd."""
+    """The content of an annotation file with gaps in its category ids; images in tmp_path/images.
+
+    Image 17 has no annotation, image 16 only a crowd.
+    """
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     images = []

@@ -1,5 +1,5 @@
-"""Augmentation against the picture: masks are painted into the image, and what becomes of them
-there is what the objects must say."""
+"""Augmentation against the picture: masks are painted into the image, and the augmented objects
+must match what is visible there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import Picture, Scene, Seen, _coloured, augmented, plain
-from mrcnn_jax.data.coco import Category, CocoDataset, ImageRecord, ObjectRecord, read_coco
 from mrcnn_jax.data.loader import load, open_split, plan_epoch, plan_once, repeat_factors
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.data.transforms import View, coverage
 
@@ -27,7 +28,7 @@ CANVAS = (96, 128)
 
 
 def blobs(height: int, width: int, count: int, seed: int) -> list[np.ndarray]:
-    """Disjoint masks, each an L in a column of its own: no symmetry, and no tips that vanish when
+    """Disjoint masks, each an L in its own column: not symmetric, and without tips that vanish when
     it shrinks."""
     rng = np.random.default_rng(seed)
     column = width // count
@@ -118,8 +119,7 @@ def test_a_mirrored_image_is_exactly_that(resized: tuple[int, int]) -> None:
 
 
 def test_what_is_seen_of_objects_is_what_is_seen_in_the_picture() -> None:
-    """Three masks are the three colours of the image; the last is a crowd. The image grows and
-    shrinks by its plan and the factor."""
+    """Three masks, the last a crowd, are the three colours of an image that grows and shrinks."""
     masks = blobs(120, 150, 3, seed=2)
     image = np.stack([255 * mask for mask in masks], axis=-1).astype(np.uint8)
     subject = picture(image, masks, (84, 120), iscrowd=np.array([False, False, True]))
@@ -176,8 +176,7 @@ def test_cut_objects_without_a_mask_keep_their_part_of_the_box() -> None:
 
 
 def test_objects_of_less_than_a_pixel_are_lost() -> None:
-    """At a tenth of its size an object of 11 px is one of 1.1, and one of 9 px is gone;
-    unaugmented, both are kept."""
+    """At a tenth of the size, 11 px become 1.1 px, and 9 px are lost; unaugmented, both stay."""
     masks = [np.zeros((100, 100), bool) for _ in range(3)]
     masks[0][20:31, 20:31] = masks[1][50:80, 50:59] = masks[2][60:69, 70:90] = True
     subject = picture(
@@ -212,7 +211,7 @@ def numbered(masks: list[np.ndarray], first: int) -> np.ndarray:
 
 
 def test_what_lies_below_is_cut_as_in_the_picture() -> None:
-    """At scale 1 every pixel tells whose it is, so masks and boxes are known to the pixel; object 4
+    """At scale 1 every pixel names its object, so masks and boxes are known to the pixel; object 4
     has no mask."""
     masks = blobs(90, 120, 4, seed=4)
     for mask in masks[
@@ -309,8 +308,7 @@ def test_colours_are_changed_as_pillow_does(field: str, enhance: str) -> None:
 
 
 def test_colours_are_changed_one_after_the_other() -> None:
-    """All three, in floats, where nothing reaches 0 or 255; errors of rounding cancel in the
-    mean."""
+    """All three, in floats, where nothing reaches 0 or 255; rounding errors cancel in the mean."""
     image = (
         np.random.default_rng(2)
         .integers([140, 40, 80], [160, 60, 100], (40, 60, 3))
@@ -356,8 +354,8 @@ def test_hues_turn() -> None:
 def test_draws_are_a_pure_function_of_seed_epoch_and_image(
     mixed_file: Path, mixed_data: DataConfig
 ) -> None:
-    """Any rest of a plan gives the same batches with any threads; epochs and repeats differ; what
-    is not training is left as it is."""
+    """The rest of a plan gives the same batches with any threads; epochs and repeats differ; only
+    training is augmented."""
     augment = AugmentConfig(flip=0.5, scale=(0.5, 2.0), brightness=0.3, copy_paste=0.5)
     data = dataclasses.replace(mixed_data, augment=augment)
     dataset = read_coco(mixed_file, mixed_file.parent / "images", data)
@@ -424,8 +422,7 @@ def test_what_is_over_the_limit_is_counted(mixed_file: Path, mixed_data: DataCon
 
 
 def labelled(*images: tuple[int, ...], crowds: tuple[int, ...] = ()) -> CocoDataset:
-    """Images with objects of these labels; those whose number is in `crowds` hold crowd regions
-    instead."""
+    """Images with objects of these labels, or with crowds if their number is in `crowds`."""
     records = [
         ImageRecord(
             i,
@@ -449,7 +446,7 @@ def labelled(*images: tuple[int, ...], crowds: tuple[int, ...] = ()) -> CocoData
 
 
 def test_an_image_is_repeated_by_its_rarest_class() -> None:
-    """Of eight images, five have class 1, two have class 2; the crowd does not count. The threshold
+    """Of eight images, five have class 1 and two class 2 (the crowd does not count); the threshold
     lies between their shares."""
     dataset = labelled((1,), (1, 1), (1, 2), (1,), (2,), (), (1,), (2,), crowds=(7,))
     rare = (0.5 / (2 / 8)) ** 0.5

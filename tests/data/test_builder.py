@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data import builder
-from mrcnn_jax.data.coco import CocoDataset, read_coco
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""What becomes of images: every accident with its outcome, and the cache of it. (Annotations:
-test_read_coco.py.)"""
+"""Image files: every accident with its outcome, and the cache. (Annotations: test_reading.py.)"""
 
 from __future__ import annotations
 
@@ -14,10 +13,12 @@ from pictures import STORED, encoded, tiff
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data import images
-from mrcnn_jax.data.coco import CocoDataset, read_coco
 from mrcnn_jax.data.images import check_split
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.decode import decode_image
 
@@ -48,8 +49,8 @@ def found(dataset: CocoDataset) -> dict[str, tuple[int, list]]:
 # -- lost: listed together, refused above 1 % ------------------------------------------------------
 
 BROKEN = {
-    "photo 0.png": (b"", "of no known format"),
-    "photo 1.png": (b"<!DOCTYPE html><html>404</html>", "of no known format"),
+    "photo 0.png": (b"", "unknown format"),
+    "photo 1.png": (b"<!DOCTYPE html><html>404</html>", "unknown format"),
     "photo 2.png": (encoded(Image.new("RGB", (64, 64)), "JPEG")[:-60], "truncated"),
     "photo 3.png": (tiff(5, 50, 96), "5 channels"),
     "photo 4.png": (b"\x89PNG\r\n\x1a\n", "decoded"),
@@ -70,7 +71,9 @@ def test_images_that_cannot_be_decoded_are_dropped_and_listed_together(mixed_fil
             Reason.OF_DROPPED_IMAGE.text: (1, [4]),
         }
         assert dataset.report.kept == {"images": 1, "objects": 0, "crowds": 0}
-        with pytest.raises(ConfigError, match=r"6 of 7 images are lost \(1 % may be\): ") as caught:
+        with pytest.raises(
+            ConfigError, match=r"6 of 7 images are lost \(at most 1 % may be\): "
+        ) as caught:
             dataset.refuse_lost_images()
         assert "\n" not in str(caught.value)
         for name, (_, reason) in BROKEN.items():
@@ -86,7 +89,7 @@ def test_more_than_one_in_a_hundred_is_refused(mixed_file: Path) -> None:
     (mixed_file.parent / "images" / "photo 6.png").write_bytes(b"")
     with pytest.raises(
         ConfigError,
-        match=r"1 of 7 images are lost \(1 % may be\): photo 6.png \(not an image .*\)$",
+        match=r"1 of 7 images are lost \(at most 1 % may be\): photo 6.png \(not an image .*\)$",
     ):
         check(mixed_file, lost_images=False)
 
@@ -102,7 +105,7 @@ def test_no_usable_image_is_left(
         check(mixed_file)
     with pytest.raises(
         ConfigError,
-        match=r"no usable image is left: left out 7: images without objects \(data.keep_empty is off\)",
+        match=r"no usable image is left: left out 7: images without objects \(data.keep_empty",
     ):
         check(write_json({**mixed_content, "annotations": []}), keep_empty=False)
 
@@ -113,8 +116,8 @@ def test_no_usable_image_is_left(
 def test_another_size_than_annotated(
     mixed_content: dict[str, Any], write_json: WriteJson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen in the header where neither way fits; after decoding where a turn would fit that EXIF
-    does not ask for."""
+    """Seen in the header if neither way fits; after decoding if only a turn fits that EXIF does not
+    ask for."""
     image = mixed_content["images"][-1]
     image["height"] = 61
     path = write_json(mixed_content)
@@ -122,7 +125,7 @@ def test_another_size_than_annotated(
         patch.setattr(images, "image_kind", _refuse)
         with pytest.raises(
             ConfigError,
-            match=r"1 images have another size .*: 11 \(photo 0.png\) is 60 x 80, annotated as 61 x 80",
+            match=r"1 images have another size .*: 11 \(photo 0.png\) is 60 x 80, .* as 61 x 80",
         ):
             check(path)
     image |= {"height": 80, "width": 60}
@@ -161,7 +164,7 @@ def test_images_that_are_not_rgb_are_counted(mixed_file: Path, mode: str) -> Non
     dataset = check(mixed_file)
     ((text, finding),) = found(dataset).items()
     assert text.startswith("images that are ")
-    assert text.endswith(": made 8-bit RGB")
+    assert text.endswith(": converted to 8-bit RGB")
     assert finding == (1, [11])
 
 
@@ -194,8 +197,8 @@ def test_all_orientations_give_one_picture_and_aligned_masks(
 
 
 def test_stored_pixels_are_kept_where_they_are_what_is_annotated(mixed_file: Path) -> None:
-    """Orientation 6 with the size of the stored picture: this file's annotations are of stored
-    pixels, so a half turn is none."""
+    """Orientation 6 with the stored size: this file annotates stored pixels, so a half turn is
+    ignored."""
     folder = mixed_file.parent / "images"
     pictures = {
         n: np.random.default_rng(n).integers(0, 256, size, np.uint8)
@@ -223,8 +226,7 @@ def test_stored_pixels_are_kept_where_they_are_what_is_annotated(mixed_file: Pat
 
 
 def test_a_majority_decides_what_sizes_do_not_tell(mixed_file: Path) -> None:
-    """Two images annotated as seen against one as stored: a third kind, that fits either way, is
-    turned."""
+    """Two images annotated as seen, one as stored: an image that fits either way is turned."""
     folder = mixed_file.parent / "images"
     picture = np.zeros((60, 80, 3), np.uint8)
     _oriented(picture, 6, folder / "photo 0.png")
@@ -272,8 +274,7 @@ def test_a_damaged_cache_is_no_result(mixed_file: Path, content: str) -> None:
 
 
 def test_what_failed_is_tried_again(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that was away for a moment costs no image for good, and the others are not decoded
-    again for it."""
+    """A disk that was away for a moment loses no image for good; only its images are read again."""
     path = mixed_file.parent / "images" / "photo 2.png"
 
     def away(file: Path) -> bytes:

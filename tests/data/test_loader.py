@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
-from mrcnn_jax.data.coco import read_coco
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.structures import Batch
 
@@ -46,11 +46,10 @@ def _plan(split: Split, size: int = 2, **options: Any) -> list[PlannedBatch]:
     )
 
 
-def test_the_whole_road_on_shapes(
+def test_the_whole_pipeline_on_shapes(
     shapes_split: Split, shapes_folder: Path, shapes_data: DataConfig
 ) -> None:
-    """At scale 1 every pixel, box and mask of the files is found in the batches, each image
-    once."""
+    """At scale 1 every pixel, box and mask of the files is in the batches, each image once."""
     raw = COCO(str(shapes_folder / "annotations" / "instances_train.json"))
     seen: Counter[int] = Counter()
     crowds = 0
@@ -264,8 +263,8 @@ def test_too_many_objects_are_counted_and_the_largest_kept(
 def test_a_mask_that_covers_nothing_leaves_the_box(
     write_json: Callable[[Any], Path], mixed_content: dict[str, Any], mixed_data: DataConfig
 ) -> None:
-    """A mask of two pixels in opposite corners of its box, each less than half a cell, and one that
-    is empty from the start."""
+    """A mask of two pixels in opposite corners of its box, each less than half a cell; and an empty
+    one."""
     mixed_content["annotations"][0].update(
         bbox=[0, 0, 80, 60], segmentation={"size": [60, 80], "counts": [0, 1, 4798, 1]}
     )
@@ -285,8 +284,8 @@ def test_any_number_of_objects(
     mixed_data: DataConfig,
     count: int,
 ) -> None:
-    """None, the static count (4), one more, and very many: the largest are in the batch, all of
-    them in the data set."""
+    """None, the static count (4), one more, very many: the largest are in the batch, all in the
+    data set."""
     template = {**mixed_content["annotations"][0], "segmentation": None, "area": 1}
     boxes = [[n % 60, n % 40, 2 + n % 18, 3] for n in range(count)]
     mixed_content["annotations"] = [
@@ -325,8 +324,7 @@ def test_images_of_any_shape(
     name: str,
     resized: tuple[int, int],
 ) -> None:
-    """With an object that fills them, under a default config: a batch of finite values, and the
-    object's mask is full."""
+    """Filled by one object, with the default config: values are finite, the mask is full."""
     path = tmp_path / "images" / name.replace("\\", "/")
     path.parent.mkdir(parents=True)
     Image.new("RGB", (width, height), (10, 200, 30)).save(path)
@@ -367,8 +365,7 @@ def test_images_are_turned_as_the_check_decided(
     mixed_content: dict[str, Any],
     mixed_data: DataConfig,
 ) -> None:
-    """Two files of the same stored pixels and EXIF (a quarter turn): one annotated as seen, one as
-    stored."""
+    """Two files with the same pixels and EXIF (a quarter turn), annotated as seen and as stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = np.zeros((80, 60, 3), np.uint8)
@@ -423,8 +420,7 @@ def test_gaps_in_category_ids_come_back(
 
 @dataclasses.dataclass(frozen=True)
 class Tampered:
-    """A source that changes the record of image number 1, and that can insist on being read in a
-    clean worker process."""
+    """A source that changes record 1, and can insist on being read in a clean worker process."""
 
     source: RandomAccess
     damage: str = ""
@@ -467,8 +463,8 @@ def test_failures_name_the_file(
 
 
 def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
-    """Same batches in the same order, made elsewhere, without a device backend there; and the file
-    is named on failure."""
+    """Workers load the same batches in the same order, without a device backend; failures name the
+    file."""
     jax.devices()  # here there is a backend, so that a forked process would have one
     split = _open_mixed(mixed_file, mixed_data)
     plan = _plan(split)

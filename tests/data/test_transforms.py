@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +13,12 @@ from PIL import Image
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.transforms import mask_crop, resize_image, resize_plan
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.transforms import coverage, resize_image, resize_plan
+from mrcnn_jax.ops.masks import crop_targets
 
 DATA = DataConfig()
+SIZE = 28
 
 
 def test_the_report_s_image_becomes_800_x_1066() -> None:
@@ -59,11 +64,6 @@ def test_resizing_agrees_with_pillow() -> None:
     assert np.abs(resize_image(image, (20, 30)) - smaller).max() <= 1
 
 
-def _encode(mask: np.ndarray) -> dict:
-    rle = rle_ops.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
-
-
 @pytest.mark.parametrize(
     "box",
     [
@@ -77,8 +77,8 @@ def _encode(mask: np.ndarray) -> dict:
 )
 @pytest.mark.parametrize("size", [7, 28])
 def test_crops_are_means_over_windows(box: tuple[float, float, float, float], size: int) -> None:
-    """Against dense sampling: each cell is the mean over a window as wide as the cell, at least a
-    pixel; borders repeat."""
+    """Against dense sampling: a cell is the mean over a window of its width, at least a pixel;
+    borders repeat."""
     mask = np.random.default_rng(1).random((30, 40)) < 0.5
     x1, y1, x2, y2 = box
     samples = (np.arange(400) + 0.5) / 400 - 0.5
@@ -92,9 +92,80 @@ def test_crops_are_means_over_windows(box: tuple[float, float, float, float], si
     for i in range(size):
         for j in range(size):
             expected[i, j] = mask[np.ix_(pixels(y1, y2, i, 30), pixels(x1, x2, j, 40))].mean()
-    assert np.abs(mask_crop(_encode(mask), box, size) / 255 - expected).max() < 0.01
+    assert np.abs(coverage(mask, box, size) / 255 - expected).max() < 0.01
 
 
 def test_a_crop_at_the_mask_s_own_size_is_the_mask() -> None:
     mask = np.random.default_rng(2).random((50, 60)) < 0.5
-    assert (mask_crop(_encode(mask), (10, 5, 38, 33), 28) == 255 * mask[5:33, 10:38]).all()
+    assert (coverage(mask, (10, 5, 38, 33), 28) == 255 * mask[5:33, 10:38]).all()
+
+
+# -- targets made from crops, against full masks: measured on real objects ------------------------
+
+
+def _from_full_mask(mask: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The mask inside the box, resized bilinearly to 28 x 28 and cut at .5."""
+
+    def down(rows: np.ndarray, start: float, stop: float) -> np.ndarray:
+        position = np.clip(
+            start + (np.arange(SIZE) + 0.5) / SIZE * (stop - start) - 0.5, 0, len(rows) - 1
+        )
+        first = np.floor(position).astype(int)
+        second = np.minimum(first + 1, len(rows) - 1)
+        weight = (position - first)[:, None]
+        return (1 - weight) * rows[first] + weight * rows[second]
+
+    x1, y1, x2, y2 = box.astype(np.float64)
+    return down(down(mask, y1, y2).T, x1, x2).T >= 0.5
+
+
+@pytest.fixture(scope="module")
+def objects(data_folder: Path) -> list[tuple[np.ndarray, tuple[float, ...], np.ndarray]]:
+    """Full mask, box and crop of the training objects of coco300."""
+    root = data_folder / "coco300"
+    dataset = read_coco(
+        root / "annotations" / "instances_train.json", root / "images", DataConfig()
+    )
+    records = [
+        record
+        for image in dataset.images
+        for record in image.objects
+        if record.rle and not record.iscrowd
+    ]
+    return [
+        (mask := rle_ops.decode(record.rle), record.box, coverage(mask, record.box, 112))
+        for record in records
+    ]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("jitter", [0.0, 0.1, 0.2])
+def test_targets_from_crops_are_those_from_full_masks(objects: list[tuple], jitter: float) -> None:
+    masks, truth, crops = zip(*objects, strict=True)
+    truth = np.array(truth, np.float32)
+    sides = np.tile(truth[:, 2:] - truth[:, :2], 2)
+    boxes = truth + (jitter * np.random.default_rng(0).uniform(-1, 1, truth.shape) * sides).astype(
+        np.float32
+    )
+    boxes = np.clip(boxes, 0, np.array([mask.shape[::-1] * 2 for mask in masks], np.float32))
+    rows = np.arange(len(masks), dtype=np.int32)
+    cut = (
+        np.asarray(
+            jax.jit(crop_targets, static_argnames="size")(
+                np.stack(crops), truth, rows, boxes, size=SIZE
+            )
+        )
+        > 0
+    )
+    full = np.stack([_from_full_mask(mask, box) for mask, box in zip(masks, boxes, strict=True)])
+    union = (cut | full).sum((1, 2))
+    iou = np.where(union > 0, (cut & full).sum((1, 2)) / np.maximum(union, 1), 1)
+    bias = cut.sum() / full.sum() - 1
+    print(
+        f"\njitter {jitter}: {len(masks)} objects, mean IoU {iou.mean():.4f}, "
+        f"smallest {iou.min():.3f}, area {bias:+.2%}"
+    )
+    assert len(masks) > 1400
+    assert iou.mean() >= 0.95
+    assert iou.min() > 0.8
+    assert abs(bias) <= 0.01

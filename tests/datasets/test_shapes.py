@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets import shapes
 
 
@@ -66,8 +66,7 @@ def test_written_annotations_keep_the_bounds(folder: Path, split: str) -> None:
 
 
 def test_visible_share_is_of_the_whole_shape(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh draw with the exact areas of all outlines (shoelace formula), against what was
-    written."""
+    """Against the exact areas of all outlines (shoelace formula) in a fresh drawing."""
     drawn_patches: list[tuple[int, float, float]] = []
     coverage = shapes._coverage
 

@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.config.schema import ConfigError
-from mrcnn_jax.data.transforms import mask_crop
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.transforms import coverage
 from mrcnn_jax.evaluation.average_precision import FIGURES, evaluate, table
 from mrcnn_jax.pixels.rle import paste_rle, segmentation_rle
 
@@ -171,15 +171,15 @@ def test_ground_truth_of_coco300_through_crop_and_paste(
     results = _as_results(truth)
     for result in results:
         x, y, w, h = result["bbox"]
-        crop = (
-            mask_crop(result["segmentation"], (x, y, x + w, y + h), cells).astype(np.float32) / 255
-        )
+        mask = coco_mask.decode(result["segmentation"])
+        crop = coverage(mask, (x, y, x + w, y + h), cells).astype(np.float32) / 255
         result["segmentation"] = paste_rle(
             crop, np.array([x, y, x + w, y + h]), tuple(result["segmentation"]["size"])
         )
     metrics = evaluate(truth, results, iou_types=("segm",))
     print(
-        f"ground truth through {cells} x {cells} crops: mask AP {metrics['segm/AP']:.4f}, AP75 {metrics['segm/AP75']:.4f}"
+        f"ground truth through {cells} x {cells} crops: mask AP {metrics['segm/AP']:.4f},"
+        f" AP75 {metrics['segm/AP75']:.4f}"
     )
     assert least <= metrics["segm/AP"] <= 1.0
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.figures.mask_comparison import AGREED, EXCESS, LACKING, masks_figure, zoomed_region
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
+from tests.figures.pages import read_page
 
 GREY = 100
 
@@ -43,7 +43,7 @@ def test_masks_are_zoomed_to_the_object_and_compared_with_it(
         "moved: mask IoU 0.60",
         "half: mask IoU 0.50",
     ]  # 30 / 50 and 20 / 40 columns or rows
-    page = cv2.imread(str(path))[..., ::-1]
+    page = read_page(path)
     assert page.shape[1] == PAGE_WIDTH
     cells = [page[62 : 62 + 388, 400 * column + 6 : 400 * column + 394] for column in range(3)]
     # The region is 56 x 56 pixels from (92, 42).

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
@@ -20,13 +19,10 @@ from mrcnn_jax.figures.targets import (
     rpn_targets_figure,
 )
 from mrcnn_jax.figures.views import BoxTargets, Canvas, LevelTargets
+from tests.figures.pages import read_page
 
 NONE = np.zeros((0, 4))
 CANVAS = Canvas(np.full((100, 100, 3), 40, np.uint8), np.array([[20.0, 20, 60, 60]]))
-
-
-def _read(path: Path) -> np.ndarray:
-    return cv2.imread(str(path))[..., ::-1]
 
 
 def _has(cell: np.ndarray, x: float, y: float, color: tuple[int, int, int]) -> bool:
@@ -43,7 +39,7 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
         "P6", np.array([[-10.0, -10, 110, 110]]), NONE, 1, 0
     )  # it reaches 10 px beyond the image
     (path,) = rpn_targets_figure([(CANVAS, levels)], tmp_path)
-    page = _read(path)
+    page = read_page(path)
     assert page.shape[1] == PAGE_WIDTH
     assert titles == ["ground truth (1)"] + [
         f"P{level}: {title}"
@@ -77,7 +73,7 @@ def test_anchors_of_each_level_in_its_panel(tmp_path: Path, titles: list[str]) -
 def test_of_the_negative_anchors_some_are_drawn(tmp_path: Path) -> None:
     places = np.array([[40.0 * i, 0, 40 * i + 30, 30] for i in range(SHOWN_NEGATIVES + 2)])
     canvas = Canvas(np.zeros((40, 40 * len(places), 3), np.uint8), NONE)
-    page = _read(
+    page = read_page(
         rpn_targets_figure([(canvas, [LevelTargets("C4", NONE, places, 0, 99)])], tmp_path)[0]
     )
     cell = page[-(6 + round(588 * 40 / canvas.image.shape[1])) :, 606:]
@@ -95,7 +91,7 @@ def test_boxes_have_the_colour_of_their_class_and_show_where_they_go(
     (path,) = box_targets_figure(
         [(CANVAS, BoxTargets(boxes, np.array([2, 0]), taken_to))], ["tree", "house"], tmp_path
     )
-    page = _read(path)
+    page = read_page(path)
     assert page.shape[1] == PAGE_WIDTH
     assert titles == [
         "2 boxes: 1 foreground, 1 background",

@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.commands.evaluate import open_data
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.figures import views
 from mrcnn_jax.inference.predictor import Predictor
@@ -148,9 +148,7 @@ def test_the_rpn_ground_truth_is_counted_as_in_numpy_and_drawn_as_in_validation(
     validate = jax.jit(make_validation_step(MaskRCNN(model), run.config.stages[0]))
     propose = jax.jit(
         nn.apply(
-            lambda m, b: m.propose(
-                m.features(b.images, b.image_sizes, b.valid), b.image_sizes, b.valid
-            ),
+            lambda m, b: m.propose(m.features(b), b),
             MaskRCNN(model),
         )
     )
@@ -205,7 +203,7 @@ def test_the_box_ground_truth_is_matched_as_in_numpy_and_drawn_as_in_validation(
     validate = jax.jit(make_validation_step(MaskRCNN(model), run.config.stages[1]))
 
     def logits_of(m: MaskRCNN, b: Batch, boxes: np.ndarray) -> jax.Array:
-        features = m.features(b.images, b.image_sizes, b.valid)
+        features = m.features(b)
         return m.boxes(features, boxes, np.ones(boxes.shape[:2], bool)).logits
 
     classify = jax.jit(nn.apply(logits_of, MaskRCNN(model)))

@@ -1,80 +1,27 @@
-"""Prediction on a large image, in a process of its own: what it needs above the model that is
-loaded already."""
+"""The network is compiled once per canvas, and batches of one hold their image."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-PREDICT = """
-import json
-import sys
-from pathlib import Path
-
-import cv2
 import numpy as np
 
-from mrcnn_jax import api
-from mrcnn_jax.evaluation import files, predict
-
-run, folder = map(Path, sys.argv[1:])
-SHAPE = (3000, 4000)
-COUNT = 300
+import mrcnn_jax
+from mrcnn_jax.inference.predictor import batch_of_one
 
 
-def mib(name):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) / 1024
+def test_sizes_share_one_program_a_canvas(model: mrcnn_jax.Model) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    for height, width in ((200, 300), (31, 30), (128, 128), (1, 77)):
+        assert model.predict(noise[:height, :width]).masks.shape[1:] == (height, width)
+    assert model._predictor._apply._cache_size() == 1
 
 
-class Crowded(predict.Predictor):
-    def __call__(self, batch):
-        '''300 discs in the place of what is found: three as large as the image, the others of 2 to 30 % of its sides.'''
-        prediction = super().__call__(batch)
-        rng = np.random.default_rng(0)
-        corners, sides = rng.uniform(0, 0.7, (COUNT, 2)), rng.uniform(0.02, 0.3, (COUNT, 2))
-        corners[:3], sides[:3] = 0, 1
-        boxes = np.concatenate([corners, corners + sides], axis=1) * np.tile(batch.image_sizes[0][::-1], 2)
-        disc = np.clip(1.4 - np.hypot(*np.mgrid[-1:1:28j, -1:1:28j]), 0, 1)
-        found = prediction.detections.replace(
-            boxes=boxes[None].astype(np.float32),
-            labels=np.ones((1, COUNT), np.int32),
-            scores=np.linspace(1, 0.5, COUNT, dtype=np.float32)[None],
-            valid=np.ones((1, COUNT), bool),
-            masks=np.broadcast_to(disc.astype(np.float32), (1, COUNT, *disc.shape)),
-        )
-        return prediction.replace(detections=found)
-
-
-api.Predictor = Crowded
-noise = np.random.default_rng(1).integers(0, 256, (30, 40, 3)).astype(np.uint8)
-cv2.imwrite(str(folder / "image.jpg"), cv2.resize(noise, SHAPE[::-1]))
-batch = predict.batch_of_one(noise, predict.load_run(run).config.data)
-predict.Predictor(predict.load_run(run))(batch)  # loaded, compiled
-before = mib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-files.predict_files(run, [folder / "image.jpg"], out=folder / "out", min_score=0)
-print(json.dumps({"mib": mib("VmHWM") - before}))
-"""
-
-
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
-)
-def test_twelve_megapixels_with_300_detections_stay_under_2_gib(
-    tiny_run: Path, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", PREDICT, str(tiny_run), str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert len(results) == 300
-    assert all(result["segmentation"]["size"] == [3000, 4000] for result in results)
-    assert (
-        json.loads(done.stdout.splitlines()[-1])["mib"] < 512
-    )  # 2048 are promised, 130 were measured
+def test_a_batch_of_one_is_its_image_scaled_to_the_canvas(model: mrcnn_jax.Model) -> None:
+    image = np.full((200, 300, 3), 77, np.uint8)
+    batch = batch_of_one(image, model.run.config.data)
+    height, width = batch.image_sizes[0]
+    assert (batch.images[0, :height, :width] == 77).all()
+    assert batch.images.sum() == 77 * 3 * height * width
+    assert batch.original_sizes.tolist() == [[200, 300]]
+    np.testing.assert_allclose(batch.scales[0], [height / 200, width / 300])
+    assert batch.valid.tolist() == [True]
+    assert not batch.ground_truth.valid.any()

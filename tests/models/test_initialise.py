@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config.schema import ResNetConfig
+from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.resnet import ResNet
 

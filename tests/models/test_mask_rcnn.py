@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ops.test_points import bilinear_loop
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
     MaskHeadConfig,
     ModelConfig,
@@ -359,14 +359,14 @@ def test_training_may_have_more_proposals() -> None:
 
 def _outputs(model: MaskRCNN, batch: Batch) -> Any:
     """What the heads say of fixed boxes: no choice lies between the image and these numbers."""
-    features = model.features(batch.images, batch.image_sizes, batch.valid)
+    features = model.features(batch)
     boxes = jnp.broadcast_to(
         jnp.array([[[4, 4, 30, 40], [10, 2, 69, 49], [20, 20, 29, 27]]], jnp.float32),
         (len(batch.valid), 3, 4),
     )
     valid = jnp.ones(boxes.shape[:2], bool)
     return (
-        model.propose(features, batch.image_sizes, batch.valid),
+        model.propose(features, batch),
         model.boxes(features, boxes, valid),
         model.masks(features, boxes, valid),
     )

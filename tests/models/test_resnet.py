@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mrcnn_jax.config.schema import ResNetConfig
+from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, convolve, max_pool, relu
 from mrcnn_jax.models.resnet import DEPTHS, Block, ResNet

@@ -17,7 +17,7 @@ from ops.laws import POISONS, Rows, poisoned
 from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
 
-from mrcnn_jax.config.schema import ModelConfig, RPNConfig
+from mrcnn_jax.config.model import ModelConfig, RPNConfig
 from mrcnn_jax.models.rpn import (
     RPNHead,
     RPNOutput,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from roi_cases import CONFIGS, GRIDS, RECORDED, SIZE, STRIDES, TORCHVISION, Case, case
 
-from mrcnn_jax.config.schema import RoIConfig
+from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops.roi import assign_levels, roi_align, roi_features, roi_pool, roi_warp
 
 from .strategies import random_boxes

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ModelConfig
-from mrcnn_jax.data.transforms import mask_crop
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.data.transforms import coverage
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss
 from mrcnn_jax.models.mask_rcnn import (
@@ -92,7 +91,7 @@ class Stages:
             "canvas": lambda m, batch: normalise(batch.images, batch.image_sizes, config),
             "maps": lambda m, batch: m.resnet(normalise(batch.images, batch.image_sizes, config)),
             "pyramid": lambda m, maps: m.fpn(maps),
-            "rpn": lambda m, pyramid, batch: m.propose(pyramid, batch.image_sizes, batch.valid),
+            "rpn": lambda m, pyramid, batch: m.propose(pyramid, batch),
             "proposals": lambda m, output, batch: select_proposals(
                 output, batch, config, train=False
             ),
@@ -147,7 +146,7 @@ def everything(
             prediction=model(batch),
             maps=maps,
             pyramid=pyramid,
-            rpn=model.propose(pyramid, batch.image_sizes, batch.valid),
+            rpn=model.propose(pyramid, batch),
             boxes=model.boxes(pyramid, proposals.boxes, proposals.valid),
             masks=model.masks(pyramid, detections.boxes, detections.valid),
         )
@@ -166,12 +165,7 @@ def with_ground_truth(
     boxes, valid = padded([image["boxes"] for image in truth], count)
     labels, _ = padded([image["labels"].astype(np.int32) for image in truth], count)
     crops = [
-        np.stack(
-            [
-                mask_crop(rle_ops.encode(np.asfortranarray(mask)), box, mask_size)
-                for mask, box in zip(*objects, strict=True)
-            ]
-        )
+        np.stack([coverage(mask, box, mask_size) for mask, box in zip(*objects, strict=True)])
         for objects in ((image["masks"], image["boxes"]) for image in truth)
     ]
     masks, _ = padded(crops, count)
@@ -229,7 +223,7 @@ def losses_and_gradients(
     def forward(
         model: MaskRCNN, batch: Batch, boxes: BoxSamples, masks: MaskSamples
     ) -> dict[str, jax.Array]:
-        features = model.features(batch.images, batch.image_sizes, batch.valid)
+        features = model.features(batch)
         anchors = jnp.asarray(
             np.concatenate(pyramid_anchors(config.rpn, batch.images.shape[1:3], config.strides))
         )
@@ -237,9 +231,7 @@ def losses_and_gradients(
         targets = jax.vmap(
             lambda size, gt, ignore: rpn_targets(jax.random.key(0), anchors, size, gt, ignore, rpn)
         )(batch.image_sizes, batch.ground_truth, batch.ignore)
-        values = rpn_loss(
-            model.propose(features, batch.image_sizes, batch.valid), targets, batch.valid, rpn
-        )
+        values = rpn_loss(model.propose(features, batch), targets, batch.valid, rpn)
         values |= box_loss(
             model.boxes(features, boxes.boxes, boxes.valid), boxes, batch.valid, config.box_head
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from roi_cases import CONFIGS, RECORDED, SIZE, STRIDES, TORCHVISION, Case, case
 
-from mrcnn_jax.config.schema import RoIConfig
+from mrcnn_jax.config.model import RoIConfig
 
 
 def torchvisions(

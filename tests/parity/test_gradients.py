@@ -25,7 +25,7 @@ from parity.ours import (
 pytest.importorskip("torchvision")
 from parity import peers  # imports torch
 
-from mrcnn_jax.config.schema import ModelConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.step import stage_losses

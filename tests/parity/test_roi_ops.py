@@ -12,7 +12,7 @@ from record_roi_ops import torchvisions
 from roi_cases import CONFIGS, RECORDED, SIZE, TORCHVISION, Case, case
 
 from mrcnn_jax.config import tables
-from mrcnn_jax.config.schema import RoIConfig
+from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops.roi import assign_levels, roi_features
 
 pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""Images of any kind become RGB; what is none, or cut off, is a ValueError."""
+"""Images of any kind become RGB; other files, and those cut off, raise a ValueError."""
 
 from __future__ import annotations
 
@@ -152,11 +152,11 @@ def test_an_orientation_that_is_none_is_passed_over(orientation: int) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (b"", "of no known format"),
-        (b"<html><body>404 Not Found</body></html>", "of no known format"),
+        (b"", "unknown format"),
+        (b"<html><body>404 Not Found</body></html>", "unknown format"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "of no known format",
+            "unknown format",
         ),  # Pillow would run Ghostscript
         (tiff(5), "5 channels"),
         (tiff(7), "not an image"),
@@ -188,8 +188,8 @@ def test_refused(file: bytes, message: str) -> None:
     "ignore:.*:UserWarning"
 )  # ours is set when the module is imported, and pytest sets its own
 def test_cut_off_anywhere(options: dict[str, Any]) -> None:
-    """JPEG, PNG, WebP and TIFF files that end too early are never taken for whole; only a PNG may
-    lack its last checksum."""
+    """JPEG, PNG, WebP and TIFF files that end too early are refused; only a PNG may lack its last
+    checksum."""
     whole = encoded(PICTURE, **options)
     for length in {*range(0, len(whole) - 4, 7), *range(len(whole) - 40, len(whole) - 4)}:
         with pytest.raises(ValueError, match="not an image"):
@@ -197,7 +197,7 @@ def test_cut_off_anywhere(options: dict[str, Any]) -> None:
 
 
 def test_the_limit_is_seen_in_the_header(tmp_path: Path) -> None:
-    """A bomb: a header that promises 40,000 x 50,000 pixels, and hardly any data."""
+    """A bomb: a header for 40,000 x 50,000 pixels, and hardly any data."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 40_000, 8, 2, 0, 0, 0)
     bomb = bytearray(encoded(PICTURE, "PNG"))
     bomb[12:33] = chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -249,7 +249,7 @@ def test_label_images_keep_their_values(file: bytes, expected: np.ndarray) -> No
             "not an image that can hold labels: none of PNG, TIFF, BMP, GIF",
         ),
         (b"", "not an image that can hold labels"),
-        (by_cv2(DEEP_RGB, ".png"), "colours of 16 bits are no labels"),
+        (by_cv2(DEEP_RGB, ".png"), "16-bit colours are not labels"),
         (by_cv2(DEEP_GREY.astype(np.float32), ".tiff"), "its values are floats"),
         (encoded(PICTURE, "PNG")[:-12], "cut off"),
         (encoded(Image.new("1", (601, 1)), "PNG"), "1 x 601 is over 600 pixels"),

@@ -1,5 +1,4 @@
-"""Pasting of masks against a loop over pixels and torchvision's numbers, and run lengths against
-pycocotools' own encoder."""
+"""Resizing against OpenCV; pasting against a loop over pixels and torchvision's numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.pixels.geometry import paste
-from mrcnn_jax.pixels.rle import PasteStyle, paste_rle, segmentation_rle
+from mrcnn_jax.data.transforms import resize_image
+from mrcnn_jax.pixels.geometry import paste, resize
+from mrcnn_jax.pixels.rle import PasteStyle, paste_rle
 
 RECORDED = (
     Path(__file__).parent.parent / "recorded" / "paste.npz"
@@ -34,8 +34,8 @@ BOXES = [
 
 
 def _paste_by_loop(mask: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
-    """Probabilities on the whole image, one pixel and one neighbour at a time; -1 where the pixel's
-    centre is not in the box."""
+    """Probabilities on the whole image, pixel by pixel; -1 where the pixel's centre is not in the
+    box."""
     x1, y1, x2, y2 = box
     m = mask.shape[0]
     image = np.full(size, -1.0)
@@ -90,8 +90,8 @@ def test_paste_equals_torchvisions_recorded_probabilities() -> None:
 
 
 def test_torchvisions_boxes_are_whole_pixels() -> None:
-    """By hand: 4 cells and 2 of border on a box of 8 px make 12 px, from 2 to 14, and pixel 14 as
-    well."""
+    """By hand: 4 cells and 2 of border on a box of 8 px make 12 px, from 2 to 14, and pixel 14
+    too."""
     image = _whole(
         np.ones((4, 4), np.float32), (4.0, 4.0, 12.0, 12.0), (20, 20), "torchvision", outside=-1
     )
@@ -117,8 +117,7 @@ def test_one_half_is_the_object_but_for_torchvision() -> None:
     [(3.0, 4.0, 17.0, 15.0), (0.0, 0.0, 28.0, 23.0), (4.4, 5.4, 20.6, 9.6), (7.4, 8.4, 7.6, 8.6)],
 )
 def test_a_mask_of_ones_fills_the_box(box: tuple[float, ...]) -> None:
-    """Exactly the pixels whose centres lie in the box, as long as it is not larger than the mask
-    has cells."""
+    """Exactly the pixels with centres in the box, as long as its side is at most the mask's."""
     x, y = np.arange(SIZE[1]) + 0.5, np.arange(SIZE[0]) + 0.5
     inside = ((box[1] <= y) & (y < box[3]))[:, None] & ((box[0] <= x) & (x < box[2]))[None]
     np.testing.assert_array_equal(_whole(np.ones((28, 28), np.float32), box, SIZE) >= 0.5, inside)
@@ -135,53 +134,20 @@ def test_large_boxes_lose_their_corners_only() -> None:
     np.testing.assert_array_equal(image, image[::-1, ::-1])
 
 
-def _encoded(probabilities: np.ndarray, style: PasteStyle = "exact") -> dict:
-    pixels = probabilities >= 0.5 if style == "exact" else probabilities > 0.5
-    return coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
-
-
-@settings(max_examples=150, deadline=None)
 @given(
-    st.integers(0, 2**32 - 1),
-    st.tuples(*[st.floats(-10, 40) for _ in range(2)], *[st.floats(0, 50) for _ in range(2)]),
-    st.sampled_from([1, 2, 5]),
-    st.sampled_from(get_args(PasteStyle)),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.floats(0.9, 1.1),
+    st.integers(0, 999),
 )
-def test_run_lengths_are_those_of_pycocotools(
-    seed: int, corner_and_sides: tuple[float, ...], cells: int, style: PasteStyle
+@settings(deadline=None, max_examples=60)
+def test_resizing_is_opencvs(
+    height: int, width: int, new_height: int, stretch: float, seed: int
 ) -> None:
-    x, y, w, h = corner_and_sides
-    mask = np.random.default_rng(seed).integers(0, 2, (cells, cells)).astype(np.float32)
-    rle = paste_rle(mask, np.array([x, y, x + w, y + h]), SIZE, style)
-    expected = _encoded(_whole(mask, (x, y, x + w, y + h), SIZE, style), style)
-    assert rle == {"size": list(SIZE), "counts": expected["counts"].decode()}
-
-
-def test_run_lengths_join_full_columns() -> None:
-    """Runs that reach the bottom go on at the top: one run, the end of the image included."""
-    ones = np.ones((2, 2), np.float32)
-    for box in ((-100, -100, 100, 100), (0, -100, 100, 100), (10, -100, 100, 100)):
-        expected = _encoded(_whole(ones, box, SIZE))
-        assert paste_rle(ones, np.array(box), SIZE)["counts"] == expected["counts"].decode()
-
-
-def test_segmentations_of_every_form_are_the_same_mask() -> None:
-    polygon = [[2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]]
-    expected = np.zeros(SIZE, np.uint8)
-    expected[3:9, 2:12] = 1
-    compressed = coco_mask.encode(np.asfortranarray(expected))
-    flat = expected.ravel(order="F")
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    counts = np.diff(changes, prepend=0, append=flat.size).tolist()
-    text = {"size": list(SIZE), "counts": compressed["counts"].decode()}
-    for form in (polygon, compressed, {"size": list(SIZE), "counts": counts}, text):
-        assert segmentation_rle(form, SIZE) == text
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [None, [], {}, "abc", 3, {"size": [31, 23], "counts": "abc"}, [["a", "b", "c", "d", "e", "f"]]],
-)
-def test_what_is_no_segmentation_is_refused(bad: object) -> None:
-    with pytest.raises(ValueError, match="segmentation"):
-        segmentation_rle(bad, SIZE)
+    """Both axes grow, or both shrink, as an image's do."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    new_width = max(1, round(width * new_height / height * stretch))
+    new_width = min(new_width, width) if new_height < height else max(new_width, width)
+    size = new_height, new_width
+    assert np.abs(resize(image, size).astype(int) - resize_image(image, size)).max(initial=0) <= 1

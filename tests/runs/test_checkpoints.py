@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.schema import Config, ConfigError, OptimizerConfig, ParamGroup, StageConfig
-from mrcnn_jax.runs import checkpoints
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.environment import environment
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training import stages
 from mrcnn_jax.training.optimizer import apply_gradients, make_optimizer
@@ -233,23 +235,6 @@ def test_harm_to_any_file_is_found_and_the_previous_checkpoint_taken(
     assert run.latest() == meta(4)
 
 
-def test_any_flipped_bit_of_the_manifest_is_found(run: Checkpoints) -> None:
-    run.save(STATE, meta(3))
-    path = run.folder / "00000003-rpn" / "manifest.json"
-    content = path.read_bytes()
-    for position in range(len(content)):
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << (position % 8)
-        path.write_bytes(bytes(flipped))
-        assert checkpoints._damage(path.parent) is not None, (
-            position,
-            content[max(0, position - 20) : position + 20],
-        )
-    for length in range(len(content) - 3, len(content)):
-        path.write_bytes(content[:length])
-        assert checkpoints._damage(path.parent) is not None
-
-
 def test_none_intact_is_an_error(run: Checkpoints) -> None:
     for step in (3, 4):
         run.save(STATE, meta(step))
@@ -278,7 +263,7 @@ def test_a_save_killed_at_any_moment_leaves_the_previous_one(
         elif moment == "meta":
             patch.setattr(Path, "write_text", die)
         elif moment == "flush":
-            patch.setattr(checkpoints, "_flush", die)
+            patch.setattr(manifest, "flush", die)
         else:  # of the manifest, which replaces nothing, and of the folder
             patch.setattr(Path, "replace" if moment == "manifest" else "rename", die)
         with pytest.raises(Killed):
@@ -388,9 +373,9 @@ def test_another_model_is_refused_with_a_table_of_the_leaves(run: Checkpoints) -
     with pytest.raises(ConfigError) as caught:
         run.restore(STATE.replace(params=params), meta(3))
     first, *table = str(caught.value).split("\n")
-    assert (
-        first
-        == f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, 2 differing"
+    assert first == (
+        f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, "
+        "2 differing"
     )
     assert table == [
         "             leaf                    checkpoint     this model",
@@ -477,11 +462,11 @@ def test_another_number_of_devices_restores_the_same_bits(
     on one."""
     assert jax.device_count() == 1
     run.save(STATE, meta(3))
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    four_devices = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", ELSEWHERE, str(run.folder.parent), str(Path(__file__).parent)]
     done = subprocess.run(
         command,
-        env=environment,
+        env=four_devices,
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -502,7 +487,7 @@ def test_another_environment_is_warned_of_in_one_line(
     run.restore(STATE, meta(3))
     assert not caplog.records
     elsewhere = dataclasses.replace(
-        meta(4), environment=checkpoints.environment() | {"cores": 64, "jaxlib": "0.0.1"}
+        meta(4), environment=environment() | {"cores": 64, "jaxlib": "0.0.1"}
     )
     run.save(STATE, elsewhere)
     found = run.latest()

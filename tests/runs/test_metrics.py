@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
 
 STAGES = ("rpn", "box", "mask")
+ROW = '{"stage": "rpn", "step": 1, "epoch": 0, "split": "train"}'
 
 
 def write(log: MetricsLog, stage: str, step: int) -> None:
@@ -157,11 +158,12 @@ def test_a_last_line_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"stage": "rpn", "step": 1, "epoch": 0, "split": "train"}\n{"stage": "rpn"}\n'
-    )
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2"):
+@pytest.mark.parametrize(
+    "line", ['{"stage": "rpn"}', '{"stage": "rpn", "step', "[]", ROW[:-1] + ', "loss/total": null}']
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{ROW}\n{line}\n{ROW}\n")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 is not a row of metrics$"):
         read_metrics(tmp_path)
 
 
@@ -173,8 +175,11 @@ def test_a_foreign_stage_is_named(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == 1
 
 
-def test_no_rows_without_a_run(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path / "nowhere") == []
+def test_a_folder_without_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"nowhere/metrics\.jsonl: no such file \(is this a run's"
+    ):
+        read_metrics(tmp_path / "nowhere")
 
 
 def test_rows_and_events_are_on_the_disk_after_a_sync(

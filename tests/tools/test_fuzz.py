@@ -1,4 +1,4 @@
-"""A short run of the fuzzing command, and that it sees what it is for."""
+"""A short run of the fuzzer, and proof that it notices failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_short_run_ends_well() -> None:
     result = fuzz.run(cases, seed=1, limit=20, processes=1)
     assert result.failures == []
     assert sum(result.outcomes.values()) == len(cases)
-    # Mutations go far enough, and not too far: every end is met.
+    # Mutations go far enough, and not too far: every outcome occurs.
     assert set(result.outcomes) >= {
         "annotations: usable",
         "annotations: usable in part",

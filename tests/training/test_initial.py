@@ -13,17 +13,17 @@ import pytest
 import state_dicts
 from flax.traverse_util import flatten_dict
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, save_config
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
-    ConfigError,
     MaskHeadConfig,
     ModelConfig,
     PointRendConfig,
     ResNetConfig,
     RPNConfig,
 )
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -105,10 +105,8 @@ def test_a_file_of_a_resnet(resnet_file: Path, capsys: pytest.CaptureFixture[str
     loaded = load(resnet_file, FPN)
     assert loaded.keys() == {path for path in flat(shapes(FPN)) if path.split("/")[1] == "resnet"}
     count = sum(path.startswith("params/") for path in loaded)
-    assert (
-        capsys.readouterr().out
-        == f"resnet18.npz: loaded into resnet ({count} tensors); box_head, fpn, mask_head, rpn: random\n"
-    )
+    expected = f"loaded into resnet ({count} tensors); box_head, fpn, mask_head, rpn: random"
+    assert capsys.readouterr().out == f"resnet18.npz: {expected}\n"
 
 
 def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +131,8 @@ def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixt
 def test_another_stride_is_warned_of(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load(resnet_file, replace(FPN, resnet=replace(FPN.resnet, stride_in_1x1=True)))
     assert (
-        "warning: resnet18.npz: torchvision's ResNets have their stride in the 3x3, this model in the 1x1"
-        in capsys.readouterr().out
+        "warning: resnet18.npz: torchvision's ResNets have their stride in the 3x3, "
+        "this model in the 1x1" in capsys.readouterr().out
     )
 
 
@@ -143,7 +141,8 @@ def test_a_whole_network_is_imported_first(tmp_path: Path) -> None:
     np.savez(path, **state_dicts.tensors(state_dicts.published()))  # type: ignore[arg-type]
     with pytest.raises(
         ConfigError,
-        match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\); .* import .*weights\.npz --out DIR$",
+        match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\); "
+        r".* import .*weights\.npz --out DIR$",
     ):
         load(path, FPN)
 

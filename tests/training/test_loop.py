@@ -28,8 +28,10 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands.evaluate import evaluate_weights
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, load_config_json, resolve_paths
-from mrcnn_jax.config.schema import Config, ConfigError, MaskHeadConfig, ParamGroup
+from mrcnn_jax.config.model import MaskHeadConfig
+from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs import checkpoints
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -196,7 +198,8 @@ def test_interrupted_runs_end_with_the_same_bits(
     # A kill without warning leaves rows of steps that the checkpoint does not know.
     with (run / "metrics.jsonl").open("a") as file:
         file.write(
-            '{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n{"stage": "box", "st'
+            '{"stage": "box", "step": 4, "epoch": 1, "split": "train", "loss/total": 0.5}\n'
+            '{"stage": "box", "st'
         )
     data = replace(tiny_config.data, threads=1)
     loop.train(
@@ -237,7 +240,7 @@ def test_sigterm_to_the_script_saves_and_another_process_resumes(
     ) as process:
         try:
             deadline = time.monotonic() + 120
-            while not read_metrics(run):
+            while not ((run / "metrics.jsonl").exists() and read_metrics(run)):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -373,7 +376,7 @@ def test_each_annotation_file_is_parsed_once_a_run(
 # -- what a run waits for --------------------------------------------------------------------------
 
 
-def test_waiting_for_data_is_told_apart(
+def test_waiting_for_data_is_reported(
     mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
@@ -425,7 +428,8 @@ def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_confi
     with pytest.raises(ConfigError) as error:
         loop.train(other, tiny_run)
     assert str(error.value) == (
-        f"{tiny_run}: holds a run of another config: model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
+        f"{tiny_run}: holds a run of another config: "
+        "model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
     )
     assert (
         sorted(
@@ -488,8 +492,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
 def test_a_config_that_cannot_be_trained_takes_no_folder(
     wrong: Any, message: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is said before anything is compiled, and the folder stays free for the config as
-    mended."""
+    """Every refusal comes before compiling, and the folder stays free for the corrected config."""
     monkeypatch.setattr(loop, "initialise", lambda *_, **__: pytest.fail("something was compiled"))
     with pytest.raises(ConfigError, match=message) as error:
         loop.train(wrong(tiny_config), tmp_path / "run")
@@ -511,8 +514,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         "def get_config():\n"
         "    config = tiny.get_config()\n"
         "    mask = config.stages[2]\n"
-        "    optimizer = replace(mask.optimizer, learning_rate=1e38)\n"
-        f"    return replace(config, init_from={str(tiny_run)!r}, stages=(replace(mask, optimizer=optimizer),))\n"
+        "    huge = replace(mask.optimizer, learning_rate=1e38)\n"
+        f"    config = replace(config, init_from={str(tiny_run)!r})\n"
+        "    return replace(config, stages=(replace(mask, optimizer=huge),))\n"
     )
     command = [
         *script(tiny_config),
@@ -530,8 +534,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert done.returncode == 1, done.stderr
     last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
     match = re.fullmatch(
-        r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; (image .*);"
-        r" the batch is kept in run/failed_batch-mask-2\.npz \(python -m mrcnn_jax\.training\.replay FILE\);"
+        r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; "
+        r"(image .*); the batch is kept in run/failed_batch-mask-2\.npz "
+        r"\(python -m mrcnn_jax\.training\.replay FILE\);"
         r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
         last,
     )
@@ -671,7 +676,7 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
     ) as error:
         loop.train(replace(tiny_config, deterministic=True), tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert "deterministic: nothing is asked of a CPU" in capsys.readouterr().out
+    assert "deterministic: no option needed, CPU runs are bit-equal" in capsys.readouterr().out
 
 
 def test_a_state_that_is_not_finite_is_not_saved(
@@ -691,7 +696,8 @@ def test_a_state_that_is_not_finite_is_not_saved(
     monkeypatch.setattr(watch, "flatten", flatten)
     with pytest.raises(
         loop.TrainingError,
-        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite \(1 in all\)",
+        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite "
+        r"\(1 in all\)",
     ):
         loop.train(replace(tiny_config, save_every_steps=1), tmp_path / "run")
     assert latest(tmp_path / "run").name == "00000001-rpn"
@@ -736,7 +742,8 @@ def test_the_checkpoints_must_find_room_before_the_first_step(
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
         with pytest.raises(
             ConfigError,
-            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free \(--keep-checkpoints is 2\)",
+            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free "
+            r"\(--keep-checkpoints is 2\)",
         ):
             loop.train(tiny_config, tmp_path / "run")
         assert not (tmp_path / "run" / "config.json").exists()
@@ -779,7 +786,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
         with pytest.raises(loop.TrainingError) as error:
             loop.train(replace(tiny_config, save_every_steps=2), run)
     assert str(error.value) == (
-        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} (the same command goes on from the last checkpoint)"
+        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} "
+        "(the same command goes on from the last checkpoint)"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002-rpn"]
     stop_at(3)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.schema import ResNetConfig
+from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import example_batch
 from mrcnn_jax.models.resnet import ResNet
@@ -95,8 +95,9 @@ def test_the_batch_that_is_named_is_the_largest_that_fits(
     )
     assert line is not None
     found = re.fullmatch(
-        rf"out of device memory: a step of batch {SIZE + multiple} needs about (\d+\.\d\d) GiB, the device has {limit / GIB:.2f}:"
-        r" batch (\d+) fits \(--data.batch-size \2, with another --workdir; --model.remat makes more fit\)",
+        rf"out of device memory: a step of batch {SIZE + multiple} needs about (\d+\.\d\d) GiB, "
+        rf"the device has {limit / GIB:.2f}: batch (\d+) fits \(--data.batch-size \2, "
+        r"with another --workdir; --model.remat makes more fit\)",
         line,
     )
     assert found is not None, line

@@ -14,7 +14,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
 from mrcnn_jax.training.optimizer import (
     apply_gradients,
@@ -390,7 +391,8 @@ def test_another_batch_size_gives_a_hint_and_scales_nothing() -> None:
     assert scaling_hint(table, 0, 16) is None
     assert scaling_hint(stage(learning_rate=0.02, batch_size=16, accumulate_steps=4), 0, 4) is None
     assert scaling_hint(table, 1, 4) == (
-        "learning rate 0.02 is in use with 4 images an update, and meant for 16; scaled linearly it would be 0.005"
-        " (--stages.1.optimizer.learning-rate; --stages.1.optimizer.batch-size 4 says that the rate is meant)"
+        "learning rate 0.02 is used with 4 images per update, but meant for 16; scaled linearly it "
+        "would be 0.005 (--stages.1.optimizer.learning-rate; "
+        "--stages.1.optimizer.batch-size 4 keeps the rate)"
     )
     assert float(learning_rate(table, 0, STEPS)) == np.float32(0.02)

@@ -9,19 +9,15 @@ from pathlib import Path
 import pytest
 
 from mrcnn_jax.commands.evaluate import evaluate_run
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Config,
-    DataConfig,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
-    ParamGroup,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
-    StageConfig,
 )
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training.loop import train
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mrcnn_jax.config.schema import ConfigError, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import stages
 
 PARAMS = {

@@ -16,19 +16,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ops import laws
 
-from mrcnn_jax.config.schema import (
+from mrcnn_jax.config.model import (
     BoxHeadConfig,
-    Loss,
     MaskHeadConfig,
     ModelConfig,
-    OptimizerConfig,
-    ParamGroup,
     PointRendConfig,
     ResNetConfig,
     RoIConfig,
     RPNConfig,
-    StageConfig,
 )
+from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, MaskRCNN, Variables, example_batch

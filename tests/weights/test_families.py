@@ -12,7 +12,8 @@ import pytest
 import state_dicts
 from flax.traverse_util import flatten_dict
 
-from mrcnn_jax.config.schema import ConfigError, ModelConfig, ResNetConfig
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.families import FAMILIES, RESNET, family_of
 from mrcnn_jax.weights.mapping import assign, fill
@@ -248,12 +249,12 @@ def test_families_are_told_apart_by_their_marks() -> None:
     names = ", ".join(family.name for family in FAMILIES)
     with pytest.raises(
         ConfigError,
-        match=r"file: names of no family that is known: resnet \(torchvision\), .*mask_rcnn_R_50_C4 \(detectron2\)$",
+        match=r"file: names of no known family: resnet \(torchvision\), .*mask_rcnn_R_50_C4 \(detectron2\)$",
     ):
         family_of(["encoder.weight"], "file")
     with pytest.raises(
         ConfigError,
-        match=r"file: of several families: resnet \(torchvision\), mask_rcnn_R_50_C4 \(detectron2\)$",
+        match=r"file: names of several families: resnet \(torchvision\), mask_rcnn_R_50_C4 \(detectron2\)$",
     ):
         family_of([RESNET.mark, "roi_heads.res5.0.conv1.weight"], "file")
     assert len({family.mark for family in FAMILIES}) == len(FAMILIES), names

@@ -18,8 +18,8 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax import cli
 from mrcnn_jax.commands.evaluate import evaluate_run
 from mrcnn_jax.commands.import_weights import main
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
-from mrcnn_jax.config.schema import ConfigError
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.weights import importer
@@ -204,9 +204,9 @@ def test_other_numbers_of_classes(tmp_path: Path) -> None:
             '{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}',
             "2 categories, but the network has 3 classes",
         ),
-        ('{"categories": [{"id": 1, "name": "a"}]', "not a COCO json with categories"),
-        ('{"categories": [1]}', "not a COCO json with categories"),
-        ("[]", "not a COCO json with categories"),
+        ('{"categories": [{"id": 1, "name": "a"}]', "not a COCO file with categories"),
+        ('{"categories": [1]}', "not a COCO file with categories"),
+        ("[]", "not a COCO file with categories"),
     ):
         file.write_text(content)
         with pytest.raises(ConfigError, match=rf"--categories: .*categories\.json: {message}"):
@@ -261,7 +261,7 @@ def test_an_imported_run_is_evaluated(
         ),
         (
             {"backbone.body.layer4.3.conv1.weight": np.zeros((32, 128, 1, 1))},
-            r"no ResNet that is known has blocks \[3, 4, 6, 4\]",
+            r"no known ResNet has blocks \[3, 4, 6, 4\]",
         ),
         (
             {"backbone.fpn_lateral2.weight": np.zeros(3)},
@@ -298,7 +298,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     import_weights(source, tmp_path / "empty")
     before = sorted(path for path in (tmp_path / "empty").rglob("*"))
     for out in (tmp_path / "empty", source):
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="exists and is not an empty folder"):
             import_weights(source, out)
     assert sorted(path for path in (tmp_path / "empty").rglob("*")) == before
     with pytest.raises(ConfigError, match=r"weights\.npz/run: cannot be written"):

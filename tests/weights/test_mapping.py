@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.models.layers import convolve
 from mrcnn_jax.models.mask_head import TransposedConv
 from mrcnn_jax.weights import mapping

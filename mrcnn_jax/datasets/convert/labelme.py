@@ -1,11 +1,9 @@
-"""labelme: a JSON file an image, as labelme 3 to 6 write it (labelme/_label_file.py says what is in
-it).
+"""labelme: one JSON file per image, as labelme 3 to 6 write it (labelme/_label_file.py).
 
-Shapes with one label and one group_id are one object. Polygons, circles, oriented rectangles and
-masks are outlines; rectangles are boxes (`--rectangles mask`: outlines); points and lines have no
-area. A mask lies at its first point, rounded, and its points are its first and last pixel; as
-labelme does, it is cut to them where they are whole numbers. labelme shows and stores pictures
-turned as EXIF says.
+Shapes with one label and group_id are one object. Polygons, circles, oriented rectangles and masks
+are outlines; rectangles are boxes (`--rectangles mask`: outlines); points and lines have no area. A
+mask lies at its first point, rounded, and its points are its first and last pixel; like labelme, we
+cut it to them where they are integers. labelme shows and stores pictures turned as EXIF says.
 """
 
 from __future__ import annotations
@@ -16,22 +14,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal
+from typing import Any
 
-from mrcnn_jax.config.schema import ConfigError
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.json_values import is_number, read_json
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     MAX_PIXELS,
     ImageFolder,
-    Options,
     Patch,
     Picture,
+    RectangleOptions,
     Shape,
     ellipse,
     files_in,
-    finite,
-    read_json,
-    rectangle,
+    named,
 )
 from mrcnn_jax.pixels.decode import decode_labels
 
@@ -39,14 +36,9 @@ NO_AREA = ("point", "points", "line", "linestrip")
 
 
 @dataclass(frozen=True)
-class Labelme(Options):
-    """labelme: a folder of JSON files, by default with the images in it.
+class Labelme(RectangleOptions):
+    """labelme: a folder of JSON files, by default with the images in it."""
 
-    Rectangles become boxes without a mask, or masks with `--rectangles mask`.
-    """
-
-    rectangles: Literal["box", "mask"] = "box"
-    """What a rectangle is: the box of an object whose outline is not known, or its outline."""
     write_images: bool = False
     """Write images that are only inside the JSON (imageData) into the image folder."""
 
@@ -64,27 +56,23 @@ class Labelme(Options):
     def _picture(
         self, path: Path, content: dict[str, Any], folder: Path, report: Report
     ) -> Picture:
-        image_path, raw_shapes, embedded = (
-            content.get("imagePath"),
-            content.get("shapes"),
-            content.get("imageData"),
-        )
+        image_path, raw_shapes = content.get("imagePath"), content.get("shapes")
         if not isinstance(image_path, str) or not isinstance(raw_shapes, list):
-            raise ConfigError(f"{path}: not of labelme: 'imagePath' or 'shapes' is missing")
+            raise ConfigError(f"{path}: not from labelme: 'imagePath' or 'shapes' is missing")
         image_path = PureWindowsPath(image_path).as_posix()
         size = content.get("imageHeight"), content.get("imageWidth")
         if size != (None, None) and not all(type(side) is int and side > 0 for side in size):
             raise ConfigError(f"{path}: imageHeight, imageWidth are {size[0]!r}, {size[1]!r}")
         shapes = []
-        for number, raw in enumerate(raw_shapes, 1):
-            try:
-                shape = self._shape(raw, number)
-            except ValueError as error:
-                raise ConfigError(f"{path}: shape {number}: {error}") from None
+        for place, raw in enumerate(raw_shapes, 1):
+            where = f"shape {place}"
+            with named(f"{path}: {where}"):
+                shape = self._shape(raw, where)
             if shape is None:
-                report.add(Reason.NO_AREA, f"{path.name}: shape {number}", kind=raw["shape_type"])
+                report.add(Reason.NO_AREA, f"{path.name}: {where}", kind=raw["shape_type"])
             else:
                 shapes.append(shape)
+        embedded = content.get("imageData")
         return Picture(
             where=str(path),
             name=path.name,
@@ -95,16 +83,12 @@ class Labelme(Options):
             embedded=embedded if self.write_images and isinstance(embedded, str) else None,
         )
 
-    def _shape(self, raw: Any, number: int) -> Shape | None:
+    def _shape(self, raw: Any, where: str) -> Shape | None:
         """A shape; None if its type has no area; ValueError if it makes no sense."""
         if not isinstance(raw, dict):
             raise ValueError("not an object")
-        label, group, kind, points = (
-            raw.get("label"),
-            raw.get("group_id"),
-            raw.get("shape_type") or "polygon",
-            raw.get("points"),
-        )
+        label, group, points = raw.get("label"), raw.get("group_id"), raw.get("points")
+        kind = raw.get("shape_type") or "polygon"
         if not isinstance(label, str):
             raise ValueError(f"its label is {label!r}")
         if group is not None and type(group) not in (int, str):
@@ -112,34 +96,26 @@ class Labelme(Options):
         if kind in NO_AREA:
             return None
         if not isinstance(points, list) or not all(
-            isinstance(p, list) and len(p) == 2 and all(map(finite, p)) for p in points
+            isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points
         ):
             raise ValueError("its points are not [x, y] pairs of numbers")
-        where = f"shape {number}"
-        match kind:
-            case "polygon" | "oriented_rectangle" | "rotation":
-                return Shape(
-                    where,
-                    label,
-                    polygon=[float(value) for point in points for value in point],
-                    group=group,
-                )
-            case "rectangle":
-                if len(points) not in (2, 4):
-                    raise ValueError(f"a rectangle with {len(points)} points")
+        match kind, len(points):
+            case (("polygon" | "oriented_rectangle" | "rotation"), _):
+                polygon = [float(value) for point in points for value in point]
+            case "circle", 2:
+                radius = math.dist(*points)
+                cx, cy = points[0]
+                polygon = ellipse(cx, cy, radius, radius)
+            case "rectangle", (2 | 4):
                 xs, ys = zip(*points, strict=True)
-                box = float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))
-                outline = rectangle(box) if self.rectangles == "mask" else None
-                return Shape(where, label, polygon=outline, box=box, group=group)
-            case "circle":
-                if len(points) != 2:
-                    raise ValueError(f"a circle with {len(points)} points")
-                (cx, cy), edge = points
-                radius = math.dist((cx, cy), edge)
-                return Shape(where, label, polygon=ellipse(cx, cy, radius, radius), group=group)
-            case "mask":
+                return self.rectangle(where, label, xs, ys, group)
+            case "mask", _:
                 return Shape(where, label, patch=_patch(raw.get("mask"), points), group=group)
-        raise ValueError(f"its shape_type is {kind!r}")
+            case (("circle" | "rectangle"), count):
+                raise ValueError(f"a {kind} with {count} points")
+            case _:
+                raise ValueError(f"its shape_type is {kind!r}")
+        return Shape(where, label, polygon=polygon, group=group)
 
 
 def _patch(encoded: Any, points: list[list[float]]) -> Patch:

@@ -2,21 +2,19 @@
 (VOC2012 development kit, section 2).
 
 An object's mask is one value of SegmentationObject (255: border, of no object). Its class and box
-are those of the <object> of that number in the XML, or, where numbers and boxes do not agree (tools
-number as they like), of the one whose box overlaps most; without such an <object>, or without XML,
-the class is that of SegmentationClass there, by labelmap.txt, class_names.txt or VOC's own 20
+are those of the <object> with that number in the XML or, where numbers and boxes disagree (tools
+number as they like), of the <object> whose box overlaps most. Without such an <object>, or without
+XML, the class is that of SegmentationClass there, by labelmap.txt, class_names.txt or VOC's own 20
 names. Objects without a mask keep their box. VOC counts pixels from 1, and xmax, ymax are the last
 pixel.
 
-Objects marked difficult become crowds: VOC leaves them out of training and judges no detection of
-them as right or wrong, which is what COCO does with crowds. (`--difficult object` takes them as any
-other.)
+Objects marked difficult become crowds: VOC leaves them out of training and counts no detection of
+them as right or wrong, as COCO does with crowds. (`--difficult object`: they are like any other.)
 """
 
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from mrcnn_jax.config.schema import ConfigError
-from mrcnn_jax.data.coco import Box
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.records import Box, box_area
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     ImageFolder,
@@ -35,17 +33,20 @@ from mrcnn_jax.datasets.convert.common import (
     Picture,
     Shape,
     files_in,
-    finite,
     instances,
-    read_bytes,
+    named,
+    number,
     read_labels,
+    read_lines,
     read_xml,
+    value_name,
 )
 
 # fmt: off
 CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
 )
 # fmt: on
 NO_CLASSES = ("background", "_background_", "ignored", "__ignore__", "void")
@@ -63,190 +64,135 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Annotation:
-    path: Path
-    filename: str | None
-    size: tuple[int, int] | None
-    objects: tuple[_Object, ...]
+    where: str
+    filename: str | None = None
+    size: tuple[int, int] | None = None
+    objects: tuple[_Object, ...] = ()
 
 
 @dataclass(frozen=True)
 class Voc(Options):
-    """Pascal VOC: the folder with Annotations/, SegmentationObject/ and SegmentationClass/ (or some
-    of them), images in JPEGImages/."""
+    """Pascal VOC: a folder with Annotations/, SegmentationObject/ and SegmentationClass/ (or some
+    of them) and the images in JPEGImages/."""
 
     difficult: Literal["crowd", "object"] = "crowd"
-    """What becomes of objects marked difficult: crowd regions, which are neither trained on nor
-    judged, or objects as any other."""
+    """What objects marked difficult become: crowd regions, which are neither trained on nor
+    evaluated, or objects like any other."""
 
     def image_folder(self) -> Path:
         return self.input / "JPEGImages" if (self.input / "JPEGImages").is_dir() else self.input
 
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
-        xml_folder, png_folder = self.input / "Annotations", self.input / "SegmentationObject"
-        if not xml_folder.is_dir():
-            xml_folder = self.input
-        xmls = {
-            file.relative_to(xml_folder).with_suffix("").as_posix(): file
-            for file in files_in(xml_folder, (".xml",))
-        }
-        pngs = {
-            file.relative_to(png_folder).with_suffix("").as_posix(): file
-            for file in files_in(png_folder, (".png",))
-        }
+        xml_folder = self.input / "Annotations"
+        xmls = _by_stem(xml_folder if xml_folder.is_dir() else self.input, ".xml")
+        pngs = _by_stem(self.input / "SegmentationObject", ".png")
         if not xmls and not pngs:
             raise ConfigError(
                 f"{self.input}: neither Annotations/*.xml nor SegmentationObject/*.png"
             )
         annotations = {stem: _annotation(path) for stem, path in sorted(xmls.items())}
-        first = min(
-            (min(o.corners[:2]) for annotation in annotations.values() for o in annotation.objects),
-            default=1,
-        )
+        corners = (o.corners for annotation in annotations.values() for o in annotation.objects)
+        start = 0 if any(min(x1, y1) < 1 for x1, y1, *_ in corners) else 1
         names = _class_names(self.input)
         for stem in sorted(xmls.keys() | pngs.keys()):
-            yield self._picture(
-                stem, annotations.get(stem), pngs.get(stem), names, 0 if first < 1 else 1, report
-            )
+            png = pngs.get(stem)
+            annotation = annotations.get(stem) or _Annotation(str(png))
+            yield self._picture(stem, annotation, png, names, start, report)
 
     def _picture(
         self,
         stem: str,
-        annotation: _Annotation | None,
+        annotation: _Annotation,
         png: Path | None,
         names: dict[int, str],
         start: int,
         report: Report,
     ) -> Picture:
-        where = str(annotation.path if annotation is not None else png)
-        size = annotation.size if annotation is not None else None
-        objects = annotation.objects if annotation is not None else ()
-        boxes = [
-            (x1 - start, y1 - start, x2, y2) for x1, y1, x2, y2 in (o.corners for o in objects)
-        ]
+        where, size, objects = annotation.where, annotation.size, annotation.objects
+        corners = (o.corners for o in objects)
+        boxes = [(x1 - start, y1 - start, x2, y2) for x1, y1, x2, y2 in corners]
         found: list[tuple[int, Patch]] = []
         if png is not None:
-            values = read_labels(png)
-            if size not in (None, values.shape):
-                raise ConfigError(
-                    f"{png}: it is {values.shape[0]} x {values.shape[1]}, but {where} says {size[0]} x {size[1]}"
-                )  # type: ignore[index]
-            size = values.shape
+            values = read_labels(png, size, where)
+            size = values.shape  # type: ignore[assignment]
             found = list(instances(np.where(np.isin(values, VOID), 0, values)))
         owners = _owners(found, boxes)
+        patches = {i: patch for i, (_, patch) in zip(owners, found, strict=True) if i is not None}
         shapes = []
-        for number, (drawn, box) in enumerate(zip(objects, boxes, strict=True)):
-            patch = next(
-                (patch for (_, patch), owner in zip(found, owners, strict=True) if owner == number),
-                None,
-            )
+        for i, (drawn, box) in enumerate(zip(objects, boxes, strict=True)):
+            name = f"object {i + 1}"
             crowd = drawn.difficult and self.difficult == "crowd"
-            shapes.append(
-                Shape(f"object {number + 1}", drawn.label, patch=patch, box=box, iscrowd=crowd)
-            )
+            shapes.append(Shape(name, drawn.label, patch=patches.get(i), box=box, iscrowd=crowd))
             if crowd:
-                report.add(Reason.DIFFICULT, f"{stem}: object {number + 1}")
+                report.add(Reason.DIFFICULT, f"{stem}: {name}")
             if start == 0:
-                report.add(Reason.ZERO_BASED, f"{stem}: object {number + 1}")
-        if None in owners:
-            classes = self._classes(stem, size)
-            for (value, patch), owner in zip(found, owners, strict=True):
-                if owner is None:
-                    label = _majority(classes, patch, names)
-                    if label is None:
-                        report.add(Reason.NO_CLASS, f"{stem}: value {value_name(value)}")
-                    else:
-                        shapes.append(Shape(f"value {value_name(value)}", label, patch=patch))
-        filename = annotation.filename if annotation is not None else None
-        return Picture(where, stem, (filename,) if filename else (), stem, size, shapes)
-
-    def _classes(self, stem: str, size: tuple[int, int] | None) -> Int64[np.ndarray, "h w"] | None:
-        path = self.input / "SegmentationClass" / f"{stem}.png"
-        if not path.is_file():
-            return None
-        values = read_labels(path)
-        if values.shape != size:
-            raise ConfigError(f"{path}: it is not of the size of SegmentationObject/{stem}.png")
-        return values
+                report.add(Reason.ZERO_BASED, f"{stem}: {name}")
+        path, classes = self.input / "SegmentationClass" / f"{stem}.png", None
+        if None in owners and path.is_file():
+            classes = read_labels(path, size, f"SegmentationObject/{stem}.png")
+        for (value, patch), owner in zip(found, owners, strict=True):
+            if owner is None:
+                name, label = f"value {value_name(value)}", _majority(classes, patch, names)
+                if label is None:
+                    report.add(Reason.NO_CLASS, f"{stem}: {name}")
+                else:
+                    shapes.append(Shape(name, label, patch=patch))
+        paths = (annotation.filename,) if annotation.filename else ()
+        return Picture(where, stem, paths, stem, size, shapes)
 
 
-def value_name(value: int) -> str:
-    """A label image's value: "3", or "#ff0000" of a colour."""
-    return f"#{value & 0xFFFFFF:06x}" if value >> 24 else str(value)
+def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
+    """The files of a folder by relative path without suffix."""
+    files = files_in(folder, (suffix,))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def _annotation(path: Path) -> _Annotation:
     root = read_xml(path, "annotation")
-    try:
-        size = tuple(
-            _number(root, f"size/{side}") if root.find(f"size/{side}") is not None else 0
+    with named(f"{path}"):
+        height, width = (
+            int(number(text, f"<size/{side}>"))
+            if (text := root.findtext(f"size/{side}")) is not None
+            else 0
             for side in ("height", "width")
         )
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
     objects = []
-    for number, element in enumerate(root.findall("object"), 1):
-        try:
+    for place, element in enumerate(root.findall("object"), 1):
+        with named(f"{path}: object {place}"):
             label = element.findtext("name")
             if label is None:
                 raise ValueError("its <name> is missing")
             x1, y1, x2, y2 = (
-                _number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
+                number(element.findtext(f"bndbox/{side}"), f"<bndbox/{side}>")
+                for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            difficult = element.findtext("difficult") or "0"
-            objects.append(_Object(label, (x1, y1, x2, y2), difficult.strip() not in ("0", "")))
-        except ValueError as error:
-            raise ConfigError(f"{path}: object {number}: {error}") from None
-    # A size of 0 x 0 is what some tools write where they do not know it.
-    return _Annotation(
-        path,
-        (root.findtext("filename") or "").strip() or None,
-        (int(size[0]), int(size[1])) if all(size) else None,
-        tuple(objects),
-    )
-
-
-def _number(element: ET.Element, tag: str) -> float:
-    text = element.findtext(tag)
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = float("nan")
-    if not finite(number):
-        raise ValueError(
-            f"its <{tag}> {'is missing' if text is None else f'is {text!r}, which is no number'}"
-        )
-    return number
+            difficult = (element.findtext("difficult") or "").strip() not in ("0", "")
+            objects.append(_Object(label, (x1, y1, x2, y2), difficult))
+    filename = (root.findtext("filename") or "").strip() or None
+    # Some tools write 0 x 0 if they do not know the size.
+    size = (height, width) if height and width else None
+    return _Annotation(str(path), filename, size, tuple(objects))
 
 
 def _class_names(folder: Path) -> dict[int, str]:
-    """What a value of SegmentationClass means: by index, and by colour."""
-    lines = [[name] for name in CLASSES]
+    """The meaning of SegmentationClass's values, by index and by colour."""
+    rows = [[name] for name in CLASSES]
     for file, separator in (("labelmap.txt", ":"), ("class_names.txt", None)):
         if (folder / file).is_file():
-            text = [
-                line
-                for line in _text(folder / file).splitlines()
-                if line.strip() and not line.startswith("#")
-            ]
-            lines = [line.split(separator) if separator else [line] for line in text]
+            lines = [line for line in read_lines(folder / file) if not line.startswith("#")]
+            rows = [line.split(separator) if separator else [line] for line in lines]
             break
     names = {}
-    for index, (name, *rest) in enumerate(lines):
+    for index, (name, *rest) in enumerate(rows):
         written = rest[0].strip() if rest else ""
         if written and not re.fullmatch(r"[0-9]{1,3} *, *[0-9]{1,3} *, *[0-9]{1,3}", written):
             raise ConfigError(
-                f"{folder / 'labelmap.txt'}: class {name!r}: its colour is {written!r}, three numbers are needed"
+                f"{folder / 'labelmap.txt'}: class {name!r}: its colour {written!r} is not three "
+                "numbers"
             )
-        red, green, blue = (int(c) for c in written.split(",")) if written else _colour(index)
-        names[index] = names[1 << 24 | red << 16 | green << 8 | blue] = name.strip()
+        colour = [int(c) for c in written.split(",")] if written else _colour(index)
+        names[index] = names[_colour_value(colour)] = name.strip()
     return names
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8") from None
 
 
 def _colour(index: int) -> list[int]:
@@ -257,15 +203,17 @@ def _colour(index: int) -> list[int]:
     ]
 
 
-NUMBERS = {
-    1 << 24 | red << 16 | green << 8 | blue: index
-    for index in range(255)
-    for red, green, blue in [_colour(index)]
-}
+def _colour_value(colour: list[int]) -> int:
+    """A colour as `decode_labels` returns it."""
+    red, green, blue = colour
+    return 1 << 24 | red << 16 | green << 8 | blue
+
+
+NUMBERS = {_colour_value(_colour(index)): index for index in range(255)}
 
 
 def _owners(found: list[tuple[int, Patch]], boxes: list[Box]) -> list[int | None]:
-    """The place of each instance's object among the boxes."""
+    """For each instance, the place of its object among the boxes."""
     extents = [
         (p.left, p.top, p.left + p.pixels.shape[1], p.top + p.pixels.shape[0]) for _, p in found
     ]
@@ -294,9 +242,7 @@ def _inside(extent: Box, box: Box) -> bool:
 def _iou(a: Box, b: Box) -> float:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     overlap = max(width, 0.0) * max(height, 0.0)
-    return overlap / max(
-        (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap, 1e-9
-    )
+    return overlap / max(box_area(a) + box_area(b) - overlap, 1e-9)
 
 
 def _majority(

@@ -1,8 +1,8 @@
-"""Pictures with shapes become one annotation file in COCO's format, or two; the checker's reader
-has read them before they are in place.
+"""Writes pictures with shapes as one or two COCO annotation files, which `read_coco` has read
+before they are put in place.
 
 Polygons stay polygons, masks become compressed run lengths; an object of both becomes run lengths.
-A box is the extent of what was drawn, or the box that was drawn, cut to the image.
+A box is the extent of what was drawn, or the box that was drawn, clipped to the image.
 """
 
 from __future__ import annotations
@@ -21,17 +21,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import ConfigError, DataConfig
-from mrcnn_jax.data.coco import (
-    LOST_IMAGES,
-    MIN_SIDE,
-    RLE,
-    Box,
-    clipped,
-    is_polygon,
-    is_text,
-    read_coco,
-)
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.json_values import is_text
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import RLE, Box, box_area, coco_annotation, refuse_lost
+from mrcnn_jax.data.repair import MIN_SIDE, clipped, is_polygon
 from mrcnn_jax.data.report import Finding, Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     MAX_PIXELS,
@@ -40,7 +35,7 @@ from mrcnn_jax.datasets.convert.common import (
     Patch,
     Picture,
     Shape,
-    read_bytes,
+    read_lines,
 )
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, header_size, image_kind
@@ -51,7 +46,7 @@ NO_NAMES = ("__ignore__", "_background_")  # in a labels.txt of labelme
 
 @dataclass(frozen=True)
 class _Object:
-    """An annotation but for its ids."""
+    """An annotation without its ids."""
 
     label: str
     segmentation: list[list[float]] | RLE | None
@@ -69,54 +64,48 @@ class _Image:
 
 
 def convert(options: Options) -> list[Path]:
-    """Converts, writes and prints; the files written. ConfigError, with one line, for whatever is
-    wrong."""
+    """Converts an export and prints what was kept and lost.
+
+    Args:
+        options: those of the export's format; they say where everything is.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: the export, an image or an option is unusable. Nothing is written then.
+    """
     if not 0 <= options.split < 1:
-        raise ConfigError(f"--split: {options.split} is no share of the images in 0..1")
+        raise ConfigError(f"--split: {options.split} is not a share in 0..1")
     if not options.input.exists():
         raise ConfigError(f"{options.input}: no such file or folder")
     names = _names(options.categories) if options.categories is not None else None
     images, report = options.open_images(), Report()
     converted = _images(options, images, names, report)
+    why = "; ".join(report.lines()[1:]) or "it has none"
     if not converted:
-        raise ConfigError(
-            f"{options.input}: no usable image is left: {'; '.join(report.lines()[1:]) or 'it has none'}"
-        )
+        raise ConfigError(f"{options.input}: no usable image is left: {why}")
     if names is None:
         names = tuple(sorted({item.label for image in converted for item in image.objects}))
         if not names:
-            raise ConfigError(
-                f"{options.input}: no object is left, and so no class: {'; '.join(report.lines()[1:]) or 'it has none'}"
-            )
+            raise ConfigError(f"{options.input}: no object is left, and so no class: {why}")
     written = _written(converted, names, options, images.folder, report)
     print("\n".join(report.lines()))
     print(f"{len(names)} classes: {', '.join(names)}")
     for path, count in written.items():
+        files = shlex.join(["--annotations", str(path), "--images", str(images.folder)])
         print(f"{path}: {count} images; to check:")
-        command = [
-            "python",
-            "-m",
-            "mrcnn_jax.commands.check",
-            "--annotations",
-            str(path),
-            "--images",
-            str(images.folder),
-        ]
-        print(f"    {shlex.join(command)}")
+        print(f"    python -m mrcnn_jax.commands.check {files}")
     return list(written)
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    try:
-        lines = [_normal(line) for line in read_bytes(path).decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8") from None
-    names = tuple(name for name in lines if name and name not in NO_NAMES)
+    """The class names in a text file."""
+    names = tuple(name for line in read_lines(path) if (name := _normal(line)) not in NO_NAMES)
     (name, times), *_ = Counter(names).most_common(1) or [("", 0)]
     if times != 1:
-        raise ConfigError(
-            f"{path}: {'no names' if not names else f'{name!r} is named {times} times'}"
-        )
+        problem = f"{name!r} is named {times} times" if names else "no names"
+        raise ConfigError(f"{path}: {problem}")
     return names
 
 
@@ -130,7 +119,7 @@ def _normal(label: str) -> str:
 def _images(
     options: Options, images: ImageFolder, names: tuple[str, ...] | None, report: Report
 ) -> list[_Image]:
-    """The pictures whose image is there, by file name; ConfigError if too many are not, or if some
+    """The pictures whose image exists, by file name; ConfigError if too many do not, or if some
     have another size than annotated."""
     only = _listed(options.only) if options.only is not None else None
     converted: dict[str, _Image] = {}
@@ -142,65 +131,47 @@ def _images(
             report.add(Reason.NOT_LISTED, picture.name, file=options.only)
             continue
         listed += 1
-        try:
-            if file is None:
-                raise LookupError(Reason.MISSING)
-            try:
-                size = _size(images.folder / file, picture.size)
-            except (OSError, ValueError):
-                raise LookupError(Reason.UNDECODABLE) from None
-        except LookupError as error:
-            reason = error.args[0]
+        size = None if file is None else _size(images.folder / file, picture.size)
+        if file is None or size is None:
+            reason = Reason.MISSING if file is None else Reason.UNDECODABLE
             report.add(reason, picture.name)
             for shape in picture.shapes:
                 report.add(Reason.OF_DROPPED_IMAGE, f"{picture.name}: {shape.where}")
             lost.append(f"{picture.names[-1] if picture.names else picture.stem} ({reason.text})")
             continue
         if file in places:
-            raise ConfigError(f"{picture.where}: its image {file} is that of {places[file]}, too")
+            raise ConfigError(f"{picture.where}: its image {file} is also that of {places[file]}")
         places[file] = picture.where
         if picture.size not in (None, size):
-            wrong.append(
-                f"{picture.where}: {file} is {size[0]} x {size[1]}, annotated as {picture.size[0]} x {picture.size[1]}"
-            )  # type: ignore[index]
+            found, annotated = (f"{h} x {w}" for h, w in (size, picture.size))
+            wrong.append(f"{picture.where}: {file} is {found}, annotated as {annotated}")
             continue
         converted[file] = _Image(file, *size, _objects(picture, size, options, names, report))
     if wrong:
         more = "; ..." if len(wrong) > 3 else ""
         raise ConfigError(
-            f"{len(wrong)} images have another size (height x width) than annotated: {'; '.join(wrong[:3])}{more}"
+            f"{len(wrong)} images have another size (height x width) than annotated: "
+            f"{'; '.join(wrong[:3])}{more}"
         )
-    if len(lost) > LOST_IMAGES * listed and not options.allow_missing:
-        shown = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
-        raise ConfigError(
-            f"{options.input}: {len(lost)} of {listed} images are lost in {images.folder} (1 % may be; --allow-missing): {shown}"
-        )
+    if not options.allow_missing:
+        refuse_lost(lost, listed, f"{options.input}: in {images.folder} (see --allow-missing)")
     for file in images.files:
         if file in places or (only is not None and not only & _spellings(file)):
             continue
         if not options.keep_unannotated:
             report.add(Reason.UNANNOTATED, file)
-            continue
-        try:
-            converted[file] = _Image(file, *_size(images.folder / file, None), ())
-        except (OSError, ValueError):
+        elif (size := _size(images.folder / file, None)) is None:
             report.add(Reason.UNDECODABLE, file)
+        else:
+            converted[file] = _Image(file, *size, ())
     return [converted[file] for file in sorted(converted)]
 
 
 def _listed(path: Path) -> set[str]:
-    """The names of a list, and those without what VOC's lists of a class have behind the name."""
-    try:
-        lines = [
-            line.strip()
-            for line in read_bytes(path).decode("utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8") from None
-    return set(lines) | {
-        line.rsplit(maxsplit=1)[0] for line in lines if line.endswith((" 1", " -1", " 0"))
-    }
+    """The names in a list, also without the flag that VOC's lists of a class put behind them."""
+    lines = read_lines(path)
+    flagged = (line for line in lines if line.endswith((" 1", " -1", " 0")))
+    return {*lines, *(line.rsplit(maxsplit=1)[0] for line in flagged)}
 
 
 def _spellings(file: str) -> set[str]:
@@ -221,27 +192,31 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
             report.add(Reason.IMAGE_PATH, picture.name)
     if file is None and picture.embedded is not None:
         file = PurePosixPath(picture.names[-1]).name
+        path = images.folder / file
         try:
-            (images.folder / file).write_bytes(base64.b64decode(picture.embedded))
+            path.write_bytes(base64.b64decode(picture.embedded))
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{picture.where}: imageData cannot be written as {images.folder / file}: {error}"
+                f"{picture.where}: imageData cannot be written as {path}: {error}"
             ) from None
         report.add(Reason.EMBEDDED, picture.name)
     return file
 
 
-def _size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of an image: as stored if that is the annotated size, else turned as its EXIF
-    orientation says, as people see it.
+def _size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of an image: as stored if that is the annotated size, else turned as EXIF
+    says; None if it cannot be decoded.
 
-    What `images.check_images` will make of the file is the same: it takes the way that has the
+    `images.check_images` will treat the file in the same way: it takes the turn that gives the
     annotated size.
     """
-    stored = header_size(path)
-    if stored == annotated:
-        return stored
-    kind = image_kind(path.read_bytes(), max_pixels=MAX_PIXELS)
+    try:
+        stored = header_size(path)
+        if stored == annotated:
+            return stored
+        kind = image_kind(path.read_bytes(), max_pixels=MAX_PIXELS)
+    except (OSError, ValueError):
+        return None
     return stored[::-1] if kind.orientation in SWAPS else stored
 
 
@@ -255,25 +230,25 @@ def _objects(
     names: tuple[str, ...] | None,
     report: Report,
 ) -> tuple[_Object, ...]:
-    """The shapes of a picture as objects: those of one label and group together."""
+    """The shapes of a picture as objects; those of one label and group are one."""
     groups: dict[Hashable, list[Shape]] = defaultdict(list)
     for number, shape in enumerate(picture.shapes):
-        label = _normal(shape.label)
+        label, name = _normal(shape.label), f"{picture.name}: {shape.where}"
+        where = f"{picture.where}: {shape.where}"
         if label in options.skip or shape.label in options.skip:
-            report.add(Reason.SKIPPED, f"{picture.name}: {shape.where}", label=label)
+            report.add(Reason.SKIPPED, name, label=label)
             continue
         if not is_text(label):
-            raise ConfigError(
-                f"{picture.where}: {shape.where}: its label {shape.label!r} is not printable"
-            )
+            raise ConfigError(f"{where}: its label {shape.label!r} is not printable")
         if names is not None and label not in names:
             near = difflib.get_close_matches(label, names, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ConfigError(
-                f"{picture.where}: {shape.where}: its label {label!r} is not in {options.categories}{hint}; --skip leaves it out"
+                f"{where}: its label {label!r} is not in {options.categories}{hint}; "
+                "--skip leaves it out"
             )
         if label != shape.label:
-            report.add(Reason.LABEL, f"{picture.name}: {shape.where}")
+            report.add(Reason.LABEL, name)
         groups[label, number if shape.group is None else (shape.group,)].append(shape)
     objects = (
         _object(shapes, size, f"{picture.name}: {shapes[0].where}", report)
@@ -285,33 +260,20 @@ def _objects(
 def _object(
     shapes: list[Shape], size: tuple[int, int], name: str, report: Report
 ) -> _Object | None:
-    """One annotation of the shapes; None, reported, if nothing of it is left."""
+    """The shapes as one annotation; None, reported, if nothing of it is left."""
     height, width = size
     drawn = [shape for shape in shapes if shape.polygon is not None or shape.patch is not None]
-    usable = [
-        shape
-        for shape in drawn
-        if shape.polygon is None or is_polygon(shape.polygon, height, width)
-    ]
-    boxes = [
-        extent
-        for shape in shapes
-        if shape in usable or shape not in drawn
-        for extent in [_extent(shape)]
-        if extent is not None
-    ]
+    usable = [s for s in drawn if s.polygon is None or is_polygon(s.polygon, height, width)]
+    extents = [_extent(shape) for shape in shapes if shape in usable or shape not in drawn]
+    boxes = [extent for extent in extents if extent is not None]
     if len(usable) < len(drawn):
         report.add(Reason.POLYGON if boxes else Reason.UNUSABLE_MASK, name)
     if not boxes:
         if len(usable) == len(drawn):
             report.add(Reason.NO_PIXEL, name)
         return None
-    whole = (
-        min(b[0] for b in boxes),
-        min(b[1] for b in boxes),
-        max(b[2] for b in boxes),
-        max(b[3] for b in boxes),
-    )
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    whole = min(x1), min(y1), max(x2), max(y2)
     box = clipped(whole, height, width)
     if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
         degenerate = min(whole[2] - whole[0], whole[3] - whole[1]) < MIN_SIDE
@@ -323,17 +285,13 @@ def _object(
         return None
     if box != whole:
         report.add(Reason.CLIPPED, name)
-        if rle is not None and all(
-            shape.box is None for shape in shapes
-        ):  # the extent of the part inside may be smaller than that
+        if rle is not None and all(shape.box is None for shape in shapes):
+            # The extent of the part inside may be smaller than the clipped box.
             x, y, w, h = rle_ops.toBbox(rle).tolist()
             box = x, y, x + w, y + h
     iscrowd = any(shape.iscrowd for shape in shapes)
-    area = float(rle_ops.area(rle)) if rle is not None else (box[2] - box[0]) * (box[3] - box[1])
-    segmentation: list[list[float]] | RLE | None = rle and {
-        "size": [height, width],
-        "counts": rle["counts"].decode("ascii"),
-    }
+    area = box_area(box) if rle is None else float(rle_ops.area(rle))
+    segmentation: list[list[float]] | RLE | None = rle
     if usable and all(shape.patch is None for shape in usable):
         segmentation = [shape.polygon for shape in usable if shape.polygon is not None]
     return _Object(_normal(shapes[0].label), segmentation, box, area, iscrowd)
@@ -359,20 +317,18 @@ def _extent(shape: Shape) -> Box | None:
 
 def _rle(shapes: list[Shape], height: int, width: int) -> RLE | None:
     """The union of polygons and patches; None if there are none."""
-    rles = [
-        rle_ops.encode(_whole(shape.patch, height, width))
-        for shape in shapes
-        if shape.patch is not None
-    ]
+    patches = [shape.patch for shape in shapes if shape.patch is not None]
     polygons = [shape.polygon for shape in shapes if shape.polygon is not None]
+    rles = [rle_ops.encode(_whole(patch, height, width)) for patch in patches]
     if polygons:
         rles += rle_ops.frPyObjects(polygons, height, width)
-    return rle_ops.merge(rles) if rles else None
+    if not rles:
+        return None
+    return {"size": [height, width], "counts": rle_ops.merge(rles)["counts"].decode("ascii")}
 
 
 def _whole(patch: Patch, height: int, width: int) -> np.ndarray:
-    """The image-sized uint8 mask [height, width] of a patch, in the order that pycocotools
-    wants."""
+    """A patch as a uint8 mask [height, width] of the image, in the order that pycocotools needs."""
     whole = np.zeros((height, width), np.uint8, order="F")
     rows, columns = patch.pixels.shape
     top, left = max(patch.top, 0), max(patch.left, 0)
@@ -390,14 +346,17 @@ def _whole(patch: Patch, height: int, width: int) -> np.ndarray:
 def _written(
     images: list[_Image], names: tuple[str, ...], options: Options, folder: Path, report: Report
 ) -> dict[Path, int]:
-    """Writes the files; how many images each has. What the checker's reader keeps, and what it says
-    of them, goes to the report."""
+    """Writes the files and adds to the report what `read_coco` says of them.
+
+    Returns:
+        How many images each file has.
+    """
     parts = {options.out: list(range(len(images)))}
     if options.split:
         count = round(options.split * len(images))
         if not 0 < count < len(images):
             raise ConfigError(
-                f"--split: {options.split} of {len(images)} images leaves one of the two files empty"
+                f"--split: {options.split} of {len(images)} images leaves one of the files empty"
             )
         order = np.random.default_rng(options.seed).permutation(len(images)).tolist()
         out = options.out
@@ -405,9 +364,8 @@ def _written(
             out.with_name(f"{out.stem}_train{out.suffix}"): sorted(order[count:]),
             out.with_name(f"{out.stem}_val{out.suffix}"): sorted(order[:count]),
         }
-    first = np.cumsum(
-        [1, *(len(image.objects) for image in images)]
-    ).tolist()  # ids are unique over both files
+    # Ids are unique over both files.
+    first = np.cumsum([1, *(len(image.objects) for image in images)]).tolist()
     kept: Counter[str] = Counter()
     for path, numbers in parts.items():
         content = _coco([(n + 1, first[n], images[n]) for n in numbers], names)
@@ -428,29 +386,25 @@ def _written(
 
 
 def _coco(images: list[tuple[int, int, _Image]], names: tuple[str, ...]) -> dict[str, Any]:
-    """COCO's format of images with their ids and the ids of their first annotations."""
+    """The content of a file, given images with their ids and those of their first annotations."""
     ids = {name: number for number, name in enumerate(names, 1)}
-    annotations = []
-    for image_id, first, image in images:
-        for number, item in enumerate(image.objects, first):
-            x1, y1, x2, y2 = item.box
-            annotation: dict[str, Any] = {
-                "id": number,
-                "image_id": image_id,
-                "category_id": ids[item.label],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": item.area,
-                "iscrowd": int(item.iscrowd),
-            }
-            annotations.append(
-                annotation
-                | ({"segmentation": item.segmentation} if item.segmentation is not None else {})
-            )
     return {
         "images": [
             {"id": number, "file_name": i.file_name, "height": i.height, "width": i.width}
             for number, _, i in images
         ],
-        "annotations": annotations,
+        "annotations": [
+            coco_annotation(
+                number,
+                image_id,
+                ids[item.label],
+                item.box,
+                item.area,
+                item.iscrowd,
+                item.segmentation,
+            )
+            for image_id, first, image in images
+            for number, item in enumerate(image.objects, first)
+        ],
         "categories": [{"id": number, "name": name} for name, number in ids.items()],
     }

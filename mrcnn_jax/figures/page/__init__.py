@@ -1,8 +1,7 @@
-"""The page of an evaluation as one HTML file, which opens from disk, without a network and without
-a server.
+"""The page of an evaluation: one HTML file that opens from disk, without a network or a server.
 
-Its data lies in it as JSON; page.js writes each text of it as text, never as markup. A content
-security policy allows the file's own style, script and images, and nothing else.
+Its data is in it as JSON; page.js inserts every text as text, never as markup. A content security
+policy allows the file's own style, script and images, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The HTML of `evaluation.report.report_data`."""
+    """Render the HTML of `page.contents.report_data`."""
     files = resources.files(__name__)
     page, style, script = (
         (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
@@ -26,7 +25,7 @@ def render(data: Mapping[str, Any]) -> str:
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     )
-    # The data comes last: what it says is not looked at for further places to fill.
+    # The data comes last, so that no placeholder in it is filled.
     for place, content in (
         ("{{policy}}", policy),
         ("{{style}}", style),

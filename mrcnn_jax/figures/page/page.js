@@ -4,7 +4,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = byId("truth").namespaceURI;
-// Objects take their class's colour; the palette of the other pictures (visualization/draw.py).
+// Objects take their class's colour; the palette of the other pictures (figures/draw.py).
 const PALETTE = ["#ff6347", "#40c4ff", "#ffd60a", "#be82ff", "#3cdc82", "#ff82c8", "#ffa028", "#78e6dc", "#aac8ff", "#c8e650"];
 const CROWD = "#bebebe";
 const KINDS = { segm: "mask", bbox: "box" };

@@ -95,7 +95,8 @@ class Browser:
         place = f"document.querySelector({json.dumps(selector)})"
         self.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         x, y = self.evaluate(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({place}.getBoundingClientRect())"
+            "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+            f"({place}.getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)

@@ -25,8 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    metrics = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+def data() -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {"stage": NAMES[3], "step": i, "split": "train", "loss/total": 3 / i, "loss/rpn_box": 2 / i}
         for i in range(1, 300)
@@ -35,8 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         {"stage": NAMES[3], "step": 150 * i, "split": "val", "loss/total": 1 / i, "recall@50": 0.4}
         for i in (1, 2)
     ]
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data_of(*case(), metrics_jsonl=metrics)
+    return data_of(*case(), rows=rows)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def percents(cells: list[str]) -> list[float | None]:
 def test_names_are_read_as_text(page: Browser, data: dict[str, Any]) -> None:
     assert page.evaluate("window.attacked") is None
     buttons = page.evaluate(
-        "[...document.querySelectorAll('#classes-table [data-class]')].map((button) => button.textContent)"
+        "[...document.querySelectorAll('#classes-table [data-class]')].map((b) => b.textContent)"
     )
     assert buttons == [one["name"] for one in data["classes"]]
     assert shown(data, page) is data["gallery"]["images"][0]
@@ -124,14 +122,18 @@ def test_the_policy_stops_what_a_careless_script_would_let_in(page: Browser) -> 
 
 def test_tables_show_the_figures(page: Browser, data: dict[str, Any]) -> None:
     rows = page.evaluate(
-        "[...document.querySelectorAll('#figures-table tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+        "[...document.querySelectorAll('#figures-table tbody tr')]"
+        ".map((r) => [...r.cells].map((c) => c.textContent))"
     )
     assert [row[0] for row in rows] == ["box", "mask"]
     for row, kind in zip(rows, ("bbox", "segm"), strict=True):
         assert percents(row[1:]) == [
             pytest.approx(value, abs=5.1e-4) for value in data["figures"][kind].values()
         ]
-    column = "[...document.querySelectorAll('#classes-table tbody tr')].map((row) => row.cells[8].textContent)"
+    column = (
+        "[...document.querySelectorAll('#classes-table tbody tr')]"
+        ".map((row) => row.cells[8].textContent)"
+    )
     values = [figures["AP"] for figures in data["class_figures"]["segm"]]
     assert percents(page.evaluate(column)) == [pytest.approx(value, abs=5.1e-4) for value in values]
     page.click("#classes-table thead tr:last-child th:nth-child(9) button")
@@ -158,7 +160,7 @@ def test_a_class_is_chosen_by_a_click(page: Browser, data: dict[str, Any]) -> No
         page.press("ArrowRight")
     assert text(page, "precision-title") == f"Precision and recall, mask: {NAMES[8]}"
     heights = page.evaluate(
-        "[...document.querySelectorAll('#histogram rect')].map((bar) => bar.getAttribute('height') > 0)"
+        "[...document.querySelectorAll('#histogram rect')].map((b) => b.getAttribute('height') > 0)"
     )
     counts = data["histogram"]["segm"][2]
     assert heights == [
@@ -270,7 +272,10 @@ def test_text_stands_out(page: Browser, scheme: str) -> None:
     page.send(
         "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
     )
-    colors = "[...['body', '.note', 'a', 'dt', '#next']].map((one) => getComputedStyle(document.querySelector(one)).color)"
+    colors = (
+        "[...['body', '.note', 'a', 'dt', '#next']]"
+        ".map((one) => getComputedStyle(document.querySelector(one)).color)"
+    )
     paper, *inks = page.evaluate(f"[getComputedStyle(document.body).backgroundColor, ...{colors}]")
 
     def luminance(color: str) -> float:
@@ -293,7 +298,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
     )
     assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [360, 360]
     left, right = page.evaluate(
-        "['truth', 'found'].map((id) => document.getElementById(id).getBoundingClientRect().toJSON())"
+        "['truth', 'found']"
+        ".map((id) => document.getElementById(id).getBoundingClientRect().toJSON())"
     )
     assert right["top"] > left["bottom"]  # one below the other
     assert left["left"] == right["left"]
@@ -310,6 +316,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
     )
     assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.9
     sizes = page.evaluate(
-        "[...document.querySelectorAll('.chart text')].map((text) => text.getBoundingClientRect().height)"
+        "[...document.querySelectorAll('.chart text')]"
+        ".map((text) => text.getBoundingClientRect().height)"
     )
     assert min(sizes) > 10  # the axes of the charts can be read

@@ -1,4 +1,4 @@
-"""What a recipe needs to know of a checked data set."""
+"""A checked data set in numbers, as needed to choose a recipe."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.coco import CocoDataset
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.transforms import resize_plan
 
-SMALL = 32**2  # COCO's small objects: area in pixels under it
-SIDES = (8, 16, 32, 64, 128, 256, 512)  # px on the canvas, of the histogram
+SMALL = 32**2  # px: COCO calls objects of a smaller area small
+SIDES = (8, 16, 32, 64, 128, 256, 512)  # px on the canvas: limits of the histogram
 
 
 def summary(dataset: CocoDataset, data: DataConfig) -> dict[str, Any]:
-    """The report, and what a recipe needs to know: JSON only."""
+    """The report, and counts of objects by class and size and of images by size and canvas.
+
+    Args:
+        dataset: a checked data set.
+        data: canvases and limits.
+
+    Returns:
+        JSON values only. Sides are in canvas pixels, the square root of the box's area.
+    """
     plans = [resize_plan(image.height, image.width, data) for image in dataset.images]
     objects = [
         (record, plan)
@@ -33,22 +42,21 @@ def summary(dataset: CocoDataset, data: DataConfig) -> dict[str, Any]:
     boxes = np.array([record.box for record, _ in objects]).reshape(-1, 4)
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) * magnified)
     histogram = np.bincount(np.searchsorted(SIDES, sides, side="right"), minlength=len(SIDES) + 1)
-    names = [
-        f"under {SIDES[0]}",
-        *(f"{low} to {high}" for low, high in itertools.pairwise(SIDES)),
-        f"from {SIDES[-1]}",
-    ]
+    between = (f"{low} to {high}" for low, high in itertools.pairwise(SIDES))
+    names = [f"under {SIDES[0]}", *between, f"from {SIDES[-1]}"]
     used = Counter(plan.canvas for plan in plans)
+
+    def share(sizes: Float[np.ndarray, " n"]) -> float:
+        return float((sizes < SMALL).mean()) if objects else 0.0
+
     return {
         **dataset.report.to_dict(),
         "objects_by_class": {
             name: by_label[label] for label, name in enumerate(dataset.class_names, 1)
         },
         "objects_by_canvas_side": dict(zip(names, histogram.tolist(), strict=True)),
-        "small_objects_share": float((areas < SMALL).mean()) if objects else 0.0,
-        "small_objects_share_on_canvas": float((areas * magnified < SMALL).mean())
-        if objects
-        else 0.0,
+        "small_objects_share": share(areas),
+        "small_objects_share_on_canvas": share(areas * magnified),
         "objects_without_mask": sum(record.rle is None for record, _ in objects),
         "max_objects_per_image": max(counts),
         "max_objects_limit": data.max_objects,
@@ -69,15 +77,18 @@ def summary_lines(dataset: CocoDataset, found: dict[str, Any]) -> list[str]:
         more = f", and {len(counts) - limit} others" if len(counts) > limit else ""
         return ", ".join(f"{name}: {count}" for name, count in list(counts.items())[:limit]) + more
 
-    shares = found["small_objects_share"], found["small_objects_share_on_canvas"]
     return [
         *dataset.report.lines(),
-        f"objects a class: {listed(found['objects_by_class'], 100)}",
-        f"objects by size (square root of the box's area on the canvas, px): {listed(found['objects_by_canvas_side'])}",
-        f"small objects (area under 32 x 32 px): {shares[0]:.1%} in the images, {shares[1]:.1%} on the canvas",
+        f"objects per class: {listed(found['objects_by_class'], 100)}",
+        "objects by size (square root of the box's area on the canvas, px): "
+        f"{listed(found['objects_by_canvas_side'])}",
+        "small objects (area under 32 x 32 px): "
+        f"{found['small_objects_share']:.1%} in the images, "
+        f"{found['small_objects_share_on_canvas']:.1%} on the canvas",
         f"objects without a mask: {found['objects_without_mask']}",
-        f"largest count of objects in an image: {found['max_objects_per_image']}; data.max_objects = {found['max_objects_limit']} "
-        f"cuts {found['objects_over_limit']} in {found['images_over_limit']} images",
+        f"most objects in an image: {found['max_objects_per_image']}; "
+        f"data.max_objects = {found['max_objects_limit']} drops {found['objects_over_limit']} "
+        f"in {found['images_over_limit']} images",
         f"images by height x width: {listed(found['images_by_size'])}",
         f"images by canvas: {listed(found['images_by_canvas'])}",
         f"images without objects: {found['images_without_objects']}",

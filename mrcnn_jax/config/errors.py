@@ -1,0 +1,29 @@
+"""The error of a user's mistake, and the checks of options that raise it."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a config, a path or a data set.
+
+    Its text is one line that names the field, file or id.
+    """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_at_least(least: int, options: object, prefix: str, *names: str) -> None:
+    """Raises ConfigError if one of the options named is less than `least`; None passes.
+
+    Args:
+        least: smallest value allowed.
+        options: object that holds the options as attributes.
+        prefix: what a message puts before a name, "model.rpn." for example.
+    """
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= least, f"{prefix}{name}: must be at least {least}")

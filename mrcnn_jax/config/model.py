@@ -1,0 +1,338 @@
+"""Options of the network: frozen, typed, validated dataclasses. A field's docstring is its help.
+
+The report is the document that this project reproduces; its constants are the defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mrcnn_jax.config.errors import require, require_at_least
+
+Norm = Literal["none", "frozen_batch", "group"]
+"""Normalisation of a convolution outside the ResNet. frozen_batch: batch norm by its imported
+running statistics, whose scale and bias train. group (Wu & He 2018): by the statistics of groups of
+channels of each box, in float32; 32 groups, or fewer where a group would have under 8 channels."""
+
+BoxLoss = Literal["smooth_l1", "l1", "giou"]
+"""smooth_l1 and l1: on the deltas, summed over the four. giou: 1 - generalised IoU of the decoded
+boxes (Rezatofighi et al. 2019)."""
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet backbone (He et al. 2016)."""
+
+    depth: Literal[10, 18, 34, 50, 101] = 50
+    """Number of layers. 50 and 101 have bottleneck blocks; 10 is not in the paper, but small enough
+    for demos and tests."""
+    width: int = 64
+    """Channels of the stem and of the 3x3 convolutions in res2; each later stage doubles them."""
+    stride_in_1x1: bool = False
+    """Where a bottleneck block strides. False: in its 3x3 convolution (v1.5, torchvision); True: in
+    its first 1x1 (v1, detectron2). Depths 10 to 34 have no bottlenecks and ignore it."""
+    norm: Literal["frozen", "live"] = "frozen"
+    """Batch norm. frozen: always by the running statistics, folded into the convolutions; live: by
+    the statistics of the batch in stages that train the backbone."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance in batch norm. torchvision's published COCO_V1 weights need 0."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "model.resnet.", "width")
+        require_at_least(0, self, "model.resnet.", "norm_epsilon")
+
+
+@dataclass(frozen=True)
+class RPNConfig:
+    """Region proposal network (report table 1; Ren et al. 2015)."""
+
+    scales: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Anchor sizes: sides in pixels of the square ones. FPN: one for each level P2..P6; C4: all of
+    them at every cell."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Anchor shapes: height / width, at equal area."""
+    channels: int | None = None
+    """Channels of the 3x3 convolutions; None: as many as their input has."""
+    convs: int = 1
+    """Number of 3x3 convolutions, each followed by ReLU."""
+    batch_norm: bool = True
+    """Batch norm between convolution and ReLU; only with one convolution."""
+    anchor_grid: Literal["centre", "corner", "torchvision"] = "centre"
+    """Where anchors are centred. centre: at (i + 0.5) * stride; corner: at i * stride (detectron2);
+    torchvision: at i * stride with stride = canvas // cells, sides rounded to whole pixels."""
+    anchors_in_padding: bool = False
+    """Use anchors centred in the canvas's padding, outside the image, like any others (as
+    torchvision and detectron2 do)."""
+    box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    """Factors on the box deltas (x, y, width, height): larger ones make the targets larger."""
+    positive_iou: float = 0.7
+    """An anchor with at least this IoU with an object is positive, as is each object's best one."""
+    negative_iou: float = 0.3
+    """An anchor under this IoU with every object is negative; the rest is ignored."""
+    anchors_across_border: bool = True
+    """Train on anchors that reach across the border of the image as well."""
+    crowd_overlap: float = 0.5
+    """A negative with at least this share of its area inside a crowd region is ignored."""
+    samples: int = 256
+    """Anchors sampled for the loss, per image."""
+    positive_fraction: float = 0.5
+    """Largest share of positives among them."""
+    box_loss: BoxLoss = "smooth_l1"
+    """Loss of the boxes. smooth_l1, l1: on the four deltas; giou: 1 - generalised IoU."""
+    smooth_l1_beta: float = 1.0
+    """Where smooth L1 turns from quadratic to linear; 0: L1."""
+    objectness_loss_weight: float = 1.0
+    """Factor on the objectness loss."""
+    box_loss_weight: float = 1.0
+    """Factor on the box loss."""
+    pre_nms: int = 1000
+    """Candidates per level that go into NMS, best first."""
+    train_pre_nms: int | None = None
+    """The same in steps that train later stages; None: as at inference."""
+    nms_iou: float = 0.5
+    """NMS drops a box whose IoU with a better one of its level is above this."""
+    proposals: int = 50
+    """Proposals per image: the best over all levels after NMS."""
+    train_proposals: int | None = None
+    """The same in steps that train later stages; None: as at inference."""
+    min_size: float = 1e-3
+    """Boxes with a side shorter than this (pixels) are dropped."""
+
+    def __post_init__(self) -> None:
+        require(len(self.scales) > 0, "model.rpn.scales: at least one scale is needed")
+        require(len(self.ratios) > 0, "model.rpn.ratios: at least one ratio is needed")
+        require(
+            0 <= self.negative_iou <= self.positive_iou <= 1,
+            "model.rpn.negative_iou: must be in 0..model.rpn.positive_iou, and that at most 1",
+        )
+        require(0 < self.positive_fraction <= 1, "model.rpn.positive_fraction: must be in (0, 1]")
+        require_at_least(1, self, "model.rpn.", "samples", "pre_nms", "proposals", "channels")
+        require_at_least(1, self, "model.rpn.", "train_pre_nms", "train_proposals", "convs")
+        require(
+            self.convs == 1 or not self.batch_norm,
+            "model.rpn.convs: more than one needs model.rpn.batch_norm False",
+        )
+        require_at_least(0, self, "model.rpn.", "smooth_l1_beta")
+
+
+@dataclass(frozen=True)
+class RoIConfig:
+    """Features of a box, cut from the backbone's maps (He et al. 2017, section 3)."""
+
+    op: Literal["align", "pool", "warp"] = "align"
+    """align: average of bilinear samples (He et al. 2017); pool: maximum over bins of whole cells
+    (Girshick 2015); warp: the box rounded as by pool, then averaged as by align."""
+    aligned: bool = True
+    """align: cells are centred at (i + 0.5) * stride. False: at i * stride, and boxes are at least
+    one cell wide (torchvision)."""
+    sampling_ratio: int = 2
+    """align, warp: samples per bin along each axis (2: the report's four per bin). 0: as many as
+    the bin has cells, rounded up."""
+    max_sampling_ratio: int = 7
+    """Upper limit of the samples per bin and axis if sampling_ratio is 0."""
+    level_epsilon: float = 0.0
+    """Added to a box's FPN level before it is rounded down (torchvision: 1e-6)."""
+    canonical_size: float = 224.0
+    """Side in pixels of the square box that belongs to canonical_level."""
+    canonical_level: int = 4
+    """FPN level of that box. Others: floor(level + log2(sqrt(width * height) / size)), clamped to
+    2..5 (Lin et al. 2017, equation 1)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.sampling_ratio >= 0,
+            "model.roi.sampling_ratio: must be at least 1, or 0 (adaptive)",
+        )
+        require_at_least(1, self, "model.roi.", "max_sampling_ratio")
+        require_at_least(0, self, "model.roi.", "level_epsilon")
+        require(self.canonical_size > 0, "model.roi.canonical_size: must be positive")
+
+
+@dataclass(frozen=True)
+class BoxHeadConfig:
+    """Box head: classifies and refines the proposals (report table 2)."""
+
+    convs: int = 0
+    """Number of 3x3 convolutions before the fully connected layers."""
+    conv_channels: int = 256
+    """Channels of these convolutions."""
+    norm: Norm = "none"
+    """Normalisation after them: none, frozen_batch (imported batch norm) or group."""
+    fcs: int = 2
+    """Number of fully connected layers."""
+    hidden: int = 1024
+    """Width of the fully connected layers."""
+    pool_size: int = 7
+    """Side, in cells, of the features of a box."""
+    box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    """Factors on the box deltas (x, y, width, height): larger ones make the targets larger."""
+    foreground_iou: float = 0.4
+    """A proposal above this IoU with an object is foreground; the rest is background."""
+    crowd_overlap: float = 0.5
+    """A background proposal with at least this share of its area inside a crowd region is not
+    sampled."""
+    samples: int = 64
+    """Proposals sampled for the loss, per image."""
+    positive_fraction: float = 0.75
+    """Largest share of foreground among them."""
+    box_loss: BoxLoss = "smooth_l1"
+    """Loss of the boxes. smooth_l1, l1: on the four deltas; giou: 1 - generalised IoU."""
+    smooth_l1_beta: float = 1.0
+    """Where smooth L1 turns from quadratic to linear; 0: L1."""
+    class_loss_weight: float = 1.0
+    """Factor on the classification loss."""
+    box_loss_weight: float = 1.0
+    """Factor on the box loss."""
+    score_threshold: float = 0.05
+    """Detections have a score above this."""
+    nms_iou: float = 0.5
+    """NMS drops a box whose IoU with a better one of its class is above this."""
+    min_size: float = 0.0
+    """Detections with a side shorter than this (canvas pixels), or without area, are dropped."""
+    detections: int = 20
+    """Most detections per image."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.positive_fraction <= 1, "model.box_head.positive_fraction: must be in (0, 1]"
+        )
+        require_at_least(1, self, "model.box_head.", "hidden", "conv_channels", "pool_size")
+        require_at_least(1, self, "model.box_head.", "samples", "detections")
+        require_at_least(0, self, "model.box_head.", "convs", "fcs", "min_size", "smooth_l1_beta")
+
+
+@dataclass(frozen=True)
+class PointRendConfig:
+    """Refinement of masks point by point (PointRend, Kirillov et al. 2020)."""
+
+    steps: int = 0
+    """How often the resolution of a mask is doubled: 2 turn 28 x 28 into 112 x 112. 0: off."""
+    points: int = 784
+    """Cells predicted anew after each doubling: those with a probability nearest to 0.5."""
+    train_points: int = 196
+    """Points per box that the loss is taken at."""
+    oversampling: int = 3
+    """Random candidates drawn for each of these points."""
+    uncertain_fraction: float = 0.75
+    """Share of the points that are the most uncertain candidates; the rest is random."""
+    channels: int = 256
+    """Width of the fully connected layers, whose input is the finest feature map and the mask
+    head's logit at a point."""
+    fcs: int = 3
+    """Number of fully connected layers."""
+    loss_weight: float = 1.0
+    """Factor on the loss of the points."""
+
+    def __post_init__(self) -> None:
+        prefix = "model.mask_head.refine."
+        require(0 <= self.steps <= 4, f"{prefix}steps: must be in 0..4")
+        require_at_least(1, self, prefix, "points", "train_points", "oversampling", "channels")
+        require_at_least(0, self, prefix, "fcs")
+        require(0 <= self.uncertain_fraction <= 1, f"{prefix}uncertain_fraction: must be in 0..1")
+
+
+@dataclass(frozen=True)
+class MaskHeadConfig:
+    """Mask head: a mask for each detection (report table 3)."""
+
+    channels: int = 256
+    """Channels of all its convolutions."""
+    convs: int = 4
+    """Number of 3x3 convolutions before the transposed one."""
+    norm: Norm = "none"
+    """Normalisation after them: none, frozen_batch (imported batch norm) or group."""
+    deconv_kernel: Literal[2, 3] = 3
+    """Kernel of the transposed convolution with stride 2: 3 (padding 1, output padding 1), or 2 as
+    in the paper."""
+    pool_size: int = 14
+    """Side, in cells, of the features of a box; the masks' is twice that (C4: equal to it)."""
+    train_on: Literal["detections", "box_samples"] = "detections"
+    """Boxes that the loss is taken on. detections: ground truth, then the box head's detections
+    that match it; box_samples: the box head's foreground samples (as in the paper; the step then
+    runs no inference)."""
+    match_iou: float = 0.5
+    """A box matches an object from this IoU on."""
+    samples: int = 64
+    """Most boxes per image to train on: ground truth first, then matched detections by score.
+    metrics.jsonl counts those over the limit (mask_boxes_left_out)."""
+    loss: Literal["bce", "focal", "softmax"] = "bce"
+    """Loss of a pixel. bce, focal: on the mask of the true class alone; softmax: all classes and a
+    background of logit 0 compete (the comparison in the paper)."""
+    focal_gamma: float = 2.0
+    """focal: exponent that turns down the loss of easy pixels (Lin et al. 2017)."""
+    focal_alpha: float = 0.25
+    """focal: weight of the pixels of objects; the others have 1 - focal_alpha."""
+    loss_weight: float = 1.0
+    """Factor on the mask loss."""
+    paste: Literal["exact", "torchvision"] = "exact"
+    """How masks are resized into the image. exact: at pixel centres inside the box as it is;
+    torchvision: boxes are widened by a border cell and cut to whole pixels first."""
+    refine: PointRendConfig = PointRendConfig()
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "model.mask_head.", "channels", "pool_size", "samples")
+        require_at_least(0, self, "model.mask_head.", "convs", "focal_gamma")
+        require(0 < self.focal_alpha <= 1, "model.mask_head.focal_alpha: must be in (0, 1]")
+        # Points and cells are parts of one mask: their logits have to mean the same.
+        require(
+            self.refine.steps == 0 or self.loss == "bce",
+            "model.mask_head.refine.steps: needs model.mask_head.loss bce",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    num_classes: int = 3
+    """Number of foreground classes K; the categories of the data set become labels 1..K."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products. Parameters, box arithmetic, softmax and losses are
+    always float32."""
+    remat: bool = False
+    """Save memory at the price of a longer step: the backward pass recomputes what is inside the
+    ResNet's blocks."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from the RGB values (0..1) of the images."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The difference is divided by this."""
+    backbone: Literal["fpn", "c4"] = "fpn"
+    """fpn: feature pyramid P2..P6; c4: one map of stride 16 (res4), with res5 run on each box."""
+    fpn_channels: int = 256
+    """Channels of the pyramid's maps."""
+    fpn_norm: Norm = "none"
+    """Normalisation of the pyramid's convolutions: none or frozen_batch (imported batch norm)."""
+    resnet: ResNetConfig = ResNetConfig()
+    rpn: RPNConfig = RPNConfig()
+    roi: RoIConfig = RoIConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    mask_head: MaskHeadConfig = MaskHeadConfig()
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "model.", "num_classes", "fpn_channels")
+        require(
+            self.fpn_norm != "group",
+            "model.fpn_norm: group norm would include the canvas's padding in its statistics",
+        )
+        if self.backbone == "fpn":
+            require(
+                len(self.rpn.scales) == 5,
+                "model.rpn.scales: five are needed, one for each level P2..P6",
+            )
+        else:
+            require(
+                self.mask_head.refine.steps == 0,
+                "model.mask_head.refine.steps: the C4 backbone has no finer map to refine masks by",
+            )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each map that the RPN sees: P2..P6, or C4."""
+        return (4, 8, 16, 32, 64) if self.backbone == "fpn" else (16,)
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the masks before refinement: twice the mask head's input, which res5 (C4)
+        halves."""
+        return 2 * self.mask_head.pool_size // (1 if self.backbone == "fpn" else 2)

@@ -1,0 +1,88 @@
+"""Values of JSON files that exporters and people wrote: read leniently, quoted briefly."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mrcnn_jax.config.errors import ConfigError
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes; ConfigError with its name if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def read_json(path: Path, constant: Callable[[str], float] = _refused) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: the file.
+        constant: called with NaN, Infinity or -Infinity, which Python writes but JSON does not
+            have; its result takes their place. By default they are refused.
+
+    Raises:
+        ConfigError: the file cannot be read, is not JSON, or holds another value than an object.
+    """
+    try:
+        content = json.loads(read_bytes(path), parse_constant=constant)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # also of json and of the UTF-8 decoder
+        raise ConfigError(f"{path}: not JSON (empty or cut off?): {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def integer(value: Any) -> int | None:
+    """12 for 12, 12.0 and "12"; None for anything that is not a 64-bit integer."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and abs(value) < 2**63 else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that float32 arithmetic can stand (NaN is not)."""
+    return type(value) in (int, float) and abs(value) <= 1e9
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a name for a line of UTF-8: no control characters, no lone surrogates."""
+    return (
+        isinstance(value, str)
+        and value != ""
+        and not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)
+    )
+
+
+def has_constant(value: Any) -> bool:
+    """Whether a value is or contains NaN or an infinity."""
+    left = [value]  # our own stack: the nesting may be as deep as the parser allows
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, float) and not math.isfinite(value):
+            return True
+    return False
+
+
+def short(value: Any) -> str:
+    """`value` in at most 43 printable characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

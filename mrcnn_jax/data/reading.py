@@ -1,0 +1,229 @@
+"""Reads a COCO annotation file into a checked `CocoDataset`.
+
+A fault of the file as a whole raises a ConfigError. Faulty images and annotations are dropped,
+clipped or repaired, each counted under a `report.Reason` with the first ids. Image files are only
+looked up here: `images.check_images` decodes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
+from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
+from mrcnn_jax.data.repair import BoxFormats, Dropped, object_record
+from mrcnn_jax.data.report import Reason, Report
+
+# By section of the file: the fields that are integers, the id first.
+INTEGERS = {
+    "images": ("id", "height", "width"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id",),
+}
+
+
+def read_coco(
+    annotations: Path, images: Path, data: DataConfig, *, lost_images: bool = False
+) -> CocoDataset:
+    """Reads and checks an annotation file and looks up its images.
+
+    Args:
+        annotations: the file.
+        images: the folder that its file names are relative to.
+        data: `class_names` (if any) and `max_pixels` are compared with the file.
+        lost_images: accept that more than 1 % of the images are missing.
+
+    Returns:
+        The data set; its `report` counts what was dropped, clipped and repaired.
+
+    Raises:
+        ConfigError: not a JSON object, or NaN in it (but for a bbox that a mask replaces); missing
+            sections; missing or repeated ids; an unknown category_id; an iscrowd that is neither 0
+            nor 1; other class names; an image over the pixel limit; boxes that are not (x, y,
+            width, height) in pixels; no usable image, or too many missing ones.
+    """
+    content, report = _load(annotations), Report()
+    raw = {key: _with_integers(content[key], key, annotations, report) for key in INTEGERS}
+    categories = _categories(raw["categories"], annotations, report)
+    dataset = CocoDataset(categories, (), report, annotations, images, listed=len(raw["images"]))
+    if data.class_names and data.class_names != dataset.class_names:
+        expected, found = ", ".join(data.class_names), ", ".join(dataset.class_names)
+        raise ConfigError(
+            f"{annotations}: its classes, by id, are {found}; data.class_names are {expected}"
+        )
+    usable, lost = _usable_images(raw["images"], images, data.max_pixels, annotations, report)
+    listed = {image["id"] for image in raw["images"]}
+    objects = _objects(raw["annotations"], dataset, usable, listed)
+    dataset = replace(dataset, lost=lost)
+    if not lost_images:
+        dataset.refuse_lost_images()
+    return dataset.with_images(
+        replace(image, objects=tuple(objects[number])) for number, image in sorted(usable.items())
+    )
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The file's content: three lists of objects, and no NaN outside of the boxes."""
+    constants: list[float] = []
+
+    def constant(text: str) -> float:
+        constants.append(float(text))
+        return constants[-1]
+
+    content = read_json(path, constant)
+    for key in INTEGERS:
+        value = content.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise ConfigError(f"{path}: {key!r} is missing or not a list of objects")
+    if constants:
+        _refuse_constants(content, path)
+    return content
+
+
+def _refuse_constants(content: dict[str, Any], path: Path) -> None:
+    """ConfigError if a number is not finite, except in boxes, which are checked one by one."""
+    for key, section in content.items():
+        for item in section if isinstance(section, list) else [section]:
+            fields = item.items() if isinstance(item, dict) else [("", item)]
+            for name, value in fields:
+                if (key, name) != ("annotations", "bbox") and has_constant(value):
+                    known = isinstance(item, dict) and "id" in item
+                    which = f"{key} {short(item['id'])}" if known else key
+                    raise ConfigError(
+                        f"{path}: {which}: {name or 'a value'} is or holds NaN or Infinity, "
+                        "which is not JSON"
+                    )
+
+
+def _with_integers(
+    items: list[dict[str, Any]], key: str, path: Path, report: Report
+) -> list[dict[str, Any]]:
+    """The items of a section with its `INTEGERS` parsed; ConfigError if an id is missing or occurs
+    twice."""
+    result = []
+    for item in items:
+        written = {name: item.get(name) for name in INTEGERS[key]}
+        numbers = {name: integer(value) for name, value in written.items()}
+        if numbers["id"] is None:
+            raise ConfigError(f"{path}: {key}: id {short(written['id'])} is not an integer")
+        if any(n is not None and type(written[name]) is not int for name, n in numbers.items()):
+            report.add(Reason.NUMBERS, numbers["id"], items=key)
+        # Anything else becomes text for the message that will quote it; it equals no integer.
+        parsed = {name: short(written[name]) if n is None else n for name, n in numbers.items()}
+        result.append(item | parsed)
+    (number, times), *_ = Counter(item["id"] for item in result).most_common(1) or [(0, 0)]
+    if times > 1:
+        raise ConfigError(f"{path}: {key}: id {number} occurs more than once")
+    return result
+
+
+def _categories(raw: list[dict[str, Any]], path: Path, report: Report) -> tuple[Category, ...]:
+    if not raw:
+        raise ConfigError(f"{path}: 'categories' is empty")
+    categories = [
+        Category(item["id"], str(item["id"] if item.get("name") is None else item["name"]))
+        for item in raw
+    ]
+    for category in categories:
+        if not is_text(category.name):
+            name = short(category.name)
+            raise ConfigError(f"{path}: categories: id {category.id}: name {name} is not printable")
+    if [category.id for category in categories] != list(range(1, len(categories) + 1)):
+        for category in categories:
+            report.add(Reason.CATEGORY_IDS, category.id)
+    return tuple(sorted(categories, key=lambda category: category.id))
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def _usable_images(
+    raw: list[dict[str, Any]], folder: Path, max_pixels: int, path: Path, report: Report
+) -> tuple[dict[int, ImageRecord], tuple[str, ...]]:
+    """The images that exist and have a size, by id, without objects yet; and "name (reason)" of
+    the others."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such image folder")
+    usable: dict[int, ImageRecord] = {}
+    lost: list[str] = []
+    for item in raw:
+        number, name = item["id"], item.get("file_name")
+        height, width = item["height"], item["width"]
+        try:
+            if not (type(height) is int and type(width) is int and height > 0 and width > 0):
+                raise Dropped(Reason.SIZE)
+            if height * width > max_pixels:
+                raise ConfigError(
+                    f"{path}: image {number}: {short(name)}: {height} x {width} is over "
+                    f"{max_pixels} pixels (data.max_pixels)"
+                )
+            found = _found(folder, name)
+        except Dropped as dropped:
+            report.add(dropped.reason, number)
+            lost.append(f"{short(name)} ({dropped.reason.text})")
+            continue
+        if found != name:
+            report.add(Reason.FILE_NAME, number)
+        usable[number] = ImageRecord(number, found, height, width, ())
+    return usable, tuple(lost)
+
+
+def _found(folder: Path, name: Any) -> str:
+    """How `name` is spelled in the folder."""
+    if not is_text(name):
+        raise Dropped(Reason.NAME)
+    forward = name.replace("\\", "/")
+    forms = (unicodedata.normalize(form, forward) for form in ("NFC", "NFD"))
+    for spelling in (name, forward, *forms):
+        if posixpath.isabs(spelling) or posixpath.normpath(spelling).split("/")[0] == "..":
+            raise Dropped(Reason.NAME)
+        if os.path.isfile(folder / spelling):  # Path.is_file raises if the name is too long
+            return spelling
+    raise Dropped(Reason.MISSING)
+
+
+# -- annotations -----------------------------------------------------------------------------------
+
+
+def _objects(
+    raw: list[dict[str, Any]],
+    dataset: CocoDataset,
+    usable: dict[int, ImageRecord],
+    listed: set[int],
+) -> dict[int, list[ObjectRecord]]:
+    """The usable annotations by image id; the others go to the data set's report."""
+    path, report = dataset.annotations_path, dataset.report
+    labels = {category.id: label for label, category in enumerate(dataset.categories, 1)}
+    objects: dict[int, list[ObjectRecord]] = defaultdict(list)
+    formats = BoxFormats()
+    for item in raw:
+        number, category_id, image_id = item["id"], item["category_id"], item["image_id"]
+        note = functools.partial(report.add, identifier=number)
+        try:
+            if category_id not in labels:
+                raise ConfigError(f"unknown category_id {category_id}")
+            image = usable.get(image_id)
+            if image is None:
+                dropped = image_id in listed
+                raise Dropped(Reason.OF_DROPPED_IMAGE if dropped else Reason.UNKNOWN_IMAGE)
+            objects[image_id].append(
+                object_record(item, labels[category_id], image.height, image.width, note, formats)
+            )
+        except Dropped as dropped:
+            note(dropped.reason)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: annotation {number}: {error}") from None
+    formats.refuse(path)
+    return objects

@@ -1,0 +1,161 @@
+"""The data set in memory: immutable categories, images and annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.report import Report
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+RLE = dict[str, Any]  # {"size": [height, width], "counts": str}, compressed
+
+LOST_IMAGES = 0.01  # share of the images that may be missing or unreadable
+
+
+def box_area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+@dataclass(frozen=True)
+class Category:
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One annotation.
+
+    `box` is in original pixels, clipped to the image. `area` is as annotated, since COCO's size
+    classes are defined by it.
+    """
+
+    annotation_id: int
+    label: int  # 1..K
+    box: Box
+    rle: RLE | None
+    iscrowd: bool
+    area: float
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image; `file_name` is spelled as in the image folder."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    objects: tuple[ObjectRecord, ...]
+    upright: bool = False
+    """The file's pixels are to be turned as its EXIF orientation says."""
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """Checked images in order of their ids. `categories[k]`, also by id, has label k + 1."""
+
+    categories: tuple[Category, ...]
+    images: tuple[ImageRecord, ...]
+    report: Report
+    annotations_path: Path
+    images_dir: Path
+    listed: int
+    """How many images the annotation file lists."""
+    lost: tuple[str, ...] = ()
+    """"name (reason)" of each listed image that is missing or cannot be used."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 1..K."""
+        return tuple(category.name for category in self.categories)
+
+    def category_id(self, label: int) -> int:
+        """The file's category id of a label in 1..K; ValueError for any other label."""
+        if not 1 <= label <= len(self.categories):
+            raise ValueError(f"label {label} is outside 1..{len(self.categories)}")
+        return self.categories[label - 1].id
+
+    def with_images(self, images: Iterable[ImageRecord]) -> CocoDataset:
+        """This data set with other images and a new count of what is kept.
+
+        Raises:
+            ConfigError: there are no images; the message says why.
+        """
+        left = tuple(images)
+        if not left:
+            lines = self.report.lines()
+            reasons = [line for line in lines if line.startswith(("dropped", "left out"))]
+            why = "; ".join(reasons) if self.listed else "the file lists none"
+            raise ConfigError(f"{self.annotations_path}: no usable image is left: {why}")
+        objects = [record for image in left for record in image.objects]
+        crowds = sum(record.iscrowd for record in objects)
+        kept = {"images": len(left), "objects": len(objects) - crowds, "crowds": crowds}
+        if boxes := sum(record.rle is None and not record.iscrowd for record in objects):
+            kept["objects without a mask (box only)"] = boxes
+        return replace(self, images=left, report=replace(self.report, kept=kept))
+
+    def refuse_lost_images(self) -> None:
+        """`refuse_lost` of this data set's images."""
+        refuse_lost(self.lost, self.listed, f"{self.annotations_path}")
+
+    def to_coco(self) -> dict[str, Any]:
+        """The data set in COCO format with the file's own ids, for pycocotools to evaluate against.
+
+        Annotations without a mask have no "segmentation".
+        """
+        annotations = [
+            coco_annotation(
+                record.annotation_id,
+                image.id,
+                self.category_id(record.label),
+                record.box,
+                record.area,
+                record.iscrowd,
+                record.rle,
+            )
+            for image in self.images
+            for record in image.objects
+        ]
+        images = [
+            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
+            for i in self.images
+        ]
+        categories = [{"id": c.id, "name": c.name} for c in self.categories]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        return {"info": {}, **content}
+
+
+def coco_annotation(
+    annotation_id: int,
+    image_id: int,
+    category_id: int,
+    box: Box,
+    area: float,
+    iscrowd: bool,
+    segmentation: Any,
+) -> dict[str, Any]:
+    """One entry of "annotations"; without "segmentation" if that is None."""
+    x1, y1, x2, y2 = box
+    annotation = {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": area,
+        "iscrowd": int(iscrowd),
+    }
+    return annotation if segmentation is None else annotation | {"segmentation": segmentation}
+
+
+def refuse_lost(lost: Sequence[str], listed: int, where: str) -> None:
+    """ConfigError, naming the first ten, if more than 1 % of the `listed` images are lost."""
+    if len(lost) > LOST_IMAGES * listed:
+        names = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+        raise ConfigError(
+            f"{where}: {len(lost)} of {listed} images are lost (at most 1 % may be): {names}"
+        )

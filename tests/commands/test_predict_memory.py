@@ -1,0 +1,86 @@
+"""The memory that predict.py needs for a large image, above that of a loaded model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PREDICT = """
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mrcnn_jax.inference import api, predictor
+from mrcnn_jax.runs.run import load_run
+
+run, folder = map(Path, sys.argv[1:])
+SHAPE = (3000, 4000)
+COUNT = 300
+
+
+def mib(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+class Crowded(predictor.Predictor):
+    def __call__(self, batch):
+        '''Replace the detections by 300 discs: three as large as the image, others of 2 to 30 %.'''
+        prediction = super().__call__(batch)
+        rng = np.random.default_rng(0)
+        corners, sides = rng.uniform(0, 0.7, (COUNT, 2)), rng.uniform(0.02, 0.3, (COUNT, 2))
+        corners[:3], sides[:3] = 0, 1
+        size = np.tile(batch.image_sizes[0][::-1], 2)
+        boxes = np.concatenate([corners, corners + sides], axis=1) * size
+        disc = np.clip(1.4 - np.hypot(*np.mgrid[-1:1:28j, -1:1:28j]), 0, 1)
+        found = prediction.detections.replace(
+            boxes=boxes[None].astype(np.float32),
+            labels=np.ones((1, COUNT), np.int32),
+            scores=np.linspace(1, 0.5, COUNT, dtype=np.float32)[None],
+            valid=np.ones((1, COUNT), bool),
+            masks=np.broadcast_to(disc.astype(np.float32), (1, COUNT, *disc.shape)),
+        )
+        return prediction.replace(detections=found)
+
+
+api.Predictor = Crowded
+noise = np.random.default_rng(1).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+cv2.imwrite(str(folder / "image.jpg"), cv2.resize(noise, SHAPE[::-1]))
+loaded = load_run(run)
+predictor.Predictor(loaded)(predictor.batch_of_one(noise, loaded.config.data))  # compiled
+before = mib("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+options = {"--workdir": run, "--out": folder / "out", "--min-score": 0}
+sys.argv = ["predict.py", str(folder / "image.jpg"), *(str(a) for o in options.items() for a in o)]
+try:
+    runpy.run_path("predict.py", run_name="__main__")
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+print(json.dumps({"mib": mib("VmHWM") - before}))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
+def test_twelve_megapixels_with_300_detections_stay_under_2_gib(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", PREDICT, str(tiny_run), str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert len(results) == 300
+    assert all(result["segmentation"]["size"] == [3000, 4000] for result in results)
+    # 2048 are promised, 130 were measured.
+    assert json.loads(done.stdout.splitlines()[-1])["mib"] < 512

@@ -1,0 +1,319 @@
+"""Config files: Python, JSON and back, one line for every mistake, what may differ on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import (
+    config_hash,
+    differences,
+    from_dict,
+    load_config_file,
+    load_config_json,
+    resolve_paths,
+    save_config,
+    to_dict,
+)
+from mrcnn_jax.config.schema import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    ParamGroup,
+    StageConfig,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+NAMES = ("train_annotations", "train_images", "val_annotations", "val_images")
+
+
+def one_line(error: pytest.ExceptionInfo[ConfigError]) -> str:
+    text = str(error.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+# -- files and JSON --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> None:
+    config = load_config_file(path)
+    assert [stage.name for stage in config.stages] == (
+        ["joint"] if path.stem in ("torchvision_coco", "finetune") else ["rpn", "box", "mask"]
+    )
+    assert config.name == path.stem
+    save_config(config, tmp_path / "config.json")
+    again = load_config_json(tmp_path / "config.json")
+    assert again == config
+    # Tuples, not lists: modules that hold a config are hashed by jax.jit.
+    assert hash(again) == hash(config)
+    assert config_hash(again) == config_hash(config)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_there_are_configs() -> None:
+    assert {"shapes", "coco300", "coco300_cpu"} <= {path.stem for path in CONFIGS}
+
+
+def test_optional_values_survive_json() -> None:
+    stage = StageConfig(
+        "joint", ("rpn", "box"), (ParamGroup(".*", 0.5),), optimizer=OptimizerConfig(clip_norm=2.5)
+    )
+    config = Config(init_from="runs/a", stages=(stage,), data=DataConfig(root="/data"))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def edited(path: str, value: Any) -> dict[str, Any]:
+    """The tiny config as a dict with one value changed or added; `path` as the error messages spell
+    it."""
+    values = json.loads(json.dumps(to_dict(tiny.get_config())))
+    *parents, name = (int(part) if part.isdigit() else part for part in path.split("."))
+    place: Any = values
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seeed", 1),
+        ("model.resnet.depht", 50),
+        ("stages.1.optimizer.lr", 0.1),
+        ("stages.0.train.1.scale", 0.1),
+        ("seed", "one"),
+        ("seed", 1.5),
+        ("seed", True),
+        ("init_from", 3),
+        ("init_without_classes", True),
+        ("model.num_classes", None),
+        ("model.resnet.depth", 77),
+        ("model.resnet", 50),
+        ("model.rpn.batch_norm", 1),
+        ("model.rpn.scales", 32),
+        ("model.pixel_mean", [0.5, 0.5]),
+        ("model.rpn.ratios.1", "wide"),
+        ("data.canvases.0", [128]),
+        ("stages.1.losses.0", "keypoints"),
+        ("stages.2.optimizer.clip_norm", "none"),
+        ("stages.0", "rpn"),
+    ],
+)
+def test_a_wrong_field_or_value_in_json_is_named(path: str, value: Any, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(edited(path, value)))
+    with pytest.raises(ConfigError) as error:
+        load_config_json(file)
+    assert one_line(error).startswith(f"{file}: {path}: ")
+
+
+def test_a_missing_field_in_json_is_named() -> None:
+    values = edited("seed", 0)
+    del values["stages"][1]["losses"]
+    with pytest.raises(ConfigError) as error:
+        from_dict(values)
+    assert one_line(error) == "stages.1.losses: missing"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_a_file_that_is_no_config_is_named(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_config_json(file)
+    assert one_line(error).startswith(f"{file}: ")
+
+
+def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"config\.json: no such file \(is this a run's folder\?\)"
+    ):
+        load_config_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.py", None, "no such config file"),
+        ("a.txt", "", "not a Python file"),
+        ("a.py", "def get_config(:", "SyntaxError"),
+        ("a.py", "import nowhere", "ModuleNotFoundError"),
+        ("a.py", "x = 1", "get_config"),
+        ("a.py", "def get_config(): return {}", "returned dict, not Config"),
+        (
+            "a.py",
+            "from mrcnn_jax.config.schema import *\ndef get_config(): return Config(sed=1)",
+            "unexpected keyword argument 'sed'",
+        ),
+        (
+            "a.py",
+            "from mrcnn_jax.config.schema import *\n"
+            "def get_config(): return Config(save_every_steps=0)",
+            "save_every_steps: must be at least 1",
+        ),
+        (
+            "a.py",
+            "from mrcnn_jax.config.model import *\nfrom mrcnn_jax.config.schema import *\n"
+            "def get_config(): return Config(model=ModelConfig(resnet=ResNetConfig(depth=19)))",
+            "19",
+        ),
+        (
+            "a.py",
+            "from mrcnn_jax.config.schema import *\ndef get_config(): return Config(name=1)",
+            "name: 1 is not of type str",
+        ),
+    ],
+)
+def test_a_config_file_with_a_mistake_is_named(
+    name: str, content: str | None, expected: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_config_file(tmp_path / name)
+    assert expected in one_line(error)
+
+
+# -- what may differ on resume ---------------------------------------------------------------------
+
+
+def variants(config: Any, prefix: str = "") -> list[tuple[str, bool, Any]]:
+    """(field, may it differ, `config` with another value in it) for every field of a config and
+    what it holds."""
+    found: list[tuple[str, bool, Any]] = []
+    for f in dataclasses.fields(config):
+        value, runtime = getattr(config, f.name), bool(f.metadata.get("runtime"))
+        name = f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            inner = variants(value, f"{name}.")
+            found += [
+                (inside, free, copied(config, f.name, changed)) for inside, free, changed in inner
+            ]
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for i, item in enumerate(value):
+                for inside, free, changed in variants(item, f"{name}.{i}."):
+                    found.append(
+                        (
+                            inside,
+                            free,
+                            copied(config, f.name, (*value[:i], changed, *value[i + 1 :])),
+                        )
+                    )
+        else:
+            found.append((name, runtime, copied(config, f.name, ("another", value))))
+    return found
+
+
+def copied(config: Any, name: str, value: Any) -> Any:
+    """A copy with one field changed, unchecked: the values here mean nothing."""
+    new = object.__new__(type(config))
+    for f in dataclasses.fields(config):
+        object.__setattr__(new, f.name, value if f.name == name else getattr(config, f.name))
+    return new
+
+
+def test_differences_sees_every_field_but_the_runtime_ones() -> None:
+    config = tiny.get_config()
+    found = variants(config)
+    assert len(found) > 90
+    for name, runtime, changed in found:
+        lines = differences(config, changed)
+        assert [line.split(": ")[0] for line in lines] == ([] if runtime else [name])
+        assert (config_hash(changed) == config_hash(config)) == runtime
+    assert {name for name, runtime, _ in found if runtime} == {
+        "data.root",
+        "data.cache",
+        "data.class_names",
+        "data.max_pixels",
+        "data.threads",
+        "data.workers",
+        "save_every_steps",
+        "keep_checkpoints",
+        "validate_every_epochs",
+        "evaluate_every_epochs",
+        "deterministic",
+        "profile",
+        "skip_non_finite",
+        "shard_parameters",
+        "distributed.coordinator",
+        "distributed.processes",
+        "distributed.index",
+        *(f"stages.{i}.optimizer.batch_size" for i in range(3)),
+    }
+
+
+def test_differences_says_from_what_to_what() -> None:
+    config = tiny.get_config()
+    assert differences(config, config) == []
+    assert differences(config, replace(config, seed=3)) == ["seed: 0 -> 3"]
+    fewer = differences(config, replace(config, stages=config.stages[:2]))
+    assert "stages.length: 3 -> 2" in fewer
+    assert "stages.2.name: 'mask' -> None" in fewer
+
+
+# -- paths -----------------------------------------------------------------------------------------
+
+
+def make_files(folder: Path) -> None:
+    data = DataConfig()
+    for name in NAMES:
+        path = folder / getattr(data, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True) if name.endswith("images") else path.touch()
+
+
+def test_paths_come_from_the_root_or_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_files(tmp_path / "shared" / "cells")
+    make_files(tmp_path / "own")
+    (tmp_path / "shared" / "weights.npz").touch()
+    monkeypatch.setenv("MRCNN_DATA", str(tmp_path / "shared"))
+    config = Config(data=DataConfig(folder="cells"), init_from="weights.npz")
+    by_environment = resolve_paths(config)
+    assert by_environment.data.val_annotations == str(
+        tmp_path / "shared/cells/annotations/instances_val.json"
+    )
+    assert by_environment.data.train_images == str(tmp_path / "shared/cells/images")
+    assert by_environment.init_from == str(tmp_path / "shared/weights.npz")
+    assert resolve_paths(by_environment) == by_environment
+
+    monkeypatch.chdir(tmp_path)
+    by_root = resolve_paths(
+        replace(config, data=replace(config.data, root="own"))
+    )  # --data.root goes first
+    assert by_root.data.train_annotations == str(tmp_path / "own/annotations/instances_train.json")
+    absolute = replace(config.data, **{name: getattr(by_root.data, name) for name in NAMES})
+    monkeypatch.delenv("MRCNN_DATA")
+    assert resolve_paths(Config(data=absolute)).data == absolute
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MRCNN_DATA", raising=False)
+    config = Config(data=DataConfig(folder="cells"))
+    with pytest.raises(ConfigError) as error:
+        resolve_paths(config)
+    assert one_line(error).startswith("data.root: not given, and $MRCNN_DATA is not set")
+
+    make_files(tmp_path / "cells")
+    monkeypatch.setenv("MRCNN_DATA", str(tmp_path))
+    lost = tmp_path / "cells" / "annotations" / "instances_val.json"
+    lost.unlink()
+    with pytest.raises(ConfigError) as error:
+        resolve_paths(config)
+    assert one_line(error) == f"data.val_annotations: {lost}: no such file or folder"
+
+    lost.touch()
+    with pytest.raises(ConfigError) as error:
+        resolve_paths(replace(config, init_from="weights/a.npz"))
+    assert one_line(error) == "init_from: weights/a.npz: no such file or run"

@@ -1,0 +1,276 @@
+"""Boxes and masks of single annotations: every mistake of an exporter, and what becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from findings import found
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.repair import Dropped, mask_rle
+from mrcnn_jax.data.report import Reason
+from mrcnn_jax.pixels.rle import decompressed
+
+DATA = DataConfig()
+
+
+SQUARE = [20, 10, 24, 10, 24, 14, 20, 14]
+HOLED = (20.0, 10.0, 50.0, 30.0)  # the extent of annotation 0's mask, of 550 pixels
+
+
+def with_runs(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
+    return {"segmentation": {"size": list(size), "counts": counts}}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "box"),
+    [
+        ({"bbox": None}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [20, 10, 30]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [1, 2, float("nan"), 3]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [1, 2, None, 3]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": ["1", 2, 3, 3]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [60, 40, 20, 20]}, Reason.FAR_FROM_MASK, HOLED),
+        ({"bbox": [1000, 1000, 30, 20]}, Reason.FAR_FROM_MASK, HOLED),
+        ({"bbox": [20, 10, 15, 19]}, Reason.FAR_FROM_MASK, HOLED),  # IoU .475
+        ({"bbox": [20, 10, 16, 20]}, None, (20, 10, 36, 30)),  # IoU .533
+        (
+            {"bbox": [23, 10, 4, 4], "segmentation": [SQUARE]},
+            Reason.FAR_FROM_MASK,
+            (20, 10, 24, 14),
+        ),
+        (
+            {"bbox": [21.9, 10, 4, 4], "segmentation": [SQUARE]},
+            None,
+            (21.9, 10, 25.9, 14),
+        ),  # under two pixels: rounding
+        ({"bbox": [20, 10, 0.11, 20], "segmentation": None}, None, (20, 10, 20.11, 30)),
+        ({"area": None}, Reason.AREA, HOLED),
+        ({"area": -550}, Reason.AREA, HOLED),
+        ({"id": "0"}, Reason.NUMBERS, HOLED),
+        ({"id": 0.0}, Reason.NUMBERS, HOLED),
+        ({"image_id": "11", "category_id": "90"}, Reason.NUMBERS, HOLED),
+        ({"image_id": 11.0}, Reason.NUMBERS, HOLED),
+        ({"bbox": [70, 50, 20, 20], "segmentation": None}, Reason.CLIPPED, (70, 50, 80, 60)),
+        ({"bbox": [-10, -5, 40, 20], "segmentation": None}, Reason.CLIPPED, (0, 0, 30, 15)),
+        ({"iscrowd": False}, None, HOLED),
+        ({"segmentation": [[20, 10, 50, 10, 50, 30, 20, 30], [1, 2]]}, Reason.POLYGON, HOLED),
+        (
+            {"segmentation": [[20, 10, 50, 10, 50, 30, 20, 30], [1e7, 0, 1e7, 1e7, 0, 1e7]]},
+            Reason.POLYGON,
+            HOLED,
+        ),
+        ({"segmentation": [20, 10, 50, 10, 50, 30, 20, 30]}, Reason.FLAT_POLYGON, HOLED),
+        (
+            with_runs([20 * 60 + 10, *[20, 40] * 29, 20, 60 * 80 - 49 * 60 - 30]),
+            Reason.RUN_LIST,
+            HOLED,
+        ),
+    ],
+)
+def test_repaired(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    change: dict,
+    reason: Reason | None,
+    box: tuple,
+) -> None:
+    mixed_content["annotations"][2].pop("segmentation")  # the one with run lengths in a list
+    mixed_content["annotations"][0].update(change)
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset, but={Reason.CATEGORY_IDS}) == ({reason: (1, [0])} if reason else {})
+    (record,) = (o for o in dataset.images[0].objects if o.annotation_id == 0)
+    assert record.box == box
+    assert record.label == 3
+    assert (record.area == 550) == ("area" not in change or reason is Reason.AREA)
+    assert dataset.report.kept["objects"] == 6
+    assert json.dumps(dataset.to_coco())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image_id": 99}, Reason.UNKNOWN_IMAGE),
+        ({"image_id": [11]}, Reason.UNKNOWN_IMAGE),
+        ({"image_id": None}, Reason.UNKNOWN_IMAGE),
+        ({"bbox": [20, 10, 0, 20]}, Reason.DEGENERATE),
+        ({"bbox": [20, 10, 30, -3]}, Reason.DEGENERATE),
+        ({"bbox": [20, 10, 0.09, 20]}, Reason.DEGENERATE),
+        ({"bbox": [80, 10, 30, 20], "segmentation": None}, Reason.OUTSIDE),
+        ({"bbox": [-30, 10, 30, 20], "segmentation": None}, Reason.OUTSIDE),
+        ({"bbox": [20, 500, 30, 20], "segmentation": None}, Reason.OUTSIDE),
+        ({"bbox": None, "segmentation": None}, Reason.NO_BOX),
+        ({"bbox": [1, 2, 3], "segmentation": []}, Reason.NO_BOX),
+        ({"bbox": [1, 2, 3, 10**400], "segmentation": None}, Reason.NO_BOX),
+        (with_runs([4800], size=(80, 60)), Reason.UNUSABLE_MASK),
+        (with_runs([4000, 700]), Reason.UNUSABLE_MASK),
+        (with_runs([-1, 4801]), Reason.UNUSABLE_MASK),
+        (with_runs([4000.0, 800]), Reason.UNUSABLE_MASK),
+        (with_runs("garbage"), Reason.UNUSABLE_MASK),
+        (with_runs("b'garbage"), Reason.UNUSABLE_MASK),
+        (with_runs("PP1"), Reason.UNUSABLE_MASK),
+        (with_runs("o" * 5000), Reason.UNUSABLE_MASK),
+        (with_runs(""), Reason.UNUSABLE_MASK),
+        (with_runs(None), Reason.UNUSABLE_MASK),
+        ({"segmentation": [[1, 1, 5, 5]]}, Reason.UNUSABLE_MASK),
+        ({"segmentation": [[1, 1, 5, 5, 6, 1, 3]]}, Reason.UNUSABLE_MASK),
+        ({"segmentation": [[1, 1, 5, 5, 6, "1"]]}, Reason.UNUSABLE_MASK),
+        ({"segmentation": [[1, 1, 5, 5, 6, 10**400]]}, Reason.UNUSABLE_MASK),
+        ({"segmentation": [[-1e9, -1e9, 1e9, -1e9, 0, 1e9]]}, Reason.UNUSABLE_MASK),
+        (
+            {"segmentation": [[0, 0, 80, 60] * 30_000]},
+            Reason.UNUSABLE_MASK,
+        ),  # an outline of 4.8 million px
+        ({"segmentation": "garbage"}, Reason.UNUSABLE_MASK),
+    ],
+)
+def test_dropped(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    change: dict,
+    reason: Reason,
+) -> None:
+    mixed_content["annotations"][0].update(change)
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset) == {reason: (1, [0])}
+    assert reason.outcome == "dropped"
+    assert dataset.report.kept["objects"] == 5
+    assert [o.annotation_id for o in dataset.images[0].objects] == [5]
+
+
+@pytest.mark.parametrize("segmentation", [None, [], {}, "", [[]], [[], []], "absent"])
+def test_no_segmentation_is_a_box_and_said_so(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    segmentation: Any,
+) -> None:
+    mixed_content["annotations"][0]["segmentation"] = segmentation
+    if segmentation == "absent":
+        del mixed_content["annotations"][0]["segmentation"]
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset) == {}
+    assert dataset.images[0].objects[0].rle is None
+    assert dataset.report.kept["objects without a mask (box only)"] == 2
+    assert "2 objects without a mask (box only)" in dataset.report.lines()[0]
+
+
+def test_honest_boxes_are_not_taken_for_corners(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """Boxes that leave the image by far and would fit as corners, beside one that would not; and
+    boxes of one pixel."""
+    for number, box in ((0, [50, 40, 70, 60]), (1, [40, 30, 60, 50]), (2, [40, 40, 10, 10])):
+        mixed_content["annotations"][number] |= {"bbox": box, "segmentation": None}
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset) == {Reason.CLIPPED: (2, [0, 5])}
+    mixed_content["annotations"] = [{**mixed_content["annotations"][0], "bbox": [50, 40, 70, 60]}]
+    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {
+        Reason.CLIPPED: (1, [0])
+    }, "one proves nothing"
+    mixed_content["annotations"] = [
+        {
+            **mixed_content["annotations"][0],
+            "bbox": [0, 0, 1, 1],
+            "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]],
+        },
+    ]
+    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {}
+
+
+@pytest.mark.data
+def test_honest_data_is_not_repaired(data_folder: Path) -> None:
+    """COCO's own boxes are not called far from their masks, nor taken for another format."""
+    for file, images in (
+        ("coco300/annotations/instances_train.json", "coco300/images"),
+        ("coco300/annotations/instances_val.json", "coco300/images"),
+        ("coco_mini/annotations/train_full80.json", "coco_mini/images"),
+        ("coco_mini/annotations/val_full80.json", "coco_mini/images"),
+    ):
+        assert set(found(read_coco(data_folder / file, data_folder / images, DATA))) <= {
+            Reason.CLIPPED
+        }
+
+
+def test_run_lengths_in_every_form_are_one_mask() -> None:
+    mask = np.zeros((60, 80), np.uint8, order="F")
+    mask[10:30, 20:50] = 1
+    mask[15:20, 30:40] = 0
+    encoded = rle_ops.encode(mask)["counts"]
+    forms = {
+        encoded.decode(): None,
+        encoded: Reason.RUN_BYTES,
+        repr(encoded): Reason.RUN_BYTES,
+        tuple(decompressed(encoded.decode())): Reason.RUN_LIST,
+    }
+    for counts, reason in forms.items():
+        notes: list[Reason] = []
+        rle = mask_rle(
+            {"size": [60, 80], "counts": list(counts) if isinstance(counts, tuple) else counts},
+            60,
+            80,
+            notes.append,
+        )
+        assert (rle_ops.decode(rle) == mask).all()
+        assert notes == ([reason] if reason else [])
+
+
+@pytest.mark.parametrize(
+    ("runs", "extent"),
+    [
+        ([0, 0, 4800], None),
+        ([600, 0, 0, 120, 4080], (10, 0, 12, 60)),
+        ([4740, 60, 0], (79, 0, 80, 60)),
+    ],
+)
+def test_runs_of_length_zero(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    runs: list[int],
+    extent: tuple | None,
+) -> None:
+    mixed_content["annotations"][0] |= {"bbox": None, **with_runs(runs)}
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    boxes = [o.box for o in dataset.images[0].objects if o.annotation_id == 0]
+    assert boxes == ([extent] if extent else [])
+    assert (Reason.NO_BOX in found(dataset)) == (extent is None)
+
+
+def test_several_parts_and_holes(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """3,000 squares of 2 x 2 on a grid become exactly their pixels."""
+    image = mixed_content["images"][-1] | {"height": 60, "width": 80}
+    squares = [(2 * (n % 40), 2 * (n // 40 % 30)) for n in range(3000)]
+    parts = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for x, y in squares]
+    mixed_content["annotations"] = [
+        {**mixed_content["annotations"][0], "bbox": [0, 0, 80, 60], "segmentation": parts}
+    ]
+    start = time.perf_counter()
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert time.perf_counter() - start < 2
+    expected = rle_ops.merge(rle_ops.frPyObjects(parts, image["height"], image["width"]))
+    assert (rle_ops.decode(dataset.images[0].objects[0].rle) == rle_ops.decode(expected)).all()
+    assert rle_ops.area(dataset.images[0].objects[0].rle) == 1200
+
+
+@given(st.text(max_size=30) | st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=30))
+@settings(deadline=None, max_examples=200)
+def test_garbage_is_no_mask(counts: str) -> None:
+    with contextlib.suppress(Dropped):
+        rle = mask_rle({"size": [9, 7], "counts": counts}, 9, 7, lambda reason: None)
+        assert rle_ops.decode(rle).shape == (9, 7)

@@ -1,0 +1,77 @@
+"""What all formats share: rectangles, ellipses, folders of images, XML files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import (
+    block,
+    checked,
+    cvat_file,
+    cvat_image,
+    labelme_file,
+    labelme_shape,
+    objects,
+    picture,
+)
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.datasets.convert.common import (
+    ImageFolder,
+    ellipse,
+    read_xml,
+    rectangle,
+)
+from mrcnn_jax.datasets.convert.cvat import Cvat
+from mrcnn_jax.datasets.convert.labelme import Labelme
+from mrcnn_jax.datasets.convert.write import convert
+
+
+def test_rectangles_are_masks_if_they_are_said_to_be(tmp_path: Path) -> None:
+    picture(tmp_path / "x.png")
+    labelme_file(tmp_path / "x.json", "x.png", [labelme_shape("rectangle", [[40, 30], [10, 20]])])
+    cvat_file(
+        tmp_path / "annotations.xml",
+        cvat_image("x.png", '<box label="x" xtl="10" ytl="20" xbr="40" ybr="30"/>'),
+    )
+    for options in (
+        Labelme(tmp_path / "x.json", tmp_path / "l.json", rectangles="mask"),
+        Cvat(tmp_path / "annotations.xml", tmp_path / "c.json", rectangles="mask"),
+    ):
+        convert(options)
+        ((_, mask),) = objects(checked(options, tmp_path / "cache"), "x.png")
+        assert (mask == block(10, 20, 40, 30)).all()
+
+
+def test_the_polygon_of_an_ellipse_lies_just_inside_it() -> None:
+    for rx, ry in ((0.01, 0.01), (3, 1), (400, 250)):
+        points = np.array(ellipse(10, 20, rx, ry, 90)).reshape(-1, 2) - (10, 20)
+        assert np.allclose(np.hypot(points[:, 1] / rx, points[:, 0] / ry), 1, atol=0.1)
+        middles = (points + np.roll(points, 1, axis=0)) / 2
+        assert (1 - np.hypot(middles[:, 1] / rx, middles[:, 0] / ry)).max() * max(rx, ry) < 0.051
+
+
+def test_turns_are_clockwise_on_the_screen() -> None:
+    assert rectangle((0, 0, 4, 2), 90) == [3, -1, 3, 3, 1, 3, 1, -1]
+
+
+def test_images_are_found_by_path_then_by_name_and_hidden_files_never(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.jpg", "b/y.jpg", ".hidden/z.png", "__MACOSX/z.png", "note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    images = ImageFolder(tmp_path)
+    assert images.files == ["a/x.png", "b/x.jpg", "b/y.jpg"]
+    assert images.find(["none.png", "./a\\x.png"]) == "a/x.png"
+    assert images.find_elsewhere(["C:/y.jpg"], None) == "b/y.jpg"
+    assert images.with_stem("b/x") == "b/x.jpg"
+    assert images.with_stem("z") is None
+    with pytest.raises(ConfigError, match=r"both a/x.png and b/x.jpg may be the image x"):
+        images.with_stem("x")
+
+
+def test_a_document_type_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text("<!DOCTYPE a><a/>")
+    with pytest.raises(ConfigError, match="refused"):
+        read_xml(tmp_path / "a.xml", "a")

@@ -1,0 +1,290 @@
+"""Exports of labelme."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from exports import (
+    HEIGHT,
+    PICTURES,
+    POLYGON,
+    RING,
+    TWO,
+    WIDTH,
+    as_labelme,
+    block,
+    by_pillow,
+    checked,
+    disc,
+    labelme_file,
+    labelme_mask,
+    labelme_shape,
+    objects,
+    picture,
+    png,
+    refuses,
+    same_but_for_the_border,
+)
+from PIL import Image
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.datasets.convert.common import (
+    Options,
+)
+from mrcnn_jax.datasets.convert.labelme import Labelme
+from mrcnn_jax.datasets.convert.write import convert
+
+
+def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "x.png")
+    turned = cv2.boxPoints(((26, 20), (30, 8), 30)).tolist()
+    half = [[30, 5], [40, 5], [40, 15], [30, 15]]
+    shapes = [
+        labelme_shape("polygon", POLYGON),
+        labelme_shape("circle", [[26, 20], [26, 32]]),
+        labelme_shape("oriented_rectangle", turned),
+        labelme_shape("rectangle", [[40, 30], [10, 20]]),
+        labelme_shape("polygon", half, group_id=7),
+        labelme_mask("x", RING, group_id=7),
+        labelme_shape("polygon", [[40, 20], [50, 20], [50, 30]], label="y", group_id=7),
+        labelme_shape("point", [[3, 3]]),
+        labelme_shape("line", [[3, 3], [5, 5]]),
+        labelme_shape("polygon", [[3, 3], [5, 5]]),
+        labelme_shape("polygon", [[60, 3], [65, 3], [65, 9]]),
+        labelme_shape("polygon", [[40, 20], [60, 0], [60, 40]], label="y"),
+        labelme_shape("polygon", [[3, 3], [9, 3.2], [9, 3.1]]),
+    ]
+    labelme_file(tmp_path / "x.json", "x.png", shapes)
+    options = Labelme(tmp_path, tmp_path / "out.json")
+    convert(options)
+    dataset = checked(options, tmp_path / "cache")
+    found = objects(dataset, "x.png")
+    assert [label for label, _ in found] == ["x", "x", "x", "x", "x", "y", "y"]
+    masks = [mask for _, mask in found]
+    assert same_but_for_the_border(masks[0], by_pillow(POLYGON))
+    assert same_but_for_the_border(masks[1], disc(26, 20, 12))
+    assert abs(masks[1].sum() - math.pi * 12**2) < 6
+    assert same_but_for_the_border(masks[2], by_pillow(turned))
+    assert not masks[3].any(), "a box has no mask"
+    assert dataset.images[0].objects[3].box == (10.0, 20.0, 40.0, 30.0)
+    assert (masks[4] == (RING | block(30, 5, 40, 15))).all()
+    assert dataset.images[0].objects[6].box == (40.0, 8.0, 52.0, 31.0), (
+        "of the part inside, by its pixels"
+    )
+    written = json.loads(options.out.read_text())["annotations"]
+    assert written[0]["segmentation"] == [[v for point in POLYGON for v in point]], (
+        "polygons stay polygons"
+    )
+    assert [isinstance(a.get("segmentation"), dict) for a in written] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "kept 1 images, 7 objects, 0 crowds, 1 objects without a mask (box only)",
+        "clipped 1: annotations whose box leaves the image (x.json: shape 12)",
+        "dropped 1: annotations whose box lies outside the image (x.json: shape 11)",
+        "dropped 1: annotations whose mask has no pixel in the image (x.json: shape 13)",
+        "dropped 1: annotations with an unusable segmentation (x.json: shape 10)",
+        "dropped 1: shapes of type line, which has no area (x.json: shape 9)",
+        "dropped 1: shapes of type point, which has no area (x.json: shape 8)",
+        "2 classes: x, y",
+        f"{options.out}: 1 images; to check:",
+        f"    python -m mrcnn_jax.commands.check --annotations {options.out} --images {tmp_path}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "repaired"),
+    [
+        ("../images/é.png", False),
+        ("..\\images\\é.png", False),
+        (unicodedata.normalize("NFD", "../images/é.png"), False),
+        ("é.png", False),  # relative to --images
+        ("C:\\Users\\me\\images\\é.png", True),
+        ("/home/me/é.png", True),
+        ("old name.png", True),  # the JSON's own name is left
+    ],
+)
+def test_labelme_images_are_found(
+    written: str, repaired: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "images" / "é.png")
+    picture(tmp_path / "images" / "other.png")
+    (tmp_path / "json").mkdir()
+    labelme_file(tmp_path / "json" / "é.json", written, [labelme_mask("x", RING)])
+    options = Labelme(
+        tmp_path / "json", tmp_path / "new folder" / "out.json", images=tmp_path / "images"
+    )
+    convert(options)
+    ((label, mask),) = objects(checked(options, tmp_path / "cache"), "é.png")
+    assert label == "x"
+    assert (mask == RING).all()
+    text = capsys.readouterr().out
+    assert (
+        "repaired 1: images that are not where the annotation says: found by their name (é.json)"
+        in text
+    ) == repaired
+    assert "left out 1: images without an annotation (see --keep-unannotated) (other.png)" in text
+
+
+def test_labelme_images_inside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = png(np.full((HEIGHT, WIDTH, 3), 5, np.uint8))
+    more = {"imageData": base64.b64encode(file).decode()}
+    labelme_file(tmp_path / "x.json", "D:\\data\\x.png", [labelme_mask("x", RING)], **more)
+    with pytest.raises(
+        ConfigError,
+        match=r"--allow-missing\): 1 of 1 images are lost .*: D:/data/x.png \(images whose file",
+    ):
+        convert(Labelme(tmp_path, tmp_path / "out.json"))
+    options = Labelme(tmp_path, tmp_path / "out.json", write_images=True)
+    convert(options)
+    assert (tmp_path / "x.png").read_bytes() == file
+    assert (objects(checked(options, tmp_path / "cache"), "x.png")[0][1] == RING).all()
+    assert "written into the image folder (x.json)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "stored", "upright"),
+    [
+        ((HEIGHT, WIDTH), (WIDTH, HEIGHT), True),
+        ((HEIGHT, WIDTH), (HEIGHT, WIDTH), False),
+        ((None, None), (WIDTH, HEIGHT), True),
+    ],
+)
+def test_turned_photographs(
+    size: tuple[Any, Any], stored: tuple[int, int], upright: bool, tmp_path: Path
+) -> None:
+    """labelme shows pictures as EXIF says, and the checker turns the pixels to fit the size;
+    without a size, the picture is upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "x.jpg", stored, exif=exif)
+    labelme_file(tmp_path / "x.json", "x.jpg", [labelme_mask("x", RING)], size)
+    options = Labelme(tmp_path, tmp_path / "out.json")
+    convert(options)
+    dataset = checked(options, tmp_path / "cache")
+    assert (dataset.images[0].height, dataset.images[0].width, dataset.images[0].upright) == (
+        HEIGHT,
+        WIDTH,
+        upright,
+    )
+    assert (objects(dataset, "x.jpg")[0][1] == RING).all()
+
+
+def test_labelme_masks_beyond_the_image_and_cut_as_labelme_cuts_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "x.png")
+    full = base64.b64encode(png(np.ones((10, 12), np.uint8))).decode()
+    points = [[[-4, 35], [7, 44]], [[10, 10], [13, 12]], [[20.6, 9.6], [31.4, 18.4]]]
+    shapes = [labelme_shape("mask", p, mask=full) for p in points]
+    shapes += [
+        labelme_shape(
+            "mask",
+            [[1, 1], [12, 10]],
+            mask=base64.b64encode(png(np.zeros((10, 12), np.uint8))).decode(),
+        )
+    ]
+    moved = labelme_mask("x", RING)
+    moved["points"] = [[x - 6, y - 8] for x, y in moved["points"]]
+    labelme_file(tmp_path / "x.json", "x.png", [*shapes, moved])
+    options = Labelme(tmp_path, tmp_path / "out.json")
+    convert(options)
+    masks = [mask for _, mask in objects(checked(options, tmp_path / "cache"), "x.png")]
+    blocks = block(0, 35, 8, 40), block(10, 10, 14, 13), block(21, 10, 33, 20)
+    for mask, expected in zip(
+        masks, (*blocks, np.pad(RING, ((0, 8), (0, 6)))[8:, 6:]), strict=True
+    ):
+        assert (mask == expected).all()
+    text = capsys.readouterr().out
+    assert (
+        "clipped 2: annotations whose box leaves the image (x.json: shape 1, x.json: shape 5)"
+        in text
+    )
+    assert "dropped 1: annotations whose mask has no pixel in the image (x.json: shape 4)" in text
+
+
+def test_one_label_in_two_spellings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "x.png")
+    labels = ["é", unicodedata.normalize("NFD", "é"), " é"]
+    labelme_file(tmp_path / "x.json", "x.png", [labelme_mask(label, RING) for label in labels])
+    options = Labelme(tmp_path, tmp_path / "out.json")
+    convert(options)
+    assert checked(options, tmp_path / "cache").class_names == ("é",)
+    assert "(x.json: shape 2, x.json: shape 3)" in capsys.readouterr().out
+
+
+def break_labelme(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Options]:
+    def write(folder: Path) -> Options:
+        options = as_labelme(folder, {"a.png": PICTURES["a.png"]})
+        content = json.loads((folder / "a.json").read_text())
+        change(content)
+        (folder / "a.json").write_text(json.dumps(content))
+        return options
+
+    return write
+
+
+def shape(**change: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content["shapes"][0].update(change)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            break_labelme(lambda c: c.pop("shapes")),
+            r"a.json: not from labelme: 'imagePath' or 'shapes' is missing",
+        ),
+        (
+            break_labelme(lambda c: c.update(imageHeight=41)),
+            r"1 images have another size .*a.json: a.png is 40 x 52, annotated as 41 x 52",
+        ),
+        (
+            break_labelme(lambda c: c.update(imageHeight="40")),
+            r"a.json: imageHeight, imageWidth are '40', 52",
+        ),
+        (break_labelme(lambda c: c.update(imageHeight=float("nan"))), r"a.json: not JSON .*NaN"),
+        (break_labelme(shape(label=None)), r"a.json: shape 1: its label is None"),
+        (
+            break_labelme(shape(label="a\nb")),
+            r"a.json: shape 1: its label 'a\\nb' is not printable",
+        ),
+        (break_labelme(shape(group_id=[1])), r"a.json: shape 1: its group_id is \[1\]"),
+        (
+            break_labelme(shape(points=[[1, 2, 3]])),
+            r"a.json: shape 1: its points are not \[x, y\] pairs of numbers",
+        ),
+        (break_labelme(shape(points=[[1, "2"]])), r"a.json: shape 1: its points are not"),
+        (break_labelme(shape(shape_type="cloud")), r"a.json: shape 1: its shape_type is 'cloud'"),
+        (
+            break_labelme(shape(shape_type="circle", points=[[1, 2]])),
+            r"a.json: shape 1: a circle with 1 points",
+        ),
+        (break_labelme(shape(mask="????")), r"a.json: shape 1: .*"),
+        (
+            break_labelme(shape(mask=base64.b64encode(png(TWO)[:60]).decode())),
+            r"a.json: shape 1: not an image that can be decoded: cut off",
+        ),
+        (break_labelme(lambda c: c["shapes"].__setitem__(0, 3)), r"a.json: shape 1: not an object"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(
+    write: Callable[[Path], Options], message: str, tmp_path: Path
+) -> None:
+    refuses(write(tmp_path), message, tmp_path)

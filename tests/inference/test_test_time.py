@@ -1,0 +1,86 @@
+"""Views of an image are merged as NumPy merges them.
+
+At a scale of 0.8 the canvas, and so the programs, are those of 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mrcnn_jax
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.inference.test_time import scaled
+from tests.inference.frames import WIDTH, read
+
+NMS_IOU = 0.5  # of the kept run's box head, which keeps 8 boxes
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = float(np.prod(np.maximum(sides, 0)))
+    return shared / (float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared)
+
+
+def mirrored(boxes: np.ndarray) -> np.ndarray:
+    return np.array([[WIDTH - x2, y1, WIDTH - x1, y2] for x1, y1, x2, y2 in boxes])
+
+
+def test_boxes_of_all_views_go_through_one_per_class_nms(
+    model: mrcnn_jax.Model, folder: Path
+) -> None:
+    image = read(folder / "0.png")
+    seen: list[tuple[float, int, np.ndarray]] = []
+    for scale in (1.0, 0.8):
+        plain, turned = model.predict([image, image[:, ::-1]], scales=(scale,))
+        for detections, boxes in ((plain, plain.boxes), (turned, mirrored(turned.boxes))):
+            seen += zip(detections.scores.tolist(), detections.labels.tolist(), boxes, strict=True)
+    expected: list[tuple[float, int, np.ndarray]] = []
+    for score, label, box in sorted(seen, key=lambda one: -one[0]):
+        if not any(label == other and iou(box, kept) > NMS_IOU for _, other, kept in expected):
+            expected.append((score, label, box))
+    merged = model.predict(image, flip=True, scales=(1.0, 0.8))
+    assert len(merged.scores) == min(8, len(expected)) > 4
+    for found, (score, label, box) in zip(
+        zip(merged.scores, merged.labels, merged.boxes, strict=True), expected, strict=False
+    ):
+        assert found[:2] == (pytest.approx(score, abs=1e-6), label)
+        np.testing.assert_allclose(found[2], box, atol=1e-3)
+
+
+def test_views_of_a_mirrored_image_are_the_same_mirrored(
+    model: mrcnn_jax.Model, folder: Path
+) -> None:
+    """Holds for masks only if each view's are turned back, and count the same."""
+    image = read(folder / "0.png")
+    ours, theirs = model.predict([image, image[:, ::-1]], flip=True, scales=(1.0, 0.8))
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-6)
+    np.testing.assert_allclose(ours.boxes, mirrored(theirs.boxes), atol=1e-3)
+    shared = (ours.masks & theirs.masks[:, :, ::-1]).sum((1, 2)) / (
+        ours.masks | theirs.masks[:, :, ::-1]
+    ).sum((1, 2))
+    assert ours.masks.any((1, 2)).all()
+    assert (shared > 0.99).all()
+    plain = model.predict(image)
+    assert plain.boxes.shape != ours.boxes.shape or np.abs(plain.boxes - ours.boxes).max() > 0.1
+
+
+def test_a_view_twice_changes_nothing(model: mrcnn_jax.Model, folder: Path) -> None:
+    """Boxes are no more, and masks are a mean."""
+    image = read(folder / "2.png")
+    once, twice = model.predict(image), model.predict(image, scales=(1.0, 1.0))
+    np.testing.assert_allclose(once.scores, twice.scores, atol=1e-6)
+    np.testing.assert_allclose(once.boxes, twice.boxes, atol=1e-3)
+    assert (once.masks != twice.masks).mean() < 1e-3
+
+
+def test_scaled_canvases_hold_scaled_images() -> None:
+    half, larger = scaled(DataConfig(), 0.5), scaled(DataConfig(), 1.3)
+    assert (half.short_side, half.long_side, half.canvases) == (400, 544, ((416, 544), (544, 416)))
+    assert (larger.short_side, larger.long_side, larger.canvases) == (
+        1040,
+        1414,
+        ((1056, 1440), (1440, 1056)),
+    )
