@@ -20,7 +20,7 @@ is JSON: figures by seed and their mean, `difference` (ours less torchvision's),
 trained on. --samples: RoIs an image of the box head, of which a quarter may be foreground, and
 train the mask head (torchvision: 512).
 
-What differs on purpose (see also NOTES.md):
+What differs on purpose (see also docs/differences.md):
 - which anchors and proposals are drawn: each side has its own random numbers. With --all-samples
 every anchor and every one of 100
   proposals is taken, and nothing else is left to chance: losses then agree step by step, but for

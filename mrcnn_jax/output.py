@@ -1,4 +1,4 @@
-"""Writing for people and for the next start: files that are whole or absent, aligned text tables."""
+"""Output for people and for the next start: files that are whole or absent, and text tables."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ SOURCE = (
     "pyproject.toml",
     "setup.py",
     "requirements.txt",
+    "requirements-cuda.txt",
+    "requirements-dev.txt",
     "README.md",
     "LICENSE",
 )
