@@ -181,7 +181,8 @@ def assert_same_losses(run: Path, reference: Path) -> None:
                     if count.endswith("left_out") and a[count] != b[count]
                 ]
                 assert abs(a[name] - b[name]) <= BOUND, (
-                    f"{a['split']}, step {a['step']}, {name}: {a[name]} and {b[name]}; flips: {flips}"
+                    f"{a['split']}, step {a['step']}, {name}: "
+                    f"{a[name]} and {b[name]}; flips: {flips}"
                 )
 
 

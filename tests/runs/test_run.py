@@ -30,7 +30,8 @@ def test_its_config_means_what_it_meant() -> None:
 def test_it_holds_no_moving_average() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"checkpoint \d+-mask holds no moving average of its weights \(stages.mask.ema_decay\)",
+        match=r"checkpoint \d+-mask holds no moving average of its weights "
+        r"\(stages.mask.ema_decay\)",
     ):
         load_run(FOLDER, weights="ema")
 

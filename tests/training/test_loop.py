@@ -518,8 +518,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         "def get_config():\n"
         "    config = tiny.get_config()\n"
         "    mask = config.stages[2]\n"
-        "    optimizer = replace(mask.optimizer, learning_rate=1e38)\n"
-        f"    return replace(config, init_from={str(tiny_run)!r}, stages=(replace(mask, optimizer=optimizer),))\n"
+        "    huge = replace(mask.optimizer, learning_rate=1e38)\n"
+        f"    config = replace(config, init_from={str(tiny_run)!r})\n"
+        "    return replace(config, stages=(replace(mask, optimizer=huge),))\n"
     )
     command = [
         *script(tiny_config),
