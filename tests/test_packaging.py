@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,17 +52,54 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def call(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """An installed command, from a folder that has nothing of this project."""
+COMMANDS = (  # and what each answers, by its first words
+    ("train --config coco300 --workdir run", "error: data.root: not given"),  # the recipe is read
+    (
+        "train --config coco30 --workdir run",
+        "error: coco30: no config file (*.py), and no recipe of configs/: coco300, ",
+    ),
+    (
+        "eval --workdir nowhere",
+        "error: nowhere/config.json: no such file (is this a run's folder?)",
+    ),
+    ("predict nowhere.jpg --workdir nowhere", "error: nowhere.jpg: no such file or folder"),
+    ("check --annotations nowhere.json --images .", "error: nowhere.json: "),
+    ("check --help", "usage: mrcnn check "),
+)
+# All in one process, which imports everything once: script, then the commands.
+CALL = """
+import contextlib, io, json, runpy, sys
+script, *commands = sys.argv[1:]
+found = []
+for command in commands:
+    sys.argv = [script, *command.split()]
+    status, output, errors = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+    found.append([status, output.getvalue(), errors.getvalue()])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(installed: Path) -> dict[str, tuple[int, str, str]]:
+    """Exit status, output and errors of each of COMMANDS, installed, from a folder that has nothing
+    of this project."""
     environment = {name: value for name, value in os.environ.items() if name != "MRCNN_DATA"}
-    return subprocess.run(
-        [sys.executable, str(installed / "bin" / command[0]), *command[1:]],
+    commands = [command for command, _ in COMMANDS]
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, str(installed / "bin" / "mrcnn"), *commands],
         env=environment | {"PYTHONPATH": str(installed), "COLUMNS": "200"},
         cwd=installed.parent,
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, json.loads(done.stdout), strict=True))
 
 
 def test_the_files(installed: Path) -> None:
@@ -80,37 +118,18 @@ def test_the_files(installed: Path) -> None:
     assert (installed / f"mrcnn_jax-{__version__}.dist-info").is_dir()
 
 
-def test_a_recipe_is_found_by_its_name(installed: Path) -> None:
-    done = call(installed, "mrcnn", "train", "--config", "coco300", "--workdir", "run")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(
-        "error: data.root: not given"
-    )  # it is read: the data are what is missing
-    done = call(installed, "mrcnn", "train", "--config", "coco30", "--workdir", "run")
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: coco30: no config file (*.py), and no recipe of configs/: coco300, "
-    )
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (
-            ("eval", "--workdir", "nowhere"),
-            "error: nowhere/config.json: no such file (is this a run's folder?)",
-        ),
-        (
-            ("predict", "nowhere.jpg", "--workdir", "nowhere"),
-            "error: nowhere.jpg: no such file or folder",
-        ),
-        (("check", "--annotations", "nowhere.json", "--images", "."), "error: nowhere.json: "),
-        (("check", "--help"), "usage: mrcnn check "),
-    ],
-    ids=lambda value: " ".join(value[::3]) if isinstance(value, tuple) else "",
-)
-def test_the_command(command: tuple[str, ...], message: str, installed: Path) -> None:
+@pytest.mark.parametrize(("command", "message"), COMMANDS, ids=lambda text: text.split(" ")[0])
+def test_the_command(
+    command: str,
+    message: str,
+    installed: Path,
+    answers: dict[str, tuple[int, str, str]],
+) -> None:
     assert [path.name for path in (installed / "bin").glob("mrcnn*")] == ["mrcnn"]
-    done = call(installed, "mrcnn", *command)
-    assert (done.stderr or done.stdout).startswith(message)
-    assert done.returncode == (0 if "--help" in command else 2)
+    status, output, errors = answers[command]
+    if "--help" in command:
+        assert (status, errors) == (0, "")
+        assert output.startswith(message)
+    else:
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert errors.startswith(message)
