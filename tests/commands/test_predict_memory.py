@@ -72,9 +72,9 @@ print(json.dumps({"mib": mib("VmHWM") - before}))
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
 def test_twelve_megapixels_with_300_detections_stay_under_2_gib(
-    tiny_run: Path, tmp_path: Path
+    kept_run: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", PREDICT, str(tiny_run), str(tmp_path)]
+    command = [sys.executable, "-c", PREDICT, str(kept_run), str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
     )

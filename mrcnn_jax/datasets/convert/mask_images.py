@@ -96,7 +96,7 @@ class Masks(Options):
             yield self._picture(image, its, classes)
 
     def _owner(self, path: Path, images: ImageFolder) -> tuple[str | None, str | None]:
-        """A mask's image or None, by its path without suffix, and the folder that may name its class."""
+        """A mask's image or None, by its path without suffix, and the folder that may be one."""
         folders, stem = [part for part in path.parts[:-1] if part != "masks"], path.name
         if self.layout == "folder":
             image = images.with_stem("/".join(folders)) if folders else None
