@@ -112,15 +112,15 @@ def tiny_config(tiny_data: Path, shared: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[None]:
-    """From here on this process traces and compiles a network's programs once, however often it
-    trains or predicts with them: most of the time of a run of 6 steps is theirs."""
+    """From here on this process traces and compiles each stage once, and the tiny network, however
+    often it trains or predicts with them: most of the time of a run of 6 steps is theirs."""
     from mrcnn_jax.inference.predictor import Predictor  # late: most tests do without them
     from mrcnn_jax.training import loop
 
     initialise, compiled, init = loop.initialise, loop._compiled, Predictor.__init__
     variables: dict[Any, Any] = {}
     steps: dict[Any, Any] = {}
-    networks: dict[Any, Any] = {}
+    network: list[Any] = []
 
     def initialised(model: Any, batch: Any, *, seed: int) -> Any:
         key = model.config, batch.images.shape, seed
@@ -138,7 +138,9 @@ def programs() -> Iterator[None]:
 
     def prepared(self: Any, run: Any, mesh: Any = None) -> None:
         init(self, run, mesh)
-        self._apply = networks.setdefault(run.config.model, self._apply)
+        if run.config.model == tiny.get_config().model and mesh is None:
+            network.append(self._apply)
+            self._apply = network[0]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "initialise", initialised)

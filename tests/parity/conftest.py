@@ -36,18 +36,21 @@ def measured(pytestconfig: pytest.Config) -> Measured:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of xdist hands its rows over ..."""
+    """A worker of xdist hands its rows over."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["rows"] = session.config.stash[ROWS]
+        session.config.workeroutput["rows"] = {
+            what: {where: tuple(map(float, cell)) for where, cell in row.items()}
+            for what, row in session.config.stash[ROWS].items()
+        }
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """... to the process that prints them."""
+    """To the process that prints them."""
     for what, row in getattr(node, "workeroutput", {}).get("rows", {}).items():
-        note_row = node.config.stash[ROWS].setdefault(what, {})
+        merged = node.config.stash[ROWS].setdefault(what, {})
         for where, (value, bound) in row.items():
-            note_row[where] = max(value, note_row.get(where, (0.0, bound))[0]), bound
+            merged[where] = max(value, merged.get(where, (0.0, bound))[0]), bound
 
 
 def pytest_terminal_summary(
