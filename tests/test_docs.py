@@ -234,7 +234,8 @@ def test_commands_are_found() -> None:
     ],
 )
 def test_a_typo_is_found(command: str) -> None:
-    assert [wrong(part) for part in commands_of(f"    {command}")] != [""]
+    [found] = commands_of(f"    {command}")
+    assert wrong(found)
 
 
 @pytest.mark.parametrize("page", PAGES)
