@@ -22,9 +22,14 @@ def test_a_file_is_replaced_when_its_block_ends(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk"), whole_file(path) as part:
-        part.write_text("half")
-        raise OSError("disk full")
+
+    def fill() -> None:
+        with whole_file(path) as part:
+            part.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk"):
+        fill()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
