@@ -54,7 +54,6 @@ ELSEWHERE = {
     "mrcnn_jax.config.tables": ("training/test_step.py", SHARED + "constants"),
     "mrcnn_jax.figures.page": ("figures/page/test_page.py", "a package of one module"),
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),
-    "mrcnn_jax.output": ("config/test_files.py", SHARED + "files written whole, tables"),
     "mrcnn_jax.runs.state": ("runs/test_checkpoints.py", SHARED + "a dataclass"),
     "mrcnn_jax.structures": ("data/test_loader.py", SHARED + "dataclasses"),
     "mrcnn_jax.training.open": ("training/test_loop.py", "what is refused"),
