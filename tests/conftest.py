@@ -131,7 +131,7 @@ def programs() -> Iterator[None]:
     def compiled_once(run: Any, index: int, state: Any) -> Any:
         config = run.config
         key = config.model, config.stages[index], run.total_steps(index), config.skip_non_finite
-        key += (loop.make_train_step,)  # which a test may replace
+        key += config.deterministic, loop.make_train_step  # which a test may replace
         if key not in steps:
             steps[key] = compiled(run, index, state)[1:]
         return jax.tree.map(jax.numpy.array, state), *steps[key]

@@ -25,7 +25,7 @@ from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import Config, OptimizerConfig
-from mrcnn_jax.data.loader import PlannedBatch
+from mrcnn_jax.data.loader import PlannedBatch, own_rows
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training.loop import train
@@ -242,7 +242,7 @@ def test_devices_exchange_sums_and_nothing_else(eight: tuple[Path, str]) -> None
 
 def test_one_of_two_processes_speaks(two: tuple[Path, list[str]]) -> None:
     speaks, is_silent = two[1]
-    assert speaks.count("done: evaluate with") == 1
+    assert speaks.count("done; next: ") == 1
     assert is_silent == ""
     rows = [json.loads(line) for line in (two[0] / "rpn" / "timing.jsonl").read_text().splitlines()]
     assert [row["steps"] for row in rows] == [2] * HALF
@@ -325,7 +325,7 @@ def test_the_rows_of_all_processes_are_the_batch(
     shares = []
     for index in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        shares.append(parallel.own_rows(plan, mesh))
+        shares.append(own_rows(plan, mesh))
     for number, (planned, rows) in enumerate(zip(plan, (4, 8), strict=True)):
         parts = [share[number] for share in shares]
         assert {part.canvas for part in parts} == {planned.canvas}

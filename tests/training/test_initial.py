@@ -141,8 +141,8 @@ def test_a_whole_network_is_imported_first(tmp_path: Path) -> None:
     np.savez(path, **state_dicts.tensors(state_dicts.published()))  # type: ignore[arg-type]
     with pytest.raises(
         ConfigError,
-        match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\); "
-        r".* import .*weights\.npz --out DIR$",
+        match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\), not a ResNet; "
+        r"import it first: .* import .*weights\.npz --out DIR$",
     ):
         load(path, FPN)
 

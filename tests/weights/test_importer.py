@@ -136,7 +136,7 @@ def test_epsilon_of_batch_norm(
     assert load_config_json(tmp_path / "run" / "config.json").model.resnet.norm_epsilon == epsilon
     printed = capsys.readouterr().out
     assert f"batch norm: epsilon {epsilon:g}\n" in printed
-    assert ("--norm-epsilon 1e-5 for what was trained from ImageNet weights" in printed) == (
+    assert ("use --norm-epsilon 1e-5 for models trained from ImageNet weights" in printed) == (
         epsilon == 0
     )
 
@@ -156,12 +156,13 @@ def test_a_backbone_is_only_trained_from(
     printed = capsys.readouterr().out
     assert "left out: fc.weight, fc.bias: the classifier" in printed
     assert (
-        f"next: python train.py --config CONFIG --workdir DIR --init-from {tmp_path / 'run'}"
-        in printed
+        "next: python -m mrcnn_jax train --config CONFIG --workdir DIR "
+        f"--init-from {tmp_path / 'run'}" in printed
     )
     with pytest.raises(
         ConfigError,
-        match=r"run: holds only a backbone, to train a detector from: train.py --init-from .*run$",
+        match=r"run: holds only a backbone, to train a detector from: "
+        r"python -m mrcnn_jax train --init-from .*run$",
     ):
         load_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--categories: .*: a resnet has no classes"):
