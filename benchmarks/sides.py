@@ -29,7 +29,7 @@ OURS = "ours"
 
 @dataclass
 class Side:
-    """What a process times: runs by name, each of which returns when its result is there."""
+    """The runs that a process times, by name, each of which returns when its result is there."""
 
     runs: Mapping[str, Callable[[], object]]
     facts: dict[str, Any] = field(default_factory=dict)

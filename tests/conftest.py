@@ -1,5 +1,4 @@
-"""What every test shares: a persistent compilation cache, the data folder, strict promotion for the
-pure code."""
+"""Shared by all tests: compilation cache, data folder, strict promotion for the pure code."""
 
 from __future__ import annotations
 

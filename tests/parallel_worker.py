@@ -1,4 +1,4 @@
-"""What tests/test_parallel.py runs in processes of its own: `python parallel_worker.py JOBS
+"""Jobs that tests/test_parallel.py runs in other processes: `python parallel_worker.py JOBS
 [INDEX]`, with a JSON list of jobs.
 
 A job trains a config in a folder, evaluates the run there, or tells by which operations its devices

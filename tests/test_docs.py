@@ -169,7 +169,7 @@ def script_options(path: Path) -> frozenset[str]:
 
 
 def wrong(command: str) -> str:
-    """What is wrong with a command line; empty if nothing is."""
+    """The fault of a command line; empty if there is none."""
     words = [word.split("|")[0] for word in shlex.split(re.sub(r"[\[\]]", " ", command))]
     words = [PLACEHOLDERS.get(word, word) for word in words]
     words = [word for word in words if word and not re.fullmatch(r"[A-Z]+=.*", word)]

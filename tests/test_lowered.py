@@ -1,4 +1,4 @@
-"""What a GPU is given: the joint step and prediction in bfloat16, lowered for CUDA here and read
+"""Programs for a GPU: the joint step and prediction in bfloat16, lowered for CUDA here and read
 operation by operation."""
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def origin(operation: Any) -> Any:
 
 
 def users(operation: Any) -> list[Any]:
-    """What reads an operation's result; of a branch's result, what reads that of the `case` around
-    it."""
+    """Readers of an operation's result; of a branch's result, the readers of that of the `case`
+    around it."""
     found = [use.owner.operation for use in operation.results[0].uses]
     return [
         reader

@@ -1,4 +1,4 @@
-"""What `pip install .` gives: the package with its recipes and page, typed, and `mrcnn`."""
+"""The result of `pip install .`: the package with its recipes and page, typed, and `mrcnn`."""
 
 from __future__ import annotations
 

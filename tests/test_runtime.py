@@ -1,4 +1,4 @@
-"""What is asked of the compiler."""
+"""Options of the compiler."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def get_config() -> Config:
 
 
 def seen(run: Path) -> dict[str, Any]:
-    """What the run's newest checkpoint shows on an image of stripes: sorted, since scores of so
+    """The predictions of the newest checkpoint on an image of stripes: sorted, since scores of so
     small a network are close together."""
     restored = load_run(run)
     y, x = np.mgrid[:96, :120]

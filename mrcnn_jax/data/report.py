@@ -107,7 +107,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was kept, and what happened to the rest, by (reason, its text with details)."""
+    """Counts of what was kept, and of the rest by (reason, its text with details)."""
 
     kept: dict[str, int] = field(default_factory=dict)
     findings: dict[tuple[Reason, str], Finding] = field(default_factory=dict)

@@ -70,7 +70,7 @@ def choose(
 
 
 def read_images(split: Split, indices: Sequence[int], data: DataConfig) -> list[Image]:
-    """Decoded images, RGB."""
+    """Decodes images of a split: uint8 RGB [H, W, 3] at their original size."""
     records = [split.source[i] for i in indices]
     return [
         decode_image(r["image"], upright=bool(r["upright"]), max_pixels=data.max_pixels)

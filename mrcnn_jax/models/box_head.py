@@ -134,7 +134,13 @@ def draw_box_samples(
     config: BoxHeadConfig,
     mesh: Mesh | None = None,
 ) -> BoxSamples:
-    """`box_samples` of every image in a batch, with `ImageKeys.box` as `keys`."""
+    """Samples boxes of every image in a batch with `box_samples`.
+
+    Args:
+        keys: `ImageKeys.box`.
+        proposals: of each image, canvas pixels.
+        mesh: the devices that the rows of `batch` are spread over.
+    """
     draw = per_image(
         lambda key, found, truth, ignore: box_samples(key, found, truth, ignore, config), mesh
     )

@@ -233,7 +233,13 @@ def draw_rpn_targets(
     strides: Sequence[int],
     mesh: Mesh | None = None,
 ) -> RPNTargets:
-    """`rpn_targets` of every image in a batch, with `ImageKeys.rpn` as `keys`."""
+    """Samples anchors of every image in a batch with `rpn_targets`.
+
+    Args:
+        keys: `ImageKeys.rpn`.
+        strides: of the feature maps, fine to coarse.
+        mesh: the devices that the rows of `batch` are spread over.
+    """
     anchors = jnp.asarray(np.concatenate(pyramid_anchors(config, batch.images.shape[1:3], strides)))
     draw = per_image(
         lambda key, size, truth, ignore: rpn_targets(key, anchors, size, truth, ignore, config),

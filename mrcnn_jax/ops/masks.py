@@ -100,7 +100,12 @@ def point_targets(
     boxes: Float32[Array, "n 4"],
     points: Float32[Array, "n q 2"],
 ) -> Float32[Array, "n q"]:
-    """Reads targets as `crop_targets` does, at any points (x, y) in [0, 1] of the boxes."""
+    """Reads targets as `crop_targets` does, at any points of the boxes.
+
+    Args:
+        masks, gt_boxes, gt_index, boxes: as in `crop_targets`.
+        points: (x, y) in [0, 1] of each box.
+    """
     gt = gt_boxes[gt_index]
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
     x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))

@@ -94,6 +94,12 @@ def uncertain_points(
 
     Of oversampling * count uniform points, the floor(count * uncertain_fraction) with a logit
     nearest to 0 are taken; the rest are uniform (PointRend, section 3.1).
+
+    Args:
+        logits: of the mask of each box.
+
+    Returns:
+        Points (x, y) in [0, 1] of the boxes.
     """
     uncertain = math.floor(count * uncertain_fraction + 1e-6)  # as in `sampling.sample`
     candidates_key, rest_key = jax.random.split(key)

@@ -121,11 +121,16 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def in_image(boxes: np.ndarray, scale: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] of a canvas in pixels of the image, float64: as they are, and clipped to its
-    `size` (height, width).
+    """Takes boxes [N, 4] from the canvas to the image.
 
-    Masks are pasted by the first: clipping a box first would shift the mask inside it. `scale` (y,
-    x): canvas = image pixels * scale.
+    Args:
+        boxes: canvas pixels.
+        scale: (y, x); canvas = image pixels * scale.
+        size: (height, width) of the image.
+
+    Returns:
+        The boxes in pixels of the image, float64, as they are and clipped to its size. Masks are
+        pasted by the first: clipping a box would shift the mask inside it.
     """
     boxes = boxes_to_image(np.asarray(boxes, np.float64), np.asarray(scale, np.float32))
     return boxes, np.clip(boxes, 0, [size[1], size[0], size[1], size[0]])
@@ -134,7 +139,11 @@ def in_image(boxes: np.ndarray, scale: Any, size: tuple[int, int]) -> tuple[np.n
 def paste_region(
     mask: np.ndarray, box: np.ndarray, size: tuple[int, int], style: str
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The object that `paste` shows, bool [h, w], and the place (y0, x0) of its first pixel."""
+    """Pastes a mask as `paste` does and cuts its probabilities at one half.
+
+    Returns:
+        The object, bool [h, w], and the place (y0, x0) of its first pixel in the image.
+    """
     probabilities, corner = paste(mask, box, size, style)
     return (probabilities > 0.5 if style == "torchvision" else probabilities >= 0.5), corner
 

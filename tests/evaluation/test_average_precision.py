@@ -166,7 +166,7 @@ def test_ground_truth_of_coco300_is_its_own_best_detection(data_folder: Path) ->
 def test_ground_truth_of_coco300_through_crop_and_paste(
     data_folder: Path, cells: int, least: float
 ) -> None:
-    """What the masks' fixed size costs before any model has a say."""
+    """The fixed size of masks costs this much AP before any model is involved."""
     truth = json.loads((data_folder / "coco300/annotations/instances_val.json").read_text())
     results = _as_results(truth)
     for result in results:

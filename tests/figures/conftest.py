@@ -9,7 +9,7 @@ from mrcnn_jax.figures import draw
 
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is written above images, in order."""
+    """The titles above images, in order."""
     written: list[str] = []
 
     def keep(image: Any, title: str, *rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What is drawn, and where: colours are looked for at computed places."""
+"""Drawing into images: colours are looked for at computed places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What figures are drawn from is what the run does: compared with prediction, with validation's
+"""Figures show what the run does: compared with prediction, with validation's
 losses, and with targets in NumPy."""
 
 from __future__ import annotations

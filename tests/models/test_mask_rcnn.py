@@ -358,7 +358,7 @@ def test_training_may_have_more_proposals() -> None:
 
 
 def _outputs(model: MaskRCNN, batch: Batch) -> Any:
-    """What the heads say of fixed boxes: no choice lies between the image and these numbers."""
+    """The heads' output on fixed boxes: no choice lies between the image and these numbers."""
     features = model.features(batch)
     boxes = jnp.broadcast_to(
         jnp.array([[[4, 4, 30, 40], [10, 2, 69, 49], [20, 20, 29, 27]]], jnp.float32),

@@ -93,7 +93,7 @@ def sketch(name: str, values: np.ndarray, size: int = 64) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Side:
-    """What a network kept of its candidates: at most `count` of the best after per-class NMS."""
+    """The candidates that a network kept: at most `count` of the best after per-class NMS."""
 
     kept: Found
     candidates: Found

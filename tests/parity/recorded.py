@@ -61,7 +61,7 @@ def training_tensors(
 
 
 def settled_names(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What `peers.settle_gates` changes."""
+    """The parameters that `peers.settle_gates` changes."""
     return [name for name in shapes if name.endswith((".bias", ".running_mean", ".running_var"))]
 
 

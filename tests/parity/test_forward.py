@@ -380,7 +380,7 @@ def _candidates(
     b: int,
     lone_proposals: np.ndarray,
 ) -> Side:
-    """What one network's NMS of detections chose from."""
+    """The candidates of one network's NMS of detections."""
     config = case.stages.config.box_head
     logits = output.logits[b].astype(float)
     scores = np.exp(logits - logits.max(1, keepdims=True))

@@ -139,8 +139,8 @@ def test_a_skipped_step_of_an_accumulated_update_counts_for_nothing() -> None:
 
 
 def test_frozen_leaves_are_not_copied() -> None:
-    """What the step hands back untouched is the guard's own argument again, so that nothing is
-    computed for it."""
+    """State that the step hands back untouched is the guard's own argument again, so that nothing
+    is computed for it."""
     jaxpr = jax.make_jaxpr(guarded(step, 0))(START, GOOD)
     inputs = jax.tree.leaves_with_path(jax.tree.map(lambda _: 0, START))
     (frozen,) = (

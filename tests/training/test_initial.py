@@ -1,4 +1,4 @@
-"""What a run starts from: all of a ResNet's file, or what another run has in common with it;
+"""Starting weights of a run: all of a ResNet's file, or what another run has in common with it;
 everything else is listed or refused."""
 
 from __future__ import annotations

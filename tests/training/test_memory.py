@@ -63,7 +63,7 @@ def needed(state: TrainState, size: int) -> int:
 
 @pytest.fixture(scope="module")
 def exhausted() -> Exception:
-    """What XLA raises where there is no room: here for a pebibyte."""
+    """The error that XLA raises without room, here for a pebibyte."""
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jnp.zeros(2**48).block_until_ready()
     return error.value

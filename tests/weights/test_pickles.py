@@ -162,7 +162,7 @@ SIX = np.arange(6, dtype="<f4")
 
 @pytest.mark.parametrize("make", [archive, stream])
 def test_by_hand(make: Callable[..., bytes]) -> None:
-    """What the hostile files below are changed from is read."""
+    """The file that the hostile ones below are made from is read."""
     content = table(
         w=tensor(),
         t=tensor(shape=(3, 2), strides=(1, 3)),
@@ -348,7 +348,7 @@ def test_lies_are_refused(message: str, lie: bytes, make: Callable[..., bytes]) 
 
 
 def test_arrays_by_hand() -> None:
-    """What the lies about arrays are changed from is read; order and dtype mean what they say."""
+    """The file that the false arrays are made from is read; order and dtype mean what they say."""
     for lie, expected in (
         (array(), SIX.reshape(2, 3)),
         (array((6,), "i4"), SIX.view("<i4")),

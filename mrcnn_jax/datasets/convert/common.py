@@ -74,7 +74,7 @@ class Options:
     """The options of every format."""
 
     input: tyro.conf.Positional[Path]
-    """What the annotation tool exported: a folder (for CVAT also annotations.xml)."""
+    """The annotation tool's export: a folder (for CVAT also annotations.xml)."""
     out: Path
     """The annotation file to write, in COCO format."""
     images: Path | None = None
@@ -124,7 +124,7 @@ class RectangleOptions(Options):
     """The options of formats with rectangles."""
 
     rectangles: Literal["box", "mask"] = "box"
-    """What an upright rectangle becomes: a box without a mask, or a mask."""
+    """Treat an upright rectangle as a box without a mask, or as a mask."""
 
     def rectangle(
         self, where: str, label: str, xs: Sequence[float], ys: Sequence[float], group: Any

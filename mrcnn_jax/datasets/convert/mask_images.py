@@ -157,7 +157,7 @@ def _in_masks(file: Path, folder: Path) -> bool:
 
 
 def _class(classes: dict[str, Any], name: str, value: str) -> str | None:
-    """What the JSON file says of a value of a mask, named with or without its suffix."""
+    """The JSON file's entry for a value of a mask, named with or without its suffix."""
     found = classes.get(name, classes.get(Path(name).with_suffix("").as_posix()))
     if isinstance(found, dict):
         found = found.get(value)

@@ -77,8 +77,8 @@ class Voc(Options):
     them, by default with the images in JPEGImages/."""
 
     difficult: Literal["crowd", "object"] = "crowd"
-    """What objects marked difficult become: crowd regions, which are neither trained on nor
-    evaluated, or objects like any other."""
+    """Treat objects marked difficult as crowd regions, which are neither trained on nor
+    evaluated, or as objects like any other."""
 
     def image_folder(self) -> Path:
         return self.input / "JPEGImages" if (self.input / "JPEGImages").is_dir() else self.input

@@ -1,4 +1,4 @@
-"""What all formats share: rectangles, ellipses, folders of images, XML files."""
+"""Shared by all formats: rectangles, ellipses, folders of images, XML files."""
 
 from __future__ import annotations
 
