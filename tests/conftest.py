@@ -109,6 +109,25 @@ def tiny_config(tiny_data: Path, shared: Path) -> Config:
     return replace(config, data=replace(config.data, root=str(tiny_data), cache=cache))
 
 
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training steps get the machine code that users have: worth its compiling from some hundred
+    steps on."""
+    from mrcnn_jax.training import loop  # late: most tests do without it
+
+    chosen = loop.compile_options
+
+    def compile_options(**options: Any) -> dict[str, Any]:
+        found = chosen(**options)
+        effort = {
+            "xla_backend_optimization_level": 3,
+            "xla_llvm_disable_expensive_passes": False,
+        }
+        return found | {"compiler_options": (found["compiler_options"] or {}) | effort}
+
+    monkeypatch.setattr(loop, "compile_options", compile_options)
+
+
 @pytest.fixture(scope="session")
 def programs() -> Iterator[None]:
     """From here on this process traces and compiles each stage once, and the tiny network, however

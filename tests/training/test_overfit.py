@@ -18,7 +18,7 @@ from mrcnn_jax.config.model import (
     RPNConfig,
 )
 from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup, StageConfig
-from mrcnn_jax.training.loop import train
+from mrcnn_jax.training import loop
 
 
 def _two_images(data_folder: Path, out: Path) -> None:
@@ -53,7 +53,7 @@ def _two_images(data_folder: Path, out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_two_real_images_are_overfitted(data_folder: Path, tmp_path: Path) -> None:
+def test_two_real_images_are_overfitted(data_folder: Path, optimised: None, tmp_path: Path) -> None:
     data = tmp_path / "data"
     _two_images(data_folder, data)
     everything = tuple(
@@ -91,7 +91,7 @@ def test_two_real_images_are_overfitted(data_folder: Path, tmp_path: Path) -> No
         ),
         validate_every_epochs=250,
     )
-    train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     metrics = evaluation.run(evaluation.Arguments(workdir=tmp_path / "run", figures=2))
     assert metrics["segm/AP"] > 0.9
     assert metrics["bbox/AP"] > 0.9
