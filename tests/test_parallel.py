@@ -31,7 +31,7 @@ from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training.loop import train
 
 ROOT = Path(__file__).parent.parent
-STEPS, HALF = 20, 10
+STEPS, HALF = 12, 6
 BOUND = 1e-5
 STAGES = tuple(tiny.STAGES)
 WORKER = str(ROOT / "tests" / "parallel_worker.py")
@@ -49,7 +49,7 @@ def virtual_devices(count: int, **variables: str) -> dict[str, str]:
 
 
 def stage_config(config: Config, index: int, previous: Path | None) -> Config:
-    """One stage of the tiny config, 20 steps of 8 images (3 in every other one), from the weights
+    """One stage of the tiny config, 12 steps of 8 images (3 in every other one), from the weights
     of another run.
 
     Each stage begins with the same parameters everywhere, so that what differs in the end did not

@@ -611,12 +611,12 @@ def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     mask_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(mask_config, skip_non_finite=2)
+    config = replace(mask_config, skip_non_finite=2, deterministic=True)
     whole, run = tmp_path / "whole", tmp_path / "run"
     loop.train(config, whole)
-    warnings = [
-        line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")
-    ]
+    output = capsys.readouterr().out
+    assert "deterministic: no option needed, CPU runs are bit-equal" in output
+    warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2
     for line, step, count in zip(warnings, (2, 5), (1, 2), strict=True):
         assert line.startswith(
@@ -665,10 +665,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
 
 
 def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
-    tiny_config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(*arguments: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
@@ -678,9 +675,8 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
         loop.TrainingError,
         match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB",
     ) as error:
-        loop.train(replace(tiny_config, deterministic=True), tmp_path / "run")
+        loop.train(tiny_config, tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert "deterministic: no option needed, CPU runs are bit-equal" in capsys.readouterr().out
 
 
 def test_a_state_that_is_not_finite_is_not_saved(
