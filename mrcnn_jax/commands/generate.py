@@ -63,6 +63,8 @@ def run(arguments: Shapes | Coco300) -> None:
                 size=arguments.size,
                 seed=arguments.seed,
             )
+    except BrokenPipeError:  # of the reader of what is printed
+        raise
     except OSError as error:
         where = error.filename or arguments.out
         raise Failure(f"{where}: cannot be written: {error.strerror or error}") from None

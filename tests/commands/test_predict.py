@@ -171,7 +171,8 @@ def test_a_full_disk_ends_it_in_a_line(
     write = encode.Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
-        (unfinished,) = (tmp_path / "out").glob("detections.json.*")
+        (unfinished,) = (tmp_path / "out").glob("*detections.json*")
+        assert unfinished.name != "detections.json"
         growing.append(unfinished.stat().st_size)
         if len(growing) == 3:
             raise OSError(28, "No space left on device")
