@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -80,6 +80,7 @@ class _Samples:
     white_is_zero: bool = False
     signed: bool = False
     planes: bool = False  # stored one after the other
+    multiplied: bool = False  # by alpha
 
     @staticmethod
     def of(image: ImageFile.ImageFile) -> _Samples:
@@ -93,6 +94,7 @@ class _Samples:
             white_is_zero=tags.get(ExifTags.Base.PhotometricInterpretation) == 0,
             signed=2 in tags.get(339, ()),  # SampleFormat
             planes=tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2,
+            multiplied="RGBa" in str(image.tile),
         )
 
 
@@ -140,7 +142,7 @@ def image_kind(encoded: bytes, *, max_pixels: int) -> Kind:
     Raises:
         ValueError: see `decode_image`.
     """
-    return _decode(encoded, max_pixels)[1]
+    return decode_with_kind(encoded, upright=False, max_pixels=max_pixels)[1]
 
 
 def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -159,7 +161,7 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
         ValueError: the file is not an image, cut off, over `max_pixels`, or its values are not
             colours (more than 4 channels, floats).
     """
-    return decode_with_kind(encoded, upright=upright, max_pixels=max_pixels)[0]
+    return _upright(*_decode(encoded, max_pixels), upright)
 
 
 def decode_with_kind(
@@ -167,9 +169,13 @@ def decode_with_kind(
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
     """`decode_image` and `image_kind` in one."""
     image, kind = _decode(encoded, max_pixels)
-    if upright and kind.orientation in TURNS:
-        image = image.transpose(TURNS[kind.orientation])
-    return np.asarray(image), kind
+    pages = _pages(Image.open(io.BytesIO(encoded), formats=FORMATS))
+    return _upright(image, kind, upright), replace(kind, pages=pages)
+
+
+def _upright(image: Image.Image, kind: Kind, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
+    turn = TURNS.get(kind.orientation) if upright else None
+    return np.asarray(image if turn is None else image.transpose(turn))
 
 
 def pillow_pixels(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
@@ -250,7 +256,7 @@ def _one_label(values: Int64[np.ndarray, "h w *c"]) -> Int64[np.ndarray, "h w"]:
 
 
 def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
-    """The stored picture in RGB."""
+    """The stored picture in RGB, and its kind but for the pages."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if image.width * image.height > max_pixels:
@@ -273,10 +279,8 @@ def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
         # Only now: in a PNG it may follow the pixels.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         turn = orientation if orientation in TURNS else 1
-        size = image.height, image.width
         rgb, converted = _rgb(image, samples, encoded)
-        pages = _pages(Image.open(io.BytesIO(encoded), formats=FORMATS))
-        return rgb, Kind(*size, turn, converted, pages)
+        return rgb, Kind(image.height, image.width, turn, converted)
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
 
@@ -298,24 +302,26 @@ def _rgb(image: Image.Image, samples: _Samples, encoded: bytes) -> tuple[Image.I
         raise ValueError("its values are floats (save it with 8 or 16 bits)")
     if samples.signed and samples.bits == 8 and np.asarray(image).max() > 127:
         raise ValueError("its values are negative")
-    more = {("RGB", 4): "RGBX", ("L", 2): "LX"}.get((mode, samples.channels), mode)
-    told = None if more == "RGB" else KINDS.get(more, f"of mode {mode}")
-    if "transparency" in image.info:
-        told = f"{told or 'RGB'} with transparency (cut off)"
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about odd files
     if mode.startswith("I"):
         eight, told = _eight_bits(_integers(image, samples, encoded), samples)
-        image = Image.fromarray(eight)
-    elif samples.bits > 8:
-        wide = None if samples.planes else _by_opencv(image, encoded)
-        deep = DEEP
+        return Image.fromarray(eight).convert("RGB"), told
+    more = {("RGB", 4): "RGBX", ("L", 2): "LX"}.get((mode, samples.channels), mode)
+    parts = [] if more == "RGB" else [KINDS.get(more, f"of mode {mode}")]
+    if "transparency" in image.info:
+        parts = [f"{parts[0] if parts else 'RGB'} with transparency (cut off)"]
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about odd files
+    if samples.bits > 8:
+        deep, wide = DEEP, None
+        # Pillow has taken the upper bytes: enough, unless the values have fewer bits.
+        if mode in ("RGB", "RGBA") and not samples.planes and not samples.multiplied:
+            wide = _by_opencv(image, encoded)
         if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
             eight, deep = _eight_bits(wide[..., 2::-1], samples)
             image = Image.fromarray(eight)
-        told = deep if told is None else f"{deep}, {told}"
-    elif mode == "La":
+        parts.insert(0, deep)
+    if mode == "La":
         image = image.convert("LA")
-    return image if image.mode == "RGB" else image.convert("RGB"), told
+    return image if image.mode == "RGB" else image.convert("RGB"), ", ".join(parts) or None
 
 
 def _integers(image: Image.Image, samples: _Samples, encoded: bytes) -> np.ndarray:

@@ -122,12 +122,32 @@ GREY = RGB[..., 0].copy()
         ((DEEP_GREY >> 1).astype(np.int16), {"sample": 2}, DEEP_GREY >> 9),
         (DEEP_GREY.astype(np.int32), {"sample": 2}, DEEP_GREY >> 8),
         (np.dstack([GREY, GREY[::-1]]), {"extra": (0,)}, GREY),
+        (
+            np.dstack([RGB.astype(int) * 3 // 5, np.full((20, 30), 153)]).astype(np.uint8),
+            {"photometric": 2, "extra": (1,)},
+            (RGB.astype(int) * 3 // 5) * 255 // 153,
+        ),
+        (
+            np.dstack([GREY.astype(int) * 3 // 5, np.full((20, 30), 153)]).astype(np.uint8),
+            {"extra": (1,)},
+            (GREY.astype(int) * 3 // 5) * 255 // 153,
+        ),
+        (
+            np.dstack([DEEP_RGB, DEEP_GREY]),
+            {"photometric": 5},
+            np.asarray(
+                Image.frombytes(
+                    "CMYK", (30, 20), (np.dstack([DEEP_RGB, DEEP_GREY]) >> 8).astype("u1").tobytes()
+                ).convert("RGB")
+            ),
+        ),
     ],
 )
 def test_tiffs_of_every_layout(
     pixels: np.ndarray, options: dict[str, Any], expected: np.ndarray, compressed: bool, order: str
 ) -> None:
-    """Both orders of bytes, planes one by one, white as zero, signed, with a second channel."""
+    """Both orders of bytes, planes one by one, white as zero, signed, with a second channel, inks,
+    multiplied by alpha."""
     file = tiff_pages([pixels], compressed=compressed, order=order, **options)
     found = decode_image(file, upright=False, max_pixels=LIMIT)
     assert (found == expected.reshape(20, 30, -1)).all()
@@ -154,6 +174,19 @@ def test_bits_of_a_camera_in_16_keep_their_contrast(
     )
     assert (pixels == (stored >> 8).reshape(20, 30, -1)).all()
     assert kind.converted == told
+
+
+def test_transparency_in_16_bits_leaves_the_colours() -> None:
+    """Also of a grey file with a transparent value."""
+    for stored, colour in ((DEEP_GREY, b"\0\7"), (DEEP_RGB, b"\0\7" * 3)):
+        file = by_cv2(stored, ".png")
+        chunk = b"tRNS" + colour
+        chunk = struct.pack(">I", len(colour)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        file = file.replace(
+            file[file.index(b"IDAT") - 4 :], chunk + file[file.index(b"IDAT") - 4 :]
+        )
+        pixels = decode_image(file, upright=False, max_pixels=LIMIT)
+        assert (pixels == (stored >> 8).reshape(20, 30, -1)).all()
 
 
 def test_white_may_be_zero_in_16_bits() -> None:
