@@ -19,7 +19,7 @@ class Reason(Enum):
     """(outcome, text); the ids in a report are those of the things that the text begins with."""
 
     NAME = "dropped", "images whose file_name is missing, not printable, or leaves the image folder"
-    SIZE = "dropped", "images without a size, also in their file"
+    SIZE = "dropped", "images without a size, whose file gives none"
     MISSING = "dropped", "images whose file is missing"
     UNDECODABLE = "dropped", "images that cannot be decoded"
     OF_DROPPED_IMAGE = "dropped", "annotations of a dropped image"
@@ -83,6 +83,10 @@ class Reason(Enum):
         "instances without a class: no <object> has their box, nor SegmentationClass a name there",
     )
     IMAGE_PATH = "repaired", "images that are not where the annotation says: found by their name"
+    NAMED_OTHERWISE = (
+        "repaired",
+        "annotations beside an image of their name that name another one: that is taken",
+    )
     EMBEDDED = "repaired", "images that were only in the annotation: written into the image folder"
     LABEL = "repaired", "labels with outer spaces or not in Unicode's form NFC: normalised"
     ZERO_BASED = (
@@ -92,6 +96,7 @@ class Reason(Enum):
     LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
+    DELETED = "left out", "objects marked as deleted"
     SKIPPED = "left out", "shapes labelled {label} (--skip)"
     UNANNOTATED = "left out", "images without an annotation (see --keep-unannotated)"
     DIFFICULT = (

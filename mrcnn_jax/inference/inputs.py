@@ -147,6 +147,8 @@ def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     Raises:
         ConfigError: at once, if OpenCV cannot read the file.
     """
+    if Path(path).is_fifo():  # OpenCV would wait for its writer
+        raise ConfigError(f"{path}: not a file, but a pipe")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         exists = Path(path).is_file()

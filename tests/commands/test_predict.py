@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,6 +20,7 @@ from mrcnn_jax.cli import Failure
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
 from mrcnn_jax.pixels import encode
@@ -184,6 +187,29 @@ def test_a_full_disk_ends_it_in_a_line(
     assert growing == sorted(set(growing))
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left == [f"0000{n}_{file.stem}.png" for n, file in enumerate(files[:2], 1)]
+
+
+def test_memory_does_not_grow_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Detections of 100 kB on each image."""
+    Image.new("L", (8, 6)).save(tmp_path / "a.png")
+    mask = {"size": [6, 8], "counts": 100_000 * "0"}
+    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
+
+    found = SimpleNamespace(coco_results=lambda _: [detection])
+    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig()))
+    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
+    tracemalloc.start()
+    try:
+        predict_files(tmp_path, 100 * [tmp_path / "a.png"], tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out" / "detections.json").stat().st_size > 10e6
+    assert len(results_of(tmp_path / "out")) == 100
 
 
 def test_no_images_make_an_empty_list(kept_run: Path, tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def test_videos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         mrcnn_jax.video_frames(tmp_path / "b.avi")
     with pytest.raises(ConfigError, match=r"c\.avi: no such file$"):
         mrcnn_jax.video_frames(tmp_path / "c.avi")
+    os.mkfifo(tmp_path / "d.avi")
+    with pytest.raises(ConfigError, match=r"d\.avi: not a file, but a pipe$"):
+        mrcnn_jax.video_frames(tmp_path / "d.avi")
 
 
 def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path) -> None:

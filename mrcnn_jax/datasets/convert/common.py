@@ -171,6 +171,12 @@ class ImageFolder:
                 return self._only(self._by_path[path], name)
         return None
 
+    def like(self, name: str) -> list[str]:
+        """The files with this path, or with this path before their suffix."""
+        path = normal_path(name)
+        exact = [self._exact[path]] if path in self._exact else []
+        return exact + self._by_path.get(path, [])
+
     def find_elsewhere(self, names: Sequence[str], stem: str | None) -> str | None:
         """The file with one of these names in any folder, else `with_stem`; see `_only`."""
         for name in names:

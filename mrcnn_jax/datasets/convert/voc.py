@@ -72,7 +72,9 @@ class _Annotation:
     filename: str | None = None
     size: tuple[int, int] | None = None
     objects: tuple[_Object, ...] = ()
-    without: tuple[str, ...] = ()  # objects without a box or polygon
+    # Names of objects without a box or polygon, and of those that LabelMe marks as deleted.
+    without: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Voc(Options):
                     shapes.append(Shape(name, label, patch=patch))
         for name in annotation.without:
             report.add(Reason.NO_AREA, f"{stem}: {name}", kind="object without a box")
+        for name in annotation.deleted:
+            report.add(Reason.DELETED, f"{stem}: {name}")
         folder, filename = PurePosixPath(stem).parent, annotation.filename
         paths = (str(folder / filename),) if filename else ()
         beside = (stem, filename) if filename else (stem,)
@@ -179,8 +183,11 @@ def _annotation(path: Path) -> _Annotation:
             else 0
             for side in ("height", "width")
         )
-    objects, without = [], []
+    objects, without, deleted = [], [], []
     for place, element in enumerate(root.findall("object"), 1):
+        if (element.findtext("deleted") or "").strip() == "1":
+            deleted.append(f"object {place}")
+            continue
         with named(f"{path}: object {place}"):
             label = element.findtext("name")
             if label is None:
@@ -202,7 +209,7 @@ def _annotation(path: Path) -> _Annotation:
     filename = (root.findtext("filename") or "").strip() or None
     # Some tools write 0 x 0 if they do not know the size.
     size = (height, width) if height and width else None
-    return _Annotation(str(path), filename, size, tuple(objects), tuple(without))
+    return _Annotation(str(path), filename, size, tuple(objects), tuple(without), tuple(deleted))
 
 
 def _polygon(element: ET.Element) -> tuple[float, ...]:

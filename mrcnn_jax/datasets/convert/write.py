@@ -166,6 +166,7 @@ def _images(
         elif (size := _size(images.folder / file, None)) is None:
             report.add(Reason.UNDECODABLE, file)
         else:
+            tell_pages(report, file, header_pages(images.folder / file))
             converted[file] = _Image(file, *size, ())
     return [converted[file] for file in sorted(converted)]
 
@@ -189,7 +190,13 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
         if not is_text(name):
             raise ConfigError(f"{picture.where}: its image's name {name!r} is not printable")
     file = images.find(picture.names)
-    if file is None:
+    if file is not None:
+        # So do annotations look whose images were renumbered, but also those with numbers of their
+        # own.
+        own = images.like(picture.beside[0]) if picture.beside else []
+        if own and file not in own:
+            report.add(Reason.NAMED_OTHERWISE, f"{picture.name}: {file}")
+    else:
         file = images.find(picture.beside) or images.find_elsewhere(picture.names, picture.stem)
         if file is not None and picture.names:
             report.add(Reason.IMAGE_PATH, picture.name)

@@ -175,6 +175,17 @@ def test_the_image_beside_the_json_wins(
         place(tmp_path / "4", "a.png", "cam2/a.png", "cam3/a.png", images_in=images_in)
 
 
+def test_another_image_than_its_own_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """001.json says a.png, and there is a 001.png, too; not if 001.png is only a second format."""
+    assert place(tmp_path / "1", "a.png", "cam1/a.png", "cam1/001.png") == ["cam1/a.png"]
+    told = "that name another one: that is taken (001.json: cam1/a.png)"
+    assert told in capsys.readouterr().out
+    assert place(tmp_path / "2", "001.jpg", "cam1/001.jpg", "cam1/001.png") == ["cam1/001.jpg"]
+    assert "that name another one" not in capsys.readouterr().out
+
+
 def test_an_image_at_the_top_is_not_that_of_a_folder(tmp_path: Path) -> None:
     assert place(tmp_path, "a.png", "a.png", "cam1/001.png") == ["cam1/001.png"]
 

@@ -159,6 +159,7 @@ def test_polygons_of_voc_exports(
     text += f"<object><name>dog</name><polygon>{listed}</polygon></object>"
     text += whole.replace("</object>", "<polygon><x1>3</x1><y1>3</y1></polygon></object>")
     text += "<object><name>cow</name><point><x>3</x><y>3</y></point></object>"
+    text += whole.replace("</object>", "<deleted>1</deleted></object>")
     picture(tmp_path / "x.png")
     voc_xml(tmp_path / "x.xml", text)
     options = Voc(tmp_path, tmp_path / "out.json")
@@ -176,6 +177,7 @@ def test_polygons_of_voc_exports(
         "dropped 1: shapes of type object without a box, which has no area (x: object 4)" in lines
     )
     assert "(x: object 3)" in lines
+    assert "left out 1: objects marked as deleted (x: object 5)" in lines
 
 
 def test_voc_images_beside_the_xml_win_over_a_stale_filename(tmp_path: Path) -> None:
