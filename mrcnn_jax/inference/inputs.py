@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def _in_folder(folder: Path, report: Report) -> list[Path]:
     for what, name in passed:
         report.add(Reason.PASSED_OVER, name, what=what)
     if not found:
-        raise ConfigError(f"{folder}: no images in this folder")
+        counts = Counter(what for what, _ in passed).items()
+        there = ", ".join(f"{count} {what}" for what, count in counts)
+        raise ConfigError(f"{folder}: no images in this folder" + (there and f", but {there}"))
     return found
 
 

@@ -82,6 +82,9 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
     }
     red = [read_image(file, DataConfig()) for file in files if file.name != "empty.png"]
     assert all(np.abs(pixels.astype(int) - (255, 0, 0)).max() < 9 for pixels in red)
+    (tmp_path / "deeper.png" / ".hidden").touch()
+    with pytest.raises(ConfigError, match=r"no images in this folder, but 1 hidden files$"):
+        image_files([tmp_path / "deeper.png"])
     with pytest.raises(ConfigError, match=r"pipe.png: not a file or folder, but a pipe, socket"):
         image_files([tmp_path / "pipe.png"])
     with pytest.raises(ConfigError, match=r"pipe.png: not a regular file"):
