@@ -205,7 +205,7 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
     Raises:
         ValueError: the file is not an image, cut off, over `max_pixels`, of a lossy format or of
             several pages, or its values are not labels (floats, negative, colours of more than 8
-            bits, alpha alone).
+            bits, alpha alone, a palette whose black is not the first).
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
@@ -223,6 +223,8 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
         values = _integers(image, samples, encoded) if image.mode == "I" else np.asarray(image)
         if values.dtype.kind not in "biu":
             raise ValueError("its values are floats")
+        if image.mode == "P":
+            _refuse_palette(image, values)
         values = _one_label(values.astype(np.int64))
         if samples.signed and (values > 127 if samples.bits == 8 else values < 0).any():
             raise ValueError("its values are negative")
@@ -233,6 +235,17 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
     return values
+
+
+def _refuse_palette(image: Image.Image, values: np.ndarray) -> None:
+    """ValueError if black, the background, has another index than 0 (after a change of colours)."""
+    colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    used = [index for index in np.unique(values).tolist() if index < len(colours)]
+    black = [index for index in used if not colours[index].any()]
+    if colours[0].any() and black:
+        raise ValueError(
+            f"black has index {black[0]} in its palette, but background is 0: save it as grey"
+        )
 
 
 def _one_label(values: Int64[np.ndarray, "h w *c"]) -> Int64[np.ndarray, "h w"]:

@@ -377,9 +377,10 @@ INDICES = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
 CODES = (RGB.astype(int) @ [65536, 256, 1]) + 2**24 * RGB.any(-1)
 
 
-def _palette() -> Image.Image:
+def _palette(*, white_first: bool = False) -> Image.Image:
     image = Image.fromarray(INDICES, "P")
-    image.putpalette(RNG.integers(0, 256, 768).tolist())
+    start = [255, 255, 255, 0, 0, 0] if white_first else [0, 0, 0, 0, 0, 0]
+    image.putpalette(start + RNG.integers(0, 256, 762).tolist())
     return image
 
 
@@ -417,6 +418,10 @@ def test_label_images_keep_their_values(file: bytes, expected: np.ndarray) -> No
         (by_cv2(DEEP_RGB, ".png"), "16-bit colours are not labels"),
         (by_cv2(DEEP_GREY.astype(np.float32), ".tiff"), "its values are floats"),
         (encoded(PICTURE, "PNG")[:-12], "cut off"),
+        (
+            encoded(_palette(white_first=True), "PNG"),
+            "black has index 1 in its palette, but background is 0",
+        ),
         (tiff_pages([INDICES, INDICES]), "2 pages: a mask file has one"),
         (tiff_pages([-np.ones((4, 4), np.int16)], sample=2), "its values are negative"),
         (
