@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import DataConfig
@@ -98,6 +99,7 @@ def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
 
     from mrcnn_jax.figures.draw import draw_instances, titled
     from mrcnn_jax.pixels.decode import decode_image
+    from mrcnn_jax.pixels.encode import write_image
 
     names = {category.id: category.name for category in dataset.categories}
     shown = [image for image in dataset.images if image.objects] or list(dataset.images)
@@ -125,6 +127,6 @@ def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
         for i in range(0, len(cells), SHEET_COLUMNS)
     ]
     try:
-        path.write_bytes(cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes())
-    except OSError as error:
-        raise ConfigError(f"--contact-sheet: {path}: cannot be written: {error.strerror}") from None
+        write_image(path, np.concatenate(rows))
+    except Failure as error:
+        raise ConfigError(f"--contact-sheet: {error}") from None

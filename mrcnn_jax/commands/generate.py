@@ -12,6 +12,8 @@ from typing import Annotated
 
 import tyro
 
+from mrcnn_jax.cli import Failure
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -45,18 +47,24 @@ Arguments = (
 
 
 def run(arguments: Shapes | Coco300) -> None:
-    """Writes the data set and prints its size."""
-    if isinstance(arguments, Coco300):
-        from mrcnn_jax.datasets.coco300 import write_coco300
+    """Writes the data set and prints its size; Failure if it cannot be written."""
+    try:
+        if isinstance(arguments, Coco300):
+            from mrcnn_jax.datasets.coco300 import write_coco300
 
-        write_coco300(arguments.coco, arguments.out)
-    else:
-        from mrcnn_jax.datasets.shapes import write_shapes
+            write_coco300(arguments.coco, arguments.out)
+        else:
+            from mrcnn_jax.datasets.shapes import write_shapes
 
-        write_shapes(
-            arguments.out,
-            train=arguments.train,
-            val=arguments.val,
-            size=arguments.size,
-            seed=arguments.seed,
-        )
+            write_shapes(
+                arguments.out,
+                train=arguments.train,
+                val=arguments.val,
+                size=arguments.size,
+                seed=arguments.seed,
+            )
+    except BrokenPipeError:  # of the reader of what is printed
+        raise
+    except OSError as error:
+        where = error.filename or arguments.out
+        raise Failure(f"{where}: cannot be written: {error.strerror or error}") from None

@@ -2,22 +2,30 @@
 
     mrcnn predict image.jpg folder/ --workdir runs/a --out out/ [--checkpoint best] [--weights ema]
 
-Writes out/detections.json (COCO results, with file names) and one overlay per image. A file that
-cannot be read is named, and the exit status is 2; the others are done.
+Writes out/detections.json (COCO results, with file names) and one overlay per image, and prints
+what was converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit
+status is 2; the others are done.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TextIO
 
 import tyro
 
 from mrcnn_jax.commands.arguments import OfWeights
 from mrcnn_jax.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mrcnn_jax.data.report import Report
+
+LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +43,74 @@ def run(arguments: Arguments) -> None:
 
     Raises:
         ConfigError: no such run, file or image folder, or `out` cannot be made.
+        Failure: a result cannot be written.
         SystemExit: status 2, after the other files are done, if some could not be read.
     """
-    import cv2
     from tqdm import tqdm
 
+    from mrcnn_jax.data.report import Report
     from mrcnn_jax.figures.draw import draw_instances
     from mrcnn_jax.inference import api
     from mrcnn_jax.inference.inputs import image_files, read_image
+    from mrcnn_jax.pixels.encode import write_image
     from mrcnn_jax.runs.run import make_folder
 
-    files, out = image_files(arguments.paths), arguments.out
+    report, out = Report(), arguments.out
+    files = image_files(arguments.paths, report)
     model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
     make_folder(out)
-    results: list[dict[str, Any]] = []
-    failed: list[ConfigError] = []
-    for number, file in enumerate(tqdm(files, unit="img", leave=False, disable=None), start=1):
-        try:
-            image = read_image(file, model.run.config.data)
-        except ConfigError as error:
-            failed.append(error)
-            continue
-        found = model.predict(image, rle=True).coco_results(number)
-        results += [{"file_name": str(file), **result} for result in found]
-        drawn = [result for result in found if result["score"] >= arguments.min_score]
-        overlay = draw_instances(image, drawn, model.class_names)
-        # The number keeps files of one name in two folders apart.
-        cv2.imwrite(str(out / f"{number:05d}_{file.stem}.png"), overlay[..., ::-1])
-    (out / "detections.json").write_text(json.dumps(results))
+    count = failed = 0
+    with _results_file(out / "detections.json") as results:
+        for number, file in enumerate(tqdm(files, unit="img", leave=False, disable=None), start=1):
+            try:
+                image = read_image(file, model.run.config.data, report)
+            except ConfigError as error:
+                tqdm.write(f"error: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            found = model.predict(image, rle=True).coco_results(number)
+            for result in found:
+                results.write(",\n" if count else "")
+                results.write(json.dumps({"file_name": str(file), **result}))
+                count += 1
+            results.flush()
+            drawn = [result for result in found if result["score"] >= arguments.min_score]
+            overlay = draw_instances(image, drawn, model.class_names)
+            write_image(out / _overlay_name(number, file, report), overlay)
+    for line in report.lines()[1:]:
+        print(line)
     print(
-        f"{len(files) - len(failed)} images, {len(results)} detections: "
+        f"{len(files) - failed} images, {count} detections: "
         f"{out / 'detections.json'}, overlays in {out}"
     )
     if failed:
-        print("\n".join(f"error: {line}" for line in failed), file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _results_file(path: Path) -> Iterator[TextIO]:
+    """A JSON list to write items to, which gets its name when it is whole."""
+    from mrcnn_jax.cli import Failure
+    from mrcnn_jax.output import whole_file
+
+    try:
+        with whole_file(path) as part, part.open("w") as file:
+            file.write("[")
+            yield file
+            file.write("]\n")
+    except OSError as error:
+        raise Failure(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _overlay_name(number: int, file: Path, report: Report) -> str:
+    """The number keeps files of one name in two folders apart."""
+    from mrcnn_jax.data.report import Reason
+
+    start, end = f"{number:05d}_", ".png"
+    stem = file.stem.encode(errors="surrogateescape")
+    room = LONGEST - len(start) - len(end)
+    if len(stem) <= room:
+        return f"{start}{file.stem}{end}"
+    name = f"{start}{stem[:room].decode(errors='ignore')}{end}"
+    report.add(Reason.SHORTENED, name)
+    return name

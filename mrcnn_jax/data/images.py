@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
-from mrcnn_jax.data.report import Reason
+from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
-VERSION = "1.1.0"  # of the checks and the records: raise it whenever they change
+VERSION = "1.2.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"
 
 # By (the image is turned, its size tells).
@@ -225,13 +225,31 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
     votes = sum(turned - stored for *_, (stored, turned) in decoded)  # 0 if it fits either way
     images = []
     for image, kind, (stored, turned) in decoded:
-        if kind.converted is not None:
-            report.add(Reason.CONVERTED, image.id, kind=kind.converted)
+        tell_kind(report, image.id, kind)
         upright = turned and (not stored or votes >= 0) and kind.orientation != 1
         if kind.orientation != 1:
             report.add(TURN_REASONS[upright, stored != turned], image.id)
         images.append(replace(image, upright=upright))
     return replace(dataset, lost=tuple(lost)).with_images(images)
+
+
+def tell_kind(report: Report, identifier: Any, kind: Kind) -> None:
+    """Reports how the pixels of a decoded image differ from those of its file.
+
+    Args:
+        report: gets the findings.
+        identifier: of the image.
+        kind: of its file.
+    """
+    if kind.converted is not None:
+        report.add(Reason.CONVERTED, identifier, kind=kind.converted)
+    tell_pages(report, identifier, kind.pages)
+
+
+def tell_pages(report: Report, identifier: Any, pages: int | None) -> None:
+    """Reports that an image has more than one page (`Kind.pages`)."""
+    if pages != 1:
+        report.add(Reason.PAGES, identifier, pages="several" if pages is None else pages)
 
 
 def _fits(image: ImageRecord, kind: Kind) -> tuple[bool, bool]:

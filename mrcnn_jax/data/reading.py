@@ -12,8 +12,9 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
@@ -22,6 +23,7 @@ from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.repair import BoxFormats, Dropped, object_record
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.pixels.decode import header_size
 
 # By section of the file: the fields that are integers, the id first.
 INTEGERS = {
@@ -156,40 +158,108 @@ def _usable_images(
         raise ConfigError(f"{folder}: no such image folder")
     usable: dict[int, ImageRecord] = {}
     lost: list[str] = []
+    by_name = _ByName(folder)
+    foreign: dict[int, Any] = {}  # names that are paths of another machine, by image id
     for item in raw:
         number, name = item["id"], item.get("file_name")
-        height, width = item["height"], item["width"]
         try:
-            if not (type(height) is int and type(width) is int and height > 0 and width > 0):
-                raise Dropped(Reason.SIZE)
+            found = _found(folder, name)
+            if found is None:
+                foreign[number], found = name, by_name.find(str(name))
+            height, width = _size(item, folder / found, report)
             if height * width > max_pixels:
                 raise ConfigError(
                     f"{path}: image {number}: {short(name)}: {height} x {width} is over "
                     f"{max_pixels} pixels (data.max_pixels)"
                 )
-            found = _found(folder, name)
         except Dropped as dropped:
             report.add(dropped.reason, number)
             lost.append(f"{short(name)} ({dropped.reason.text})")
             continue
-        if found != name:
+        if found != name and number not in foreign:
             report.add(Reason.FILE_NAME, number)
         usable[number] = ImageRecord(number, found, height, width, ())
+    uses = Counter(image.file_name for image in usable.values())
+    for number, name in foreign.items():
+        if number not in usable:
+            continue
+        if uses[usable[number].file_name] == 1:
+            report.add(Reason.FOUND_BY_NAME, number)
+        else:
+            report.add(Reason.AMBIGUOUS, number)
+            lost.append(f"{short(name)} ({Reason.AMBIGUOUS.text})")
+            del usable[number]
     return usable, tuple(lost)
 
 
-def _found(folder: Path, name: Any) -> str:
-    """How `name` is spelled in the folder."""
+def _size(item: dict[str, Any], path: Path, report: Report) -> tuple[int, int]:
+    """(height, width) as annotated, or of the file's upright picture where they are missing."""
+    sides = [item[side] if type(item[side]) is int else 0 for side in ("height", "width")]
+    if min(sides) > 0:
+        return sides[0], sides[1]
+    try:
+        stored = header_size(path, upright=True)
+    except ValueError:
+        raise Dropped(Reason.SIZE) from None
+    report.add(Reason.SIZE_FROM_FILE, item["id"])
+    # A side that is annotated stays: it will be compared with the file's.
+    height, width = (a if a > 0 else b for a, b in zip(sides, stored, strict=True))
+    return height, width
+
+
+def _found(folder: Path, name: Any) -> str | None:
+    """How `name` is spelled in the folder; None if it is a path of another machine."""
     if not is_text(name):
         raise Dropped(Reason.NAME)
     forward = name.replace("\\", "/")
-    forms = (unicodedata.normalize(form, forward) for form in ("NFC", "NFD"))
-    for spelling in (name, forward, *forms):
+    leaves = False
+    for spelling in (name, *_forms(forward)):
         if posixpath.isabs(spelling) or posixpath.normpath(spelling).split("/")[0] == "..":
-            raise Dropped(Reason.NAME)
-        if os.path.isfile(folder / spelling):  # Path.is_file raises if the name is too long
+            leaves = True
+        elif os.path.isfile(folder / spelling):  # Path.is_file raises if the name is too long
             return spelling
-    raise Dropped(Reason.MISSING)
+    if posixpath.isabs(forward) or "\\" in name or PureWindowsPath(name).drive:
+        return None
+    raise Dropped(Reason.NAME if leaves else Reason.MISSING)
+
+
+def _forms(name: str) -> Iterator[str]:
+    """A name as written, and in both Unicode forms that file systems use."""
+    yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+
+
+class _ByName:
+    """Finds the files of paths of another machine, C:\\me\\a.jpg or /home/me/a.jpg, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def files(self) -> dict[str, list[str]]:
+        """Relative paths by name."""
+        files = defaultdict(list)
+        for root, _, names in os.walk(self.folder):
+            for name in names:
+                path = os.path.relpath(os.path.join(root, name), self.folder)
+                if is_text(path):
+                    files[unicodedata.normalize("NFC", name)].append(path)
+        return files
+
+    def find(self, name: str) -> str:
+        """The file at the path's longest end with a folder, else the only one with its name."""
+        path = PureWindowsPath(name)  # knows both slashes
+        parts = [part for part in path.parts if part not in (path.anchor, "..")]
+        for start in range(len(parts) - 1):
+            for end in _forms("/".join(parts[start:])):
+                if os.path.isfile(self.folder / end):
+                    return end
+        files = self.files.get(unicodedata.normalize("NFC", parts[-1]), []) if parts else []
+        if len(files) > 1:
+            raise Dropped(Reason.AMBIGUOUS)
+        if not files or not os.path.isfile(self.folder / files[0]):
+            leaves = path.anchor or ".." in path.parts
+            raise Dropped(Reason.NAME if leaves else Reason.MISSING)
+        return files[0]
 
 
 # -- annotations -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ class Reason(Enum):
     """(outcome, text); the ids in a report are those of the things that the text begins with."""
 
     NAME = "dropped", "images whose file_name is missing, not printable, or leaves the image folder"
-    SIZE = "dropped", "images without a size"
+    SIZE = "dropped", "images without a size, whose file gives none"
     MISSING = "dropped", "images whose file is missing"
     UNDECODABLE = "dropped", "images that cannot be decoded"
     OF_DROPPED_IMAGE = "dropped", "annotations of a dropped image"
@@ -40,6 +40,12 @@ class Reason(Enum):
     )
     NUMBERS = "repaired", '{items} with ids or sizes like "12" or 12.0: read as integers'
     FILE_NAME = "repaired", "images whose file_name has backslashes or another Unicode form"
+    FOUND_BY_NAME = (
+        "repaired",
+        "images whose file_name is a path of another machine: found by the end of it",
+    )
+    AMBIGUOUS = "dropped", "images whose file_name is a path of another machine that fits two files"
+    SIZE_FROM_FILE = "repaired", "images without a height and width: taken from the file"
     BOX_FROM_MASK = "repaired", "annotations without a usable bbox: taken from the mask"
     FAR_FROM_MASK = "repaired", "annotations whose bbox is far from their mask: taken from the mask"
     FLAT_POLYGON = "repaired", "annotations whose polygon is a flat list"
@@ -47,6 +53,7 @@ class Reason(Enum):
     RUN_BYTES = "repaired", "annotations whose run lengths are bytes: read as text"
     AREA = "repaired", "annotations without an area: computed"
     CONVERTED = "repaired", "images that are {kind}: converted to 8-bit RGB"
+    PAGES = "repaired", "images with {pages} pages or frames: only the first is read"
     TURNED = "repaired", "images turned as EXIF says: annotated in the size of the turned picture"
     TURNED_BY_VOTE = (
         "repaired",
@@ -64,6 +71,10 @@ class Reason(Enum):
         "images with more boxes than data.{field} = {limit}: the largest are kept (boxes counted)",
     )
 
+    # Of images to predict on.
+    PASSED_OVER = "left out", "{what}: passed over"
+    SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
+
     # Of the converters (datasets.convert) only.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
     NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
@@ -72,14 +83,20 @@ class Reason(Enum):
         "instances without a class: no <object> has their box, nor SegmentationClass a name there",
     )
     IMAGE_PATH = "repaired", "images that are not where the annotation says: found by their name"
+    NAMED_OTHERWISE = (
+        "repaired",
+        "annotations beside an image of their name that name another one: that is taken",
+    )
     EMBEDDED = "repaired", "images that were only in the annotation: written into the image folder"
     LABEL = "repaired", "labels with outer spaces or not in Unicode's form NFC: normalised"
     ZERO_BASED = (
         "repaired",
         "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
     )
+    LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
+    DELETED = "left out", "objects marked as deleted"
     SKIPPED = "left out", "shapes labelled {label} (--skip)"
     UNANNOTATED = "left out", "images without an annotation (see --keep-unannotated)"
     DIFFICULT = (

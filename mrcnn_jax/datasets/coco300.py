@@ -16,6 +16,8 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import read_json
+from mrcnn_jax.output import whole_file
+from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.rle import encoded
 
 CLASSES = {"vehicle": 1, "person": 2, "animal": 3}  # COCO's supercategories
@@ -32,6 +34,8 @@ def write_coco300(coco: Path, out: Path) -> None:
 
     Raises:
         ConfigError: a file or an image is missing; names it.
+        Failure: an image cannot be written.
+        OSError: a folder or an annotation file cannot be written.
     """
     images: dict[int, tuple[Path, dict[str, Any]]] = {}
     annotations: dict[int, list[dict[str, Any]]] = {}
@@ -71,7 +75,8 @@ def write_coco300(coco: Path, out: Path) -> None:
             "categories": categories,
         }
     for split, result in results.items():
-        (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(result))
+        with whole_file(out / "annotations" / f"instances_{split}.json") as part:
+            part.write_text(json.dumps(result))
         print(f"{split}: {len(result['images'])} images, {len(result['annotations'])} annotations")
 
 
@@ -86,8 +91,7 @@ def _smaller(
     factor = SHORT_SIDE / min(height, width)
     size = round(width * factor), round(height * factor)
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    cv2.imwrite(str(folder / image["file_name"]), small, quality)
+    write_image(folder / image["file_name"], small[..., ::-1], quality=JPEG_QUALITY)
     x, y = size[0] / width, size[1] / height
     smaller = [
         {name: annotation[name] for name in ("id", "image_id", "category_id", "iscrowd")}

@@ -27,6 +27,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.records import coco_annotation
+from mrcnn_jax.output import whole_file
+from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
 
@@ -244,6 +246,8 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
 
     Raises:
         ConfigError: `size` is too small for the objects.
+        Failure: an image cannot be written.
+        OSError: a folder or an annotation file cannot be written.
     """
     if size < 128:
         raise ConfigError(f"size: {size}: must be at least 128 px")
@@ -258,7 +262,7 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
             picture, drawn = draw_image(seed, split, index, size)  # type: ignore[arg-type]
             image_id += 1
             name = f"{split}_{index:05d}.png"
-            cv2.imwrite(str(out / "images" / name), picture[..., ::-1])
+            write_image(out / "images" / name, picture)
             images.append({"id": image_id, "file_name": name, "height": size, "width": size})
             for item in drawn:
                 annotation_id += 1
@@ -271,7 +275,8 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
             "annotations": annotations,
             "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)],
         }
-        (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content) + "\n")
+        with whole_file(out / "annotations" / f"instances_{split}.json") as part:
+            part.write_text(json.dumps(content) + "\n")
     classes = ", ".join(f"{seen[name]} {name}s" for name in CLASSES)
     print(
         f"{out}: {train} + {val} images of {size} x {size}: {classes}; "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from mrcnn_jax.figures.draw import MARGIN, Color, Image, legend, side_by_side
+from mrcnn_jax.pixels.encode import write_image
 
 PAGE_WIDTH = 1200  # pixels: text stays legible where a page is shown at 1000
 
@@ -58,7 +58,7 @@ def write_pages(
             height = max(cell.shape[0] for cell in line)
             lines.append(np.concatenate([_padded(cell, height, width) for cell in line], axis=1))
         paths.append(out_dir / f"{name}_{number}.png")
-        paths[-1].write_bytes(cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
+        write_image(paths[-1], np.concatenate(lines))
     return paths
 
 

@@ -1,35 +1,46 @@
 """A trained run in a few lines of Python (docs/api.md); `mrcnn predict` uses it too.
 
 model = mrcnn_jax.load("runs/a")
-found = model.predict(image)    # NumPy uint8 RGB, or a file's name
+found = model.predict(image)    # a file's name, uint8 RGB pixels, an image of Pillow, or bytes
 found.boxes, found.class_names, found.scores, found.masks
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Sequence
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from tqdm import tqdm
 
-from mrcnn_jax.inference.inputs import image_files, read_image, video_frames
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.inference.inputs import (
+    image_files,
+    image_pixels,
+    read_encoded,
+    read_image,
+    video_frames,
+)
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.inference.test_time import MergedViews
-from mrcnn_jax.pixels.geometry import check_image
 from mrcnn_jax.pixels.rle import decoded
 from mrcnn_jax.runs.checkpoints import Weights
 from mrcnn_jax.runs.run import Choice, Run, load_run
 
 __all__ = ["Detections", "Model", "load", "video_frames"]
 
-Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | str | Path
-"""An image (RGB, original pixels), or the name of its file."""
+Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | Image.Image | bytes | str | os.PathLike[str]
+"""An image (RGB, original pixels; also an array of jax or torch), or its file's bytes or name."""
+_BYTES = (bytes, bytearray, memoryview)
 
 
 def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "raw") -> Model:
@@ -78,9 +89,9 @@ class Model:
         """Detect objects in one image or in many, of any sizes.
 
         Args:
-            images: an image (NumPy uint8 RGB [H, W, 3], or a file's name); a list or tuple of
-                images; a folder; or another iterable of images (`video_frames`), of which one at a
-                time is in memory.
+            images: an image (uint8 RGB [H, W, 3] of NumPy, jax or torch; an image of Pillow, taken
+                as it is; a file's name, or its bytes); a list or tuple of images; a folder; or
+                another iterable of images (`video_frames`), of which one at a time is in memory.
             min_score: detections below it are left out, as are those below the run's
                 model.box_head.score_threshold.
             rle: give masks as compressed COCO RLEs, not arrays: smaller, and quicker to make.
@@ -94,7 +105,12 @@ class Model:
 
         Raises:
             ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
-            ValueError: an array is not uint8 RGB; there is no scale, or one is not positive.
+            ValueError: an image is none of those above, such as an array that is not uint8 RGB (in
+                a list, before any is predicted); there is no scale, or one is not positive.
+
+        Warns:
+            UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
+                pages was read, or files of a folder were passed over.
         """
         if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
@@ -102,28 +118,60 @@ class Model:
         def one(source: Source) -> Detections:
             return self._one(source, min_score, rle, flip, tuple(scales))
 
-        many: Iterable[Source]
-        if isinstance(images, str | Path) and Path(images).is_dir():
-            many = image_files([Path(images)])
-        elif isinstance(images, str | Path | np.ndarray):
-            return one(images)
-        else:
-            many = images
+        many: Any = images
+        if isinstance(images, str | os.PathLike) and os.path.isdir(images):
+            report = Report()
+            many = image_files([Path(images)], report)
+            _warn(report)
+        elif isinstance(images, list | tuple):
+            # Before the first is predicted: a mistake in the last should not cost the others.
+            many = [
+                image if _is_encoded(image) else image_pixels(image, Report()) for image in images
+            ]
+        elif _is_one(images):
+            return one(images)  # type: ignore[arg-type]
         found = map(one, tqdm(many, unit="img", leave=False) if progress else many)
         return list(found) if isinstance(images, list | tuple) else found
+
+    def _pixels(self, image: Any) -> UInt8[np.ndarray, "h w 3"]:
+        report, path = Report(), _path(image)
+        if path is not None:
+            pixels = read_image(path, self.run.config.data, report)
+        elif isinstance(image, _BYTES):
+            pixels = read_encoded(bytes(image), self.run.config.data, report)
+        else:
+            pixels = image_pixels(image, report)
+        _warn(report)
+        return pixels
 
     def _one(
         self, source: Source, min_score: float, rle: bool, flip: bool, scales: tuple[float, ...]
     ) -> Detections:
-        if isinstance(source, str | Path):
-            path, image = Path(source), read_image(Path(source), self.run.config.data)
-        else:
-            path, image = None, source
-            check_image(image)
+        image = self._pixels(source)
         if flip or scales != (1.0,):
             found = self._views.detections(image, flip=flip, scales=scales, min_score=min_score)
         else:
             found = self._predictor.detections(image, min_score=min_score)
         assert isinstance(found.masks, tuple)
         masks = found.masks if rle else decoded(found.masks, found.size)
-        return replace(found, path=path, masks=masks)
+        return replace(found, path=_path(source), masks=masks)
+
+
+def _path(source: Any) -> Path | None:
+    return Path(source) if isinstance(source, str | os.PathLike) else None
+
+
+def _is_encoded(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike, Image.Image, *_BYTES))
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one image, or something that is refused as one."""
+    several = isinstance(images, Iterable) and not hasattr(images, "__array__")
+    return not several or _is_encoded(images) or isinstance(images, Mapping | Set | io.IOBase)
+
+
+def _warn(report: Report) -> None:
+    """Python shows each text once."""
+    for _, text in report.findings:
+        warnings.warn(text, stacklevel=1)

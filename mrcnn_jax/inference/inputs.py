@@ -1,55 +1,147 @@
-"""Images to predict on, from files, folders and videos."""
+"""Images to predict on, from files, folders, videos and other libraries."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.pixels.decode import decode_image
+from mrcnn_jax.data.images import tell_kind
+from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.pixels.decode import SUFFIXES, decode_with_kind, header_size, pillow_pixels
+from mrcnn_jax.pixels.geometry import check_image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
+def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:
     """List the given files, and the images directly in the given folders.
 
+    Images are the files with a suffix of an image, and others that begin like one. Hidden files
+    (such as macOS's "._a.jpg") are passed over.
+
+    Args:
+        paths: files and folders.
+        report: counts what is passed over in folders, and why.
+
     Raises:
-        ConfigError: a path does not exist, a folder has no images, or nothing was given.
+        ConfigError: a path does not exist or is no regular file, a folder has no images, or nothing
+            was given.
     """
+    report = Report() if report is None else report
     files: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not found:
-                raise ConfigError(f"{path}: no images in this folder")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise ConfigError(f"{path}: no such file or folder")
+        try:
+            if path.is_dir():
+                files += _in_folder(path, report)
+            elif path.is_file():
+                files.append(path)
+            elif path.exists():
+                raise ConfigError(f"{path}: not a file or folder, but a pipe, socket or device")
+            else:
+                raise ConfigError(f"{path}: no such file or folder")
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
     if not files:
         raise ConfigError("paths: no image or folder was named")
     return files
 
 
-def read_image(path: Path, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
+def _in_folder(folder: Path, report: Report) -> list[Path]:
+    found = []
+    passed: list[tuple[str, str]] = []
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("."):
+            passed.append(("hidden files", file.name))
+        elif file.is_dir():
+            passed.append(("folders (name them to predict on their images)", file.name))
+        elif not os.path.isfile(file):
+            # Opening a pipe that nobody writes to would never end.
+            passed.append(("pipes, sockets, devices and broken links", file.name))
+        elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
+            found.append(file)
+        else:
+            passed.append(("files that are no images", file.name))
+    for what, name in passed:
+        report.add(Reason.PASSED_OVER, name, what=what)
+    if not found:
+        counts = Counter(what for what, _ in passed).items()
+        there = ", ".join(f"{count} {what}" for what, count in counts)
+        raise ConfigError(f"{folder}: no images in this folder" + (there and f", but {there}"))
+    return found
+
+
+def _begins_like_an_image(file: Path) -> bool:
+    try:
+        header_size(file)
+    except ValueError:
+        return False
+    return True
+
+
+def read_image(
+    path: Path, data: DataConfig, report: Report | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image as RGB, upright as its EXIF says.
+
+    Args:
+        path: the file.
+        data: its `max_pixels` is the limit.
+        report: counts how the pixels differ from those of the file.
 
     Raises:
         ConfigError: the file cannot be read or decoded, or has more than data.max_pixels.
     """
     try:
-        return decode_image(path.read_bytes(), upright=True, max_pixels=data.max_pixels)
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not a regular file")
+        encoded = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    return read_encoded(encoded, data, Report() if report is None else report, str(path), path.name)
+
+
+def read_encoded(
+    encoded: bytes, data: DataConfig, report: Report, where: str = "image", name: str = "bytes"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Read an image file's bytes, as `read_image` does; `where` is named in errors."""
+    try:
+        pixels, kind = decode_with_kind(encoded, upright=True, max_pixels=data.max_pixels)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
+    tell_kind(report, name, kind)
+    return pixels
+
+
+def image_pixels(image: Any, report: Report) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image in memory.
+
+    Args:
+        image: a NumPy array, or another that becomes one (jax, torch): uint8 RGB [H, W, 3]; or an
+            image of Pillow, taken as it is: not turned, and of the page that it is at.
+        report: counts how the pixels of an image of Pillow are changed.
+
+    Raises:
+        ValueError: it is none of these; one line.
+    """
+    kind = type(image).__name__
+    try:
+        if isinstance(image, Image.Image):
+            image, found = pillow_pixels(image)
+            tell_kind(report, kind, found)
+        elif not isinstance(image, np.ndarray) and hasattr(image, "__array__"):
+            image = np.asarray(image)
+    except Exception as error:  # whatever another library raises, for arrays of a GPU and so on
+        raise ValueError(f"image: {kind}: {' '.join(str(error).split())}") from None
+    check_image(image)
+    return image
 
 
 def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -58,6 +150,8 @@ def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     Raises:
         ConfigError: at once, if OpenCV cannot read the file.
     """
+    if Path(path).is_fifo():  # OpenCV would wait for its writer
+        raise ConfigError(f"{path}: not a file, but a pipe")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         exists = Path(path).is_file()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 # Our own reports say what is wrong with a file.
@@ -20,6 +21,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # No others: some of Pillow's formats run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
+# Of these formats: by them, all commands know the images of a folder.
+# fmt: off
+SUFFIXES = {
+    ".apng", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf",
+    ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+}
+# fmt: on
 # Replaced by data.max_pixels, which users can change; Pillow's limit begins with a warning.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -27,12 +36,17 @@ KINDS = {
     "1": "1-bit",
     "L": "grey",
     "LA": "grey with alpha (cut off)",
+    "La": "grey with alpha (cut off)",
     "P": "palette",
+    "PA": "palette with alpha (cut off)",
     "RGBA": "RGBA (alpha cut off)",
     "RGBX": "RGB with a fourth channel (cut off)",
+    "LX": "grey with a second channel (cut off)",
     "CMYK": "CMYK",
 }
 DEEP = "16-bit (scaled by 1/256)"
+# Of the values in files of 16 bits: most cameras have 10, 12 or 14, and do not say so.
+DEPTHS = (8, 10, 12, 14, 16)
 # By EXIF orientation: the turn from the stored to the upright picture (1: none).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,15 +68,68 @@ class Kind:
     width: int
     orientation: int  # of EXIF, 1..8
     converted: str | None  # how it differs from 8-bit RGB
+    pages: int | None = 1  # of a stack or animation, whose first is read; None: some are broken
 
 
-def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) as stored, from the file's header alone; ValueError if it is unreadable."""
+@dataclass(frozen=True)
+class _Samples:
+    """The numbers that a file stores for a pixel; the defaults are for what Pillow scales."""
+
+    bits: int = 8
+    channels: int = 0  # 0: as Pillow says
+    white_is_zero: bool = False
+    signed: bool = False
+    planes: bool = False  # stored one after the other
+    multiplied: bool = False  # by alpha
+
+    @staticmethod
+    def of(image: ImageFile.ImageFile) -> _Samples:
+        """Those of an image that is not loaded yet."""
+        if not isinstance(image, TiffImageFile):
+            return _Samples(bits=16 if image.format == "PNG" and ";16" in str(image.tile) else 8)
+        tags = image.tag_v2
+        return _Samples(
+            bits=max(tags.get(ExifTags.Base.BitsPerSample, (1,))),
+            channels=tags.get(ExifTags.Base.SamplesPerPixel, 1),
+            white_is_zero=tags.get(ExifTags.Base.PhotometricInterpretation) == 0,
+            signed=2 in tags.get(339, ()),  # SampleFormat
+            planes=tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2,
+            multiplied="RGBa" in str(image.tile),
+        )
+
+
+def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
+    """The size of a picture, from the file's header alone.
+
+    Args:
+        path: the file.
+        upright: after the turn that its EXIF asks for.
+
+    Returns:
+        (height, width).
+
+    Raises:
+        ValueError: it is unreadable.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
+            size = image.height, image.width
+            # Pillow gives a TIFF's size as seen.
+            if not upright or isinstance(image, TiffImageFile):
+                return size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in SWAPS
+            return size[::-1] if turned else size
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be read: {_line(error)}") from None
+
+
+def header_pages(path: Path) -> int | None:
+    """The pages of a file, as in `Kind`; 1 if it cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return _pages(image)
+    except Exception:  # for broken files, Pillow raises whatever its parsers meet
+        return 1
 
 
 def image_kind(encoded: bytes, *, max_pixels: int) -> Kind:
@@ -75,11 +142,14 @@ def image_kind(encoded: bytes, *, max_pixels: int) -> Kind:
     Raises:
         ValueError: see `decode_image`.
     """
-    return _decode(encoded, max_pixels)[1]
+    return decode_with_kind(encoded, upright=False, max_pixels=max_pixels)[1]
 
 
 def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels; grey becomes RGB, alpha is dropped, 16 bits are scaled to 8.
+    """RGB pixels; grey becomes RGB, alpha is dropped, more bits are scaled to 8.
+
+    The values of a file of 16 bits are scaled by the least of 8, 10, 12, 14 and 16 bits that holds
+    its largest, so that the 12 bits of a camera keep their contrast.
 
     Args:
         encoded: the file's bytes.
@@ -91,10 +161,35 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
         ValueError: the file is not an image, cut off, over `max_pixels`, or its values are not
             colours (more than 4 channels, floats).
     """
+    return _upright(*_decode(encoded, max_pixels), upright)
+
+
+def decode_with_kind(
+    encoded: bytes, *, upright: bool, max_pixels: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
+    """`decode_image` and `image_kind` in one."""
     image, kind = _decode(encoded, max_pixels)
-    if upright and kind.orientation in TURNS:
-        image = image.transpose(TURNS[kind.orientation])
-    return np.asarray(image)
+    pages = _pages(Image.open(io.BytesIO(encoded), formats=FORMATS))
+    return _upright(image, kind, upright), replace(kind, pages=pages)
+
+
+def _upright(image: Image.Image, kind: Kind, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
+    turn = TURNS.get(kind.orientation) if upright else None
+    return np.asarray(image if turn is None else image.transpose(turn))
+
+
+def pillow_pixels(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
+    """RGB pixels of an open image of Pillow, as it is: not turned, of the page that it is at.
+
+    Raises:
+        ValueError: it cannot be decoded, or its values are not colours.
+    """
+    try:
+        bits = 16 if image.mode.startswith("I") else 8
+        rgb, converted = _rgb(image.copy(), _Samples(bits=bits), b"")
+    except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
+        raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
+    return np.asarray(rgb), Kind(image.height, image.width, 1, converted)
 
 
 def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"]:
@@ -105,11 +200,12 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
         max_pixels: a larger picture is not decoded.
 
     Returns:
-        Palette indices, grey values (8 or 16 bits), or 0x1RRGGBB for colours and 0 for black.
+        Palette indices, grey values (8 to 32 bits), or 0x1RRGGBB for colours and 0 for black.
 
     Raises:
-        ValueError: the file is not an image, cut off, over `max_pixels`, of a lossy format, or its
-            values are not labels (floats, colours of more than 8 bits).
+        ValueError: the file is not an image, cut off, over `max_pixels`, of a lossy format or of
+            several pages, or its values are not labels (floats, negative, colours of more than 8
+            bits, alpha alone, a palette whose black is not the first).
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
@@ -117,64 +213,161 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
             raise ValueError(f"{image.height} x {image.width} is over {max_pixels} pixels")
         if image.format == "PNG" and b"IEND" not in encoded:
             raise ValueError("cut off")
-        if image.mode in ("RGB", "RGBA") and ";16" in str(image.tile):
+        if (pages := _pages(image)) != 1:
+            raise ValueError(f"{pages or 'several'} pages: a mask file has one (split it)")
+        samples = _Samples.of(image)
+        if image.mode in ("RGB", "RGBA") and samples.bits > 8:
             raise ValueError("16-bit colours are not labels")
-        values = np.asarray(image)
+        # Decoded again: counting the pages moved on from the first.
+        image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
+        values = _integers(image, samples, encoded) if image.mode == "I" else np.asarray(image)
         if values.dtype.kind not in "biu":
             raise ValueError("its values are floats")
+        if image.mode == "P":
+            _refuse_palette(image, values)
+        values = _one_label(values.astype(np.int64))
+        if samples.signed and (values > 127 if samples.bits == 8 else values < 0).any():
+            raise ValueError("its values are negative")
     except UnidentifiedImageError:
         raise ValueError(
             f"not an image that can hold labels: none of {', '.join(LOSSLESS)}"
         ) from None
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
-    values = values.astype(np.int64)
-    if values.ndim == 3 and values.shape[2] > 2:
-        colours = values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
-        return np.where(colours == 0, 0, colours | 1 << 24)
-    return values[..., 0] if values.ndim == 3 else values
+    return values
+
+
+def _refuse_palette(image: Image.Image, values: np.ndarray) -> None:
+    """ValueError if black, the background, has another index than 0 (after a change of colours)."""
+    colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    used = [index for index in np.unique(values).tolist() if index < len(colours)]
+    black = [index for index in used if not colours[index].any()]
+    if colours[0].any() and black:
+        raise ValueError(
+            f"black has index {black[0]} in its palette, but background is 0: save it as grey"
+        )
+
+
+def _one_label(values: Int64[np.ndarray, "h w *c"]) -> Int64[np.ndarray, "h w"]:
+    """One number for each pixel; alpha is left out."""
+    if values.ndim == 2:
+        return values
+    colours, alpha = (
+        (values[..., :1], values[..., 1:])
+        if values.shape[2] == 2
+        else (
+            values[..., :3],
+            values[..., 3:],
+        )
+    )
+    if alpha.size and np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
+        raise ValueError("its shape is in the alpha channel alone: write it as grey values")
+    if colours.shape[2] == 1:
+        return colours[..., 0]
+    codes = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+    return np.where(codes == 0, 0, codes | 1 << 24)
 
 
 def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
-    """The stored picture in RGB."""
+    """The stored picture in RGB, and its kind but for the pages."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
             )
-        channels = 0
-        if isinstance(image, TiffImageFile):
-            channels = image.tag_v2.get(ExifTags.Base.SamplesPerPixel, 1)
-        if channels > 4:
-            raise ValueError(f"{channels} channels")
+        samples = _Samples.of(image)
+        if samples.channels > 4:
+            raise ValueError(f"{samples.channels} channels")
         if image.format == "PNG" and b"IEND" not in encoded:
             raise ValueError("cut off")  # the decoders of the other formats notice
-        deep = ";16" in str(image.tile)
-        mode = "RGBX" if channels == 4 and image.mode == "RGB" else image.mode
+        if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
+            # Pillow itself would take the upper and lower bytes for pixels.
+            order = "16B" if encoded[:2] == b"MM" else "16L"
+            image.tile = [
+                tile._replace(args=(f"{tile.args[0]};{order}", *tile.args[1:]))  # type: ignore[index]
+                for tile in image.tile
+            ]
         image.load()
         # Only now: in a PNG it may follow the pixels.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        converted = None if mode == "RGB" else KINDS.get(mode, f"of mode {mode}")
-        if deep or mode.startswith("I"):
-            converted = DEEP
         turn = orientation if orientation in TURNS else 1
-        return _rgb(image), Kind(image.height, image.width, turn, converted)
+        rgb, converted = _rgb(image, samples, encoded)
+        return rgb, Kind(image.height, image.width, turn, converted)
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its values are floats")
-    if image.mode.startswith("I"):  # Pillow itself would clip these at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its values have more than 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+def _pages(image: Image.Image) -> int | None:
+    """See `Kind`. The image may be at another page afterwards."""
+    if image.format == "MPO":  # a phone's JPEG: what follows is made from the first
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # for broken files, Pillow raises whatever its parsers meet
+        return None
+
+
+def _rgb(image: Image.Image, samples: _Samples, encoded: bytes) -> tuple[Image.Image, str | None]:
+    """A loaded image as RGB, and how it differed from that."""
+    mode = image.mode
+    if mode == "F":
+        raise ValueError("its values are floats (save it with 8 or 16 bits)")
+    if samples.signed and samples.bits == 8 and np.asarray(image).max() > 127:
+        raise ValueError("its values are negative")
+    if mode.startswith("I"):
+        eight, told = _eight_bits(_integers(image, samples, encoded), samples)
+        return Image.fromarray(eight).convert("RGB"), told
+    more = {("RGB", 4): "RGBX", ("L", 2): "LX"}.get((mode, samples.channels), mode)
+    parts = [] if more == "RGB" else [KINDS.get(more, f"of mode {mode}")]
     if "transparency" in image.info:
+        parts = [f"{parts[0] if parts else 'RGB'} with transparency (cut off)"]
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about odd files
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if samples.bits > 8:
+        deep, wide = DEEP, None
+        # Pillow has taken the upper bytes: enough, unless the values have fewer bits.
+        if mode in ("RGB", "RGBA") and not samples.planes and not samples.multiplied:
+            wide = _by_opencv(image, encoded)
+        if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
+            eight, deep = _eight_bits(wide[..., 2::-1], samples)
+            image = Image.fromarray(eight)
+        parts.insert(0, deep)
+    if mode == "La":
+        image = image.convert("LA")
+    return image if image.mode == "RGB" else image.convert("RGB"), ", ".join(parts) or None
+
+
+def _integers(image: Image.Image, samples: _Samples, encoded: bytes) -> np.ndarray:
+    """The values of an image of 9 to 32 bits."""
+    if not samples.signed and samples.bits <= 16:
+        return np.asarray(image)
+    # Pillow does not swap the bytes of compressed big-endian files.
+    values = _by_opencv(image, encoded)
+    if values is None or values.ndim != 2 or values.dtype.kind not in "iu":
+        raise ValueError(f"its {samples.bits}-bit values cannot be read (save it with 16 bits)")
+    return values
+
+
+def _by_opencv(image: Image.Image, encoded: bytes) -> np.ndarray | None:
+    """The values as stored, BGR; None if OpenCV sees another picture than Pillow."""
+    values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    return values if values is not None and values.shape[:2] == image.size[::-1] else None
+
+
+def _eight_bits(values: np.ndarray, samples: _Samples) -> tuple[np.ndarray, str]:
+    """Values of more bits scaled to uint8, and how."""
+    values = np.asarray(values, np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values are negative or have more than 16 bits")
+    # A format that says how many bits it has, or that Pillow scaled to all 16.
+    bits, stored = (samples.bits, samples.bits) if 8 < samples.bits < 16 else (16, 16)
+    if samples.bits >= 16:
+        stored = samples.bits
+        bits = next(depth for depth in DEPTHS if values.max() < 1 << depth)
+    scaled = (values >> bits - 8).astype(np.uint8)
+    told = f"{stored}-bit" + (f" with values of {bits} bits" if bits < stored else "")
+    told += f" (scaled by 1/{1 << bits - 8})" if bits > 8 else " (as they are)"
+    return 255 - scaled if samples.white_is_zero else scaled, told
 
 
 def _line(error: Exception) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,11 +16,14 @@ import tiny
 from PIL import Image
 from pycocotools import mask as rle_ops
 
+from mrcnn_jax.cli import Failure
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
+from mrcnn_jax.pixels import encode
 
 
 def results_of(out: Path) -> list[dict[str, Any]]:
@@ -130,6 +135,89 @@ def test_images_of_a_folder_are_in_order_and_not_from_deeper(tmp_path: Path) -> 
         (tmp_path / name).touch()
     found = image_files([tmp_path / "d.txt", tmp_path])
     assert [file.name for file in found] == ["d.txt", "a.png", "b.JPG", "c.tiff"]
+
+
+def test_files_are_told_of_once_per_kind_and_long_names_are_shortened(
+    kept_run: Path, programs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And images of one name in two folders have an overlay each."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (60, 50), 90).save(tmp_path / name / "x.png")
+    (tmp_path / "a" / "._x.png").touch()
+    Image.new("RGB", (60, 50)).save(tmp_path / "b" / f"{'é' * 120}.png")
+    predict_files(kept_run, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    told = capsys.readouterr().out.splitlines()[:-1]
+    short = f"00003_{'é' * 95}.png"
+    assert told == [
+        "left out 1: hidden files: passed over (._x.png)",
+        "repaired 2: images that are grey: converted to 8-bit RGB (x.png, x.png)",
+        f"repaired 1: pictures whose file's name is too long for theirs: shortened ({short})",
+    ]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        "00001_x.png",
+        "00002_x.png",
+        short,
+    }
+
+
+def test_a_full_disk_ends_it_in_a_line(
+    kept_run: Path,
+    programs: None,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And detections.json, which grows image by image, gets its name only when it is whole."""
+    files = sorted((tiny_data / "images").glob("val*.png"))[:3]
+    growing = []
+    write = encode.Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        (unfinished,) = (tmp_path / "out").glob("*detections.json*")
+        assert unfinished.name != "detections.json"
+        growing.append(unfinished.stat().st_size)
+        if len(growing) == 3:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(encode.Path, "write_bytes", full)
+    with pytest.raises(Failure, match=rf"00003_{files[2].stem}.png: cannot be written: No space"):
+        predict_files(kept_run, files, tmp_path / "out")
+    assert growing == sorted(set(growing))
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == [f"0000{n}_{file.stem}.png" for n, file in enumerate(files[:2], 1)]
+
+
+def test_memory_does_not_grow_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Detections of 100 kB on each image."""
+    Image.new("L", (8, 6)).save(tmp_path / "a.png")
+    mask = {"size": [6, 8], "counts": 100_000 * "0"}
+    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
+
+    found = SimpleNamespace(coco_results=lambda _: [detection])
+    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig()))
+    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
+    tracemalloc.start()
+    try:
+        predict_files(tmp_path, 100 * [tmp_path / "a.png"], tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out" / "detections.json").stat().st_size > 10e6
+    assert len(results_of(tmp_path / "out")) == 100
+
+
+def test_no_images_make_an_empty_list(kept_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stop:
+        predict_files(kept_run, [tmp_path / "a.png"], tmp_path / "out")
+    assert stop.value.code == 2
+    assert results_of(tmp_path / "out") == []
 
 
 def test_results_need_a_folder(kept_run: Path, tiny_data: Path, tmp_path: Path) -> None:

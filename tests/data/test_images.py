@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import STORED, encoded, tiff
+from pictures import STORED, encoded, tiff, tiff_pages
 from PIL import Image
 from pycocotools import mask as rle_ops
 
@@ -166,6 +166,18 @@ def test_images_that_are_not_rgb_are_counted(mixed_file: Path, mode: str) -> Non
     assert text.startswith("images that are ")
     assert text.endswith(": converted to 8-bit RGB")
     assert finding == (1, [11])
+
+
+def test_pages_and_bits_are_told_also_from_the_cache(mixed_file: Path) -> None:
+    folder = mixed_file.parent / "images"
+    pages = [np.full((60, 80), value, np.uint8) for value in (0, 200, 255)]
+    (folder / "photo 0.png").write_bytes(tiff_pages(pages))
+    (folder / "photo 5.png").write_bytes(tiff_pages([np.full((60, 80), 4000, np.uint16)]))
+    for _ in range(2):
+        told = found(check(mixed_file))
+        assert told[Reason.PAGES.text.format(pages=3)] == (1, [11])
+        kind = "16-bit with values of 12 bits (scaled by 1/16)"
+        assert told[Reason.CONVERTED.text.format(kind=kind)] == (1, [16])
 
 
 def _oriented(picture: np.ndarray, orientation: int, path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from findings import found
+from PIL import Image
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
@@ -284,6 +285,7 @@ def test_lost_images(
     (tmp_path / "images" / "photo 0.png").unlink()
     mixed_content["images"][0]["file_name"] = "../instances.json"
     mixed_content["images"][1]["height"] = None
+    (tmp_path / "images" / "photo 5.png").write_bytes(b"no image")
     path = write_json(mixed_content)
     with pytest.raises(
         ConfigError,
@@ -326,6 +328,72 @@ def test_file_names_that_leave_the_folder_or_are_none(
     mixed_content["images"][-1]["file_name"] = name
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA, lost_images=True)
     assert found(dataset)[Reason.NAME] == (1, [11])
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "written"),
+    [
+        ("a.png", "C:\\Users\\me\\data\\a.png"),
+        ("a.png", "/home/me/data/a.png"),
+        ("a.png", "\\\\server\\share\\a.png"),
+        ("a.png", "data\\images\\a.png"),
+        ("a.png", "..\\images\\a.png"),
+        ("sub/é.png", "D:/data/sub/" + unicodedata.normalize("NFD", "é.png")),
+        ("sub/a.png", "/home/me/elsewhere/a.png"),
+        ("b/a.png", "/home/me/b/a.png"),  # though there is another a.png
+    ],
+)
+def test_paths_of_another_machine_are_found_by_their_end(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    on_disk: str,
+    written: str,
+) -> None:
+    path = tmp_path / "images" / on_disk
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "images" / "photo 0.png").rename(path)
+    if on_disk == "b/a.png":
+        (tmp_path / "images" / "a.png").write_bytes(b"")
+    mixed_content["images"][-1]["file_name"] = written
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert dataset.images[0].file_name == on_disk
+    assert found(dataset) == {Reason.FOUND_BY_NAME: (1, [11])}
+
+
+def test_a_name_that_fits_two_files_or_images_is_none(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """D:\\other\\a.png with two a.png; C:\\x\\p.png and C:\\y\\p.png with one p.png; and a relative
+    name is nowhere else than it says."""
+    for name in ("a/a.png", "b/a.png", "sub/p.png", "sub/q.png"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"")
+    names = ("D:\\other\\a.png", "C:\\x\\p.png", "C:\\y\\p.png", "other/q.png")
+    for image, name in zip(mixed_content["images"], names, strict=False):
+        image["file_name"] = name
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA, lost_images=True)
+    told = found(dataset)
+    assert told[Reason.AMBIGUOUS] == (3, [17, 16, 15])
+    assert told[Reason.MISSING] == (1, [14])
+    assert len(dataset.lost) == 4
+
+
+def test_sizes_that_are_missing_come_from_the_file(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """Of the upright picture, since annotations are mostly drawn on that."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 30)).save(tmp_path / "images" / "photo 6.png", exif=exif)
+    first, *_, last = mixed_content["images"]
+    del last["height"], last["width"]
+    first |= {"height": 0, "width": None}
+    mixed_content["images"][1]["width"] = "?"
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    sizes = {image.id: (image.height, image.width) for image in dataset.images}
+    assert (sizes[11], sizes[16], sizes[17]) == ((60, 80), (60, 80), (50, 30))
+    assert found(dataset) == {Reason.SIZE_FROM_FILE: (3, [17, 16, 11])}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -151,3 +153,26 @@ def test_one_line_and_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cv2.imread(str(tmp_path / "images" / "val_00000.png")).shape == (160, 160, 3)
     with pytest.raises(ConfigError, match="size: 100"):
         shapes.write_shapes(tmp_path, train=1, val=1, size=100)
+
+
+def test_a_full_disk_ends_it_in_a_line(
+    tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether an image or an annotation file cannot be written: none is reported as written."""
+    for name, method in (("train_00001.png", "write_bytes"), ("_val.json", "write_text")):
+        write = getattr(Path, method)
+
+        def full(path: Path, content: Any, name: str = name, write: Any = write) -> Any:
+            if name in path.name:
+                raise OSError(28, "No space left on device")
+            return write(path, content)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, method, full)
+            assert mrcnn("generate", "shapes", "--out", tmp_path, "--train", 2, "--val", 1) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"error: {tmp_path}")
+        assert err.endswith(": cannot be written: No space left on device\n")
+        assert not list(tmp_path.rglob("*.part"))
+    assert not (tmp_path / "annotations" / "instances_val.json").exists()

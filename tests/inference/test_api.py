@@ -6,13 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as rle_ops
 
 import mrcnn_jax
@@ -88,6 +91,57 @@ def test_one_image_a_list_and_an_iterator(model: mrcnn_jax.Model, folder: Path) 
     for ours, theirs in zip(listed, streamed, strict=True):
         np.testing.assert_array_equal(ours.boxes, theirs.boxes)
     np.testing.assert_array_equal(one.masks, listed[1].masks)
+
+
+def test_arrays_of_jax_images_of_pillow_and_bytes_are_images(
+    model: mrcnn_jax.Model, folder: Path
+) -> None:
+    """As the array of NumPy, alone and in a list."""
+    pixels, file = read(folder / "0.png"), folder / "0.png"
+    expected = model.predict(pixels)
+    assert len(expected.scores) > 0
+    encoded = file.read_bytes()
+    sources = [jnp.asarray(pixels), Image.open(file), encoded, bytearray(encoded)]
+    for found in (*map(model.predict, sources), *model.predict(sources)):
+        np.testing.assert_array_equal(found.masks, expected.masks)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        assert found.path is None
+
+
+def test_what_is_no_image_is_refused_at_once(model: mrcnn_jax.Model, folder: Path) -> None:
+    """Not when a result is asked for; in a list, before the first is predicted."""
+    pixels = read(folder / "0.png")
+    with (folder / "0.png").open("rb") as file:
+        for wrong, told in (
+            (jnp.zeros((5, 7, 3)), r"image: float32 \[5, 7, 3\] is not uint8 RGB"),
+            (np.stack([pixels, pixels]), r"image: uint8 \[2, 128, 128, 3\] is not"),
+            (b"\x89PNG", "image: not an image that can be decoded"),
+            (file, "image: BufferedReader is not"),
+            ({"a": pixels}, "image: dict is not"),
+            (None, "image: NoneType is not"),
+            (7, "image: int is not"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                model.predict(wrong)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_one", lambda *_: pytest.fail("one was predicted"))
+        with pytest.raises(ValueError, match=r"image: uint8 \[5, 7\] is not"):
+            model.predict([pixels, folder / "0.png", np.zeros((5, 7), np.uint8)])
+
+
+def test_changed_pixels_are_warned_of(model: mrcnn_jax.Model, tmp_path: Path) -> None:
+    pages = [Image.new("L", (60, 50), grey) for grey in (9, 200)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    (tmp_path / "notes.txt").touch()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        list(model.predict(tmp_path, rle=True))
+    told = [str(warning.message) for warning in warned if warning.category is UserWarning]
+    assert told == [
+        "files that are no images: passed over",
+        "images that are grey: converted to 8-bit RGB",
+        "images with 2 pages or frames: only the first is read",
+    ]
 
 
 def test_low_scores_are_left_out_and_masks_may_be_rles(

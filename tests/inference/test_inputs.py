@@ -1,14 +1,21 @@
-"""Videos are read frame by frame, and mistakes are named."""
+"""Files, folders, videos and images in memory: what is taken, and what is said of the rest."""
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mrcnn_jax
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.inference.inputs import image_files, image_pixels, read_image
 from tests.inference.frames import read, write_video
 
 
@@ -36,3 +43,83 @@ def test_videos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         mrcnn_jax.video_frames(tmp_path / "b.avi")
     with pytest.raises(ConfigError, match=r"c\.avi: no such file$"):
         mrcnn_jax.video_frames(tmp_path / "c.avi")
+    os.mkfifo(tmp_path / "d.avi")
+    with pytest.raises(ConfigError, match=r"d\.avi: not a file, but a pipe$"):
+        mrcnn_jax.video_frames(tmp_path / "d.avi")
+
+
+def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path) -> None:
+    """By suffix, or, without one of an image, by how a file begins; a pipe is not opened."""
+    picture = Image.new("RGB", (9, 7), "red")
+    taken = ("a.JPG", "b.jfif", "c.jpe", "d.gif", "e.jp2", "f.ppm", "g.webp", "h.tif", "i.bmp")
+    for name in taken:
+        picture.save(tmp_path / name)
+    picture.save(tmp_path / "no suffix", "PNG")
+    picture.save(tmp_path / "odd.dat", "JPEG")
+    (tmp_path / "empty.png").touch()  # its error is told when it is read
+    for name in ("._a.JPG", ".DS_Store", "notes.txt", "labels.json"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "deeper.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.JPG")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.jpg"))
+    report = Report()
+    files = image_files([tmp_path], report)
+    expected = sorted((*taken, "no suffix", "odd.dat", "empty.png", "link.png"))
+    assert [file.name for file in files] == expected
+    told = {
+        text.removesuffix(": passed over"): (found.count, found.first_ids)
+        for (reason, text), found in report.findings.items()
+        if reason is Reason.PASSED_OVER
+    }
+    assert told == {
+        "hidden files": (2, [".DS_Store", "._a.JPG"]),
+        "files that are no images": (2, ["labels.json", "notes.txt"]),
+        "folders (name them to predict on their images)": (1, ["deeper.png"]),
+        "pipes, sockets, devices and broken links": (3, ["gone.png", "pipe.png", "socket.jpg"]),
+    }
+    red = [read_image(file, DataConfig()) for file in files if file.name != "empty.png"]
+    assert all(np.abs(pixels.astype(int) - (255, 0, 0)).max() < 9 for pixels in red)
+    (tmp_path / "deeper.png" / ".hidden").touch()
+    with pytest.raises(ConfigError, match=r"no images in this folder, but 1 hidden files$"):
+        image_files([tmp_path / "deeper.png"])
+    with pytest.raises(ConfigError, match=r"pipe.png: not a file or folder, but a pipe, socket"):
+        image_files([tmp_path / "pipe.png"])
+    with pytest.raises(ConfigError, match=r"pipe.png: not a regular file"):
+        read_image(tmp_path / "pipe.png", DataConfig())
+
+
+class Tensor:
+    """An array of another library."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if self.values.size == 0:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy.\nUse Tensor.cpu()")
+        return self.values
+
+
+def test_images_in_memory_are_what_they_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    report = Report()
+    for image in (pixels, Tensor(pixels), Image.fromarray(pixels)):
+        assert (image_pixels(image, report) == pixels).all()
+    assert not report.findings
+    grey = Image.fromarray(pixels[..., 0])
+    assert (image_pixels(grey, report) == pixels[..., :1]).all()
+    assert [text for _, text in report.findings] == ["images that are grey: converted to 8-bit RGB"]
+    for wrong, told in (
+        (Tensor(pixels.astype(np.float32)), r"image: float32 \[7, 9, 3\] is not uint8 RGB"),
+        (Tensor(pixels.transpose(2, 0, 1)), r"image: uint8 \[3, 7, 9\] is not uint8 RGB"),
+        (Tensor(pixels[:0]), r"image: Tensor: can't convert cuda:0 .* numpy. Use Tensor.cpu\(\)"),
+        (Image.new("F", (3, 3)), "image: Image: not an image .* floats"),
+        (None, "image: NoneType is not"),
+        ({"image": pixels}, "image: dict is not"),
+    ):
+        with pytest.raises(ValueError, match=told) as caught:
+            image_pixels(wrong, report)
+        assert "\n" not in str(caught.value)

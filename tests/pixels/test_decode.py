@@ -11,16 +11,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from pictures import STORED, encoded, tiff
+from pictures import STORED, encoded, tiff, tiff_pages
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import (
     DEEP,
+    FORMATS,
     KINDS,
+    SUFFIXES,
     decode_image,
     decode_labels,
+    decode_with_kind,
+    header_pages,
     header_size,
     image_kind,
+    pillow_pixels,
 )
 
 LIMIT = 1_000_000
@@ -61,10 +66,14 @@ def by_cv2(pixels: np.ndarray, suffix: str) -> bytes:
         ),
         (
             encoded(PICTURE.convert("P"), "PNG", transparency=bytes(range(256))),
-            KINDS["P"],
+            "palette with transparency (cut off)",
             np.asarray(PICTURE.convert("P").convert("RGB")),
         ),
-        (encoded(PICTURE, "PNG", transparency=(1, 2, 3)), None, RGB),
+        (
+            encoded(PICTURE, "PNG", transparency=(1, 2, 3)),
+            "RGB with transparency (cut off)",
+            RGB,
+        ),
         (
             encoded(Image.fromarray(np.dstack([RGB, np.full((20, 30), 7, np.uint8)])), "PNG"),
             KINDS["RGBA"],
@@ -93,6 +102,158 @@ def test_any_kind_becomes_rgb(file: bytes, converted: str | None, expected: np.n
     assert kind.orientation == 1
     assert kind.converted == converted
     assert (pixels == expected).all()
+
+
+GREY = RGB[..., 0].copy()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("pixels", "options", "expected"),
+    [
+        (GREY, {"photometric": 0}, 255 - GREY),
+        (GREY, {"extra": ()}, GREY),
+        (RGB, {"photometric": 2, "planar": 2}, RGB),
+        (DEEP_GREY, {}, DEEP_GREY >> 8),
+        (DEEP_RGB, {"photometric": 2}, DEEP_RGB >> 8),
+        (DEEP_RGB, {"photometric": 2, "planar": 2}, DEEP_RGB >> 8),
+        (DEEP_RGB, {"photometric": 2, "turn": 3}, DEEP_RGB[::-1, ::-1] >> 8),
+        ((DEEP_GREY >> 1).astype(np.int16), {"sample": 2}, DEEP_GREY >> 9),
+        (DEEP_GREY.astype(np.int32), {"sample": 2}, DEEP_GREY >> 8),
+        (np.dstack([GREY, GREY[::-1]]), {"extra": (0,)}, GREY),
+        (
+            np.dstack([RGB.astype(int) * 3 // 5, np.full((20, 30), 153)]).astype(np.uint8),
+            {"photometric": 2, "extra": (1,)},
+            (RGB.astype(int) * 3 // 5) * 255 // 153,
+        ),
+        (
+            np.dstack([GREY.astype(int) * 3 // 5, np.full((20, 30), 153)]).astype(np.uint8),
+            {"extra": (1,)},
+            (GREY.astype(int) * 3 // 5) * 255 // 153,
+        ),
+        (
+            np.dstack([DEEP_RGB, DEEP_GREY]),
+            {"photometric": 5},
+            np.asarray(
+                Image.frombytes(
+                    "CMYK", (30, 20), (np.dstack([DEEP_RGB, DEEP_GREY]) >> 8).astype("u1").tobytes()
+                ).convert("RGB")
+            ),
+        ),
+    ],
+)
+def test_tiffs_of_every_layout(
+    pixels: np.ndarray, options: dict[str, Any], expected: np.ndarray, compressed: bool, order: str
+) -> None:
+    """Both orders of bytes, planes one by one, white as zero, signed, with a second channel, inks,
+    multiplied by alpha."""
+    file = tiff_pages([pixels], compressed=compressed, order=order, **options)
+    found = decode_image(file, upright=False, max_pixels=LIMIT)
+    assert (found == expected.reshape(20, 30, -1)).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("stored", [DEEP_GREY, DEEP_RGB], ids=["grey", "colours"])
+@pytest.mark.parametrize(
+    ("bits", "told"),
+    [
+        (8, "16-bit with values of 8 bits (as they are)"),
+        (10, "16-bit with values of 10 bits (scaled by 1/4)"),
+        (12, "16-bit with values of 12 bits (scaled by 1/16)"),
+        (14, "16-bit with values of 14 bits (scaled by 1/64)"),
+        (16, DEEP),
+    ],
+)
+def test_bits_of_a_camera_in_16_keep_their_contrast(
+    bits: int, told: str, stored: np.ndarray, suffix: str
+) -> None:
+    """As the same picture in 8 bits."""
+    pixels, kind = decode_with_kind(
+        by_cv2(stored >> 16 - bits, suffix), upright=False, max_pixels=LIMIT
+    )
+    assert (pixels == (stored >> 8).reshape(20, 30, -1)).all()
+    assert kind.converted == told
+
+
+def test_transparency_in_16_bits_leaves_the_colours() -> None:
+    """Also of a grey file with a transparent value."""
+    for stored, colour in ((DEEP_GREY, b"\0\7"), (DEEP_RGB, b"\0\7" * 3)):
+        file = by_cv2(stored, ".png")
+        chunk = b"tRNS" + colour
+        chunk = struct.pack(">I", len(colour)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        file = file.replace(
+            file[file.index(b"IDAT") - 4 :], chunk + file[file.index(b"IDAT") - 4 :]
+        )
+        pixels = decode_image(file, upright=False, max_pixels=LIMIT)
+        assert (pixels == (stored >> 8).reshape(20, 30, -1)).all()
+
+
+def test_white_may_be_zero_in_16_bits() -> None:
+    file = tiff_pages([DEEP_GREY >> 4], photometric=0)
+    pixels, kind = decode_with_kind(file, upright=False, max_pixels=LIMIT)
+    assert (pixels[..., 0] == 255 - (DEEP_GREY >> 8)).all()
+    assert kind.converted == "16-bit with values of 12 bits (scaled by 1/16)"
+
+
+def test_formats_that_say_their_depth_are_taken_at_their_word() -> None:
+    """A dark picture of 16 bits in a PGM is dark; 12 bits are scaled by the format."""
+    for top, values in ((65535, DEEP_GREY >> 8), (4095, DEEP_GREY >> 4)):
+        file = b"P5 30 20 %d\n" % top + values.astype(">u2").tobytes()
+        pixels = decode_image(file, upright=False, max_pixels=LIMIT)
+        assert np.abs(pixels[..., 0] - values / top * 255).max() <= 1
+
+
+BLACK_FIRST = [Image.new("RGB", (8, 6), colour) for colour in ("black", "white", "red")]
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_only_the_first_page_is_read_and_the_others_are_counted(form: str, tmp_path: Path) -> None:
+    file = encoded(BLACK_FIRST[0], form, save_all=True, append_images=BLACK_FIRST[1:])
+    pixels, kind = decode_with_kind(file, upright=True, max_pixels=LIMIT)
+    assert (pixels.max(), kind.pages) == (0, 3)
+    (tmp_path / "a").write_bytes(file)
+    assert header_pages(tmp_path / "a") == 3
+    single = encoded(BLACK_FIRST[0], form)
+    assert image_kind(single, max_pixels=LIMIT).pages == 1
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_phones_second_picture_and_a_broken_page_after_the_first() -> None:
+    """A JPEG of a phone holds previews of itself; a page that cannot be read loses no first one."""
+    phone = encoded(BLACK_FIRST[0], "MPO", save_all=True, append_images=BLACK_FIRST[1:])
+    assert image_kind(phone, max_pixels=LIMIT).pages == 1
+    stack = bytearray(tiff_pages([GREY, GREY]))
+    stack[-4:] = struct.pack("<I", len(stack) + 1000)  # a third page that is not there
+    pixels, kind = decode_with_kind(bytes(stack), upright=True, max_pixels=LIMIT)
+    assert (pixels[..., 0] == GREY).all()
+    assert kind.pages != 1
+
+
+def test_suffixes_are_those_of_the_formats() -> None:
+    known = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
+    assert known | {".mpo"} == SUFFIXES
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_images_of_pillow_are_taken_as_they_are(mode: str) -> None:
+    """Not turned as their EXIF says: their user sees them as they are."""
+    image = Image.fromarray(DEEP_GREY) if mode == "I;16" else PICTURE.convert(mode)
+    image.getexif()[0x0112] = 6
+    pixels, _ = pillow_pixels(image)
+    expected = DEEP_GREY >> 8 if mode == "I;16" else np.asarray(image.convert("RGB"))
+    assert (pixels == expected.reshape(20, 30, -1)).all()
+    with pytest.raises(ValueError, match="floats"):
+        pillow_pixels(Image.new("F", (3, 3)))
+
+
+def test_the_size_of_the_upright_picture_is_in_the_header(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for form in ("JPEG", "PNG", "WEBP", "TIFF"):
+        (tmp_path / form).write_bytes(encoded(PICTURE, form, exif=exif))
+        assert header_size(tmp_path / form, upright=True) == (30, 20)
+        assert header_size(tmp_path / form) == ((30, 20) if form == "TIFF" else (20, 30))
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
@@ -161,6 +322,9 @@ def test_an_orientation_that_is_none_is_passed_over(orientation: int) -> None:
         (tiff(5), "5 channels"),
         (tiff(7), "not an image"),
         (by_cv2(DEEP_GREY.astype(np.float32), ".tif"), "floats"),
+        (tiff_pages([DEEP_GREY.astype(np.uint32) << 8]), "more than 16 bits"),
+        (tiff_pages([-np.abs(GREY.astype(np.int16)) - 1], sample=2), "negative"),
+        (tiff_pages([GREY.astype(np.int8) | -128], sample=2), "negative"),
         (encoded(PICTURE.resize((1001, 1000)), "PNG"), "1000 x 1001 is over 1000000 pixels"),
     ],
 )
@@ -213,9 +377,10 @@ INDICES = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
 CODES = (RGB.astype(int) @ [65536, 256, 1]) + 2**24 * RGB.any(-1)
 
 
-def _palette() -> Image.Image:
+def _palette(*, white_first: bool = False) -> Image.Image:
     image = Image.fromarray(INDICES, "P")
-    image.putpalette(RNG.integers(0, 256, 768).tolist())
+    start = [255, 255, 255, 0, 0, 0] if white_first else [0, 0, 0, 0, 0, 0]
+    image.putpalette(start + RNG.integers(0, 256, 762).tolist())
     return image
 
 
@@ -230,6 +395,7 @@ def _palette() -> Image.Image:
         (encoded(Image.fromarray(INDICES > 99), "PNG"), INDICES > 99),
         (by_cv2(DEEP_GREY, ".png"), DEEP_GREY),
         (by_cv2(DEEP_GREY, ".tif"), DEEP_GREY),
+        (tiff_pages([DEEP_GREY.astype(np.int32)], sample=2, order=">", compressed=True), DEEP_GREY),
         (encoded(PICTURE, "PNG"), CODES),
         (encoded(Image.fromarray(np.dstack([RGB, INDICES])), "PNG"), CODES),
         (encoded(Image.new("RGB", (3, 2)), "PNG"), np.zeros((2, 3))),
@@ -252,6 +418,16 @@ def test_label_images_keep_their_values(file: bytes, expected: np.ndarray) -> No
         (by_cv2(DEEP_RGB, ".png"), "16-bit colours are not labels"),
         (by_cv2(DEEP_GREY.astype(np.float32), ".tiff"), "its values are floats"),
         (encoded(PICTURE, "PNG")[:-12], "cut off"),
+        (
+            encoded(_palette(white_first=True), "PNG"),
+            "black has index 1 in its palette, but background is 0",
+        ),
+        (tiff_pages([INDICES, INDICES]), "2 pages: a mask file has one"),
+        (tiff_pages([-np.ones((4, 4), np.int16)], sample=2), "its values are negative"),
+        (
+            encoded(Image.fromarray(np.dstack([0 * RGB, INDICES])), "PNG"),
+            "its shape is in the alpha channel alone",
+        ),
         (encoded(Image.new("1", (601, 1)), "PNG"), "1 x 601 is over 600 pixels"),
     ],
 )

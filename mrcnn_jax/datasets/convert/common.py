@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import unicodedata
 import xml.etree.ElementTree as ET
@@ -13,21 +14,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.parsers import expat
 
+import cv2
 import numpy as np
 import tyro
 from jaxtyping import Bool, Int64
-from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, read_bytes
 from mrcnn_jax.data.records import Box
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.pixels.decode import FORMATS, decode_labels
+from mrcnn_jax.pixels.decode import SUFFIXES, decode_labels
 from mrcnn_jax.pixels.geometry import mask_box
 
-SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
 # The most that data.max_pixels allows; a run's own limit is the checker's business.
 MAX_PIXELS = 200_000_000
+BLENDED = 0.28  # of a label image's edge pixels: more are no labels (`blended`)
 ELLIPSE_ERROR = 0.05  # px: how far the polygon of an ellipse may lie inside it
 
 
@@ -62,10 +63,13 @@ class Picture:
 
     where: str  # for errors: the file, and the element in it
     name: str  # for the report
-    names: tuple[str, ...]  # possible paths in the image folder, the likeliest first
-    stem: str | None  # if there is none of them: the image's name without its suffix
+    # Paths in the image folder by the annotation's words, the likeliest first; like those of
+    # `beside`, they may lack their suffix.
+    names: tuple[str, ...]
+    stem: str | None  # the image's name without its suffix, if it is nowhere else
     size: tuple[int, int] | None  # (height, width) as annotated
     shapes: Sequence[Shape]
+    beside: tuple[str, ...] = ()  # if it is at none of `names`: where the annotation's file lies
     embedded: str | None = None  # the image itself, base64
 
 
@@ -146,16 +150,32 @@ class ImageFolder:
         self.files = [file.relative_to(folder).as_posix() for file in found]
         self._exact = {unicodedata.normalize("NFC", file): file for file in self.files}
         self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_path: dict[str, list[str]] = defaultdict(list)  # without its suffix
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for key, file in self._exact.items():
             self._by_name[PurePosixPath(key).name].append(file)
-            self._by_stem[str(PurePosixPath(key).with_suffix(""))].append(file)
-            if "/" in key:
-                self._by_stem[PurePosixPath(key).stem].append(file)
+            self._by_path[str(PurePosixPath(key).with_suffix(""))].append(file)
+            self._by_stem[PurePosixPath(key).stem].append(file)
 
     def find(self, names: Sequence[str]) -> str | None:
-        """The first of these relative paths that exists, whatever its slashes and Unicode form."""
-        return next((file for name in names if (file := self._exact.get(normal_path(name)))), None)
+        """The first of these relative paths that exists, whatever its slashes and Unicode form.
+
+        A name without a suffix (as in CVAT's tasks of videos) is any image of that name; see
+        `_only`.
+        """
+        for name in names:
+            path = normal_path(name)
+            if file := self._exact.get(path):
+                return file
+            if PurePosixPath(path).suffix.lower() not in SUFFIXES and path in self._by_path:
+                return self._only(self._by_path[path], name)
+        return None
+
+    def like(self, name: str) -> list[str]:
+        """The files with this path, or with this path before their suffix."""
+        path = normal_path(name)
+        exact = [self._exact[path]] if path in self._exact else []
+        return exact + self._by_path.get(path, [])
 
     def find_elsewhere(self, names: Sequence[str], stem: str | None) -> str | None:
         """The file with one of these names in any folder, else `with_stem`; see `_only`."""
@@ -166,8 +186,9 @@ class ImageFolder:
 
     def with_stem(self, stem: str) -> str | None:
         """The file with this path, or this name in any folder, whatever its suffix; see `_only`."""
-        found = self._by_stem.get(normal_path(stem), [])
-        return self._only(found, stem) if found else None
+        path = normal_path(stem)
+        found = self._by_path.get(path, []) + self._by_stem.get(path, [])
+        return self._only(list(dict.fromkeys(found)), stem) if found else None
 
     def _only(self, found: list[str], name: str) -> str:
         """The file found; ConfigError if there are several."""
@@ -295,6 +316,45 @@ def read_labels(
             found, expected = (f"{h} x {w}" for h, w in (values.shape, size))
             raise ValueError(f"it is {found}, but {expected} according to {source}")
     return values
+
+
+def refuse_blended(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
+    """ConfigError if a label image seems to hold blends of labels (`blended`)."""
+    if blended(values):
+        raise ConfigError(
+            f"{path}: many values lie between those around them, as after resizing with "
+            "interpolation or in a JPEG: write the masks anew, or resize with nearest neighbour"
+        )
+
+
+def blended(values: Int64[np.ndarray, "h w"]) -> bool:
+    """Whether a label image seems to hold blends of labels: resized, or once a JPEG.
+
+    Where labels meet, few pixels have a value between those around them (of the edges, 0.1 with
+    cells of 40 pixels side by side, 0.2 with cells of 13), but after resizing with interpolation
+    0.3 and more. And few labels are nowhere but where two others meet; most values of a JPEG are.
+    """
+    if values.max() < 1 << 16:  # faster than sorting
+        present = np.bincount(values.ravel()) > 0
+        names, places = np.flatnonzero(present), (np.cumsum(present) - 1)[values]
+    else:  # colours
+        names, places = np.unique(values, return_inverse=True)
+    if len(names) < 3:
+        return False
+    near = places.reshape(values.shape).astype(np.float32)
+    square = np.ones((3, 3), np.uint8)
+    low, high = cv2.erode(near, square), cv2.dilate(near, square)
+    edge, between = (low != high) & (values != 0), (low < near) & (near < high)
+    if (edge & between).sum() > BLENDED * edge.sum():
+        return True
+    third = between.copy()  # pixels with more than two values around them
+    (height, width), padded = values.shape, np.pad(near, 1, mode="edge")
+    for y, x in itertools.product(range(3), range(3)):
+        other = padded[y : y + height, x : x + width]
+        third |= (other != low) & (other != high)
+    meetings = np.bincount(places.ravel()[third.ravel()], minlength=len(names))
+    lost = (meetings >= 0.8 * np.bincount(places.ravel())) & (names != 0)
+    return bool(lost.sum() >= max(2, len(names) / 2))
 
 
 def instances(values: Int64[np.ndarray, "h w"]) -> Iterator[tuple[int, Patch]]:

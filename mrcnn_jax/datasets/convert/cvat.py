@@ -31,6 +31,7 @@ from mrcnn_jax.datasets.convert.common import (
     read_xml,
     rectangle,
 )
+from mrcnn_jax.pixels.decode import SUFFIXES
 
 OUTLINES = ("polygon", "box", "ellipse", "mask")
 
@@ -78,7 +79,9 @@ class Cvat(RectangleOptions):
                 shapes.append(self._shape(drawn, what, size))
         subset = element.get("subset")
         names = (name, f"{subset}/{name}") if subset else (name,)
-        return Picture(where, name, names, None, size, shapes)
+        # Frames of a video have no suffix.
+        stem = None if Path(name).suffix.lower() in SUFFIXES else Path(name).name
+        return Picture(where, name, names, stem, size, shapes)
 
     def _shape(self, drawn: ET.Element, where: str, size: tuple[int, int]) -> Shape:
         label, group = drawn.get("label"), drawn.get("group_id")
@@ -89,7 +92,8 @@ class Cvat(RectangleOptions):
             return Shape(where, label, patch=_patch(drawn, size), group=group)
         rotation = number(drawn.get("rotation", "0"), "rotation")
         if drawn.tag == "polygon":
-            texts = re.split("[,;]", drawn.get("points", ""))
+            points = drawn.get("points", "").strip()
+            texts = re.split("[,;]", points) if points else []
             polygon = [number(text, "point") for text in texts]
         elif drawn.tag == "ellipse":
             cx, cy, rx, ry = (_attribute(drawn, key) for key in ("cx", "cy", "rx", "ry"))
@@ -104,7 +108,8 @@ class Cvat(RectangleOptions):
 
 def _patch(drawn: ET.Element, size: tuple[int, int]) -> Patch:
     left, top, width, height = (_integer(drawn, key) for key in ("left", "top", "width", "height"))
-    runs = drawn.get("rle", "").split(",")
+    rle = drawn.get("rle", "").strip()
+    runs = rle.split(",") if rle else []
     if not all(re.fullmatch(r"\s*[0-9]{1,10}\s*", run) for run in runs):
         raise ValueError("its rle is not a list of counts")
     counts = [int(run) for run in runs]

@@ -33,6 +33,7 @@ from mrcnn_jax.datasets.convert.common import (
 from mrcnn_jax.pixels.decode import decode_labels
 
 NO_AREA = ("point", "points", "line", "linestrip")
+FEWEST = {"circle": 2, "rectangle": 2}  # points; polygons of too few are counted later
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,35 @@ class Labelme(RectangleOptions):
             with named(f"{path}: {where}"):
                 shape = self._shape(raw, where)
             if shape is None:
-                report.add(Reason.NO_AREA, f"{path.name}: {where}", kind=raw["shape_type"])
+                kind = raw.get("shape_type") or "polygon"
+                report.add(Reason.NO_AREA, f"{path.name}: {where}", kind=kind)
             else:
                 shapes.append(shape)
         embedded = content.get("imageData")
+        names, beside = self._places(path, image_path, folder)
         return Picture(
             where=str(path),
             name=path.name,
-            names=(os.path.relpath(os.path.normpath(path.parent / image_path), folder), image_path),
+            names=names,
+            beside=beside,
             stem=path.stem,
             size=None if size == (None, None) else size,  # type: ignore[arg-type]
             shapes=shapes,
             embedded=embedded if self.write_images and isinstance(embedded, str) else None,
         )
+
+    def _places(
+        self, path: Path, image_path: str, folder: Path
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """`names` and `beside` of a picture. imagePath is relative to the JSON file, which may have
+        been renamed with its image since."""
+        here = os.path.relpath(path.parent, folder)
+        said = os.path.relpath(os.path.normpath(path.parent / image_path), folder)
+        if not here.startswith(".."):  # then a file in another folder is another image
+            return (said,), (f"{here}/{path.stem}", image_path)
+        base = self.input if self.input.is_dir() else path.parent
+        there = os.path.relpath(path.parent, base)  # the image folder may have the same subfolders
+        return (said, f"{there}/{image_path}", image_path), (f"{there}/{path.stem}",)
 
     def _shape(self, raw: Any, where: str) -> Shape | None:
         """A shape; None if its type has no area; ValueError if it makes no sense."""
@@ -99,6 +116,8 @@ class Labelme(RectangleOptions):
             isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points
         ):
             raise ValueError("its points are not [x, y] pairs of numbers")
+        if kind in FEWEST and len(points) < FEWEST[kind]:
+            return None  # begun, but not drawn
         match kind, len(points):
             case (("polygon" | "oriented_rectangle" | "rotation"), _):
                 polygon = [float(value) for point in points for value in point]

@@ -24,7 +24,7 @@ import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import read_json
-from mrcnn_jax.data.report import Report
+from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     ImageFolder,
     Options,
@@ -34,10 +34,12 @@ from mrcnn_jax.datasets.convert.common import (
     files_in,
     instances,
     read_labels,
+    refuse_blended,
     value_name,
 )
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,17 @@ class Masks(Options):
         return ImageFolder(folder, without=is_mask)
 
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
-        del report  # nothing is lost here
         if not self.input.is_dir():
             raise ConfigError(f"{self.input}: no such folder")
-        files = files_in(self.input, SUFFIXES)
+        files, lossy = files_in(self.input, SUFFIXES), files_in(self.input, LOSSY)
         if self.input.resolve() == images.folder.resolve():
-            files = [file for file in files if _in_masks(file, self.input)]
+            files, lossy = (
+                [file for file in found if _in_masks(file, self.input)] for found in (files, lossy)
+            )
+        elif images.folder.resolve().is_relative_to(self.input.resolve()):
+            lossy = [file for file in lossy if not file.is_relative_to(images.folder)]
+        for file in lossy:
+            report.add(Reason.LOSSY_MASK, file.relative_to(self.input).as_posix())
         if not files:
             raise ConfigError(f"{self.input}: no masks in this folder (PNG, TIFF, BMP or GIF)")
         classes = read_json(self.classes) if self.classes is not None else {}
@@ -128,6 +135,7 @@ class Masks(Options):
         for file, class_name in files:
             values = read_labels(file, size, f"another mask of {image}")
             size = values.shape
+            refuse_blended(file, values)
             found = list(instances(values))
             if self.layout != "image":
                 if len(found) > 1:

@@ -16,9 +16,10 @@ them as right or wrong, as COCO does with crowds. (`--difficult object`: they ar
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ from mrcnn_jax.datasets.convert.common import (
     read_labels,
     read_lines,
     read_xml,
+    refuse_blended,
     value_name,
 )
 
@@ -61,6 +63,7 @@ class _Object:
     label: str
     corners: Box  # xmin, ymin, xmax, ymax as written
     difficult: bool
+    polygon: tuple[float, ...] = ()  # as written
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class _Annotation:
     filename: str | None = None
     size: tuple[int, int] | None = None
     objects: tuple[_Object, ...] = ()
+    # Names of objects without a box or polygon, and of those that LabelMe marks as deleted.
+    without: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,14 +122,18 @@ class Voc(Options):
         if png is not None:
             values = read_labels(png, size, where)
             size = values.shape  # type: ignore[assignment]
-            found = list(instances(np.where(np.isin(values, VOID), 0, values)))
+            values = np.where(np.isin(values, VOID), 0, values)
+            refuse_blended(png, values)
+            found = list(instances(values))
         owners = _owners(found, boxes)
         patches = {i: patch for i, (_, patch) in zip(owners, found, strict=True) if i is not None}
         shapes = []
         for i, (drawn, box) in enumerate(zip(objects, boxes, strict=True)):
             name = f"object {i + 1}"
             crowd = drawn.difficult and self.difficult == "crowd"
-            shapes.append(Shape(name, drawn.label, patch=patches.get(i), box=box, iscrowd=crowd))
+            shapes.append(_shape(name, drawn, patches.get(i), box, start, crowd))
+            if 0 < len(drawn.polygon) < 6:
+                report.add(Reason.POLYGON, f"{stem}: {name}")
             if crowd:
                 report.add(Reason.DIFFICULT, f"{stem}: {name}")
             if start == 0:
@@ -138,8 +148,24 @@ class Voc(Options):
                     report.add(Reason.NO_CLASS, f"{stem}: {name}")
                 else:
                     shapes.append(Shape(name, label, patch=patch))
-        paths = (annotation.filename,) if annotation.filename else ()
-        return Picture(where, stem, paths, stem, size, shapes)
+        for name in annotation.without:
+            report.add(Reason.NO_AREA, f"{stem}: {name}", kind="object without a box")
+        for name in annotation.deleted:
+            report.add(Reason.DELETED, f"{stem}: {name}")
+        folder, filename = PurePosixPath(stem).parent, annotation.filename
+        paths = (str(folder / filename),) if filename else ()
+        beside = (stem, filename) if filename else (stem,)
+        return Picture(where, stem, paths, stem, size, shapes, beside)
+
+
+def _shape(
+    name: str, drawn: _Object, patch: Patch | None, box: Box, start: int, crowd: bool
+) -> Shape:
+    """An object with its mask, else its polygon, else its box alone."""
+    if patch is None and len(drawn.polygon) >= 6:
+        polygon = [value - start for value in drawn.polygon]
+        return Shape(name, drawn.label, polygon=polygon, iscrowd=crowd)
+    return Shape(name, drawn.label, patch=patch, box=box, iscrowd=crowd)
 
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
@@ -157,22 +183,45 @@ def _annotation(path: Path) -> _Annotation:
             else 0
             for side in ("height", "width")
         )
-    objects = []
+    objects, without, deleted = [], [], []
     for place, element in enumerate(root.findall("object"), 1):
+        if (element.findtext("deleted") or "").strip() == "1":
+            deleted.append(f"object {place}")
+            continue
         with named(f"{path}: object {place}"):
             label = element.findtext("name")
             if label is None:
                 raise ValueError("its <name> is missing")
-            x1, y1, x2, y2 = (
-                number(element.findtext(f"bndbox/{side}"), f"<bndbox/{side}>")
-                for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            polygon = _polygon(element)
+            if element.find("bndbox") is not None:
+                x1, y1, x2, y2 = (
+                    number(element.findtext(f"bndbox/{side}"), f"<bndbox/{side}>")
+                    for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+            elif polygon:
+                xs, ys = polygon[::2], polygon[1::2]
+                x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+            else:
+                without.append(f"object {place}")
+                continue
             difficult = (element.findtext("difficult") or "").strip() not in ("0", "")
-            objects.append(_Object(label, (x1, y1, x2, y2), difficult))
+            objects.append(_Object(label, (x1, y1, x2, y2), difficult, polygon))
     filename = (root.findtext("filename") or "").strip() or None
     # Some tools write 0 x 0 if they do not know the size.
     size = (height, width) if height and width else None
-    return _Annotation(str(path), filename, size, tuple(objects))
+    return _Annotation(str(path), filename, size, tuple(objects), tuple(without), tuple(deleted))
+
+
+def _polygon(element: ET.Element) -> tuple[float, ...]:
+    """An object's polygon, which VOC itself has not: <x1>, <y1>, <x2>, ... or <pt><x>, <y>."""
+    points = element.findall("polygon/pt")
+    pairs = [(point.findtext("x"), point.findtext("y")) for point in points]
+    count = len(element.findall("polygon/*"))
+    for place in range(1, count + 1):
+        pair = tuple(element.findtext(f"polygon/{side}{place}") for side in "xy")
+        if pair != (None, None):
+            pairs.append(pair)  # type: ignore[arg-type]
+    return tuple(number(text, "<polygon>") for pair in pairs for text in pair)
 
 
 def _class_names(folder: Path) -> dict[int, str]:

@@ -7,6 +7,7 @@ A box is the extent of what was drawn, or the box that was drawn, clipped to the
 from __future__ import annotations
 
 import base64
+import contextlib
 import difflib
 import json
 import unicodedata
@@ -22,6 +23,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.images import tell_pages
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import RLE, Box, box_area, coco_annotation, refuse_lost
@@ -37,7 +39,7 @@ from mrcnn_jax.datasets.convert.common import (
     read_lines,
 )
 from mrcnn_jax.output import whole_file
-from mrcnn_jax.pixels.decode import SWAPS, header_size, image_kind
+from mrcnn_jax.pixels.decode import SWAPS, header_pages, header_size, image_kind
 from mrcnn_jax.pixels.geometry import mask_box
 
 NO_NAMES = ("__ignore__", "_background_")  # in a labels.txt of labelme
@@ -146,6 +148,7 @@ def _images(
             found, annotated = (f"{h} x {w}" for h, w in (size, picture.size))
             wrong.append(f"{picture.where}: {file} is {found}, annotated as {annotated}")
             continue
+        tell_pages(report, file, header_pages(images.folder / file))
         converted[file] = _Image(file, *size, _objects(picture, size, options, names, report))
     if wrong:
         more = "; ..." if len(wrong) > 3 else ""
@@ -163,6 +166,7 @@ def _images(
         elif (size := _size(images.folder / file, None)) is None:
             report.add(Reason.UNDECODABLE, file)
         else:
+            tell_pages(report, file, header_pages(images.folder / file))
             converted[file] = _Image(file, *size, ())
     return [converted[file] for file in sorted(converted)]
 
@@ -186,15 +190,25 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
         if not is_text(name):
             raise ConfigError(f"{picture.where}: its image's name {name!r} is not printable")
     file = images.find(picture.names)
-    if file is None:
-        file = images.find_elsewhere(picture.names, picture.stem)
+    if file is not None:
+        # So do annotations look whose images were renumbered, but also those with numbers of their
+        # own.
+        own = images.like(picture.beside[0]) if picture.beside else []
+        if own and file not in own:
+            report.add(Reason.NAMED_OTHERWISE, f"{picture.name}: {file}")
+    else:
+        file = images.find(picture.beside) or images.find_elsewhere(picture.names, picture.stem)
         if file is not None and picture.names:
             report.add(Reason.IMAGE_PATH, picture.name)
     if file is None and picture.embedded is not None:
         file = PurePosixPath(picture.names[-1]).name
         path = images.folder / file
         try:
-            path.write_bytes(base64.b64decode(picture.embedded))
+            if path.exists():
+                raise ValueError("there is such a file, of another image or not readable")
+            content = base64.b64decode(picture.embedded)
+            with whole_file(path) as part:
+                part.write_bytes(content)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{picture.where}: imageData cannot be written as {path}: {error}"
@@ -367,20 +381,26 @@ def _written(
     # Ids are unique over both files.
     first = np.cumsum([1, *(len(image.objects) for image in images)]).tolist()
     kept: Counter[str] = Counter()
-    for path, numbers in parts.items():
-        content = _coco([(n + 1, first[n], images[n]) for n in numbers], names)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as part:
+    path = options.out
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as renamed_last:
+            for path, numbers in parts.items():
+                content = _coco([(n + 1, first[n], images[n]) for n in numbers], names)
+                part = renamed_last.enter_context(whole_file(path))
                 part.write_text(json.dumps(content) + "\n")
                 read = read_coco(part, folder, DataConfig(max_pixels=MAX_PIXELS))
-        except OSError as error:
-            raise ConfigError(f"--out: {path}: cannot be written: {error.strerror}") from None
-        kept.update(read.report.kept)
-        for key, finding in read.report.findings.items():
-            mine = report.findings.setdefault(key, Finding())
-            mine.count += finding.count
-            mine.first_ids += [f"annotation {number}" for number in finding.first_ids]
+                kept.update(read.report.kept)
+                for key, finding in read.report.findings.items():
+                    mine = report.findings.setdefault(key, Finding())
+                    mine.count += finding.count
+                    mine.first_ids += [f"annotation {number}" for number in finding.first_ids]
+            if options.split:
+                # One file of an older split beside one of this would share images with it.
+                for path in parts:
+                    path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {path}: cannot be written: {error.strerror}") from None
     report.kept = dict(kept)
     return {path: len(numbers) for path, numbers in parts.items()}
 

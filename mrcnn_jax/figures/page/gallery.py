@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.evaluation.matches import SCORE, image_qualities, matches_at_half
 from mrcnn_jax.figures.draw import Image
+from mrcnn_jax.pixels.encode import encode_image
 
 LONG_SIDE = 640  # of an image on the page, in pixels; boxes and masks are in these
 # An image's JPEG and the outlines of its masks take the first quality and tolerance (in pixels)
@@ -125,10 +126,9 @@ def _jpeg(image: Image, budget: float) -> str:
     """Encode as a base64 JPEG, in the best of QUALITIES within `budget` bytes, or the worst."""
     scale = min(1.0, LONG_SIDE / max(image.shape[:2]))
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1]
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     for quality in QUALITIES:
-        encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        text = base64.b64encode(encoded.tobytes()).decode()
+        text = base64.b64encode(encode_image(small, ".jpg", quality=quality)).decode()
         if len(text) <= budget:
             break
     return text

@@ -27,6 +27,7 @@ from exports import (
     same_but_for_the_border,
 )
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets.convert.common import (
     Options,
 )
@@ -86,6 +87,51 @@ def test_cvat_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             in text
         )
     assert "not where the annotation says" not in text
+
+
+def test_frames_of_a_video_have_no_suffix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a project each subset has frames of the same names; a dot in a name is no suffix."""
+    for name in ("frame_0.PNG", "frame_1.PNG", "take 1.5.jpg", "train/a.png", "val/a.png"):
+        picture(tmp_path / "images" / name)
+    box = '<box label="x" xtl="10" ytl="20" xbr="{}" ybr="30"/>'
+    images = [("frame_0", ""), ("frame_1", ""), ("take 1.5", ""), ("a", ' subset="val"')]
+    text = "".join(
+        cvat_image(name, box.format(20 + n), more=more) for n, (name, more) in enumerate(images)
+    )
+    cvat_file(tmp_path / "annotations.xml", text)
+    options = Cvat(tmp_path, tmp_path / "out.json")
+    convert(options)
+    dataset = checked(options, tmp_path / "cache")
+    assert {image.file_name: image.objects[0].box[2] for image in dataset.images} == {
+        "frame_0.PNG": 20.0,
+        "frame_1.PNG": 21.0,
+        "take 1.5.jpg": 22.0,
+        "val/a.png": 23.0,
+    }
+    assert "left out 1: images without an annotation" in capsys.readouterr().out
+    picture(tmp_path / "images" / "frame_1.jpg")
+    with pytest.raises(ConfigError, match=r"both frame_1.PNG and frame_1.jpg may be the image"):
+        convert(options)
+
+
+def test_shapes_without_points_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "x.png")
+    shapes = """<polygon label="x" points=""/><polygon label="x" points="1,1;2,2"/>
+        <box label="x" xtl="5" ytl="5" xbr="5" ybr="9"/><points label="x" points="1,1"/>
+        <mask label="x" rle="" left="1" top="1" width="0" height="0"/>
+        <ellipse label="x" cx="9" cy="9" rx="0" ry="0"/>
+        <box label="x" xtl="10" ytl="20" xbr="40" ybr="30"/>"""
+    cvat_file(tmp_path / "annotations.xml", cvat_image("x.png", shapes))
+    options = Cvat(tmp_path, tmp_path / "out.json")
+    convert(options)
+    assert checked(options, tmp_path / "cache").report.kept["objects"] == 1
+    text = capsys.readouterr().out
+    dropped = [line.split(":")[0] for line in text.splitlines() if line.startswith("dropped")]
+    assert sum(int(line.split()[1]) for line in dropped) == 6
 
 
 def break_cvat(*changes: tuple[str, str]) -> Callable[[Path], Options]:

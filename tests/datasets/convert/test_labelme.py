@@ -142,6 +142,89 @@ def test_labelme_images_are_found(
     assert "left out 1: images without an annotation (see --keep-unannotated) (other.png)" in text
 
 
+def place(folder: Path, said: str, *images: str, images_in: str = "") -> list[str]:
+    """The image of cam1/001.json, which says `said`, among `images`."""
+    for image in images:
+        picture(folder / images_in / image)
+    json_folder = folder / ("json" if images_in else "") / "cam1"
+    json_folder.mkdir(parents=True, exist_ok=True)
+    labelme_file(json_folder / "001.json", said, [labelme_mask("x", RING)])
+    options = Labelme(
+        json_folder.parent, folder / "out.json", images=folder / images_in if images_in else None
+    )
+    convert(options)
+    return [image["file_name"] for image in json.loads(options.out.read_text())["images"]]
+
+
+@pytest.mark.parametrize("images_in", ["", "images"])
+def test_the_image_beside_the_json_wins(
+    images_in: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where imagePath is stale, over one of that name in another folder; also if the images are in
+    a folder of their own with the same subfolders."""
+    beside = "cam1/001.png"
+    assert place(tmp_path / "1", "a.png", beside, "cam2/a.png", images_in=images_in) == [beside]
+    assert "found by their name (001.json)" in capsys.readouterr().out
+    assert place(tmp_path / "2", "b.png", "cam1/b.png", "cam2/b.png", images_in=images_in) == [
+        "cam1/b.png"
+    ]
+    assert "found by their name" not in capsys.readouterr().out
+    stale = "C:\\old\\cam2\\a.png"
+    assert place(tmp_path / "3", stale, beside, "cam2/a.png", images_in=images_in) == [beside]
+    with pytest.raises(ConfigError, match=r"both cam2/a.png and cam3/a.png may be the image"):
+        place(tmp_path / "4", "a.png", "cam2/a.png", "cam3/a.png", images_in=images_in)
+
+
+def test_another_image_than_its_own_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """001.json says a.png, and there is a 001.png, too; not if 001.png is only a second format."""
+    assert place(tmp_path / "1", "a.png", "cam1/a.png", "cam1/001.png") == ["cam1/a.png"]
+    told = "that name another one: that is taken (001.json: cam1/a.png)"
+    assert told in capsys.readouterr().out
+    assert place(tmp_path / "2", "001.jpg", "cam1/001.jpg", "cam1/001.png") == ["cam1/001.jpg"]
+    assert "that name another one" not in capsys.readouterr().out
+
+
+def test_an_image_at_the_top_is_not_that_of_a_folder(tmp_path: Path) -> None:
+    assert place(tmp_path, "a.png", "a.png", "cam1/001.png") == ["cam1/001.png"]
+
+
+def test_shapes_that_were_begun_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "x.png")
+    shapes = [
+        labelme_shape("circle", [[3, 3]]),
+        labelme_shape("circle", [[3, 3], [3, 3]]),
+        labelme_shape("rectangle", [[3, 3]]),
+        labelme_shape("rectangle", [[3, 3], [3, 9]]),
+        labelme_shape("polygon", []),
+        labelme_shape("polygon", [[3, 3], [9, 9], [5, 5]]),
+        labelme_shape("linestrip", [[3, 3], [9, 9], [5, 5]]),
+        labelme_shape("polygon", POLYGON),
+    ]
+    labelme_file(tmp_path / "x.json", "x.png", shapes)
+    options = Labelme(tmp_path, tmp_path / "out.json")
+    convert(options)
+    assert len(objects(checked(options, tmp_path / "cache"), "x.png")) == 1
+    text = capsys.readouterr().out
+    assert "dropped 1: shapes of type circle, which has no area (x.json: shape 1)" in text
+    counts = [line.split()[1] for line in text.splitlines() if line.startswith("dropped")]
+    assert sum(int(count.rstrip(":")) for count in counts) == 7
+
+
+def test_an_image_in_the_json_never_replaces_a_file(tmp_path: Path) -> None:
+    (tmp_path / "cam1").mkdir()
+    (tmp_path / "x.png").mkdir()
+    encoded = base64.b64encode(png(np.full((HEIGHT, WIDTH, 3), 5, np.uint8))).decode()
+    shapes = [labelme_mask("x", RING)]
+    labelme_file(tmp_path / "cam1" / "x.json", "x.png", shapes, imageData=encoded)
+    options = Labelme(tmp_path, tmp_path / "out.json", write_images=True)
+    with pytest.raises(ConfigError, match=r"imageData cannot be written as .*x.png: there is such"):
+        convert(options)
+
+
 def test_labelme_images_inside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = png(np.full((HEIGHT, WIDTH, 3), 5, np.uint8))
     more = {"imageData": base64.b64encode(file).decode()}
@@ -273,8 +356,8 @@ def shape(**change: Any) -> Callable[[dict[str, Any]], Any]:
         (break_labelme(shape(points=[[1, "2"]])), r"a.json: shape 1: its points are not"),
         (break_labelme(shape(shape_type="cloud")), r"a.json: shape 1: its shape_type is 'cloud'"),
         (
-            break_labelme(shape(shape_type="circle", points=[[1, 2]])),
-            r"a.json: shape 1: a circle with 1 points",
+            break_labelme(shape(shape_type="circle", points=[[1, 2]] * 3)),
+            r"a.json: shape 1: a circle with 3 points",
         ),
         (break_labelme(shape(mask="????")), r"a.json: shape 1: .*"),
         (

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from exports import (
@@ -25,9 +26,7 @@ from exports import (
 )
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import (
-    Options,
-)
+from mrcnn_jax.datasets.convert.common import Options, blended
 from mrcnn_jax.datasets.convert.mask_images import Masks
 from mrcnn_jax.datasets.convert.write import convert
 
@@ -159,6 +158,62 @@ def test_instances_belong_to_the_image_with_the_longest_name(tmp_path: Path) -> 
         ConfigError, match=r"masks/a_1/a: both a_1.jpg and a.jpg may be the image of these masks"
     ):
         convert(dataclasses.replace(options, layout="folder"))
+
+
+LABELS = np.zeros((HEIGHT, WIDTH), np.uint8)
+for number, (x, y) in enumerate([(8, 9), (24, 12), (40, 9), (12, 30), (30, 28), (44, 31)], 1):
+    cv2.circle(LABELS, (x, y), 6, number, -1)
+MASK = np.where(LABELS > 0, 255, 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("labels", [MASK, LABELS], ids=["0 and 255", "6 labels"])
+@pytest.mark.parametrize("method", [cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA])
+@pytest.mark.parametrize("scale", [0.4, 0.7, 1.5])
+def test_masks_with_edges_of_a_resizing_are_refused(
+    labels: np.ndarray, method: int, scale: float
+) -> None:
+    """With nearest neighbour they stay what they are."""
+    resized = cv2.resize(labels, None, fx=scale, fy=scale, interpolation=method)
+    assert blended(resized.astype(np.int64))
+    resized = cv2.resize(labels, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    assert not blended(resized.astype(np.int64))
+
+
+@pytest.mark.parametrize("quality", [40, 75, 95])
+def test_masks_that_were_a_jpeg_are_refused(quality: int) -> None:
+    encoded = cv2.imencode(".jpg", MASK, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    assert blended(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE).astype(np.int64))
+
+
+def test_labels_that_touch_are_right() -> None:
+    """Cells of 16 pixels without a gap, dots of a pixel, lines, labels inside one another."""
+    cells = np.kron(np.arange(1, 101).reshape(10, 10), np.ones((4, 4), np.int64))
+    dots = np.zeros((40, 40), np.int64)
+    dots[1::3, 1::3] = np.arange(169).reshape(13, 13)
+    lines = np.zeros((40, 40), np.int64)
+    lines[:, 1::4], lines[10:30, 20] = np.arange(10), 77
+    nested = np.zeros((40, 40), np.int64)
+    for number in range(6):
+        nested[3 * number : 40 - 3 * number, 3 * number : 40 - 3 * number] = number
+    shuffled = np.random.default_rng(0).permutation(200) + 1
+    for values in (cells, shuffled[cells], dots, lines, nested, LABELS.astype(np.int64)):
+        assert not blended(values)
+
+
+def test_grey_edges_and_files_that_change_values_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = break_masks(cv2.resize(MASK[::2, ::2], (WIDTH, HEIGHT)))
+    refuses(write(tmp_path / "1"), r"a.png: many values lie between those around them", tmp_path)
+    options = break_masks(TWO)(tmp_path / "2")
+    picture(tmp_path / "2" / "images" / "b.png")
+    (tmp_path / "2" / "masks" / "b.jpg").write_bytes(b"")
+    convert(options)
+    assert len(objects(checked(options, tmp_path / "cache"), "a.png")) == 2
+    assert (
+        "left out 1: files of masks in a format that changes values (JPEG, WebP) (b.jpg)"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from exports import (
     as_voc,
     as_voc_without_xml,
     block,
+    by_pillow,
     checked,
     counted,
     objects,
     picture,
     refuses,
+    same_but_for_the_border,
     voc_object,
     voc_png,
     voc_xml,
@@ -137,6 +140,55 @@ def test_voc_boxes_from_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (10.0, 10.0, 20.0, 20.0),
     ]
     assert "(x: object 1, y: object 1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("box", "start"), [((1, 3, 45, 38), 1), ((0, 2, 44, 37), 0)], ids=["from 1", "from 0"]
+)
+def test_polygons_of_voc_exports(
+    box: tuple[int, ...], start: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Roboflow's, which count as its boxes do, and LabelMe's; without a box, or with two points;
+    a point alone is dropped."""
+    points = [(0.0, 2.0), (44.0, 8.5), (30.0, 37.0)]
+    pairs = [(x + start, y + start) for x, y in points]
+    numbered = "".join(f"<x{n}>{x}</x{n}><y{n}>{y}</y{n}>" for n, (x, y) in enumerate(pairs, 1))
+    listed = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in pairs)
+    whole = voc_object("cat", box)
+    text = whole.replace("</object>", f"<polygon>{numbered}</polygon></object>")
+    text += f"<object><name>dog</name><polygon>{listed}</polygon></object>"
+    text += whole.replace("</object>", "<polygon><x1>3</x1><y1>3</y1></polygon></object>")
+    text += "<object><name>cow</name><point><x>3</x><y>3</y></point></object>"
+    text += whole.replace("</object>", "<deleted>1</deleted></object>")
+    picture(tmp_path / "x.png")
+    voc_xml(tmp_path / "x.xml", text)
+    options = Voc(tmp_path, tmp_path / "out.json")
+    convert(options)
+    written = json.loads(options.out.read_text())["annotations"]
+    flat = [value for point in points for value in point]
+    assert [a.get("segmentation") for a in written] == [[flat], [flat], None]
+    assert [a["bbox"] for a in written[:2]] == [[0, 2, 44, 35]] * 2
+    assert written[2]["bbox"] == [box[0] - start, box[1] - start, box[2], box[3] - box[1] + start]
+    found = objects(checked(options, tmp_path / "cache"), "x.png")
+    assert [label for label, _ in found] == ["cat", "dog", "cat"]
+    assert same_but_for_the_border(found[0][1], by_pillow([list(point) for point in points]))
+    lines = capsys.readouterr().out
+    assert (
+        "dropped 1: shapes of type object without a box, which has no area (x: object 4)" in lines
+    )
+    assert "(x: object 3)" in lines
+    assert "left out 1: objects marked as deleted (x: object 5)" in lines
+
+
+def test_voc_images_beside_the_xml_win_over_a_stale_filename(tmp_path: Path) -> None:
+    for name in ("cam1/001.png", "cam2/a.png"):
+        picture(tmp_path / "JPEGImages" / name)
+    text = voc_object("cat", (3, 3, 9, 9))
+    voc_xml(tmp_path / "Annotations" / "cam1" / "001.xml", text, filename="a.png")
+    options = Voc(tmp_path, tmp_path / "out.json")
+    convert(options)
+    (image,) = checked(options, tmp_path / "cache").images
+    assert image.file_name == "cam1/001.png"
 
 
 def break_voc(old: str, new: str) -> Callable[[Path], Options]:

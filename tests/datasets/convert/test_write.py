@@ -27,6 +27,7 @@ from exports import (
     objects,
     refuses,
 )
+from pictures import tiff_pages
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets.convert.common import (
@@ -100,6 +101,70 @@ def test_split_is_by_image_and_repeatable(
     )
     convert(Labelme(tmp_path, options.out, split=0.3, seed=6))
     assert [file.read_text() for file in files] != texts
+
+
+class Killed(BaseException):
+    """As a kill, it is caught nowhere."""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_no_kill_leaves_an_image_in_both_files_of_a_split(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new split over an old one, killed before its first rename or between the two."""
+    as_labelme(tmp_path, {f"{number}.png": [("a", RING)] for number in range(10)})
+    old, new = (Labelme(tmp_path, tmp_path / "out.json", split=0.5, seed=n) for n in (0, 1))
+    files = convert(old)
+    before = [file.read_bytes() for file in files]
+    with monkeypatch.context() as patch:
+        replace, done = Path.replace, []
+
+        def killed(self: Path, target: Path) -> Path:
+            if len(done) == renames:
+                raise Killed
+            done.append(target)
+            return replace(self, target)
+
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(Killed):
+            convert(new)
+    left = [file for file in files if file.exists()]
+    assert len(left) == renames
+    names = [
+        image["file_name"] for file in left for image in json.loads(file.read_text())["images"]
+    ]
+    assert len(names) == len(set(names)) == 5 * renames
+    assert [file.read_bytes() for file in convert(new)] != before
+
+
+def test_a_split_that_fails_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_labelme(tmp_path, {f"{number}.png": [("a", RING)] for number in range(10)})
+    options = Labelme(tmp_path, tmp_path / "out.json", split=0.5)
+    files = convert(options)
+    before = [file.read_bytes() for file in files]
+    write = Path.write_text
+
+    def full(self: Path, text: str) -> int:
+        if "val" in self.name:
+            raise OSError(28, "No space left on device")
+        return write(self, text)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConfigError, match=r"out_val.json: cannot be written: No space left"):
+        convert(Labelme(tmp_path, tmp_path / "out.json", split=0.5, seed=1))
+    assert [file.read_bytes() for file in files] == before
+    assert len(list(tmp_path.glob("out*"))) == 2
+
+
+def test_pages_of_an_image_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = as_labelme(tmp_path, {"a.tif": [("a", RING)]})
+    page = np.zeros(RING.shape, np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff_pages([page, page]))
+    convert(options)
+    text = "repaired 1: images with 2 pages or frames: only the first is read (a.tif)"
+    assert text in capsys.readouterr().out
 
 
 def test_categories_skip_and_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

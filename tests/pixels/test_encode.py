@@ -1,0 +1,53 @@
+"""Pictures are written whole, or a line says which was not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrcnn_jax.cli import Failure
+from mrcnn_jax.pixels import encode
+from mrcnn_jax.pixels.encode import encode_image, write_image
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+
+
+def test_pixels_come_back_by_another_decoder(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", PICTURE)
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == PICTURE).all()
+    smooth = cv2.resize(PICTURE[:3, :4], (64, 48))
+    sizes = []
+    for quality in (95, 20):
+        write_image(tmp_path / "a.jpg", smooth, quality=quality)
+        read = np.asarray(Image.open(tmp_path / "a.jpg")).astype(int)
+        assert np.abs(read - smooth).mean() < 20
+        sizes.append((tmp_path / "a.jpg").stat().st_size)
+    assert sizes[0] > sizes[1]
+    assert sorted(os.listdir(tmp_path)) == ["a.jpg", "a.png"]
+
+
+def test_what_cannot_be_written_is_named_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Failure, match=r"none/a.png: cannot be written: No such file or directory"):
+        write_image(tmp_path / "none" / "a.png", PICTURE)
+    with pytest.raises(Failure, match=r"x.png: cannot be written: File name too long"):
+        write_image(tmp_path / f"{'x' * 300}.png", PICTURE)
+    with pytest.raises(ValueError, match="encoded"):
+        encode_image(np.zeros((1, 70_000, 3), np.uint8), ".jpg")
+    write_image(tmp_path / "a.png", PICTURE)
+
+    def full(path: Path, content: bytes) -> None:
+        path.open("wb").write(content[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(encode.Path, "write_bytes", full)
+    with pytest.raises(Failure, match=r"a.png: cannot be written: No space left on device"):
+        write_image(tmp_path / "a.png", 255 - PICTURE)
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == PICTURE).all()
+    assert os.listdir(tmp_path) == ["a.png"]
