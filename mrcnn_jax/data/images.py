@@ -31,7 +31,7 @@ from mrcnn_jax.data.report import Reason
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
-VERSION = "1.1.0"  # of the checks and the records: raise it whenever they change
+VERSION = "1.2.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"
 
 # By (the image is turned, its size tells).
@@ -131,6 +131,8 @@ def _key(dataset: CocoDataset) -> str:
         files.append((image.file_name, stat.st_size, stat.st_mtime_ns))
     digest = hashlib.sha256(dataset.annotations_path.read_bytes())
     digest.update(json.dumps([VERSION, files]).encode())
+    if dataset.matched:  # the records hold labels
+        digest.update(json.dumps([astuple(category) for category in dataset.categories]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -20,10 +20,10 @@ from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, read_bytes
-from mrcnn_jax.data.records import Box
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.decode import FORMATS, decode_labels
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.places import Box
 
 SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
 # The most that data.max_pixels allows; a run's own limit is the checker's business.
