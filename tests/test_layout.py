@@ -52,6 +52,7 @@ ELSEWHERE = {
     "mrcnn_jax.commands.variants": (JOBS, "each variant's stages by hand"),
     "mrcnn_jax.config.errors": ("config/test_files.py", SHARED + "an exception class"),
     "mrcnn_jax.config.tables": ("training/test_step.py", SHARED + "constants"),
+    "mrcnn_jax.evaluation.coco_categories": ("weights/test_importer.py", "constants"),
     "mrcnn_jax.figures.page": ("figures/page/test_page.py", "a package of one module"),
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),
     "mrcnn_jax.runs.state": ("runs/test_checkpoints.py", SHARED + "a dataclass"),
@@ -59,7 +60,6 @@ ELSEWHERE = {
     "mrcnn_jax.training.open": ("training/test_loop.py", "what is refused"),
     "mrcnn_jax.training.watch": ("training/test_loop.py", "what a run writes"),
     "mrcnn_jax.weights.backbone": ("training/test_initial.py", "a run that starts from a file"),
-    "mrcnn_jax.weights.coco_categories": ("weights/test_importer.py", "constants"),
 }
 
 

@@ -47,8 +47,8 @@ from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.data.transforms import resize_plan
 from mrcnn_jax.pixels.decode import decode_image
+from mrcnn_jax.pixels.transforms import resize_plan
 
 Kind = Literal["annotations", "images"]
 

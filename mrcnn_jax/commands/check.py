@@ -4,8 +4,9 @@
     [--contact-sheet FILE.png]
 
 Prints what is kept, dropped, clipped and repaired, with the reason and the first ten ids of each,
-and what a recipe depends on: objects by class and size, the largest count in an image, canvases.
-Exit status 0 if the data set is usable, 2 (and one line) if not.
+and what a recipe depends on: objects by class and size, the largest count in an image, canvases,
+and every limit of the config that an image exceeds. Exit status 0 if the data set is usable, 2 (and
+one line) if not.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Arguments:
     images: Path
     """The folder that its file names are relative to."""
     config: Path | None = None
-    """A config file whose `data` gives limits, canvases and class names; by default the
-    defaults."""
+    """A config file whose `data` gives limits, canvases and class names (by default the defaults),
+    and whose `model` gives the network's limits."""
     cache: Path | None = None
     """Where the result of decoding every image is kept; by default the config's data.cache, or
     ~/.cache/mrcnn_jax. Training with the same folder does not decode the images again."""
@@ -52,22 +53,26 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     """Checks and prints; ConfigError if the data set is not usable."""
     from mrcnn_jax.commands.data_summary import summary, summary_lines
+    from mrcnn_jax.data.copies import note_copies
     from mrcnn_jax.data.images import check_split
     from mrcnn_jax.data.reading import read_coco
 
-    data = load_config_file(arguments.config).data if arguments.config else DataConfig()
+    config = load_config_file(arguments.config) if arguments.config else None
+    data, model = (config.data, config.model) if config else (DataConfig(), None)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"
     cache = arguments.cache or (Path(data.cache) if data.cache else home)
     found: dict[str, Any] = {"usable": True}
     try:
         dataset = read_coco(arguments.annotations, arguments.images, data, lost_images=True)
+        note_copies(dataset)
         dataset, _ = check_split(dataset, cache=cache, data=data, keep_empty=data.keep_empty)
-        found |= summary(dataset, data)
+        found |= summary(dataset, data, model)
         if not arguments.as_json:
             print("\n".join(summary_lines(dataset, found)))
         if arguments.contact_sheet is not None:
             contact_sheet(dataset, arguments.contact_sheet, data)
         dataset.refuse_lost_images()
+        dataset.refuse_without_objects()
         if arguments.strict:
             refuse_dropped(dataset)
     except ConfigError as error:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from mrcnn_jax.commands.caps import Cap, caps
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.data.transforms import resize_plan
+from mrcnn_jax.pixels.transforms import resize_plan
 
 SMALL = 32**2  # px: COCO calls objects of a smaller area small
 SIDES = (8, 16, 32, 64, 128, 256, 512)  # px on the canvas: limits of the histogram
 
 
-def summary(dataset: CocoDataset, data: DataConfig) -> dict[str, Any]:
+def summary(
+    dataset: CocoDataset, data: DataConfig, model: ModelConfig | None = None
+) -> dict[str, Any]:
     """The report, and counts of objects by class and size and of images by size and canvas.
 
     Args:
         dataset: a checked data set.
         data: canvases and limits.
+        model: more limits; None: they are not known.
 
     Returns:
         JSON values only. Sides are in canvas pixels, the square root of the box's area.
@@ -67,6 +73,7 @@ def summary(dataset: CocoDataset, data: DataConfig) -> dict[str, Any]:
             f"{h} x {w}": used[i] for i, (h, w) in enumerate(data.canvases) if used[i]
         },
         "images_without_objects": counts.count(0),
+        "caps": [asdict(cap) for cap in caps(dataset, data, model)],
     }
 
 
@@ -92,4 +99,5 @@ def summary_lines(dataset: CocoDataset, found: dict[str, Any]) -> list[str]:
         f"images by height x width: {listed(found['images_by_size'])}",
         f"images by canvas: {listed(found['images_by_canvas'])}",
         f"images without objects: {found['images_without_objects']}",
+        *(Cap(**cap).line() for cap in found["caps"]),
     ]

@@ -69,7 +69,8 @@ def run(arguments: Arguments) -> dict[str, float]:
         ConfigError: no such checkpoint or data, or a category that the run was not trained on.
     """
     from mrcnn_jax import parallel
-    from mrcnn_jax.evaluation.average_precision import table
+    from mrcnn_jax.commands.caps import caps
+    from mrcnn_jax.evaluation.average_precision import limit_line, table
     from mrcnn_jax.inference.evaluate import evaluate
     from mrcnn_jax.inference.predictor import Predictor
     from mrcnn_jax.runs.run import load_weights, make_folder, open_data
@@ -86,6 +87,10 @@ def run(arguments: Arguments) -> dict[str, float]:
             f"{len(meta.categories)} categories: detections of the others do not count"
         )
     print("\n".join(dataset.report.lines()))
+    config = runs["raw"].config
+    for cap in caps(dataset, config.data, config.model):
+        if cap.field in ("model.rpn.proposals", "model.box_head.detections"):  # not of training
+            print(cap.line())
     out = arguments.out or workdir / ("eval" if arguments.split == "val" else "eval_train")
     folders = {name: out.with_name(f"{out.name}_ema") if name == "ema" else out for name in runs}
     parallel.in_turn(lambda: make_folder(*folders.values()) if parallel.is_first() else None)
@@ -105,7 +110,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         print(
             f"{len(found.ground_truth['images'])} images, "
             f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
-            f"\n{table(found.metrics)}"
+            f"\n{table(found.metrics)}\n{limit_line(found.matches)}"
         )
         # The run's own figures are those of its own evaluation.
         own = name == "raw" and arguments.out is None and arguments.split == "val"

@@ -131,6 +131,8 @@ def _key(dataset: CocoDataset) -> str:
         files.append((image.file_name, stat.st_size, stat.st_mtime_ns))
     digest = hashlib.sha256(dataset.annotations_path.read_bytes())
     digest.update(json.dumps([VERSION, files]).encode())
+    if dataset.matched:  # the records hold labels
+        digest.update(json.dumps([astuple(category) for category in dataset.categories]).encode())
     return digest.hexdigest()[:16]
 
 

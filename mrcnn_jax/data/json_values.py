@@ -6,6 +6,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,41 @@ def read_bytes(path: Path) -> bytes:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-def read_json(path: Path, constant: Callable[[str], float] = _refused) -> dict[str, Any]:
+def _refuse_repeated(key: str) -> None:
+    raise ConfigError(f"the key {short(key)} is there twice in one object")
+
+
+def read_json(
+    path: Path,
+    constant: Callable[[str], float] = _refused,
+    repeated: Callable[[str], object] = _refuse_repeated,
+) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
         path: the file.
         constant: called with NaN, Infinity or -Infinity, which Python writes but JSON does not
             have; its result takes their place. By default they are refused.
+        repeated: called with each key that an object has again, whose last value is used. By
+            default they are refused.
 
     Raises:
         ConfigError: the file cannot be read, is not JSON, or holds another value than an object.
     """
+
+    def built(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        item = dict(pairs)
+        if len(item) < len(pairs):
+            for key, times in Counter(key for key, _ in pairs).items():
+                for _ in range(times - 1):
+                    repeated(key)
+        return item
+
+    encoded = read_bytes(path)
     try:
-        content = json.loads(read_bytes(path), parse_constant=constant)
-    except ConfigError:
-        raise
+        content = json.loads(encoded, parse_constant=constant, object_pairs_hook=built)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:  # also of json and of the UTF-8 decoder
         raise ConfigError(f"{path}: not JSON (empty or cut off?): {error}") from None
     if not isinstance(content, dict):

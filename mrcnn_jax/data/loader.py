@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
-from mrcnn_jax.data.augment import Picture, Scene, augmented, plain
 from mrcnn_jax.data.builder import RandomAccess, build
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.data.transforms import Plan, resize_plan
+from mrcnn_jax.pixels.augment import Picture, Scene, augmented, plain
 from mrcnn_jax.pixels.decode import decode_image
+from mrcnn_jax.pixels.transforms import Plan, resize_plan
 from mrcnn_jax.structures import Batch, blank_batch
 
 TRAIN = "train"

@@ -19,9 +19,10 @@ from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
-from mrcnn_jax.data.repair import BoxFormats, Dropped, object_record
+from mrcnn_jax.data.repair import Dropped, object_record
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import header_size
 
@@ -53,7 +54,8 @@ def read_coco(
             nor 1; other class names; an image over the pixel limit; boxes that are not (x, y,
             width, height) in pixels; no usable image, or too many missing ones.
     """
-    content, report = _load(annotations), Report()
+    report = Report()
+    content = _load(annotations, report)
     raw = {key: _with_integers(content[key], key, annotations, report) for key in INTEGERS}
     categories = _categories(raw["categories"], annotations, report)
     dataset = CocoDataset(categories, (), report, annotations, images, listed=len(raw["images"]))
@@ -76,7 +78,7 @@ def read_coco(
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, report: Report) -> dict[str, Any]:
     """The file's content: three lists of objects, and no NaN outside of the boxes."""
     constants: list[float] = []
 
@@ -84,7 +86,7 @@ def _load(path: Path) -> dict[str, Any]:
         constants.append(float(text))
         return constants[-1]
 
-    content = read_json(path, constant)
+    content = read_json(path, constant, lambda key: report.add(Reason.REPEATED_KEY, short(key)))
     for key in INTEGERS:
         value = content.get(key)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -157,6 +159,7 @@ def _usable_images(
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such image folder")
     usable: dict[int, ImageRecord] = {}
+    used: set[str] = set()
     lost: list[str] = []
     by_name = _ByName(folder)
     foreign: dict[int, Any] = {}  # names that are paths of another machine, by image id
@@ -178,6 +181,9 @@ def _usable_images(
             continue
         if found != name and number not in foreign:
             report.add(Reason.FILE_NAME, number)
+        if (file := posixpath.normpath(found)) in used:
+            report.add(Reason.SAME_FILE, number)
+        used.add(file)
         usable[number] = ImageRecord(number, found, height, width, ())
     uses = Counter(image.file_name for image in usable.values())
     for number, name in foreign.items():
@@ -275,7 +281,8 @@ def _objects(
     path, report = dataset.annotations_path, dataset.report
     labels = {category.id: label for label, category in enumerate(dataset.categories, 1)}
     objects: dict[int, list[ObjectRecord]] = defaultdict(list)
-    formats = BoxFormats()
+    formats = Formats()
+    seen: set[tuple[Any, ...]] = set()
     for item in raw:
         number, category_id, image_id = item["id"], item["category_id"], item["image_id"]
         note = functools.partial(report.add, identifier=number)
@@ -286,12 +293,28 @@ def _objects(
             if image is None:
                 dropped = image_id in listed
                 raise Dropped(Reason.OF_DROPPED_IMAGE if dropped else Reason.UNKNOWN_IMAGE)
-            objects[image_id].append(
-                object_record(item, labels[category_id], image.height, image.width, note, formats)
+            record = object_record(
+                item, labels[category_id], image.height, image.width, note, formats
             )
         except Dropped as dropped:
             note(dropped.reason)
         except ConfigError as error:
             raise ConfigError(f"{path}: annotation {number}: {error}") from None
+        else:
+            objects[image_id].append(record)
+            mask = None if record.rle is None else record.rle["counts"]
+            known = image_id, record.label, record.iscrowd, record.box, mask
+            if known in seen:
+                note(Reason.SAME_ANNOTATION)
+            seen.add(known)
     formats.refuse(path)
+    _note_oddities([r for found in objects.values() for r in found], formats, report)
     return objects
+
+
+def _note_oddities(records: list[ObjectRecord], formats: Formats, report: Report) -> None:
+    crowds = [record for record in records if record.iscrowd]
+    for record in crowds if 2 * len(crowds) > len(records) else ():
+        report.add(Reason.MOSTLY_CROWDS, record.annotation_id)
+    for record in records if formats.in_a_corner else ():
+        report.add(Reason.IN_A_CORNER, record.annotation_id)

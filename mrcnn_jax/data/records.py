@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.report import Report
-
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2
-RLE = dict[str, Any]  # {"size": [height, width], "counts": str}, compressed
+from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.pixels.places import RLE, Box
 
 LOST_IMAGES = 0.01  # share of the images that may be missing or unreadable
-
-
-def box_area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 @dataclass(frozen=True)
@@ -68,6 +62,8 @@ class CocoDataset:
     """How many images the annotation file lists."""
     lost: tuple[str, ...] = ()
     """"name (reason)" of each listed image that is missing or cannot be used."""
+    matched: bool = False
+    """The categories are those of another file, see `matched_to`."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -102,6 +98,62 @@ class CocoDataset:
     def refuse_lost_images(self) -> None:
         """`refuse_lost` of this data set's images."""
         refuse_lost(self.lost, self.listed, f"{self.annotations_path}")
+
+    def refuse_without_objects(self) -> None:
+        """ConfigError, saying why, if there is not one object to train on."""
+        if self.report.kept["objects"]:
+            return
+        crowds = self.report.kept["crowds"]
+        why = "; ".join(line for line in self.report.lines() if line.startswith("dropped"))
+        if crowds:
+            why = (
+                f"all its {crowds} annotations have iscrowd 1, which makes them regions to ignore "
+                "(brush masks of some tools come so): write 0 to train on them"
+            )
+        raise ConfigError(
+            f"{self.annotations_path}: no object to train on: {why or 'it has no annotations'}"
+        )
+
+    def matched_to(self, categories: Sequence[tuple[int, str]], where: str) -> CocoDataset:
+        """This data set with the ids of other categories, which are found by name.
+
+        Args:
+            categories: (id, name) of all that there may be.
+            where: where they are, for messages.
+
+        Raises:
+            ConfigError: one of this data set's categories is not there.
+        """
+        own = [(category.id, category.name) for category in self.categories]
+        if set(own) <= set(categories):
+            return self
+        ids = {name: number for number, name in categories}
+        names = dict(categories)
+        certain = len(ids) == len(categories) and len(set(self.class_names)) == len(own)
+        unknown = [
+            f"{number} {name!r} (there {names.get(number)!r})"
+            for number, name in own
+            if (name not in ids if certain else (number, name) not in categories)
+        ]
+        if unknown:
+            more = ", ..." if len(unknown) > 3 else ""
+            raise ConfigError(
+                f"{self.annotations_path}: categories that {where} does not have: "
+                f"{', '.join(unknown[:3])}{more}"
+            )
+        new = tuple(sorted((Category(ids[name], name) for _, name in own), key=lambda c: c.id))
+        labels = {category.name: label for label, category in enumerate(new, 1)}
+        label_of = [0, *(labels[name] for name in self.class_names)]
+        images = tuple(
+            replace(i, objects=tuple(replace(o, label=label_of[o.label]) for o in i.objects))
+            for i in self.images
+        )
+        key = Reason.CATEGORY_IDS, Reason.CATEGORY_IDS.text
+        self.report.findings.pop(key, None)  # labels no longer follow the order of these ids
+        for number, name in own:
+            if ids[name] != number:
+                self.report.add(Reason.MATCHED, number, file=where)
+        return replace(self, categories=new, images=images, matched=True)
 
     def to_coco(self) -> dict[str, Any]:
         """The data set in COCO format with the file's own ids, for pycocotools to evaluate against.

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.formats import Formats, flat_polygons
 from mrcnn_jax.data.json_values import has_constant, integer, is_number, short
-from mrcnn_jax.data.records import RLE, Box, ObjectRecord, box_area
+from mrcnn_jax.data.records import ObjectRecord
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, far, mask_extent
 from mrcnn_jax.pixels.rle import decompressed
 
 Note = Callable[[Reason], object]  # counts a reason for the annotation at hand
 
 MIN_SIDE = 0.1  # px: a box with a shorter side is degenerate
-# A box is far from its mask if a side is more than FAR_SIDE px off (less is rounding) and they
-# overlap by less than FAR_IOU. On 7,000 of COCO's own masks this never happens.
-FAR_IOU, FAR_SIDE = 0.5, 2.0
 # px: no real polygon has a longer outline, and pycocotools would need 80 bytes for each pixel of it
 OUTLINE = 3.2e6
 
@@ -39,18 +36,34 @@ class Dropped(Exception):
 
 
 def object_record(
-    raw: dict[str, Any], label: int, height: int, width: int, note: Note, formats: BoxFormats
+    raw: dict[str, Any], label: int, height: int, width: int, note: Note, formats: Formats
 ) -> ObjectRecord:
     """The checked record of an annotation in an image of height x width.
 
-    Reasons for repairs go to `note`, the box as written to `formats`. Raises Dropped if the
+    Reasons for repairs go to `note`, box and mask as written to `formats`. Raises Dropped if the
     annotation is unusable, ConfigError, without the file's name, if the whole file is.
     """
-    rle = mask_rle(raw.get("segmentation"), height, width, note)
+    bbox, segmentation = _written_box(raw.get("bbox")), raw.get("segmentation")
+    try:
+        rle = mask_rle(segmentation, height, width, note)
+    except Dropped:
+        formats.add(bbox, segmentation, None, None, height, width)
+        raise
+    extent = mask_extent(rle)
+    formats.add(bbox, None if rle is None else segmentation, rle, extent, height, width)
     iscrowd = raw.get("iscrowd") or 0
     if iscrowd is not True and integer(iscrowd) not in (0, 1):
         raise ConfigError(f"iscrowd {short(iscrowd)} is neither 0 nor 1")
-    box = _box(raw.get("bbox"), _extent(rle), height, width, note, formats)
+    if rle is not None and extent is None:
+        if bbox is None:
+            raise Dropped(Reason.NO_PIXEL)
+        note(Reason.EMPTY_MASK)
+        rle = None
+    if bbox is None or min(bbox[2:]) < MIN_SIDE:
+        box = _box_of_mask(raw.get("bbox"), extent)
+        note(Reason.BOX_FROM_MASK)
+    else:
+        box = _box(bbox, extent, height, width, note)
     area: Any = raw.get("area")
     if not (is_number(area) and area > 0):
         area = box_area(box) if rle is None else rle_ops.area(rle)
@@ -62,23 +75,29 @@ def object_record(
 # -- boxes -----------------------------------------------------------------------------------------
 
 
-def _box(
-    bbox: Any, extent: Box | None, height: int, width: int, note: Note, formats: BoxFormats
-) -> Box:
-    """The box inside the image that is meant; `extent` is that of the mask, if there is one."""
+def _written_box(bbox: Any) -> Box | None:
+    """A bbox of four numbers with sides over 0, as it is written; None for any other."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
-        if extent is not None:
-            note(Reason.BOX_FROM_MASK)
-            return extent
-        if has_constant(bbox):
-            raise ConfigError("bbox holds NaN or Infinity, and there is no mask to take it from")
-        raise Dropped(Reason.NO_BOX)
+        return None
     x, y, w, h = (float(value) for value in bbox)
-    formats.add((x, y, w, h), extent, height, width)
-    if min(w, h) < MIN_SIDE:
-        raise Dropped(Reason.DEGENERATE)
+    return (x, y, w, h) if min(w, h) > 0 else None
+
+
+def _box_of_mask(bbox: Any, extent: Box | None) -> Box:
+    """The box around a mask that stands for an unusable `bbox`, if there is one."""
+    if extent is not None:
+        return extent
+    if has_constant(bbox):
+        raise ConfigError("bbox holds NaN or Infinity, and there is no mask to take it from")
+    four = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))
+    raise Dropped(Reason.DEGENERATE if four else Reason.NO_BOX)
+
+
+def _box(bbox: Box, extent: Box | None, height: int, width: int, note: Note) -> Box:
+    """The box inside the image that is meant; `extent` is that of the mask, if it has pixels."""
+    x, y, w, h = bbox
     box = clipped((x, y, x + w, y + h), height, width)
-    if extent is not None and _far(box, extent):
+    if extent is not None and far(box, extent):
         note(Reason.FAR_FROM_MASK)
         return extent
     if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
@@ -86,79 +105,6 @@ def _box(
     if box != (x, y, x + w, y + h):
         note(Reason.CLIPPED)
     return box
-
-
-def clipped(box: Box, height: int, width: int) -> Box:
-    """The part of a box that lies inside the image."""
-    x1, y1, x2, y2 = (
-        min(max(side, 0.0), limit) for side, limit in zip(box, (width, height) * 2, strict=True)
-    )
-    return x1, y1, x2, y2
-
-
-def _extent(rle: RLE | None) -> Box | None:
-    """The box around a mask's pixels; None if there are none."""
-    if rle is None:
-        return None
-    x, y, w, h = rle_ops.toBbox(rle).tolist()
-    return (x, y, x + w, y + h) if w and h else None
-
-
-def _far(box: Box, extent: Box) -> bool:
-    """Whether a box is not that of its mask (see FAR_IOU)."""
-    if max(abs(a - b) for a, b in zip(box, extent, strict=True)) <= FAR_SIDE:
-        return False
-    overlap = max(0.0, min(box[2], extent[2]) - max(box[0], extent[0])) * max(
-        0.0, min(box[3], extent[3]) - max(box[1], extent[1])
-    )
-    return overlap < FAR_IOU * (box_area(box) + box_area(extent) - overlap)
-
-
-@dataclass
-class BoxFormats:
-    """Evidence in a file that its boxes are corners or fractions, not (x, y, width, height)."""
-
-    boxes: int = 0
-    not_sizes: int = 0  # impossible as (x, y, w, h)
-    not_corners: int = 0  # impossible as (x1, y1, x2, y2)
-    fractions: int = 0
-
-    def add(self, bbox: Box, extent: Box | None, height: int, width: int) -> None:
-        """Counts one box as written; `extent` is that of its mask, if there is one."""
-        x, y, w, h = bbox
-
-        def impossible(box: Box) -> bool:
-            inside = clipped(box, height, width)
-            outside = max(abs(a - b) for a, b in zip(box, inside, strict=True))
-            if outside > 1 or box[2] <= box[0] or box[3] <= box[1]:
-                return True
-            return extent is not None and _far(inside, extent)
-
-        self.boxes += 1
-        self.not_sizes += impossible((x, y, x + w, y + h))
-        self.not_corners += impossible(bbox)
-        # In a tiny image, or where the mask agrees, a box of one pixel in the corner is just that.
-        self.fractions += (
-            min(bbox) >= 0
-            and max(bbox) <= 1
-            and min(height, width) >= 8
-            and (extent is None or _far((x, y, x + w, y + h), extent))
-        )
-
-    def refuse(self, path: Path) -> None:
-        """ConfigError, with a hint, if the share of impossible boxes is telling."""
-        if self.fractions and self.fractions >= 0.5 * self.boxes:
-            raise ConfigError(
-                f"{path}: {self.fractions} of {self.boxes} boxes lie in 0..1, which is no box in "
-                "pixels; they fit as fractions of the image: multiply them by its width and height"
-            )
-        # A correct (x, y, w, h) is often impossible as corners; one or two boxes that leave the
-        # image by far prove nothing.
-        if self.not_sizes >= max(2, 0.2 * self.boxes) and self.not_corners <= 0.05 * self.boxes:
-            raise ConfigError(
-                f"{path}: {self.not_sizes} of {self.boxes} boxes are impossible as [x, y, width, "
-                "height]; they fit as [x1, y1, x2, y2]: write [x1, y1, x2 - x1, y2 - y1]"
-            )
 
 
 # -- masks -----------------------------------------------------------------------------------------
@@ -188,6 +134,9 @@ def _polygons_rle(parts: list[Any], height: int, width: int, note: Note) -> RLE:
     if all(map(is_number, parts)):
         note(Reason.FLAT_POLYGON)
         parts = [parts]
+    parts, points = flat_polygons(parts)
+    if points:
+        note(Reason.PAIRS)
     polygons = [part for part in parts if is_polygon(part, height, width)]
     if not polygons:
         raise Dropped(Reason.UNUSABLE_MASK)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 FIRST_IDS = 10
 
-Outcome = Literal["dropped", "clipped", "repaired", "truncated", "left out"]
-"""dropped: lost, through a fault in the data; left out, truncated: not used, as the config says."""
+Outcome = Literal["dropped", "clipped", "repaired", "truncated", "left out", "noticed"]
+"""dropped: lost, through a fault in the data; left out, truncated: not used, as the config says;
+noticed: used as it is, and perhaps not meant so."""
 
 
 class Reason(Enum):
@@ -25,6 +26,7 @@ class Reason(Enum):
     OF_DROPPED_IMAGE = "dropped", "annotations of a dropped image"
     UNKNOWN_IMAGE = "dropped", "annotations with an unknown image_id"
     UNUSABLE_MASK = "dropped", "annotations with an unusable segmentation"
+    NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
     NO_BOX = "dropped", "annotations without a usable bbox"
     DEGENERATE = "dropped", "annotations with a degenerate box (a side under 0.1 px)"
     OUTSIDE = "dropped", "annotations whose box lies outside the image"
@@ -32,6 +34,10 @@ class Reason(Enum):
         "dropped",
         "annotations with an unusable polygon among others (under 3 points, an odd count, or far "
         "outside the image)",
+    )
+    REPEATED_KEY = (
+        "dropped",
+        "values of a JSON object whose key is there again: the last one is used",
     )
     CLIPPED = "clipped", "annotations whose box leaves the image"
     CATEGORY_IDS = (
@@ -48,7 +54,9 @@ class Reason(Enum):
     SIZE_FROM_FILE = "repaired", "images without a height and width: taken from the file"
     BOX_FROM_MASK = "repaired", "annotations without a usable bbox: taken from the mask"
     FAR_FROM_MASK = "repaired", "annotations whose bbox is far from their mask: taken from the mask"
+    EMPTY_MASK = "repaired", "annotations whose mask has no pixel: kept as a box without a mask"
     FLAT_POLYGON = "repaired", "annotations whose polygon is a flat list"
+    PAIRS = "repaired", "annotations whose polygons are lists of points: read as x, y, x, y, ..."
     RUN_LIST = "repaired", "annotations whose run lengths are a list: compressed"
     RUN_BYTES = "repaired", "annotations whose run lengths are bytes: read as text"
     AREA = "repaired", "annotations without an area: computed"
@@ -65,6 +73,22 @@ class Reason(Enum):
         "images whose EXIF turn is ignored: the size fits either way, and most are annotated as "
         "stored",
     )
+    MATCHED = "repaired", "categories with other ids in {file}: matched by their names"
+    SAME_FILE = "noticed", "images whose file is that of an image before (listed twice, or a copy)"
+    SAME_ANNOTATION = (
+        "noticed",
+        "annotations that repeat one before: class, box and mask are the same",
+    )
+    IN_TRAINING = "noticed", "images that are in {file}, too: trained on, they prove nothing"
+    IN_A_CORNER = (
+        "noticed",
+        "annotations that all lie in the upper left of their image: of a smaller picture?",
+    )
+    MOSTLY_CROWDS = (
+        "noticed",
+        "annotations with iscrowd 1, more than without: regions to ignore, neither trained on nor "
+        "evaluated (iscrowd 0 makes objects of them)",
+    )
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
     OVER_LIMIT = (
         "truncated",
@@ -77,7 +101,6 @@ class Reason(Enum):
 
     # Of the converters (datasets.convert) only.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
-    NO_PIXEL = "dropped", "annotations whose mask has no pixel in the image"
     NO_CLASS = (
         "dropped",
         "instances without a class: no <object> has their box, nor SegmentationClass a name there",

@@ -5,30 +5,40 @@ takes a match with id 0 for no match), `info`, `area` and `iscrowd` may be missi
 no results at all. Boxes and masks are evaluated separately, so that the area of a detection is that
 of its box for boxes and of its mask for masks. "boundary" evaluates masks by the smaller of two
 IoUs: their own and that of their boundaries (`evaluation.boundary`).
+
+COCO counts the best 100 detections of a class in an image. Where an image of another data set has
+more objects of a class, as many count as it has (`detection_limit`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.evaluation.boundary import BoundaryEval
+from mrcnn_jax.evaluation.coco_categories import COCO as COCO_CATEGORIES
 from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.rle import segmentation_rle
 
 IouType = Literal["bbox", "segm", "boundary"]
+NAMES: dict[IouType, str] = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 # In the order of COCOeval.stats: AP over IoU .50:.95, at .50, at .75, of small, medium and large
-# objects; average recall with 1, 10 and 100 detections per image, and of small, medium and large
-# objects.
+# objects; average recall with 1, 10 and 100 detections per image and class, and of small, medium
+# and large objects.
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+LIMIT = 100  # detections of a class in an image that count in COCO's own figures
+AT_LIMIT = f"AP@{LIMIT}"  # AP with that limit, where another one holds
 
 
 def evaluate(
@@ -49,11 +59,14 @@ def evaluate(
     Returns:
         For each type, `<type>/<figure>` for the twelve FIGURES in [0, 1], or -1 (COCO's sign for
         undefined) if the ground truth has no such object; and `<type>/AP/<category name>` for each
-        category with ground truth. Categories that share a name have their id behind it.
+        category with ground truth. Categories that share a name have their id behind it. If
+        `detection_limit` is some N over 100, all but AR1, AR10 and AR100 are with N detections, and
+        `<type>/AR<N>` and `<type>/AP@100` (AP with COCO's 100) are added.
 
     Raises:
         ConfigError: a result or an annotation names an image, or a result a category, that the
-            ground truth lacks; a result lacks a box or mask; a segmentation is unreadable.
+            ground truth lacks; a result lacks a box, mask or finite score; a segmentation is
+            unreadable.
     """
     return coco_figures(judge(ground_truth, results, iou_types=iou_types))
 
@@ -82,13 +95,37 @@ def judge(
                 f"results: category_id {result['category_id']} (image {result['image_id']}): "
                 "not in the ground truth"
             )
+        score = result.get("score")
+        if not isinstance(score, int | float | np.number) or not math.isfinite(score):
+            raise ConfigError(
+                f"results: image_id {result['image_id']}: score {score}: not a finite number"
+            )
 
+    limit = detection_limit(ground_truth)
     evaluations: dict[IouType, COCOeval] = {}
     for kind in iou_types:
         truth = [_truth(annotation, sizes, kind) for annotation in ground_truth["annotations"]]
         found = [_detection(result, sizes, kind) for result in results]
-        evaluations[kind] = _run(ground_truth, truth, found, kind)
+        evaluations[kind] = _run(ground_truth, truth, found, kind, limit)
     return evaluations
+
+
+def detection_limit(ground_truth: Mapping[str, Any]) -> int:
+    """How many detections of a class in an image count, the best first.
+
+    Args:
+        ground_truth: a parsed COCO instances file.
+
+    Returns:
+        COCO's 100, or the largest number of objects (crowds are none) that a class has in an image,
+        if that is more. COCO's own data sets, known by their 80 categories, always have 100: their
+        figures are compared with published ones.
+    """
+    if {(c["id"], c["name"]) for c in ground_truth["categories"]} == set(COCO_CATEGORIES):
+        return LIMIT
+    objects = (a for a in ground_truth["annotations"] if not a.get("iscrowd"))
+    counts = Counter((a["image_id"], a["category_id"]) for a in objects)
+    return max([LIMIT, *counts.values()])
 
 
 def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
@@ -96,16 +133,43 @@ def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for kind, evaluation in evaluations.items():
         names = category_names(evaluation.cocoGt.dataset["categories"])
-        metrics |= {
-            f"{kind}/{figure}": float(value)
-            for figure, value in zip(FIGURES, evaluation.stats, strict=True)
-        }
-        # IoU x recall x category, all sizes, 100 detections per image
+        metrics |= {f"{kind}/{name}": value for name, value in _figures(evaluation).items()}
+        # IoU x recall x category, all sizes, as many detections as count
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         for i, category in enumerate(evaluation.params.catIds):
             if (precision[:, :, i] > -1).any():
                 metrics[f"{kind}/AP/{names[category]}"] = float(precision[:, :, i].mean())
     return metrics
+
+
+def _figures(evaluation: COCOeval) -> dict[str, float]:
+    """FIGURES, and those of a limit over 100.
+
+    They are COCOeval.summarize's, which looks for 100 detections whatever `maxDets` says.
+    """
+    precision = evaluation.eval["precision"]  # IoU x recall x category x size x limit
+    recall = evaluation.eval["recall"]  # IoU x category x size x limit
+    ious = evaluation.params.iouThrs
+    limits = dict(zip(evaluation.params.maxDets, np.moveaxis(recall[:, :, 0], -1, 0), strict=True))
+    parts = [
+        precision[:, :, :, 0, -1],
+        *(precision[ious == iou][:, :, :, 0, -1] for iou in (0.5, 0.75)),
+        *(precision[:, :, :, size, -1] for size in (1, 2, 3)),
+        *(limits[limit] for limit in (1, 10, LIMIT)),
+        *(recall[:, :, size, -1] for size in (1, 2, 3)),
+    ]
+    found = dict(zip(FIGURES, map(_mean, parts), strict=True))
+    limit = evaluation.params.maxDets[-1]
+    if limit > LIMIT:
+        found |= {f"AR{limit}": _mean(limits[limit])}
+        found |= {AT_LIMIT: _mean(precision[:, :, :, 0, evaluation.params.maxDets.index(LIMIT)])}
+    return found
+
+
+def _mean(values: Float[np.ndarray, "*n"]) -> float:
+    """The mean over what is defined; -1 if nothing is."""
+    known = values[values > -1]
+    return float(np.mean(known)) if known.size else -1.0
 
 
 def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
@@ -119,11 +183,13 @@ def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 def table(metrics: dict[str, float]) -> str:
     """Format the figures of `evaluate` as aligned lines, in percent; "-" if undefined."""
-    named = (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary"))
-    kinds = [(kind, name) for kind, name in named if f"{kind}/AP" in metrics]
+    kinds = [(kind, name) for kind, name in NAMES.items() if f"{kind}/AP" in metrics]
     classes = list(dict.fromkeys(key.split("/", 2)[2] for key in metrics if key.count("/") >= 2))
+    own = dict.fromkeys(key.split("/")[1] for key in metrics if key.count("/") == 1)
+    recalls = list(FIGURES[6:])
+    recalls[3:3] = [name for name in own if name[2:].isdigit() and name not in FIGURES]
     lines: list[str] = []
-    for title, columns in (("", FIGURES[:6]), ("", FIGURES[6:]), ("AP/", tuple(classes))):
+    for title, columns in (("", FIGURES[:6]), ("", tuple(recalls)), ("AP/", tuple(classes))):
         if not columns:
             continue
         rows = [["AP of" if title else "", *(column.rjust(5) for column in columns)]]
@@ -132,6 +198,19 @@ def table(metrics: dict[str, float]) -> str:
             rows.append([name, *("-" if value < 0 else f"{100 * value:.1f}" for value in values)])
         lines += text_table(rows)
     return "\n".join(lines)
+
+
+def limit_line(evaluations: Mapping[IouType, COCOeval]) -> str:
+    """Say how many detections count, and, if they are over COCO's 100, what AP those give."""
+    limit = next(iter(evaluations.values())).params.maxDets[-1]
+    text = f"the best {limit} detections of a class in an image count"
+    if limit == LIMIT:
+        return f"{text} (COCO's limit)"
+    both = []
+    for kind, evaluation in evaluations.items():
+        figures = {name: f"{100 * value:.1f}" for name, value in _figures(evaluation).items()}
+        both.append(f"{NAMES[kind]} AP {figures['AP']}, with {LIMIT} {figures[AT_LIMIT]}")
+    return f"{text}, as many as there are objects, instead of COCO's {LIMIT}: {'; '.join(both)}"
 
 
 def _truth(
@@ -165,6 +244,8 @@ def _detection(
         return {**result, "iscrowd": 0, "segmentation": rle, "area": float(coco_mask.area(rle))}
     if "bbox" not in result:
         raise ConfigError(f"{name}: no bbox")
+    if not all(map(math.isfinite, result["bbox"])):
+        raise ConfigError(f"{name}: bbox {result['bbox']}: not finite")
     return {**result, "iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]}
 
 
@@ -180,14 +261,16 @@ def _run(
     truth: list[dict[str, Any]],
     found: list[dict[str, Any]],
     kind: IouType,
+    limit: int,
 ) -> COCOeval:
-    # pycocotools prints its progress and its own table.
+    # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         both = _coco(ground_truth, truth), _coco(ground_truth, found)
         evaluation = BoundaryEval(*both, "segm") if kind == "boundary" else COCOeval(*both, kind)
+        if limit > LIMIT:
+            evaluation.params.maxDets = [*evaluation.params.maxDets, limit]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     return evaluation
 
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from mrcnn_jax import parallel
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows
-from mrcnn_jax.data.transforms import resize_image, resize_plan
 from mrcnn_jax.inference.results import Detections, coco_results, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
+from mrcnn_jax.pixels.transforms import resize_image, resize_plan
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances, blank_batch

@@ -128,7 +128,7 @@ def open_data(
         workdir: the run's folder; the built data set goes to `data` in it unless the config has a
             cache.
         annotations, images: file and folder of another data set, whose categories are the run's or
-            some of them.
+            some of them; where ids differ, the names decide, and the report says so.
 
     Raises:
         ConfigError: no data set, or one that cannot be used; a category that the run does not have.
@@ -146,22 +146,13 @@ def open_data(
     cache = Path(data.cache) if data.cache else workdir / "data"
     if annotations is not None:
         data = replace(data, class_names=())  # it may have only some of them
-    split = parallel.in_turn(
-        lambda: open_split(
-            split_name, read_coco(json_path, images_path, data), cache=cache, data=data
-        )
-    )
-    unknown = [
-        f"{category.id} {category.name!r} (there {run.class_names.get(category.id)!r})"
-        for category in split.dataset.categories
-        if (category.id, category.name) not in run.meta.categories
-    ]
-    if unknown:
-        more = ", ..." if len(unknown) > 3 else ""
-        raise ConfigError(
-            f"{json_path}: categories that the run does not have: {', '.join(unknown[:3])}{more}"
-        )
-    return split
+
+    def opened() -> Split:
+        dataset = read_coco(json_path, images_path, data)
+        dataset = dataset.matched_to(run.meta.categories, "the run")
+        return open_split(split_name, dataset, cache=cache, data=data)
+
+    return parallel.in_turn(opened)
 
 
 def write_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -25,11 +26,15 @@ _MEANING = (
 )
 
 
-def initial_variables(shapes: Variables, config: Config) -> Variables:
+def initial_variables(
+    shapes: Variables, config: Config, class_names: Sequence[str] = ()
+) -> Variables:
     """Reads the part of the variables that `config.init_from` holds, and prints what was loaded.
 
     Args:
         shapes: all variables of the network, arrays or `jax.ShapeDtypeStruct`.
+        config: of the new run.
+        class_names: of labels 1..K of the new run, compared with those of the run to start from.
 
     Raises:
         ConfigError: a file of another kind, or a tensor of another shape (named).
@@ -37,8 +42,9 @@ def initial_variables(shapes: Variables, config: Config) -> Variables:
     if config.init_from is None:
         return {}
     source = Path(config.init_from)
-    read = _from_run if source.is_dir() else _from_file
-    return read(shapes, config, source)
+    if source.is_dir():
+        return _from_run(shapes, config, source, class_names)
+    return _from_file(shapes, config, source)
 
 
 def _from_file(shapes: Variables, config: Config, source: Path) -> Variables:
@@ -60,7 +66,9 @@ def _from_file(shapes: Variables, config: Config, source: Path) -> Variables:
     return loaded
 
 
-def _from_run(shapes: Variables, config: Config, run: Path) -> Variables:
+def _from_run(
+    shapes: Variables, config: Config, run: Path, class_names: Sequence[str]
+) -> Variables:
     """Every variable of the same path, without the outputs per class if the config says so.
 
     A path that only one of the two has is listed; another shape is an error.
@@ -99,4 +107,20 @@ def _from_run(shapes: Variables, config: Config, run: Path) -> Variables:
     changed = [line for line in lines if line.split(":")[0] in _MEANING]
     if changed:
         print(f"warning: {run} was trained with other constants: {'; '.join(changed)}")
+    if any(map(_CLASSES.fullmatch, loaded)):
+        _warn_of_other_classes(run, [name for _, name in meta.categories], class_names)
     return unflatten_dict(loaded, sep="/")
+
+
+def _warn_of_other_classes(run: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Prints which labels have another name than in the run whose outputs per class were loaded."""
+    pairs = enumerate(zip(theirs, ours, strict=False), start=1)
+    changed = [f"{label} {a!r} -> {b!r}" for label, (a, b) in pairs if a != b]
+    if changed:
+        order = "in another order" if sorted(theirs) == sorted(ours) else "of other names"
+        more = f", ... ({len(changed)} in all)" if len(changed) > 3 else ""
+        print(
+            f"warning: {run} was trained on classes {order}, label by label: "
+            f"{', '.join(changed[:3])}{more}; each keeps the weights of its label "
+            "(--init-without-classes starts them from random weights)"
+        )

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.copies import note_copies
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
@@ -168,11 +169,7 @@ def _refuse_differences(path: Path, config: Config, text: str) -> None:
 def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
     """The refusals that follow in a locked folder, the cheap ones first."""
     data = config.data
-    train_set, val_set = (_read(name, config) for name in ("train", "val"))
-    if train_set.class_names != val_set.class_names:
-        raise ConfigError(
-            f"{data.val_annotations}: its categories differ from those of {data.train_annotations}"
-        )
+    train_set, val_set = _data_sets(config)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     resumed_from = checkpoints.latest()
     if resumed_from is not None:
@@ -188,7 +185,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
         refuse_partly_live(stage, shapes["params"], live)
     initial: Variables = {}
     if resumed_from is None:
-        initial = initial_variables(shapes, config)
+        initial = initial_variables(shapes, config, train_set.class_names)
         refuse_random_frozen(config.stages, shapes["params"], loaded=initial.get("params", {}))
     warn_of_slow_versions()
 
@@ -227,18 +224,30 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
     return run
 
 
-def _read(name: str, config: Config) -> CocoDataset:
-    """An annotation file with as many categories as the model has classes."""
+def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the validation file, with the same categories: as many as the model's."""
     data = config.data
-    annotations, images = (getattr(data, f"{name}_{kind}") for kind in ("annotations", "images"))
-    dataset = read_coco(Path(annotations), Path(images), data)
-    if len(dataset.categories) != config.model.num_classes:
-        names = ", ".join(dataset.class_names)
+    train_set = read_coco(Path(data.train_annotations), Path(data.train_images), data)
+    if len(train_set.categories) != config.model.num_classes:
+        names = ", ".join(train_set.class_names)
         raise ConfigError(
-            f"model.num_classes: {config.model.num_classes}, but {dataset.annotations_path} has "
-            f"{len(dataset.categories)}: {names}"
+            f"model.num_classes: {config.model.num_classes}, but {train_set.annotations_path} has "
+            f"{len(train_set.categories)}: {names}"
         )
-    return dataset
+    train_set.refuse_without_objects()
+    # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
+    val_set = read_coco(
+        Path(data.val_annotations), Path(data.val_images), replace(data, class_names=())
+    )
+    val_set = val_set.matched_to(_categories(train_set), f"{train_set.annotations_path}")
+    missing = [c.name for c in train_set.categories if c not in val_set.categories]
+    if missing:
+        raise ConfigError(
+            f"{val_set.annotations_path}: 'categories' lacks {', '.join(map(repr, missing))} of "
+            f"{train_set.annotations_path} (it may be without annotations there)"
+        )
+    note_copies(train_set, val_set)
+    return train_set, val_set
 
 
 def _categories(dataset: CocoDataset) -> tuple[tuple[int, str], ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
-from mrcnn_jax.weights.coco_categories import COCO, COCO_WITH_GAPS, Categories
+from mrcnn_jax.evaluation.coco_categories import COCO, COCO_WITH_GAPS, Categories
 from mrcnn_jax.weights.mapping import (
     Layout,
     Rule,

@@ -18,11 +18,11 @@ from mrcnn_jax.config.files import config_hash
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import COCO_CANVASES
+from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth
 from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.run import refuse_taken, write_run
-from mrcnn_jax.weights.coco_categories import Categories
 from mrcnn_jax.weights.families import Family, family_of
 from mrcnn_jax.weights.mapping import assign, fill
 from mrcnn_jax.weights.tensors import read_tensors

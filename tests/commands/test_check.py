@@ -107,6 +107,63 @@ def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[st
     assert "most objects in an image: 2; data.max_objects = 100 drops 0 in 0 images" in text
 
 
+def test_every_limit_that_images_exceed(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from mrcnn_jax.config.model import *\n"
+        "from mrcnn_jax.config.schema import *\n"
+        "def get_config():\n"
+        "    model = ModelConfig(box_head=BoxHeadConfig(detections=1))\n"
+        "    return Config(data=DataConfig(max_objects=1), model=model)\n"
+    )
+    check.run(arguments)
+    assert "set it to" not in capsys.readouterr().out
+    check.run(dataclasses.replace(arguments, config=config))
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "data.max_objects = 1: images with more objects: 1 (up to 2 in one): the smallest are not "
+        "trained on; set it to 2 or more",
+        "model.box_head.detections = 1: images with more objects: 1 (up to 2 in one): no more can "
+        "be found; set it to 2 or more",
+    ]
+    found = as_json(dataclasses.replace(arguments, config=config), capsys)
+    assert [(cap["field"], cap["most"]) for cap in found["caps"]] == [
+        ("data.max_objects", 2),
+        ("model.box_head.detections", 2),
+    ]
+
+
+def test_nothing_to_train_on_is_not_usable(
+    arguments: Arguments,
+    mixed_content: dict[str, Any],
+    write_json: Callable[[Any], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for annotation in mixed_content["annotations"]:
+        annotation["iscrowd"] = 1
+    write_json(mixed_content)
+    with pytest.raises(
+        ConfigError, match="no object to train on: all its 7 annotations have iscro"
+    ):
+        check.run(arguments)
+    assert "noticed 7: annotations with iscrowd 1" in capsys.readouterr().out
+
+
+def test_copies_of_images_are_noticed(
+    arguments: Arguments,
+    mixed_content: dict[str, Any],
+    write_json: Callable[[Any], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Photos 0, 5 and 6 have one size: 5 is made a copy of 0, and 6 lists 0 once more."""
+    (arguments.images / "photo 5.png").write_bytes((arguments.images / "photo 0.png").read_bytes())
+    mixed_content["images"][0]["file_name"] = "photo 0.png"
+    write_json(mixed_content)
+    check.run(arguments)
+    assert "noticed 2: images whose file is that of an image before" in capsys.readouterr().out
+
+
 def test_lost_images_are_shown_and_refused(
     arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_long_value_is_quoted_in_part() -> None:
         (b"[" * 100_000, "x.json: not JSON "),
         (b"\xff\xfe\x00", "x.json: not JSON "),
         (b'{"a": NaN}', "x.json: not JSON .*NaN is not JSON"),
+        (b'{"a": [{"b": 1, "b": 2}]}', "x.json: the key 'b' is there twice in one object"),
         (b"[{}]", "x.json: expected a JSON object, not a list"),
     ],
 )
@@ -65,3 +66,11 @@ def test_a_file_without_a_json_object_is_refused(
 def test_constants_are_given_to_the_caller(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": NaN, "b": -Infinity}')
     assert read_json(tmp_path / "x.json", str) == {"a": "NaN", "b": "-Infinity"}
+
+
+def test_keys_that_are_there_again_are_given_to_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": 1, "b": {"a": 1, "a": 2, "a": 3}, "c": {"a": 1}}')
+    keys: list[str] = []
+    content = read_json(tmp_path / "x.json", repeated=keys.append)
+    assert content == {"a": 1, "b": {"a": 3}, "c": {"a": 1}}
+    assert keys == ["a", "a"]

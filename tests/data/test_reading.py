@@ -434,6 +434,46 @@ def test_a_file_may_lack_info_and_images_their_annotations(
     assert dataset.report.kept == {"images": 7, "objects": 0, "crowds": 0}
 
 
+def test_what_is_listed_twice_is_noticed(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """A file under two ids, however it is spelled, and an annotation under two ids."""
+    mixed_content["images"][0] |= {"file_name": "./photo 0.png", "height": 60, "width": 80}
+    again = [{**a, "id": 20 + a["id"]} for a in mixed_content["annotations"][:3]]
+    again[0]["category_id"] = 3  # another class, box or mask is another annotation
+    again[2]["bbox"] = [30.5, 0, 29.5, 80]
+    mixed_content["annotations"] += again
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset, but={Reason.CATEGORY_IDS, Reason.RUN_LIST}) == {
+        Reason.SAME_FILE: (1, [11]),
+        Reason.SAME_ANNOTATION: (1, [25]),
+    }
+    assert dataset.report.kept["objects"] == 9
+    (line,) = (line for line in dataset.report.lines() if "listed twice" in line)
+    assert line.startswith("noticed 1: images whose file is that of an image before")
+
+
+def test_more_crowds_than_objects_are_noticed(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    for annotation in mixed_content["annotations"][:2]:
+        annotation["iscrowd"] = 1
+    path = write_json(mixed_content)
+    assert found(read_coco(path, tmp_path / "images", DATA)) == {}  # 3 of 7
+    mixed_content["annotations"][2]["iscrowd"] = 1
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset) == {Reason.MOSTLY_CROWDS: (4, [0, 5, 6, 4])}
+
+
+def test_keys_that_occur_twice_are_told(tmp_path: Path, mixed_file: Path) -> None:
+    text = mixed_file.read_text().replace('"id": 17,', '"id": 99, "id": 17, ')
+    mixed_file.write_text(text.replace('{"images"', '{"categories": [], "images"'))
+    dataset = read_coco(mixed_file, tmp_path / "images", DATA)
+    assert found(dataset) == {Reason.REPEATED_KEY: (2, ["'id'", "'categories'"])}
+    assert len(dataset.images) == 7
+    assert len(dataset.categories) == 3
+
+
 def test_five_thousand_annotations_take_less_than_five_seconds(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:

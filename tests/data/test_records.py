@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.report import Reason
 
 DATA = DataConfig()
 
@@ -37,6 +38,63 @@ def test_to_coco_is_what_pycocotools_reads_from_the_file(
         (90, "ninety"),
     }
     json.dumps(ours)
+
+
+def test_categories_are_matched_by_name(mixed_file: Path, mixed_content: dict[str, Any]) -> None:
+    """The file's ids are 3, 7, 90 for three, seven, ninety. Other ids in another order, with one
+    more between: labels, ids and annotations follow the names."""
+    dataset = read_coco(mixed_file, mixed_file.parent / "images", DATA)
+    own = [(3, "three"), (7, "seven"), (90, "ninety")]
+    assert dataset.matched_to([*own, (1, "one")], "run") is dataset
+    matched = dataset.matched_to([(7, "ninety"), (8, "one"), (9, "seven"), (2, "three")], "run")
+    assert [(c.id, c.name) for c in matched.categories] == [
+        (2, "three"),
+        (7, "ninety"),
+        (9, "seven"),
+    ]
+    ids = {3: 2, 90: 7, 7: 9}
+    expected = {a["id"]: ids[a["category_id"]] for a in mixed_content["annotations"]}
+    content = matched.to_coco()
+    assert {a["id"]: a["category_id"] for a in content["annotations"]} == expected
+    assert (
+        matched.report.findings[Reason.MATCHED, Reason.MATCHED.text.format(file="run")].count == 3
+    )
+    assert matched.with_images(matched.images).matched
+
+
+@pytest.mark.parametrize(
+    ("there", "unknown"),
+    [
+        ([(3, "three"), (7, "seven")], r"90 'ninety' \(there None\)$"),
+        ([(3, "Three"), (7, "seven"), (90, "ninety")], r"3 'three' \(there 'Three'\)$"),
+        # Two of one name: only the ids can tell them apart.
+        ([(1, "three"), (3, "three"), (8, "seven"), (90, "ninety")], r"7 'seven' \(there None\)$"),
+    ],
+)
+def test_categories_that_cannot_be_matched_are_named(
+    mixed_file: Path, there: list[tuple[int, str]], unknown: str
+) -> None:
+    dataset = read_coco(mixed_file, mixed_file.parent / "images", DATA)
+    message = rf"instances.json: categories that the run does not have: {unknown}"
+    with pytest.raises(ConfigError, match=message):
+        dataset.matched_to(there, "the run")
+
+
+def test_a_file_without_an_object_to_train_on(
+    mixed_file: Path, mixed_content: dict[str, Any]
+) -> None:
+    folder = mixed_file.parent / "images"
+    read_coco(mixed_file, folder, DATA).refuse_without_objects()
+    for annotation in mixed_content["annotations"]:
+        annotation["iscrowd"] = 1
+    for left, why in (
+        (mixed_content["annotations"], "all its 7 annotations have iscrowd 1, .*: write 0 to"),
+        ([], "it has no annotations"),
+        ([mixed_content["annotations"][0] | {"iscrowd": 0, "segmentation": "x"}], "dropped 1: .*"),
+    ):
+        mixed_file.write_text(json.dumps(mixed_content | {"annotations": left}))
+        with pytest.raises(ConfigError, match=rf"json: no object to train on: {why}"):
+            read_coco(mixed_file, folder, DATA).refuse_without_objects()
 
 
 def test_one_image_in_a_hundred_may_be_lost(mixed_file: Path) -> None:

@@ -41,6 +41,10 @@ def with_runs(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
         ({"bbox": [1, 2, float("nan"), 3]}, Reason.BOX_FROM_MASK, HOLED),
         ({"bbox": [1, 2, None, 3]}, Reason.BOX_FROM_MASK, HOLED),
         ({"bbox": ["1", 2, 3, 3]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [0, 0, 0, 0]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [20, 10, 0, 20]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [20, 10, 30, -3]}, Reason.BOX_FROM_MASK, HOLED),
+        ({"bbox": [20, 10, 0.09, 20]}, Reason.BOX_FROM_MASK, HOLED),
         ({"bbox": [60, 40, 20, 20]}, Reason.FAR_FROM_MASK, HOLED),
         ({"bbox": [1000, 1000, 30, 20]}, Reason.FAR_FROM_MASK, HOLED),
         ({"bbox": [20, 10, 15, 19]}, Reason.FAR_FROM_MASK, HOLED),  # IoU .475
@@ -105,9 +109,11 @@ def test_repaired(
         ({"image_id": 99}, Reason.UNKNOWN_IMAGE),
         ({"image_id": [11]}, Reason.UNKNOWN_IMAGE),
         ({"image_id": None}, Reason.UNKNOWN_IMAGE),
-        ({"bbox": [20, 10, 0, 20]}, Reason.DEGENERATE),
-        ({"bbox": [20, 10, 30, -3]}, Reason.DEGENERATE),
-        ({"bbox": [20, 10, 0.09, 20]}, Reason.DEGENERATE),
+        ({"bbox": [20, 10, 0, 20], "segmentation": None}, Reason.DEGENERATE),
+        ({"bbox": [20, 10, 30, -3], "segmentation": []}, Reason.DEGENERATE),
+        ({"bbox": [20, 10, 0.09, 20], "segmentation": None}, Reason.DEGENERATE),
+        ({"bbox": [0, 0, 0, 0]} | with_runs([4800]), Reason.NO_PIXEL),
+        ({"bbox": None, "segmentation": [[9, 9, 9.1, 9, 9, 9.1]]}, Reason.NO_PIXEL),
         ({"bbox": [80, 10, 30, 20], "segmentation": None}, Reason.OUTSIDE),
         ({"bbox": [-30, 10, 30, 20], "segmentation": None}, Reason.OUTSIDE),
         ({"bbox": [20, 500, 30, 20], "segmentation": None}, Reason.OUTSIDE),
@@ -166,6 +172,23 @@ def test_no_segmentation_is_a_box_and_said_so(
     assert dataset.images[0].objects[0].rle is None
     assert dataset.report.kept["objects without a mask (box only)"] == 2
     assert "2 objects without a mask (box only)" in dataset.report.lines()[0]
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[[20, 10, 20.1, 10, 20, 10.1]], {"size": [60, 80], "counts": [4800]}]
+)
+def test_a_mask_without_a_pixel_leaves_the_box(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    segmentation: Any,
+) -> None:
+    mixed_content["annotations"][0]["segmentation"] = segmentation
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset)[Reason.EMPTY_MASK] == (1, [0])
+    assert dataset.images[0].objects[0].box == HOLED
+    assert dataset.images[0].objects[0].rle is None
+    assert dataset.report.kept["objects without a mask (box only)"] == 2
 
 
 def test_honest_boxes_are_not_taken_for_corners(
@@ -247,7 +270,7 @@ def test_runs_of_length_zero(
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     boxes = [o.box for o in dataset.images[0].objects if o.annotation_id == 0]
     assert boxes == ([extent] if extent else [])
-    assert (Reason.NO_BOX in found(dataset)) == (extent is None)
+    assert (Reason.NO_PIXEL in found(dataset)) == (extent is None)
 
 
 def test_several_parts_and_holes(

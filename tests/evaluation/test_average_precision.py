@@ -17,9 +17,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.transforms import coverage
-from mrcnn_jax.evaluation.average_precision import FIGURES, evaluate, table
+from mrcnn_jax.evaluation.average_precision import (
+    FIGURES,
+    coco_figures,
+    detection_limit,
+    evaluate,
+    judge,
+    limit_line,
+    table,
+)
+from mrcnn_jax.evaluation.coco_categories import COCO as COCO_CATEGORIES
 from mrcnn_jax.pixels.rle import paste_rle, segmentation_rle
+from mrcnn_jax.pixels.transforms import coverage
 
 NAMES = {3: "cat", 8: "dog"}
 SIZE = (100, 140)
@@ -317,6 +326,86 @@ def test_annotations_that_do_not_fit_are_refused() -> None:
     truth["annotations"][2]["image_id"] = 99
     with pytest.raises(ConfigError, match=r"annotation 3 \(image 99\): no such image"):
         evaluate(truth, [], iou_types=("bbox",))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), None, "0.5"])
+def test_a_score_that_is_not_finite_is_refused(score: Any) -> None:
+    truth = _ground_truth()
+    results = _as_results(truth)
+    results[3]["score"] = score
+    with pytest.raises(ConfigError, match=r"results: image_id 1: score .*: not a finite number"):
+        evaluate(truth, results)
+    results[3] |= {"score": 0.5, "bbox": [0.0, 0.0, float("nan"), 5.0]}
+    with pytest.raises(ConfigError, match=r"results: image_id 1: bbox .*: not finite"):
+        evaluate(truth, results)
+
+
+def _dense(objects: int, categories: tuple[tuple[int, str], ...]) -> tuple[dict, list[dict]]:
+    """One image with squares of the first category, and each found exactly, the scores falling."""
+    truth: dict[str, Any] = {
+        "images": [{"id": 1, "height": 150, "width": 150, "file_name": "a.png"}],
+        "categories": [{"id": number, "name": name} for number, name in categories],
+        "annotations": [],
+    }
+    for k in range(objects):
+        x, y = 8.0 * (k % 18), 8.0 * (k // 18)
+        truth["annotations"].append(
+            {
+                "id": k + 1,
+                "image_id": 1,
+                "category_id": categories[0][0],
+                "bbox": [x, y, 6.0, 6.0],
+                "area": 36.0,
+                "iscrowd": 0,
+                "segmentation": [[x, y, x + 6, y, x + 6, y + 6, x, y + 6]],
+            }
+        )
+    results = [{**a, "score": 1 - a["id"] / 1000} for a in truth["annotations"]]
+    return truth, results
+
+
+def test_as_many_detections_count_as_an_image_has_objects_of_a_class() -> None:
+    """125 objects found exactly are an AP of 1. COCO's limit finds 100, a recall of .8: precision
+    is 1 at the recalls 0, .01, ..., .80, which are 81 of 101."""
+    truth, results = _dense(125, ((1, "cell"), (2, "other")))
+    evaluations = judge(truth, results, iou_types=("bbox", "segm", "boundary"))
+    metrics = coco_figures(evaluations)
+    for kind in evaluations:
+        values = {key.split("/", 1)[1]: v for key, v in metrics.items() if key.startswith(kind)}
+        assert values.keys() == {*FIGURES, "AR125", "AP@100", "AP/cell"}
+        assert values["AP"] == values["APs"] == values["AR125"] == values["AP/cell"] == 1.0
+        assert values["AP@100"] == pytest.approx(81 / 101)
+        assert values["AR100"] == pytest.approx(0.8)
+    lines = [line.split() for line in table(metrics).splitlines()]
+    assert ["AR1", "AR10", "AR100", "AR125", "ARs", "ARm", "ARl"] in lines
+    assert limit_line(evaluations) == (
+        "the best 125 detections of a class in an image count, as many as there are objects, "
+        "instead of COCO's 100: box AP 100.0, with 100 80.2; mask AP 100.0, with 100 80.2; "
+        "boundary AP 100.0, with 100 80.2"
+    )
+    # The limit is that of the objects, also if there are fewer detections.
+    assert evaluate(truth, results[:25])["bbox/AR125"] == pytest.approx(0.2)
+
+
+def test_up_to_100_objects_of_a_class_and_in_coco_the_limit_is_100() -> None:
+    """Also where the classes of an image have more together, or its crowds are more."""
+    truth, results = _dense(102, ((1, "cell"), (2, "other")))
+    assert detection_limit(truth) == 102
+    for annotation in truth["annotations"][:2]:
+        annotation["category_id"] = 2
+    assert detection_limit(truth) == 100
+    truth["annotations"][2] |= {"category_id": 2, "iscrowd": 1}
+    assert detection_limit(truth) == 100
+    evaluations = judge(truth, results, iou_types=("bbox",))
+    assert coco_figures(evaluations).keys() & {"bbox/AR102", "bbox/AP@100"} == set()
+    assert limit_line(evaluations) == (
+        "the best 100 detections of a class in an image count (COCO's limit)"
+    )
+    truth, results = _dense(110, COCO_CATEGORIES)
+    assert detection_limit(truth) == 100
+    assert evaluate(truth, results)["bbox/AP"] == _direct(truth, results, "bbox").stats[0] < 0.92
+    truth["categories"].pop()
+    assert detection_limit(truth) == 110, "a part of COCO's categories is another data set"
 
 
 def test_table_shows_percent_and_dashes() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.data.transforms import coverage
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss
 from mrcnn_jax.models.mask_rcnn import (
@@ -26,6 +25,7 @@ from mrcnn_jax.models.mask_rcnn import (
     select_proposals,
 )
 from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors, rpn_loss, rpn_targets
+from mrcnn_jax.pixels.transforms import coverage
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.weights.families import MASKRCNN, MASKRCNN_V2
 from mrcnn_jax.weights.mapping import assign, fill

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.data.transforms import resize_image
 from mrcnn_jax.pixels.geometry import paste, resize
 from mrcnn_jax.pixels.rle import PasteStyle, paste_rle
+from mrcnn_jax.pixels.transforms import resize_image
 
 RECORDED = (
     Path(__file__).parent.parent / "recorded" / "paste.npz"

@@ -3,6 +3,7 @@ everything else is listed or refused."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ CLASS_LAYERS = ("box_head/logits", "box_head/deltas", "mask_head/logits", "mask_
 CLASS_LEAVES = {f"params/{layer}/{leaf}" for layer in CLASS_LAYERS for leaf in ("kernel", "bias")}
 
 
+@functools.cache
 def shapes(model: ModelConfig) -> Variables:
     return jax.eval_shape(
         lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64))
@@ -58,7 +60,12 @@ def flat(variables: Variables) -> dict[str, np.ndarray]:
     return flatten_dict(variables, sep="/")
 
 
-def write_run(folder: Path, model: ModelConfig, *modules: str) -> dict[str, np.ndarray]:
+def write_run(
+    folder: Path,
+    model: ModelConfig,
+    *modules: str,
+    categories: tuple[tuple[int, str], ...] = ((1, "a"),),
+) -> dict[str, np.ndarray]:
     """A run's folder with random values in all modules, or those named; returns its leaves."""
     random = np.random.default_rng(0)
     values = jax.tree.map(
@@ -74,7 +81,7 @@ def write_run(folder: Path, model: ModelConfig, *modules: str) -> dict[str, np.n
         values["params"], values["batch_stats"], (), jnp.int32(0), jnp.zeros(2, jnp.uint32)
     )
     Checkpoints(folder, keep=1).save(
-        state, Meta(0, "rpn", 0, 0, True, ((1, "a"),), config_hash(config))
+        state, Meta(0, "rpn", 0, 0, True, categories, config_hash(config))
     )
     save_config(config, folder / "config.json")
     return flat(values)
@@ -264,3 +271,25 @@ def test_parameters_that_mean_something_else_are_warned_of(
     load(tmp_path, FPN)
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:] == [f"warning: {tmp_path} was trained with other constants: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (("a", "b", "c"), None),  # under whatever ids
+        (("b", "a", "c"), "in another order, label by label: 1 'a' -> 'b', 2 'b' -> 'a'; each"),
+        (("a", "b", "d"), "of other names, label by label: 3 'c' -> 'd'; each keeps the weights"),
+    ],
+)
+def test_classes_of_other_names_are_warned_of(
+    names: tuple[str, ...], text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless nothing that belongs to a class is loaded."""
+    write_run(tmp_path, FPN, categories=((3, "a"), (7, "b"), (90, "c")))
+    config = Config(model=FPN, init_from=str(tmp_path))
+    initial_variables(shapes(FPN), config, names)
+    warnings = capsys.readouterr().out.splitlines()[1:]
+    assert len(warnings) == (text is not None)
+    assert text is None or f"{tmp_path} was trained on classes {text}" in warnings[0]
+    initial_variables(shapes(FPN), replace(config, init_without_classes=True), names)
+    assert "warning" not in capsys.readouterr().out

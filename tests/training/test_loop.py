@@ -960,3 +960,72 @@ def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_p
     ):
         loop.train(replace(tiny_config, stages=(part, box, mask)), tmp_path / "part")
     assert not (tmp_path / "late" / "config.json").exists()
+
+
+def test_categories_of_both_files_are_compared_before_anything_is_built(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids that differ are matched by name, which the report says; other names end it."""
+    content = tiny.read(tiny_data, "val")
+    path = tmp_path / "val.json"
+
+    def split_of(categories: list[dict[str, Any]]) -> Any:
+        path.write_text(json.dumps(content | {"categories": categories}))
+        data = replace(tiny_config.data, val_annotations=str(path), cache=str(tmp_path / "cache"))
+        with opening.open_run(replace(tiny_config, data=data), tmp_path / "run") as run:
+            return run.val_split
+
+    (tmp_path / "run").mkdir()
+    kept = split_of(content["categories"])
+    # The same file with ids 2, 1, 0 instead of 5, 7, 90.
+    ids = {category["id"]: 2 - place for place, category in enumerate(content["categories"])}
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    renumbered = [{**c, "id": ids[c["id"]]} for c in content["categories"]]
+    capsys.readouterr()
+    matched = split_of(renumbered)
+    assert matched.dataset.images == kept.dataset.images
+    assert matched.dataset.to_coco() == kept.dataset.to_coco()
+    labels = [
+        [list(record["objects"]["label"]) for record in split.source] for split in (matched, kept)
+    ]
+    assert labels[0] == labels[1]
+    printed = capsys.readouterr().out
+    assert "repaired 3: categories with other ids in" in printed
+    assert printed.count("labels follow their order") == 1  # in the training file
+
+    built = sorted((tmp_path / "cache").iterdir())
+    renumbered[0]["name"] = "circle"
+    with pytest.raises(
+        ConfigError, match=r"val.json: categories that \S+ does not have: 2 'circle'"
+    ):
+        split_of(renumbered)
+    content["annotations"] = []
+    with pytest.raises(ConfigError, match=r"val.json: 'categories' lacks 'disc' of \S+"):
+        split_of(renumbered[1:])
+    assert sorted((tmp_path / "cache").iterdir()) == built
+
+
+def test_a_training_file_without_objects_is_refused(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    content = tiny.read(tiny_data, "train")
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    config = replace(tiny_config, data=replace(tiny_config.data, train_annotations=str(path)))
+    with pytest.raises(ConfigError, match=r"train.json: no object to train on: all its \d+ anno"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_validation_images_that_are_trained_on_are_noticed(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(
+        tiny_config,
+        data=replace(tiny_config.data, val_annotations=str(tiny.annotations(tiny_data, "train"))),
+    )
+    with opening.open_run(config, tmp_path / "run"):
+        pass
+    assert f"noticed {tiny.TRAIN}: images that are in " in capsys.readouterr().out

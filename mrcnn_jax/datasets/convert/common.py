@@ -21,10 +21,10 @@ from jaxtyping import Bool, Int64
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, read_bytes
-from mrcnn_jax.data.records import Box
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.decode import SUFFIXES, decode_labels
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.places import Box
 
 # The most that data.max_pixels allows; a run's own limit is the checker's business.
 MAX_PIXELS = 200_000_000

@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import is_number, read_json
+from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     MAX_PIXELS,
@@ -48,7 +48,10 @@ class Labelme(RectangleOptions):
         if not files:
             raise ConfigError(f"{self.input}: no JSON files in this folder")
         for path in files:
-            content = read_json(path)
+            keys: list[str] = []
+            content = read_json(path, repeated=keys.append)
+            for key in keys:
+                report.add(Reason.REPEATED_KEY, f"{path.name}: {short(key)}")
             if content.keys() & {"imagePath", "shapes"} or not self.input.is_dir():
                 yield self._picture(path, content, images.folder, report)
             else:

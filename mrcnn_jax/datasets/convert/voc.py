@@ -26,7 +26,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.records import Box, box_area
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     ImageFolder,
@@ -44,6 +43,7 @@ from mrcnn_jax.datasets.convert.common import (
     refuse_blended,
     value_name,
 )
+from mrcnn_jax.pixels.places import Box, box_area
 
 # fmt: off
 CLASSES = (

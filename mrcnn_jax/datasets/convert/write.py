@@ -26,8 +26,8 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import tell_pages
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.data.records import RLE, Box, box_area, coco_annotation, refuse_lost
-from mrcnn_jax.data.repair import MIN_SIDE, clipped, is_polygon
+from mrcnn_jax.data.records import coco_annotation, refuse_lost
+from mrcnn_jax.data.repair import MIN_SIDE, is_polygon
 from mrcnn_jax.data.report import Finding, Reason, Report
 from mrcnn_jax.datasets.convert.common import (
     MAX_PIXELS,
@@ -41,6 +41,7 @@ from mrcnn_jax.datasets.convert.common import (
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import SWAPS, header_pages, header_size, image_kind
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped
 
 NO_NAMES = ("__ignore__", "_background_")  # in a labels.txt of labelme
 

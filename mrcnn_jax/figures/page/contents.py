@@ -59,7 +59,11 @@ def report_data(
             "detections": len(masks.cocoDt.dataset["annotations"]),
         },
         "figures": {
-            kind: {name: _known(metrics[f"{kind}/{name}"]) for name in FIGURES}
+            kind: {
+                key.split("/")[1]: _known(value)
+                for key, value in metrics.items()
+                if key.startswith(f"{kind}/") and key.count("/") == 1
+            }
             for kind in evaluations
         },
         "recall": {
@@ -123,7 +127,7 @@ def _precision_curves(evaluation: COCOeval) -> list[dict[str, Any] | None]:
     the mean of those with objects. A class has {"scores": [101]} too: the lowest score among the
     detections that reach this recall at IoU .5, 0 where none do.
     """
-    # IoU x recall x class, objects of all sizes, 100 detections an image
+    # IoU x recall x class, objects of all sizes, as many detections as count
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     half, three_quarters = (iou_index(evaluation, iou) for iou in (0.5, 0.75))
     scores = evaluation.eval["scores"][half, :, :, 0, -1]
@@ -146,7 +150,7 @@ def _score_histogram(evaluation: COCOeval) -> list[dict[str, list[int]]]:
     """Detections by score, for all classes and for each: {"true": [BINS], "false": [BINS]}.
 
     They are matched at IoU .5. Those that COCO leaves out (matched to a crowd, or beyond the best
-    100 of an image and class) are in neither.
+    of an image and class, `detection_limit`) are in neither.
     """
     counts = np.zeros((2, len(evaluation.params.catIds), BINS), int)  # false and true
     place = {category: k for k, category in enumerate(evaluation.params.catIds)}

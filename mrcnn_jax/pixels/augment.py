@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int32, UInt8
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig
-from mrcnn_jax.data.transforms import View, coverage
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.transforms import View, coverage
 
 LEAST = 1.0  # canvas pixels: augmented objects with a shorter side are not trained on
 GREY = (0.299, 0.587, 0.114)  # weights of R, G, B (ITU-R BT.601)

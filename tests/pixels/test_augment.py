@@ -17,12 +17,12 @@ from PIL import Image, ImageEnhance
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
-from mrcnn_jax.data.augment import Picture, Scene, Seen, _coloured, augmented, plain
 from mrcnn_jax.data.loader import load, open_split, plan_epoch, plan_once, repeat_factors
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.data.transforms import View, coverage
+from mrcnn_jax.pixels.augment import Picture, Scene, Seen, _coloured, augmented, plain
+from mrcnn_jax.pixels.transforms import View, coverage
 
 CANVAS = (96, 128)
 

@@ -14,8 +14,8 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.data.transforms import coverage, resize_image, resize_plan
 from mrcnn_jax.ops.masks import crop_targets
+from mrcnn_jax.pixels.transforms import coverage, resize_image, resize_plan
 
 DATA = DataConfig()
 SIZE = 28

@@ -1,0 +1,80 @@
+"""The limits of a config that a data set's images run into, each by its field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.records import CocoDataset
+
+
+@dataclass(frozen=True)
+class Cap:
+    """A limit that some images exceed."""
+
+    field: str
+    """Its field in the config."""
+    limit: int
+    images: int
+    """How many images exceed it."""
+    most: int
+    """The largest count in an image."""
+    what: str
+    """What is counted."""
+    then: str
+    """What becomes of the rest."""
+
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"{self.field} = {self.limit}: images with more {self.what}: {self.images} (up to "
+            f"{self.most} in one): {self.then}; set it to {self.most} or more"
+        )
+
+
+def caps(dataset: CocoDataset, data: DataConfig, model: ModelConfig | None = None) -> list[Cap]:
+    """List the limits that images exceed, those of the data before those of the network.
+
+    Args:
+        dataset: a checked data set.
+        data: its limits.
+        model: the limits of the network; None: they are left out.
+    """
+    crowds = [sum(record.iscrowd for record in image.objects) for image in dataset.images]
+    objects = [len(image.objects) - n for image, n in zip(dataset.images, crowds, strict=True)]
+    smallest = "the smallest are not trained on"
+    limits = [
+        ("data.max_objects", data.max_objects, objects, smallest),
+        ("data.max_ignored", data.max_ignored, crowds, "the smallest are taken for background"),
+    ]
+    if model is not None:
+        rpn, fewer = model.rpn, "no more can be found"
+        limits += [
+            ("model.rpn.proposals", rpn.proposals, objects, fewer),
+            (
+                "model.rpn.train_proposals",
+                rpn.train_proposals or rpn.proposals,
+                [] if rpn.train_proposals is None else objects,
+                "no more are proposed in training",
+            ),
+            ("model.box_head.detections", model.box_head.detections, objects, fewer),
+            (
+                "model.mask_head.samples",
+                model.mask_head.samples,
+                objects,
+                "the mask head does not train on the rest",
+            ),
+        ]
+    return [
+        Cap(
+            field,
+            limit,
+            sum(count > limit for count in counts),
+            max(counts),
+            "crowds" if counts is crowds else "objects",
+            then,
+        )
+        for field, limit, counts, then in limits
+        if max(counts, default=0) > limit
+    ]
