@@ -14,9 +14,8 @@ from typing import Any
 # What moves a cursor, recolours or retitles a terminal, or makes text read in another order than
 # it has: C0 and C1 controls but tab and newline, bidirectional marks, embeddings, overrides and
 # isolates, separators of lines; and surrogates, which no stream can encode.
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_CODES = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL, _CONTROL_OR_SPACE = re.compile(f"[{_CODES}]"), re.compile(rf"[\t\n{_CODES}]")
 
 
 @contextlib.contextmanager
@@ -33,18 +32,23 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def printable(text: str) -> str:
-    """`text` with escapes such as \\x1b where it has control characters, but tabs and newlines.
+def printable(text: str, *, one_line: bool = False) -> str:
+    """`text` with escapes such as \\x1b where it has control characters.
 
     Names of files, classes, tensors and fields are whatever somebody wrote.
+
+    Args:
+        text: any.
+        one_line: escape tabs and newlines too.
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    pattern = _CONTROL_OR_SPACE if one_line else _CONTROL
+    return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable_values(value: Any) -> Any:
-    """A JSON value with all of its texts `printable`."""
+    """A JSON value with all of its texts `printable`, each on one line."""
     if isinstance(value, str):
-        return printable(value)
+        return printable(value, one_line=True)
     if isinstance(value, list | tuple):
         return [printable_values(each) for each in value]
     if isinstance(value, dict):

@@ -53,6 +53,7 @@ ESCAPED = r"a\x1b]0;title\x07\x1b[2J b\u202egnp.exe\u2066\x9b31m\r\x7f\udce4"
 
 def test_control_characters_are_escaped() -> None:
     assert printable(HOSTILE) == ESCAPED
+    assert printable("a\tb\n", one_line=True) == r"a\tb\n"
     assert printable_values({HOSTILE: [HOSTILE, (1, None)]}) == {ESCAPED: [ESCAPED, [1, None]]}
 
 

@@ -79,7 +79,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     workdir, annotations = arguments.workdir, arguments.annotations
     runs = load_weights(workdir, arguments.checkpoint)
     meta = runs["raw"].meta
-    rows = _rows(workdir, meta)
+    rows = read_rows(workdir, meta)
     split = open_data(runs["raw"], workdir, arguments.split, annotations, arguments.images)
     dataset = split.dataset
     if len(dataset.categories) < len(meta.categories):
@@ -180,8 +180,12 @@ def write_report(
     path.write_text(render(data), encoding="utf-8")
 
 
-def _rows(workdir: Path, meta: Meta) -> list[Row]:
-    """The run's metrics; [] of imported weights, which have none."""
+def read_rows(workdir: Path, meta: Meta) -> list[Row]:
+    """The run's metrics; [] of imported weights, which have none.
+
+    Raises:
+        ConfigError: they are damaged, or not those that a checkpoint knows.
+    """
     from mrcnn_jax.runs.checkpoints import Checkpoints
     from mrcnn_jax.runs.logs import METRICS
     from mrcnn_jax.runs.metrics import read_metrics

@@ -44,13 +44,13 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     size = sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"]))
     licence = weights_licence or UNKNOWN
     if config.init_from is not None:
-        origin = f"`{Path(config.init_from).name}`. Its licence: {licence}."
+        origin = f"`{_text(Path(config.init_from).name)}`. Its licence: {licence}."
     elif config.stages:
         origin = "Random weights."
     else:
         origin = f"Licence of the imported weights: {licence}."
     lines = [
-        f"# {config.name}",
+        f"# {_text(config.name)}",
         "",
         f"Mask R-CNN on a ResNet-{model.resnet.depth}-{model.backbone.upper()}, {size:,} "
         "parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint "
@@ -59,7 +59,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "",
         "## Categories",
         "",
-        ", ".join(f"{name} ({number})" for number, name in meta.categories),
+        ", ".join(f"{_text(name)} ({number})" for number, name in meta.categories),
         "",
         "## Training",
         "",
@@ -89,23 +89,27 @@ def _training(run: Run, workdir: Path) -> list[str]:
     if environment["platform"] != "cpu":
         machine = f"{environment.get('devices', 1)} x {environment['device']}"
     command = _first_command(run, workdir)
+    validated = Path(data.val_annotations).name + (f" of {data.folder}" if data.folder else "")
     return [
-        f"Trained on {Path(data.train_annotations).name}, validated on "
-        f"{Path(data.val_annotations).name}{f' of {data.folder}' if data.folder else ''}; images "
-        f"scaled to a short side of {data.short_side} and a long side of at most {data.long_side}; "
-        f"{data.batch_size} images a step.",
+        f"Trained on {_text(Path(data.train_annotations).name)}, validated on {_text(validated)}; "
+        f"images scaled to a short side of {data.short_side} and a long side of at most "
+        f"{data.long_side}; {data.batch_size} images a step.",
         "",
         "| stage | losses | epochs | optimiser | learning rate |",
         "|---|---|---|---|---|",
         *(
-            f"| {stage.name} | {', '.join(stage.losses)} | {stage.epochs} | {stage.optimizer.name} "
-            f"| {stage.optimizer.learning_rate:g} |"
+            f"| {_text(stage.name)} | {', '.join(stage.losses)} | {stage.epochs} "
+            f"| {stage.optimizer.name} | {stage.optimizer.learning_rate:g} |"
             for stage in run.config.stages
         ),
         "",
         f"{machine}, jax {environment['jax']}. "
         f"Command: {f'`{command}`' if command else 'not recorded'}",
     ]
+
+
+def _text(name: str) -> str:
+    return printable(name, one_line=True)
 
 
 def _first_command(run: Run, workdir: Path) -> str:
@@ -128,7 +132,7 @@ def _figures(run: Run, workdir: Path) -> list[str]:
     known = {name: metrics.get(name, -1) for name in FIGURES}
     cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]
     by_class = [
-        f"{name.removeprefix('segm/AP/')} {value:.3f}"
+        f"{_text(name.removeprefix('segm/AP/'))} {value:.3f}"
         for name, value in metrics.items()
         if name.startswith("segm/AP/")
     ]

@@ -57,8 +57,9 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     path = folder / METRICS_FILE
     if not path.exists():
         return {}
-    # Those of older versions have no manifest.
-    fault = manifest.damage(folder) if (folder / manifest.NAME).exists() else None
+    # Those of older versions have no manifest; detections.json may be gone, it is large.
+    recorded = (folder / manifest.NAME).exists()
+    fault = manifest.damage(folder, (METRICS_FILE,)) if recorded else None
     if fault is not None:
         raise ConfigError(f"{fault} (evaluate again)")
     try:

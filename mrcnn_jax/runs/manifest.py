@@ -52,10 +52,17 @@ def write(folder: Path, names: Sequence[str] | None = None) -> None:
     flush(folder)
 
 
-def damage(folder: Path) -> str | None:
-    """One line that names the first file that differs from the manifest; None if none does."""
+def damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
+    """One line that names the first file that differs from the manifest; None if none does.
+
+    Args:
+        folder: what has the manifest.
+        names: the files that matter; by default all that are recorded.
+    """
     try:
         for name, (size, digest) in _recorded(folder).items():
+            if names is not None and name not in names:
+                continue
             path = folder / name
             if not path.is_file():
                 return f"{path}: missing from the checkpoint"

@@ -106,12 +106,14 @@ def test_control_characters_do_not_reach_the_card(
     run: Path,
 ) -> None:
     hostile = "a\x1b[2J\u202eb"
+    heading = "\n# A heading"
     (run / "commands.txt").write_bytes(hostile.encode() + b"\xff\n")
     source = load_run(run)
-    categories = ((5, hostile), *source.meta.categories[1:])
+    categories = ((5, hostile + heading), *source.meta.categories[1:])
     renamed = replace(source, meta=replace(source.meta, categories=categories))
     card = model_card(renamed, run, weights_licence=hostile)
-    assert r"a\x1b[2J\u202eb (5), rectangle (7)" in card
+    assert r"a\x1b[2J\u202eb\n# A heading (5), rectangle (7)" in card
+    assert heading not in card
     assert r"Command: `a\x1b[2J\u202eb\xff`" in card
     assert not {"\x1b", "\u202e"} & set(card)
 

@@ -58,12 +58,16 @@ def flat(variables: Variables) -> dict[str, np.ndarray]:
     return flatten_dict(variables, sep="/")
 
 
-def write_run(folder: Path, model: ModelConfig, *modules: str) -> dict[str, np.ndarray]:
+def write_run(
+    folder: Path, model: ModelConfig, *modules: str, proper: bool = True
+) -> dict[str, np.ndarray]:
     """A run's folder with random values in all modules, or those named; returns its leaves."""
     random = np.random.default_rng(0)
     values = jax.tree.map(
         lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes(model)
     )
+    if proper:
+        values["batch_stats"] = jax.tree.map(np.abs, values["batch_stats"])
     if modules:
         values = {
             kind: {name: tree for name, tree in modules_.items() if name in modules}
@@ -264,3 +268,12 @@ def test_parameters_that_mean_something_else_are_warned_of(
     load(tmp_path, FPN)
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:] == [f"warning: {tmp_path} was trained with other constants: {line}"]
+
+
+def test_a_run_whose_weights_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", FPN, proper=False)  # normal numbers, its variances too
+    with pytest.raises(
+        ConfigError,
+        match=r"^init_from: .*a: checkpoint 00000000-rpn: batch_stats/.*/var: .* negative",
+    ):
+        load(tmp_path / "a", FPN)
