@@ -18,6 +18,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.output import printable_streams
 
 COMMANDS = {
     "train": "Train a network stage by stage, or resume where training stopped.",
@@ -76,7 +77,8 @@ def _run(name: str, argv: Sequence[str], program: str) -> None:
         arguments = module.parse(argv, program)
     else:
         arguments = tyro.cli(module.Arguments, args=argv, prog=program, description=module.__doc__)
-    module.run(arguments)
+    with printable_streams():  # not before: tyro writes its help in colours
+        module.run(arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.output import printable
 
 SCRIPTS = ("train", "eval", "predict")  # also files of a checkout: python train.py
 
@@ -33,9 +34,9 @@ def run(main: Callable[[], object]) -> None:
         main()
         sys.stdout.flush()
     except Stopped as stopped:
-        print(stopped)
+        print(printable(str(stopped)))
     except (ConfigError, Failure) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except BrokenPipeError:
         if not _reader_left():  # another pipe broke, such as that of a loader's process

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -272,6 +273,68 @@ def test_evaluation_sees_each_image_once(
         assert found.pop("checkpoint") == load_run(one["mask"][1]).meta.name
         assert found.keys() == metrics.keys()
         np.testing.assert_allclose(list(found.values()), list(metrics.values()), atol=1e-3)
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def test_what_is_gathered_arrives_to_the_bit() -> None:
+    random = np.random.default_rng(0)
+    value = {
+        "scores": [0.1 + 0.2, 1e-320, float("-inf"), -0.0, 2**60, True, None, "ä\n\x1b"],
+        "arrays": [
+            random.normal(size=(2, 3)).astype(np.float32),
+            np.zeros((0, 4)),
+            np.array(7, np.int16),
+            np.array([[True], [False]]),
+            np.arange(6, dtype=np.uint8).reshape(2, 3).T,
+            np.array([np.nan, -np.nan]),
+        ],
+    }
+    found = parallel._unpacked(parallel._packed(value))
+    assert found["scores"] == value["scores"]
+    assert [type(each) for each in found["scores"]] == [type(each) for each in value["scores"]]
+    assert np.signbit(found["scores"][3])
+    for ours, theirs in zip(value["arrays"], found["arrays"], strict=True):
+        assert (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
+        assert theirs.tobytes() == ours.tobytes()
+        assert theirs.flags.writeable
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("ran",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Evil()),
+        b"",
+        b"[" * 100_000 + b"\n",
+        b'{"array": ["|O", [1]]}\n12345678',
+        b'{"array": ["<f4", [-1]]}\n',
+        b'{"array": ["<f4", [99999999999]]}\n1234',
+        b'{"array": ["<f4", [1]]}\n12345678',
+        b'{"array": 3}\n',
+    ],
+)
+def test_a_message_cannot_run_code_or_take_memory(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel, "_packed", lambda value: content)
+    gathered = parallel.multihost_utils
+    monkeypatch.setattr(gathered, "process_allgather", lambda value: np.stack([value, value]))
+    with pytest.raises(ConfigError, match=r"^distributed: a process sent what is no message: "):
+        parallel.gather(None)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_cannot_be_sent_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (Evil(), np.array([None]), {1, 2}):
+        with pytest.raises(TypeError, match="cannot be sent to other processes"):
+            parallel._packed(value)
 
 
 # -- batches ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from mrcnn_jax.config.schema import DistributedConfig
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
     from mrcnn_jax.inference.evaluate import Evaluation
+    from mrcnn_jax.runs.checkpoints import Meta
     from mrcnn_jax.runs.metrics import Row
     from mrcnn_jax.runs.run import Run
 
@@ -79,6 +80,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     workdir, annotations = arguments.workdir, arguments.annotations
     runs = load_weights(workdir, arguments.checkpoint)
     meta = runs["raw"].meta
+    rows = read_rows(workdir, meta)
     split = open_data(runs["raw"], workdir, arguments.split, annotations, arguments.images)
     dataset = split.dataset
     if len(dataset.categories) < len(meta.categories):
@@ -114,8 +116,10 @@ def run(arguments: Arguments) -> dict[str, float]:
         )
         # The run's own figures are those of its own evaluation.
         own = name == "raw" and arguments.out is None and arguments.split == "val"
-        pages = draw(found, version, split, (workdir if own else folder) / "figures", arguments)
-        write_report(found, version, split, folder / "report.html", arguments)
+        pages = draw(
+            found, version, split, (workdir if own else folder) / "figures", rows, arguments
+        )
+        write_report(found, version, split, folder / "report.html", rows, arguments)
         print(
             f"results: {folder / 'metrics.json'}, {folder / 'detections.json'}\n"
             f"pictures: {', '.join(map(str, pages))}\npage: {folder / 'report.html'}"
@@ -125,7 +129,12 @@ def run(arguments: Arguments) -> dict[str, float]:
 
 
 def draw(
-    found: Evaluation, run: Run, split: Split, folder: Path, arguments: Arguments
+    found: Evaluation,
+    run: Run,
+    split: Split,
+    folder: Path,
+    rows: list[Row],
+    arguments: Arguments,
 ) -> list[Path]:
     """Pages with detections and proposals on images from all over the split, and the run's curves.
 
@@ -143,11 +152,16 @@ def draw(
     proposals = [found.proposals[i] for i in chosen]
     pages = detections_figure(pixels, truth, {"detections": results}, run.class_names, folder)
     pages += proposals_figure(pixels, {"RPN": proposals}, views.truth_boxes(split, chosen), folder)
-    return pages + curves(_rows(arguments.workdir), folder)
+    return pages + curves(rows, folder)
 
 
 def write_report(
-    found: Evaluation, run: Run, split: Split, path: Path, arguments: Arguments
+    found: Evaluation,
+    run: Run,
+    split: Split,
+    path: Path,
+    rows: list[Row],
+    arguments: Arguments,
 ) -> None:
     """One page for a browser with the evaluation, the training curves and the config."""
     from mrcnn_jax.figures.page import render
@@ -165,14 +179,23 @@ def write_report(
             "data": str(split.dataset.annotations_path),
         },
         config=to_dict(run.config),
-        rows=_rows(arguments.workdir),
+        rows=rows,
         images=arguments.report_images,
     )
     path.write_text(render(data), encoding="utf-8")
 
 
-def _rows(workdir: Path) -> list[Row]:
-    """The run's metrics; [] of imported weights, which have none."""
+def read_rows(workdir: Path, meta: Meta) -> list[Row]:
+    """The run's metrics; [] of imported weights, which have none.
+
+    Raises:
+        ConfigError: they are damaged, or not those that a checkpoint knows.
+    """
+    from mrcnn_jax.runs.checkpoints import Checkpoints
+    from mrcnn_jax.runs.logs import METRICS
     from mrcnn_jax.runs.metrics import read_metrics
 
-    return read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+    if not (workdir / METRICS).exists():
+        return []
+    Checkpoints(workdir, keep=1).refuse_damaged_log(meta, METRICS)
+    return read_metrics(workdir)

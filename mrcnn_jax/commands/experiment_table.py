@@ -13,8 +13,10 @@ import jax
 from mrcnn_jax.commands.experiment_job import Job, Piece, Record
 from mrcnn_jax.commands.variants import Chain, StageRun
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
-from mrcnn_jax.runs.checkpoints import Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.logs import TIMING
 
 AP = {
     "bbox/AP": "box AP",
@@ -48,7 +50,7 @@ def write_table(
         if not all(job.done(Piece(last, evaluation=True)) for last in lasts):
             continue
         shown |= dict.fromkeys(run for chain in chains for run in chain.runs)
-        found = [json.loads((last.folder / "eval" / "metrics.json").read_text()) for last in lasts]
+        found = [read_evaluation(last.folder / "eval") for last in lasts]
         variant = chains[0].variant
         rows.append(
             {
@@ -84,7 +86,8 @@ def write_table(
 def _seconds_per_epoch(run: StageRun, job: Job) -> float:
     end = job.ends[run]
     assert end is not None
-    rows = [json.loads(line) for line in (run.folder / "timing.jsonl").read_text().splitlines()]
+    Checkpoints(run.folder, keep=1).refuse_damaged_log(end, TIMING)
+    rows = [json.loads(line) for line in (run.folder / TIMING).read_text().splitlines()]
     return round(seconds_per_epoch(rows, steps=end.stage_step // run.stage.epochs), 3)
 
 

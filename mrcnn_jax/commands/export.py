@@ -10,10 +10,11 @@ card, README.md. An existing file is replaced once the new one is complete.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +42,31 @@ def run(arguments: Arguments) -> None:
     make_folder(out.parent)
     card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
     try:
-        with whole_file(out) as part, zipfile.ZipFile(part, "w") as archive:
-            for name, content in contents(source, card):
-                # A ZipInfo has no time: the same run gives the same bytes.
-                archive.writestr(zipfile.ZipInfo(name), content)
+        with whole_file(out) as part:
+            write(part, contents(source, card))
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}") from None
     print(
         f"{out}: checkpoint {source.meta.name}, {len(source.config.data.canvases)} programs, "
         f"{out.stat().st_size / 1e6:.1f} MB\nmodel card: unzip -p {out} README.md"
     )
+
+
+def write(path: Path, files: Iterable[tuple[str, bytes | str]]) -> None:
+    """Writes the zip, whose comment is the digest that `inference.exported.checked` looks at."""
+    from mrcnn_jax.inference.exported import DIGEST
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files:
+            # A ZipInfo has no time: the same run gives the same bytes.
+            archive.writestr(zipfile.ZipInfo(name), content)
+        archive.comment = b"0" * DIGEST
+    with path.open("r+b") as file:
+        digest, left = hashlib.sha256(), path.stat().st_size - DIGEST
+        while left:
+            digest.update(block := file.read(min(left, 1 << 20)))
+            left -= len(block)
+        file.write(digest.hexdigest().encode())
 
 
 def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import jax
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import Config, DataConfig
+from mrcnn_jax.inference.evaluate import read_evaluation
+from mrcnn_jax.output import printable
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.logs import COMMANDS
 from mrcnn_jax.runs.run import Run
 
 FIGURES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
@@ -39,13 +44,13 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     size = sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"]))
     licence = weights_licence or UNKNOWN
     if config.init_from is not None:
-        origin = f"`{Path(config.init_from).name}`. Its licence: {licence}."
+        origin = f"`{_text(Path(config.init_from).name)}`. Its licence: {licence}."
     elif config.stages:
         origin = "Random weights."
     else:
         origin = f"Licence of the imported weights: {licence}."
     lines = [
-        f"# {config.name}",
+        f"# {_text(config.name)}",
         "",
         f"Mask R-CNN on a ResNet-{model.resnet.depth}-{model.backbone.upper()}, {size:,} "
         "parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint "
@@ -54,7 +59,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "",
         "## Categories",
         "",
-        ", ".join(f"{name} ({number})" for number, name in meta.categories),
+        ", ".join(f"{_text(name)} ({number})" for number, name in meta.categories),
         "",
         "## Training",
         "",
@@ -75,7 +80,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "```",
         "",
     ]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _training(run: Run, workdir: Path) -> list[str]:
@@ -83,35 +88,51 @@ def _training(run: Run, workdir: Path) -> list[str]:
     machine = f"{environment['cores']} cores of {environment['processor']}"
     if environment["platform"] != "cpu":
         machine = f"{environment.get('devices', 1)} x {environment['device']}"
-    commands = workdir / "commands.txt"
-    command = f"`{commands.read_text().splitlines()[0]}`" if commands.exists() else "not recorded"
+    command = _first_command(run, workdir)
+    validated = Path(data.val_annotations).name + (f" of {data.folder}" if data.folder else "")
     return [
-        f"Trained on {Path(data.train_annotations).name}, validated on "
-        f"{Path(data.val_annotations).name}{f' of {data.folder}' if data.folder else ''}; images "
-        f"scaled to a short side of {data.short_side} and a long side of at most {data.long_side}; "
-        f"{data.batch_size} images a step.",
+        f"Trained on {_text(Path(data.train_annotations).name)}, validated on {_text(validated)}; "
+        f"images scaled to a short side of {data.short_side} and a long side of at most "
+        f"{data.long_side}; {data.batch_size} images a step.",
         "",
         "| stage | losses | epochs | optimiser | learning rate |",
         "|---|---|---|---|---|",
         *(
-            f"| {stage.name} | {', '.join(stage.losses)} | {stage.epochs} | {stage.optimizer.name} "
-            f"| {stage.optimizer.learning_rate:g} |"
+            f"| {_text(stage.name)} | {', '.join(stage.losses)} | {stage.epochs} "
+            f"| {stage.optimizer.name} | {stage.optimizer.learning_rate:g} |"
             for stage in run.config.stages
         ),
         "",
-        f"{machine}, jax {environment['jax']}. Command: {command}",
+        f"{machine}, jax {environment['jax']}. "
+        f"Command: {f'`{command}`' if command else 'not recorded'}",
     ]
+
+
+def _text(name: str) -> str:
+    return printable(name, one_line=True)
+
+
+def _first_command(run: Run, workdir: Path) -> str:
+    """The command of the run's first start; "" if there is none."""
+    Checkpoints(workdir, keep=1).refuse_damaged_log(run.meta, COMMANDS)
+    try:
+        text = (workdir / COMMANDS).read_text(errors="backslashreplace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(f"{workdir / COMMANDS}: {error.strerror}") from None
+    return text.partition("\n")[0].strip()
 
 
 def _figures(run: Run, workdir: Path) -> list[str]:
     """The run's own evaluation, if it is of this checkpoint and these weights."""
-    path = workdir / ("eval" if run.weights == "raw" else "eval_ema") / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.exists() else {}
+    metrics = read_evaluation(workdir / ("eval" if run.weights == "raw" else "eval_ema"))
     if metrics.pop("checkpoint", None) != run.meta.name:
         return ["Not evaluated."]
-    cells = [f"{metrics[name]:.3f}" if metrics[name] >= 0 else "-" for name in FIGURES]
+    known = {name: metrics.get(name, -1) for name in FIGURES}
+    cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]
     by_class = [
-        f"{name.removeprefix('segm/AP/')} {value:.3f}"
+        f"{_text(name.removeprefix('segm/AP/'))} {value:.3f}"
         for name, value in metrics.items()
         if name.startswith("segm/AP/")
     ]

@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import typing
+from collections import Counter
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
@@ -151,15 +152,35 @@ def load_config_json(path: Path) -> Config:
         ConfigError: the file is missing or no valid config.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(
+            path.read_bytes(), object_pairs_hook=_once_each, parse_constant=_constant
+        )
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (is this a run's folder?)") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also of the UTF-8 decoder
         raise ConfigError(f"{path}: not JSON: {error}") from None
     try:
         return from_dict(values)
-    except ConfigError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # also of numbers far too large
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(
+            name for name, times in Counter(name for name, _ in pairs).items() if times > 1
+        )
+        raise ValueError(f"{twice!r} is there twice")
+    return values
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is not a number")
+    return float(name)  # an infinity
 
 
 def _fixed_fields(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,14 @@
-"""The checked data set as tensorflow-datasets' ArrayRecord files, read without TensorFlow."""
+"""The checked data set as tensorflow-datasets' ArrayRecord files, read without TensorFlow.
+
+What is read back has the features that are written here. tfds would take them, and with them the
+names of the modules that it imports, from the folder's own features.json: a built data set may come
+with a run's folder or a shared cache, and must not be able to run code.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import tempfile
@@ -12,9 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 from tqdm import tqdm
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.images import VERSION, writing
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 
@@ -62,6 +70,28 @@ def make_record(image: ImageRecord, encoded: bytes) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _features() -> tfds.features.FeaturesDict:
+    """The types of a record (`make_record`)."""
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "upright": np.bool_,
+            "image_id": np.int64,
+            "file_name": tfds.features.Text(),
+            "objects": tfds.features.Sequence(
+                {
+                    "annotation_id": np.int64,
+                    "label": np.int32,
+                    "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                    "iscrowd": np.bool_,
+                    "counts": tfds.features.Text(),
+                }
+            ),
+        }
+    )
+
+
 class CocoBuilder(tfds.core.GeneratorBasedBuilder):
     """tfds builder of a `CocoDataset` whose images were checked."""
 
@@ -74,24 +104,7 @@ class CocoBuilder(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "upright": np.bool_,
-                "image_id": np.int64,
-                "file_name": tfds.features.Text(),
-                "objects": tfds.features.Sequence(
-                    {
-                        "annotation_id": np.int64,
-                        "label": np.int32,
-                        "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-                        "iscrowd": np.bool_,
-                        "counts": tfds.features.Text(),
-                    }
-                ),
-            }
-        )
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+        return tfds.core.DatasetInfo(builder=self, features=_features(), disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {SPLIT: self._generate_examples()}
@@ -117,16 +130,57 @@ def _quiet() -> Iterator[None]:
 def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
     """The data source of a checked data set, built in its `folder` of the cache if it is not there.
 
-    Record `i` (see `make_record`) is `dataset.images[i]`. ConfigError if `folder` is not writable.
+    Args:
+        dataset: as `data.images.check_split` returns it.
+        folder: of the data set in the cache.
+
+    Returns:
+        Records as of `make_record`, of which number `i` is `dataset.images[i]`.
+
+    Raises:
+        ConfigError: `folder` is not writable, or what was built there is damaged.
     """
-    if not (folder / FOLDER).is_dir():
+    built = folder / FOLDER
+    if not built.is_dir():
         with writing(folder):
             _write(dataset, folder)
-    with _quiet():
-        reader = tfds.builder_from_directory(folder / FOLDER)
-        source = reader.as_data_source(split=SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
-    assert len(source) == len(dataset.images)
+    try:
+        source = _Records(built)
+    except Exception as error:  # of array_record or its C++ code: any
+        raise ConfigError(damaged(folder, error)) from None
+    if len(source) != len(dataset.images):
+        reason = f"{len(source)} records, but {len(dataset.images)} images"
+        raise ConfigError(damaged(folder, reason))
     return source
+
+
+def damaged(folder: Path, reason: object) -> str:
+    """The line for a built data set that cannot be read, which says how to mend it."""
+    text = " ".join(str(reason).split())
+    return f"{folder}: the built data set is damaged; delete this folder: {text:.200}"
+
+
+class _Records:
+    """The records of a folder. Worker processes get a copy, which opens the files again."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(map(str, folder.glob("*.array_record-*")))
+        if not files or not files[-1].endswith(f"-of-{len(files):05d}"):
+            raise ValueError(f"{len(files)} files of records")
+        self._folder = folder
+        self._source = ArrayRecordDataSource(files)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = _features().deserialize_example_np(
+                self._source[index], decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except Exception as error:
+            raise ConfigError(damaged(self._folder.parent, error)) from None
+        return record
 
 
 def _write(dataset: CocoDataset, folder: Path) -> None:

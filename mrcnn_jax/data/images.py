@@ -109,7 +109,9 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
                 if isinstance(kind, Kind)
             }
             with whole_file(folder / FILE) as part:
-                part.write_text(json.dumps(kept))
+                text = json.dumps(kept)
+                # A flipped bit would turn an image, or refuse it.
+                part.write_text(json.dumps({"sha256": _digest(text), "images": text}))
         kinds |= found
     return _applied(dataset, kinds), folder
 
@@ -139,10 +141,17 @@ def _key(dataset: CocoDataset) -> str:
 def _kept_kinds(path: Path) -> Kinds:
     """The result of an earlier check; empty if there was none or its file is damaged."""
     try:
-        kept = dict(json.loads(path.read_text()))
-        return {int(number): Kind(*kind) for number, kind in kept.items()}  # JSON's keys are text
-    except (OSError, ValueError, TypeError):
+        kept = json.loads(path.read_text())
+        if kept["sha256"] != _digest(kept["images"]):
+            return {}
+        kinds = json.loads(kept["images"])
+        return {int(number): Kind(*kind) for number, kind in kinds.items()}  # JSON's keys are text
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _each(

@@ -11,10 +11,14 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
+from mrcnn_jax.runs import manifest
+
+METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +37,39 @@ class Evaluation:
 
     def save(self, folder: Path, checkpoint: str | None = None) -> None:
         """Writes metrics.json, with the name of the checkpoint that they stand for (None: they are
-        not of all of its own validation images), and detections.json."""
+        not of all of its own validation images), detections.json, and the manifest of both."""
         named = {"checkpoint": checkpoint} if checkpoint else {}
-        (folder / "metrics.json").write_text(json.dumps(named | self.metrics, indent=2) + "\n")
+        (folder / manifest.NAME).unlink(missing_ok=True)
+        (folder / METRICS_FILE).write_text(json.dumps(named | self.metrics, indent=2) + "\n")
         (folder / "detections.json").write_text(json.dumps(self.results))
+        manifest.write(folder, (METRICS_FILE, "detections.json"))
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Reads the metrics that `Evaluation.save` wrote; {} if there are none.
+
+    Returns:
+        Name -> number, and perhaps "checkpoint" -> its name.
+
+    Raises:
+        ConfigError: they are damaged.
+    """
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return {}
+    # Those of older versions have no manifest; detections.json may be gone, it is large.
+    recorded = (folder / manifest.NAME).exists()
+    fault = manifest.damage(folder, (METRICS_FILE,)) if recorded else None
+    if fault is not None:
+        raise ConfigError(f"{fault} (evaluate again)")
+    try:
+        metrics: dict[str, Any] = dict(json.loads(path.read_bytes()))
+        numbers = [value for name, value in metrics.items() if name != "checkpoint"]
+        if not all(type(value) in (int, float) for value in numbers):
+            raise ValueError("figures that are no numbers")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged: {error} (evaluate again)") from None
+    return metrics
 
 
 def evaluate(

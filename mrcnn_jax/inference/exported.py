@@ -4,14 +4,18 @@ The export command copies this file and pixels/geometry.py into the exported fil
 Python imports; mrcnn_jax is not needed to use it:
 
     import sys
-    sys.path.insert(0, "model.jaxexport")
+    sys.path.append("model.jaxexport")  # last: nothing in the file may stand in for NumPy
     from mrcnn_exported import load
 
     found = load("model.jaxexport").predict(image)  # NumPy uint8 RGB [H, W, 3]
+
+An exported file is a program: do not load one from somebody whose programs you would not run.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from typing import Any
 
@@ -24,9 +28,24 @@ def load(path: Any) -> ExportedModel:
     """Load an exported model.
 
     Raises:
-        OSError, ValueError: `path` is not such a file.
+        OSError, ValueError: `path` is not such a file, or a damaged one.
     """
     return ExportedModel(path)
+
+
+DIGEST = 64  # hex digits of the SHA-256 of all bytes before them: the comment at the zip's end
+
+
+def checked(path: Any) -> bytes:
+    """Returns the content of an exported file; ValueError unless it is the bytes that were written.
+
+    Python imports from a zip, and jax reads programs and weights, without noticing a flipped bit.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    if hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
+        raise ValueError(f"{path}: no exported file, or a damaged one: its SHA-256 differs")
+    return content
 
 
 class ExportedModel:
@@ -36,7 +55,7 @@ class ExportedModel:
         import jax
         from jax import export
 
-        with np.load(path) as archive:
+        with np.load(io.BytesIO(checked(path))) as archive:
             self.meta: dict[str, Any] = json.loads(archive["meta.json"])
             self._weights = jax.device_put(
                 [archive[f"weights/{name}"] for name in self.meta["weights"]]

@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows
 from mrcnn_jax.inference.results import Detections, coco_results, image_detections
@@ -113,7 +114,7 @@ def results_of_split(
         COCO results in the order of the plan's images, and the proposals on each image.
     """
     results: list[dict[str, Any]] = []
-    proposals: Proposals = {}
+    proposals: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, boxes, scores
     total = sum(i >= 0 for planned in own_rows(plan, predictor.mesh) for i in planned.indices)
     with tqdm(
         total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()
@@ -124,25 +125,34 @@ def results_of_split(
             for i in np.flatnonzero(batch.valid):
                 found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
                 found = jax.tree.map(operator.itemgetter(found.valid), found)
-                proposals[int(batch.indices[i])] = (
-                    boxes_to_image(found.boxes, batch.scales[i]),
-                    found.scores,
-                )
+                boxes = boxes_to_image(found.boxes, batch.scales[i])
+                proposals.append((int(batch.indices[i]), boxes, found.scores))
             bar.update(int(batch.valid.sum()))
     parts = parallel.gather((results, proposals))
     order = [i for planned in plan for i in planned.indices if i >= 0]
     rank = {split.dataset.images[i].id: n for n, i in enumerate(order)}
     gathered = (result for part, _ in parts for result in part)
     results = sorted(gathered, key=lambda result: rank[result["image_id"]])
-    return results, {index: boxes for _, part in parts for index, boxes in part.items()}
+    return results, {index: (boxes, scores) for _, part in parts for index, boxes, scores in part}
 
 
 def predict_split(
     predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
 ) -> Iterator[tuple[Batch, Prediction]]:
-    """Iterate over a plan's batches and their predictions: the rows of this process."""
-    for batch in load(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
+    """Iterate over a plan's batches and their predictions: the rows of this process.
+
+    Raises:
+        ConfigError: an image cannot be loaded.
+    """
+    for batch in _batches(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
         yield batch, predictor(batch)
+
+
+def _batches(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterator[Batch]:
+    try:
+        yield from load(split, plan, data)
+    except RuntimeError as error:
+        raise ConfigError(f"{split.dataset.images_dir}: {error}") from error
 
 
 def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:

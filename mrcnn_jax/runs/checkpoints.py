@@ -4,12 +4,15 @@
         model/          orbax: params, batch_stats and ema, all that evaluation needs
         training/       orbax: opt_state, step, skipped, key
         config.json     the resolved config, so that the checkpoint needs no other file
+        logs.json       what the run's logs held (`runs.logs`)
         meta.json       `Meta`
         manifest.json   size and SHA-256 of every file above (`runs.manifest`)
 
 A save writes and flushes everything in a hidden folder, adds the manifest under another name,
-renames it, and then renames the folder. A kill at any point leaves either a complete checkpoint,
-or a folder without a manifest or with a hidden name: nobody reads it and the next save removes it.
+renames it, and then renames the folder; a checkpoint that is removed is renamed back first. A kill
+at any point leaves either a complete checkpoint or a folder with a hidden name: nobody reads it and
+the next save removes it. A folder with a checkpoint's name but no manifest was copied in part: it
+is never read, never removed, and no training goes on beside it.
 """
 
 from __future__ import annotations
@@ -34,10 +37,10 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import save_config
+from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.output import text_table
-from mrcnn_jax.runs import manifest
+from mrcnn_jax.runs import logs, manifest
 from mrcnn_jax.runs.environment import changes, environment
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Params
@@ -114,10 +117,13 @@ class Checkpoints:
 
         Raises:
             OSError: disk full, quota or read-only; the earlier checkpoints are as they were.
+            ConfigError: a folder without a manifest has its name.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         final, hidden = self.folder / meta.name, self.folder / f".{meta.name}"
+        if final.exists():
+            self._refuse_incomplete(final)
         hidden.mkdir()
         try:
             self._write(hidden, state, meta, config)
@@ -129,7 +135,7 @@ class Checkpoints:
         # The same step may be saved again, for instance as complete. Between these two renames an
         # older checkpoint is the newest.
         if final.exists():
-            final.rename(self.folder / f".{meta.name}.replaced")
+            manifest.hide(final)
         hidden.rename(final)
         manifest.flush(self.folder)
         self._remove_unfinished()
@@ -148,6 +154,7 @@ class Checkpoints:
                 self._checkpointer.save(hidden / item, arrays)
         if config is not None:
             save_config(config, hidden / "config.json")
+        logs.record(self.folder.parent, hidden)
         (hidden / _META).write_text(json.dumps(dataclasses.asdict(meta), indent=2, allow_nan=False))
         manifest.write(hidden)
 
@@ -161,15 +168,50 @@ class Checkpoints:
         """
         found = next(filter(self._intact, reversed(self._metas("skipped"))), None)
         if found is None and self._folders():
+            faults = (manifest.damage(folder) for folder in reversed(self._folders()))
+            newest = next((fault for fault in faults if fault is not None), "damaged")
             raise ConfigError(
-                f"{self.folder}: none of the {len(self._folders())} checkpoints is intact"
+                f"{self.folder}: none of the {len(self._folders())} checkpoints is intact: {newest}"
             )
         return found
+
+    def refuse_incomplete(self) -> None:
+        """Raise ConfigError if a folder with a checkpoint's name has no manifest.
+
+        Call before training, which would go on from an older checkpoint and in time save over it.
+        """
+        for folder in self._folders():
+            self._refuse_incomplete(folder)
+
+    def _refuse_incomplete(self, folder: Path) -> None:
+        if (fault := manifest.lacks(folder)) is not None:
+            raise ConfigError(
+                f"{fault}; copy all of it again, or move it out of {self.folder} to go on without "
+                "it"
+            )
+
+    def config(self, meta: Meta) -> Config | None:
+        """Read the config that was saved with a checkpoint; None if none was.
+
+        Raises:
+            ConfigError: it is no valid config.
+        """
+        path = self.folder / meta.name / "config.json"
+        return load_config_json(path) if path.exists() else None
 
     def best(self) -> Meta | None:
         """Find the intact checkpoint of highest mask AP (the first of equals), if any has one."""
         measured = [meta for meta in self._metas("skipped") if meta.mask_ap is not None]
         return next(filter(self._intact, sorted(measured, key=_mask_ap, reverse=True)), None)
+
+    def refuse_damaged_log(self, meta: Meta, name: str) -> None:
+        """Raise ConfigError if a log of the run has changed since an intact checkpoint was saved.
+
+        Args:
+            meta: the checkpoint.
+            name: of the log, one of those in `runs.logs`.
+        """
+        logs.refuse_damaged(self.folder.parent / name, self.folder / meta.name)
 
     def restore(self, template: TrainState, meta: Meta) -> TrainState:
         """Read the state that was saved, bit for bit.
@@ -239,19 +281,18 @@ class Checkpoints:
         return folder
 
     def _folders(self) -> list[Path]:
-        """The checkpoints that exist: those with a manifest."""
+        """All folders with the name of a checkpoint."""
         if not self.folder.is_dir():
             return []
-        return sorted(
-            path
-            for path in self.folder.iterdir()
-            if _NAME.fullmatch(path.name) and manifest.exists(path)
-        )
+        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
 
     def _metas(self, fate: Literal["skipped", "removed"]) -> list[Meta]:
         """The readable ones, oldest first; each other one is skipped or removed with a warning."""
         metas = []
         for folder in self._folders():
+            if (fault := manifest.lacks(folder)) is not None:
+                log.warning("%s: skipped", fault)
+                continue
             try:
                 metas.append(_read_meta(folder))
             except ConfigError as error:
@@ -269,8 +310,7 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         for path in self.folder.iterdir():
-            hidden = path.name.startswith(".") and _NAME.match(path.name[1:])
-            if hidden or (_NAME.fullmatch(path.name) and not manifest.exists(path)):
+            if path.name.startswith(".") and _NAME.match(path.name[1:]):
                 shutil.rmtree(path)
 
     def _retain(self, newest: Meta) -> None:
@@ -350,14 +390,18 @@ def _mask_ap(meta: Meta) -> float:
 
 def _read_meta(folder: Path) -> Meta:
     try:
-        values = json.loads((folder / _META).read_text())
+        values = json.loads((folder / _META).read_bytes())
         values["categories"] = tuple(
             (int(number), str(name)) for number, name in values["categories"]
         )
         meta = Meta(**values)
+        kinds = {"step": int, "stage_index": int, "stage_step": int, "stage_complete": bool}
+        for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():
+            if type(getattr(meta, name)) is not kind:
+                raise TypeError(f"{name} is no {kind.__name__}")
         if meta.name != folder.name:
             raise ValueError(f"of {meta.name}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{folder / _META}: damaged: {error}") from None
     return meta
 

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import load_config_json, save_config
+from mrcnn_jax.config.files import differences, load_config_json, save_config
 from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, Variables
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
+from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.state import TrainState
 
 Choice = Literal["newest", "best"]
@@ -94,10 +96,10 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
         "raw", and "ema" if the checkpoint holds a moving average.
 
     Raises:
-        ConfigError: the folder holds no config, no such checkpoint, or (imported) no more than a
-            backbone.
+        ConfigError: the folder holds no config or another one than the checkpoint, no such
+            checkpoint, (imported) no more than a backbone, or weights that are not finite.
     """
-    config = load_config_json(workdir / "config.json")
+    of_run = load_config_json(workdir / "config.json")
     checkpoints = Checkpoints(workdir, keep=1)
     meta = checkpoints.latest() if checkpoint == "newest" else checkpoints.best()
     if meta is None:
@@ -105,11 +107,53 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
         if checkpoint == "best":
             what = "no checkpoint whose mask AP was measured (--evaluate-every-epochs)"
         raise ConfigError(f"{workdir}: holds {what}")
+    config = _config_of(checkpoints, meta, of_run, workdir)
     found = checkpoints.restore_weights(meta)
+    for variables in found.values():
+        refuse_not_finite(flatten_dict(variables, sep="/"), f"{workdir}: checkpoint {meta.name}")
     if set(found["raw"]["params"]) == {"resnet"}:
         start = cli.command("train", "--init-from", workdir)
         raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: {start}")
     return {name: Run(config, meta, variables, name) for name, variables in found.items()}
+
+
+# Names of data, which are others where a run or its data was moved.
+_PLACES = ("root", "cache", "train_annotations", "train_images", "val_annotations", "val_images")
+
+
+def _config_of(checkpoints: Checkpoints, meta: Meta, of_run: Config, workdir: Path) -> Config:
+    """The config that a checkpoint was saved with, under its manifest.
+
+    Only the names of data are taken from the run's own config.json, if something is there.
+
+    Raises:
+        ConfigError: names the first fields in which the run's config.json differs otherwise, but
+            for those that may differ on resume.
+    """
+    saved = checkpoints.config(meta)
+    if saved is None:
+        return of_run
+    moved = {
+        name: new
+        for name in _PLACES
+        if (new := getattr(of_run.data, name)) is not None and _exists(Path(new))
+    }
+    config = replace(saved, data=replace(saved.data, **moved))
+    changed = differences(config, of_run)
+    if changed:
+        raise ConfigError(
+            f"{workdir / 'config.json'}: differs from that of checkpoint {meta.name} "
+            f"({workdir / 'checkpoints' / meta.name / 'config.json'}, which may be copied over "
+            f"it): {'; '.join(changed[:3])}"
+        )
+    return config
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, or one with a NUL
+        return False
 
 
 def open_data(

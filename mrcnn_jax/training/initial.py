@@ -13,6 +13,7 @@ from mrcnn_jax.config.files import differences, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.weights.backbone import load_resnet
 
 # Leaves with one output per class.
@@ -78,6 +79,7 @@ def _from_run(
     if meta is None:
         raise ConfigError(f"init_from: {run}: holds no checkpoint")
     source = flatten_dict(checkpoints.restore_weights(meta)["raw"], sep="/")
+    refuse_not_finite(source, f"init_from: {run}: checkpoint {meta.name}")
     target = flatten_dict(shapes, sep="/")
     # The same blocks have another name in a C4 network.
     names = "/resnet/layer4/", "/res5/"
@@ -103,7 +105,8 @@ def _from_run(
     }
     rest = "".join(f"; {what}: {', '.join(paths)}" for what, paths in lists.items() if paths)
     print(f"{run}: {len(loaded)} of {len(target)} tensors loaded{rest}")
-    lines = differences(load_config_json(run / "config.json"), config)
+    saved = checkpoints.config(meta) or load_config_json(run / "config.json")
+    lines = differences(saved, config)
     changed = [line for line in lines if line.split(":")[0] in _MEANING]
     if changed:
         print(f"warning: {run} was trained with other constants: {'; '.join(changed)}")

@@ -25,6 +25,8 @@ from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
+from mrcnn_jax.runs.checkpoints import flatten
+from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
@@ -131,6 +133,7 @@ def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, T
         variables = unflatten_dict(flatten_dict(variables) | flatten_dict(run.initial))
         return parallel.of_first(variables), Progress(0), None
     state = run.checkpoints.restore(run.first_state(meta.stage_index, variables), meta)
+    refuse_not_finite(flatten(state), f"{run.workdir}: checkpoint {meta.name}")
     if state.skipped > config.skip_non_finite and not meta.stage_complete:
         raise ConfigError(
             f"skip_non_finite: {config.skip_non_finite}, but {run.workdir} has skipped "

@@ -28,6 +28,8 @@ from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.logs import METRICS
+from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.initial import initial_variables
@@ -171,9 +173,13 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
     data = config.data
     train_set, val_set = _data_sets(config)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    checkpoints.refuse_incomplete()
     resumed_from = checkpoints.latest()
     if resumed_from is not None:
+        checkpoints.refuse_damaged_log(resumed_from, METRICS)
         _refuse_another_run(config, workdir, train_set, resumed_from)
+    else:
+        refuse_lost_checkpoints(config, workdir)
 
     # Shapes are enough to check the stage table and the weights to start from.
     model = MaskRCNN(config.model)
@@ -266,6 +272,23 @@ def _refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, met
         raise ConfigError(
             f"{config.data.train_annotations}: categories {categories}, but the run began with "
             f"{meta.categories}"
+        )
+
+
+def refuse_lost_checkpoints(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if a run without checkpoints has rows that are newer than its first one.
+
+    Its folder was copied without them, and a new run would remove the rows.
+    """
+    if not (workdir / "config.json").exists() or not (workdir / METRICS).exists():
+        return
+    first, every = config.stages[0].name, load_config_json(workdir / "config.json").save_every_steps
+    rows = read_metrics(workdir)
+    if any(row["stage"] != first or row["step"] > every for row in rows):
+        row = rows[-1]
+        raise ConfigError(
+            f"{workdir}: holds metrics up to stage {row['stage']}, step {row['step']}, but no "
+            "checkpoint: copy its checkpoints too, or choose another --workdir"
         )
 
 

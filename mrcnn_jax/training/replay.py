@@ -8,7 +8,6 @@ step ended the run, and those after the following step if it was skipped (`skip_
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.step import make_train_step
+from mrcnn_jax.weights.npz import read_npz
 
 _SHOWN_IDS = 10
 
@@ -92,8 +92,7 @@ def write_failed(
 def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
     """Reads what `write_failed` wrote; ConfigError if `path` is no such file."""
     try:
-        with np.load(path) as file:
-            arrays = dict(file)
+        arrays = read_npz(path)
         about: dict[str, Any] = json.loads(str(arrays.pop("about")))
         failed = FailedStep(
             about["stage_index"], about["step"], tuple(about["not_finite"]), dict(about["images"])
@@ -108,9 +107,13 @@ def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
             step=jnp.int32(failed.step - 1),
             key=tree["key"],
         )
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: not a failed batch: {error}") from None
-    return failed, from_dict(about["config"]), batch, state
+        config = from_dict(about["config"])
+        if failed.stage_index not in range(len(config.stages)):
+            raise ValueError(f"stage {failed.stage_index} of {len(config.stages)}")
+    except Exception as error:  # a damaged file can raise any
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: not a failed batch: {reason:.300}") from None
+    return failed, config, batch, state
 
 
 def rows_of(failed: FailedStep, batch: Batch) -> dict[str, Bool[np.ndarray, " b"]]:

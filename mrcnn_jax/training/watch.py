@@ -220,7 +220,9 @@ def _keep_failed(
     images = {image.id: [record.annotation_id for record in image.objects] for image in records}
     failed = FailedStep(stage_index, step.number, broken, images)
     path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
-    batch = jax.tree.map(lambda *rows: np.concatenate(rows), *parallel.gather(step.batch))
+    leaves, structure = jax.tree.flatten(step.batch)
+    parts = zip(*parallel.gather([np.asarray(leaf) for leaf in leaves]), strict=True)
+    batch = jax.tree.unflatten(structure, [np.concatenate(rows) for rows in parts])
     state = parallel.to_host(state)
     try:
         if parallel.is_first():
@@ -246,7 +248,7 @@ def _validate(
     key = jax.random.key(run.config.seed)
     totals: dict[str, float] = {}
     count = 0
-    boxes: dict[int, tuple[np.ndarray, ...]] = {}  # image -> proposals, ground truth
+    boxes: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, proposals, ground truth
     for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
         values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
         values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
@@ -257,12 +259,12 @@ def _validate(
         for i in np.flatnonzero(batch.valid):
             seen = found.boxes[i][found.valid[i]]
             truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
-            pair = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
-            boxes[int(batch.indices[i])] = tuple(pair)
+            seen, truth = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
+            boxes.append((int(batch.indices[i]), seen, truth))
     means = {name: total / max(count, 1) for name, total in totals.items()}
     if "rpn" in stage.losses:
-        boxes = {i: pair for part in parallel.gather(boxes) for i, pair in part.items()}
-        pairs = [boxes[i] for planned in plan for i in planned.images]
+        pair_of = {i: pair for part in parallel.gather(boxes) for i, *pair in part}
+        pairs = [pair_of[i] for planned in plan for i in planned.images]
         proposals, truths = zip(*pairs, strict=True)
         means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
     return means

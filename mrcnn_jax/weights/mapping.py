@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.runs.finite import fault_of, is_variance
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
@@ -133,8 +134,9 @@ def fill(
         Variables as in `template`, every leaf NumPy float32.
 
     Raises:
-        ConfigError: names the tensor that has no place in the template, another shape or no
-            floating-point dtype; or the variables that no tensor fills.
+        ConfigError: names the tensor that has no place in the template, another shape, no
+            floating-point dtype or numbers that are not finite; or the variables that no tensor
+            fills.
     """
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(template, sep="/").items()}
     filled: dict[str, np.ndarray] = {}
@@ -155,7 +157,11 @@ def fill(
             raise ConfigError(
                 f"{source}: {name}: shape {tensor.shape} does not fit {target} {wanted[target]}"
             )
-        filled[target] = np.ascontiguousarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # of float64: named below
+            filled[target] = np.ascontiguousarray(value, dtype=np.float32)
+        fault = fault_of(filled[target], is_variance=is_variance(target))
+        if fault is not None:
+            raise ConfigError(f"{source}: {name}: {fault}")
     missing = [path for path in wanted if path not in filled]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

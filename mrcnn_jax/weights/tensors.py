@@ -8,6 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.weights.npz import read_npz
 from mrcnn_jax.weights.pickles import read_pickled
 
 SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz")
@@ -38,8 +39,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return read_npz(path)
     if path.suffix == ".safetensors":
         return safetensors.numpy.load_file(path)
     return read_pickled(path.read_bytes())

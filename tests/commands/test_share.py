@@ -4,8 +4,8 @@ what it is."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.commands import share
-from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.commands.model_card import model_card
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.runs import manifest
+from mrcnn_jax.runs.run import load_run, write_run
 
 FIGURES = {
     "bbox/AP": 0.61,
@@ -30,11 +33,9 @@ FIGURES = {
 def run(kept_run: Path, tmp_path: Path) -> Path:
     """A copy to write to, evaluated, that began with weights and was trained by a command that is
     known."""
-    workdir = shutil.copytree(kept_run, tmp_path / "run")
-    config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(
-        json.dumps(config | {"init_from": "/home/me/resnet18.npz"})
-    )
+    workdir, source = tmp_path / "run", load_run(kept_run)
+    config = replace(source.config, init_from="/home/me/resnet18.npz")
+    write_run(workdir, config, source.variables, source.meta)
     (workdir / "commands.txt").write_text("python train.py --config tiny.py\nthe same again\n")
     (workdir / "eval").mkdir()
     (workdir / "eval" / "metrics.json").write_text(
@@ -99,6 +100,47 @@ def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
     assert "Not evaluated." in card
     assert "Its licence: not stated" in card
     assert "Command: not recorded" in card
+
+
+def test_control_characters_do_not_reach_the_card(
+    run: Path,
+) -> None:
+    hostile = "a\x1b[2J\u202eb"
+    heading = "\n# A heading"
+    (run / "commands.txt").write_bytes(hostile.encode() + b"\xff\n")
+    source = load_run(run)
+    categories = ((5, hostile + heading), *source.meta.categories[1:])
+    renamed = replace(source, meta=replace(source.meta, categories=categories))
+    card = model_card(renamed, run, weights_licence=hostile)
+    assert r"a\x1b[2J\u202eb\n# A heading (5), rectangle (7)" in card
+    assert heading not in card
+    assert r"Command: `a\x1b[2J\u202eb\xff`" in card
+    assert not {"\x1b", "\u202e"} & set(card)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"checkpoint": "00000072-mask", "bb', '{"bbox/AP": "high"}']
+)
+def test_figures_that_are_damaged_are_one_line(
+    content: str,
+    run: Path,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (run / "eval" / "metrics.json").write_text(content)
+    assert mrcnn("share", "--workdir", run, "--out", tmp_path / "shared") == 2
+    assert f"error: {run / 'eval' / 'metrics.json'}: damaged: " in capsys.readouterr().err
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_flipped_digit_of_the_figures_is_found(run: Path, tmp_path: Path) -> None:
+    manifest.write(run / "eval", ("metrics.json",))
+    hand_on(run, tmp_path / "shared")
+    path = run / "eval" / "metrics.json"
+    path.write_text(path.read_text().replace("0.61", "0.71"))
+    with pytest.raises(ConfigError, match=r"metrics\.json: damaged: .*\(evaluate again\)"):
+        hand_on(run, tmp_path / "again")
 
 
 @pytest.mark.parametrize(

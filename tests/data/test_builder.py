@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import sys
 from pathlib import Path
 
@@ -75,3 +76,49 @@ def test_quiet(dataset: CocoDataset, tmp_path: Path, capfd: pytest.CaptureFixtur
     out, err = capfd.readouterr()
     assert out == ""
     assert err == ""
+
+
+def test_no_code_that_a_folder_names_is_run(dataset: CocoDataset, tmp_path: Path) -> None:
+    """tfds imports the classes that features.json names, from wherever Python finds them."""
+    folder = tmp_path / "cache"
+    record = builder.build(dataset, folder)[0]
+    for name in ("features.json", "dataset_info.json"):
+        path = folder / builder.FOLDER / name
+        assert path.exists()
+        path.write_text(path.read_text().replace("tensorflow_datasets.core", "antigravity"))
+    assert "antigravity" in (folder / builder.FOLDER / "features.json").read_text()
+    again = builder.build(dataset, folder)[0]
+    assert "antigravity" not in sys.modules
+    assert again["image"] == record["image"]
+    np.testing.assert_array_equal(again["objects"]["box"], record["objects"]["box"])
+
+
+def test_harm_to_the_records_is_one_line_that_says_what_to_delete(
+    dataset: CocoDataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    builder.build(dataset, folder)
+    (file,) = (folder / builder.FOLDER).glob("*.array_record-*")
+    whole = file.read_bytes()
+    start = whole.index((dataset.images_dir / dataset.images[3].file_name).read_bytes()[:64])
+    flipped = bytearray(whole)
+    flipped[start + 40] ^= 1
+    line = f"^{folder}: the built data set is damaged; delete this folder: "
+    for content in (b"", whole[: len(whole) // 2], bytes(flipped)):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=line) as caught:
+            _ = [builder.build(dataset, folder)[index] for index in range(7)]
+        assert "\n" not in str(caught.value)
+    file.write_bytes(whole)
+    shorter = dataclasses.replace(dataset, images=dataset.images[:-1])
+    with pytest.raises(ConfigError, match=line + "7 records, but 6 images"):
+        builder.build(shorter, folder)
+    file.rename(file.with_name(file.name.replace("00001", "00002")))
+    with pytest.raises(ConfigError, match=line + "1 files of records"):
+        builder.build(dataset, folder)
+
+
+def test_records_are_read_in_another_process(dataset: CocoDataset, tmp_path: Path) -> None:
+    source = builder.build(dataset, tmp_path / "cache")
+    copied = pickle.loads(pickle.dumps(source))
+    assert copied[2]["image"] == source[2]["image"]

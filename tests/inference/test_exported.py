@@ -17,6 +17,7 @@ from jax import export
 
 import mrcnn_jax
 from mrcnn_jax.commands import export as export_command
+from mrcnn_jax.inference import exported
 
 PREDICT = """
 import sys
@@ -106,6 +107,34 @@ def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -
     assert [f"weights/{name}.npy" for name in meta["weights"]] == [
         name for name in names if name.startswith("weights/")
     ]
+
+
+def test_any_flipped_bit_is_found_before_anything_is_run(artefact: Path, tmp_path: Path) -> None:
+    """Python's import from a zip looks at no checksum, and NumPy at those of what it reads."""
+    whole = artefact.read_bytes()
+    assert exported.checked(artefact) == whole
+    path = tmp_path / "flipped.jaxexport"
+    random = np.random.default_rng(0)
+    for place in [0, len(whole) - 1, *random.integers(len(whole), size=40).tolist()]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"flipped\.jaxexport: no exported file, or a damaged"):
+            exported.load(path)
+    for content in (b"", whole[:-1], whole + b"0"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            exported.load(path)
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    files = [("a", "b"), ("c", b"d" * 3_000_000)]
+    for name in ("1", "2"):
+        export_command.write(tmp_path / name, iter(files))
+    assert exported.checked(tmp_path / "1") == exported.checked(tmp_path / "2")
+    with zipfile.ZipFile(tmp_path / "1") as archive:
+        assert archive.testzip() is None
+        assert archive.read("c") == files[1][1]
 
 
 def test_mistakes_are_one_line(

@@ -207,17 +207,11 @@ def test_harm_to_any_file_is_found_and_the_previous_checkpoint_taken(
         found = run.latest()
         assert found is not None, file
         assert found.step == 3, file
-        if (
-            file.name != "manifest.json" or harm is not Path.unlink
-        ):  # without a manifest it was never saved: nothing to report
-            (record,) = caplog.records
-            assert "\n" not in record.getMessage()
-            # A changed hash in the manifest looks like a changed file: there the message can only
-            # name the checkpoint for sure.
-            assert (
-                str(newest if file.name == "manifest.json" else newest / file)
-                in record.getMessage()
-            )
+        (record,) = caplog.records
+        assert "\n" not in record.getMessage()
+        # A changed hash in the manifest looks like a changed file: there the message can only
+        # name the checkpoint for sure.
+        assert str(newest if file.name == "manifest.json" else newest / file) in record.getMessage()
         with pytest.raises(ConfigError, match="00000004-rpn"):
             run.restore(STATE, meta(4))
         with pytest.raises(ConfigError, match="00000004-rpn"):
@@ -268,16 +262,69 @@ def test_a_save_killed_at_any_moment_leaves_the_previous_one(
     assert run.latest() == meta(4)
 
 
-def test_a_folder_without_a_manifest_is_removed_and_foreign_things_are_not(
-    run: Checkpoints,
+@pytest.mark.parametrize("content", [None, "", '{"files": {}}', "[]"])
+def test_a_folder_without_a_manifest_is_never_removed_and_no_training_goes_on_beside_it(
+    run: Checkpoints, caplog: pytest.LogCaptureFixture, content: str | None
 ) -> None:
+    """Manifests are written last: a copy that was cut short, or leaves out *.json, lacks them."""
     run.save(STATE, meta(3))
-    shutil.copytree(run.folder / "00000003-rpn", run.folder / "00000009-rpn")
-    (run.folder / "00000009-rpn" / "manifest.json").unlink()
+    copied = run.folder / "00000009-rpn"
+    shutil.copytree(run.folder / "00000003-rpn", copied)
+    (copied / "manifest.json").unlink()
+    if content is not None:
+        (copied / "manifest.json").write_text(content)
     (run.folder / "notes").mkdir()
     assert run.latest() == meta(3)
+    assert str(copied) in caplog.text
+    with pytest.raises(ConfigError, match=r"00000009-rpn.*copy all of it again, or move it out"):
+        run.refuse_incomplete()
     run.save(STATE, meta(4))
-    assert names(run) == ["00000003-rpn", "00000004-rpn", "notes"]
+    assert names(run) == ["00000003-rpn", "00000004-rpn", "00000009-rpn", "notes"]
+    with pytest.raises(ConfigError, match="00000009-rpn"):  # nor saved over
+        run.save(STATE, meta(9))
+    assert (copied / "model" / "_METADATA").exists()
+    shutil.rmtree(run.folder / "00000003-rpn")
+    shutil.rmtree(run.folder / "00000004-rpn")
+    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints is intact: .*manifest\.json"):
+        run.latest()
+    shutil.rmtree(copied)
+    run.refuse_incomplete()
+
+
+def test_the_config_is_the_one_that_was_saved(run: Checkpoints) -> None:
+    run.save(STATE, meta(3), Config(seed=7))
+    assert run.config(meta(3)) == Config(seed=7)
+    run.save(STATE, meta(4))
+    assert run.config(meta(4)) is None
+
+
+def test_a_log_may_grow_but_not_change(run: Checkpoints) -> None:
+    log = run.folder.parent / "metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text("one\n")
+    run.save(STATE, meta(3))
+    log.write_text("one\ntwo\n")
+    run.refuse_damaged_log(meta(3), log.name)
+    run.save(STATE, meta(4))
+    log.write_text("one\ntwp\n")
+    run.refuse_damaged_log(meta(3), log.name)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: damaged: .* checkpoint 00000004-rpn"):
+        run.refuse_damaged_log(meta(4), log.name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "3"}, {"stage_complete": 0}, {"environment": []}, {"categories": 1}, {"a": 1}],
+)
+def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) -> None:
+    """Also with a manifest that says so: the folder may be a stranger's."""
+    run.save(STATE, meta(3))
+    folder = run.folder / meta(3).name
+    content = json.loads((folder / "meta.json").read_text()) | change
+    (folder / "meta.json").write_text(json.dumps(content))
+    manifest.write(folder, [p.relative_to(folder).as_posix() for p in folder.rglob("*.json")])
+    with pytest.raises(ConfigError, match="none of the 1 checkpoints is intact"):
+        run.latest()
 
 
 def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Checkpoints) -> None:

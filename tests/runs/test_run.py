@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from write_run_fixture import EXPECTED, FOLDER, LIMIT, digest, get_config, seen
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences
 from mrcnn_jax.runs.metrics import read_metrics
-from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.run import load_run, write_run
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,84 @@ def test_it_holds_no_moving_average() -> None:
         r"\(stages.mask.ema_decay\)",
     ):
         load_run(FOLDER, weights="ema")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return shutil.copytree(FOLDER, tmp_path / "run")
+
+
+def change(run: Path, **fields: Any) -> None:
+    """Changes fields of the run's own config.json, as "data.cache" or "seed"."""
+    content = json.loads((run / "config.json").read_text())
+    for name, value in fields.items():
+        *groups, last = name.split("__")
+        functools.reduce(operator.getitem, groups, content)[last] = value
+    (run / "config.json").write_text(json.dumps(content))
+
+
+def test_a_config_that_is_not_the_checkpoints_is_an_error_that_names_the_fields(
+    copied: Path,
+) -> None:
+    change(copied, model__box_head__score_threshold=0.51, seed=5)
+    with pytest.raises(
+        ConfigError,
+        match=r"run/config\.json: differs from that of checkpoint 00000072-mask \(.*\): "
+        r"model\.box_head\.score_threshold: 0\.01 -> 0\.51; seed: 0 -> 5$",
+    ):
+        load_run(copied)
+
+
+def test_what_may_differ_on_resume_is_the_checkpoints(copied: Path) -> None:
+    saved = load_run(copied).config
+    change(copied, data__max_pixels=1, data__threads=7, keep_checkpoints=9)
+    assert load_run(copied).config == saved
+
+
+def test_data_that_was_moved_is_found_where_the_runs_config_says(copied: Path) -> None:
+    saved = load_run(copied).config
+    here = copied / "metrics.jsonl"
+    change(copied, data__val_annotations=str(here), data__cache=str(copied))
+    expected = replace(saved.data, val_annotations=str(here), cache=str(copied))
+    assert load_run(copied).config == replace(saved, data=expected)
+    change(copied, data__cache=str(copied / "not there"))
+    assert load_run(copied).config.data.cache == saved.data.cache
+    for nowhere in ("/nowhere/val.json", "a" * 5000, "\0"):
+        change(copied, data__val_annotations=nowhere)
+        with pytest.raises(ConfigError, match=r"config\.json: differs .*data\.val_annotations: "):
+            load_run(copied)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b'{"seed": 1, "seed": 1}', b'{"seed": NaN}'],
+)
+def test_a_config_that_cannot_be_read_is_one_line(content: bytes, copied: Path) -> None:
+    (copied / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run/config\.json: .") as caught:
+        load_run(copied)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("params/resnet/.*/kernel", np.nan, "not finite"),
+        ("batch_stats/.*/var", -1.0, "negative"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    path: str, value: float, fault: str, tmp_path: Path
+) -> None:
+    run = load_run(FOLDER)
+    flat = {name: np.array(leaf) for name, leaf in flatten_dict(run.variables, sep="/").items()}
+    name = next(name for name in flat if re.fullmatch(path, name))
+    flat[name].flat[0] = value
+    write_run(tmp_path / "bad", run.config, unflatten_dict(flat, sep="/"), run.meta)
+    with pytest.raises(
+        ConfigError, match=rf"bad: checkpoint 00000072-mask: {name}: 1 of \d+ numbers are {fault}"
+    ):
+        load_run(tmp_path / "bad")
 
 
 def test_its_rows_are_read(expected: dict[str, Any]) -> None:

@@ -65,12 +65,15 @@ def write_run(
     model: ModelConfig,
     *modules: str,
     categories: tuple[tuple[int, str], ...] = ((1, "a"),),
+    proper: bool = True,
 ) -> dict[str, np.ndarray]:
     """A run's folder with random values in all modules, or those named; returns its leaves."""
     random = np.random.default_rng(0)
     values = jax.tree.map(
         lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes(model)
     )
+    if proper:
+        values["batch_stats"] = jax.tree.map(np.abs, values["batch_stats"])
     if modules:
         values = {
             kind: {name: tree for name, tree in modules_.items() if name in modules}
@@ -293,3 +296,12 @@ def test_classes_of_other_names_are_warned_of(
     assert text is None or f"{tmp_path} was trained on classes {text}" in warnings[0]
     initial_variables(shapes(FPN), replace(config, init_without_classes=True), names)
     assert "warning" not in capsys.readouterr().out
+
+
+def test_a_run_whose_weights_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", FPN, proper=False)  # normal numbers, its variances too
+    with pytest.raises(
+        ConfigError,
+        match=r"^init_from: .*a: checkpoint 00000000-rpn: batch_stats/.*/var: .* negative",
+    ):
+        load(tmp_path / "a", FPN)

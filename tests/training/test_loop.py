@@ -29,7 +29,12 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax import cli
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import load_config_file, load_config_json, resolve_paths
+from mrcnn_jax.config.files import (
+    load_config_file,
+    load_config_json,
+    resolve_paths,
+    save_config,
+)
 from mrcnn_jax.config.model import MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
@@ -848,6 +853,56 @@ def shapes(config: Config) -> Variables:
     return jax.eval_shape(
         lambda batch: model.init(jax.random.key(0), batch), example_batch(config.data.canvases[0])
     )
+
+
+def test_a_folder_that_was_copied_in_part_is_left_as_it_is(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Without manifests, or without checkpoints, it looked like a new run, which began by removing
+    the rows and the folders."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for path in run.glob("checkpoints/*/manifest.json"):
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"00000012-rpn: no checkpoint: it has no manifest.json"):
+        loop.train(tiny_config, run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError, match="holds metrics up to stage mask, step 6, but no checkpo"):
+        loop.train(tiny_config, run)
+    left = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    kept = {path: time for path, time in before.items() if "checkpoints" not in path.parts}
+    assert {path: left[path] for path in kept if path.name != ".lock"} == {
+        path: time for path, time in kept.items() if path.name != ".lock"
+    }
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tiny_run / "config.json", run)
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    rows = [line for line in lines if '"stage": "rpn"' in line]
+    (run / "metrics.jsonl").write_text("".join(rows))  # all of the first stage, but its checkpoint
+    opening.refuse_lost_checkpoints(tiny_config, run)
+    (run / "metrics.jsonl").write_text("")
+    opening.refuse_lost_checkpoints(tiny_config, run)
+    save_config(replace(tiny_config, save_every_steps=11), run / "config.json")
+    (run / "metrics.jsonl").write_text("".join(rows))
+    with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
+        opening.refuse_lost_checkpoints(tiny_config, run)
+
+
+def test_metrics_that_were_harmed_are_refused_on_resume(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    path = run / "metrics.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"step": 3', '"step": 7', 1))
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: damaged: its first \d+ bytes are not"):
+        loop.train(tiny_config, run)
 
 
 def test_a_run_starts_from_another(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.models.layers import convolve
@@ -205,3 +206,26 @@ def test_whatever_does_not_fit_is_named(change: dict[str, np.ndarray | None], me
 def test_two_rules_for_one_tensor() -> None:
     with pytest.raises(ConfigError, match=r"file: conv1\.bias: two rules of the map match it"):
         assign(["conv1.bias"], (*RULES, Rule(".*bias", "params/x")), (), "file")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("params/kernel", np.nan, "not finite"),
+        ("params/kernel", 1e39, "not finite"),  # of float64, beyond float32
+        ("batch_stats/bn/mean", -np.inf, "not finite"),
+        ("batch_stats/bn/var", -1.0, "negative, but it is a variance"),
+    ],
+)
+def test_numbers_that_a_network_cannot_have_are_named(path: str, value: float, fault: str) -> None:
+    template = unflatten_dict({path: np.zeros(3)}, sep="/")
+    assigned = {path: Assigned("theirs.weight", ())}
+    tensors = {"theirs.weight": np.array([-1.0, 0.5, 2.0])}
+    if path.endswith("/var"):
+        tensors["theirs.weight"][0] = 0.0
+    fill(template, assigned, tensors, "file.pth")
+    tensors["theirs.weight"][1] = value
+    with pytest.raises(
+        ConfigError, match=rf"^file\.pth: theirs\.weight: 1 of 3 numbers are {fault}"
+    ):
+        fill(template, assigned, tensors, "file.pth")

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from mrcnn_jax.output import printable_values
+
 
 def render(data: Mapping[str, Any]) -> str:
     """Render the HTML of `page.contents.report_data`."""
@@ -21,7 +23,9 @@ def render(data: Mapping[str, Any]) -> str:
         (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
     )
     # Without "<" no text of the data can end its element or open another.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(printable_values(data), allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     )

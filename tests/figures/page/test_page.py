@@ -14,6 +14,7 @@ from report_cases import NAMES, case, data_of
 
 from mrcnn_jax.figures import page
 from mrcnn_jax.figures.page import render
+from mrcnn_jax.output import printable_values
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,10 @@ class _Elements(HTMLParser):
 
 def test_no_text_of_the_data_becomes_markup(data: dict[str, Any]) -> None:
     """With names that are markup the page has the elements it has without them, and the names
-    arrive whole."""
+    arrive whole, but for control characters."""
     hostile, plain = _Elements(render(data)), _Elements(render({}))
     assert hostile.elements == plain.elements
-    assert json.loads(hostile.texts["data"]) == json.loads(json.dumps(data))
+    assert json.loads(hostile.texts["data"]) == json.loads(json.dumps(printable_values(data)))
     assert NAMES[3] in [one["name"] for one in json.loads(hostile.texts["data"])["classes"]]
     assert data["config"] == {
         "name": NAMES[3],
@@ -86,3 +87,9 @@ def test_the_page_is_packaged() -> None:
     assert sorted(named["mrcnn_jax.figures.page"]) == sorted(
         file.name for file in folder.iterdir() if file.suffix not in (".py", "")
     )
+
+
+def test_control_characters_do_not_reach_the_page() -> None:
+    page = render({"heading": {"run": "a\x1b[2J\u202eb\n"}})
+    assert r"a\\x1b[2J\\u202eb\\n" in page  # escaped twice: as text, and as JSON
+    assert not {"\x1b", "\u202e"} & set(page)
