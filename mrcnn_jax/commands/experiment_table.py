@@ -12,9 +12,13 @@ import jax
 
 from mrcnn_jax.commands.experiment_job import Job, Piece, Record
 from mrcnn_jax.commands.variants import Chain, StageRun
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.output import write_file
 from mrcnn_jax.runs.checkpoints import Meta
+from mrcnn_jax.runs.metrics import read_timing
 
 AP = {
     "bbox/AP": "box AP",
@@ -48,7 +52,7 @@ def write_table(
         if not all(job.done(Piece(last, evaluation=True)) for last in lasts):
             continue
         shown |= dict.fromkeys(run for chain in chains for run in chain.runs)
-        found = [json.loads((last.folder / "eval" / "metrics.json").read_text()) for last in lasts]
+        found = [read_json(last.folder / "eval" / "metrics.json") for last in lasts]
         variant = chains[0].variant
         rows.append(
             {
@@ -75,16 +79,18 @@ def write_table(
         "jax": ", ".join(sorted({str(end.environment["jax"]) for end in ends})),
         "date": max(record.date for record in records if record.date is not None),
     }
-    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    write_file(folder / "table.json", json.dumps(table, indent=2) + "\n")
     text = _markdown(table, columns)
-    (folder / "table.md").write_text(text)
+    write_file(folder / "table.md", text)
     print(f"\n{text}\ntable: {folder / 'table.md'}, {folder / 'table.json'}")
 
 
 def _seconds_per_epoch(run: StageRun, job: Job) -> float:
     end = job.ends[run]
     assert end is not None
-    rows = [json.loads(line) for line in (run.folder / "timing.jsonl").read_text().splitlines()]
+    rows = read_timing(run.folder)
+    if not rows:
+        raise ConfigError(f"{run.folder / 'timing.jsonl'}: holds no row")
     return round(seconds_per_epoch(rows, steps=end.stage_step // run.stage.epochs), 3)
 
 

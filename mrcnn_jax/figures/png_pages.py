@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from mrcnn_jax.figures.draw import MARGIN, Color, Image, legend, side_by_side
+from mrcnn_jax.output import write_file
 
 PAGE_WIDTH = 1200  # pixels: text stays legible where a page is shown at 1000
 
@@ -58,7 +59,7 @@ def write_pages(
             height = max(cell.shape[0] for cell in line)
             lines.append(np.concatenate([_padded(cell, height, width) for cell in line], axis=1))
         paths.append(out_dir / f"{name}_{number}.png")
-        paths[-1].write_bytes(cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
+        write_file(paths[-1], cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
     return paths
 
 

@@ -15,6 +15,7 @@ from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
+from mrcnn_jax.output import write_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,8 @@ class Evaluation:
         """Writes metrics.json, with the name of the checkpoint that they stand for (None: they are
         not of all of its own validation images), and detections.json."""
         named = {"checkpoint": checkpoint} if checkpoint else {}
-        (folder / "metrics.json").write_text(json.dumps(named | self.metrics, indent=2) + "\n")
-        (folder / "detections.json").write_text(json.dumps(self.results))
+        write_file(folder / "metrics.json", json.dumps(named | self.metrics, indent=2) + "\n")
+        write_file(folder / "detections.json", json.dumps(self.results))
 
 
 def evaluate(
