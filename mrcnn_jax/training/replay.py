@@ -108,7 +108,7 @@ def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
             step=jnp.int32(failed.step - 1),
             key=tree["key"],
         )
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: not a failed batch: {error}") from None
     return failed, from_dict(about["config"]), batch, state
 
