@@ -11,6 +11,7 @@ import select
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -19,9 +20,9 @@ from mrcnn_jax.config.errors import ConfigError
 
 SCRIPTS = ("train", "eval", "predict")  # also files of a checkout: python train.py
 
-leave_at_once = False
-"""Whether a command that fails ends without waiting for threads and exit handlers: of several
-processes, the others learn of it only then."""
+leave_after: float | None = None
+"""Seconds after which a command that fails ends, without waiting for threads and exit handlers: of
+several processes, the others learn of it only then."""
 
 
 class Failure(RuntimeError):
@@ -124,7 +125,8 @@ def _fail(status: int, line: str | None = None) -> NoReturn:
             # Discard what is still buffered: the interpreter would complain when it flushes at
             # exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if leave_at_once:
+    if leave_after is not None:
+        time.sleep(leave_after)
         os._exit(status)
     sys.exit(status)
 

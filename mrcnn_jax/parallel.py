@@ -65,7 +65,8 @@ def join(config: DistributedConfig) -> None:
         raise ConfigError(
             f"distributed.coordinator: {config.coordinator}: {str(error).splitlines()[0]}"
         ) from None
-    cli.leave_at_once = True
+    # What all processes refuse, the others say while the first one is still there: they need it.
+    cli.leave_after = 2.0 if is_first() else 0.0
     cli.explain_native_end("another process of this run has died: see its own last lines")
     sys.excepthook = _leave
     if not is_first():

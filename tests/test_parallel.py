@@ -347,6 +347,10 @@ PEER = """if True:
         coordinator = f"127.0.0.1:{os.environ['PORT']}"
         parallel.join(DistributedConfig(coordinator=coordinator, processes=2, index=index))
         parallel.gather(0)
+        def refuse():
+            raise ConfigError("data: for all")
+        if how == "all":
+            parallel.in_turn(refuse)
         if index == int(victim) and how == "error":
             raise ConfigError("data: only here")
         if index == int(victim):
@@ -360,7 +364,12 @@ DIED = "error: another process of this run has died: see its own last lines\n"
 
 @pytest.mark.parametrize(
     ("victim", "how", "busy"),
-    [("0", "killed", "alone"), ("1", "killed", "together"), ("1", "error", "together")],
+    [
+        ("0", "killed", "alone"),
+        ("1", "killed", "together"),
+        ("1", "error", "together"),
+        ("0", "all", "together"),
+    ],
 )
 def test_the_death_of_a_process_ends_the_others_in_one_line(
     victim: str, how: str, busy: str
@@ -388,7 +397,7 @@ def test_the_death_of_a_process_ends_the_others_in_one_line(
         dying.kill()
         other.kill()
     lines = [line for line in errors.splitlines(keepends=True) if not line.startswith("[Gloo]")]
-    assert lines == [DIED]
+    assert lines == (["error: data: for all\n"] if how == "all" else [DIED])
     assert other.returncode != 0
     if how == "error":
         assert (dying.returncode, own.splitlines()[-1]) == (2, "error: data: only here")
