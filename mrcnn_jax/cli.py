@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
+import re
 import select
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.output import printable
+from mrcnn_jax.output import PrintableStream, printable
 
 SCRIPTS = ("train", "eval", "predict")  # also files of a checkout: python train.py
+
+leave_after: float | None = None
+"""Seconds after which a command that fails ends, without waiting for threads and exit handlers: of
+several processes, the others learn of it only then."""
 
 
 class Failure(RuntimeError):
@@ -26,32 +37,147 @@ class Stopped(Exception):
 def run(main: Callable[[], object]) -> None:
     """Calls `main` and exits as its end requires.
 
-    A ConfigError becomes one line on stderr and exit status 2, a `Failure` status 1, `Stopped` a
-    line on stdout, Ctrl-C status 130, and a reader that has left (`| head`) status 141.
+    A ConfigError becomes one line on stderr and exit status 2; a `Failure`, a full disk and any
+    other file that cannot be read or written, status 1; `Stopped` a line on stdout; Ctrl-C status
+    130; a reader that has left (`| head`) status 141. Closed streams are none: a closed stdout is
+    refused, for what a command finds must not be lost in silence.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _open_streams()
     try:
-        main()
-        sys.stdout.flush()
-    except Stopped as stopped:
-        print(printable(str(stopped)))
-    except (ConfigError, Failure) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except BrokenPipeError:
-        if not _reader_left():  # another pipe broke, such as that of a loader's process
+        try:
+            main()
+        except Stopped as stopped:
+            print(printable(str(stopped)))
+        except SystemExit:  # of tyro, or of a command that said why
+            sys.stdout.flush()
             raise
-        # Discard what is still buffered: the interpreter would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.stdout.flush()
+    except (ConfigError, Failure) as error:
+        _fail(2 if isinstance(error, ConfigError) else 1, str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        _fail(130)
+    except MemoryError:
+        _fail(1, "out of memory")
+    except OSError as error:
+        lost = lost_output()
+        if isinstance(lost, BrokenPipeError):
+            _fail(141)
+        elif lost is not None:
+            _fail(1, f"standard output: {lost.strerror}")
+        elif (line := _line(error)) is not None:
+            _fail(1, line)
+        raise
 
 
-def _reader_left() -> bool:
-    poll = select.poll()
-    poll.register(sys.stdout, select.POLLOUT)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+def _open_streams() -> None:
+    """Makes the standard streams such that writing to them raises nothing but OSError.
+
+    Python has None for a closed one, and the next file to be opened would take its number.
+    """
+    closed = sys.stdout is None
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not fit the locale's encoding
+            stream.reconfigure(errors="backslashreplace")
+    if closed:
+        _fail(2, f"standard output is closed (to discard it: > {os.devnull})")
+
+
+def lost_output() -> OSError | None:
+    """Why stdout or stderr cannot be written to any more; None if they can."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            poll = select.poll()
+            poll.register(stream, select.POLLOUT)
+            if any(events & select.POLLERR for _, events in poll.poll(0)):
+                return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        except io.UnsupportedOperation:  # no file: the stream is a test's
+            pass
+        except OSError as error:
+            return error
+    return None
+
+
+def _line(error: OSError) -> str | None:
+    """A file that cannot be read or written, in words; None for errors of connections and such."""
+    name = error.filename2 or error.filename
+    if error.errno is None or isinstance(error, ConnectionError | ChildProcessError):
+        return None
+    named = "standard output" if name is None else os.fsdecode(name)  # others have a name
+    return f"{named}: {error.strerror}"
+
+
+def _fail(status: int, line: str | None = None) -> NoReturn:
+    with contextlib.suppress(OSError):
+        if line is not None:
+            print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Discard what is still buffered: the interpreter would complain when it flushes at
+            # exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if leave_after is not None:
+        time.sleep(leave_after)
+        os._exit(status)
+    sys.exit(status)
+
+
+def explain_native_end(line: str) -> None:
+    """From now on, if JAX ends this process because another one of the run died, prints `line`.
+
+    JAX's threads then write pages of logs and a stack to stderr, and abort. They write to a process
+    of ours instead, which passes on whatever else they write; Python's stderr stays as it is.
+    """
+    sys.stderr.flush()
+    own = os.dup(2)
+    code = "from mrcnn_jax.cli import pass_on; pass_on()"
+    package = str(Path(__file__).parents[1])
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {package!r}); {code}", line],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+    assert child.stdin is not None
+    os.dup2(child.stdin.fileno(), 2)
+    child.stdin.close()
+    stream = os.fdopen(own, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    sys.stderr = PrintableStream(stream)  # type: ignore[assignment]
+
+
+PEER_DIED = "JAX distributed service detected fatal errors"
+_LOG = re.compile(r"[IWEF]\d{4} [\d:.]+ +\d+ ([\w.]+):\d+\]")
+_OF_PEERS = re.compile(r"coordination_service|preemption_sync_manager|client\.h")
+
+
+def pass_on(source: TextIO | None = None) -> None:
+    """Copies logs to stderr; those about a peer that died become the line in `sys.argv[1]`.
+
+    Args:
+        source: the logs; by default stdin.
+    """
+    held: list[str] = []  # of other processes: it is clear at the end whether one of them died
+    about_peers = died = False
+    for line in source or sys.stdin:
+        if (found := _LOG.match(line)) is not None:
+            about_peers = _OF_PEERS.search(found[1]) is not None
+        died |= PEER_DIED in line
+        if about_peers or died:
+            held.append(line)
+        else:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+    sys.stderr.write(f"error: {sys.argv[1]}\n" if died else "".join(held))
 
 
 def program() -> str:

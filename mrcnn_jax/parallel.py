@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -21,12 +23,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DistributedConfig
 
 AXIS = "data"
-# How long a process that ends waits for the others: one that failed must not keep them long.
-_SHUTDOWN_SECONDS = 60
+# A process that has not been heard of for so long is dead, and the others end.
+_HEARTBEAT_SECONDS = 20
+# How long a process that has done its part waits for the others, which may still evaluate or draw;
+# one that failed waits for nobody.
+_SHUTDOWN_SECONDS = 3600
+_PEER_DIED = re.compile(r"Gloo|NCCL|coordination service|heartbeat|Connection (closed|reset)", re.I)
 
 Result = TypeVar("Result")
 
@@ -52,14 +59,29 @@ def join(config: DistributedConfig) -> None:
     try:
         jax.distributed.initialize(
             **({} if config.coordinator == "auto" else found),
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"distributed.coordinator: {config.coordinator}: {str(error).splitlines()[0]}"
         ) from None
+    # What all processes refuse, the others say while the first one is still there: they need it.
+    cli.leave_after = 2.0 if is_first() else 0.0
+    cli.explain_native_end("another process of this run has died: see its own last lines")
+    sys.excepthook = _leave
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends this process at once after an error, for the others wait for it."""
+    if isinstance(error, RuntimeError | ValueError) and _PEER_DIED.search(str(error)):
+        os.write(2, f"{cli.PEER_DIED}\n".encode())  # as JAX would say a little later
+    else:
+        sys.__excepthook__(kind, error, trace)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def is_first() -> bool:

@@ -38,7 +38,6 @@ SHARED = "one of many that use it: "
 ELSEWHERE = {
     "mrcnn_jax": ("inference/test_api.py", "the API that it names"),
     "mrcnn_jax.__main__": (SCRIPTS, "called as users call it"),
-    "mrcnn_jax.cli": (SCRIPTS, "exit statuses and error lines of processes"),
     "mrcnn_jax.commands.arguments": ("commands/test_eval.py", SHARED + "options of several"),
     "mrcnn_jax.commands.data_summary": ("commands/test_check.py", "what `check` prints"),
     "mrcnn_jax.commands.experiment_job": (JOBS, "a job that is stopped and resumed"),

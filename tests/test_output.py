@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
-from mrcnn_jax.output import printable, printable_streams, printable_values, text_table, whole_file
+from mrcnn_jax.output import (
+    printable,
+    printable_streams,
+    printable_values,
+    remove_abandoned,
+    text_table,
+    whole_file,
+    write_file,
+)
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_file_is_replaced_when_its_block_ends(tmp_path: Path) -> None:
@@ -82,3 +93,63 @@ def test_nothing_that_is_printed_or_logged_controls_a_terminal(
     assert err.count(ESCAPED) >= 2
     assert not set(err) & {"\x1b", "\x07", "\u202e", "\x9b"}
     assert f"\r{ESCAPED}: " in err  # a bar still goes back to the start of its line
+
+
+def test_a_name_that_just_fits_is_written(tmp_path: Path) -> None:
+    """The hidden name beside it has to fit, too, and be one that a file can have."""
+    for name in ("a" * 255, "ü" * 127):
+        write_file(tmp_path / name, "text")
+        assert (tmp_path / name).read_bytes() == b"text"
+    with pytest.raises(OSError, match="name too long"):
+        write_file(tmp_path / ("a" * 256), "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a" * 255, "ü" * 127]
+
+
+def test_an_error_names_the_final_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for name in (None, str(tmp_path / ".a.01234567.part" / "b")):
+        with pytest.raises(OSError, match="No space left") as error, whole_file(path):
+            raise OSError(28, "full", name)
+        assert (error.value.errno, error.value.filename) == (28, str(path))
+    with pytest.raises(OSError, match="missing") as error, whole_file(path):
+        raise OSError(2, "missing", "another")
+    assert error.value.filename == "another"
+
+
+KILLED = """if True:
+    import os, sys
+    from pathlib import Path
+    from mrcnn_jax.output import part_folder, whole_file
+    folder = Path(sys.argv[1])
+    with whole_file(folder / "a.json") as part, part_folder(folder / "run") as run:
+        part.write_text("half")
+        (run / "half").write_text("half")
+        print("written", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_what_the_dead_left_is_removed_and_what_the_living_write_stays(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    dead, alive = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        for _ in range(2)
+    )
+    for process in (dead, alive):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+    of_others = {tmp_path / ".a.01234567.part~", tmp_path / "b.part", tmp_path / ".a.part"}
+    for path in of_others:
+        path.touch()
+    assert len(list(tmp_path.iterdir())) == 4 + len(of_others)
+    dead.kill()
+    dead.wait()
+    remove_abandoned(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 + len(of_others)
+    with whole_file(tmp_path / "a.json") as part:
+        part.write_text("whole")
+    alive.communicate()
+    assert alive.returncode == 0
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.json"} | of_others
+    assert (tmp_path / "a.json").read_text() == "half"  # that of the last one
+    remove_abandoned(tmp_path / "nowhere")

@@ -396,3 +396,71 @@ def test_the_rows_of_all_processes_are_the_batch(
         together = sum((part.indices for part in parts), ())
         assert together == planned.indices + (-1,) * (rows - len(planned.indices))
         assert sum((part.keys for part in parts), ()) == planned.keys
+
+
+# -- processes that die ----------------------------------------------------------------------------
+
+PEER = """if True:
+    import os, signal, sys, time
+    from mrcnn_jax import cli, parallel
+    from mrcnn_jax.config.errors import ConfigError
+    from mrcnn_jax.config.schema import DistributedConfig
+    index, victim, how, busy = int(sys.argv[1]), *sys.argv[2:]
+    def main():
+        coordinator = f"127.0.0.1:{os.environ['PORT']}"
+        parallel.join(DistributedConfig(coordinator=coordinator, processes=2, index=index))
+        parallel.gather(0)
+        def refuse():
+            raise ConfigError("data: for all")
+        if how == "all":
+            parallel.in_turn(refuse)
+        if index == int(victim) and how == "error":
+            raise ConfigError("data: only here")
+        if index == int(victim):
+            os.kill(os.getpid(), signal.SIGKILL)
+        for _ in range(600):
+            time.sleep(0.1) if busy == "alone" else parallel.gather(0)
+    cli.run(main)
+"""
+DIED = "error: another process of this run has died: see its own last lines\n"
+
+
+@pytest.mark.parametrize(
+    ("victim", "how", "busy"),
+    [
+        ("0", "killed", "alone"),
+        ("1", "killed", "together"),
+        ("1", "error", "together"),
+        ("0", "all", "together"),
+    ],
+)
+def test_the_death_of_a_process_ends_the_others_in_one_line(
+    victim: str, how: str, busy: str
+) -> None:
+    """At once, where they exchange something or the first one died; JAX would write pages. Those
+    that compute alone learn of another than the first one by its heartbeat."""
+    assert parallel._HEARTBEAT_SECONDS < 30
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    dying, other = (
+        subprocess.Popen(
+            [sys.executable, "-c", PEER, index, victim, how, busy],
+            env=virtual_devices(1, PORT=port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for index in (victim, "10"[int(victim)])
+    )
+    try:
+        own, (_, errors) = dying.communicate(timeout=60)[1], other.communicate(timeout=30)
+    finally:
+        dying.kill()
+        other.kill()
+    lines = [line for line in errors.splitlines(keepends=True) if not line.startswith("[Gloo]")]
+    assert lines == (["error: data: for all\n"] if how == "all" else [DIED])
+    assert other.returncode != 0
+    if how == "error":
+        assert (dying.returncode, own.splitlines()[-1]) == (2, "error: data: only here")

@@ -194,18 +194,6 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: 
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_another_broken_pipe_is_no_reader_that_left() -> None:
-    program = """if True:
-        from mrcnn_jax import cli
-        def main(): raise BrokenPipeError("of a loader")
-        cli.run(main)"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    assert done.returncode == 1
-    assert done.stderr.endswith("BrokenPipeError: of a loader\n")
-
-
 # -- train.py --------------------------------------------------------------------------------------
 
 

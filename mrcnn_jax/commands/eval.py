@@ -18,6 +18,7 @@ from mrcnn_jax.commands.arguments import OfCheckpoint
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import DistributedConfig
+from mrcnn_jax.output import write_file
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
@@ -182,7 +183,7 @@ def write_report(
         rows=rows,
         images=arguments.report_images,
     )
-    path.write_text(render(data), encoding="utf-8")
+    write_file(path, render(data))
 
 
 def read_rows(workdir: Path, meta: Meta) -> list[Row]:

@@ -20,7 +20,9 @@ import jax
 
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands.variants import Chain, StageRun
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.json_values import is_number, read_json, short
+from mrcnn_jax.output import write_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.loop import train
 from mrcnn_jax.training.open import refuse_another_config
@@ -39,12 +41,25 @@ class Record:
 
     @classmethod
     def of(cls, run: StageRun) -> Record:
+        """The notes on a run; ConfigError if their file is damaged."""
         path = run.folder / "experiment.json"
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        if not path.exists():
+            return cls()
+        values, known = read_json(path), dataclasses.asdict(cls())
+        for name, value in values.items():
+            texts = name in ("evaluated", "date")
+            if name not in known or not (
+                value is None or isinstance(value, str) if texts else is_number(value)
+            ):
+                raise ConfigError(
+                    f"{path}: {short(name)}: {short(value)}: damaged; without this file the run is "
+                    "evaluated again"
+                )
+        return cls(**values)
 
     def save(self, run: StageRun) -> None:
-        with whole_file(run.folder / "experiment.json") as part:
-            part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        write_file(run.folder / "experiment.json", text + "\n")
 
 
 @dataclass(frozen=True)

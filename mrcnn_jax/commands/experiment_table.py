@@ -12,11 +12,14 @@ import jax
 
 from mrcnn_jax.commands.experiment_job import Job, Piece, Record
 from mrcnn_jax.commands.variants import Chain, StageRun
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.output import write_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.logs import TIMING
+from mrcnn_jax.runs.metrics import read_timing
 
 AP = {
     "bbox/AP": "box AP",
@@ -77,9 +80,9 @@ def write_table(
         "jax": ", ".join(sorted({str(end.environment["jax"]) for end in ends})),
         "date": max(record.date for record in records if record.date is not None),
     }
-    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    write_file(folder / "table.json", json.dumps(table, indent=2) + "\n")
     text = _markdown(table, columns)
-    (folder / "table.md").write_text(text)
+    write_file(folder / "table.md", text)
     print(f"\n{text}\ntable: {folder / 'table.md'}, {folder / 'table.json'}")
 
 
@@ -87,7 +90,9 @@ def _seconds_per_epoch(run: StageRun, job: Job) -> float:
     end = job.ends[run]
     assert end is not None
     Checkpoints(run.folder, keep=1).refuse_damaged_log(end, TIMING)
-    rows = [json.loads(line) for line in (run.folder / TIMING).read_text().splitlines()]
+    rows = read_timing(run.folder)
+    if not rows:
+        raise ConfigError(f"{run.folder / TIMING}: holds no row")
     return round(seconds_per_epoch(rows, steps=end.stage_step // run.stage.epochs), 3)
 
 

@@ -72,11 +72,13 @@ def work(arguments: Arguments) -> None:
 
     from mrcnn_jax.commands.experiment_job import Job, Piece
     from mrcnn_jax.commands.experiment_table import write_table
+    from mrcnn_jax.runs.run import make_folder
 
     on_cpu = jax.default_backend() == "cpu"
     recipe = load_recipe(
         arguments.recipe or ("report_cpu" if on_cpu else "coco300"), arguments.data_root
     )
+    make_folder(arguments.workdir)
     by_seed = plan(recipe, arguments.workdir, seeds=arguments.seeds or (1 if on_cpu else 3))
     all_chains = [chain for chains in by_seed for chain in chains]
     job = Job(all_chains)

@@ -124,7 +124,7 @@ def column_titles(arguments: Arguments) -> tuple[str, ...]:
     if titles and len(titles) != len(runs):
         raise ConfigError(f"--titles: {len(titles)} for {len(runs)} runs")
     if not titles:
-        folders = [run.resolve() for run in runs]
+        folders = [Path(os.path.abspath(run)) for run in runs]
         above = Path(os.path.commonpath([folder.parent for folder in folders]))
         titles = tuple(folder.relative_to(above).as_posix() for folder in folders)
     twice = [title for title, number in Counter(titles).items() if number > 1]

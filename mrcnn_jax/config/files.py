@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import write_file
 
 # Folder of the recipes, the configs that come with the project: beside the package in a checkout,
 # inside it where it is installed.
@@ -56,8 +56,9 @@ def load_config_file(path: str | Path) -> Config:
         return from_dict(to_dict(config))  # Python does not check the types of a dataclass
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{path}: {type(error).__name__}: {text}") from None
 
 
 def resolve_paths(config: Config) -> Config:
@@ -141,8 +142,7 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes `config` as JSON; a run killed here keeps the file that it had."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_file(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config_json(path: Path) -> Config:

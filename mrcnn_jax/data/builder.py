@@ -11,7 +11,6 @@ import contextlib
 import functools
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.images import VERSION, writing
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
+from mrcnn_jax.output import part_folder
 
 SPLIT = "images"
 FOLDER = "records"
@@ -185,12 +185,7 @@ class _Records:
 
 def _write(dataset: CocoDataset, folder: Path) -> None:
     """Builds beside the final place and renames, so that a killed build leaves nothing there."""
-    with (
-        tempfile.TemporaryDirectory(
-            prefix=".building-", dir=folder, ignore_cleanup_errors=True
-        ) as temporary,
-        _quiet(),
-    ):
+    with part_folder(folder / FOLDER) as temporary, _quiet():
         builder = CocoBuilder(dataset=dataset, data_dir=temporary)
         builder.download_and_prepare()
         try:

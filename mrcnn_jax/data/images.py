@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
@@ -28,7 +30,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import remove_abandoned, write_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
 VERSION = "1.2.0"  # of the checks and the records: raise it whenever they change
@@ -41,6 +43,10 @@ TURN_REASONS = {
     (False, True): Reason.NOT_TURNED,
     (False, False): Reason.NOT_TURNED_BY_VOTE,
 }
+
+_UNWRITABLE = tuple(
+    map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
+)
 
 T = TypeVar("T")
 Kinds = dict[int, Kind | str]  # by image id; a text says why an image cannot be decoded
@@ -108,22 +114,30 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
                 for number, kind in (kinds | found).items()
                 if isinstance(kind, Kind)
             }
-            with whole_file(folder / FILE) as part:
-                text = json.dumps(kept)
-                # A flipped bit would turn an image, or refuse it.
-                part.write_text(json.dumps({"sha256": _digest(text), "images": text}))
+            text = json.dumps(kept)
+            # A flipped bit would turn an image, or refuse it.
+            write_file(folder / FILE, json.dumps({"sha256": _digest(text), "images": text}))
         kinds |= found
     return _applied(dataset, kinds), folder
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes a folder of the cache to write in; ConfigError, with the file's name, if that fails."""
+    """Makes a folder of the cache to write in; ConfigError, with the file's name, if that fails.
+
+    What builds that were killed have left there is removed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
         yield
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror or error}") from None
+    except RuntimeError as error:  # array_record's, from C++
+        reason = next((text for text in _UNWRITABLE if text in str(error)), None)
+        if reason is None:
+            raise
+        raise ConfigError(f"{folder}: {reason}") from None
 
 
 def _key(dataset: CocoDataset) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mrcnn_jax.figures.panels import Panel, stage_panels
+from mrcnn_jax.output import write_file
 from mrcnn_jax.runs.metrics import Row
 
 
@@ -47,7 +49,9 @@ def curves(rows: Sequence[Row], out_dir: Path) -> list[Path]:
             axis.set_axis_off()
         figure.suptitle(f"stage {stage}", fontsize=14)
         paths.append(out_dir / f"curves_{stage}.png")
-        FigureCanvasAgg(figure).print_png(paths[-1])
+        picture = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(picture)
+        write_file(paths[-1], picture.getvalue())
     return paths
 
 

@@ -16,6 +16,7 @@ from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
+from mrcnn_jax.output import write_file
 from mrcnn_jax.runs import manifest
 
 METRICS_FILE = "metrics.json"
@@ -40,8 +41,8 @@ class Evaluation:
         not of all of its own validation images), detections.json, and the manifest of both."""
         named = {"checkpoint": checkpoint} if checkpoint else {}
         (folder / manifest.NAME).unlink(missing_ok=True)
-        (folder / METRICS_FILE).write_text(json.dumps(named | self.metrics, indent=2) + "\n")
-        (folder / "detections.json").write_text(json.dumps(self.results))
+        write_file(folder / METRICS_FILE, json.dumps(named | self.metrics, indent=2) + "\n")
+        write_file(folder / "detections.json", json.dumps(self.results))
         manifest.write(folder, (METRICS_FILE, "detections.json"))
 
 

@@ -18,13 +18,15 @@ is never read, never removed, and no training goes on beside it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -406,14 +408,23 @@ def _read_meta(folder: Path) -> Meta:
     return meta
 
 
+def _without_late_writers(hook: Callable[[Any], None], unraisable: Any) -> None:
+    """Hide that threads of orbax, which still write other arrays, find nobody to report to."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
+
+
 @contextmanager
 def _os_errors() -> Iterator[None]:
     """Turn orbax's logged traceback and ValueError, which holds the error number, into OSError."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_without_late_writers, hook)
     try:
         yield
+        sys.unraisablehook = hook  # after an error the threads go on
     except ValueError as error:
         number = re.search(r"os_error_code='(\d+)'", str(error))
         if number is None:

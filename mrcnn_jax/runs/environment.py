@@ -44,7 +44,9 @@ def _processor() -> str:
     """The CPU's name: XLA compiles for the instructions that this one has."""
     try:
         names = re.search(
-            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+            r"^model name\s*:\s*(.+)$",
+            Path("/proc/cpuinfo").read_text(errors="replace"),
+            re.MULTILINE,
         )
     except OSError:
         names = None

@@ -1,4 +1,4 @@
-"""A run's numbers: rows of `metrics.jsonl`, and TensorBoard events drawn from the same rows.
+"""A run's numbers: rows of `metrics.jsonl`, TensorBoard events drawn from them, and times.
 
     {"stage": "rpn", "step": 20, "epoch": 1, "split": "train", "loss/total": 0.71,
      "loss/rpn_objectness": 0.42}
@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import named, whole_file
 
 Row = dict[str, Any]
 _FIELDS = ("stage", "step", "epoch", "split")
@@ -79,9 +79,10 @@ class MetricsLog:
         if taken := row.keys() & values.keys():
             raise ValueError(f"{', '.join(taken)}: is the name of a field of every row")
         row |= {name: float(value) for name, value in values.items()}
-        self._file.write(_line(row))
-        self._file.flush()
-        self._draw(row)
+        with named(self.path):
+            self._file.write(_line(row))
+            self._file.flush()
+            self._draw(row)
 
     def sync(self) -> None:
         """Wait until rows and events are on the disk: they must be as safe as the checkpoint."""
@@ -113,7 +114,7 @@ class MetricsLog:
             if (stages.index(row["stage"]), row["step"]) <= (stage_index, step):
                 kept.append((line, row))
         self.close()
-        with whole_file(self.path) as part, part.open("w", encoding="utf-8") as file:
+        with whole_file(self.path) as part, part.open("wb") as file:
             file.writelines(line for line, _ in kept)
             file.flush()
             os.fsync(file.fileno())
@@ -161,24 +162,78 @@ def _line(row: Row) -> str:
     return json.dumps({name: plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
 
 
-def _read(path: Path) -> list[tuple[str, Row]]:
+def append_timing(workdir: Path, row: Row) -> None:
+    """Append a row to `timing.jsonl`: a part of an epoch, its steps and seconds.
+
+    Times are kept apart from metrics.jsonl, which is the same to the bit however often a run was
+    interrupted.
+    """
+    path = workdir / "timing.jsonl"
+    if path.exists():
+        _cut_last_line(path)
+    with named(path), path.open("ab") as file:
+        file.write(f"{json.dumps(row)}\n".encode())
+
+
+def read_timing(workdir: Path) -> list[Row]:
+    """Read the rows of `append_timing`.
+
+    Returns:
+        stage: str; epoch and steps (at least 1): int; seconds and waited_seconds: float.
+
+    Raises:
+        ConfigError: there is no such file, or a line of it is not a row.
+    """
+    path = workdir / "timing.jsonl"
+    rows = [_parsed(path, number, line, _timing) for number, line in _lines(path)]
+    return [row for row in rows if row["steps"] > 0]
+
+
+def _timing(row: Row) -> Row:
+    stage, epoch, steps = row["stage"], row["epoch"], row["steps"]
+    if not (type(stage) is str and type(epoch) is type(steps) is int):
+        raise ValueError
+    seconds = {name: _number(row[name]) for name in ("seconds", "waited_seconds")}
+    return {"stage": stage, "epoch": epoch, "steps": steps} | seconds
+
+
+def _read(path: Path) -> list[tuple[bytes, Row]]:
     """(line, row) of every complete line."""
+    return [(line, _parsed(path, number, line, _metrics)) for number, line in _lines(path)]
+
+
+def _metrics(row: Row) -> Row:
+    fields = {name: row[name] for name in _FIELDS}
+    if [type(value) for value in fields.values()] != [str, int, int, str]:
+        raise ValueError
+    return fields | {name: _number(row[name]) for name in row if name not in _FIELDS}
+
+
+def _number(value: Any) -> float:
+    if type(value) in (int, float) or value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    raise ValueError
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """(number, line) of every line; a last one that a kill cut short is left out."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            lines = file.readlines()
+        lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (is this a run's folder?)") from None
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()  # cut short by a kill
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            values = {name: float(row[name]) for name in row if name not in _FIELDS}
-            rows.append((line, {name: row[name] for name in _FIELDS} | values))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ConfigError(f"{path}: line {number} is not a row of metrics") from None
-    return rows
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    return list(enumerate(lines, start=1))
+
+
+def _parsed(path: Path, number: int, line: bytes, parse: Callable[[Row], Row]) -> Row:
+    try:
+        return parse(json.loads(line.decode(), parse_constant=_number))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        what = "metrics" if parse is _metrics else "timing"
+        raise ConfigError(f"{path}: line {number} is not a row of {what}") from None
 
 
 def _cut_last_line(path: Path) -> None:

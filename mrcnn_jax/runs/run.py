@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MODULES_OF, Variables
+from mrcnn_jax.output import part_folder, remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.state import TrainState
@@ -222,8 +222,8 @@ def write_run(
     state = TrainState(params=variables["params"], batch_stats=variables["batch_stats"], **nothing)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            run = Path(folder) / "run"
+        with part_folder(out) as folder:
+            run = folder / "run"
             Checkpoints(run, keep=1).save(state, meta, config)
             save_config(config, run / "config.json")
             for name, text in (texts or {}).items():
@@ -242,6 +242,8 @@ def refuse_taken(out: Path) -> None:
 def make_folder(*folders: Path) -> None:
     """Create folders for results, best before the work is done.
 
+    What killed programs left half-written in them is removed.
+
     Raises:
         ConfigError: one cannot be created.
     """
@@ -250,3 +252,4 @@ def make_folder(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be created: {error.strerror}") from None
+        remove_abandoned(folder)

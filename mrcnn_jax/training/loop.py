@@ -56,6 +56,8 @@ def train(config: Config, workdir: Path) -> None:
         with open_run(config, workdir) as run, Watch(run) as watch, _StopSignal(run) as stop:
             _train(watch, stop)
     except OSError as error:  # a full disk above all
+        if cli.lost_output() is not None:
+            raise
         where = f"{error.filename or workdir}: {error.strerror or error}"
         raise TrainingError(
             f"{where} (the same command goes on from the last checkpoint)"
@@ -106,8 +108,9 @@ def _train(watch: Watch, stop: _StopSignal) -> None:
     variables, progress, state = _start(run, watch.log)
     if parallel.is_first():  # only now: a run that could not begin takes no folder
         save_config(run.config, run.workdir / "config.json")
-        with (run.workdir / "commands.txt").open("a") as file:
-            file.write(f"{cli.command_line()}\n")
+        command = f"{cli.command_line()}\n".encode(errors="backslashreplace")
+        with (run.workdir / "commands.txt").open("ab") as file:
+            file.write(command)
     canvases = len({plan.canvas for plan in run.train_split.plans})
     stages = run.config.stages[progress.stage_index :]
     print(

@@ -27,6 +27,7 @@ from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, r
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.output import remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.logs import METRICS
 from mrcnn_jax.runs.metrics import read_metrics
@@ -144,7 +145,7 @@ def _locked(workdir: Path) -> Iterator[None]:
     """Makes the folder and keeps other runs out of it; the lock ends with the process."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = (workdir / ".lock").open("wb")
     except OSError as error:
         raise ConfigError(f"{workdir}: cannot be written to: {error.strerror}") from None
     with lock:
@@ -152,6 +153,7 @@ def _locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{workdir}: another run is training in this folder") from None
+        remove_abandoned(workdir)
         yield
 
 

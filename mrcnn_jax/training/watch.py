@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Meta, flatten
-from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
+from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
@@ -196,8 +195,7 @@ class Watch:
         was interrupted.
         """
         if parallel.is_first():
-            with (self.run.workdir / "timing.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_timing(self.run.workdir, row)
 
     def _write(
         self, stage: StageConfig, step: int, epoch: int, split: str, values: dict[str, float]

@@ -10,6 +10,7 @@ import signal
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import tiny
 
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import experiments
+from mrcnn_jax.commands.experiment_job import Record
 from mrcnn_jax.commands.experiment_table import seconds_per_epoch, spread
 from mrcnn_jax.commands.experiments import Arguments
 from mrcnn_jax.commands.variants import VARIANTS, Chain, StageRun, load_recipe, plan
@@ -227,6 +229,31 @@ def test_recipes_of_this_repository(name: str, tmp_path: Path) -> None:
 
 def arguments(workdir: Path, data: Path, *only: str) -> Arguments:
     return Arguments(workdir, recipe=str(TINY), only=only, data_root=str(data))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\0" * 9,
+        "[" * 100_000,
+        "[]",
+        '{"training_seconds": "1"}',
+        '{"training_seconds": NaN}',
+        '{"date": 3}',
+        '{"dat\xe9": "2026"}',
+        '{"training_seconds": ' + "1" * 400 + "}",
+    ],
+    ids=lambda text: ascii(text[:30]),
+)
+def test_notes_that_are_damaged(content: str, tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(folder=tmp_path)
+    notes = Record(training_seconds=2, date="2026-11-28")
+    notes.save(run)
+    assert Record.of(run) == notes
+    (tmp_path / "experiment.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/experiment\.json: [^\n]*$"):
+        Record.of(run)
 
 
 def record(run: Path) -> dict[str, Any]:

@@ -72,6 +72,32 @@ def test_optional_values_survive_json() -> None:
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"def get_config(:", "SyntaxError: invalid syntax"),
+        (b"\xff\xfe\x00", "SyntaxError: "),
+        (b"x = 1\0", ""),
+        (b"# \xe9t\xe9\n", ""),
+        (b"(" * 5000, ""),
+        (b"import sys; sys.exit(3)", "SystemExit: 3"),
+        (b"raise OSError('two\\nlines')", "OSError: two lines"),
+        (b"def get_config(): return get_config()", "RecursionError: "),
+        (b"", "defines no get_config()"),
+        (b"get_config = 3", "TypeError: "),
+    ],
+    ids=lambda value: value[:30].decode("latin-1") if isinstance(value, bytes) else None,
+)
+def test_a_config_file_that_fails_is_told_in_one_line(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "damaged.py"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_config_file(file)
+    assert one_line(error).startswith(f"{file}: {reason}")
+
+
 def edited(path: str, value: Any) -> dict[str, Any]:
     """Returns the tiny config as a dict with one value set, at a path spelt as in messages."""
     values = json.loads(json.dumps(to_dict(tiny.get_config())))

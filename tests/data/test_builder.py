@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import resource
 import sys
 from pathlib import Path
 
@@ -69,6 +70,30 @@ def test_a_cache_that_cannot_be_written_to(dataset: CocoDataset, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/cache: Not a directory"):
         builder.build(dataset, tmp_path / "file" / "cache")
+
+
+def test_what_a_killed_build_left_is_removed(dataset: CocoDataset, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    left = folder / f".{builder.FOLDER}.01234567.part" / "coco_builder"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    builder.build(dataset, folder)
+    assert [path.name for path in folder.iterdir()] == [builder.FOLDER]
+
+
+def test_a_full_disk_is_told_in_one_line(dataset: CocoDataset, tmp_path: Path) -> None:
+    """array_record has errors of its own. A limit of a file's size stands for the disk's."""
+    folder = tmp_path / "cache"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(ConfigError) as error:
+            builder.build(dataset, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value).startswith(str(folder))
+    assert str(error.value).endswith(": File too large")
+    assert list(folder.iterdir()) == []
 
 
 def test_quiet(dataset: CocoDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@ uninterrupted one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.runs.metrics import MetricsLog, read_metrics
+from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics, read_timing
 
 STAGES = ("rpn", "box", "mask")
 ROW = '{"stage": "rpn", "step": 1, "epoch": 0, "split": "train"}'
@@ -159,10 +160,27 @@ def test_a_last_line_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['{"stage": "rpn"}', '{"stage": "rpn", "step', "[]", ROW[:-1] + ', "loss/total": null}']
+    "line",
+    [
+        '{"stage": "rpn"}',
+        '{"stage": "rpn", "step',
+        "[]",
+        ROW[:-1] + ', "loss/total": null}',
+        ROW[:-1] + ', "loss/total": true}',
+        ROW[:-1] + ', "loss/total": "1.5"}',
+        ROW[:-1] + f', "loss/total": {10**400}}}',
+        ROW[:-1] + f', "loss/total": {"[" * 100_000}}}',
+        ROW[:-1] + f', "loss/total": {"1" * 5000}}}',
+        ROW.replace("rpn", "r\udcffpn"),
+        ROW.replace('"rpn"', "7"),
+        ROW.replace(": 1", ': "1"'),
+        "\0" * 50,
+    ],
+    ids=lambda line: line[:60],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "metrics.jsonl").write_text(f"{ROW}\n{line}\n{ROW}\n")
+    text = f"{ROW}\n{line}\n{ROW}\n".encode(errors="surrogateescape")
+    (tmp_path / "metrics.jsonl").write_bytes(text)
     with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 is not a row of metrics$"):
         read_metrics(tmp_path)
 
@@ -198,3 +216,41 @@ def test_rows_and_events_are_on_the_disk_after_a_sync(
         assert len(files) == 3
         assert sorted(synced) == sorted(path.stat().st_ino for path in files)
         assert len(events(tmp_path)) == 3
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+TIMES = {"stage": "rpn", "epoch": 1, "steps": 5, "seconds": 2.5, "waited_seconds": 0}
+
+
+def test_times_are_read_back_without_a_line_cut_short(tmp_path: Path) -> None:
+    append_timing(tmp_path, TIMES)
+    append_timing(tmp_path, TIMES | {"steps": 0})  # stopped before the first step
+    path = tmp_path / "timing.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"stage": "r')
+    append_timing(tmp_path, TIMES | {"epoch": 2})
+    assert read_timing(tmp_path) == [TIMES, TIMES | {"epoch": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", "5"), ("seconds", None), ("seconds", [1]), ("stage", 3)]
+)
+def test_a_broken_row_of_times_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    append_timing(tmp_path, TIMES)
+    append_timing(tmp_path, TIMES | {name: value})
+    with pytest.raises(ConfigError, match=r"timing\.jsonl: line 2 is not a row of timing$"):
+        read_timing(tmp_path)
+    with pytest.raises(ConfigError, match=r"nowhere/timing\.jsonl: no such file"):
+        read_timing(tmp_path / "nowhere")
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        full = open("/dev/full", "w")  # noqa: SIM115
+        log._file.close()
+        log._file = full
+        with pytest.raises(OSError, match="No space left") as error:
+            write(log, "rpn", 1)
+        assert error.value.filename == str(log.path)
+        with contextlib.suppress(OSError):
+            full.close()
