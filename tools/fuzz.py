@@ -73,17 +73,15 @@ def base_annotations() -> dict[str, Any]:
     """Three images and every kind of segmentation."""
     square = [10, 10, 30, 10, 30, 30, 10, 30]
     runs = [10 * HEIGHT, 20 * HEIGHT, 34 * HEIGHT]
-    segmentations = [
-        [[10.5, 10.25, 40.0, 12.0, 25.0, 40.75]],
-        [square, [40, 20, 50, 20, 50, 30]],
-        square,
-        {"size": [HEIGHT, WIDTH], "counts": runs},
-        {
-            "size": [HEIGHT, WIDTH],
-            "counts": "Zn0d0l000000000AYO5g0KYO5g0KYO5g0KYO5g0KYO5g0:000000000000000000fS1",
-        },
-        None,
-        [],
+    compressed = "Zn0d0l000000000AYO5g0KYO5g0KYO5g0KYO5g0KYO5g0:000000000000000000fS1"
+    objects: list[tuple[list[int], Any]] = [
+        ([10, 10, 30, 31], [[10.5, 10.25, 40.0, 12.0, 25.0, 40.75]]),
+        ([10, 10, 40, 20], [square, [40, 20, 50, 20, 50, 30]]),
+        ([10, 10, 20, 20], square),
+        ([10, 0, 20, HEIGHT], {"size": [HEIGHT, WIDTH], "counts": runs}),
+        ([20, 10, 20, 20], {"size": [HEIGHT, WIDTH], "counts": compressed}),
+        ([10, 10, 30, 30], None),
+        ([10, 10, 30, 30], []),
     ]
     return {
         "info": {"year": 2026},
@@ -96,12 +94,12 @@ def base_annotations() -> dict[str, Any]:
                 "id": number,
                 "image_id": 7 + number % 3,
                 "category_id": (3, 90)[number % 2],
-                "bbox": [10, 10, 30, 30],
+                "bbox": bbox,
                 "area": 900,
                 "iscrowd": int(number == 3),
                 "segmentation": segmentation,
             }
-            for number, segmentation in enumerate(segmentations)
+            for number, (bbox, segmentation) in enumerate(objects)
         ],
         "categories": [{"id": 90, "name": "b"}, {"id": 3, "name": "a"}],
     }
