@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import is_number
+from mrcnn_jax.data.json_values import is_number, short
 from mrcnn_jax.pixels.places import (
     FAR_SIDE,
     RLE,
@@ -246,7 +246,7 @@ class Formats:
         size, height, width = self.other_sizes[0]
         text = (
             f"{count} of {self.masks} masks are run lengths of another size than their image "
-            f"(the first: size {size} in an image of [{height}, {width}], height and width)"
+            f"(the first: size {short(size)} in an image of [{height}, {width}], height and width)"
         )
         if exchanged > 0.5 * count:
             return (
@@ -281,7 +281,9 @@ class Formats:
                 f"{self.leaving} of {self.placed} {what} leave their image; they fit as y before "
                 "x (boxes as [y, x, height, width]): write x first, in boxes and polygons"
             )
-        if self.beyond >= least and self.negative <= 0.05 * self.placed:
+        # Garbage reaches farther, and what a tile cuts off lies on all sides.
+        another = self.reach <= 10 and self.negative <= 0.05 * self.placed
+        if self.beyond >= max(3, least) and another:
             return (
                 f"{self.beyond} of {self.placed} {what} lie to the right of their image or below; "
                 f"they reach {self.reach:.1f} times its sides and fit a picture of another size: "

@@ -188,8 +188,7 @@ def open_data(
             f"{workdir}: its config names no data set: give --annotations and --images"
         )
     cache = Path(data.cache) if data.cache else workdir / "data"
-    if annotations is not None:
-        data = replace(data, class_names=())  # it may have only some of them
+    data = replace(data, class_names=())  # the run's categories say more
 
     def opened() -> Split:
         dataset = read_coco(json_path, images_path, data)

@@ -216,8 +216,11 @@ def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path
     )  # a part does not stand for it
 
 
-def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Of the same categories it is evaluated like the run's own; with another one it is refused."""
+def test_another_data_set(
+    moved: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same categories it is evaluated like the run's own, under whatever ids; with another
+    one it is refused."""
     content = tiny.read(tiny_data, "val")
     content["images"] = content["images"][:2]
     ids = {image["id"] for image in content["images"]}
@@ -225,9 +228,25 @@ def test_another_data_set(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
         annotation for annotation in content["annotations"] if annotation["image_id"] in ids
     ]
     path = tmp_path / "other.json"
-    path.write_text(json.dumps(content))
-    evaluate(moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval")
-    assert {result["image_id"] for result in results_of(tmp_path / "eval")} == ids
+    new = {5: 2, 7: 1, 90: 0}
+    renumbered = content | {
+        "categories": [{**c, "id": new[c["id"]]} for c in content["categories"]],
+        "annotations": [
+            {**a, "category_id": new[a["category_id"]]} for a in content["annotations"]
+        ],
+    }
+    path.write_text(json.dumps(renumbered))
+    metrics = evaluate(
+        moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval"
+    )
+    results = results_of(tmp_path / "eval")
+    assert {result["image_id"] for result in results} == ids
+    for kind in ("bbox", "segm"):
+        expected = pycocotools_figures(content, results, kind)
+        assert [metrics[f"{kind}/{name}"] for name in FIGURES] == pytest.approx(expected.tolist())
+    printed = capsys.readouterr().out
+    assert "repaired 3: categories with other ids in the run: matched by their names" in printed
+    assert "\nthe best 100 detections of a class in an image count (COCO's limit)\n" in printed
 
     content["categories"][0]["name"] = "circle"
     path.write_text(json.dumps(content))
