@@ -76,14 +76,21 @@ def draw(arguments: Arguments) -> list[Path]:
     from mrcnn_jax.figures.curves import curves
     from mrcnn_jax.figures.mask_comparison import masks_figure
     from mrcnn_jax.figures.targets import box_targets_figure, rpn_targets_figure
+    from mrcnn_jax.runs.checkpoints import Checkpoints
+    from mrcnn_jax.runs.logs import METRICS
     from mrcnn_jax.runs.metrics import read_metrics
     from mrcnn_jax.runs.run import make_folder
 
     name, out = arguments.name, arguments.out
     titles = column_titles(arguments)
     if name == "curves":
+        (folder,) = arguments.runs
+        checkpoints = Checkpoints(folder, keep=1)
+        if (meta := checkpoints.latest()) is not None:
+            checkpoints.refuse_damaged_log(meta, METRICS)
+        rows = read_metrics(folder)
         make_folder(out)
-        return curves(read_metrics(arguments.runs[0]), out)
+        return curves(rows, out)
     opened = open_runs(arguments)
     run, split = opened[0]
     indices = views.choose(split, arguments.count, arguments.images, with_mask=name == "masks")

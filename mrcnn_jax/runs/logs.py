@@ -8,16 +8,21 @@ import json
 from pathlib import Path
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.runs.manifest import flush
 
 FILE = "logs.json"  # in a checkpoint's folder
 METRICS, TIMING, COMMANDS = "metrics.jsonl", "timing.jsonl", "commands.txt"
 
 
 def record(workdir: Path, checkpoint: Path) -> None:
-    """Writes size and SHA-256 of the logs of a run into the folder of a checkpoint."""
+    """Writes size and SHA-256 of the logs of a run into the folder of a checkpoint.
+
+    When this returns, the logs are on the disk: they must be as safe as what is said of them.
+    """
     found = {}
     for name in (METRICS, TIMING, COMMANDS):
         if (workdir / name).is_file():
+            flush(workdir / name)
             content = (workdir / name).read_bytes()
             found[name] = [len(content), _sha256(content)]
     if found:

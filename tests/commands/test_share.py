@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from write_run_fixture import FOLDER
 
 from mrcnn_jax.commands import share
 from mrcnn_jax.commands.model_card import model_card
@@ -164,3 +165,16 @@ def test_mistakes(
     assert mrcnn("share", "--workdir", tmp_path / workdir, "--out", tmp_path / out) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "shared").exists()
+
+
+def test_control_characters_do_not_reach_the_terminal(
+    tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither in an error nor in what a command prints."""
+    hostile = "a\x1b[2J\u202eb"
+    assert mrcnn("share", "--workdir", tmp_path / hostile, "--out", tmp_path / "shared") == 2
+    assert r"/a\x1b[2J\u202eb/config.json: no such file" in capsys.readouterr().err
+    assert mrcnn("share", "--workdir", FOLDER, "--out", tmp_path / hostile) == 0
+    out = capsys.readouterr().out
+    assert r"/a\x1b[2J\u202eb: the run without its optimiser state" in out
+    assert not {"\x1b", "\u202e"} & set(out)

@@ -285,6 +285,21 @@ def test_a_damaged_cache_is_no_result(mixed_file: Path, content: str) -> None:
     assert check(mixed_file) == first
 
 
+def test_a_flipped_bit_turns_no_image(mixed_file: Path) -> None:
+    """The orientation that EXIF gives is a digit of the file, and so is the size."""
+    first = check(mixed_file)
+    (folder,) = (mixed_file.parent / "cache").iterdir()
+    path = folder / images.FILE
+    whole = path.read_bytes()
+    for place in range(whole.index(b"images"), len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        assert images._kept_kinds(path) == {}
+    assert check(mixed_file) == first
+    assert path.read_bytes() == whole
+
+
 def test_what_failed_is_tried_again(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that was away for a moment loses no image for good; only its images are read again."""
     path = mixed_file.parent / "images" / "photo 2.png"
