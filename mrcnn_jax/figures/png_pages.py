@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from mrcnn_jax.figures.draw import MARGIN, Color, Image, legend, side_by_side
-from mrcnn_jax.output import write_file
 
 PAGE_WIDTH = 1200  # pixels: text stays legible where a page is shown at 1000
 
@@ -59,7 +58,7 @@ def write_pages(
             height = max(cell.shape[0] for cell in line)
             lines.append(np.concatenate([_padded(cell, height, width) for cell in line], axis=1))
         paths.append(out_dir / f"{name}_{number}.png")
-        write_file(paths[-1], cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
+        paths[-1].write_bytes(cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes())
     return paths
 
 
