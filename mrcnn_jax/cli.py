@@ -177,7 +177,8 @@ def pass_on(source: TextIO | None = None) -> None:
         else:
             sys.stderr.write(line)
             sys.stderr.flush()
-    sys.stderr.write(f"error: {sys.argv[1]}\n" if died else "".join(held))
+    # A progress bar may stand on the line before.
+    sys.stderr.write(f"\nerror: {sys.argv[1]}\n" if died else "".join(held))
 
 
 def program() -> str:

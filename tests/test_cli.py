@@ -128,8 +128,8 @@ DIED = (
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (DIED, "[Gloo] Rank 0 is connected\nerror: the line\n"),
-        (f"{cli.PEER_DIED}\n", "error: the line\n"),
+        (DIED, "[Gloo] Rank 0 is connected\n\nerror: the line\n"),
+        (f"{cli.PEER_DIED}\n", "\nerror: the line\n"),
         (LOG.format("cuda.cc", "out of memory") + "more\n", None),
         (LOG.format("coordination_service.cc", "a warning") + "more\n", None),
         ("", None),

@@ -53,7 +53,7 @@ def mixed_file() -> Content:
     square = [10, 10, 30, 10, 30, 30, 10, 30]
     runs = [10 * HEIGHT, 20 * HEIGHT, 34 * HEIGHT]
     segmentations = [
-        [[10.5, 10.25, 40.0, 12.0, 25.0, 40.75]],
+        [[10, 10, 40, 12, 25, 40]],
         [square, [40, 20, 50, 20, 50, 30]],
         square,
         {"size": [HEIGHT, WIDTH], "counts": runs},
@@ -64,6 +64,8 @@ def mixed_file() -> Content:
         None,
         [],
     ]
+    boxes = [[10, 10, 30, 30], [10, 10, 40, 20], [10, 10, 20, 20], [10, 0, 20, 48]]
+    boxes += [[20, 10, 20, 20], [10, 10, 30, 30], [10, 10, 30, 30]]
     return {
         "info": {"year": 2026},
         "images": [
@@ -75,7 +77,7 @@ def mixed_file() -> Content:
                 "id": number,
                 "image_id": 7 + number % 3,
                 "category_id": (3, 90)[number % 2],
-                "bbox": [10, 10, 30, 30],
+                "bbox": boxes[number],
                 "area": 900,
                 "iscrowd": int(number == 3),
                 "segmentation": segmentation,

@@ -209,4 +209,4 @@ def _same(found: Object | None, right: Object) -> bool:
     if found[3] == right[3]:
         return True
     masks = [{"size": [HEIGHT, WIDTH], "counts": counts} for counts in (found[3], right[3])]
-    return bool(rle_ops.iou(masks[:1], masks[1:], [False])[0, 0] > 0.9)
+    return bool(rle_ops.iou(masks[:1], masks[1:], [False])[0, 0] > 0.8)
