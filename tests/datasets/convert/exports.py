@@ -332,8 +332,7 @@ def checked(
     lost = {
         reason
         for reason, text in found.report.findings
-        if reason.outcome in ("dropped", "clipped")
-        or (reason.outcome == "repaired" and "annotations" in text)
+        if reason.outcome in ("dropped", "clipped") or "annotations" in text
     }
     assert lost == ({but} if but else set())
     return found
