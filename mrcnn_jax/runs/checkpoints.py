@@ -122,10 +122,10 @@ class Checkpoints:
             ConfigError: a folder without a manifest has its name.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
+        _remove_unfinished(self.folder)
         final, hidden = self.folder / meta.name, self.folder / f".{meta.name}"
         if final.exists():
-            self._refuse_incomplete(final)
+            _refuse_incomplete(final)
         hidden.mkdir()
         try:
             self._write(hidden, state, meta, config)
@@ -140,7 +140,7 @@ class Checkpoints:
             manifest.hide(final)
         hidden.rename(final)
         manifest.flush(self.folder)
-        self._remove_unfinished()
+        _remove_unfinished(self.folder)
         self._retain(meta)
 
     def _write(self, hidden: Path, state: TrainState, meta: Meta, config: Config | None) -> None:
@@ -168,12 +168,13 @@ class Checkpoints:
         Raises:
             ConfigError: there are checkpoints, and all of them are damaged.
         """
-        found = next(filter(self._intact, reversed(self._metas("skipped"))), None)
-        if found is None and self._folders():
-            faults = (manifest.damage(folder) for folder in reversed(self._folders()))
-            newest = next((fault for fault in faults if fault is not None), "damaged")
+        metas = reversed(self._metas("skipped"))
+        found = next((meta for meta in metas if _intact(self.folder / meta.name)), None)
+        folders = _folders(self.folder)
+        if found is None and folders:
+            why = manifest.damage(folders[-1]) or "damaged"
             raise ConfigError(
-                f"{self.folder}: none of the {len(self._folders())} checkpoints is intact: {newest}"
+                f"{self.folder}: none of the {len(folders)} checkpoints is intact: {why}"
             )
         return found
 
@@ -182,15 +183,8 @@ class Checkpoints:
 
         Call before training, which would go on from an older checkpoint and in time save over it.
         """
-        for folder in self._folders():
-            self._refuse_incomplete(folder)
-
-    def _refuse_incomplete(self, folder: Path) -> None:
-        if (fault := manifest.lacks(folder)) is not None:
-            raise ConfigError(
-                f"{fault}; copy all of it again, or move it out of {self.folder} to go on without "
-                "it"
-            )
+        for folder in _folders(self.folder):
+            _refuse_incomplete(folder)
 
     def config(self, meta: Meta) -> Config | None:
         """Read the config that was saved with a checkpoint; None if none was.
@@ -204,7 +198,8 @@ class Checkpoints:
     def best(self) -> Meta | None:
         """Find the intact checkpoint of highest mask AP (the first of equals), if any has one."""
         measured = [meta for meta in self._metas("skipped") if meta.mask_ap is not None]
-        return next(filter(self._intact, sorted(measured, key=_mask_ap, reverse=True)), None)
+        ranked = sorted(measured, key=_mask_ap, reverse=True)
+        return next((meta for meta in ranked if _intact(self.folder / meta.name)), None)
 
     def refuse_damaged_log(self, meta: Meta, name: str) -> None:
         """Raise ConfigError if a log of the run has changed since an intact checkpoint was saved.
@@ -232,7 +227,7 @@ class Checkpoints:
             ConfigError: a file is damaged; or, with a table, names, shapes or dtypes of the leaves
                 are not those of `template`.
         """
-        folder = self._verified(meta)
+        folder = _verified(self.folder / meta.name)
         if changed := changes(meta.environment):
             log.warning(
                 "%s: saved in another environment, results will differ in the last bits: %s",
@@ -261,7 +256,7 @@ class Checkpoints:
         Raises:
             ConfigError: a file of the checkpoint is damaged.
         """
-        flat = self._checkpointer.restore(self._verified(meta) / "model")
+        flat = self._checkpointer.restore(_verified(self.folder / meta.name) / "model")
         average = {
             f"params/{path.removeprefix('ema/')}": flat.pop(path)
             for path in list(flat)
@@ -275,23 +270,10 @@ class Checkpoints:
             for name, leaves in versions.items()
         }
 
-    def _verified(self, meta: Meta) -> Path:
-        folder = self.folder / meta.name
-        damage = manifest.damage(folder)
-        if damage is not None:
-            raise ConfigError(damage)
-        return folder
-
-    def _folders(self) -> list[Path]:
-        """All folders with the name of a checkpoint."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
-
     def _metas(self, fate: Literal["skipped", "removed"]) -> list[Meta]:
         """The readable ones, oldest first; each other one is skipped or removed with a warning."""
         metas = []
-        for folder in self._folders():
+        for folder in _folders(self.folder):
             if (fault := manifest.lacks(folder)) is not None:
                 log.warning("%s: skipped", fault)
                 continue
@@ -302,18 +284,6 @@ class Checkpoints:
                 if fate == "removed":
                     manifest.remove(folder)
         return sorted(metas, key=lambda meta: meta.order)
-
-    def _intact(self, meta: Meta) -> bool:
-        """Whether every file is as it was saved; a warning names the first that is not."""
-        damage = manifest.damage(self.folder / meta.name)
-        if damage is not None:
-            log.warning("%s: skipped", damage)
-        return damage is None
-
-    def _remove_unfinished(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name.startswith(".") and _NAME.match(path.name[1:]):
-                shutil.rmtree(path)
 
     def _retain(self, newest: Meta) -> None:
         metas = self._metas("removed")
@@ -326,6 +296,41 @@ class Checkpoints:
         for meta in metas:
             if meta not in (*stages.values(), *between, best):
                 manifest.remove(self.folder / meta.name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """All folders with the name of a checkpoint."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _verified(folder: Path) -> Path:
+    damage = manifest.damage(folder)
+    if damage is not None:
+        raise ConfigError(damage)
+    return folder
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file is as it was saved; a warning names the first that is not."""
+    damage = manifest.damage(folder)
+    if damage is not None:
+        log.warning("%s: skipped", damage)
+    return damage is None
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    if (fault := manifest.lacks(folder)) is not None:
+        raise ConfigError(
+            f"{fault}; copy all of it again, or move it out of {folder.parent} to go on without it"
+        )
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name.startswith(".") and _NAME.match(path.name[1:]):
+            shutil.rmtree(path)
 
 
 def _checkpointer() -> ocp.Checkpointer:
