@@ -201,7 +201,8 @@ def outcome(case: Case, folder: Path) -> str:
         raise ValueError(f"{pixels.dtype} {pixels.shape}")
     if case.damage == "random":
         return "usable"
-    if image_kind(case.content, max_pixels=MAX_PIXELS).converted is not None:
+    kind = image_kind(case.content, max_pixels=MAX_PIXELS)
+    if kind.converted is not None or kind.pages != 1:
         return "told"
     form = forms().get(case.form)
     if form is None:

@@ -18,6 +18,7 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config, to_dict
 from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.logs import METRICS, TIMING
 from mrcnn_jax.runs.metrics import append_timing, read_metrics, read_timing
 from mrcnn_jax.runs.run import load_weights
 from mrcnn_jax.runs.state import TrainState
@@ -77,6 +78,8 @@ def _read(run: Path) -> dict[str, Any]:
     """All that commands read of a run."""
     loaded = load_weights(run)
     raw = loaded["raw"]
+    for log in (METRICS, TIMING):
+        Checkpoints(run, keep=1).refuse_damaged_log(raw.meta, log)
     return {
         "checkpoint": raw.meta,
         "config": to_dict(raw.config),
