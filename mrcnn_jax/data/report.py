@@ -73,6 +73,10 @@ class Reason(Enum):
         "images whose EXIF turn is ignored: the size fits either way, and most are annotated as "
         "stored",
     )
+    SAME_NAME = (
+        "noticed",
+        "categories of one name (but for case and spaces): each is a class of its own",
+    )
     MATCHED = "repaired", "categories with other ids in {file}: matched by their names"
     SAME_FILE = "noticed", "images whose file is that of an image before (listed twice, or a copy)"
     SAME_ANNOTATION = (

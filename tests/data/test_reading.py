@@ -279,6 +279,20 @@ def test_one_category_of_id_0(
     assert found(dataset, but=set())[Reason.CATEGORY_IDS] == (1, [0])
 
 
+@pytest.mark.parametrize(("name", "noticed"), [("Seven ", True), ("sevens", False)])
+def test_classes_of_one_name_are_noticed(
+    name: str,
+    noticed: bool,
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+) -> None:
+    mixed_content["categories"].append({"id": 8, "name": name})
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert dataset.class_names == ("three", "seven", name, "ninety")
+    assert found(dataset) == ({Reason.SAME_NAME: (2, [7, 8])} if noticed else {})
+
+
 def test_lost_images(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:
@@ -489,6 +503,6 @@ def test_five_thousand_annotations_take_less_than_five_seconds(
     }
     mixed_content["annotations"] = [{**template, "id": number} for number in range(5000)]
     path = write_json(mixed_content)
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     assert read_coco(path, tmp_path / "images", DATA).report.kept["objects"] == 5000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
