@@ -36,10 +36,12 @@ from mrcnn_jax.config.schema import Config
 LONG = (
     "test_parallel",
     "test_loop",
+    "test_watch",
     "test_precision",
     "test_experiments",
     "test_overfit",
     "test_kill_and_resume",
+    "test_open",
     "test_tutorial",
     "test_forward",
     "test_gradients",

@@ -1,0 +1,355 @@
+"""What may not be mixed up, or would fail late, is refused before anything is compiled; and runs
+start from other weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax.traverse_util import flatten_dict
+from whole_runs import KINDS, ROOT, arrays
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import (
+    load_config_file,
+    resolve_paths,
+    save_config,
+)
+from mrcnn_jax.config.model import MaskHeadConfig
+from mrcnn_jax.config.schema import Config, ParamGroup
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.training import loop
+from mrcnn_jax.training import open as opening
+from mrcnn_jax.training.initial import initial_variables
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_config: Config) -> None:
+    before = sorted(
+        (path, path.stat().st_mtime_ns)
+        for path in tiny_run.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    )
+    other = replace(tiny_config, seed=1, model=replace(tiny_config.model, fpn_channels=8))
+    with pytest.raises(ConfigError) as error:
+        loop.train(other, tiny_run)
+    assert str(error.value) == (
+        f"{tiny_run}: holds a run of another config: "
+        "model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
+    )
+    assert (
+        sorted(
+            (path, path.stat().st_mtime_ns)
+            for path in tiny_run.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        )
+        == before
+    )
+
+
+def without_mask_head(config: Config) -> Config:
+    """A mistake in the last stage's table."""
+    last = config.stages[2]
+    return replace(
+        config,
+        stages=(
+            *config.stages[:2],
+            replace(last, frozen=tuple(p for p in last.frozen if p != "rpn/.*")),
+        ),
+    )
+
+
+def test_a_checkpoint_of_another_config_is_refused_without_its_config_json(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"checkpoint 00000024-mask is of another config: seed: 0 -> 1 \("
+    ):
+        loop.train(replace(tiny_config, seed=1), copy)
+
+
+def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
+    tiny_run: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.setattr(opening, "config_hash", lambda _: "of the same config with another field")
+    loop.train(tiny_config, run)
+    assert "resumed from stage mask, step 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda config: replace(config, stages=()), "stages: the config has none"),
+        (
+            lambda config: replace(config, model=replace(config.model, num_classes=80)),
+            r"model\.num_classes: 80, but .* has 3: disc",
+        ),
+        (without_mask_head, r"stages\.mask: parameter rpn/.* matches no pattern"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_takes_no_folder(
+    wrong: Any, message: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every refusal comes before compiling, and the folder stays free for the corrected config."""
+    monkeypatch.setattr(loop, "initialise", lambda *_, **__: pytest.fail("something was compiled"))
+    with pytest.raises(ConfigError, match=message) as error:
+        loop.train(wrong(tiny_config), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+# -- starting from other weights -------------------------------------------------------------------
+
+
+def shapes(config: Config) -> Variables:
+    model = MaskRCNN(config.model)
+    return jax.eval_shape(
+        lambda batch: model.init(jax.random.key(0), batch), example_batch(config.data.canvases[0])
+    )
+
+
+def test_a_folder_that_was_copied_in_part_is_left_as_it_is(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Without manifests, or without checkpoints, it looked like a new run, which began by removing
+    the rows and the folders."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for path in run.glob("checkpoints/*/manifest.json"):
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"00000012-rpn: no checkpoint: it has no manifest.json"):
+        loop.train(tiny_config, run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError, match="holds metrics up to stage mask, step 6, but no checkpo"):
+        loop.train(tiny_config, run)
+    left = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    kept = {path: time for path, time in before.items() if "checkpoints" not in path.parts}
+    assert {path: left[path] for path in kept if path.name != ".lock"} == {
+        path: time for path, time in kept.items() if path.name != ".lock"
+    }
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tiny_run / "config.json", run)
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    rows = [line for line in lines if '"stage": "rpn"' in line]
+    (run / "metrics.jsonl").write_text("".join(rows))  # all of the first stage, but its checkpoint
+    opening.refuse_lost_checkpoints(tiny_config, run)
+    (run / "metrics.jsonl").write_text("")
+    opening.refuse_lost_checkpoints(tiny_config, run)
+    save_config(replace(tiny_config, save_every_steps=11), run / "config.json")
+    (run / "metrics.jsonl").write_text("".join(rows))
+    with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
+        opening.refuse_lost_checkpoints(tiny_config, run)
+
+
+def test_metrics_that_were_harmed_are_refused_on_resume(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    path = run / "metrics.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"step": 3', '"step": 7', 1))
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: damaged: its first \d+ bytes are not"):
+        loop.train(tiny_config, run)
+
+
+def test_a_run_starts_from_another(
+    tiny_run: Path, mask_config: Config, tmp_path: Path, stop_at: Any
+) -> None:
+    """Trains the last stage only, on top of a whole run: what that stage freezes is the source's to
+    the bit."""
+    stop_at(1)
+    with pytest.raises(loop.Stopped):
+        loop.train(mask_config, tmp_path / "run")
+    source = arrays(tiny_run / "checkpoints" / "00000024-mask")
+    begun = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
+    paths = [path for path in source if path.startswith(KINDS)]
+    different = [path for path in paths if source[path].tobytes() != begun[path].tobytes()]
+    assert different
+    assert all(path.startswith("params/mask_head/") for path in different)
+    # One small step away, not somewhere else.
+    assert all(np.abs(source[path] - begun[path]).max() < 0.1 for path in different)
+
+
+def test_a_partial_load_is_listed(
+    tiny_run: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Into a network with a convolution more in its mask head and without batch norm in its RPN."""
+    model = tiny_config.model
+    model = replace(
+        model,
+        mask_head=MaskHeadConfig(channels=8, convs=2),
+        rpn=replace(model.rpn, batch_norm=False),
+    )
+    config = replace(tiny_config, init_from=str(tiny_run), model=model)
+    wanted = set(flatten_dict(shapes(config), sep="/"))
+    loaded = flatten_dict(initial_variables(shapes(config), config), sep="/")
+    source = {
+        path: leaf
+        for path, leaf in arrays(tiny_run / "checkpoints" / "00000024-mask").items()
+        if path.startswith(KINDS)
+    }
+    random, unused = sorted(wanted - set(source)), sorted(set(source) - wanted)
+    assert {"params/mask_head/conv2/kernel", "params/mask_head/conv2/bias"} <= set(random)
+    assert {
+        path for path in unused if not path.startswith(tuple(f"{kind}/rpn/" for kind in KINDS))
+    } == set()
+    assert set(loaded) == wanted & set(source)
+    assert all(np.array_equal(leaf, source[path]) for path, leaf in loaded.items())
+    counts = f"{len(loaded)} of {len(wanted)} tensors loaded"
+    assert (
+        capsys.readouterr().out
+        == f"{tiny_run}: {counts}; random: {', '.join(random)}; not used: {', '.join(unused)}\n"
+    )
+
+
+def test_other_shapes_are_refused(tiny_run: Path, tiny_config: Config, tmp_path: Path) -> None:
+    config = replace(tiny_config, init_from=str(tiny_run))
+    config = replace(
+        config, model=replace(config.model, mask_head=MaskHeadConfig(channels=4, convs=1))
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"init_from: .*: 5 shapes differ: params/mask_head/conv1/bias \(8,\) -> \(4,\), ",
+    ) as error:
+        loop.train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_no_run_is_refused(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = replace(tiny_config, init_from=str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match=r"init_from: .*empty: holds no checkpoint"):
+        initial_variables(shapes(config), config)
+
+
+def test_the_resnet_comes_from_a_weights_file(
+    data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = resolve_paths(load_config_file(ROOT / "configs" / "coco300_cpu.py"))
+    wanted = flatten_dict(shapes(config), sep="/")
+    loaded = flatten_dict(initial_variables(shapes(config), config), sep="/")
+    assert set(loaded) == {path for path in wanted if path.split("/")[1] == "resnet"}
+    assert all(leaf.shape == wanted[path].shape for path, leaf in loaded.items())
+    assert "box_head, fpn, mask_head, rpn: random" in capsys.readouterr().out
+    with np.load(data_folder / "weights" / "pqf_resnet50_large.npz") as file:
+        assert np.array_equal(
+            loaded["params/resnet/stem/kernel"], file["conv1.weight"].transpose(2, 3, 1, 0)
+        )
+        assert np.array_equal(
+            loaded["batch_stats/resnet/layer4/block2/conv3/var"], file["layer4.2.bn3.running_var"]
+        )
+
+
+def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:
+    rpn, box, mask = tiny_config.stages
+    late = replace(mask, optimizer=replace(mask.optimizer, warmup_steps=1000))
+    with pytest.raises(
+        ConfigError,
+        match=r"stages.mask.optimizer.warmup_steps: 1000, but the stage has only 6 updates",
+    ):
+        loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
+    with pytest.raises(
+        ConfigError, match=r"stages.mask: frozen at random initialisation: box_head "
+    ):
+        loop.train(replace(tiny_config, stages=(rpn, mask)), tmp_path / "random")
+    part = replace(
+        rpn,
+        train=(ParamGroup("resnet/layer.*"), *rpn.train[1:]),
+        frozen=("resnet/stem/.*", *rpn.frozen),
+    )
+    with pytest.raises(
+        ConfigError, match=r"stages.rpn: resnet has live batch norm and is trained in part"
+    ):
+        loop.train(replace(tiny_config, stages=(part, box, mask)), tmp_path / "part")
+    assert not (tmp_path / "late" / "config.json").exists()
+
+
+def test_categories_of_both_files_are_compared_before_anything_is_built(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids that differ are matched by name, which the report says; other names end it."""
+    content = tiny.read(tiny_data, "val")
+    path = tmp_path / "val.json"
+
+    def split_of(categories: list[dict[str, Any]]) -> Any:
+        path.write_text(json.dumps(content | {"categories": categories}))
+        data = replace(tiny_config.data, val_annotations=str(path), cache=str(tmp_path / "cache"))
+        with opening.open_run(replace(tiny_config, data=data), tmp_path / "run") as run:
+            return run.val_split
+
+    (tmp_path / "run").mkdir()
+    kept = split_of(content["categories"])
+    # The same file with ids 2, 1, 0 instead of 5, 7, 90.
+    ids = {category["id"]: 2 - place for place, category in enumerate(content["categories"])}
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    renumbered = [{**c, "id": ids[c["id"]]} for c in content["categories"]]
+    capsys.readouterr()
+    matched = split_of(renumbered)
+    assert matched.dataset.images == kept.dataset.images
+    assert matched.dataset.to_coco() == kept.dataset.to_coco()
+    labels = [
+        [list(record["objects"]["label"]) for record in split.source] for split in (matched, kept)
+    ]
+    assert labels[0] == labels[1]
+    printed = capsys.readouterr().out
+    assert "repaired 3: categories with other ids in" in printed
+    assert printed.count("labels follow their order") == 1  # in the training file
+
+    built = sorted((tmp_path / "cache").iterdir())
+    renumbered[0]["name"] = "circle"
+    with pytest.raises(
+        ConfigError, match=r"val.json: categories that \S+ does not have: 2 'circle'"
+    ):
+        split_of(renumbered)
+    content["annotations"] = []
+    with pytest.raises(ConfigError, match=r"val.json: 'categories' lacks 'disc' of \S+"):
+        split_of(renumbered[1:])
+    assert sorted((tmp_path / "cache").iterdir()) == built
+
+
+def test_a_training_file_without_objects_is_refused(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    content = tiny.read(tiny_data, "train")
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    config = replace(tiny_config, data=replace(tiny_config.data, train_annotations=str(path)))
+    with pytest.raises(ConfigError, match=r"train.json: no object to train on: all its \d+ anno"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_validation_images_that_are_trained_on_are_noticed(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(
+        tiny_config,
+        data=replace(tiny_config.data, val_annotations=str(tiny.annotations(tiny_data, "train"))),
+    )
+    with opening.open_run(config, tmp_path / "run"):
+        pass
+    assert f"noticed {tiny.TRAIN}: images that are in " in capsys.readouterr().out

@@ -1,0 +1,366 @@
+"""What is not finite, a disk that is full and a device without memory end a run as they should."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax.traverse_util import flatten_dict
+from whole_runs import ENDS, ROOT, arrays, assert_same_bits, latest, script
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.runs import checkpoints
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.training import loop, watch
+from mrcnn_jax.training import open as opening
+from mrcnn_jax.training.optimizer import learning_rate
+from mrcnn_jax.training.replay import read_failed, replay
+
+# -- what is not finite ----------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Every step is saved; a huge learning rate breaks the second one, and the checkpoint of the
+    first stays."""
+    (tmp_path / "broken.py").write_text(
+        "from dataclasses import replace\n"
+        "import tiny\n"
+        "def get_config():\n"
+        "    config = tiny.get_config()\n"
+        "    mask = config.stages[2]\n"
+        "    huge = replace(mask.optimizer, learning_rate=1e38)\n"
+        f"    config = replace(config, init_from={str(tiny_run)!r})\n"
+        "    return replace(config, stages=(replace(mask, optimizer=huge),))\n"
+    )
+    command = [
+        *script(tiny_config),
+        "--config",
+        "broken.py",
+        "--workdir",
+        "run",
+        "--save-every-steps",
+        "1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.rstrip().replace("\r", "\n").split("\n")[-1].strip()
+    match = re.fullmatch(
+        r"error: stage mask, step 2: (?:[a-z_/]+, )*loss/total(?:, [a-z_/]+)* not finite; "
+        r"(image .*); the batch is kept in run/failed_batch-mask-2\.npz "
+        r"\(python -m mrcnn_jax replay FILE\);"
+        r" --skip-non-finite 1 would leave it out and go on from the last checkpoint",
+        last,
+    )
+    assert match, last
+    assert "Traceback" not in done.stderr
+    content = tiny.read(Path(str(tiny_config.data.root)), "train")
+    named = {}
+    for image, ids in re.findall(
+        r"image (\d+) \((?:annotations ([\d, ]+)|no annotations)\)", match[1]
+    ):
+        named[int(image)] = [int(number) for number in ids.split(", ") if number]
+    assert len(named) in (1, 2)
+    assert named == {
+        image: [a["id"] for a in content["annotations"] if a["image_id"] == image]
+        for image in named
+    }
+    assert latest(tmp_path / "run").name == "00000001-mask"
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
+    assert all(
+        np.isfinite(leaf).all()
+        for leaf in arrays(tmp_path / "run" / "checkpoints" / "00000001-mask").values()
+    )
+
+    # The step again, from that file alone: not finite, with the parameters of the checkpoint before
+    # it.
+    (all_images, *alone) = replay(tmp_path / "run" / "failed_batch-mask-2.npz")
+    assert not np.isfinite(all_images[1]["loss/total"])
+    assert len(alone) == len(named)
+    failed, _, batch, state = read_failed(tmp_path / "run" / "failed_batch-mask-2.npz")
+    assert (failed.stage_index, failed.step, dict(failed.images)) == (0, 2, named)
+    assert batch.ground_truth.valid.sum(axis=1).tolist()[: len(named)] == [
+        len(ids) for ids in named.values()
+    ]
+    saved = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
+    kept = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+    assert {path: leaf.tobytes() for path, leaf in kept.items()} == {
+        path: saved[path].tobytes() for path in kept
+    }
+    assert state.key.tobytes() == saved["key"].tobytes()
+
+
+@pytest.fixture
+def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 2 and 5 of a stage give a gradient of NaN, with finite losses. No curves are drawn, to
+    save time."""
+    real = loop.make_train_step
+
+    def make(*arguments: Any) -> Any:
+        step = real(*arguments)
+
+        def broken(state: Any, batch: Any) -> Any:
+            updated, metrics = step(state, batch)
+            nan = jnp.where((state.step == 1) | (state.step == 4), jnp.nan, 0.0)
+            params = jax.tree.map(
+                lambda new, old: new if new is old else new + nan, updated.params, state.params
+            )
+            return updated.replace(params=params), metrics | {
+                "gradient_norm": metrics["gradient_norm"] + nan
+            }
+
+        return broken
+
+    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+
+
+@pytest.mark.usefixtures("broken_gradients")
+def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
+    mask_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(mask_config, skip_non_finite=2, deterministic=True)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    loop.train(config, whole)
+    output = capsys.readouterr().out
+    assert "deterministic: no option needed, CPU runs are bit-equal" in output
+    warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    for line, step, count in zip(warnings, (2, 5), (1, 2), strict=True):
+        assert line.startswith(
+            f"warning: stage mask, step {step}: gradient_norm not finite; image "
+        )
+        assert line.endswith(f"; left out, {count} of at most 2")
+        assert (whole / f"failed_batch-mask-{step}.npz").is_file()
+    saved = arrays(whole / "checkpoints" / "00000006-mask")
+    assert saved["skipped"] == 2
+    assert saved["step"] == 6
+    assert {saved[path].item() for path in saved if path.endswith("count")} == {
+        4
+    }  # updates that were made
+    rows = [row for row in read_metrics(whole) if row["split"] == "train"]
+    assert [bool(np.isfinite(row["gradient_norm"])) for row in rows] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    schedule = [float(learning_rate(config.stages[0], made, 6)) for made in (0, 1, 1, 2, 3, 3)]
+    assert [row["learning_rate"] for row in rows] == schedule
+
+    stop_at(3)
+    with pytest.raises(loop.Stopped, match="stage mask, step 3 is saved"):
+        loop.train(config, run)
+    begun = shutil.copytree(run, tmp_path / "begun")
+    loop.train(config, run)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ours = arrays(run / "checkpoints" / "00000006-mask")
+    assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
+        path: leaf.tobytes() for path, leaf in saved.items()
+    }
+
+    # Fewer are allowed from here on: the one before the checkpoint counts.
+    with pytest.raises(ConfigError, match=r"skip_non_finite: 0, but .* has skipped 1 "):
+        loop.train(replace(config, skip_non_finite=0), begun)
+    with pytest.raises(
+        loop.TrainingError,
+        match=r"stage mask, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would",
+    ):
+        loop.train(replace(config, skip_non_finite=1), begun)
+    assert latest(begun).name == "00000003-mask"
+
+
+def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*arguments: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(loop, "_train_epoch", run_out)
+    with pytest.raises(
+        loop.TrainingError,
+        match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB",
+    ) as error:
+        loop.train(tiny_config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update can leave the range of numbers although loss and gradient did not: as if one had,
+    at the second step."""
+
+    def flatten(state: Any) -> dict[str, Any]:
+        leaves = checkpoints.flatten(state)
+        return (
+            leaves
+            if state.step == 1
+            else leaves | {"opt_state/nu/rpn/logits/bias": np.array([1.0, np.inf])}
+        )
+
+    monkeypatch.setattr(watch, "flatten", flatten)
+    with pytest.raises(
+        loop.TrainingError,
+        match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite "
+        r"\(1 in all\)",
+    ):
+        loop.train(replace(tiny_config, save_every_steps=1), tmp_path / "run")
+    assert latest(tmp_path / "run").name == "00000001-rpn"
+
+
+def test_a_label_out_of_range_ends_the_run_on_the_host(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = opening.open_split
+
+    def open_split(*arguments: Any, **options: Any) -> Any:
+        split = real(*arguments, **options)
+        return replace(
+            split, dataset=replace(split.dataset, categories=split.dataset.categories[:2])
+        )
+
+    monkeypatch.setattr(opening, "open_split", open_split)
+    with pytest.raises(
+        loop.TrainingError, match=r"images: .*\.png: annotation \d+: label 3 is outside 1\.\.2$"
+    ) as error:
+        loop.train(tiny_config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+# -- disks -----------------------------------------------------------------------------------------
+
+
+def test_the_checkpoints_must_find_room_before_the_first_step(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three stages' last ones, two between and one being written, of the sizes of what a finished
+    run holds."""
+    sizes = [
+        sum(leaf.nbytes for leaf in arrays(tiny_run / "checkpoints" / name).values())
+        for name in ENDS
+    ]
+    needed = sum(sizes) + 3 * max(sizes)
+    usage = shutil.disk_usage(tmp_path)
+    compiled = "something was compiled"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "initialise", lambda *_, **__: pytest.fail(compiled))
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+        with pytest.raises(
+            ConfigError,
+            match=r"run: its checkpoints need \d MiB of disk, and \d MiB are free "
+            r"\(--keep-checkpoints is 2\)",
+        ):
+            loop.train(tiny_config, tmp_path / "run")
+        assert not (tmp_path / "run" / "config.json").exists()
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+        with pytest.raises(pytest.fail.Exception, match=compiled):
+            loop.train(tiny_config, tmp_path / "run")
+    # A run that has its checkpoints needs less.
+    run = shutil.copytree(tiny_run, tmp_path / "done")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * max(sizes)))
+    loop.train(tiny_config, run)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of orbax's threads, after they failed
+def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
+    tiny_run: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: Any,
+) -> None:
+    """The second save may write no file of more than 50,000 bytes: the system itself refuses."""
+    run, saves = tmp_path / "run", 0
+    real = Checkpoints.save
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(self: Checkpoints, *arguments: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            real(self, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(loop.TrainingError) as error:
+            loop.train(replace(tiny_config, save_every_steps=2), run)
+    assert str(error.value) == (
+        f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} "
+        "(the same command goes on from the last checkpoint)"
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002-rpn"]
+    stop_at(3)
+    with pytest.raises(loop.Stopped, match="stage rpn, step 5 is saved"):
+        loop.train(tiny_config, run)
+    assert (tiny_run / "metrics.jsonl").read_text().startswith((run / "metrics.jsonl").read_text())
+
+
+def test_folders_that_cannot_be_written_are_refused(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/run: cannot be written to: Not a directory$"):
+        loop.train(tiny_config, tmp_path / "file" / "run")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(mount)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("the read-only half: this user may not mount")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"mount/run: cannot be written to: Read-only file system$"
+        ):
+            loop.train(tiny_config, mount / "run")
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(
+    tiny_run: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    harmed = max(
+        (run / "checkpoints" / "00000024-mask" / "model").rglob("*"),
+        key=lambda path: path.stat().st_size * path.is_file(),
+    )
+    content = bytearray(harmed.read_bytes())
+    content[len(content) // 2] ^= 16
+    harmed.write_bytes(content)
+    loop.train(tiny_config, run)
+    (record,) = caplog.records
+    assert (
+        record.getMessage()
+        == f"{harmed}: damaged: not the bytes that were saved (SHA-256 differs): skipped"
+    )
+    assert "resumed from stage box, step 6" in capsys.readouterr().out
+    assert_same_bits(run, tiny_run)
