@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 
 class ConfigError(ValueError):
     """A user's mistake in a config, a path or a data set.
@@ -14,6 +17,12 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raises ConfigError if `path` is a pipe, socket or device: reading it might never end."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ConfigError(f"{path}: not a file, but a pipe, socket or device")
 
 
 def require_at_least(least: int, options: object, prefix: str, *names: str) -> None:

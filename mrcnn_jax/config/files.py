@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
 
-from mrcnn_jax.config.errors import ConfigError, require
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe, require
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.output import write_file
 
@@ -151,6 +151,7 @@ def load_config_json(path: Path) -> Config:
     Raises:
         ConfigError: the file is missing or no valid config.
     """
+    refuse_pipe(path)
     try:
         values = json.loads(
             path.read_bytes(), object_pairs_hook=_once_each, parse_constant=_constant

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 
 
 def _refused(constant: str) -> float:
@@ -20,6 +20,7 @@ def _refused(constant: str) -> float:
 
 def read_bytes(path: Path) -> bytes:
     """The file's bytes; ConfigError with its name if it cannot be read."""
+    refuse_pipe(path)
     try:
         return path.read_bytes()
     except OSError as error:

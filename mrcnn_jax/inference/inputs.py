@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import tell_kind
 from mrcnn_jax.data.report import Reason, Report
@@ -43,9 +43,8 @@ def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Pat
                 files += _in_folder(path, report)
             elif path.is_file():
                 files.append(path)
-            elif path.exists():
-                raise ConfigError(f"{path}: not a file or folder, but a pipe, socket or device")
             else:
+                refuse_pipe(path)
                 raise ConfigError(f"{path}: no such file or folder")
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
@@ -99,9 +98,8 @@ def read_image(
     Raises:
         ConfigError: the file cannot be read or decoded, or has more than data.max_pixels.
     """
+    refuse_pipe(path)
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: not a regular file")
         encoded = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
@@ -150,7 +148,7 @@ def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     Raises:
         ConfigError: at once, if OpenCV cannot read the file.
     """
-    if Path(path).is_fifo():  # OpenCV would wait for its writer
+    if Path(path).is_fifo():  # OpenCV would wait for its writer; a camera is a device
         raise ConfigError(f"{path}: not a file, but a pipe")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():

@@ -8,7 +8,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -350,6 +349,8 @@ def _integers(image: Image.Image, samples: _Samples, encoded: bytes) -> np.ndarr
 
 def _by_opencv(image: Image.Image, encoded: bytes) -> np.ndarray | None:
     """The values as stored, BGR; None if OpenCV sees another picture than Pillow."""
+    import cv2  # late: few files need it, and --help of the converters does without it
+
     values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     return values if values is not None and values.shape[:2] == image.size[::-1] else None
 

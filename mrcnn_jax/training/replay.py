@@ -21,7 +21,7 @@ from flax.serialization import to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.files import from_dict, to_dict
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -91,6 +91,7 @@ def write_failed(
 
 def read_failed(path: Path) -> tuple[FailedStep, Config, Batch, TrainState]:
     """Reads what `write_failed` wrote; ConfigError if `path` is no such file."""
+    refuse_pipe(path)
     try:
         arrays = read_npz(path)
         about: dict[str, Any] = json.loads(str(arrays.pop("about")))

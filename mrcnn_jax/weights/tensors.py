@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.weights.npz import read_npz
 from mrcnn_jax.weights.pickles import read_pickled
 
@@ -23,6 +23,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: weights files are {', '.join(SUFFIXES)}")
+    refuse_pipe(path)
     try:
         tensors = _read(path)
     except FileNotFoundError:

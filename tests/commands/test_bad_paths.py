@@ -1,8 +1,10 @@
-"""Every path that a command takes may be missing, empty, binary, a folder, a loop of links, too
-long a name or no text: each is answered by one line, before anything is compiled."""
+"""Every path that a command takes may be missing, empty, binary, a folder, a loop of links, a pipe
+that nobody writes to, too long a name or no text: each is answered by one line, before anything is
+compiled."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,12 +52,12 @@ CASES: tuple[tuple[str, ...], ...] = (
     ("generate", "shapes", "--out", "BADFILE", "--train", "1", "--val", "1"),
     ("generate", "coco300", "--coco", "BAD", "--out", "NEW"),
 )
-BAD = ("missing", "empty", "binary", "text", "folder", "loop", "long", "notdir")
+BAD = ("missing", "empty", "binary", "text", "folder", "loop", "long", "notdir", "pipe")
 # Which of them are as good as any, by the word that stands for a bad path in a command.
 FINE: dict[str, tuple[str, ...]] = {
     "BAD": (),
     "BADFOLDER": ("folder",),  # a folder to read
-    "BADNEW": ("missing", "empty", "binary", "text"),  # a file to write
+    "BADNEW": ("missing", "empty", "binary", "text", "pipe"),  # a file to write
     "BADFILE": ("missing", "folder"),  # a folder to write
 }
 
@@ -67,6 +69,7 @@ def places(tiny_data: Path, kept_run: Path, tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "text").write_text("{\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
     return {
         "TINY": Path(tiny.__file__),
         "DATA": tiny_data,
@@ -83,6 +86,7 @@ def places(tiny_data: Path, kept_run: Path, tmp_path: Path) -> dict[str, Path]:
         "folder": tmp_path / "folder",
         "loop": tmp_path / "loop",
         "long": tmp_path / ("a" * 300),
+        "pipe": tmp_path / "pipe",
         "notdir": tmp_path / "empty" / "below",
     }
 

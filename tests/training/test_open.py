@@ -311,7 +311,8 @@ def test_categories_of_both_files_are_compared_before_anything_is_built(
     assert matched.dataset.images == kept.dataset.images
     assert matched.dataset.to_coco() == kept.dataset.to_coco()
     labels = [
-        [list(record["objects"]["label"]) for record in split.source] for split in (matched, kept)
+        [list(split.source[i]["objects"]["label"]) for i in range(len(split.source))]
+        for split in (matched, kept)
     ]
     assert labels[0] == labels[1]
     printed = capsys.readouterr().out

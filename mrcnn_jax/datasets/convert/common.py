@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from xml.parsers import expat
 
-import cv2
 import numpy as np
 import tyro
 from jaxtyping import Bool, Int64
@@ -334,6 +333,8 @@ def blended(values: Int64[np.ndarray, "h w"]) -> bool:
     cells of 40 pixels side by side, 0.2 with cells of 13), but after resizing with interpolation
     0.3 and more. And few labels are nowhere but where two others meet; most values of a JPEG are.
     """
+    import cv2  # late: --help does without it
+
     if values.max() < 1 << 16:  # faster than sorting
         present = np.bincount(values.ravel()) > 0
         names, places = np.flatnonzero(present), (np.cumsum(present) - 1)[values]
