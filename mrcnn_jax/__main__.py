@@ -32,7 +32,7 @@ COMMANDS = {
     "figures": "Draw a report's figures from the folders of runs.",
     "experiments": "Train and evaluate every variant of a recipe, and tabulate them.",
     "replay": "Repeat a training step whose loss or gradient was not finite.",
-    "generate": "Generate a data set: shapes, or coco300 from COCO 2017.",
+    "generate": "Generate a data set: shapes, bins with depth, or coco300 from COCO 2017.",
 }
 """Subcommand -> its line in the list; the module of commands/ has its name."""
 _MODULES = {"import": "import_weights"}  # a keyword cannot name a module

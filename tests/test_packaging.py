@@ -20,6 +20,7 @@ SOURCE = (
     "pyproject.toml",
     "setup.py",
     "requirements.txt",
+    "requirements-bins.txt",
     "requirements-cuda.txt",
     "requirements-dev.txt",
     "README.md",

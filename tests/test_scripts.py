@@ -109,7 +109,8 @@ HELP = {  # what each help names
     ("figures",): ["proposals", "box_targets", "--titles"],
     ("experiments",): ["--workdir", "--only", "--seeds"],
     ("replay",): ["failed_batch-rpn-120.npz"],
-    ("generate",): ["shapes", "coco300"],
+    ("generate",): ["shapes", "bins", "coco300"],
+    ("generate", "bins"): ["--out", "--size", "--processes"],
     ("generate", "shapes"): ["--out", "--seed"],
 }
 

@@ -1,6 +1,7 @@
 """Generate a data set: a COCO folder with images/ and annotations/instances_{train,val}.json.
 
 mrcnn generate shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
+mrcnn generate bins --out DIR [--train 600 --val 100 --size 480 640 --seed 0 --processes 1]
 mrcnn generate coco300 --coco DIR --out DIR
 """
 
@@ -13,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from mrcnn_jax.cli import Failure
+from mrcnn_jax.config.errors import require_at_least
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,23 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class Bins:
+    """Boxes, cylinders, capsules and ellipsoids in a bin, with depth; needs mujoco."""
+
+    out: Path
+    """The new folder."""
+    train: int = 600
+    """Training images."""
+    val: int = 100
+    """Validation images."""
+    size: tuple[int, int] = (480, 640)
+    """Height and width of an image in pixels."""
+    seed: int = 0
+    processes: int = 1
+    """How many draw at the same time; the files are the same."""
+
+
+@dataclass(frozen=True)
 class Coco300:
     """300 training and 114 validation images of COCO 2017 with vehicles, persons and animals."""
 
@@ -42,17 +61,31 @@ class Coco300:
 
 Arguments = (
     Annotated[Shapes, tyro.conf.subcommand("shapes")]
+    | Annotated[Bins, tyro.conf.subcommand("bins")]
     | Annotated[Coco300, tyro.conf.subcommand("coco300")]
 )
 
 
-def run(arguments: Shapes | Coco300) -> None:
+def run(arguments: Shapes | Bins | Coco300) -> None:
     """Writes the data set and prints its size; Failure if it cannot be written."""
+    if not isinstance(arguments, Coco300):
+        require_at_least(0, arguments, "--", "train", "val", "seed")
     try:
         if isinstance(arguments, Coco300):
             from mrcnn_jax.datasets.coco300 import write_coco300
 
             write_coco300(arguments.coco, arguments.out)
+        elif isinstance(arguments, Bins):
+            from mrcnn_jax.datasets.bins import write_bins
+
+            write_bins(
+                arguments.out,
+                train=arguments.train,
+                val=arguments.val,
+                seed=arguments.seed,
+                size=arguments.size,
+                processes=arguments.processes,
+            )
         else:
             from mrcnn_jax.datasets.shapes import write_shapes
 

@@ -134,10 +134,16 @@ def _smooth(
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _texture(
+def texture(
     rng: np.random.Generator, height: int, width: int, first: np.ndarray, second: np.ndarray
 ) -> Float[np.ndarray, "h w 3"]:
-    """A blend of two colours: even, gradient, stripes or smooth noise."""
+    """Returns a blend of two colours: even, gradient, stripes or smooth noise.
+
+    Args:
+        rng: chooses which, and its details.
+        height, width: in pixels.
+        first, second: RGB, 0..255.
+    """
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     ramp = x * np.cos(angle) + y * np.sin(angle)
@@ -157,7 +163,7 @@ def _background(
     """Texture, smooth and fine noise and thin lines as distractors; and the texture's colours."""
     first = _colour(rng, [])
     second = np.clip(first + rng.uniform(-60, 60, 3), 0, 255)
-    picture = _texture(rng, size, size, first, second) + 60 * (_smooth(rng, size, size, 3) - 0.5)
+    picture = texture(rng, size, size, first, second) + 60 * (_smooth(rng, size, size, 3) - 0.5)
     lined = np.clip(picture, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(0, 6)):
         (x1, y1), (x2, y2) = rng.integers(0, size, (2, 2)).tolist()
@@ -186,7 +192,7 @@ def draw_image(
         window = np.ix_(inside.any(1), inside.any(0))
         below, weight = picture[window], coverage[window][..., None]
         height, width = below.shape[:2]
-        fill = _texture(rng, height, width, first, second)
+        fill = texture(rng, height, width, first, second)
         fill = fill + 4 * rng.standard_normal(below.shape, np.float32)
         picture[window] = below + (fill - below) * weight
 

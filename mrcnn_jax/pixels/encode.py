@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8, UInt16
 
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.output import whole_file
@@ -50,10 +50,35 @@ def write_image(
         Failure: it cannot be written; names the file.
     """
     try:
-        encoded = encode_image(image, path.suffix, quality=quality)
+        _write(path, encode_image(image, path.suffix, quality=quality))
+    except ValueError as error:
+        raise Failure(f"{path}: cannot be written: {error}") from None
+
+
+def depth_millimetres(metres: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """Depth as a 16-bit PNG holds it: 1..65535 mm, rounded; 0 where it is unknown or beyond."""
+    rounded = np.rint(np.nan_to_num(metres.astype(np.float64), posinf=0.0, neginf=0.0) * 1000)
+    return np.where((rounded >= 1) & (rounded <= 65535), rounded, 0).astype(np.uint16)
+
+
+def write_depth(path: Path, metres: Float[np.ndarray, "h w"]) -> None:
+    """Writes depth as a 16-bit PNG in millimetres, whole or not at all.
+
+    Args:
+        path: the file.
+        metres: what is not finite, not positive or beyond 65.535 m is unknown: 0.
+
+    Raises:
+        Failure: it cannot be written; names the file.
+    """
+    done, encoded = cv2.imencode(".png", depth_millimetres(metres))
+    assert done, metres.shape
+    _write(path, encoded.tobytes())
+
+
+def _write(path: Path, encoded: bytes) -> None:
+    try:
         with whole_file(path) as part:
             part.write_bytes(encoded)
     except OSError as error:
         raise Failure(f"{path}: cannot be written: {error.strerror}") from None
-    except ValueError as error:
-        raise Failure(f"{path}: cannot be written: {error}") from None

@@ -50,6 +50,7 @@ CASES: tuple[tuple[str, ...], ...] = (
     ("experiments", "--workdir", "BADFILE", "--recipe", "TINY", "--data-root", "DATA"),
     ("replay", "BAD"),
     ("generate", "shapes", "--out", "BADFILE", "--train", "1", "--val", "1"),
+    ("generate", "bins", "--out", "BADFILE", "--train", "1", "--val", "0"),
     ("generate", "coco300", "--coco", "BAD", "--out", "NEW"),
 )
 BAD = ("missing", "empty", "binary", "text", "folder", "loop", "long", "notdir", "pipe")

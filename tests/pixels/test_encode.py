@@ -12,7 +12,7 @@ from PIL import Image
 
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.pixels import encode
-from mrcnn_jax.pixels.encode import encode_image, write_image
+from mrcnn_jax.pixels.encode import encode_image, write_depth, write_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
 
@@ -51,3 +51,19 @@ def test_what_cannot_be_written_is_named_and_the_old_file_stays(
         write_image(tmp_path / "a.png", 255 - PICTURE)
     assert (np.asarray(Image.open(tmp_path / "a.png")) == PICTURE).all()
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_depth_comes_back_in_millimetres(tmp_path: Path) -> None:
+    """By another decoder; what a 16-bit PNG cannot hold is unknown, never another depth."""
+    exact = {0.001: 1, 0.0006: 1, 0.5: 500, 1.2344: 1234, 1.2346: 1235, 65.535: 65535}
+    unknown = (0.0, 0.0004, -1.0, np.nan, np.inf, -np.inf, 65.536, 70.0)
+    metres = np.array([*exact, *unknown], np.float64)[None]
+    for kind in (np.float64, np.float32):
+        write_depth(tmp_path / "a.png", metres.astype(kind))
+        read = np.asarray(Image.open(tmp_path / "a.png"))
+        assert read.tolist() == [[*exact.values(), *[0] * len(unknown)]], kind
+    ramp = np.arange(1, 65536).reshape(-1, 255)
+    write_depth(tmp_path / "b.png", (ramp / 1000).astype(np.float32))
+    assert (np.asarray(Image.open(tmp_path / "b.png")) == ramp).all()
+    with pytest.raises(Failure, match=r"none/a.png: cannot be written: No such file or directory"):
+        write_depth(tmp_path / "none" / "a.png", metres)
