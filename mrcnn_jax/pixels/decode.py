@@ -351,6 +351,8 @@ def _by_opencv(image: Image.Image, encoded: bytes) -> np.ndarray | None:
     """The values as stored, BGR; None if OpenCV sees another picture than Pillow."""
     import cv2  # late: few files need it, and --help of the converters does without it
 
+    # It would write lines of its own about what is wrong with a file.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     return values if values is not None and values.shape[:2] == image.size[::-1] else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -435,3 +436,20 @@ def test_what_is_no_label_image_is_refused(file: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         decode_labels(file, max_pixels=600)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_wrong_with_a_file_is_told_by_us_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """OpenCV, which reads some TIFF files, would write to stderr by itself."""
+    values = np.arange(48 * 64, dtype=np.int32).reshape(48, 64)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(200):
+        encoded = bytearray(buffer.getvalue())
+        encoded[-rng.integers(1, 200)] ^= 1 << rng.integers(8)  # among its tags
+        try:
+            decode_image(bytes(encoded), upright=True, max_pixels=10**6)
+        except ValueError:
+            refused += 1
+    assert refused > 20
+    assert capfd.readouterr().err == ""
