@@ -438,18 +438,18 @@ def test_what_is_no_label_image_is_refused(file: bytes, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_wrong_with_a_file_is_told_by_us_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    """OpenCV, which reads some TIFF files, would write to stderr by itself."""
+def test_opencv_writes_no_lines_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    """It reads compressed integers, and has its own words for what is wrong with a file."""
     values = np.arange(48 * 64, dtype=np.int32).reshape(48, 64)
     buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "TIFF")
+    Image.fromarray(values).save(buffer, "TIFF", compression="tiff_lzw")
     rng, refused = np.random.default_rng(0), 0
     for _ in range(200):
-        encoded = bytearray(buffer.getvalue())
-        encoded[-rng.integers(1, 200)] ^= 1 << rng.integers(8)  # among its tags
+        flipped = bytearray(buffer.getvalue())
+        flipped[-rng.integers(1, 250)] ^= 1 << rng.integers(8)  # among its tags
         try:
-            decode_image(bytes(encoded), upright=True, max_pixels=10**6)
+            decode_image(bytes(flipped), upright=True, max_pixels=10**6)
         except ValueError:
             refused += 1
     assert refused > 20
-    assert capfd.readouterr().err == ""
+    assert "grfmt_tiff" not in capfd.readouterr().err
