@@ -20,6 +20,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, short
 from mrcnn_jax.pixels.places import (
     FAR_SIDE,
+    FIT_IOU,
     RLE,
     Box,
     agrees,
@@ -31,7 +32,6 @@ from mrcnn_jax.pixels.places import (
     swapped,
 )
 
-FIT_IOU = 0.8  # a reading explains a mask from here on: chance does not come that close
 SHARE = 0.2  # of a file's annotations: fewer that are odd are faults of their own
 SUSPECTS = 2000  # are kept: enough to tell how a file is to be read
 

@@ -18,7 +18,7 @@ from mrcnn_jax.data.formats import Formats, flat_polygons
 from mrcnn_jax.data.json_values import has_constant, integer, is_number, short
 from mrcnn_jax.data.records import ObjectRecord
 from mrcnn_jax.data.report import Reason
-from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, far, mask_extent
+from mrcnn_jax.pixels.places import FIT_IOU, RLE, Box, box_area, clipped, far, mask_extent
 from mrcnn_jax.pixels.rle import decompressed
 
 Note = Callable[[Reason], object]  # counts a reason for the annotation at hand
@@ -102,6 +102,8 @@ def _box(bbox: Box, extent: Box | None, height: int, width: int, note: Note) -> 
         return extent
     if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
         raise Dropped(Reason.OUTSIDE)
+    if extent is not None and far(box, extent, FIT_IOU):
+        note(Reason.LOOSE_BOX)
     if box != (x, y, x + w, y + h):
         note(Reason.CLIPPED)
     return box

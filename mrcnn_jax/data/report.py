@@ -83,6 +83,10 @@ class Reason(Enum):
         "noticed",
         "annotations that repeat one before: class, box and mask are the same",
     )
+    LOOSE_BOX = (
+        "noticed",
+        "annotations whose bbox fits their mask badly (overlap under .8): used as it is",
+    )
     IN_TRAINING = "noticed", "images that are in {file}, too: trained on, they prove nothing"
     IN_A_CORNER = (
         "noticed",

@@ -12,6 +12,9 @@ RLE = dict[str, Any]  # {"size": [height, width], "counts": str}, compressed
 # A box is far from its mask if a side is more than FAR_SIDE px off (less is rounding) and they
 # overlap by less than FAR_IOU. On 7,000 of COCO's own masks this never happens.
 FAR_IOU, FAR_SIDE = 0.5, 2.0
+# From here on a box fits its mask: chance does not come that close, and of COCO's boxes 2 in 1,000
+# fall below.
+FIT_IOU = 0.8
 
 
 def box_area(box: Box) -> float:

@@ -225,7 +225,11 @@ def test_one_annotation_is_enough_where_it_fits(tmp_path: Path) -> None:
         (boxes(lambda x, y, w, h: [x, y, 0, h]), 4, {Reason.BOX_FROM_MASK: 8}),
         (runs(np.zeros_like, lambda h, w: [h, w]), 1, {Reason.EMPTY_MASK: 30}),
         # Boxes of whole things whose masks are of what is seen of them.
-        (boxes(lambda x, y, w, h: [x, y, w, 1.6 * h]), 1, {Reason.CLIPPED: None}),
+        (
+            boxes(lambda x, y, w, h: [x, y, w, 1.6 * h]),
+            1,
+            {Reason.CLIPPED: None, Reason.LOOSE_BOX: None},
+        ),
         # Objects of a tile that reach into its neighbours.
         (
             both(without("segmentation"), boxes(lambda x, y, w, h: [x - 90, y - 90, 200, 200])),
