@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import DataConfig
@@ -131,7 +130,4 @@ def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
         np.concatenate(cells[i : i + SHEET_COLUMNS], axis=1)
         for i in range(0, len(cells), SHEET_COLUMNS)
     ]
-    try:
-        write_image(path, np.concatenate(rows))
-    except Failure as error:
-        raise ConfigError(f"--contact-sheet: {error}") from None
+    write_image(path, np.concatenate(rows))

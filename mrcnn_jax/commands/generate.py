@@ -13,7 +13,6 @@ from typing import Annotated
 
 import tyro
 
-from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import require_at_least
 
 
@@ -67,37 +66,18 @@ Arguments = (
 
 
 def run(arguments: Shapes | Bins | Coco300) -> None:
-    """Writes the data set and prints its size; Failure if it cannot be written."""
-    if not isinstance(arguments, Coco300):
-        require_at_least(0, arguments, "--", "train", "val", "seed")
-    try:
-        if isinstance(arguments, Coco300):
-            from mrcnn_jax.datasets.coco300 import write_coco300
+    """Writes the data set and prints its size."""
+    if isinstance(arguments, Coco300):
+        from mrcnn_jax.datasets.coco300 import write_coco300
 
-            write_coco300(arguments.coco, arguments.out)
-        elif isinstance(arguments, Bins):
-            from mrcnn_jax.datasets.bins import write_bins
+        write_coco300(arguments.coco, arguments.out)
+        return
+    require_at_least(0, arguments, "--", "train", "val", "seed")
+    if isinstance(arguments, Bins):
+        from mrcnn_jax.datasets.bins import write_bins
 
-            write_bins(
-                arguments.out,
-                train=arguments.train,
-                val=arguments.val,
-                seed=arguments.seed,
-                size=arguments.size,
-                processes=arguments.processes,
-            )
-        else:
-            from mrcnn_jax.datasets.shapes import write_shapes
+        write_bins(**vars(arguments))
+    else:
+        from mrcnn_jax.datasets.shapes import write_shapes
 
-            write_shapes(
-                arguments.out,
-                train=arguments.train,
-                val=arguments.val,
-                size=arguments.size,
-                seed=arguments.seed,
-            )
-    except BrokenPipeError:  # of the reader of what is printed
-        raise
-    except OSError as error:
-        where = error.filename or arguments.out
-        raise Failure(f"{where}: cannot be written: {error.strerror or error}") from None
+        write_shapes(**vars(arguments))

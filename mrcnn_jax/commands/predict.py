@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -43,7 +41,7 @@ def run(arguments: Arguments) -> None:
 
     Raises:
         ConfigError: no such run, file or image folder, or `out` cannot be made.
-        Failure: a result cannot be written.
+        OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
     """
     from tqdm import tqdm
@@ -52,6 +50,7 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.figures.draw import draw_instances
     from mrcnn_jax.inference import api
     from mrcnn_jax.inference.inputs import image_files, read_image
+    from mrcnn_jax.output import whole_file
     from mrcnn_jax.pixels.encode import write_image
     from mrcnn_jax.runs.run import make_folder
 
@@ -60,7 +59,9 @@ def run(arguments: Arguments) -> None:
     model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
     make_folder(out)
     count = failed = 0
-    with _results_file(out / "detections.json") as results:
+    # It gets its name when it is whole.
+    with whole_file(out / "detections.json") as part, part.open("w") as results:
+        results.write("[")
         for number, file in enumerate(tqdm(files, unit="img", leave=False, disable=None), start=1):
             try:
                 image = read_image(file, model.run.config.data, report)
@@ -77,6 +78,7 @@ def run(arguments: Arguments) -> None:
             drawn = [result for result in found if result["score"] >= arguments.min_score]
             overlay = draw_instances(image, drawn, model.class_names)
             write_image(out / _overlay_name(number, file, report), overlay)
+        results.write("]\n")
     for line in report.lines()[1:]:
         print(line)
     print(
@@ -85,21 +87,6 @@ def run(arguments: Arguments) -> None:
     )
     if failed:
         sys.exit(2)
-
-
-@contextmanager
-def _results_file(path: Path) -> Iterator[TextIO]:
-    """A JSON list to write items to, which gets its name when it is whole."""
-    from mrcnn_jax.cli import Failure
-    from mrcnn_jax.output import whole_file
-
-    try:
-        with whole_file(path) as part, part.open("w") as file:
-            file.write("[")
-            yield file
-            file.write("]\n")
-    except OSError as error:
-        raise Failure(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _overlay_name(number: int, file: Path, report: Report) -> str:

@@ -33,6 +33,7 @@ from mrcnn_jax.pixels.places import (
 )
 
 SHARE = 0.2  # of a file's annotations: fewer that are odd are faults of their own
+MOST = 0.8  # of those that are odd: a reading that fits so many explains them
 SUSPECTS = 2000  # are kept: enough to tell how a file is to be read
 
 
@@ -261,9 +262,8 @@ class Formats:
         if self.suspected >= max(SHARE * self.pairs, min(2, self.pairs)) and known:
             for reading, explains in _readings(known):
                 fits = sum(map(explains, known))
-                if fits >= FIT_IOU * len(known) and len(known) >= FIT_IOU * min(
-                    self.suspected, SUSPECTS
-                ):
+                enough = len(known) >= MOST * min(self.suspected, SUSPECTS)
+                if enough and fits >= MOST * len(known):
                     return f"{self.suspected} {text}; {reading}"
         if self.far >= max(2, 0.5 * self.pairs):
             return (

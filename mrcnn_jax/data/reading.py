@@ -146,9 +146,9 @@ def _categories(raw: list[dict[str, Any]], path: Path, report: Report) -> tuple[
     if [category.id for category in categories] != list(range(1, len(categories) + 1)):
         for category in categories:
             report.add(Reason.CATEGORY_IDS, category.id)
-    plain = [category.name.strip().casefold() for category in categories]
-    for category, name in zip(categories, plain, strict=True):
-        if plain.count(name) > 1:
+    times = Counter(category.name.strip().casefold() for category in categories)
+    for category in categories:
+        if times[category.name.strip().casefold()] > 1:
             report.add(Reason.SAME_NAME, category.id)
     return tuple(sorted(categories, key=lambda category: category.id))
 

@@ -31,7 +31,7 @@ from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.datasets import bin_scenes
 from mrcnn_jax.datasets.bin_scenes import CLASSES, View
 from mrcnn_jax.datasets.shapes import MIN_VISIBLE
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.encode import write_depth, write_image
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
@@ -78,8 +78,8 @@ def write_bins(
 
     Raises:
         ConfigError: `size` or `processes` is out of range, or something is missing to draw with.
-        Failure: an image cannot be written, or a process has died.
-        OSError: a folder or an annotation file cannot be written.
+        Failure: a process has died.
+        OSError: a file cannot be written; has its name.
     """
     for side in size:
         require(SIDES[0] <= side <= SIDES[1], f"size: {side}: must be {SIDES[0]} to {SIDES[1]} px")
@@ -113,8 +113,7 @@ def write_bins(
                 ids = {"id": seen.total(), "image_id": image_id}
                 contents[split]["annotations"].append(item | ids)
     for split, content in contents.items():
-        with whole_file(paths[split]) as part:
-            part.write_text(json.dumps(content) + "\n")
+        write_file(paths[split], json.dumps(content) + "\n")
     classes = ", ".join(f"{seen[name]} of class {name}" for name in CLASSES)
     print(
         f"{out}: {train} + {val} images of {size[0]} x {size[1]}: {classes}; "

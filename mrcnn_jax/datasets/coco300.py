@@ -16,7 +16,7 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import read_json
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.rle import encoded
 
@@ -34,8 +34,7 @@ def write_coco300(coco: Path, out: Path) -> None:
 
     Raises:
         ConfigError: a file or an image is missing; names it.
-        Failure: an image cannot be written.
-        OSError: a folder or an annotation file cannot be written.
+        OSError: a file cannot be written; has its name.
     """
     images: dict[int, tuple[Path, dict[str, Any]]] = {}
     annotations: dict[int, list[dict[str, Any]]] = {}
@@ -75,8 +74,7 @@ def write_coco300(coco: Path, out: Path) -> None:
             "categories": categories,
         }
     for split, result in results.items():
-        with whole_file(out / "annotations" / f"instances_{split}.json") as part:
-            part.write_text(json.dumps(result))
+        write_file(out / "annotations" / f"instances_{split}.json", json.dumps(result))
         print(f"{split}: {len(result['images'])} images, {len(result['annotations'])} annotations")
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.records import coco_annotation
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
@@ -252,8 +252,7 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
 
     Raises:
         ConfigError: `size` is too small for the objects.
-        Failure: an image cannot be written.
-        OSError: a folder or an annotation file cannot be written.
+        OSError: a file cannot be written; has its name.
     """
     if size < 128:
         raise ConfigError(f"size: {size}: must be at least 128 px")
@@ -281,8 +280,8 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
             "annotations": annotations,
             "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)],
         }
-        with whole_file(out / "annotations" / f"instances_{split}.json") as part:
-            part.write_text(json.dumps(content) + "\n")
+        path = out / "annotations" / f"instances_{split}.json"
+        write_file(path, json.dumps(content) + "\n")
     classes = ", ".join(f"{seen[name]} {name}s" for name in CLASSES)
     print(
         f"{out}: {train} + {val} images of {size} x {size}: {classes}; "

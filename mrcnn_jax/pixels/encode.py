@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 
 from mrcnn_jax.cli import Failure
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import write_file
 
 
 def encode_image(
@@ -47,12 +47,14 @@ def write_image(
         quality: of a JPEG, 1..100; by default OpenCV's.
 
     Raises:
-        Failure: it cannot be written; names the file.
+        OSError: it cannot be written; has the file's name.
+        Failure: its format cannot hold the image.
     """
     try:
-        _write(path, encode_image(image, path.suffix, quality=quality))
+        encoded = encode_image(image, path.suffix, quality=quality)
     except ValueError as error:
         raise Failure(f"{path}: cannot be written: {error}") from None
+    write_file(path, encoded)
 
 
 def depth_millimetres(metres: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
@@ -69,16 +71,8 @@ def write_depth(path: Path, metres: Float[np.ndarray, "h w"]) -> None:
         metres: what is not finite, not positive or beyond 65.535 m is unknown: 0.
 
     Raises:
-        Failure: it cannot be written; names the file.
+        OSError: it cannot be written; has the file's name.
     """
     done, encoded = cv2.imencode(".png", depth_millimetres(metres))
     assert done, metres.shape
-    _write(path, encoded.tobytes())
-
-
-def _write(path: Path, encoded: bytes) -> None:
-    try:
-        with whole_file(path) as part:
-            part.write_bytes(encoded)
-    except OSError as error:
-        raise Failure(f"{path}: cannot be written: {error.strerror}") from None
+    write_file(path, encoded.tobytes())

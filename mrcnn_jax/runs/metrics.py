@@ -25,6 +25,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import named, whole_file
+from mrcnn_jax.runs.logs import METRICS, TIMING
 
 Row = dict[str, Any]
 _FIELDS = ("stage", "step", "epoch", "split")
@@ -40,7 +41,7 @@ def read_metrics(workdir: Path) -> list[Row]:
     Raises:
         ConfigError: there is no such file, or a line of it is not a row.
     """
-    return [row for _, row in _read(workdir / "metrics.jsonl")]
+    return [row for _, row in _read(workdir / METRICS)]
 
 
 class MetricsLog:
@@ -51,7 +52,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / METRICS
         self.events = workdir / "tensorboard"
         # Not tensorboardX.SummaryWriter: on a full disk its threads and exit handlers print
         # tracebacks of their own.
@@ -168,7 +169,7 @@ def append_timing(workdir: Path, row: Row) -> None:
     Times are kept apart from metrics.jsonl, which is the same to the bit however often a run was
     interrupted.
     """
-    path = workdir / "timing.jsonl"
+    path = workdir / TIMING
     if path.exists():
         _cut_last_line(path)
     with named(path), path.open("ab") as file:
@@ -184,7 +185,7 @@ def read_timing(workdir: Path) -> list[Row]:
     Raises:
         ConfigError: there is no such file, or a line of it is not a row.
     """
-    path = workdir / "timing.jsonl"
+    path = workdir / TIMING
     rows = [_parsed(path, number, line, _timing) for number, line in _lines(path)]
     return [row for row in rows if row["steps"] > 0]
 

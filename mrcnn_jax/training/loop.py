@@ -27,6 +27,7 @@ from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.checkpoints import flatten
 from mrcnn_jax.runs.finite import refuse_not_finite
+from mrcnn_jax.runs.logs import COMMANDS
 from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
@@ -109,7 +110,7 @@ def _train(watch: Watch, stop: _StopSignal) -> None:
     if parallel.is_first():  # only now: a run that could not begin takes no folder
         save_config(run.config, run.workdir / "config.json")
         command = f"{cli.command_line()}\n".encode(errors="backslashreplace")
-        with (run.workdir / "commands.txt").open("ab") as file:
+        with (run.workdir / COMMANDS).open("ab") as file:
             file.write(command)
     canvases = len({plan.canvas for plan in run.train_split.plans})
     stages = run.config.stages[progress.stage_index :]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -159,20 +158,20 @@ def test_a_full_disk_ends_it_in_a_line(
     tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whether an image or an annotation file cannot be written: none is reported as written."""
-    for name, method in (("train_00001.png", "write_bytes"), ("_val.json", "write_text")):
-        write = getattr(Path, method)
+    write = Path.write_bytes
+    for name in ("train_00001.png", "_val.json"):
 
-        def full(path: Path, content: Any, name: str = name, write: Any = write) -> Any:
+        def full(path: Path, content: bytes, name: str = name) -> int:
             if name in path.name:
                 raise OSError(28, "No space left on device")
             return write(path, content)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, method, full)
+            patch.setattr(Path, "write_bytes", full)
             assert mrcnn("generate", "shapes", "--out", tmp_path, "--train", 2, "--val", 1) == 1
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith(f"error: {tmp_path}")
-        assert err.endswith(": cannot be written: No space left on device\n")
+        assert err.endswith(": No space left on device\n")
         assert not list(tmp_path.rglob("*.part"))
     assert not (tmp_path / "annotations" / "instances_val.json").exists()

@@ -34,12 +34,14 @@ def test_pixels_come_back_by_another_decoder(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named_and_the_old_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Failure, match=r"none/a.png: cannot be written: No such file or directory"):
+    with pytest.raises(OSError, match=r"No such file or directory: .*none/a.png"):
         write_image(tmp_path / "none" / "a.png", PICTURE)
-    with pytest.raises(Failure, match=r"x.png: cannot be written: File name too long"):
+    with pytest.raises(OSError, match=r"File name too long: .*x.png"):
         write_image(tmp_path / f"{'x' * 300}.png", PICTURE)
     with pytest.raises(ValueError, match="encoded"):
         encode_image(np.zeros((1, 70_000, 3), np.uint8), ".jpg")
+    with pytest.raises(Failure, match=r"a.jpg: cannot be written: .*encoded"):
+        write_image(tmp_path / "a.jpg", np.zeros((1, 70_000, 3), np.uint8))
     write_image(tmp_path / "a.png", PICTURE)
 
     def full(path: Path, content: bytes) -> None:
@@ -47,7 +49,7 @@ def test_what_cannot_be_written_is_named_and_the_old_file_stays(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(encode.Path, "write_bytes", full)
-    with pytest.raises(Failure, match=r"a.png: cannot be written: No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device: .*a.png"):
         write_image(tmp_path / "a.png", 255 - PICTURE)
     assert (np.asarray(Image.open(tmp_path / "a.png")) == PICTURE).all()
     assert os.listdir(tmp_path) == ["a.png"]
@@ -65,5 +67,5 @@ def test_depth_comes_back_in_millimetres(tmp_path: Path) -> None:
     ramp = np.arange(1, 65536).reshape(-1, 255)
     write_depth(tmp_path / "b.png", (ramp / 1000).astype(np.float32))
     assert (np.asarray(Image.open(tmp_path / "b.png")) == ramp).all()
-    with pytest.raises(Failure, match=r"none/a.png: cannot be written: No such file or directory"):
+    with pytest.raises(OSError, match=r"No such file or directory: .*none/a.png"):
         write_depth(tmp_path / "none" / "a.png", metres)

@@ -38,7 +38,7 @@ from mrcnn_jax.datasets.convert.common import (
     Shape,
     read_lines,
 )
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import whole_file, write_file
 from mrcnn_jax.pixels.decode import SWAPS, header_pages, header_size, image_kind
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped
@@ -208,8 +208,7 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
             if path.exists():
                 raise ValueError("there is such a file, of another image or not readable")
             content = base64.b64decode(picture.embedded)
-            with whole_file(path) as part:
-                part.write_bytes(content)
+            write_file(path, content)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{picture.where}: imageData cannot be written as {path}: {error}"
