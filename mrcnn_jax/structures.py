@@ -67,6 +67,12 @@ class Batch(flax.struct.PyTreeNode):
     # Objects of an augmented image, pasted ones too, that are not in its ground truth: cropped
     # away, hidden, or over data.max_objects. None without augmentation.
     lost: Int32[AnyArray, " b"] | None = None
+    # Metres from the camera on cells of DEPTH_STRIDE x DEPTH_STRIDE canvas pixels, 0 where unknown.
+    # None: the data set has no depth, or the network no depth head.
+    depth: Float[AnyArray, "b h4 w4"] | None = None
+
+
+DEPTH_STRIDE = 4  # canvas pixels per cell of a depth map: those of P2
 
 
 def blank_batch(
@@ -77,6 +83,7 @@ def blank_batch(
     ignored: int = 0,
     mask_crop: int | None = None,
     count_lost: bool = False,
+    depth: bool = False,
 ) -> Batch:
     """A NumPy batch of `size` invalid images on a canvas (height, width), to be filled in.
 
@@ -86,6 +93,7 @@ def blank_batch(
         objects, ignored: rows of the ground truth and of the crowd regions.
         mask_crop: side of the objects' masks; None: boxes only, without labels and masks.
         count_lost: whether `lost` is counted.
+        depth: whether there is a depth map.
     """
     annotated = (
         {}
@@ -104,6 +112,7 @@ def blank_batch(
             **fields,
         )
 
+    cells = [side // DEPTH_STRIDE for side in canvas]
     return Batch(
         images=np.zeros((size, *canvas, 3), np.uint8),
         image_sizes=np.ones((size, 2), np.int32),
@@ -114,6 +123,7 @@ def blank_batch(
         ground_truth=boxes(objects, **annotated),
         ignore=boxes(ignored),
         lost=np.zeros(size, np.int32) if count_lost else None,
+        depth=np.zeros((size, *cells), np.float32) if depth else None,
     )
 
 

@@ -282,6 +282,30 @@ class MaskHeadConfig:
 
 
 @dataclass(frozen=True)
+class DepthHeadConfig:
+    """Depth head: metres from the camera, for images or for boxes (the report's future work)."""
+
+    kind: Literal["none", "dense", "roi"] = "none"
+    """none: no depth. dense: a map of the whole image, from P2..P5 (Kirillov et al. 2019, Panoptic
+    FPN); roi: the mask branch with one channel, a map of each box (the report's proposal)."""
+    channels: int = 128
+    """dense: channels of its convolutions. roi has the layers of model.mask_head."""
+    loss: Literal["silog", "berhu", "l1"] = "silog"
+    """Of the differences d of log depths. silog: mean(d^2) - silog_lambda * mean(d)^2 (Eigen et al.
+    2014); berhu: |d|, and from a fifth of the largest |d| on a square (Laina et al. 2016); l1:
+    |d|."""
+    silog_lambda: float = 0.85
+    """silog: share of an image's mean error that is forgiven. 1: a depth that is wrong by one
+    factor everywhere costs nothing."""
+    loss_weight: float = 1.0
+    """Factor on the depth loss."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "model.depth_head.", "channels")
+        require(0 <= self.silog_lambda <= 1, "model.depth_head.silog_lambda: must be in 0..1")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The network."""
 
@@ -308,6 +332,7 @@ class ModelConfig:
     roi: RoIConfig = RoIConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
     mask_head: MaskHeadConfig = MaskHeadConfig()
+    depth_head: DepthHeadConfig = DepthHeadConfig()
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.", "num_classes", "fpn_channels")
@@ -324,6 +349,11 @@ class ModelConfig:
             require(
                 self.mask_head.refine.steps == 0,
                 "model.mask_head.refine.steps: the C4 backbone has no finer map to refine masks by",
+            )
+            require(
+                self.depth_head.kind == "none",
+                f"model.depth_head.kind: {self.depth_head.kind} needs model.backbone fpn: C4 has "
+                "no P2..P5",
             )
 
     @property

@@ -188,7 +188,7 @@ class ParamGroup:
     """Factor on the learning rate."""
 
 
-Loss = Literal["rpn", "box", "mask"]
+Loss = Literal["rpn", "box", "mask", "depth"]
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class StageConfig:
     name: str
     """Name of the stage, of a-z, 0-9 and _."""
     losses: tuple[Loss, ...]
-    """Losses that are added up: rpn, box, mask."""
+    """Losses that are added up: rpn, box, mask, depth."""
     train: tuple[ParamGroup, ...]
     """Parameters that are trained."""
     frozen: tuple[str, ...] = ()
