@@ -310,6 +310,11 @@ class Config:
             self.init_from is not None or not self.init_without_classes,
             "init_without_classes: needs init_from",
         )
+        for stage in self.stages:
+            require(
+                "depth" not in stage.losses or self.model.depth_head.kind != "none",
+                f"stages.{stage.name}.losses: depth needs model.depth_head.kind dense or roi",
+            )
         require_at_least(1, self, "", "save_every_steps", "keep_checkpoints")
         require_at_least(1, self, "", "validate_every_epochs")
         require_at_least(0, self, "", "seed", "skip_non_finite", "evaluate_every_epochs")

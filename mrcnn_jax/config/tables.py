@@ -71,6 +71,33 @@ def staged(
     )
 
 
+def with_depth(
+    table: tuple[StageConfig, ...], *, epochs: int = 20, optimizer: OptimizerConfig = ADAM
+) -> tuple[StageConfig, ...]:
+    """Adds a stage that trains the depth head alone, so that boxes and masks stay as they are.
+
+    A table that trains it together with the rest lists "depth" among a row's losses instead, and
+    "depth_head/.*" among what that row trains.
+
+    Args:
+        table: stages of a network without a depth head.
+        epochs: passes over the training images.
+        optimizer: the optimiser.
+    """
+    head, first = "depth_head/.*", table[0]
+    others = (*(group.pattern for group in first.train), *first.frozen)
+    depth = StageConfig(
+        name="depth",
+        losses=("depth",),
+        train=(ParamGroup(head),),
+        frozen=others,
+        optimizer=optimizer,
+        epochs=epochs,
+    )
+    rows = (dataclasses.replace(row, frozen=(*row.frozen, head)) for row in table)
+    return (*rows, depth)
+
+
 def joint(
     train: tuple[ParamGroup, ...],
     frozen: tuple[str, ...] = (),

@@ -248,11 +248,22 @@ def conv_relu(
     kernel_init: Any,
     dtype: Dtype,
     name: str,
+    mask: Bool[Array, "b h w 1"] | None = None,
 ) -> Float[Array, "b h w o"]:
     """Applies a head's 3x3 convolution and ReLU; call it inside a module's `nn.compact`.
 
-    A normalisation replaces the bias. Group norm is for the features of boxes, which have no
-    padding; those of invalid boxes are 0, and stay finite.
+    A normalisation replaces the bias.
+
+    Args:
+        x: features.
+        channels: of the output.
+        norm: normalisation between convolution and ReLU.
+        kernel_init: initialiser of the kernel.
+        dtype: compute dtype.
+        name: of the convolution; that of the group norm ends in "_norm".
+        mask: cells that the statistics of group norm are taken over, at least one of each row;
+            None: all. The features of boxes have no padding; those of invalid boxes are 0, and stay
+            finite.
     """
     if norm == "frozen_batch":
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
@@ -263,7 +274,8 @@ def conv_relu(
         group_norm = nn.GroupNorm(
             groups, epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm"
         )
-        y = group_norm(y.astype(jnp.float32)).astype(dtype)
+        over = None if mask is None else jnp.broadcast_to(mask, y.shape)
+        y = group_norm(y.astype(jnp.float32), mask=over).astype(dtype)
     return relu(y)
 
 

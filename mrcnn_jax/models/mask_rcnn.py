@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Any, assert_never
 
 import flax.linen as nn
 import flax.struct
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Loss
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
+from mrcnn_jax.models.depth_head import DepthHead, box_depth_layers
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
 from mrcnn_jax.models.resnet import ResNet, stage
@@ -29,11 +30,23 @@ from mrcnn_jax.structures import Batch, Instances, blank_batch
 Pyramid = dict[str, Array]
 Variables = dict[str, Any]
 
-_RPN = {"resnet", "fpn", "rpn"}
-_BOX = _RPN | {"res5", "box_head"}
-# The modules of `MaskRCNN` that each loss reads: its own head and all below it. Of fpn and res5 a
-# network has one.
-MODULES_OF: dict[Loss, set[str]] = {"rpn": _RPN, "box": _BOX, "mask": _BOX | {"mask_head"}}
+
+def modules_of(loss: Loss, config: ModelConfig) -> set[str]:
+    """The modules of `MaskRCNN` that a loss reads: its own head and all below it."""
+    trunk = {"resnet", "fpn"} if config.backbone == "fpn" else {"resnet"}
+    boxes = trunk | {"rpn", "box_head"} | ({"res5"} if config.backbone == "c4" else set())
+    match loss:
+        case "rpn":
+            return trunk | {"rpn"}
+        case "box":
+            return boxes
+        case "mask":
+            return boxes | {"mask_head"}
+        case "depth":
+            below = boxes if config.depth_head.kind == "roi" else trunk
+            return below | {"depth_head"}
+        case _:
+            assert_never(loss)
 
 
 class Prediction(flax.struct.PyTreeNode):
@@ -42,12 +55,16 @@ class Prediction(flax.struct.PyTreeNode):
     proposals: Instances  # [B, P]: boxes, scores
     # [B, D]: boxes, labels 1..K, scores, masks float32 [B, D, M, M] (probabilities of the label)
     detections: Instances
+    # Metres from the camera. A dense head's: at stride 4 of the canvas, where the image is; a RoI
+    # head's: of the cells of each detection's box. None without a depth head.
+    depth: Float[Array, "b h4 w4"] | Float[Array, "b d m m"] | None = None
 
 
 class MaskRCNN(nn.Module):
     """Mask R-CNN with the modules `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`.
 
-    Targets and losses are functions beside each head, outside the modules.
+    There is a `depth_head` as well if the config asks for one. Targets and losses are functions
+    beside each head, outside the modules.
     """
 
     config: ModelConfig
@@ -64,6 +81,11 @@ class MaskRCNN(nn.Module):
         self.rpn = RPNHead(config.rpn, config.strides, dtype=dtype)
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
         self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
+        self.depth_head: Any = None
+        if config.depth_head.kind == "dense":
+            self.depth_head = DepthHead(config.depth_head, config.strides[:4], dtype=dtype)
+        elif config.depth_head.kind == "roi":
+            self.depth_head = MaskHead(box_depth_layers(config.mask_head), 1, dtype=dtype)
 
     def features(self, batch: Batch, *, live: bool = False) -> Pyramid:
         """P2..P6, or C4; `live`: normalise by batch statistics where the config asks for it."""
@@ -99,6 +121,19 @@ class MaskRCNN(nn.Module):
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
         logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]))
         return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
+
+    def log_depth(self, features: Pyramid, batch: Batch) -> Float[Array, "b h4 w4"]:
+        """The dense head's log depth (metres) at stride 4 of the canvas."""
+        sizes = batch.image_sizes
+        return self.depth_head(_maps(features)[:4], image_sizes=sizes, valid=batch.valid)
+
+    def box_log_depth(
+        self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]
+    ) -> Float[Array, "b n m m"]:
+        """The RoI head's log depth (metres) of the cells of boxes in canvas pixels."""
+        pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
+        values = self.depth_head(pooled.reshape(-1, *pooled.shape[2:]))
+        return values.reshape(*pooled.shape[:2], *values.shape[1:3])
 
     def points(
         self,
@@ -171,18 +206,34 @@ class MaskRCNN(nn.Module):
         return rows.reshape(*pooled.shape[:2], *rows.shape[1:])
 
     def __call__(self, batch: Batch) -> Prediction:
-        """Predicts proposals, detections and masks in four calls."""
+        """Predicts proposals, detections and masks in four calls, and depth in a fifth."""
         features = self.features(batch)
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
         assert detections.labels is not None
         masks = self.instance_masks(features, detections.boxes, detections.labels, detections.valid)
-        return Prediction(proposals=proposals, detections=detections.replace(masks=masks))
+        return Prediction(
+            proposals=proposals,
+            detections=detections.replace(masks=masks),
+            depth=self.depth(features, detections, batch),
+        )
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:
         """The RPN's best boxes of each image."""
         output = self.propose(features, batch)
         return select_proposals(output, batch, self.config, train=False)
+
+    def depth(self, features: Pyramid, detections: Instances, batch: Batch) -> Array | None:
+        """Metres as `Prediction.depth` holds them."""
+        match self.config.depth_head.kind:
+            case "none":
+                return None
+            case "dense":
+                return jnp.exp(self.log_depth(features, batch))
+            case "roi":
+                return jnp.exp(self.box_log_depth(features, detections.boxes, detections.valid))
+            case _:
+                assert_never(self.config.depth_head.kind)
 
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
         """The box head's best boxes of each image."""

@@ -149,6 +149,43 @@ def mask_softmax(logits: Float[Array, "*n k"]) -> Float32[Array, "*n k"]:
     return jax.nn.softmax(_with_background(logits), axis=-1)[..., 1:]
 
 
+def scale_invariant(
+    differences: Float[Array, "b n"], where: Bool[Array, "b n"], *, forgiven: float
+) -> Float32[Array, " b"]:
+    """Returns mean(d^2) - forgiven * mean(d)^2 of each row (Eigen et al. 2014, equation 4).
+
+    With `forgiven` 1 it is the variance, which a constant added to all d does not change.
+
+    Args:
+        differences: d, predicted minus true log depths.
+        where: the elements that count; a row without any gives 0.
+        forgiven: lambda of the paper, in 0..1.
+    """
+    differences = keep(differences.astype(jnp.float32), where)
+    squares = row_means(jnp.square(differences), where)
+    return squares - forgiven * jnp.square(row_means(differences, where))
+
+
+def berhu(differences: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float32[Array, "*n"]:
+    """Returns |d| up to c, and (d^2 + c^2) / (2 c) beyond (Laina et al. 2016, equation 1).
+
+    Args:
+        differences: d.
+        where: the elements that count; c is a fifth of their largest |d|, a constant to the
+            gradient.
+    """
+    size = jnp.abs(keep(differences.astype(jnp.float32), where))
+    # If all are 0, none is beyond c, whatever it is.
+    c = jnp.maximum(jax.lax.stop_gradient(size.max() / 5), jnp.finfo(jnp.float32).tiny)
+    return jnp.where(size <= c, size, (jnp.square(size) / c + c) / 2)
+
+
+def row_means(values: Float[Array, "b n"], where: Bool[Array, "b n"]) -> Float32[Array, " b"]:
+    """Returns the mean of each row over the elements where `where` is True; 0 without any."""
+    count = jnp.sum(where, axis=1, dtype=jnp.float32)
+    return jnp.sum(keep(values, where), axis=1, dtype=jnp.float32) / jnp.maximum(count, 1)
+
+
 def masked_sum(values: Float[Array, "*n ..."], where: Bool[Array, "*n"]) -> Float32[Array, ""]:
     """Sums `values` over the rows (leading axes) where `where` is True."""
     return jnp.sum(keep(values, where), dtype=jnp.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
@@ -16,7 +16,7 @@ from mrcnn_jax.config.files import differences, load_config_json, save_config
 from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.models.mask_rcnn import MODULES_OF, Variables
+from mrcnn_jax.models.mask_rcnn import Variables, modules_of
 from mrcnn_jax.output import part_folder, remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
@@ -56,11 +56,14 @@ class Run:
 
         An imported network has no stages, and all heads.
         """
-        if not self.config.stages:
-            return frozenset(MODULES_OF)
-        begun = self.config.stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
-        modules = set().union(*(MODULES_OF[loss] for stage in begun for loss in stage.losses))
-        return frozenset(loss for loss, needed in MODULES_OF.items() if needed <= modules)
+        model, stages = self.config.model, self.config.stages
+        heads = set(get_args(Loss)) - ({"depth"} if model.depth_head.kind == "none" else set())
+        if not stages:
+            return frozenset(heads)
+        begun = stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
+        losses = [loss for stage in begun for loss in stage.losses]
+        modules = set().union(*(modules_of(loss, model) for loss in losses))
+        return frozenset(loss for loss in heads if modules_of(loss, model) <= modules)
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:

@@ -194,7 +194,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
     initial: Variables = {}
     if resumed_from is None:
         initial = initial_variables(shapes, config, train_set.class_names)
-        refuse_random_frozen(config.stages, shapes["params"], loaded=initial.get("params", {}))
+        refuse_random_frozen(config, shapes["params"], loaded=initial.get("params", {}))
     warn_of_slow_versions()
 
     cache = Path(data.cache) if data.cache else workdir / "data"

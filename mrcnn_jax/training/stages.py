@@ -9,14 +9,14 @@ accident.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import StageConfig
-from mrcnn_jax.models.mask_rcnn import MODULES_OF
+from mrcnn_jax.config.schema import Config, StageConfig
+from mrcnn_jax.models.mask_rcnn import modules_of
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
 
@@ -98,7 +98,7 @@ def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]
             )
 
 
-def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: Params) -> None:
+def refuse_random_frozen(config: Config, params: Params, loaded: Params) -> None:
     """Raises ConfigError if a stage trains on top of a frozen module with random weights.
 
     A module is known if an earlier stage trained it, or if `loaded`, the leaves of `params` that do
@@ -106,9 +106,9 @@ def refuse_random_frozen(table: Sequence[StageConfig], params: Params, loaded: P
     """
     random_paths = flatten_dict(params).keys() - flatten_dict(loaded).keys()
     known = params.keys() - {path[0] for path in random_paths}
-    for stage in table:
+    for stage in config.stages:
         heads = set(trained(stage, params))
-        needed = set().union(*(MODULES_OF[loss] for loss in stage.losses)) & params.keys()
+        needed = set().union(*(modules_of(loss, config.model) for loss in stage.losses))
         random = ", ".join(sorted(needed - known - heads))
         if random:
             raise ConfigError(

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mrcnn_jax.config.schema import Loss, StageConfig
 from mrcnn_jax.models.box_head import box_loss, draw_box_samples
+from mrcnn_jax.models.depth_head import box_depth_loss, depth_loss
 from mrcnn_jax.models.mask_head import mask_losses
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, select_proposals
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, modules_of, select_proposals
 from mrcnn_jax.models.rpn import rpn_losses
 from mrcnn_jax.ops.sampling import image_keys
 from mrcnn_jax.parallel import replicated
@@ -34,7 +35,7 @@ def stage_losses(
     losses: Collection[Loss],
     live: Collection[str],
     mesh: Mesh | None = None,
-) -> tuple[Losses, Instances, dict[str, Array]]:
+) -> tuple[Losses, Instances | None, dict[str, Array]]:
     """The losses of a stage on one batch; the forward pass goes no further than they need.
 
     Args:
@@ -45,28 +46,35 @@ def stage_losses(
         mesh: the devices that the rows of `batch` are spread over.
 
     Returns:
-        The losses, the proposals in each image, and counts of objects and boxes that no loss sees.
+        The losses, the proposals in each image (None if no loss needs them), and counts of objects
+        and boxes that no loss sees.
     """
     config, keys = model.config, image_keys(key, batch.indices)
+    needed = set().union(*(modules_of(loss, config) for loss in losses))
     features = model.features(batch, live="resnet" in live)
-    output = model.propose(features, batch, live="rpn" in live)
-    proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
-    samples = draw_box_samples(keys.box, proposals, batch, config.box_head, mesh)
     values: Losses = {}
     counts: dict[str, Array] = {}
     if batch.lost is not None:
         counts["objects_lost"] = jnp.sum(jnp.where(batch.valid, batch.lost, 0))
+    if "depth" in losses and config.depth_head.kind == "dense":
+        assert batch.depth is not None  # open_run refuses data without depth
+        log_depth = model.log_depth(features, batch)
+        values |= depth_loss(log_depth, batch.depth, batch.valid, config.depth_head)
+    if "rpn" not in needed:
+        return values, None, counts
+    output = model.propose(features, batch, live="rpn" in live)
+    proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
+    samples = draw_box_samples(keys.box, proposals, batch, config.box_head, mesh)
 
     if "rpn" in losses:
         values |= rpn_losses(keys.rpn, output, batch, config.rpn, config.strides, mesh)
     if "box" in losses:
         predicted = model.boxes(features, samples.boxes, samples.valid, live="res5" in live)
         values |= box_loss(predicted, samples, batch.valid, config.box_head)
+    found = samples.foreground
+    if config.mask_head.train_on == "detections" and {"mask", "depth"} & set(losses):
+        found = jax.lax.stop_gradient(model.detections(features, proposals, batch))
     if "mask" in losses:
-        if config.mask_head.train_on == "detections":
-            found = jax.lax.stop_gradient(model.detections(features, proposals, batch))
-        else:
-            found = samples.foreground
         of_masks, chosen = mask_losses(
             keys.points,
             found,
@@ -79,6 +87,9 @@ def stage_losses(
         )
         values |= of_masks
         counts["mask_boxes_left_out"] = jnp.sum(chosen.left_out)
+    if "depth" in losses and config.depth_head.kind == "roi":
+        predict = functools.partial(model.box_log_depth, features)
+        values |= box_depth_loss(found, batch, config, predict=predict, mesh=mesh)
     return values, proposals, counts
 
 
@@ -155,7 +166,7 @@ def make_train_step(
 
 def make_validation_step(
     model: MaskRCNN, stage: StageConfig, mesh: Mesh | None = None
-) -> Callable[[Variables, Batch, PRNGKeyArray], tuple[Losses, Instances]]:
+) -> Callable[[Variables, Batch, PRNGKeyArray], tuple[Losses, Instances | None]]:
     """(variables, batch, key) -> (losses, proposals) of a stage, not yet compiled.
 
     It normalises by running statistics; `mesh` as in `make_train_step`.
@@ -163,7 +174,7 @@ def make_validation_step(
 
     def validation_step(
         variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Losses, Instances]:
+    ) -> tuple[Losses, Instances | None]:
         if mesh is not None:
             variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
         forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, (), mesh), model)

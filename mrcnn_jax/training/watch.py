@@ -254,7 +254,7 @@ def _validate(
         count += images
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + float(value) * images
-        for i in np.flatnonzero(batch.valid):
+        for i in np.flatnonzero(batch.valid) if "rpn" in stage.losses else ():
             seen = found.boxes[i][found.valid[i]]
             truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
             seen, truth = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))

@@ -190,13 +190,13 @@ def test_other_classes_are_left_out_when_asked_for(
     with pytest.raises(
         ConfigError, match=r"stages\.mask: frozen at random initialisation: box_head \("
     ):
-        refuse_random_frozen((mask,), params, loaded=partly)
-    refuse_random_frozen((mask,), shapes(FPN)["params"], loaded=whole)
-    refuse_random_frozen(staged(pretrained=True), params, loaded=partly)
+        refuse_random_frozen(Config(model=FPN, stages=(mask,)), params, loaded=partly)
+    refuse_random_frozen(Config(model=FPN, stages=(mask,)), shapes(FPN)["params"], loaded=whole)
+    refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, loaded=partly)
     with pytest.raises(
         ConfigError, match=r"stages\.rpn: frozen at random initialisation: resnet \("
     ):
-        refuse_random_frozen(staged(pretrained=True), params, loaded={})
+        refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, loaded={})
 
 
 def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:

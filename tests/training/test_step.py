@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from ops import laws
 
 from mrcnn_jax.config.model import (
     BoxHeadConfig,
+    DepthHeadConfig,
     MaskHeadConfig,
     ModelConfig,
     PointRendConfig,
@@ -28,7 +29,7 @@ from mrcnn_jax.config.model import (
 from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.mask_rcnn import MODULES_OF, MaskRCNN, Variables, example_batch
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, modules_of
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.optimizer import make_optimizer
@@ -98,6 +99,9 @@ def batch(seed: int, valid: tuple[bool, bool] = (True, True)) -> Batch:
             boxes=np.array([[[0, 0, 9, 9]]] * 2, np.float32), valid=np.array([[True], [False]])
         ),
         lost=np.array([2, 5], np.int32),
+        depth=np.where(
+            rng.random((2, 16, 16)) < 0.3, 0, np.linspace(0.5, 3, 16, dtype=np.float32)[:, None]
+        ).astype(np.float32),
     )
 
 
@@ -156,13 +160,21 @@ def rpn_runner(variables: Variables) -> Runner:
     return Runner(RPN, variables)
 
 
-@pytest.mark.parametrize("backbone", ["fpn", "c4"])
-@pytest.mark.parametrize("loss", get_args(Loss))
-def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, backbone: str) -> None:
+DENSE, ROI = (
+    replace(CONFIG, depth_head=DepthHeadConfig(kind, channels=8)) for kind in ("dense", "roi")
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "config"),
+    [(loss, config) for loss in ("rpn", "box", "mask") for config in (CONFIG, C4)]
+    + [("depth", DENSE), ("depth", ROI)],
+)
+def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, config: ModelConfig) -> None:
     """Flax makes the parameters of the modules that are called, and of no other."""
-    model, absent = (MODEL, "res5") if backbone == "fpn" else (MaskRCNN(C4), "fpn")
+    model = MaskRCNN(config)
     init = nn.init(lambda m: stage_losses(m, batch(0), jax.random.key(0), (loss,), ())[0], model)
-    assert set(jax.eval_shape(init, jax.random.key(0))["params"]) == MODULES_OF[loss] - {absent}
+    assert set(jax.eval_shape(init, jax.random.key(0))["params"]) == modules_of(loss, config)
 
 
 def moved(before: Any, after: Any) -> set[str]:
