@@ -18,6 +18,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mrcnn_jax.output import text_table
+
 NAMES = ("AbsRel", "SqRel", "RMSE", "RMSElog", "log10", "SILog", "delta1", "delta2", "delta3")
 DELTA = 1.25
 
@@ -31,7 +33,7 @@ class DepthErrors:
         # As predicted, and scaled: sums over images of their figures, and over all pixels.
         self._means, self._sums = np.zeros((2, len(NAMES))), np.zeros((2, len(NAMES) + 1))
 
-    def add(self, predicted: Float[np.ndarray, "h w"], true: Float[np.ndarray, "h w"]) -> None:
+    def add(self, predicted: Float[np.ndarray, "*n"], true: Float[np.ndarray, "h w"]) -> None:
         """Add an image.
 
         Args:
@@ -47,11 +49,14 @@ class DepthErrors:
             self._sums += sums
             self._means += [list(_figures(row).values()) for row in sums]
 
-    def merge(self, other: DepthErrors) -> None:
-        """Add the images of another, such as those of another process."""
-        self._counts += other._counts
-        self._means += other._means
-        self._sums += other._sums
+    def packed(self) -> list[Float[np.ndarray, "*n"]]:
+        """The sums so far, for the `merge` of another process."""
+        return [self._counts, self._means, self._sums]
+
+    def merge(self, packed: list[Float[np.ndarray, "*n"]]) -> None:
+        """Add the images of another, which has `packed` its sums."""
+        for own, other in zip(self.packed(), packed, strict=True):
+            own += other
 
     def figures(self, prefix: str = "depth") -> dict[str, float]:
         """Compute the figures of all images so far.
@@ -117,7 +122,28 @@ def object_figures(
     return {f"{prefix}/{name}": value for name, value in found.items()}
 
 
-def object_depth(metres: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
+def table(metrics: dict[str, float]) -> str:
+    """Format the figures of depth as aligned lines; "" without any.
+
+    Errors in metres are SqRel and RMSE; delta1..3 are in percent.
+    """
+    kinds = {
+        "mean over images": "depth/",
+        "all pixels": "depth/pooled/",
+        "medians made equal": "depth/scaled/",
+        "objects": "depth/objects/",
+        "objects, true masks": "depth/true_masks/",
+    }
+    rows = [["depth", *NAMES]]
+    for title, prefix in kinds.items():
+        if f"{prefix}AbsRel" in metrics:
+            values = [metrics[prefix + name] for name in NAMES]
+            shares = [f"{100 * value:.1f}" for value in values[6:]]
+            rows.append([title, *(f"{value:.3f}" for value in values[:6]), *shares])
+    return "\n".join(text_table(rows)) if len(rows) > 1 else ""
+
+
+def object_depth(metres: Float[np.ndarray, "*n"], mask: Bool[np.ndarray, "h w"]) -> float:
     """The median of the known depths under a mask; of an even number, the mean of the middle two.
 
     Args:
@@ -149,7 +175,7 @@ def _pairs(
 
 def _sums(
     predicted: Float[np.ndarray, " k"], true: Float[np.ndarray, " k"], *, scaled: bool
-) -> Float[np.ndarray, " 10"]:
+) -> Float[np.ndarray, "*n"]:
     """Sums over known places that `_figures` needs: those of several images add up."""
     if scaled:
         predicted = predicted * (np.median(true) / np.median(predicted))
@@ -167,7 +193,7 @@ def _sums(
     return np.array([true.size, *(term.sum() for term in terms)], np.float64)
 
 
-def _figures(sums: Float[np.ndarray, " 10"]) -> dict[str, float]:
+def _figures(sums: Float[np.ndarray, "*n"]) -> dict[str, float]:
     """NAMES -> values, of the sums over at least one place."""
     absolute, squared, square, logs2, abs_logs, logs, *shares = (sums[1:] / sums[0]).tolist()
     spread = max(logs2 - logs**2, 0.0)  # rounding may bring it below 0

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows
+from mrcnn_jax.data.loader import PlannedBatch, Split, depth_of, load, own_rows
+from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.inference.results import Detections, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
@@ -111,12 +112,14 @@ class Predictor:
 
 def results_of_split(
     predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
-) -> tuple[list[dict[str, Any]], Proposals]:
+) -> tuple[list[dict[str, Any]], Proposals, DepthComparison]:
     """Predict the images of a plan; every process calls this and gets the results of all of them.
 
     Returns:
-        COCO results in the order of the plan's images, and the proposals on each image.
+        COCO results in the order of the plan's images, the proposals on each image, and predicted
+        depth beside the data set's, where both are there.
     """
+    data, depth = predictor.run.config.data, DepthComparison()
     results: list[dict[str, Any]] = []
     proposals: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, boxes, scores
     total = sum(i >= 0 for planned in own_rows(plan, predictor.mesh) for i in planned.indices)
@@ -126,19 +129,26 @@ def results_of_split(
         for batch, prediction in predict_split(predictor, split, plan):
             for row, found in predictor.found(batch, prediction):
                 index = int(batch.indices[row])
-                results += found.coco_results(split.dataset.images[index].id)
+                image = split.dataset.images[index]
+                results += found.coco_results(image.id)
+                if found.depth_map is not None:
+                    depth.add(index, image, found.depth_map, depth_of(split, index, data))
                 seen = jax.tree.map(operator.itemgetter(row), prediction.proposals)
                 seen = jax.tree.map(operator.itemgetter(seen.valid), seen)
                 proposals.append(
                     (index, boxes_to_image(seen.boxes, batch.scales[row]), seen.scores)
                 )
             bar.update(int(batch.valid.sum()))
-    parts = parallel.gather((results, proposals))
+    parts = parallel.gather((results, proposals, depth.packed()))
     order = [i for planned in plan for i in planned.indices if i >= 0]
     rank = {split.dataset.images[i].id: n for n, i in enumerate(order)}
-    gathered = (result for part, _ in parts for result in part)
+    gathered = (result for part, *_ in parts for result in part)
     results = sorted(gathered, key=lambda result: rank[result["image_id"]])
-    return results, {index: (boxes, scores) for _, part in parts for index, boxes, scores in part}
+    together = {index: (boxes, scores) for _, part, _ in parts for index, boxes, scores in part}
+    whole = DepthComparison()
+    for *_, part in parts:
+        whole.merge(part)
+    return results, together, whole
 
 
 def predict_split(

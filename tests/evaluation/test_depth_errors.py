@@ -129,7 +129,7 @@ def test_parts_of_several_processes_are_merged() -> None:
     images = _images()
     parts = _streamed(images[:1]), _streamed([]), _streamed(images[1:])
     for part in parts[1:]:
-        parts[0].merge(part)
+        parts[0].merge(part.packed())
     assert parts[0].figures() == pytest.approx(_streamed(images).figures())
 
 
