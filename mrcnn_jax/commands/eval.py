@@ -23,6 +23,7 @@ from mrcnn_jax.output import write_file
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
     from mrcnn_jax.inference.evaluate import Evaluation
+    from mrcnn_jax.inference.predictor import Predictor
     from mrcnn_jax.runs.checkpoints import Meta
     from mrcnn_jax.runs.metrics import Row
     from mrcnn_jax.runs.run import Run
@@ -120,9 +121,10 @@ def run(arguments: Arguments) -> dict[str, float]:
             print(depth)
         # The run's own figures are those of its own evaluation.
         own = name == "raw" and arguments.out is None and arguments.split == "val"
-        pages = draw(
-            found, version, split, (workdir if own else folder) / "figures", rows, arguments
-        )
+        figures = (workdir if own else folder) / "figures"
+        pages = draw(found, version, split, figures, rows, arguments)
+        if "depth/AbsRel" in found.metrics:
+            pages += draw_depth(predictor, version, split, figures, arguments)
         write_report(found, version, split, folder / "report.html", rows, arguments)
         print(
             f"results: {folder / 'metrics.json'}, {folder / 'detections.json'}\n"
@@ -157,6 +159,39 @@ def draw(
     pages = detections_figure(pixels, truth, {"detections": results}, run.class_names, folder)
     pages += proposals_figure(pixels, {"RPN": proposals}, views.truth_boxes(split, chosen), folder)
     return pages + curves(rows, folder)
+
+
+def draw_depth(
+    predictor: Predictor, run: Run, split: Split, folder: Path, arguments: Arguments
+) -> list[Path]:
+    """Pages with predicted and true depth of images from all over the split that have it."""
+    from mrcnn_jax.data.loader import depth_of
+    from mrcnn_jax.figures import views
+    from mrcnn_jax.figures.depth_maps import DepthExample, depth_figure
+    from mrcnn_jax.inference.predictor import Predictor
+
+    alone = predictor if predictor.mesh is None else Predictor(run)
+    images, data = split.dataset.images, run.config.data
+    known = [i for i, image in enumerate(images[: arguments.limit]) if image.depth_file]
+    with_objects = [i for i in known if images[i].objects]
+    examples = []
+    for i in views.spread(with_objects or known, -(-arguments.figures // 2)):
+        (pixels,), true = views.read_images(split, [i], data), depth_of(split, i, data)
+        (truth,) = views.annotations_of(split, [i])
+        found = alone.detections(pixels)
+        assert true is not None
+        assert found.depth_map is not None
+        examples.append(
+            DepthExample(
+                images[i].file_name,
+                pixels,
+                true,
+                found.depth_map,
+                truth,
+                found.coco_results(images[i].id),
+            )
+        )
+    return depth_figure(examples, run.class_names, folder)
 
 
 def write_report(
