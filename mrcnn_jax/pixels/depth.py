@@ -9,14 +9,14 @@ import io
 import math
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from mrcnn_jax.pixels.transforms import View
-from mrcnn_jax.structures import DEPTH_STRIDE
+if TYPE_CHECKING:
+    from mrcnn_jax.pixels.transforms import View
 
 PNG, NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}  # of a PNG's header
@@ -148,6 +148,8 @@ def depth_cells(
     Returns:
         float32, 0 where no pixel of the cell is known, or the image is not.
     """
+    from mrcnn_jax.structures import DEPTH_STRIDE  # late: reading annotations does without jax
+
     rows, columns = (_sources(view, axis, side) for axis, side in enumerate(canvas))
     seen = np.ix_(rows >= 0, columns >= 0)
     pixels = np.full(canvas, np.inf, np.float32)
