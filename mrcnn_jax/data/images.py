@@ -2,7 +2,7 @@
 
 The data set's folder in the cache is named by a hash of the annotation file, the names, sizes and
 times of the images and depth maps, and VERSION, so that nothing stale is ever read. It holds
-`images.json`, written here, what `depth_maps` found, and the records that `builder` writes.
+`images.json`, written here, what `depth_files` found, and the records that `builder` writes.
 
 EXIF orientation. A file does not say whether its annotations refer to the stored pixels or to the
 picture after the turn that EXIF asks for. If only one of the two has the annotated size, it is
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.cache import each, keep, kept
-from mrcnn_jax.data.depth_maps import check_depth
+from mrcnn_jax.data.depth_files import check_depth
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind

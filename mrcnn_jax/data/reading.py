@@ -18,7 +18,7 @@ from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.depth_maps import DepthFiles, find_depth
+from mrcnn_jax.data.depth_files import DepthFiles, find_depth
 from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord, name_forms

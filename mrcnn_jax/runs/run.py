@@ -14,7 +14,7 @@ from mrcnn_jax import cli, parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
 from mrcnn_jax.config.schema import Config, Loss
-from mrcnn_jax.data.depth_maps import depth_source
+from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of

@@ -23,7 +23,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.copies import note_copies
-from mrcnn_jax.data.depth_maps import depth_source
+from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset

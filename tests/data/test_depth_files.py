@@ -17,8 +17,8 @@ import pytest
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
 from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig
-from mrcnn_jax.data import depth_maps
-from mrcnn_jax.data.depth_maps import depth_source
+from mrcnn_jax.data import depth_files
+from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, depth_of, load, open_split, plan_epoch, plan_once
 from mrcnn_jax.data.reading import read_coco
@@ -276,7 +276,7 @@ def test_a_map_that_cannot_be_decoded_is_told_and_tried_again(
 
     # A disk that was away for a moment: only its map is read again.
     write_png(file, np.rint(maps[15] * 1000).astype(np.uint16))
-    original, decoded = depth_maps.decode_depth, []
+    original, decoded = depth_files.decode_depth, []
 
     def away(encoded: bytes, **options: Any) -> np.ndarray:
         decoded.append(encoded)
@@ -285,7 +285,7 @@ def test_a_map_that_cannot_be_decoded_is_told_and_tried_again(
         return original(encoded, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(depth_maps, "decode_depth", away)
+        patch.setattr(depth_files, "decode_depth", away)
         assert check(path, mixed_data).lost_depth == ("../depth/photo 4.png (Input/output error)",)
         assert len(decoded) == 7
         check(path, mixed_data)
@@ -317,7 +317,7 @@ def test_decoded_once_for_a_scale_and_a_range(
     assert others[1].metres == (first.depth.metres[0], 2.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(depth_maps, "decode_depth", None)
+        patch.setattr(depth_files, "decode_depth", None)
         assert check(path, mixed_data) == first
         assert [check(path, data).depth for data in (nearer, narrow)] == others
     (folder,) = (tmp_path / "cache").iterdir()
