@@ -111,7 +111,7 @@ HELP = {  # what each help names
     ("replay",): ["failed_batch-rpn-120.npz"],
     ("generate",): ["shapes", "bins", "coco300"],
     ("generate", "bins"): ["--out", "--size", "--processes"],
-    ("generate", "shapes"): ["--out", "--seed"],
+    ("generate", "shapes"): ["--out", "--seed", "--depth"],
 }
 
 

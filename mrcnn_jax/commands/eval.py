@@ -1,4 +1,4 @@
-"""Evaluate a run: COCO box and mask AP, proposal recall and pictures, from the run's folder alone.
+"""Evaluate a run: COCO AP, proposal recall, depth errors and pictures, from its folder alone.
 
     mrcnn eval --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
     [--checkpoint best]
@@ -72,6 +72,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.commands.caps import caps
+    from mrcnn_jax.evaluation import depth_errors
     from mrcnn_jax.evaluation.average_precision import limit_line, table
     from mrcnn_jax.inference.evaluate import evaluate
     from mrcnn_jax.inference.predictor import Predictor
@@ -115,6 +116,8 @@ def run(arguments: Arguments) -> dict[str, float]:
             f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
             f"\n{table(found.metrics)}\n{limit_line(found.matches)}"
         )
+        if depth := depth_errors.table(found.metrics):
+            print(depth)
         # The run's own figures are those of its own evaluation.
         own = name == "raw" and arguments.out is None and arguments.split == "val"
         pages = draw(

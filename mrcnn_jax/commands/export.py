@@ -78,6 +78,7 @@ def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
     from mrcnn_jax.inference import exported
     from mrcnn_jax.pixels import geometry
     from mrcnn_jax.runs.checkpoints import flatten
+    from mrcnn_jax.structures import DEPTH_STRIDE
 
     data, weights = run.config.data, flatten(run.variables)
     meta = {
@@ -88,6 +89,7 @@ def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
         "long_side": data.long_side,
         "canvases": data.canvases,
         "paste": run.config.model.mask_head.paste,
+        "depth_stride": DEPTH_STRIDE,
         "weights": list(weights),  # in the order of the programs' arguments
         "checkpoint": run.meta.name,
         "jax": jax.__version__,
@@ -115,7 +117,8 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
     """The network for images on one canvas [H, W].
 
     Its arguments are the weights, uint8 [H, W, 3] and int32 (height, width) of the image on the
-    canvas; it returns the fields of the detections, in pixels of the canvas.
+    canvas; it returns the fields of the detections, in pixels of the canvas, and depth if the
+    network has a head for it.
     """
     import jax
     import jax.numpy as jnp
@@ -128,10 +131,11 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
     def predict(weights: list[jax.Array], image: jax.Array, size: jax.Array) -> dict[str, Any]:
         batch = example_batch(canvas).replace(images=image[None], image_sizes=size[None])
         prediction: Any = network.apply(jax.tree.unflatten(structure, weights), batch)
-        return {
-            name: getattr(prediction.detections, name)[0]
+        fields = {
+            name: getattr(prediction.detections, name)
             for name in ("boxes", "labels", "scores", "valid", "masks")
-        }
+        } | ({} if prediction.depth is None else {"depth": prediction.depth})
+        return {name: field[0] for name, field in fields.items()}
 
     shapes = (
         [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights],

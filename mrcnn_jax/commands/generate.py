@@ -1,6 +1,6 @@
 """Generate a data set: a COCO folder with images/ and annotations/instances_{train,val}.json.
 
-mrcnn generate shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0]
+mrcnn generate shapes --out DIR [--train 1000 --val 100 --size 128 --seed 0 --depth]
 mrcnn generate bins --out DIR [--train 600 --val 100 --size 480 640 --seed 0 --processes 1]
 mrcnn generate coco300 --coco DIR --out DIR
 """
@@ -29,6 +29,8 @@ class Shapes:
     size: int = 128
     """Width and height of an image in pixels."""
     seed: int = 0
+    depth: bool = False
+    """Write depth too. Pictures then have haze, from which it can be told; masks stay the same."""
 
 
 @dataclass(frozen=True)

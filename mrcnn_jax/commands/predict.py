@@ -2,9 +2,9 @@
 
     mrcnn predict image.jpg folder/ --workdir runs/a --out out/ [--checkpoint best] [--weights ema]
 
-Writes out/detections.json (COCO results, with file names) and one overlay per image, and prints
-what was converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit
-status is 2; the others are done.
+Writes out/detections.json (COCO results, with file names, and with a depth head the distance of
+each object) and one overlay per image, and prints what was converted to 8-bit RGB or passed over. A
+file that cannot be read is named, and the exit status is 2; the others are done.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Arguments(OfWeights):
     """The folder of the results."""
     min_score: float = 0.5
     """Lowest score of the detections drawn (detections.json has them all)."""
+    depth_maps: bool = False
+    """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
+    0 where it is unknown."""
 
 
 def run(arguments: Arguments) -> None:
@@ -51,12 +54,14 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.inference import api
     from mrcnn_jax.inference.inputs import image_files, read_image
     from mrcnn_jax.output import whole_file
-    from mrcnn_jax.pixels.encode import write_image
+    from mrcnn_jax.pixels.encode import write_depth, write_image
     from mrcnn_jax.runs.run import make_folder
 
     report, out = Report(), arguments.out
     files = image_files(arguments.paths, report)
     model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
+    if arguments.depth_maps and model.run.config.model.depth_head.kind == "none":
+        raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
     make_folder(out)
     count = failed = 0
     # It gets its name when it is whole.
@@ -69,7 +74,8 @@ def run(arguments: Arguments) -> None:
                 tqdm.write(f"error: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            found = model.predict(image, rle=True).coco_results(number)
+            seen = model.predict(image, rle=True)
+            found = seen.coco_results(number)
             for result in found:
                 results.write(",\n" if count else "")
                 results.write(json.dumps({"file_name": str(file), **result}))
@@ -77,7 +83,10 @@ def run(arguments: Arguments) -> None:
             results.flush()
             drawn = [result for result in found if result["score"] >= arguments.min_score]
             overlay = draw_instances(image, drawn, model.class_names)
-            write_image(out / _overlay_name(number, file, report), overlay)
+            name = _overlay_name(number, file, report)
+            write_image(out / f"{name}.png", overlay)
+            if arguments.depth_maps:
+                write_depth(out / f"{name}_depth.png", seen.depth_map)
         results.write("]\n")
     for line in report.lines()[1:]:
         print(line)
@@ -90,14 +99,14 @@ def run(arguments: Arguments) -> None:
 
 
 def _overlay_name(number: int, file: Path, report: Report) -> str:
-    """The number keeps files of one name in two folders apart."""
+    """Without suffix; the number keeps files of one name in two folders apart."""
     from mrcnn_jax.data.report import Reason
 
     start, end = f"{number:05d}_", ".png"
     stem = file.stem.encode(errors="surrogateescape")
     room = LONGEST - len(start) - len(end)
     if len(stem) <= room:
-        return f"{start}{file.stem}{end}"
-    name = f"{start}{stem[:room].decode(errors='ignore')}{end}"
-    report.add(Reason.SHORTENED, name)
+        return f"{start}{file.stem}"
+    name = f"{start}{stem[:room].decode(errors='ignore')}"
+    report.add(Reason.SHORTENED, f"{name}.png")
     return name

@@ -305,8 +305,8 @@ class Config:
     validate_every_epochs: int = field(default=1, metadata=RUNTIME)
     """Epochs between two computations of the losses on the validation images."""
     evaluate_every_epochs: int = field(default=0, metadata=RUNTIME)
-    """Epochs between two evaluations of COCO AP on the validation images, each with a checkpoint,
-    in stages that train masks; 0: never."""
+    """Epochs between two evaluations of COCO AP (and depth) on the validation images, each with a
+    checkpoint, in stages that train masks or depth; 0: never."""
     deterministic: bool = field(default=False, metadata=RUNTIME)
     """GPU: ask the compiler (xla_gpu_deterministic_ops) for programs that give the same bits each
     time, and do not choose kernels by timing. The cost is not measured yet; expect much, since

@@ -9,6 +9,12 @@ Properties of every image (tests/datasets/test_shapes.py):
   class, annotated as one.
 - It is a pure function of (seed, split, index): the same seed gives the same bytes, and splits
   share no random stream.
+
+With depth, the same shapes stand at the same places, each a plane of its own, slightly tilted, that
+is nearer than all that it covers; the background is a floor behind them. The cue is haze: a colour
+keeps exp(-metres / HAZE_METRES) of its difference from HAZE. Haze alone cannot tell a pale object
+that is near from a vivid one that is far, so one channel of every object's colour is about 0: what
+is seen in it is haze (the dark channel of He et al. 2009).
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from jaxtyping import Bool, Float, UInt8
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.output import write_file
-from mrcnn_jax.pixels.encode import write_image
+from mrcnn_jax.pixels.encode import write_depth, write_image
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
 
@@ -42,6 +48,10 @@ PERIOD, EMPTY_AT, CROWD_AT = 33, 7, 19
 SUPERSAMPLING = 8
 ATTEMPTS = 20  # to place an object before giving up
 CONTRAST = 60.0  # distance in RGB (0..255) of an object's colours from the background's
+
+# Metres. The floor's are at the top and the bottom of the image.
+NEAR, FAR, FLOOR = 1.0, 5.5, (8.0, 6.0)
+HAZE, HAZE_METRES = (200.0, 208.0, 216.0), 6.0
 
 Split = Literal["train", "val"]
 
@@ -171,34 +181,86 @@ def _background(
     return lined + 5 * rng.standard_normal((size, size, 3), np.float32), [first, second]
 
 
+def _deep(colour: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
+    """The colour without its grey: its darkest channel is 0."""
+    return colour - colour.min()
+
+
+def hazed(
+    colours: Float[np.ndarray, "h w 3"], metres: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w 3"]:
+    """RGB, 0..255, as it is seen from that far."""
+    haze = np.array(HAZE, np.float32)
+    return haze + (colours - haze) * np.exp(-metres / HAZE_METRES)[..., None]
+
+
+def _floor(size: int) -> Float[np.ndarray, "s s"]:
+    """The background's metres."""
+    rows = np.linspace(*FLOOR, size, dtype=np.float32)
+    return np.repeat(rows[:, None], size, axis=1)
+
+
+def _plane(
+    rng: np.random.Generator,
+    limits: Float[np.ndarray, " 2"],
+    outline: Float[np.ndarray, "points 2"],
+    size: int,
+) -> Float[np.ndarray, "s s"]:
+    """Metres of a plane that stays within `limits` over the outline, tilted to a random side."""
+    centre = (outline.min(0) + outline.max(0)) / 2
+    radius = np.linalg.norm(outline - centre, axis=1).max() + 1
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:size, 0:size] + 0.5
+    along = (x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)
+    return (limits.mean() + np.ptp(limits) / 2 * along / radius).astype(np.float32)
+
+
 def draw_image(
-    seed: int, split: Split, index: int, size: int
-) -> tuple[UInt8[np.ndarray, "s s 3"], list[Drawn]]:
+    seed: int, split: Split, index: int, size: int, *, depth: bool = False
+) -> tuple[UInt8[np.ndarray, "s s 3"], list[Drawn], Float[np.ndarray, "s s"]]:
     """Draws an image of the data set.
 
     Args:
         seed, split, index: determine the image.
         size: of its sides, in pixels.
+        depth: draw the haze, from which depth can be told; the objects stay the same.
 
     Returns:
-        RGB pixels, and the annotations in drawing order: later ones cover earlier ones.
+        RGB pixels; the annotations in drawing order: later ones cover earlier ones; and the metres
+        of each pixel, those of the object that owns it.
     """
-    rng = np.random.default_rng((seed, ("train", "val").index(split), index))
+    key = seed, ("train", "val").index(split), index
+    rng, depth_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
     picture, colours = _background(rng, size)
+    metres = _floor(size)
+    if depth:
+        picture = hazed(picture, metres)
+    # Disjoint ranges of depth, from far to near. A crowd, drawn first, takes the farthest.
+    ranges = np.sort(depth_rng.uniform(NEAR, FAR, 2 * MAX_OBJECTS + 2))[::-1].reshape(-1, 2)
     drawn: list[Drawn] = []
 
-    def paint(coverage: Float[np.ndarray, "s s"], first: np.ndarray, second: np.ndarray) -> None:
+    def paint(
+        coverage: Float[np.ndarray, "s s"],
+        plane: Float[np.ndarray, "s s"],
+        first: np.ndarray,
+        second: np.ndarray,
+    ) -> None:
         inside = coverage > 0
         window = np.ix_(inside.any(1), inside.any(0))
         below, weight = picture[window], coverage[window][..., None]
         height, width = below.shape[:2]
         fill = texture(rng, height, width, first, second)
         fill = fill + 4 * rng.standard_normal(below.shape, np.float32)
+        if depth:
+            fill = hazed(fill, plane[window])
+        np.copyto(metres, plane, where=coverage >= 0.5)
         picture[window] = below + (fill - below) * weight
 
     def palette() -> tuple[np.ndarray, np.ndarray]:
         first = _colour(rng, colours)
         second = np.clip(first + rng.uniform(-70, 70, 3), 0, 255)
+        if depth:
+            first, second = _deep(first), _deep(second)
         far = min(float(np.linalg.norm(second - colour)) for colour in colours) >= CONTRAST
         return first, second if far else first
 
@@ -210,12 +272,12 @@ def draw_image(
             outline = _outline(rng, label, rng.uniform(5, 10)) + centre
             outline = outline + rng.uniform(-spread, spread, 2)
             coverage = _on_canvas(*_coverage(outline), size)
-            paint(coverage, *palette())
+            paint(coverage, np.full_like(metres, ranges[0].mean()), *palette())
             region |= coverage >= 0.5
         drawn.append(Drawn(label, region, int(region.sum()), iscrowd=True))
 
     wanted = 0 if index % PERIOD == EMPTY_AT else int(rng.integers(1, MAX_OBJECTS + 1))
-    for _ in range(wanted):
+    for number in np.sort(depth_rng.permutation(MAX_OBJECTS)[:wanted]) + 1:
         for _ in range(ATTEMPTS):
             label = int(rng.integers(1, len(CLASSES) + 1))
             outline = _outline(rng, label, rng.uniform(*SHORT_SIDE))
@@ -228,9 +290,9 @@ def draw_image(
             after.append(Drawn(label, mine, int((patch >= 0.5).sum())))
             if all(d.within_bounds() for d in after):
                 drawn = after
-                paint(coverage, *palette())
+                paint(coverage, _plane(depth_rng, ranges[number], outline, size), *palette())
                 break
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8), drawn
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8), drawn, metres
 
 
 def _annotation(drawn: Drawn, annotation_id: int, image_id: int) -> dict[str, Any]:
@@ -240,7 +302,9 @@ def _annotation(drawn: Drawn, annotation_id: int, image_id: int) -> dict[str, An
     ) | {"visible_share": round(drawn.visible_share, 4)}
 
 
-def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int = 0) -> None:
+def write_shapes(
+    out: Path, *, train: int, val: int, size: int = 128, seed: int = 0, depth: bool = False
+) -> None:
     """Writes the data set's folder and prints one line about it.
 
     Args:
@@ -249,6 +313,8 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
         train, val: number of images.
         size: of the sides of an image, in pixels.
         seed: the same seed gives the same bytes.
+        depth: write depth/*.png too, 16-bit PNGs in millimetres that `depth_file` of each image
+            names; the pictures then have haze, and the annotations stay the same.
 
     Raises:
         ConfigError: `size` is too small for the objects.
@@ -256,19 +322,28 @@ def write_shapes(out: Path, *, train: int, val: int, size: int = 128, seed: int 
     """
     if size < 128:
         raise ConfigError(f"size: {size}: must be at least 128 px")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    (out / "annotations").mkdir(exist_ok=True)
+    for name in ("images", "annotations", *(["depth"] if depth else [])):
+        (out / name).mkdir(parents=True, exist_ok=True)
     seen: Counter[str] = Counter()
     image_id = annotation_id = 0
     for split, count in (("train", train), ("val", val)):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(count):
-            picture, drawn = draw_image(seed, split, index, size)  # type: ignore[arg-type]
+            picture, drawn, metres = draw_image(
+                seed,
+                split,  # type: ignore[arg-type]
+                index,
+                size,
+                depth=depth,
+            )
             image_id += 1
             name = f"{split}_{index:05d}.png"
             write_image(out / "images" / name, picture)
             images.append({"id": image_id, "file_name": name, "height": size, "width": size})
+            if depth:
+                write_depth(out / "depth" / name, metres)
+                images[-1]["depth_file"] = f"../depth/{name}"
             for item in drawn:
                 annotation_id += 1
                 annotations.append(_annotation(item, annotation_id, image_id))

@@ -182,7 +182,8 @@ def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """Format the figures of `evaluate` as aligned lines, in percent; "-" if undefined."""
+    """Format the AP and AR of `evaluate` as aligned lines, in percent; "-" if undefined."""
+    metrics = {key: value for key, value in metrics.items() if key.split("/")[0] in NAMES}
     kinds = [(kind, name) for kind, name in NAMES.items() if f"{kind}/AP" in metrics]
     classes = list(dict.fromkeys(key.split("/", 2)[2] for key in metrics if key.count("/") >= 2))
     own = dict.fromkeys(key.split("/")[1] for key in metrics if key.count("/") == 1)

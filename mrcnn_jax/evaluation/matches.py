@@ -75,6 +75,21 @@ def matches_at_half(evaluation: COCOeval) -> dict[int, Match]:
     return matches
 
 
+def matched_pairs(evaluation: COCOeval) -> list[tuple[int, int]]:
+    """Which detection found which object.
+
+    Args:
+        evaluation: of masks or boxes (`average_precision.judge`).
+
+    Returns:
+        (detection id, annotation id) of all pairs of one class at an IoU of .5, of all sizes and as
+        many detections as count, without crowds and other ignored objects. The ids are those of
+        `evaluation`: places in the order given to `judge`, from 1.
+    """
+    matches = matches_at_half(evaluation).items()
+    return [(number, match.annotation) for number, match in matches if match.annotation is not None]
+
+
 def entries(evaluation: COCOeval) -> list[dict[str, Any]]:
     """pycocotools' matches for each image and class with an object or a detection, of all sizes."""
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,8 +48,9 @@ def draw_instances(
     instances: Sequence[Mapping[str, Any]],
     class_names: Mapping[int, str],
     size: tuple[int, int] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Image:
-    """Draw objects over an image: tinted and outlined masks, boxes, and labels with scores.
+    """Draw objects over an image: tinted and outlined masks, boxes, and labels.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -58,6 +60,8 @@ def draw_instances(
         class_names: category id -> name.
         size: (height, width) to draw at; by default the image's own, enlarged to a short side of
             SHORT_SIDE but a long side of at most ENLARGED_LONG_SIDE.
+        labels: a text for each object; by default its class and, of results, the score and the
+            `depth` in metres if it is known.
 
     Returns:
         A new image.
@@ -75,19 +79,34 @@ def draw_instances(
     for i in order:
         x, y, width, height = instances[i]["bbox"]
         rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
-    labels: list[_Label] = []
+    placed: list[_Label] = []
     for i in reversed(order):
-        instance = instances[i]
-        text = class_names[instance["category_id"]]
-        if instance.get("iscrowd"):
-            text += " (crowd)"
-        if "score" in instance:
-            text += f" {instance['score']:.2f}"
-        corner = round(instance["bbox"][0] * scale[0]), round(instance["bbox"][1] * scale[1])
-        labels.append(_placed_label(canvas, text, corner, colors[i], labels))
-    for label in reversed(labels):  # where they overlap after all, the best is legible
+        text = labels[i] if labels else _text(instances[i], class_names)
+        x, y = instances[i]["bbox"][:2]
+        corner = round(x * scale[0]), round(y * scale[1])
+        placed.append(_placed_label(canvas, text, corner, colors[i], placed))
+    for label in reversed(placed):  # where they overlap after all, the best is legible
         _draw_label(canvas, label)
     return canvas
+
+
+def class_label(instance: Mapping[str, Any], class_names: Mapping[int, str]) -> str:
+    """The name of an object's class; of a crowd it says that too."""
+    return class_names[instance["category_id"]] + (" (crowd)" if instance.get("iscrowd") else "")
+
+
+def distance_label(metres: float | None) -> str:
+    """A depth behind a blank, to end a label with; nothing if it is unknown."""
+    return "" if metres is None or not math.isfinite(metres) else f" {metres:.2f} m"
+
+
+def _text(instance: Mapping[str, Any], class_names: Mapping[int, str]) -> str:
+    text = class_label(instance, class_names)
+    if "score" in instance:
+        text += f" {instance['score']:.2f}"
+        # Of results alone: in a user's annotations, a field of that name may mean anything.
+        text += distance_label(instance.get("depth"))
+    return text
 
 
 def draw_proposals(

@@ -17,17 +17,17 @@ class Panel(NamedTuple):
     """Curves that share a pair of axes."""
 
     title: str
-    quantity: Literal["loss", "recall", "AP"]
+    quantity: Literal["loss", "recall", "AP", "depth"]
     curves: dict[str, Curve]  # by label; none is empty
 
 
 def stage_panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
-    """Choose a panel for each loss, one for the recall of the proposals and one for the AP.
+    """Choose a panel for each loss, one for the recall of the proposals, for AP and for depth.
 
     Args:
         rows: those of `runs.metrics.read_metrics`. Keys other than `loss/<name>`,
-            `recall@<limit>[/<size>]`, `bbox/AP` and `segm/AP` are not shown. Where rows of one
-            split repeat a step, the last one counts.
+            `recall@<limit>[/<size>]`, `bbox/AP`, `segm/AP`, `depth/AbsRel` and `depth/delta1` are
+            not shown. Where rows of one split repeat a step, the last one counts.
 
     Returns:
         Stage -> panels, in the order of the rows, for the stages that have any.
@@ -66,6 +66,16 @@ def stage_panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
                 (("boxes", val, "bbox/AP"), ("masks", val, "segm/AP")),
             )
         )
+        panels.append(
+            _panel(
+                "depth of pixels (validation)",
+                "depth",
+                (
+                    ("mean relative error", val, "depth/AbsRel"),
+                    ("share within 25 %", val, "depth/delta1"),
+                ),
+            )
+        )
         shown = [panel for panel in panels if panel.curves]
         if shown:
             found[stage] = shown
@@ -74,7 +84,7 @@ def stage_panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
 
 def _panel(
     title: str,
-    quantity: Literal["loss", "recall", "AP"],
+    quantity: Literal["loss", "recall", "AP", "depth"],
     lines: Iterable[tuple[str, Mapping[int, Row], str]],
 ) -> Panel:
     """A panel of (label, rows by step, name of the value), without the lines that have no point."""

@@ -127,10 +127,11 @@ def proposals(
 def detections(run: Run, split: Split, indices: Sequence[int]) -> list[list[dict[str, Any]]]:
     """COCO results of each image."""
     predictor = Predictor(run)
-    found = zip(indices, predict_split(predictor, split, _one_by_one(split, indices)), strict=True)
+    batches = predict_split(predictor, split, _one_by_one(split, indices))
     return [
-        predictor.results(batch, prediction, [split.dataset.images[i].id])
-        for i, (batch, prediction) in found
+        found.coco_results(split.dataset.images[i].id)
+        for i, (batch, prediction) in zip(indices, batches, strict=True)
+        for _, found in predictor.found(batch, prediction)
     ]
 
 

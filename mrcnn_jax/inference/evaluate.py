@@ -1,4 +1,4 @@
-"""The figures of a run on a data set's split: COCO's AP and the recall of its proposals."""
+"""The figures of a run on a split: COCO's AP, recall of its proposals, errors of its depth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Evaluation:
     """The metrics of a run, and all that they were computed from."""
 
     metrics: dict[str, float]
-    """Those of `coco_figures` and `proposal_recall`."""
+    """Those of `coco_figures`, `proposal_recall` and, where there is depth, `DepthComparison`."""
     results: list[dict[str, Any]]
     """COCO results, those of categories that the split does not have included."""
     proposals: Proposals
@@ -92,7 +92,7 @@ def evaluate(
     # The detections in an image do not depend on its batch: each device gets a batch of its own.
     devices = 1 if mesh is None else mesh.size
     plan = plan_once(split, config.data.eval_batch_size * devices, limit)
-    results, proposals = results_of_split(predictor, split, plan)
+    results, proposals, depth = results_of_split(predictor, split, plan)
     if not parallel.is_first():
         return None
     indices = sorted(proposals)
@@ -102,6 +102,7 @@ def evaluate(
     counted = [result for result in results if result["category_id"] in categories]
     matches = judge(ground_truth, counted)
     metrics = coco_figures(matches)
+    metrics |= depth.figures(list(zip(indices, seen.images, strict=True)), counted, matches["segm"])
     if boundary:
         metrics |= coco_figures(judge(ground_truth, counted, iou_types=("boundary",)))
     truths = [

@@ -21,7 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_jax.pixels.geometry import check_image, in_image, paste_region, resize, resize_plan
+from mrcnn_jax.pixels.geometry import (
+    check_image,
+    depth_in_image,
+    in_image,
+    paste_region,
+    resize,
+    resize_plan,
+)
 
 
 def load(path: Any) -> ExportedModel:
@@ -80,6 +87,9 @@ class ExportedModel:
                 class_names: list of N names.
                 scores: float32 [N], probabilities.
                 masks: bool [N, H, W].
+            If the network has a depth head:
+                depths: float32 [N], metres from the camera (median over the mask).
+                depth_map: float32 [H, W], metres of each pixel, NaN where it is unknown.
 
         Raises:
             ValueError: the image is not uint8 RGB.
@@ -101,7 +111,19 @@ class ExportedModel:
             mask[y : y + region.shape[0], x : x + region.shape[1]] = region
         labels = found["labels"][kept]
         categories = [self.meta["categories"][label - 1] for label in labels.tolist()]
-        return {
+        depth = {}
+        if "depth" in found:
+            of_canvas = found["depth"].ndim == 2
+            depth["depth_map"], depth["depths"] = depth_in_image(
+                found["depth"] if of_canvas else found["depth"][kept],
+                found["masks"][kept],
+                boxes,
+                scale,
+                size,
+                stride=self.meta["depth_stride"],
+                style=self.meta["paste"],
+            )
+        return depth | {
             "boxes": clipped,
             "labels": labels,
             "category_ids": [number for number, _ in categories],

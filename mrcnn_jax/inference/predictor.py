@@ -15,14 +15,15 @@ from tqdm import tqdm
 from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows
-from mrcnn_jax.inference.results import Detections, coco_results, image_detections
+from mrcnn_jax.data.loader import PlannedBatch, Split, depth_of, load, own_rows
+from mrcnn_jax.inference.depth_comparison import DepthComparison
+from mrcnn_jax.inference.results import Detections, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.pixels.transforms import resize_image, resize_plan
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
-from mrcnn_jax.structures import Batch, Instances, blank_batch
+from mrcnn_jax.structures import DEPTH_STRIDE, Batch, Instances, blank_batch
 
 Proposals = dict[int, tuple[np.ndarray, np.ndarray]]
 """Image index -> boxes (x1, y1, x2, y2) in original pixels, and their scores."""
@@ -64,27 +65,27 @@ class Predictor:
         placed = parallel.place_rows(batch, self.mesh)
         return parallel.rows_to_host(self._apply(self.variables, placed), self.mesh)
 
-    def results(
-        self, batch: Batch, prediction: Prediction, image_ids: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """Convert a batch's detections to COCO results (`inference.results.coco_results`)."""
-        return coco_results(
-            prediction.detections,
-            scales=batch.scales,
-            original_sizes=batch.original_sizes,
-            image_ids=image_ids,
-            categories=self.run.meta.categories,
-            images_valid=batch.valid,
-            paste=self.run.config.model.mask_head.paste,
-        )
+    def found(self, batch: Batch, prediction: Prediction) -> Iterator[tuple[int, Detections]]:
+        """Convert the detections of a batch: (row of a valid image, `Detections` with RLEs)."""
+        for row in np.flatnonzero(batch.valid).tolist():
+            here = jax.tree.map(operator.itemgetter(row), prediction)
+            height, width = batch.original_sizes[row].tolist()
+            found, scale = here.detections, batch.scales[row]
+            yield row, self.in_image(found, scale, (height, width), depth=here.depth)
 
     def detections(
         self, image: UInt8[np.ndarray, "h w 3"], *, min_score: float = 0.0
     ) -> Detections:
         """Detect the objects in one image; masks are RLEs."""
         batch = batch_of_one(image, self.run.config.data)
-        found = jax.tree.map(lambda field: field[0], self(batch).detections)
-        return self.in_image(found, batch.scales[0], image.shape[:2], min_score=min_score)
+        here = jax.tree.map(operator.itemgetter(0), self(batch))
+        return self.in_image(
+            here.detections,
+            batch.scales[0],
+            image.shape[:2],
+            depth=here.depth,
+            min_score=min_score,
+        )
 
     def in_image(
         self,
@@ -92,6 +93,8 @@ class Predictor:
         scale: Float32[np.ndarray, " 2"],
         size: tuple[int, int],
         *,
+        depth: np.ndarray | None = None,
+        stride: int = DEPTH_STRIDE,
         min_score: float = 0.0,
     ) -> Detections:
         """Call `image_detections` with the run's classes and way of pasting masks."""
@@ -101,18 +104,22 @@ class Predictor:
             size=size,
             categories=self.run.meta.categories,
             paste=self.run.config.model.mask_head.paste,
+            depth=depth,
+            stride=stride,
             min_score=min_score,
         )
 
 
 def results_of_split(
     predictor: Predictor, split: Split, plan: Sequence[PlannedBatch]
-) -> tuple[list[dict[str, Any]], Proposals]:
+) -> tuple[list[dict[str, Any]], Proposals, DepthComparison]:
     """Predict the images of a plan; every process calls this and gets the results of all of them.
 
     Returns:
-        COCO results in the order of the plan's images, and the proposals on each image.
+        COCO results in the order of the plan's images, the proposals on each image, and predicted
+        depth beside the data set's, where both are there.
     """
+    data, depth = predictor.run.config.data, DepthComparison()
     results: list[dict[str, Any]] = []
     proposals: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, boxes, scores
     total = sum(i >= 0 for planned in own_rows(plan, predictor.mesh) for i in planned.indices)
@@ -120,20 +127,28 @@ def results_of_split(
         total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()
     ) as bar:
         for batch, prediction in predict_split(predictor, split, plan):
-            ids = [split.dataset.images[i].id for i in batch.indices]
-            results += predictor.results(batch, prediction, ids)
-            for i in np.flatnonzero(batch.valid):
-                found = jax.tree.map(operator.itemgetter(i), prediction.proposals)
-                found = jax.tree.map(operator.itemgetter(found.valid), found)
-                boxes = boxes_to_image(found.boxes, batch.scales[i])
-                proposals.append((int(batch.indices[i]), boxes, found.scores))
+            for row, found in predictor.found(batch, prediction):
+                index = int(batch.indices[row])
+                image = split.dataset.images[index]
+                results += found.coco_results(image.id)
+                if found.depth_map is not None:
+                    depth.add(index, image, found.depth_map, depth_of(split, index, data))
+                seen = jax.tree.map(operator.itemgetter(row), prediction.proposals)
+                seen = jax.tree.map(operator.itemgetter(seen.valid), seen)
+                proposals.append(
+                    (index, boxes_to_image(seen.boxes, batch.scales[row]), seen.scores)
+                )
             bar.update(int(batch.valid.sum()))
-    parts = parallel.gather((results, proposals))
+    parts = parallel.gather((results, proposals, depth.packed()))
     order = [i for planned in plan for i in planned.indices if i >= 0]
     rank = {split.dataset.images[i].id: n for n, i in enumerate(order)}
-    gathered = (result for part, _ in parts for result in part)
+    gathered = (result for part, *_ in parts for result in part)
     results = sorted(gathered, key=lambda result: rank[result["image_id"]])
-    return results, {index: (boxes, scores) for _, part in parts for index, boxes, scores in part}
+    together = {index: (boxes, scores) for _, part, _ in parts for index, boxes, scores in part}
+    whole = DepthComparison()
+    for *_, part in parts:
+        whole.merge(part)
+    return results, together, whole
 
 
 def predict_split(

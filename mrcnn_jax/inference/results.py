@@ -1,7 +1,8 @@
-"""Detections on a canvas -> detections in the original image, and COCO results."""
+"""Detections on a canvas -> detections in the original image -> COCO results."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
-from mrcnn_jax.pixels.geometry import in_image
+from mrcnn_jax.pixels.geometry import depth_in_image, in_image
 from mrcnn_jax.pixels.rle import PasteStyle, encoded, paste_rle
-from mrcnn_jax.structures import Instances
+from mrcnn_jax.structures import DEPTH_STRIDE, Instances
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,13 @@ class Detections:
 
     None: the network has no mask head.
     """
+    depths: Float32[np.ndarray, " n"] | None = None
+    """Metres from the camera: the median of the depth map over each mask; NaN if it has no pixel.
+
+    None: the network has no depth head.
+    """
+    depth_map: Float32[np.ndarray, "h w"] | None = None
+    """Metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere."""
     path: Path | None = None
     """The file that was read, if any."""
 
@@ -48,7 +56,7 @@ class Detections:
         Returns:
             For each detection a dict: image_id, category_id, bbox ([x, y, width, height] in pixels
             of the original image), score, and, if there are masks, segmentation (compressed RLE of
-            the original image's size).
+            the original image's size), and, if there is depth, depth (metres, or None).
         """
         rles = encoded(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
         results: list[dict[str, Any]] = []
@@ -61,6 +69,9 @@ class Detections:
             }
             if rles is not None:
                 result["segmentation"] = rles[row]
+            if self.depths is not None:
+                depth = float(self.depths[row])
+                result["depth"] = depth if math.isfinite(depth) else None
             results.append(result)
         return results
 
@@ -72,6 +83,8 @@ def image_detections(
     size: tuple[int, int],
     categories: Sequence[tuple[int, str]],
     paste: PasteStyle,
+    depth: Float32[np.ndarray, "h4 w4"] | Float32[np.ndarray, "n m m"] | None = None,
+    stride: int = DEPTH_STRIDE,
     min_score: float = 0.0,
 ) -> Detections:
     """Convert the valid detections on a canvas to those in its image, with masks as RLEs.
@@ -83,6 +96,8 @@ def image_detections(
         size: (height, width) of the original image.
         categories: (COCO id, name) of label 1, 2, ..., K.
         paste: how masks become pixels (`pixels.geometry.paste_region`).
+        depth: metres, of the canvas or of the cells of each box (`Prediction.depth`).
+        stride: canvas pixels between the cells of a depth map.
         min_score: detections below it are left out.
     """
     assert found.scores is not None
@@ -93,7 +108,13 @@ def image_detections(
     assert found.scores is not None
     boxes, clipped = in_image(found.boxes, scale, size)
     numbers = found.labels.tolist()
-    masks = None
+    masks = depths = depth_map = None
+    if depth is not None:
+        assert found.masks is not None
+        depth = depth if depth.ndim == 2 else depth[kept]
+        depth_map, depths = depth_in_image(
+            depth, found.masks, boxes, scale, size, stride=stride, style=paste
+        )
     if found.masks is not None:
         pairs = zip(found.masks, boxes, strict=True)
         masks = tuple(paste_rle(mask, box, size, paste) for mask, box in pairs)
@@ -105,39 +126,6 @@ def image_detections(
         class_names=tuple(categories[label - 1][1] for label in numbers),
         scores=found.scores,
         masks=masks,
+        depths=depths,
+        depth_map=depth_map,
     )
-
-
-def coco_results(
-    detections: Instances,
-    *,
-    scales: Float32[np.ndarray, "b 2"],
-    original_sizes: Int32[np.ndarray, "b 2"],
-    image_ids: Sequence[int],
-    categories: Sequence[tuple[int, str]],
-    images_valid: Bool[np.ndarray, " b"],
-    paste: PasteStyle,
-) -> list[dict[str, Any]]:
-    """Convert the detections of a batch to COCO results.
-
-    Args:
-        detections: as in `image_detections`, with a batch axis.
-        scales: (y, x) of each image.
-        original_sizes: (height, width) of each image on disk.
-        image_ids: COCO id of each image; not read where an image is invalid.
-        categories: (COCO id, name) of label 1, 2, ..., K.
-        images_valid: False for images that only fill up the batch.
-        paste: how masks become pixels (`pixels.geometry.paste_region`).
-
-    Returns:
-        `Detections.coco_results` of the valid images.
-    """
-    results: list[dict[str, Any]] = []
-    for image in np.flatnonzero(images_valid).tolist():
-        found = jax.tree.map(lambda field: field[image], detections)  # noqa: B023
-        height, width = original_sizes[image].tolist()
-        here = image_detections(
-            found, scale=scales[image], size=(height, width), categories=categories, paste=paste
-        )
-        results += here.coco_results(image_ids[image])
-    return results

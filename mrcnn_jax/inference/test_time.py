@@ -18,15 +18,16 @@ from mrcnn_jax.inference.predictor import Predictor, batch_of_one
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Pyramid
 from mrcnn_jax.ops.nms import multiclass_nms
-from mrcnn_jax.pixels.geometry import boxes_to_canvas, boxes_to_image
+from mrcnn_jax.pixels.geometry import boxes_to_canvas, boxes_to_image, depth_map
 from mrcnn_jax.runtime import compile_options
-from mrcnn_jax.structures import Batch, Instances
+from mrcnn_jax.structures import DEPTH_STRIDE, Batch, Instances
 
 
 class View(NamedTuple):
-    """An image on a canvas, mirrored or not, with its features on the device."""
+    """An image on a canvas, mirrored or not, with its features and depth map on the device."""
 
     features: Pyramid
+    depth: Float32[np.ndarray, "h4 w4"] | None  # of a dense depth head
     scale: Float32[np.ndarray, " 2"]  # (y, x)
     mirrored_width: int | None  # of the original image, if it was mirrored
 
@@ -50,7 +51,7 @@ class MergedViews:
 
     The boxes of all views go through one per-class NMS, which keeps the best of each object with
     its score. Then every view predicts masks for the boxes that are left, and their probabilities
-    are averaged. The features of all views stay on the device until then.
+    are averaged, as is their depth. The features of all views stay on the device until then.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -88,21 +89,30 @@ class MergedViews:
             for mirrored in (False, True)[: 1 + flip]:
                 pixels = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
                 batch = batch_of_one(pixels, scaled(run.config.data, scale))
-                features, seen = self._detect(variables, batch)
-                views.append(View(features, batch.scales[0], image.shape[1] if mirrored else None))
+                features, depth, seen = self._detect(variables, batch)
+                width = image.shape[1] if mirrored else None
+                views.append(View(features, depth, batch.scales[0], width))
                 seen = jax.tree.map(lambda field: field[0], jax.device_get(seen))
                 found.append(seen.replace(boxes=views[-1].to_image(seen.boxes)))
         together = jax.tree.map(lambda *fields: np.concatenate(fields), *found)
         merged = jax.device_get(self._merge(together))
-        masks = []
+        masks, depths = [], []
         for view in views:
-            boxes = view.to_canvas(merged.boxes)
-            here = self._masks(variables, view.features, boxes, merged.labels, merged.valid)
-            masks.append(np.asarray(here)[..., :: 1 if view.mirrored_width is None else -1])
+            boxes, step = view.to_canvas(merged.boxes), 1 if view.mirrored_width is None else -1
+            here, depth = self._masks(variables, view.features, boxes, merged.labels, merged.valid)
+            masks.append(np.asarray(here)[..., ::step])
+            if view.depth is not None:
+                depth = depth_map(
+                    np.asarray(view.depth), view.scale, image.shape[:2], stride=DEPTH_STRIDE
+                )
+            if depth is not None:
+                depths.append(np.asarray(depth)[..., ::step])
         return self._predictor.in_image(
             merged.replace(masks=np.mean(masks, axis=0)),
             np.ones(2, np.float32),
             image.shape[:2],
+            depth=np.mean(depths, axis=0) if depths else None,
+            stride=1,
             min_score=min_score,
         )
 
@@ -120,9 +130,11 @@ def scaled(data: DataConfig, scale: float) -> DataConfig:
     )
 
 
-def _detect(model: MaskRCNN, batch: Batch) -> tuple[Pyramid, Instances]:
+def _detect(model: MaskRCNN, batch: Batch) -> tuple[Pyramid, Array | None, Instances]:
     features = model.features(batch)
-    return features, model.detections(features, model.proposals(features, batch), batch)
+    found = model.detections(features, model.proposals(features, batch), batch)
+    dense = model.config.depth_head.kind == "dense"
+    return features, jnp.exp(model.log_depth(features, batch))[0] if dense else None, found
 
 
 def _masks(
@@ -131,8 +143,12 @@ def _masks(
     boxes: Float[Array, "n 4"],
     labels: Int32[Array, " n"],
     valid: Bool[Array, " n"],
-) -> Float[Array, "n m m"]:
-    return model.instance_masks(features, boxes[None], labels[None], valid[None])[0]
+) -> tuple[Float[Array, "n m m"], Float[Array, "n m m"] | None]:
+    """The masks of boxes, and the depth of their cells if it is of boxes."""
+    masks = model.instance_masks(features, boxes[None], labels[None], valid[None])[0]
+    if model.config.depth_head.kind != "roi":
+        return masks, None
+    return masks, jnp.exp(model.box_log_depth(features, boxes[None], valid[None]))[0]
 
 
 def _merge(found: Instances, config: ModelConfig) -> Instances:

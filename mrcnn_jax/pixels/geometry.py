@@ -197,3 +197,69 @@ def _bilinear_weights(low: float, high: float, cells: int, length: int) -> tuple
     places = (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5  # in cells
     weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(cells)))
     return first, weights.astype(np.float32)
+
+
+# -- depth into the image --------------------------------------------------------------------------
+
+
+def depth_in_image(
+    depth: np.ndarray,
+    masks: np.ndarray,
+    boxes: np.ndarray,
+    scale: Any,
+    size: tuple[int, int],
+    *,
+    stride: int,
+    style: str = "exact",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes predicted depth from the canvas to the image and its N objects.
+
+    Args:
+        depth: metres: float32 [h, w], a map of the canvas, or [N, M, M], of the cells of each box.
+        masks: float32 [N, M, M], probabilities inside the boxes.
+        boxes: (x1, y1, x2, y2) in pixels of the image, not clipped, best first.
+        scale: (y, x); canvas = image pixels * scale.
+        size: (height, width) of the image.
+        stride: canvas pixels between the cells of a map.
+        style: how masks are pasted, see `paste`.
+
+    Returns:
+        float32 [height, width], metres of each pixel, interpolated bilinearly (from boxes: inside
+        the masks, the better object's where two overlap; NaN elsewhere), and float32 [N], the
+        median over each object's mask, NaN where that has no pixel.
+    """
+    of_canvas = depth.ndim == 2
+    whole = depth_map(depth, scale, size, stride=stride) if of_canvas else np.full(size, np.nan)
+    whole = whole.astype(np.float32)
+    medians = np.full(len(boxes), np.nan, np.float32)
+    for row in reversed(range(len(boxes))):
+        region, (y, x) = paste_region(masks[row], boxes[row], size, style)
+        here = whole[y : y + region.shape[0], x : x + region.shape[1]]
+        if not of_canvas:
+            weighted, ones = (
+                paste(cells, boxes[row], size, style)[0]
+                for cells in (depth[row], np.ones_like(depth[row]))
+            )
+            # Zeros are beyond the border: without their share, the border's cells extend.
+            here[region] = (weighted / np.where(ones > 0, ones, 1))[region]
+        if region.any():
+            medians[row] = np.median(here[region])
+    return whole, medians
+
+
+def depth_map(depth: np.ndarray, scale: Any, size: tuple[int, int], *, stride: int) -> np.ndarray:
+    """Interpolates a map of the canvas bilinearly at the centres of the image's pixels.
+
+    The image's outermost cells extend to its border. Arguments and result as of `depth_in_image`.
+    """
+    for axis in (0, 1):
+        length = size[axis]
+        cells = min(-(-round(length * float(scale[axis])) // stride), depth.shape[axis])
+        places = (np.arange(length) + 0.5) * (float(scale[axis]) / stride) - 0.5
+        places = np.clip(places, 0, cells - 1)
+        low = np.floor(places).astype(np.intp)
+        share = (places - low).astype(np.float32)
+        low, high = np.take(depth, low, axis), np.take(depth, np.minimum(low + 1, cells - 1), axis)
+        share = share[:, None] if axis == 0 else share
+        depth = low + (high - low) * share
+    return depth

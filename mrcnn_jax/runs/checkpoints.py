@@ -196,10 +196,13 @@ class Checkpoints:
         return load_config_json(path) if path.exists() else None
 
     def best(self) -> Meta | None:
-        """Find the intact checkpoint of highest mask AP (the first of equals), if any has one."""
+        """Find the intact checkpoint of highest mask AP, if any has one.
+
+        It is the last of equals: a stage that trains the depth head alone does not change the AP.
+        """
         measured = [meta for meta in self._metas("skipped") if meta.mask_ap is not None]
-        ranked = sorted(measured, key=_mask_ap, reverse=True)
-        return next((meta for meta in ranked if _intact(self.folder / meta.name)), None)
+        ranked = sorted(measured, key=_mask_ap)
+        return next((meta for meta in ranked[::-1] if _intact(self.folder / meta.name)), None)
 
     def refuse_damaged_log(self, meta: Meta, name: str) -> None:
         """Raise ConfigError if a log of the run has changed since an intact checkpoint was saved.
@@ -290,9 +293,8 @@ class Checkpoints:
         past = [meta for meta in metas if meta.order <= newest.order]
         stages = {meta.stage: meta for meta in past if meta.stage_complete}  # the last one of each
         between = [meta for meta in past if not meta.stage_complete][-self.keep :]
-        best = max(
-            (meta for meta in past if meta.mask_ap is not None), key=_mask_ap, default=newest
-        )
+        measured = [meta for meta in past if meta.mask_ap is not None]
+        best = max(measured[::-1], key=_mask_ap, default=newest)
         for meta in metas:
             if meta not in (*stages.values(), *between, best):
                 manifest.remove(self.folder / meta.name)

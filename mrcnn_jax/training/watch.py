@@ -33,9 +33,9 @@ from mrcnn_jax.training.optimizer import learning_rate
 from mrcnn_jax.training.profiler import Profiler
 from mrcnn_jax.training.replay import FailedStep, write_failed
 
-_AP = {
-    f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in ("AP", "AP50", "AP75")
-}  # reported
+# Reported of an evaluation during training.
+_FIGURES = {f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in ("AP", "AP50", "AP75")}
+_FIGURES |= {"depth/AbsRel", "depth/delta1"}
 
 
 class TrainingError(Failure):
@@ -117,9 +117,9 @@ class Watch:
         return as_text(losses, 3)
 
     def is_evaluated(self, progress: Progress) -> bool:
-        """Whether AP is measured at this end of an epoch."""
+        """Whether AP and depth are measured at this end of an epoch."""
         config, stage = self.run.config, self.run.config.stages[progress.stage_index]
-        every = config.evaluate_every_epochs if "mask" in stage.losses else 0
+        every = config.evaluate_every_epochs if {"mask", "depth"} & set(stage.losses) else 0
         epoch = progress.step // self.run.steps_per_epoch
         return every > 0 and (epoch == stage.epochs or epoch % every == 0)
 
@@ -144,7 +144,7 @@ class Watch:
         return values
 
     def _evaluate(self, progress: Progress, variables: Variables) -> dict[str, float]:
-        """COCO AP on the validation images; {} for all processes but the first."""
+        """AP and depth on the validation images; {} for all processes but the first."""
         run, split = self.run, self.run.val_split
         if self._predictor is None:
             self._predictor = Predictor(Run(run.config, self.meta(progress), {}), run.mesh)
@@ -156,7 +156,7 @@ class Watch:
         except RuntimeError as error:
             raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
         figures = {} if found is None else found.metrics
-        return {name: value for name, value in figures.items() if name in _AP}
+        return {name: value for name, value in figures.items() if name in _FIGURES}
 
     def meta(self, progress: Progress, *, complete: bool = False) -> Meta:
         """The description of a checkpoint of the run as it stands."""

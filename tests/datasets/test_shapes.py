@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -85,7 +87,7 @@ def test_visible_share_is_of_the_whole_shape(folder: Path, monkeypatch: pytest.M
     excess = []
     for index in range(20):
         drawn_patches.clear()
-        _, drawn = shapes.draw_image(1, "train", index, 128)
+        _, drawn, _ = shapes.draw_image(1, "train", index, 128)
         assert len(drawn) == len(written[index])
         for item, annotation in zip(drawn, written[index], strict=True):
             if item.iscrowd:
@@ -138,6 +140,16 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         assert content != (tmp_path / "c" / file).read_bytes(), file
 
 
+def test_data_sets_of_a_seed_stay_what_they_were(folder: Path) -> None:
+    """What was measured on them, with `write_shapes` of 2026-11: the annotations to the byte."""
+    content = (folder / "annotations" / "instances_val.json").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == (
+        "b880a388151173eae451f271e44e90c0db3668c29e59bc5e4553bca205d2ac5d"
+    )
+    pixels = [cv2.imread(str(path)) for path in sorted((folder / "images").glob("val_*"))]
+    assert np.mean(pixels) == pytest.approx(133.434, abs=0.01)
+
+
 def test_splits_share_nothing(folder: Path) -> None:
     contents = [p.read_bytes() for p in (folder / "images").iterdir()]
     assert len(set(contents)) == len(contents) == 140
@@ -175,3 +187,117 @@ def test_a_full_disk_ends_it_in_a_line(
         assert err.endswith(": No space left on device\n")
         assert not list(tmp_path.rglob("*.part"))
     assert not (tmp_path / "annotations" / "instances_val.json").exists()
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `folder`, with depth."""
+    path = tmp_path_factory.mktemp("depth")
+    shapes.write_shapes(path, train=40, val=3, seed=1, depth=True)
+    return path
+
+
+def _metres(folder: Path, image: dict) -> np.ndarray:
+    found = cv2.imread(str(folder / "images" / image["depth_file"]), cv2.IMREAD_UNCHANGED)
+    assert found.dtype == np.uint16
+    return found / 1000
+
+
+def test_depth_leaves_the_objects_as_they_are(folder: Path, deep: Path) -> None:
+    with_depth, without = _content(deep, "train"), _content(folder, "train")
+    count = len(with_depth["annotations"])
+    assert count > 100
+    assert with_depth["annotations"] == without["annotations"][:count]
+    assert with_depth["categories"] == without["categories"]
+    for image, plain in zip(with_depth["images"], without["images"], strict=False):
+        name = image.pop("depth_file")
+        assert name == f"../depth/{image['file_name']}"
+        assert image == plain
+        assert "depth_file" not in plain
+    assert not (folder / "depth").exists()
+
+
+def test_depth_is_a_plane_for_each_object_before_the_floor(deep: Path) -> None:
+    content = _content(deep, "train")
+    objects = _by_image(content)
+    y, x = np.mgrid[0:128, 0:128]
+    spread, slopes = [], []
+    for image in content["images"]:
+        metres, free = _metres(deep, image), np.ones((128, 128), bool)
+        for a in objects[image["id"]]:
+            mask = rle_ops.decode(a["segmentation"]) > 0
+            free &= ~mask
+            here = metres[mask]
+            assert 1 <= here.min() <= here.max() <= 5.5
+            terms = np.stack([x[mask], y[mask], np.ones(mask.sum())], axis=1)
+            plane = np.linalg.lstsq(terms, here, rcond=None)[0]
+            np.testing.assert_allclose(terms @ plane, here, atol=0.001)  # rounded to millimetres
+            spread.append(np.median(here))
+            slopes.append(np.ptp(here))
+            assert not a["iscrowd"] or np.ptp(here) == 0
+        floor = np.linspace(8, 6, 128)[:, None] * np.ones(128)
+        np.testing.assert_allclose(metres[free], floor[free], atol=0.001)
+    assert np.quantile(spread, 0.1) < 2
+    assert np.quantile(spread, 0.9) > 4
+    assert 0.02 < np.median(slopes) < 0.5
+
+
+def test_what_covers_is_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of objects, where their whole outlines overlap: also what is hidden in the end."""
+    whole: list[tuple[np.ndarray, np.ndarray]] = []
+    plane = shapes._plane
+
+    def spy(rng: np.random.Generator, limits: np.ndarray, outline: np.ndarray, size: int) -> Any:
+        found = plane(rng, limits, outline, size)
+        whole.append((shapes._on_canvas(*shapes._coverage(outline), size) >= 0.5, found))
+        return found
+
+    monkeypatch.setattr(shapes, "_plane", spy)
+    pairs = 0
+    for index in range(30):
+        whole.clear()
+        _, drawn, metres = shapes.draw_image(1, "train", index, 128, depth=True)
+        objects = [item for item in drawn if not item.iscrowd]
+        assert len(objects) == len(whole)
+        for number, (mask, near) in enumerate(whole):
+            visible = objects[number].visible
+            np.testing.assert_array_equal(metres[visible], near[visible])
+            for below, far in whole[:number]:
+                overlap = mask & below
+                assert (near[overlap] < far[overlap]).all()
+                pairs += bool(overlap.any())
+            for crowd in drawn[:1] if drawn and drawn[0].iscrowd else []:
+                assert near[mask].max() < metres[crowd.visible].min()
+    assert pairs > 50
+
+
+def test_the_depth_file_is_what_was_drawn(deep: Path) -> None:
+    for index, image in enumerate(_content(deep, "val")["images"]):
+        picture, _, metres = shapes.draw_image(1, "val", index, 128, depth=True)
+        np.testing.assert_allclose(_metres(deep, image), metres, atol=0.000501)
+        pixels = cv2.imread(str(deep / "images" / image["file_name"]))[..., ::-1]
+        np.testing.assert_array_equal(pixels, picture)
+
+
+def test_depth_can_be_told_from_the_haze(deep: Path) -> None:
+    """By the haze's own formula, from the darkest channel inside each object; and the farther, the
+    closer to its colour."""
+    haze, content = np.array([200.0, 208.0, 216.0]), _content(deep, "train")
+    told, true, difference = [], [], []
+    objects = _by_image(content)
+    for image in content["images"]:
+        pixels = cv2.imread(str(deep / "images" / image["file_name"]))[..., ::-1]
+        metres = _metres(deep, image)
+        for a in objects[image["id"]]:
+            inside = cv2.erode(rle_ops.decode(a["segmentation"]), np.ones((3, 3))) > 0
+            if a["iscrowd"] or not inside.any():
+                continue
+            share = np.percentile((pixels[inside] / haze).min(axis=-1), 20)
+            told.append(-6 * np.log(1 - share))
+            true.append(np.median(metres[inside]))
+            difference.append(np.linalg.norm(pixels[inside] - haze, axis=-1).mean())
+    true, told = np.array(true), np.array(told)
+    assert np.mean(np.abs(told - true) / true) < 0.06
+    assert np.mean(np.abs(np.median(true) - true) / true) > 0.3
+    near, middle, far = np.array_split(np.array(difference)[np.argsort(true)], 3)
+    assert near.mean() > 1.15 * middle.mean() > 1.3 * far.mean()

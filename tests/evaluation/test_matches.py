@@ -9,7 +9,7 @@ import pytest
 from report_cases import NAMES, SIZE, case, instance, judged
 
 from mrcnn_jax.evaluation.average_precision import judge
-from mrcnn_jax.evaluation.matches import image_qualities
+from mrcnn_jax.evaluation.matches import image_qualities, matched_pairs
 
 TRUTH, RESULTS = case()
 
@@ -83,3 +83,15 @@ def test_quality_of_images_in_plain_loops() -> None:
         )
     assert sorted(qualities.values()) == list(qualities.values())
     assert 14 not in qualities
+
+
+def test_matched_pairs_by_hand_and_in_plain_loops() -> None:
+    """A score too low for a picture still counts; crowds and what finds an object taken do not."""
+    assert matched_pairs(judge(*_handmade())["segm"]) == [(1, 1), (3, 2), (4, 3)]
+    expected = [
+        (number, 1 + [a is answer.annotation for a in TRUTH["annotations"]].index(True))
+        for number, answer in enumerate(judged(TRUTH, RESULTS), start=1)
+        if answer.annotation is not None
+    ]
+    assert len(expected) > 20
+    assert matched_pairs(judge(TRUTH, RESULTS)["segm"]) == expected

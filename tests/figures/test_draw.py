@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.figures import draw
 from mrcnn_jax.figures.draw import (
     CROWD,
     MISSED,
@@ -49,6 +50,39 @@ def test_mask_box_and_label_are_where_the_object_is() -> None:
     outside[175:325, 95:255] = False
     assert not outside.any()
     assert (GREY == 100).all()
+
+
+def test_labels_say_class_score_and_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distance of results alone: an annotation's `depth` is the user's own."""
+    written: list[str] = []
+    place = draw._placed_label
+
+    def keep(canvas: Any, text: str, *rest: Any) -> Any:
+        written.append(text)
+        return place(canvas, text, *rest)
+
+    monkeypatch.setattr(draw, "_placed_label", keep)
+    annotation = {key: value for key, value in OBJECT.items() if key != "score"}
+    objects = [
+        {**OBJECT, "depth": 0.8249},
+        {**OBJECT, "score": 0.8, "depth": float("nan")},
+        {**OBJECT, "score": 0.7, "depth": None},
+        {**OBJECT, "score": 0.6, "depth": np.float32(12)},
+        {**annotation, "depth": "third layer"},
+        {**annotation, "iscrowd": 1, "depth": 3},
+    ]
+    draw_instances(GREY, objects, NAMES)
+    assert sorted(written) == [
+        "nucleus",
+        "nucleus (crowd)",
+        "nucleus 0.60 12.00 m",
+        "nucleus 0.70",
+        "nucleus 0.80",
+        "nucleus 0.90 0.82 m",
+    ]
+    written.clear()
+    draw_instances(GREY, objects[:2], NAMES, labels=["near", "far"])
+    assert written == ["near", "far"]  # the best first
 
 
 def test_every_object_has_its_colour_and_crowds_are_grey() -> None:

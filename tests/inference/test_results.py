@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
+import pytest
+from ops.test_points import bilinear_loop
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.inference.results import coco_results
-from mrcnn_jax.pixels.rle import PasteStyle, paste_rle
+from mrcnn_jax.inference.results import Detections, image_detections
+from mrcnn_jax.pixels.rle import PasteStyle, decoded, paste_rle
 from mrcnn_jax.structures import Instances
 
 SCALES = np.array([[2.0, 2.5], [1.0, 1.0], [np.nan, np.nan]], np.float32)
@@ -29,16 +32,21 @@ def _detections(masks: bool = True) -> Instances:
     )
 
 
-def _results(masks: bool = True, paste: PasteStyle = "exact") -> list[dict]:
-    return coco_results(
-        _detections(masks),
-        scales=SCALES,
-        original_sizes=SIZES,
-        image_ids=[101, 0, -1],
-        categories=[(7, "a"), (90, "b"), (11, "c")],
-        images_valid=np.array([True, True, False]),
-        paste=paste,
+CATEGORIES = [(7, "a"), (90, "b"), (11, "c")]
+
+
+def _found(detections: Instances, image: int, paste: PasteStyle = "exact") -> Detections:
+    here = jax.tree.map(lambda field: field[image], detections)
+    height, width = SIZES[image].tolist()
+    return image_detections(
+        here, scale=SCALES[image], size=(height, width), categories=CATEGORIES, paste=paste
     )
+
+
+def _results(masks: bool = True, paste: PasteStyle = "exact") -> list[dict]:
+    detections = _detections(masks)
+    first, second = (_found(detections, image, paste) for image in (0, 1))
+    return first.coco_results(101) + second.coco_results(0)
 
 
 def test_ids_boxes_and_scores_are_those_of_the_original_image() -> None:
@@ -80,15 +88,7 @@ def test_a_clipped_box_does_not_move_its_mask() -> None:
         28, 0
     )  # half of it is the object: right of the box's middle
     detections.masks[0, 1] = mask
-    result = coco_results(
-        detections,
-        scales=SCALES,
-        original_sizes=SIZES,
-        image_ids=[1, 2, 3],
-        categories=[(1, "a"), (2, "b"), (3, "c")],
-        images_valid=np.array([1, 0, 0], bool),
-        paste="exact",
-    )[1]
+    result = _found(detections, 0).coco_results()[1]
     assert result["segmentation"] == paste_rle(mask, np.array([-2, 15, 32, 25]), (20, 30))
     assert not coco_mask.decode(result["segmentation"])[:, :14].any()  # the middle of -2..32 is 15
 
@@ -98,14 +98,69 @@ def test_results_go_through_json() -> None:
     assert json.loads(json.dumps(results)) == results
 
 
-def test_no_valid_image_gives_no_result() -> None:
-    none = coco_results(
-        _detections(),
-        scales=SCALES,
-        original_sizes=SIZES,
-        image_ids=[1, 2, 3],
-        categories=[(1, "a"), (2, "b"), (3, "c")],
-        images_valid=np.zeros(3, bool),
+def test_depth_of_a_map_is_the_median_under_each_mask() -> None:
+    """Of a plane, interpolated between the cells' centres, in a loop over pixels."""
+    rng = np.random.default_rng(0)
+    detections = jax.tree.map(lambda field: field[0], _detections())
+    detections = detections.replace(masks=rng.random((2, 28, 28)).astype(np.float32))
+    detections.masks[1] = 0  # an object without a pixel
+    cells = rng.uniform(1, 5, (13, 21)).astype(np.float32)
+    image = cells[:10, :19]  # 20 x 30 pixels by (2, 2.5) in cells of 4: ten and 19 of them
+    cells[10:], cells[:, 19:] = np.nan, np.nan
+    found = image_detections(
+        detections,
+        scale=SCALES[0],
+        size=(20, 30),
+        categories=CATEGORIES,
         paste="exact",
+        depth=cells,
     )
-    assert none == []
+    for y, x in np.ndindex(20, 30):
+        assert found.depth_map[y, x] == pytest.approx(
+            bilinear_loop(image, (x + 0.5) * 2.5 / 4, (y + 0.5) * 2 / 4), rel=1e-5
+        )
+    masks = decoded(found.masks, (20, 30))
+    assert found.depths[0] == np.median(found.depth_map[masks[0]])
+    assert np.isnan(found.depths[1])
+    results = json.loads(json.dumps(found.coco_results()))
+    assert [result["depth"] for result in results] == [pytest.approx(float(found.depths[0])), None]
+
+
+def test_depth_of_boxes_is_inside_the_masks_alone_and_follows_their_scores() -> None:
+    detections = jax.tree.map(lambda field: field[0], _detections())
+    detections.boxes[1] = (30, 16, 75, 40)  # original: x 12..30, y 8..20; they overlap
+    depth = np.stack([np.full((28, 28), 2.0), np.full((28, 28), 3.0)]).astype(np.float32)
+    depth[1, :, 14:] = 5
+    found = image_detections(
+        detections,
+        scale=SCALES[0],
+        size=(20, 30),
+        categories=CATEGORIES,
+        paste="exact",
+        depth=depth,
+    )
+    first, second = decoded(found.masks, (20, 30))
+    assert (first & second).any()
+    assert (found.depth_map[first] == 2).all()  # the better one
+    np.testing.assert_allclose(found.depth_map[second & ~first].min(), 3)
+    np.testing.assert_allclose(found.depth_map[second & ~first].max(), 5)
+    assert np.isnan(found.depth_map[~(first | second)]).all()
+    assert found.depths[0] == 2
+    assert 3 < found.depths[1] < 5
+    only = image_detections(
+        detections,
+        scale=SCALES[0],
+        size=(20, 30),
+        categories=CATEGORIES,
+        paste="exact",
+        depth=depth,
+        min_score=0.6,
+    )
+    assert only.depths.tolist() == [2]
+
+
+def test_without_a_depth_head_nothing_speaks_of_depth() -> None:
+    found = _found(_detections(), 0)
+    assert found.depths is None
+    assert found.depth_map is None
+    assert all("depth" not in result for result in found.coco_results())

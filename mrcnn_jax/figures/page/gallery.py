@@ -54,7 +54,10 @@ def gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: int
             match = matches[detection["id"]]
             taken = None if match.annotation is None else order[match.annotation]
             score = float(detection["score"])
-            detections.append({**shape, "score": score, "match": taken, "ignored": match.ignored})
+            shape |= {"score": score, "match": taken, "ignored": match.ignored}
+            if detection.get("depth") is not None:
+                shape["depth"] = round(detection["depth"], 3)  # metres
+            detections.append(shape)
         shown.append(
             {
                 "name": str(evaluation.cocoGt.imgs[number].get("file_name", number)),

@@ -291,7 +291,7 @@ function showImage() {
   overlay(byId("truth"), image, objects, (one) => (one.crowd ? "ignored" : one.found ? "match" : "no-match"),
     (one) => className(one.class) + (one.crowd ? " (crowd)" : ""));
   overlay(byId("found"), image, [...detections].reverse(), (one) => (one.ignored ? "ignored" : one.match === null ? "no-match" : "match"),
-    (one) => `${className(one.class)} ${decimal(one.score)}`);
+    (one) => `${className(one.class)} ${decimal(one.score)}${one.depth ? ` ${decimal(one.depth)} m` : ""}`);
   const current = strip.children[state.place];
   if (strip.contains(document.activeElement)) current.focus({ preventScroll: true });
   strip.scrollLeft = current.offsetLeft - (strip.clientWidth - current.offsetWidth) / 2;
