@@ -1,7 +1,7 @@
 """Check a COCO-format data set, its images included, before training on it.
 
     mrcnn check --annotations x.json --images dir/ [--config FILE] [--json] [--strict]
-    [--contact-sheet FILE.png]
+    [--contact-sheet FILE.png] [--depth DIR]
 
 Prints what is kept, dropped, clipped and repaired, with the reason and the first ten ids of each,
 and what a recipe depends on: objects by class and size, the largest count in an image, canvases,
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.files import data_root, load_config_file
 from mrcnn_jax.config.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Arguments:
     """The annotation file."""
     images: Path
     """The folder that its file names are relative to."""
+    depth: Path | None = None
+    """A folder with depth maps of the images' names; by default the config's data.train_depth or
+    data.val_depth, if `annotations` is its file, or what the file's "depth_file" fields say."""
+    depth_scale: float | None = None
+    """Value of a depth map's 16-bit PNG for a metre; by default the config's data.depth_scale."""
     config: Path | None = None
     """A config file whose `data` gives limits, canvases and class names (by default the defaults),
     and whose `model` gives the network's limits."""
@@ -60,9 +65,14 @@ def run(arguments: Arguments) -> None:
     data, model = (config.data, config.model) if config else (DataConfig(), None)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"
     cache = arguments.cache or (Path(data.cache) if data.cache else home)
+    if arguments.depth_scale is not None:
+        data = replace(data, depth_scale=arguments.depth_scale)
+    depth = arguments.depth or depth_folder(data, arguments.annotations)
     found: dict[str, Any] = {"usable": True}
     try:
-        dataset = read_coco(arguments.annotations, arguments.images, data, lost_images=True)
+        dataset = read_coco(
+            arguments.annotations, arguments.images, data, lost_images=True, depth=depth or True
+        )
         note_copies(dataset)
         dataset, _ = check_split(dataset, cache=cache, data=data, keep_empty=data.keep_empty)
         found |= summary(dataset, data, model)
@@ -80,6 +90,16 @@ def run(arguments: Arguments) -> None:
     finally:
         if arguments.as_json:
             print(json.dumps(found))
+
+
+def depth_folder(data: DataConfig, annotations: Path) -> Path | None:
+    """The config's folder of depth maps for an annotation file that is one of the config's."""
+    root = data_root(data) or ""
+    for split in ("train", "val"):
+        file, folder = (getattr(data, f"{split}_{name}") for name in ("annotations", "depth"))
+        if folder is not None and Path(root, file).resolve() == annotations.resolve():
+            return Path(root, folder)
+    return None
 
 
 def refuse_dropped(dataset: CocoDataset) -> None:

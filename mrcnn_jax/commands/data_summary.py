@@ -73,6 +73,7 @@ def summary(
             f"{h} x {w}": used[i] for i, (h, w) in enumerate(data.canvases) if used[i]
         },
         "images_without_objects": counts.count(0),
+        "depth": None if dataset.depth is None else asdict(dataset.depth),
         "caps": [asdict(cap) for cap in caps(dataset, data, model)],
     }
 
@@ -99,5 +100,6 @@ def summary_lines(dataset: CocoDataset, found: dict[str, Any]) -> list[str]:
         f"images by height x width: {listed(found['images_by_size'])}",
         f"images by canvas: {listed(found['images_by_canvas'])}",
         f"images without objects: {found['images_without_objects']}",
+        *([] if dataset.depth is None else [dataset.depth.line(len(dataset.images))]),
         *(Cap(**cap).line() for cap in found["caps"]),
     ]

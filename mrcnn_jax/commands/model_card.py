@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import to_dict
+from mrcnn_jax.config.files import PATHS, to_dict
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.output import printable
@@ -24,10 +24,9 @@ UNKNOWN = "not stated (ask where they came from before you hand this model on)"
 def without_paths(config: Config) -> Config:
     """`config` with names where it has absolute paths, which exist on this machine only."""
     data, default = config.data, DataConfig()
-    fields = ("train_annotations", "train_images", "val_annotations", "val_images")
     names = {
-        name: getattr(default if Path(getattr(data, name)).is_absolute() else data, name)
-        for name in fields
+        name: getattr(default if Path(getattr(data, name) or "").is_absolute() else data, name)
+        for name in PATHS
     }
     init_from = Path(config.init_from).name if config.init_from else None
     return replace(config, data=replace(data, root=None, cache=None, **names), init_from=init_from)

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe, require
-from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.output import write_file
 
 # Folder of the recipes, the configs that come with the project: beside the package in a checkout,
@@ -61,6 +61,25 @@ def load_config_file(path: str | Path) -> Config:
         raise ConfigError(f"{path}: {type(error).__name__}: {text}") from None
 
 
+# Fields of `DataConfig` that name a file or folder of the data set.
+PATHS = (
+    "train_annotations",
+    "train_images",
+    "val_annotations",
+    "val_images",
+    "train_depth",
+    "val_depth",
+)
+
+
+def data_root(data: DataConfig) -> str | None:
+    """The folder that relative names of a data set are relative to; None if nothing says which."""
+    shared = os.environ.get("MRCNN_DATA")
+    if data.root is None and shared and data.folder:
+        return str(Path(shared, data.folder))
+    return data.root
+
+
 def resolve_paths(config: Config) -> Config:
     """Returns `config` with every file name absolute.
 
@@ -69,11 +88,11 @@ def resolve_paths(config: Config) -> Config:
     """
     shared = os.environ.get("MRCNN_DATA")
     data = config.data
-    root = data.root
-    if root is None and shared and data.folder:
-        root = str(Path(shared, data.folder))
+    root = data_root(data)
     names: dict[str, Any] = {}
-    for name in ("train_annotations", "train_images", "val_annotations", "val_images"):
+    for name in PATHS:
+        if getattr(data, name) is None:
+            continue
         value = Path(getattr(data, name))
         require(
             root is not None or value.is_absolute(),

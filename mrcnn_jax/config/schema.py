@@ -7,6 +7,7 @@ defines `get_config() -> Config`, and any field can be overridden on the command
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,6 +38,9 @@ class AugmentConfig:
     copy_paste: float = 0.0
     """Probability that objects of another training image are pasted in (Ghiasi et al. 2021). That
     image is flipped and scaled independently; each object with a mask is taken with chance 0.5."""
+    depth_follows_scale: bool = False
+    """Divide metres by the factor that `scale` drew: an object that looks twice as large counts as
+    half as far away, as one camera would see it. Off: depth maps keep their metres."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "brightness", "contrast", "saturation", "hue", "copy_paste"):
@@ -57,7 +61,7 @@ class DataConfig:
     folder: str = ""
     """Name of the data set's folder under $MRCNN_DATA; used if `root` is not given."""
     root: str | None = field(default=None, metadata=RUNTIME)
-    """Folder of the data set: relative names of the next four are relative to it."""
+    """Folder of the data set: relative names of its files and folders are relative to it."""
     train_annotations: str = "annotations/instances_train.json"
     """COCO file of the training images."""
     train_images: str = "images"
@@ -66,6 +70,18 @@ class DataConfig:
     """COCO file of the validation images."""
     val_images: str = "images"
     """Folder of the validation images."""
+    train_depth: str | None = None
+    """Folder with the depth maps of the training images: the image's name with .png or .npy for its
+    suffix. None: each image's "depth_file" in the COCO file names its map, relative to the folder
+    of the images. Maps are read for a network with a depth head (model.depth_head)."""
+    val_depth: str | None = None
+    """The same for the validation images."""
+    depth_scale: float = 1000.0
+    """Value of a depth map's 16-bit PNG for a metre: 1000 for millimetres, 8000 for SUN RGB-D, 256
+    for KITTI. Files .npy hold metres."""
+    depth_range: tuple[float, float] = (0.02, 100.0)
+    """Least and largest depth in metres; what is nearer or farther is unknown, like 0, negative
+    values, NaN and infinity."""
     cache: str | None = field(default=None, metadata=RUNTIME)
     """Folder for the prepared data sets; None: <workdir>/data."""
     short_side: int = 800
@@ -124,6 +140,11 @@ class DataConfig:
         require_at_least(1, self, "data.", "batch_size", "eval_batch_size", "threads")
         require_at_least(0, self, "data.", "workers")
         require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold: must be in 0..1")
+        require(0 < self.depth_scale < math.inf, "data.depth_scale: must be positive and finite")
+        require(
+            0 < self.depth_range[0] < self.depth_range[1] < math.inf,
+            "data.depth_range: must be (least, largest) metres with 0 < least < largest",
+        )
         # pycocotools counts fifths of a pixel in 32 bits.
         require(1 <= self.max_pixels <= 200_000_000, "data.max_pixels: must be in 1..200000000")
 
@@ -315,6 +336,12 @@ class Config:
                 "depth" not in stage.losses or self.model.depth_head.kind != "none",
                 f"stages.{stage.name}.losses: depth needs model.depth_head.kind dense or roi",
             )
+        head = self.model.depth_head.kind
+        require(
+            self.data.augment.copy_paste == 0 or head == "none",
+            f"data.augment.copy_paste: must be 0 with model.depth_head.kind {head}: the depth of "
+            "pasted objects is not that of the scene",
+        )
         require_at_least(1, self, "", "save_every_steps", "keep_checkpoints")
         require_at_least(1, self, "", "validate_every_epochs")
         require_at_least(0, self, "", "seed", "skip_non_finite", "evaluate_every_epochs")

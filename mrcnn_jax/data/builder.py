@@ -22,7 +22,8 @@ from etils import epath
 from tqdm import tqdm
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.images import VERSION, writing
+from mrcnn_jax.data.cache import writing
+from mrcnn_jax.data.images import VERSION
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.output import part_folder
 
@@ -38,18 +39,19 @@ class RandomAccess(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def make_record(image: ImageRecord, encoded: bytes) -> dict[str, Any]:
+def make_record(image: ImageRecord, encoded: bytes, depth: bytes = b"") -> dict[str, Any]:
     """The stored form of an image.
 
     Args:
         image: the checked image.
         encoded: the bytes of its file.
+        depth: those of its depth map, if it has one.
 
     Returns:
-        `image` (the bytes), `upright` (turn the pixels as EXIF says), `image_id`, `file_name` and
-        `objects`, a list of `annotation_id`, `label` (1..K), `box` float32 (x1, y1, x2, y2) in
-        original pixels, `iscrowd`, `counts` (compressed RLE, "" without a mask). Read back, texts
-        are bytes and `objects` is a dict of arrays.
+        `image` and `depth` (the bytes), `upright` (turn the pixels as EXIF says), `image_id`,
+        `file_name` and `objects`, a list of `annotation_id`, `label` (1..K), `box` float32 (x1, y1,
+        x2, y2) in original pixels, `iscrowd`, `counts` (compressed RLE, "" without a mask). Read
+        back, texts are bytes and `objects` is a dict of arrays.
     """
     objects = [
         {
@@ -63,6 +65,7 @@ def make_record(image: ImageRecord, encoded: bytes) -> dict[str, Any]:
     ]
     return {
         "image": encoded,
+        "depth": depth,
         "upright": image.upright,
         "image_id": image.id,
         "file_name": image.file_name,
@@ -76,6 +79,7 @@ def _features() -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
+            "depth": tfds.features.Text(),  # bytes
             "upright": np.bool_,
             "image_id": np.int64,
             "file_name": tfds.features.Text(),
@@ -113,7 +117,8 @@ class CocoBuilder(tfds.core.GeneratorBasedBuilder):
         images, folder = self._dataset.images, self._dataset.images_dir
         shown = tqdm(images, desc="building", unit="img", disable=None, leave=False)
         for index, image in enumerate(shown):
-            yield index, make_record(image, (folder / image.file_name).read_bytes())
+            depth = b"" if image.depth_file is None else (folder / image.depth_file).read_bytes()
+            yield index, make_record(image, (folder / image.file_name).read_bytes(), depth)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The whole check of a data set: every image is decoded once, and the result is cached.
 
 The data set's folder in the cache is named by a hash of the annotation file, the names, sizes and
-times of the images, and VERSION, so that nothing stale is ever read. It holds `images.json`,
-written here, and the records that `builder` writes.
+times of the images and depth maps, and VERSION, so that nothing stale is ever read. It holds
+`images.json`, written here, what `depth_files` found, and the records that `builder` writes.
 
 EXIF orientation. A file does not say whether its annotations refer to the stored pixels or to the
 picture after the turn that EXIF asks for. If only one of the two has the annotated size, it is
@@ -12,28 +12,23 @@ decides. If none tells, images are turned: most annotation tools show pictures a
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.cache import each, keep, kept
+from mrcnn_jax.data.depth_files import check_depth
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.output import remove_abandoned, write_file
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
-VERSION = "1.2.0"  # of the checks and the records: raise it whenever they change
+VERSION = "1.3.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"
 
 # By (the image is turned, its size tells).
@@ -43,10 +38,6 @@ TURN_REASONS = {
     (False, True): Reason.NOT_TURNED,
     (False, False): Reason.NOT_TURNED_BY_VOTE,
 }
-
-_UNWRITABLE = tuple(
-    map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
-)
 
 T = TypeVar("T")
 Kinds = dict[int, Kind | str]  # by image id; a text says why an image cannot be decoded
@@ -68,7 +59,7 @@ def check_split(
         data set in `cache`. (`CocoDataset.refuse_lost_images` says whether too many are lost.)
 
     Raises:
-        ConfigError: as of `check_images`, or no image is left.
+        ConfigError: as of `check_images` and `check_depth`, or no image is left.
     """
     dataset = replace(dataset, report=copy.deepcopy(dataset.report))
     if not keep_empty:
@@ -77,6 +68,7 @@ def check_split(
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(i for i in dataset.images if i.id not in empty)
     dataset, folder = check_images(dataset, cache, data)
+    dataset = check_depth(dataset, folder, data)
     for image in dataset.images:
         crowds = sum(record.iscrowd for record in image.objects)
         for count, limit, field in (
@@ -108,45 +100,23 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
     if left:
         _refuse_by_header(dataset, left, data)
         found = {i.id: kind for i, kind in _each(dataset, left, _kind, data, "checking images")}
-        with writing(folder):
-            kept = {
-                number: astuple(kind)
-                for number, kind in (kinds | found).items()
-                if isinstance(kind, Kind)
-            }
-            text = json.dumps(kept)
-            # A flipped bit would turn an image, or refuse it.
-            write_file(folder / FILE, json.dumps({"sha256": _digest(text), "images": text}))
         kinds |= found
+        decoded = {n: astuple(kind) for n, kind in kinds.items() if isinstance(kind, Kind)}
+        keep(folder / FILE, decoded)
     return _applied(dataset, kinds), folder
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Makes a folder of the cache to write in; ConfigError, with the file's name, if that fails.
-
-    What builds that were killed have left there is removed.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder)
-        yield
-    except OSError as error:
-        raise ConfigError(f"{error.filename or folder}: {error.strerror or error}") from None
-    except RuntimeError as error:  # array_record's, from C++
-        reason = next((text for text in _UNWRITABLE if text in str(error)), None)
-        if reason is None:
-            raise
-        raise ConfigError(f"{folder}: {reason}") from None
-
-
 def _key(dataset: CocoDataset) -> str:
-    files = []
-    for image in dataset.images:
-        stat = (dataset.images_dir / image.file_name).stat()
-        files.append((image.file_name, stat.st_size, stat.st_mtime_ns))
+    def files(names: Iterable[str]) -> list[tuple[str, int, int]]:
+        stats = ((name, (dataset.images_dir / name).stat()) for name in names)
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
     digest = hashlib.sha256(dataset.annotations_path.read_bytes())
-    digest.update(json.dumps([VERSION, files]).encode())
+    images = files(image.file_name for image in dataset.images)
+    digest.update(json.dumps([VERSION, images]).encode())
+    if dataset.has_depth:
+        maps = files(i.depth_file for i in dataset.images if i.depth_file is not None)
+        digest.update(json.dumps(maps).encode())
     if dataset.matched:  # the records hold labels
         digest.update(json.dumps([astuple(category) for category in dataset.categories]).encode())
     return digest.hexdigest()[:16]
@@ -154,18 +124,7 @@ def _key(dataset: CocoDataset) -> str:
 
 def _kept_kinds(path: Path) -> Kinds:
     """The result of an earlier check; empty if there was none or its file is damaged."""
-    try:
-        kept = json.loads(path.read_text())
-        if kept["sha256"] != _digest(kept["images"]):
-            return {}
-        kinds = json.loads(kept["images"])
-        return {int(number): Kind(*kind) for number, kind in kinds.items()}  # JSON's keys are text
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return {int(number): Kind(*kind) for number, kind in (kept(path) or {}).items()}
 
 
 def _each(
@@ -175,14 +134,12 @@ def _each(
     data: DataConfig,
     what: str,
 ) -> Iterator[tuple[ImageRecord, T]]:
-    """`function` of each image's file, in threads: Pillow decodes without the interpreter lock."""
-    pool = ThreadPoolExecutor(data.threads)
-    try:
-        results = pool.map(lambda i: function(dataset.images_dir / i.file_name, data), images)
-        shown = tqdm(results, desc=what, total=len(images), unit="img", disable=None, leave=False)
-        yield from zip(images, shown, strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """`function` of each image's file."""
+
+    def of_file(image: ImageRecord) -> T:
+        return function(dataset.images_dir / image.file_name, data)
+
+    return each(images, of_file, threads=data.threads, what=what)
 
 
 def _size(path: Path, data: DataConfig) -> tuple[int, int] | None:

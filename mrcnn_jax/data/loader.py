@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -20,12 +21,14 @@ from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.builder import RandomAccess, build
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.augment import Picture, Scene, augmented, plain
 from mrcnn_jax.pixels.decode import decode_image
+from mrcnn_jax.pixels.depth import decode_depth, depth_cells
 from mrcnn_jax.pixels.transforms import Plan, resize_plan
 from mrcnn_jax.structures import Batch, blank_batch
 
@@ -173,8 +176,15 @@ def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterat
     Raises:
         RuntimeError: an image cannot be loaded; names its file.
     """
-    ids, classes = tuple(i.id for i in split.dataset.images), len(split.dataset.categories)
-    images = _Batches(split.source, split.plans, ids, classes, tuple(plan), data)
+    images = _Batches(
+        split.source,
+        split.plans,
+        tuple(image.id for image in split.dataset.images),
+        tuple(image.depth_file is not None for image in split.dataset.images),
+        len(split.dataset.categories),
+        tuple(plan),
+        data,
+    )
     dataset = grain.MapDataset.source(images)
     if data.workers:
         if not flags.FLAGS.is_parsed():
@@ -200,6 +210,7 @@ class _Batches:
     source: RandomAccess
     plans: tuple[Plan, ...]
     image_ids: tuple[int, ...]
+    has_depth: tuple[bool, ...]  # of each image
     num_classes: int
     plan: tuple[PlannedBatch, ...]
     data: DataConfig
@@ -218,6 +229,7 @@ class _Batches:
             ignored=self.data.max_ignored,
             mask_crop=self.data.mask_crop,
             count_lost=bool(keys),
+            depth=any(self.has_depth),
         )
         for row, index in enumerate(planned.indices):
             if index < 0:
@@ -263,6 +275,7 @@ class _Batches:
                 iscrowd=np.asarray(objects["iscrowd"], bool),
                 counts=objects["counts"],
                 resized=self.plans[index].resized,
+                depth=_metres(record, self.data) if self.has_depth[index] else None,
             ), name
         except Exception as error:
             raise RuntimeError(f"{name}: {error}") from error
@@ -292,6 +305,8 @@ class _Batches:
                 truth.masks[row, place] = crop
                 # A mask that covers half of no cell would be an empty target.
                 truth.has_mask[row, place] = crop.max() >= 128
+        if batch.depth is not None and scene.depth is not None:
+            batch.depth[row] = depth_cells(scene.depth, scene.view, batch.images.shape[1:3])
         if batch.lost is not None:
             batch.lost[row] = scene.lost + len(scene.objects) - len(kept)
 
@@ -299,6 +314,40 @@ class _Batches:
         for place, number in enumerate(crowds):
             ignore.boxes[row, place] = scene.crowds[number].on_canvas
             ignore.valid[row, place] = True
+
+
+def depth_of(split: Split, index: int, data: DataConfig) -> Float[np.ndarray, "h w"] | None:
+    """The depth map of an image of a split, in the image's own pixels.
+
+    Args:
+        split: the images.
+        index: of one of them.
+        data: scale, range and limits.
+
+    Returns:
+        float32 metres, 0 where unknown; None if the image has no map.
+
+    Raises:
+        ConfigError: the built data set is damaged.
+    """
+    name = split.dataset.images[index].depth_file
+    if name is None:
+        return None
+    try:
+        return _metres(split.source[index], data)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _metres(record: dict[str, Any], data: DataConfig) -> Float[np.ndarray, "h w"]:
+    if not record["depth"]:  # the file could not be read when this was built
+        raise ValueError("the record has no depth map: delete the data cache")
+    return decode_depth(
+        record["depth"],
+        scale=data.depth_scale,
+        limits=data.depth_range,
+        max_pixels=data.max_pixels,
+    )
 
 
 def _largest(areas: Sequence[float], limit: int) -> Int[np.ndarray, " k"]:

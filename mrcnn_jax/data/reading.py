@@ -12,16 +12,16 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.depth_files import DepthFiles, find_depth
 from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
-from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
+from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord, name_forms
 from mrcnn_jax.data.repair import Dropped, object_record
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import header_size
@@ -35,7 +35,12 @@ INTEGERS = {
 
 
 def read_coco(
-    annotations: Path, images: Path, data: DataConfig, *, lost_images: bool = False
+    annotations: Path,
+    images: Path,
+    data: DataConfig,
+    *,
+    lost_images: bool = False,
+    depth: Path | bool = False,
 ) -> CocoDataset:
     """Reads and checks an annotation file and looks up its images.
 
@@ -43,7 +48,9 @@ def read_coco(
         annotations: the file.
         images: the folder that its file names are relative to.
         data: `class_names` (if any) and `max_pixels` are compared with the file.
-        lost_images: accept that more than 1 % of the images are missing.
+        lost_images: accept that more than 1 % of the images or depth maps are missing.
+        depth: where depth maps are looked up: in this folder, by the names of the images, or as
+            images[].depth_file says (True). False: nowhere.
 
     Returns:
         The data set; its `report` counts what was dropped, clipped and repaired.
@@ -52,7 +59,8 @@ def read_coco(
         ConfigError: not a JSON object, or NaN in it (but for a bbox that a mask replaces); missing
             sections; missing or repeated ids; an unknown category_id; an iscrowd that is neither 0
             nor 1; other class names; an image over the pixel limit; boxes that are not (x, y,
-            width, height) in pixels; no usable image, or too many missing ones.
+            width, height) in pixels; no usable image, or too many missing ones; no such folder of
+            depth maps, or too many missing ones.
     """
     report = Report()
     content = _load(annotations, report)
@@ -67,11 +75,13 @@ def read_coco(
     usable, lost = _usable_images(raw["images"], images, data.max_pixels, annotations, report)
     listed = {image["id"] for image in raw["images"]}
     objects = _objects(raw["annotations"], dataset, usable, listed)
-    dataset = replace(dataset, lost=lost)
+    maps = find_depth(raw["images"], usable, images, depth, report) if depth else DepthFiles()
+    dataset = replace(dataset, lost=lost, listed_depth=maps.listed, lost_depth=maps.lost)
     if not lost_images:
         dataset.refuse_lost_images()
     return dataset.with_images(
-        replace(image, objects=tuple(objects[number])) for number, image in sorted(usable.items())
+        replace(image, objects=tuple(objects[number]), depth_file=maps.names.get(number))
+        for number, image in sorted(usable.items())
     )
 
 
@@ -223,7 +233,7 @@ def _found(folder: Path, name: Any) -> str | None:
         raise Dropped(Reason.NAME)
     forward = name.replace("\\", "/")
     leaves = False
-    for spelling in (name, *_forms(forward)):
+    for spelling in (name, *name_forms(forward)):
         if posixpath.isabs(spelling) or posixpath.normpath(spelling).split("/")[0] == "..":
             leaves = True
         elif os.path.isfile(folder / spelling):  # Path.is_file raises if the name is too long
@@ -231,11 +241,6 @@ def _found(folder: Path, name: Any) -> str | None:
     if posixpath.isabs(forward) or "\\" in name or PureWindowsPath(name).drive:
         return None
     raise Dropped(Reason.NAME if leaves else Reason.MISSING)
-
-
-def _forms(name: str) -> Iterator[str]:
-    """A name as written, and in both Unicode forms that file systems use."""
-    yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
 
 
 class _ByName:
@@ -260,7 +265,7 @@ class _ByName:
         path = PureWindowsPath(name)  # knows both slashes
         parts = [part for part in path.parts if part not in (path.anchor, "..")]
         for start in range(len(parts) - 1):
-            for end in _forms("/".join(parts[start:])):
+            for end in name_forms("/".join(parts[start:])):
                 if os.path.isfile(self.folder / end):
                     return end
         files = self.files.get(unicodedata.normalize("NFC", parts[-1]), []) if parts else []

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.pixels.depth_statistics import DepthSummary
 from mrcnn_jax.pixels.places import RLE, Box
 
 LOST_IMAGES = 0.01  # share of the images that may be missing or unreadable
+
+
+def name_forms(name: str) -> Iterator[str]:
+    """A name as written, and in both Unicode forms that file systems use."""
+    yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class ImageRecord:
     objects: tuple[ObjectRecord, ...]
     upright: bool = False
     """The file's pixels are to be turned as its EXIF orientation says."""
+    depth_file: str | None = None
+    """Its depth map, relative to the image folder; None: there is none, or it is not read."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,22 @@ class CocoDataset:
     """"name (reason)" of each listed image that is missing or cannot be used."""
     matched: bool = False
     """The categories are those of another file, see `matched_to`."""
+    listed_depth: int = 0
+    """How many depth maps were to be read."""
+    lost_depth: tuple[str, ...] = ()
+    """"name (reason)" of each of them that is missing or cannot be used."""
+    depth: DepthSummary | None = None
+    """Of a checked data set; None without depth maps."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the labels 1..K."""
         return tuple(category.name for category in self.categories)
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether any image has a depth map."""
+        return any(image.depth_file is not None for image in self.images)
 
     def category_id(self, label: int) -> int:
         """The file's category id of a label in 1..K; ValueError for any other label."""
@@ -96,8 +116,11 @@ class CocoDataset:
         return replace(self, images=left, report=replace(self.report, kept=kept))
 
     def refuse_lost_images(self) -> None:
-        """`refuse_lost` of this data set's images."""
+        """`refuse_lost` of this data set's images and their depth maps."""
         refuse_lost(self.lost, self.listed, f"{self.annotations_path}")
+        refuse_lost(
+            self.lost_depth, self.listed_depth, f"{self.annotations_path}", what="depth maps"
+        )
 
     def refuse_without_objects(self) -> None:
         """ConfigError, saying why, if there is not one object to train on."""
@@ -204,10 +227,10 @@ def coco_annotation(
     return annotation if segmentation is None else annotation | {"segmentation": segmentation}
 
 
-def refuse_lost(lost: Sequence[str], listed: int, where: str) -> None:
+def refuse_lost(lost: Sequence[str], listed: int, where: str, what: str = "images") -> None:
     """ConfigError, naming the first ten, if more than 1 % of the `listed` images are lost."""
     if len(lost) > LOST_IMAGES * listed:
         names = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
         raise ConfigError(
-            f"{where}: {len(lost)} of {listed} images are lost (at most 1 % may be): {names}"
+            f"{where}: {len(lost)} of {listed} {what} are lost (at most 1 % may be): {names}"
         )

@@ -30,6 +30,11 @@ class Reason(Enum):
     NO_BOX = "dropped", "annotations without a usable bbox"
     DEGENERATE = "dropped", "annotations with a degenerate box (a side under 0.1 px)"
     OUTSIDE = "dropped", "annotations whose box lies outside the image"
+    MISSING_DEPTH = "dropped", "images whose depth map is missing: their depth counts as unknown"
+    UNDECODABLE_DEPTH = (
+        "dropped",
+        "images whose depth map cannot be decoded: their depth counts as unknown",
+    )
     POLYGON = (
         "dropped",
         "annotations with an unusable polygon among others (under 3 points, an odd count, or far "
@@ -97,6 +102,7 @@ class Reason(Enum):
         "annotations with iscrowd 1, more than without: regions to ignore, neither trained on nor "
         "evaluated (iscrowd 0 makes objects of them)",
     )
+    NO_DEPTH = "noticed", "images without a depth map in {folder}: their depth counts as unknown"
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
     OVER_LIMIT = (
         "truncated",

@@ -44,6 +44,7 @@ class Picture:
     iscrowd: Bool[np.ndarray, " n"]
     counts: Sequence[bytes]  # compressed run lengths, empty without a mask
     resized: Size  # the image's size on its canvas without augmentation
+    depth: Float[np.ndarray, "h w"] | None = None  # metres, 0 where unknown
 
     @property
     def size(self) -> Size:
@@ -100,6 +101,8 @@ class Scene:
     objects: list[Seen]
     crowds: list[Seen]
     lost: int = 0  # objects of which too little is visible
+    # Metres that the scene shows, in the image's own pixels.
+    depth: Float[np.ndarray, "h w"] | None = None
 
 
 def plain(picture: Picture) -> Scene:
@@ -110,6 +113,7 @@ def plain(picture: Picture) -> Scene:
         view.pixels(picture.image),
         _seen(picture, view, ~picture.iscrowd, 0),
         _seen(picture, view, picture.iscrowd, 0),
+        depth=picture.depth,
     )
 
 
@@ -145,7 +149,16 @@ def augmented(
         objects + pasted,
         _seen(picture, view, picture.iscrowd, LEAST),
         lost,
+        _followed(picture, view) if config.depth_follows_scale else picture.depth,
     )
+
+
+def _followed(picture: Picture, view: View) -> Float[np.ndarray, "h w"] | None:
+    """Metres at which one camera would see the image in the size that it was drawn."""
+    if picture.depth is None:
+        return None
+    factor = math.sqrt(math.prod(view.resized) / math.prod(picture.resized))
+    return picture.depth / np.float32(factor)
 
 
 def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) -> View:

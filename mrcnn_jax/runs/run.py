@@ -12,8 +12,9 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import differences, load_config_json, save_config
+from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
 from mrcnn_jax.config.schema import Config, Loss
+from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
@@ -121,7 +122,7 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
 
 
 # Names of data, which are others where a run or its data was moved.
-_PLACES = ("root", "cache", "train_annotations", "train_images", "val_annotations", "val_images")
+_PLACES = ("root", "cache", *PATHS)
 
 
 def _config_of(checkpoints: Checkpoints, meta: Meta, of_run: Config, workdir: Path) -> Config:
@@ -194,7 +195,8 @@ def open_data(
     data = replace(data, class_names=())  # the run's categories say more
 
     def opened() -> Split:
-        dataset = read_coco(json_path, images_path, data)
+        depth = depth_source(run.config, split_name if annotations is None else None)
+        dataset = read_coco(json_path, images_path, data, depth=depth)
         dataset = dataset.matched_to(run.meta.categories, "the run")
         return open_split(split_name, dataset, cache=cache, data=data)
 

@@ -23,6 +23,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.copies import note_copies
+from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
@@ -205,7 +206,11 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
         )
     )
     for split in (train_split, val_split):
-        print("\n".join(split.dataset.report.lines()))
+        dataset = split.dataset
+        print("\n".join(dataset.report.lines()))
+        if dataset.depth is not None:
+            print(dataset.depth.line(len(dataset.images)))
+    _refuse_without_depth(config, train_split.dataset, val_split.dataset)
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     run = OpenRun(
         config,
@@ -235,7 +240,12 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
 def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
     """The training and the validation file, with the same categories: as many as the model's."""
     data = config.data
-    train_set = read_coco(Path(data.train_annotations), Path(data.train_images), data)
+    train_set = read_coco(
+        Path(data.train_annotations),
+        Path(data.train_images),
+        data,
+        depth=depth_source(config, "train"),
+    )
     if len(train_set.categories) != config.model.num_classes:
         names = ", ".join(train_set.class_names)
         raise ConfigError(
@@ -245,7 +255,10 @@ def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
     train_set.refuse_without_objects()
     # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
     val_set = read_coco(
-        Path(data.val_annotations), Path(data.val_images), replace(data, class_names=())
+        Path(data.val_annotations),
+        Path(data.val_images),
+        replace(data, class_names=()),
+        depth=depth_source(config, "val"),
     )
     val_set = val_set.matched_to(_categories(train_set), f"{train_set.annotations_path}")
     missing = [c.name for c in train_set.categories if c not in val_set.categories]
@@ -254,8 +267,29 @@ def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
             f"{val_set.annotations_path}: 'categories' lacks {', '.join(map(repr, missing))} of "
             f"{train_set.annotations_path} (it may be without annotations there)"
         )
+    _refuse_without_depth(config, train_set, val_set)
     note_copies(train_set, val_set)
     return train_set, val_set
+
+
+def _refuse_without_depth(config: Config, train_set: CocoDataset, val_set: CocoDataset) -> None:
+    """ConfigError if a stage has the loss depth, for which both data sets need depths."""
+    if not any("depth" in stage.losses for stage in config.stages):
+        return
+    for dataset, name in ((train_set, "train_depth"), (val_set, "val_depth")):
+        folder = getattr(config.data, name)
+        why = None
+        if not dataset.has_depth and folder is None:
+            why = (
+                f"none of its images has a depth_file: write these, or give data.{name}, a folder "
+                "of depth maps with the images' names"
+            )
+        elif not dataset.has_depth:
+            why = f"data.{name}: {folder} has no .png or .npy with the name of an image"
+        elif dataset.depth is not None and dataset.depth.metres is None:
+            why = f"not one pixel of its {dataset.depth.maps} depth maps is known"
+        if why is not None:
+            raise ConfigError(f"{dataset.annotations_path}: no depth for the loss depth: {why}")
 
 
 def _categories(dataset: CocoDataset) -> tuple[tuple[int, str], ...]:
@@ -329,7 +363,7 @@ def _refuse_differing_processes(run: OpenRun) -> None:
     values["the newest checkpoint in --workdir"] = meta.name if meta else None
     for split in (run.train_split, run.val_split):
         images = [
-            (image.id, image.file_name, plan.canvas)
+            (image.id, image.file_name, plan.canvas, image.depth_file is not None)
             for image, plan in zip(split.dataset.images, split.plans, strict=True)
         ]
         digest = hashlib.sha256(repr(images).encode()).hexdigest()

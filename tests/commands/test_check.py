@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -273,3 +274,59 @@ def test_exit_status(arguments: Arguments) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert str(arguments.annotations) in done.stderr
+
+
+def test_depth_maps_are_checked_too(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that the file names, those of --depth, and those of the config whose file it is."""
+    content = json.loads(arguments.annotations.read_text())
+    for image in content["images"]:
+        depth = np.full((image["height"], image["width"]), 5000, np.uint16)
+        depth[: len(depth) // 2] = 0
+        path = tmp_path / "maps" / image["file_name"]
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), depth)
+    assert as_json(arguments, capsys)["depth"] is None
+
+    by_option = dataclasses.replace(arguments, depth=tmp_path / "maps")
+    found = as_json(by_option, capsys)["depth"]
+    assert found == {
+        "maps": 7,
+        "known_share": 0.5,
+        "metres": [5, 5],
+        "quantiles": {"1%": 5, "50%": 5, "99%": 5},
+    }
+    check.run(dataclasses.replace(by_option, depth_scale=8000))
+    assert (
+        "\ndepth: 7 of 7 images; 50.0% of their pixels known, 0.625 to 0.625 m (quantiles 1% "
+        "0.625, 50% 0.625, 99% 0.625)\n"
+    ) in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"data\.depth_scale 1 gives a median depth of 5e\+03 m"):
+        check.run(dataclasses.replace(by_option, depth_scale=1))
+
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from mrcnn_jax.config.schema import *\n"
+        "def get_config():\n"
+        f"    data = DataConfig(root={str(tmp_path)!r}, val_depth='maps', depth_scale=2500,\n"
+        "                      val_annotations='instances.json')\n"
+        "    return Config(data=data)\n"
+    )
+    by_config = dataclasses.replace(arguments, config=config)
+    assert as_json(by_config, capsys)["depth"]["metres"] == [2, 2]
+
+    for image in content["images"][1:]:
+        image["depth_file"] = f"../maps/{image['file_name']}"
+    content["images"][1]["depth_file"] = "../maps/none.png"
+    arguments.annotations.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="1 of 6 depth maps are lost"):
+        check.run(arguments)
+    text = capsys.readouterr().out
+    assert "\ndepth: 5 of 7 images; 50.0% of their pixels known, 5 to 5 m (" in text
+    assert (
+        "\ndropped 1: images whose depth map is missing: their depth counts as unknown (16" in text
+    )
+    content["images"][1]["depth_file"] = None
+    arguments.annotations.write_text(json.dumps(content))
+    check.run(dataclasses.replace(arguments, strict=True))

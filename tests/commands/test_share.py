@@ -14,8 +14,9 @@ from flax.traverse_util import flatten_dict
 from write_run_fixture import FOLDER
 
 from mrcnn_jax.commands import share
-from mrcnn_jax.commands.model_card import model_card
+from mrcnn_jax.commands.model_card import model_card, without_paths
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.run import load_run, write_run
 
@@ -178,3 +179,9 @@ def test_control_characters_do_not_reach_the_terminal(
     out = capsys.readouterr().out
     assert r"/a\x1b[2J\u202eb: the run without its optimiser state" in out
     assert not {"\x1b", "\u202e"} & set(out)
+
+
+def test_folders_of_this_machine_are_not_handed_on() -> None:
+    data = DataConfig(train_images="/home/me/images", train_depth="/home/me/depth", val_depth="d")
+    kept = without_paths(Config(data=data)).data
+    assert (kept.train_images, kept.train_depth, kept.val_depth) == ("images", None, "d")

@@ -341,3 +341,18 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError) as error:
         resolve_paths(replace(config, init_from="weights/a.npz"))
     assert one_line(error) == "init_from: weights/a.npz: no such file or run"
+
+
+def test_folders_of_depth_maps_are_paths_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MRCNN_DATA", raising=False)
+    make_files(tmp_path / "own")
+    config = Config(data=DataConfig(root=str(tmp_path / "own"), train_depth="depth"))
+    with pytest.raises(ConfigError) as error:
+        resolve_paths(config)
+    folder = tmp_path / "own" / "depth"
+    assert one_line(error) == f"data.train_depth: {folder}: no such file or folder"
+    folder.mkdir()
+    found = resolve_paths(config).data
+    assert (found.train_depth, found.val_depth) == (str(folder), None)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
 from mrcnn_jax.config.schema import (
     AugmentConfig,
     Config,
@@ -44,6 +45,13 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: AugmentConfig(scale=(0.0, 1.0)), "data.augment.scale"),
         (lambda: AugmentConfig(scale=(1.5, 1.0)), "data.augment.scale"),
         (lambda: DataConfig(max_pixels=0), "data.max_pixels"),
+        (lambda: DataConfig(depth_scale=0.0), "data.depth_scale"),
+        (lambda: DataConfig(depth_scale=float("nan")), "data.depth_scale"),
+        (lambda: DataConfig(depth_scale=float("inf")), "data.depth_scale"),
+        (lambda: DataConfig(depth_range=(0.0, 1.0)), "data.depth_range"),
+        (lambda: DataConfig(depth_range=(1.0, 1.0)), "data.depth_range"),
+        (lambda: DataConfig(depth_range=(1.0, float("inf"))), "data.depth_range"),
+        (lambda: DataConfig(depth_range=(float("nan"), 1.0)), "data.depth_range"),
         (lambda: DataConfig(max_pixels=200_000_001), "data.max_pixels"),
         (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate"),
         (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate"),
@@ -76,3 +84,14 @@ def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: st
     """In one line that begins with the field."""
     with pytest.raises(ConfigError, match=rf"\A{re.escape(field)}.*\Z"):
         make()
+
+
+def test_pasted_objects_have_no_depth() -> None:
+    pasting = DataConfig(augment=AugmentConfig(copy_paste=0.5))
+    Config(data=pasting)
+    with pytest.raises(ConfigError) as error:
+        Config(data=pasting, model=ModelConfig(depth_head=DepthHeadConfig(kind="dense")))
+    assert str(error.value) == (
+        "data.augment.copy_paste: must be 0 with model.depth_head.kind dense: the depth of pasted "
+        "objects is not that of the scene"
+    )

@@ -20,7 +20,9 @@ from mrcnn_jax.data.records import CocoDataset
 def dataset(mixed_file: Path) -> CocoDataset:
     dataset = read_coco(mixed_file, mixed_file.parent / "images", DataConfig())
     first, *others = dataset.images
-    return dataclasses.replace(dataset, images=(dataclasses.replace(first, upright=True), *others))
+    (mixed_file.parent / "images" / "depth").write_bytes(bytes(range(256)) + b"\0")
+    first = dataclasses.replace(first, upright=True, depth_file="depth")
+    return dataclasses.replace(dataset, images=(first, *others))
 
 
 def test_records_hold_the_data_set(dataset: CocoDataset, tmp_path: Path) -> None:
@@ -29,6 +31,7 @@ def test_records_hold_the_data_set(dataset: CocoDataset, tmp_path: Path) -> None
     for index in (3, 0, 6, 1, 2, 5, 4):  # at random
         image, record = dataset.images[index], source[index]
         assert record["image"] == (dataset.images_dir / image.file_name).read_bytes()
+        assert record["depth"] == (b"" if index else bytes(range(256)) + b"\0")
         assert (record["image_id"], record["file_name"].decode(), record["upright"]) == (
             image.id,
             image.file_name,

@@ -15,6 +15,7 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data import cache as caches
 from mrcnn_jax.data import images
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.reading import read_coco
@@ -291,7 +292,7 @@ def test_a_flipped_bit_turns_no_image(mixed_file: Path) -> None:
     (folder,) = (mixed_file.parent / "cache").iterdir()
     path = folder / images.FILE
     whole = path.read_bytes()
-    for place in range(whole.index(b"images"), len(whole)):
+    for place in range(whole.index(b"found"), len(whole)):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << (place % 8)
         path.write_bytes(flipped)
@@ -341,7 +342,7 @@ def test_every_image_counts_in_progress(
     mixed_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        images,
+        caches,
         "tqdm",
         lambda results, **options: (print(options["desc"], options["total"]), results)[1],
     )

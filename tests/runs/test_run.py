@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import operator
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -13,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from flax.traverse_util import flatten_dict, unflatten_dict
 from write_run_fixture import EXPECTED, FOLDER, LIMIT, digest, get_config, seen
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences
+from mrcnn_jax.config.model import DepthHeadConfig
+from mrcnn_jax.data.loader import depth_of
 from mrcnn_jax.runs.metrics import read_metrics
-from mrcnn_jax.runs.run import load_run, write_run
+from mrcnn_jax.runs.run import load_run, open_data, write_run
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,35 @@ def test_it_sees_what_it_saw(expected: dict[str, Any]) -> None:
 
 def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) < LIMIT
+
+
+def test_a_run_with_a_depth_head_opens_its_data_with_depth(
+    kept_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Its own split from its folder of maps, and another data set as that one's file says."""
+    content = tiny.read(tiny_data, "val")
+    for image in content["images"]:
+        path = tmp_path / "depth" / Path(image["file_name"]).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((image["height"], image["width"]), image["id"] / 100))
+        image["depth_file"] = os.path.relpath(path, tiny_data / "images")
+    del content["images"][0]["depth_file"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    run = load_run(kept_run)
+    data = replace(run.config.data, val_depth=str(tmp_path / "depth"))
+    model = replace(run.config.model, depth_head=DepthHeadConfig(kind="dense"))
+    colour = replace(run, config=replace(run.config, data=data))
+    deep = replace(colour, config=replace(colour.config, model=model))
+    for run, more, maps in (
+        (colour, (), 0),
+        (deep, (), tiny.VAL),
+        (deep, (other, tiny_data / "images"), tiny.VAL - 1),
+    ):
+        split = open_data(run, kept_run, "val", *more)
+        assert sum(image.depth_file is not None for image in split.dataset.images) == maps
+        last = depth_of(split, tiny.VAL - 1, run.config.data)
+        if maps == 0:
+            assert last is None
+        else:
+            assert np.unique(last).tolist() == [np.float32(split.dataset.images[-1].id / 100)]

@@ -22,8 +22,9 @@ from mrcnn_jax.config.files import (
     resolve_paths,
     save_config,
 )
-from mrcnn_jax.config.model import MaskHeadConfig
+from mrcnn_jax.config.model import DepthHeadConfig, MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
+from mrcnn_jax.config.tables import with_depth
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import loop
 from mrcnn_jax.training import open as opening
@@ -112,6 +113,66 @@ def test_a_config_that_cannot_be_trained_takes_no_folder(
         loop.train(wrong(tiny_config), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def with_maps(config: Config, folder: Path, *splits: str, metres: float = 0.8) -> Config:
+    """`config` with a constant depth map for each image of `splits`, under the images' names."""
+    data = config.data
+    for split in splits:
+        place = folder / f"{split}_depth"
+        place.mkdir(parents=True)
+        for image in tiny.read(Path(str(data.root)), split)["images"]:
+            stem = Path(image["file_name"]).stem
+            depth = np.full((image["height"], image["width"]), metres, np.float32)
+            np.save(place / f"{stem}.npy", depth)
+        data = replace(data, **{f"{split}_depth": str(place)})
+    return replace(config, data=data)
+
+
+def test_a_depth_loss_needs_depth(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For both files, before anything is compiled; a depth head that no stage trains needs none."""
+    head = DepthHeadConfig(kind="dense", channels=8)
+    config = replace(
+        tiny_config,
+        model=replace(tiny_config.model, depth_head=head),
+        stages=with_depth(tiny_config.stages, epochs=1),
+    )
+
+    def refused(config: Config) -> str:
+        with pytest.raises(ConfigError) as error, opening.open_run(config, tmp_path / "run"):
+            pass
+        return str(error.value).replace(f"{tiny_config.data.root}/annotations/", "")
+
+    hint = "no depth for the loss depth: none of its images has a depth_file: write these, or give"
+    names = "a folder of depth maps with the images' names"
+    assert refused(config) == f"instances_train.json: {hint} data.train_depth, {names}"
+    half = with_maps(config, tmp_path, "train")
+    assert refused(half) == f"instances_val.json: {hint} data.val_depth, {names}"
+    other = replace(half, data=replace(half.data, val_depth=half.data.root))
+    assert refused(other) == (
+        f"instances_val.json: no depth for the loss depth: data.val_depth: {half.data.root} has no "
+        ".png or .npy with the name of an image"
+    )
+    unknown = with_maps(config, tmp_path / "unknown", "train", "val", metres=0)
+    assert refused(unknown) == (
+        "instances_train.json: no depth for the loss depth: not one pixel of its 11 depth maps is "
+        "known"
+    )
+
+    whole = with_maps(half, tmp_path / "more", "val")
+    capsys.readouterr()
+    with opening.open_run(whole, tmp_path / "run") as run:
+        assert run.train_split.dataset.has_depth
+        assert run.val_split.dataset.has_depth
+    line = "100.0% of their pixels known, 0.8 to 0.8 m (quantiles 1% 0.8, 50% 0.8, 99% 0.8)"
+    assert [line for line in capsys.readouterr().out.splitlines() if "depth" in line] == [
+        f"depth: {count} of {count} images; {line}" for count in (tiny.TRAIN, tiny.VAL)
+    ]
+    without = replace(config, stages=config.stages[:-1])
+    with opening.open_run(without, tmp_path / "run") as run:
+        assert not run.train_split.dataset.has_depth
 
 
 # -- starting from other weights -------------------------------------------------------------------
