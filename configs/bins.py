@@ -10,6 +10,8 @@ stay as they are. Training needs depth; prediction needs colour alone.
 Time, AP and depth errors: docs/depth.md.
 """
 
+from dataclasses import replace
+
 from mrcnn_jax.config.model import (
     BoxHeadConfig,
     DepthHeadConfig,
@@ -22,26 +24,22 @@ from mrcnn_jax.config.model import (
 from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint, with_depth
 
+ADAM = OptimizerConfig(
+    name="adam", learning_rate=1e-3, clip_norm=1.0, schedule="cosine", warmup_steps=100
+)
 DELTAS = (10.0, 10.0, 5.0, 5.0)
 
 
 def get_config() -> Config:
     heads = joint(
+        # Imported weights are tuned at a tenth of the rate.
         train=(
-            ParamGroup("resnet/layer[234]/.*/kernel"),
+            ParamGroup("resnet/layer[234]/.*/kernel", 0.1),
             *(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head")),
         ),
         frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
         epochs=5,
-        optimizer=OptimizerConfig(
-            name="sgd",
-            learning_rate=0.01,
-            momentum=0.9,
-            weight_decay=1e-4,
-            clip_norm=5.0,
-            schedule="cosine",
-            warmup_steps=100,
-        ),
+        optimizer=replace(ADAM, learning_rate=5e-4),
     )
     return Config(
         name="bins",
@@ -77,13 +75,8 @@ def get_config() -> Config:
             mask_head=MaskHeadConfig(
                 channels=128, deconv_kernel=2, train_on="box_samples", samples=32
             ),
-            depth_head=DepthHeadConfig("dense", channels=64),
+            depth_head=DepthHeadConfig("dense"),
         ),
-        stages=with_depth(
-            heads,
-            epochs=4,
-            optimizer=OptimizerConfig(
-                name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=50
-            ),
-        ),
+        stages=with_depth(heads, epochs=4, optimizer=ADAM),
+        validate_every_epochs=2,
     )
