@@ -38,7 +38,7 @@ def get_config() -> Config:
             *(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head")),
         ),
         frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
-        epochs=5,
+        epochs=3,
         optimizer=replace(ADAM, learning_rate=5e-4),
     )
     return Config(
@@ -77,6 +77,6 @@ def get_config() -> Config:
             ),
             depth_head=DepthHeadConfig("dense"),
         ),
-        stages=with_depth(heads, epochs=4, optimizer=ADAM),
-        validate_every_epochs=2,
+        stages=with_depth(heads, epochs=3, optimizer=ADAM),
+        validate_every_epochs=3,
     )
