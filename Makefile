@@ -41,9 +41,11 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
-# torch is never installed here: see docs/correctness.md.
+# torch is never installed here: see docs/correctness.md. XLA generates code as for users, if with
+# less effort (tests/conftest.py).
 parity: $(VENV)/.installed-dev
 	@if why=$$($(BIN)/python -c 'import torch, torchvision' 2>&1); then \
+		XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
 		$(BIN)/python -m pytest -n 2 tests/parity; \
 	else \
 		echo "make parity: nothing is compared, torch and torchvision do not import: $$(echo "$$why" | tail -1)"; \
