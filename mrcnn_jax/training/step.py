@@ -56,7 +56,10 @@ def stage_losses(
     counts: dict[str, Array] = {}
     if batch.lost is not None:
         counts["objects_lost"] = jnp.sum(jnp.where(batch.valid, batch.lost, 0))
-    if "depth" in losses and config.depth_head.kind == "dense":
+    dense, of_boxes = (
+        "depth" in losses and config.depth_head.kind == kind for kind in ("dense", "roi")
+    )
+    if dense:
         assert batch.depth is not None  # open_run refuses data without depth
         log_depth = model.log_depth(features, batch)
         values |= depth_loss(log_depth, batch.depth, batch.valid, config.depth_head)
@@ -72,7 +75,7 @@ def stage_losses(
         predicted = model.boxes(features, samples.boxes, samples.valid, live="res5" in live)
         values |= box_loss(predicted, samples, batch.valid, config.box_head)
     found = samples.foreground
-    if config.mask_head.train_on == "detections" and {"mask", "depth"} & set(losses):
+    if config.mask_head.train_on == "detections" and ("mask" in losses or of_boxes):
         found = jax.lax.stop_gradient(model.detections(features, proposals, batch))
     if "mask" in losses:
         of_masks, chosen = mask_losses(
@@ -87,7 +90,7 @@ def stage_losses(
         )
         values |= of_masks
         counts["mask_boxes_left_out"] = jnp.sum(chosen.left_out)
-    if "depth" in losses and config.depth_head.kind == "roi":
+    if of_boxes:
         predict = functools.partial(model.box_log_depth, features)
         values |= box_depth_loss(found, batch, config, predict=predict, mesh=mesh)
     return values, proposals, counts
