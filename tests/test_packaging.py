@@ -57,7 +57,7 @@ COMMANDS = (  # and what each answers, by its first words
     ("train --config coco300 --workdir run", "error: data.root: not given"),  # the recipe is read
     (
         "train --config coco30 --workdir run",
-        "error: coco30: no config file (*.py), and no recipe of configs/: coco300, ",
+        "error: coco30: no config file (*.py), and no recipe of configs/: bins, bins_depth, ",
     ),
     (
         "eval --workdir nowhere",

@@ -6,8 +6,9 @@ import base64
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -127,19 +128,21 @@ def test_every_image_and_annotation_counts_once(
     truth = tiny.read(tiny_data, "val")
     asked: list[int] = []
 
-    def results(
-        self: Predictor, batch: Batch, prediction: Any, image_ids: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        here = [image_id for image_id, real in zip(image_ids, batch.valid, strict=True) if real]
-        asked.extend(here)
+    def results(image_id: int) -> list[dict[str, Any]]:
+        asked.append(image_id)
         keys = ("image_id", "category_id", "bbox", "segmentation")
         return [
             {**{key: a[key] for key in keys}, "score": 1.0}
-            for a in truth["annotations"]
-            if a["image_id"] in here
+            for a in kept
+            if a["image_id"] == image_id
         ]
 
-    monkeypatch.setattr(Predictor, "results", results)
+    def found(self: Predictor, batch: Batch, prediction: Any) -> Iterator[tuple[int, Any]]:
+        seen = SimpleNamespace(coco_results=results, depth_map=None)
+        return ((row, seen) for row in np.flatnonzero(batch.valid).tolist())
+
+    kept = truth["annotations"]
+    monkeypatch.setattr(Predictor, "found", found)
     metrics = evaluate(moved, figures=0, boundary=True, out=tmp_path / "eval")
     assert sorted(asked) == sorted(image["id"] for image in truth["images"])
     assert len(results_of(tmp_path / "eval")) == len(truth["annotations"])
@@ -154,11 +157,7 @@ def test_every_image_and_annotation_counts_once(
 
     # And AP tells when something is amiss: without the result of annotation 0, recall is not
     # complete.
-    monkeypatch.setattr(
-        Predictor,
-        "results",
-        lambda *args: [r for r in results(*args) if r["bbox"] != truth["annotations"][0]["bbox"]],
-    )
+    kept = kept[1:]
     fewer = evaluate(moved, figures=0, out=tmp_path / "eval")
     assert fewer["bbox/AR100"] < 1
 

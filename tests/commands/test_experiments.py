@@ -201,7 +201,7 @@ def test_a_recipe_that_is_no_baseline_is_refused(change: str, message: str, tmp_
 def test_mistakes() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^--recipe: report_cup: .*no recipe of configs/: coco300, .*report_cpu, ",
+        match=r"^--recipe: report_cup: .*no recipe of configs/: bins, .*coco300, .*report_cpu, ",
     ):
         load_recipe("report_cup")
     with pytest.raises(

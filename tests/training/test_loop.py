@@ -197,7 +197,7 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
     for name in ("00000006-mask", "00000008-mask", "00000012-mask"):
         shutil.rmtree(run / "checkpoints" / name)
     assert (latest(run).name, latest(run).mask_ap) == ("00000004-mask", None)
-    loop.train(replace(config, keep_checkpoints=1), run)
+    loop.train(replace(config, keep_checkpoints=2), run)
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "00000006-mask",
         "00000008-mask",

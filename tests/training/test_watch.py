@@ -315,7 +315,9 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
         f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} "
         "(the same command goes on from the last checkpoint)"
     )
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002-rpn"]
+    # A thread of orbax may still write under the hidden name, which the next run removes.
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left - {".00000004-rpn"} == {"00000002-rpn"}
     stop_at(3)
     with pytest.raises(loop.Stopped, match="stage rpn, step 5 is saved"):
         loop.train(tiny_config, run)
