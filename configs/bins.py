@@ -1,4 +1,4 @@
-"""Bin picking: boxes, masks and the distance of every object, within an hour on 2 CPU cores.
+"""Bin picking: boxes, masks and the distance of every object, trained on 2 CPU cores.
 
 All heads are trained together from a ResNet-18, then the depth head alone, so that boxes and masks
 stay as they are. Training needs depth; prediction needs colour alone.

@@ -174,10 +174,11 @@ def draw_depth(
     images, data = split.dataset.images, run.config.data
     known = [i for i, image in enumerate(images[: arguments.limit]) if image.depth_file]
     with_objects = [i for i in known if images[i].objects]
+    chosen = views.spread(with_objects or known, -(-arguments.figures // 2))
+    pictures, truths = views.read_images(split, chosen, data), views.annotations_of(split, chosen)
     examples = []
-    for i in views.spread(with_objects or known, -(-arguments.figures // 2)):
-        (pixels,), true = views.read_images(split, [i], data), depth_of(split, i, data)
-        (truth,) = views.annotations_of(split, [i])
+    for i, pixels, truth in zip(chosen, pictures, truths, strict=True):
+        true = depth_of(split, i, data)
         found = alone.detections(pixels)
         assert true is not None
         assert found.depth_map is not None

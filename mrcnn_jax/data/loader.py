@@ -161,7 +161,9 @@ def plan_once(split: Split, batch_size: int, limit: int | None = None) -> list[P
     return plan_epoch(canvases, batch_size, seed=0, epoch=0, shuffle=False)
 
 
-def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterator[Batch]:
+def load(
+    split: Split, plan: Sequence[PlannedBatch], data: DataConfig, *, depth: bool = False
+) -> Iterator[Batch]:
     """Batches of NumPy arrays in exactly the order of `plan`.
 
     Args:
@@ -169,6 +171,7 @@ def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterat
         plan: the batches.
         data: canvases, limits and augmentation; `threads`, or `workers` (processes) if there are
             any, load ahead. Workers are spawned: the caller's script needs a `__main__` guard.
+        depth: fill in the depth maps, if the split has any.
 
     Yields:
         The batches. Nothing is read before the first is asked for.
@@ -180,7 +183,7 @@ def load(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterat
         split.source,
         split.plans,
         tuple(image.id for image in split.dataset.images),
-        tuple(image.depth_file is not None for image in split.dataset.images),
+        tuple(depth and image.depth_file is not None for image in split.dataset.images),
         len(split.dataset.categories),
         tuple(plan),
         data,
@@ -210,7 +213,7 @@ class _Batches:
     source: RandomAccess
     plans: tuple[Plan, ...]
     image_ids: tuple[int, ...]
-    has_depth: tuple[bool, ...]  # of each image
+    has_depth: tuple[bool, ...]  # of each image: a depth map that is wanted
     num_classes: int
     plan: tuple[PlannedBatch, ...]
     data: DataConfig

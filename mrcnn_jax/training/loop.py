@@ -22,7 +22,7 @@ from mrcnn_jax import cli, parallel
 from mrcnn_jax.cli import Stopped
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
-from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.schema import Config, StageConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.checkpoints import flatten
@@ -177,7 +177,7 @@ def _train_stage(
             state, waited = _train_epoch(watch, stop, progress, train_step, state)
         except jax.errors.JaxRuntimeError as error:
             devices = 1 if run.mesh is None else run.mesh.size
-            line = out_of_memory(error, train_step, state, _example(run), multiple=devices)
+            line = out_of_memory(error, train_step, state, _example(run, stage), multiple=devices)
             if line is None:
                 raise
             raise TrainingError(line) from error
@@ -271,7 +271,7 @@ def _train_epoch(
         bar.set_postfix_str(f"{losses}  data {share:.0%}", refresh=False)
         bar.update(len(step.planned.images))
 
-    with bar, closing(batches(run, run.train_split, plan)) as loaded:
+    with bar, closing(batches(run, stage, run.train_split, plan)) as loaded:
         for planned in plan:
             asked = time.perf_counter()
             batch = next(loaded)
@@ -295,11 +295,11 @@ def _train_epoch(
     return state, waited
 
 
-def _example(run: OpenRun) -> Batch:
-    """The shapes of a training batch, and where it lies."""
+def _example(run: OpenRun, stage: StageConfig) -> Batch:
+    """The shapes of a training batch of a stage, and where it lies."""
     rows = None if run.mesh is None else parallel.by_rows(run.mesh)
     size = run.config.data.batch_size
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=rows),
-        next(batches(run, run.train_split, run.plan(0, 0)[:1])),
+        next(batches(run, stage, run.train_split, run.plan(0, 0)[:1])),
     )

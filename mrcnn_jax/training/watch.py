@@ -57,11 +57,16 @@ class Step:
 
 
 def batches(
-    run: OpenRun, split: Split, plan: Sequence[PlannedBatch]
+    run: OpenRun, stage: StageConfig, split: Split, plan: Sequence[PlannedBatch]
 ) -> Generator[Batch, None, None]:
-    """The rows of a plan's batches that this process loads; TrainingError names a broken image."""
+    """The rows of a plan's batches that this process loads, with what the stage's losses need.
+
+    Raises:
+        TrainingError: an image cannot be loaded; names its file.
+    """
+    rows, depth = own_rows(plan, run.mesh), "depth" in stage.losses
     try:
-        yield from load(split, own_rows(plan, run.mesh), run.config.data)
+        yield from load(split, rows, run.config.data, depth=depth)
     except RuntimeError as error:
         raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
 
@@ -247,7 +252,7 @@ def _validate(
     totals: dict[str, float] = {}
     count = 0
     boxes: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, proposals, ground truth
-    for planned, batch in zip(plan, batches(run, run.val_split, plan), strict=True):
+    for planned, batch in zip(plan, batches(run, stage, run.val_split, plan), strict=True):
         values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
         values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
         images = len(planned.images)

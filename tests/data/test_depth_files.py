@@ -362,8 +362,10 @@ def test_batches_have_depth(
     """Of each image its cells; 0 where it has no map, on the padding, and in empty rows."""
     del mixed_content["images"][0]["depth_file"]  # of image 17
     split = opened(write_json(mixed_content), mixed_data)
+    # Stages without a depth loss do not ask for it, and pay nothing.
+    assert next(load(split, plan_once(split, 4), mixed_data)).depth is None
     seen = []
-    for batch in load(split, plan_once(split, 4), mixed_data):
+    for batch in load(split, plan_once(split, 4), mixed_data, depth=True):
         height, width = batch.images.shape[1:3]
         assert batch.depth.dtype == np.float32
         assert batch.depth.shape == (4, height // 4, width // 4)
@@ -407,7 +409,7 @@ def test_depth_moves_with_its_augmented_image(
     factors = []
     for epoch in range(3):
         plan = plan_epoch(canvases, 2, seed=0, epoch=epoch, shuffle=True)
-        for batch in load(split, plan, data):
+        for batch in load(split, plan, data, depth=True):
             for row in np.flatnonzero(batch.valid):
                 plan_scale = split.plans[batch.indices[row]].scale
                 factor = float(np.sqrt(np.prod(batch.scales[row]) / np.prod(plan_scale)))
@@ -437,7 +439,7 @@ def test_a_record_without_the_map_that_is_there_now_is_noticed(
     with pytest.raises(ConfigError, match=line):
         depth_of(broken, 0, mixed_data)
     with pytest.raises(RuntimeError, match=line):
-        next(load(broken, plan_once(broken, 1, limit=1), mixed_data))
+        next(load(broken, plan_once(broken, 1, limit=1), mixed_data, depth=True))
 
 
 def test_real_rooms(data_folder: Path, tmp_path: Path) -> None:
@@ -475,7 +477,7 @@ def test_real_rooms(data_folder: Path, tmp_path: Path) -> None:
         least, most = min(r[r > 0].min() for r in raw), max(r.max() for r in raw)
         assert summary.metres == pytest.approx((least / 8000, most / 8000))
         np.testing.assert_allclose(depth_of(opened, 3, data), raw[3] / 8000, rtol=1e-6)
-        batch = next(load(opened, plan_once(opened, 2, limit=2), data))
+        batch = next(load(opened, plan_once(opened, 2, limit=2), data, depth=True))
         for row, values in enumerate(raw[:2]):
             height, width = batch.image_sizes[row] // 4
             cells = batch.depth[row, :height, :width]

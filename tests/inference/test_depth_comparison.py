@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mrcnn_jax import parallel
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import depth_of, open_split
 from mrcnn_jax.data.reading import read_coco
@@ -76,7 +77,8 @@ def test_pixels_objects_and_objects_under_true_masks() -> None:
     def figures(*parts: DepthComparison) -> dict[str, float]:
         whole = DepthComparison()
         for part in parts:
-            whole.merge(part.packed())
+            # As it reaches another process.
+            whole.merge(parallel._unpacked(parallel._packed(part.packed())))
         return whole.figures(list(enumerate(images)), results, masks)
 
     first, second = DepthComparison(), DepthComparison()

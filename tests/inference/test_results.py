@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,12 +36,22 @@ def _detections(masks: bool = True) -> Instances:
 CATEGORIES = [(7, "a"), (90, "b"), (11, "c")]
 
 
-def _found(detections: Instances, image: int, paste: PasteStyle = "exact") -> Detections:
-    here = jax.tree.map(lambda field: field[image], detections)
+def _in_image(
+    here: Instances, image: int, paste: PasteStyle = "exact", **options: Any
+) -> Detections:
     height, width = SIZES[image].tolist()
     return image_detections(
-        here, scale=SCALES[image], size=(height, width), categories=CATEGORIES, paste=paste
+        here,
+        scale=SCALES[image],
+        size=(height, width),
+        categories=CATEGORIES,
+        paste=paste,
+        **options,
     )
+
+
+def _found(detections: Instances, image: int, paste: PasteStyle = "exact") -> Detections:
+    return _in_image(jax.tree.map(lambda field: field[image], detections), image, paste)
 
 
 def _results(masks: bool = True, paste: PasteStyle = "exact") -> list[dict]:
@@ -107,14 +118,7 @@ def test_depth_of_a_map_is_the_median_under_each_mask() -> None:
     cells = rng.uniform(1, 5, (13, 21)).astype(np.float32)
     image = cells[:10, :19]  # 20 x 30 pixels by (2, 2.5) in cells of 4: ten and 19 of them
     cells[10:], cells[:, 19:] = np.nan, np.nan
-    found = image_detections(
-        detections,
-        scale=SCALES[0],
-        size=(20, 30),
-        categories=CATEGORIES,
-        paste="exact",
-        depth=cells,
-    )
+    found = _in_image(detections, 0, depth=cells)
     for y, x in np.ndindex(20, 30):
         assert found.depth_map[y, x] == pytest.approx(
             bilinear_loop(image, (x + 0.5) * 2.5 / 4, (y + 0.5) * 2 / 4), rel=1e-5
@@ -131,14 +135,7 @@ def test_depth_of_boxes_is_inside_the_masks_alone_and_follows_their_scores() -> 
     detections.boxes[1] = (30, 16, 75, 40)  # original: x 12..30, y 8..20; they overlap
     depth = np.stack([np.full((28, 28), 2.0), np.full((28, 28), 3.0)]).astype(np.float32)
     depth[1, :, 14:] = 5
-    found = image_detections(
-        detections,
-        scale=SCALES[0],
-        size=(20, 30),
-        categories=CATEGORIES,
-        paste="exact",
-        depth=depth,
-    )
+    found = _in_image(detections, 0, depth=depth)
     first, second = decoded(found.masks, (20, 30))
     assert (first & second).any()
     assert (found.depth_map[first] == 2).all()  # the better one
@@ -147,15 +144,7 @@ def test_depth_of_boxes_is_inside_the_masks_alone_and_follows_their_scores() -> 
     assert np.isnan(found.depth_map[~(first | second)]).all()
     assert found.depths[0] == 2
     assert 3 < found.depths[1] < 5
-    only = image_detections(
-        detections,
-        scale=SCALES[0],
-        size=(20, 30),
-        categories=CATEGORIES,
-        paste="exact",
-        depth=depth,
-        min_score=0.6,
-    )
+    only = _in_image(detections, 0, depth=depth, min_score=0.6)
     assert only.depths.tolist() == [2]
 
 
