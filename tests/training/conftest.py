@@ -24,9 +24,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     def arm(step: int) -> None:
         made = 0
 
-        def load(split: Any, plan: Any, data: Any) -> Iterator[Any]:
+        def load(split: Any, plan: Any, data: Any, **options: Any) -> Iterator[Any]:
             nonlocal made
-            for batch in real(split, plan, data):
+            for batch in real(split, plan, data, **options):
                 if split.name == "train":
                     made += 1
                     if made == step:
