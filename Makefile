@@ -9,7 +9,7 @@ DEMO_DATA ?= runs/shapes_data
 
 help:
 	@echo "make demo       generate data, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
-	@echo "make test       run all tests (11 to 30 minutes on 2 cores)"
+	@echo "make test       run all tests (about 20 minutes on 2 cores)"
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
 	@echo "make lint       check style and types"

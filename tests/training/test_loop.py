@@ -292,8 +292,8 @@ def test_waiting_for_data_is_reported(
     """Each batch of the second run comes a tenth of a second late; its numbers are the same."""
     real, delay = watch.load, 0.1
 
-    def late(split: Any, plan: Any, data: Any) -> Iterator[Any]:
-        for batch in real(split, plan, data):
+    def late(split: Any, plan: Any, data: Any, **options: Any) -> Iterator[Any]:
+        for batch in real(split, plan, data, **options):
             time.sleep(delay)
             yield batch
 
