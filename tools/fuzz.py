@@ -1,7 +1,7 @@
 """Fuzzes what reads people's files: child processes are given damaged ones and compare.
 
     python tools/fuzz.py [--annotations 10000] [--images 5000] [--runs 500] [--converters 2000]
-        [--seed 0] [--limit 10]
+        [--depth 2000] [--seed 0] [--limit 10]
 
 Each case begins as a whole file, folder or export whose right value is known, and is damaged in a
 known or in a random way (tools/kinds). It ends well if the right value is read, or one line refuses
@@ -37,15 +37,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from tools.kinds import annotations, converters, images, runs
+from tools.kinds import annotations, converters, depth, images, runs
 from tools.kinds.mutations import WrongError
 
-Kind = Literal["annotations", "images", "runs", "converters"]
+Kind = Literal["annotations", "images", "depth", "runs", "converters"]
 Outcome = Callable[[Any, Path], str]
 
 KINDS: dict[Kind, Any] = {
     "annotations": annotations,
     "images": images,
+    "depth": depth,
     "runs": runs,
     "converters": converters,
 }
@@ -177,6 +178,8 @@ class Arguments:
     """Number of damaged annotation files."""
     images: int = 5_000
     """Number of damaged images."""
+    depth: int = 2_000
+    """Number of damaged depth maps."""
     runs: int = 500
     """Number of damaged folders of runs."""
     converters: int = 2_000

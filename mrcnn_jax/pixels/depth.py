@@ -127,6 +127,8 @@ def _png_values(encoded: bytes) -> np.ndarray:
         if b"IEND" not in encoded:
             raise ValueError
         with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
+            image.verify()  # the checksums, which decoding leaves out; ends the use of the image
+        with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
             return np.asarray(image)
     except Exception:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError("a PNG that is damaged or cut off") from None

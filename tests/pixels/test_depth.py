@@ -131,6 +131,17 @@ def test_a_header_that_promises_more_is_believed_by_nobody() -> None:
         decoded(huge)
 
 
+def test_a_flipped_bit_of_a_png_is_noticed() -> None:
+    """Without the checksum, most of them would leave other depths that look right."""
+    whole = png(np.arange(1, 1201, dtype=np.uint16).reshape(40, 30))
+    begin, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+    for at in range(begin, end, 7):
+        changed = bytearray(whole)
+        changed[at] ^= 4
+        with pytest.raises(ValueError, match="a PNG that is damaged or cut off"):
+            decoded(bytes(changed))
+
+
 def test_a_png_of_a_palette_is_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("P", (3, 2)).save(path)

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,10 +17,16 @@ import pytest
 from PIL import Image
 
 from tools import fuzz
-from tools.kinds import annotations, converters, images
+from tools.kinds import annotations, converters, depth, images
 from tools.kinds.mutations import WrongError
 
-COUNTS: dict[fuzz.Kind, int] = {"annotations": 150, "images": 100, "runs": 30, "converters": 60}
+COUNTS: dict[fuzz.Kind, int] = {
+    "annotations": 150,
+    "images": 100,
+    "depth": 100,
+    "runs": 30,
+    "converters": 60,
+}
 
 
 def test_a_short_run_ends_well() -> None:
@@ -28,10 +35,10 @@ def test_a_short_run_ends_well() -> None:
     assert result.failures == []
     assert sum(result.outcomes.values()) == len(cases)
     # Damage goes far enough, and not too far: every outcome occurs.
-    ends = {"annotations", "images", "runs", "converters"}
-    assert set(result.outcomes) >= {f"{kind}: refused" for kind in ends}
-    for end in ("right", "told"):
-        assert set(result.outcomes) >= {f"{kind}: {end}" for kind in ends - {"runs"}}
+    assert set(result.outcomes) >= {f"{kind}: refused" for kind in COUNTS}
+    assert set(result.outcomes) >= {f"{kind}: right" for kind in COUNTS if kind != "runs"}
+    ends = {"annotations", "images", "converters"}
+    assert set(result.outcomes) >= {f"{kind}: told" for kind in ends}
 
 
 def test_cases_are_pure_and_differ() -> None:
@@ -95,6 +102,18 @@ def test_other_pixels_are_seen(folder: Path) -> None:
     assert images.outcome(images.Case(whole, "whole", "PNG"), folder) == "right"
     with pytest.raises(WrongError, match="PNG: whole, but refused"):
         images.outcome(images.Case(whole[:99], "whole", "PNG"), folder)
+
+
+def test_other_depths_are_seen(tmp_path: Path) -> None:
+    depth.prepare(tmp_path)
+    whole = depth.forms()["PNG"]
+    assert depth.outcome(depth.Case(whole, "whole", "PNG"), tmp_path) == "right"
+    buffer = io.BytesIO()
+    Image.fromarray(depth.millimetres() + np.uint16(200)).save(buffer, "PNG")
+    with pytest.raises(WrongError, match="PNG: a bit: other depths, and nothing tells"):
+        depth.outcome(depth.Case(buffer.getvalue(), "a bit", "PNG"), tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    assert depth.outcome(depth.Case(whole[:99], "cut off", "PNG"), tmp_path) == "refused"
 
 
 def test_another_box_of_a_converter_is_seen(
