@@ -241,6 +241,13 @@ def test_devices_exchange_sums_and_nothing_else(eight: tuple[Path, str]) -> None
     assert re.findall(r"^collectives: (.*)$", eight[1], re.MULTILINE) == ['["all-reduce"]']
 
 
+@pytest.mark.parametrize("kind", ["dense", "roi"])
+def test_a_depth_head_has_the_loss_of_one_device(kind: str, eight: tuple[Path, str]) -> None:
+    (found,) = re.findall(rf"^depth {kind}: (.*)$", eight[1], re.MULTILINE)
+    assert json.loads(found)["exchanges"] == ["all-reduce"]
+    assert json.loads(found)["error"] < BOUND
+
+
 def test_one_of_two_processes_speaks(two: tuple[Path, list[str]]) -> None:
     speaks, is_silent = two[1]
     assert speaks.count("done; next: ") == 1
