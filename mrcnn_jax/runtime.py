@@ -11,6 +11,10 @@ import jaxlib
 
 from mrcnn_jax.config.errors import ConfigError
 
+# What a GPU starts by itself. XLA's default leaves out loops and branches, for whose conditions the
+# host would wait at every turn, as NMS has them.
+COMMAND_BUFFERS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+
 
 @functools.cache
 def compiler_options(backend: str, *, deterministic: bool = False) -> dict[str, Any] | None:
@@ -25,14 +29,17 @@ def compiler_options(backend: str, *, deterministic: bool = False) -> dict[str, 
         ConfigError: `deterministic`, but this jaxlib does not have that option.
     """
     options: dict[str, Any]
-    if backend == "gpu" and deterministic:
-        options = {"xla_gpu_deterministic_ops": True}
-        if not _known(options):
-            raise ConfigError(
-                f"deterministic: jaxlib {jaxlib.__version__} has no option"
-                " xla_gpu_deterministic_ops"
-            )
-        return options
+    if backend == "gpu":
+        options = {"xla_gpu_enable_command_buffer": COMMAND_BUFFERS}
+        options = options if _known(options) else {}
+        if deterministic:
+            options["xla_gpu_deterministic_ops"] = True
+            if not _known(options):
+                raise ConfigError(
+                    f"deterministic: jaxlib {jaxlib.__version__} has no option"
+                    " xla_gpu_deterministic_ops"
+                )
+        return options or None
     if deterministic:
         print(f"deterministic: no option needed, {backend.upper()} runs are bit-equal anyway")
     # On a CPU, YNNPACK's fusions cost up to half of the speed; and XLA removes barriers before it

@@ -19,9 +19,10 @@ def forgotten() -> Iterator[None]:
 
 
 def test_a_gpu_is_asked_for_determinism_by_an_option_that_this_jaxlib_has() -> None:
-    assert runtime.compiler_options("gpu") is None
+    plain = runtime.compiler_options("gpu")
+    assert plain == {"xla_gpu_enable_command_buffer": runtime.COMMAND_BUFFERS}
     options = runtime.compiler_options("gpu", deterministic=True)
-    assert options == {"xla_gpu_deterministic_ops": True}
+    assert options == plain | {"xla_gpu_deterministic_ops": True}
     # Compilers of every device share one list of options, and refuse what is not on it.
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import BoxHeadConfig
 from mrcnn_jax.models.layers import Dense, conv_relu, he_normal_fan_out, relu
+from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
@@ -61,10 +62,12 @@ class BoxHead(nn.Module):
         x = x.reshape(*boxes, -1)
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
-        x = x.astype(jnp.float32)
         classes, normal = self.num_classes, nn.initializers.normal
-        logits = nn.Dense(classes + 1, kernel_init=normal(0.01), name="logits")(x)
-        deltas = nn.Dense(4 * classes, kernel_init=normal(0.001), name="deltas")(x)
+        logits, deltas = outputs(
+            x,
+            Outputs(classes + 1, normal(0.01), name="logits"),
+            Outputs(4 * classes, normal(0.001), name="deltas"),
+        )
         return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], classes, 4))
 
 
@@ -158,8 +161,10 @@ def box_loss(
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
-    channel = jnp.maximum(labels - 1, 0)[..., None, None]
-    deltas = jnp.take_along_axis(output.deltas, channel, axis=-2)[..., 0, :]
+    # Not by index: the gradient would be a sum into places.
+    foreground_labels = jnp.arange(1, output.deltas.shape[-2] + 1)
+    own = labels[..., None] == foreground_labels.reshape(*(1,) * labels.ndim, -1)
+    deltas = jnp.sum(losses.keep(output.deltas, own), axis=-2)
     box = losses.box_regression(
         losses.keep(deltas, foreground),
         losses.keep(samples.deltas, foreground),

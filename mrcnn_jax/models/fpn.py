@@ -8,7 +8,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from mrcnn_jax.config.model import Norm
-from mrcnn_jax.models.layers import Conv, ConvNorm, Dense
+from mrcnn_jax.models.layers import Conv, ConvNorm, Pointwise
 
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
@@ -49,9 +49,8 @@ class FPN(nn.Module):
                     x, live=False
                 )
             xavier = nn.initializers.xavier_uniform()
-            if size == 1:  # a matrix product: faster on a CPU
-                return Dense(self.channels, xavier, dtype=self.dtype, name=name)(x)
-            return Conv(self.channels, xavier, dtype=self.dtype, name=name)(x)
+            layer = Pointwise if size == 1 else Conv
+            return layer(self.channels, xavier, dtype=self.dtype, name=name)(x)
 
         pyramid: dict[str, Array] = {}
         top = None

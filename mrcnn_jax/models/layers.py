@@ -6,9 +6,11 @@ float32.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,7 @@ def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Returns max(x, 0); its derivative reads the output.
 
     So the input has a single user, as GPU compilers need to fuse convolution, bias and ReLU. The
-    derivative of `jax.nn.relu` is a second user.
+    derivative of `jax.nn.relu` is a second user. NaN passes, forward and backward.
     """
     return jnp.maximum(x, 0)
 
@@ -55,7 +57,8 @@ def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     (tangent,) = tangents
-    return y, jnp.where(y > 0, tangent, jnp.zeros_like(tangent))
+    # Not y > 0, which XLA turns into x > 0: a second user again.
+    return y, jnp.where(y != 0, tangent, jnp.zeros_like(tangent))
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -84,9 +87,22 @@ def convolve(
 
     'SAME' would pad unevenly at stride 2.
     """
+    if kernel.shape[0] > 1:
+        return _windows(x, kernel, strides)
+    # On a CPU, a product of matrices is faster forward and backward; on a GPU, only a convolution
+    # takes bias, sum and ReLU into its kernel.
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: product(x[:, ::strides, ::strides], kernel[0, 0]),
+        default=lambda x, kernel: _windows(x, kernel, strides),
+    )
+
+
+def _windows(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], strides: int
+) -> Float[Array, "b h2 w2 o"]:
     size = kernel.shape[0]
-    if size == 1:  # a matrix product: on a CPU, faster forward and backward than a convolution
-        return lax.dot_general(x[:, ::strides, ::strides], kernel[0, 0], (((3,), (0,)), ((), ())))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -94,6 +110,13 @@ def convolve(
         [((size - 1) // 2,) * 2] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def product(
+    x: Float[Array, "*n i"], kernel: Float[Array, "i o"], preferred: Dtype | None = None
+) -> Float[Array, "*n o"]:
+    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(x, kernel, dimensions, preferred_element_type=preferred)
 
 
 @jax.custom_vjp
@@ -120,7 +143,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 class Conv(nn.Module):
     """3x3 convolution with padding 1. It differs from `nn.Conv` in `add_bias`.
 
-    Parameters: `kernel` (HWIO) and `bias`.
+    Parameters: `kernel` (HWIO) and `bias`. A batch norm that follows may be given as `fold`.
     """
 
     features: int
@@ -129,11 +152,17 @@ class Conv(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
+    def __call__(
+        self, x: Float[Array, "b h w i"], fold: ChannelNorm | None = None
+    ) -> Float[Array, "b h w o"]:
         kernel = self.param(
             "kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32
         )
+        if fold is not None:
+            kernel = kernel * _wide(fold.factor)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), 1)
+        if fold is not None:
+            return add_bias(y, fold.offset)
         if not self.use_bias:
             return y
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
@@ -152,29 +181,112 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = lax.dot_general(
-            x.astype(self.dtype), kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ()))
-        )
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+
+
+class Pointwise(nn.Module):
+    """1x1 convolution of a map, with the parameters of `Dense`."""
+
+    features: int
+    kernel_init: Any
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype)[None, None], 1)
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
 def batch_moments(
-    x: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"] | None
+    maps: Sequence[Float[Array, "b _h _w c"]], masks: Sequence[Bool[Array, "b _h _w 1"]] | None
 ) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
-    """Returns mean, biased variance and number of the cells where `mask` is True, in float32.
+    """Returns mean, biased variance and number of the cells of all maps, in float32.
 
-    None means all cells. If there are none, all three are 0.
+    Only cells where a mask is True count; None: all. If there are none, all three are 0.
     """
-    if mask is None:
-        mask = jnp.ones((*x.shape[:3], 1), bool)
-    x = jnp.where(mask, x.astype(jnp.float32), 0.0)
-    count = jnp.sum(mask, dtype=jnp.float32)
-    mean = jnp.sum(x, axis=(0, 1, 2)) / jnp.maximum(count, 1.0)
+    if masks is None:
+        masks = [jnp.ones((*x.shape[:3], 1), bool) for x in maps]
+
+    def over_cells(values: Sequence[Array]) -> Array:
+        pairs = zip(values, masks, strict=True)
+        sums = [jnp.sum(jnp.where(mask, x, 0), axis=(0, 1, 2)) for x, mask in pairs]
+        return reduce(jnp.add, sums) / jnp.maximum(count, 1.0)
+
+    maps = [x.astype(jnp.float32) for x in maps]
+    count = reduce(jnp.add, [jnp.sum(mask, dtype=jnp.float32) for mask in masks])
+    mean = over_cells(maps)
     # From the deviations: E[x^2] - E[x]^2 would cancel where the mean is large.
-    variance = jnp.sum(
-        jnp.where(mask, jnp.square(x - _wide(mean)), 0.0), axis=(0, 1, 2)
-    ) / jnp.maximum(count, 1.0)
-    return mean, variance, count
+    return mean, over_cells([jnp.square(x - _wide(mean)) for x in maps]), count
+
+
+class ChannelNorm(NamedTuple):
+    """What a batch norm does to each channel: (x - mean) * factor + bias, in float32."""
+
+    mean: Float[Array, " c"]
+    factor: Float[Array, " c"]
+    bias: Float[Array, " c"]
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return (x.astype(jnp.float32) - _wide(self.mean)) * _wide(self.factor) + _wide(self.bias)
+
+    @property
+    def offset(self) -> Float[Array, " c"]:
+        """What is left to add where `factor` is in the kernel of a convolution already."""
+        return self.bias - self.mean * self.factor
+
+
+def batch_norm(
+    module: nn.Module,
+    features: int,
+    maps: Sequence[Float[Array, "b _h _w c"]] | None,
+    masks: Sequence[Bool[Array, "b _h _w 1"]] | None,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+) -> ChannelNorm:
+    """Makes the parameters of a batch norm in `module`; call it inside its `nn.compact`.
+
+    'params' has `scale` and `bias`, 'batch_stats' the running `mean` and `var`.
+
+    Args:
+        module: gets the parameters.
+        features: channels.
+        maps: normalise by the statistics of these maps together. The running ones then move
+            ('batch_stats' has to be mutable), unless the masks leave no cell. None: by the running
+            ones.
+        masks: cells of the maps that count; None: all.
+        epsilon: added to the variance.
+        momentum: share of the running statistics that survives a batch.
+    """
+    size = (features,)
+    scale = module.param("scale", nn.initializers.ones, size, jnp.float32)
+    bias = module.param("bias", nn.initializers.zeros, size, jnp.float32)
+    running_mean = module.variable("batch_stats", "mean", jnp.zeros, size, jnp.float32)
+    running_var = module.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
+    mean, var = running_mean.value, running_var.value
+    if maps is not None:
+        mean, var, count = batch_moments(maps, masks)
+        if not module.is_initializing():
+            for running, new in ((running_mean, mean), (running_var, var)):
+                moved = momentum * running.value + (1.0 - momentum) * lax.stop_gradient(new)
+                running.value = jnp.where(count > 0, moved, running.value)
+    return ChannelNorm(mean, scale * lax.rsqrt(var + epsilon), bias)
+
+
+class BatchNorm(nn.Module):
+    """`batch_norm` as a module of its own, for maps that share one."""
+
+    features: int
+
+    @nn.compact
+    def __call__(
+        self,
+        maps: Sequence[Float[Array, "b _h _w c"]] | None = None,
+        masks: Sequence[Bool[Array, "b _h _w 1"]] | None = None,
+    ) -> ChannelNorm:
+        return batch_norm(self, self.features, maps, masks)
 
 
 class ConvNorm(nn.Module):
@@ -214,29 +326,17 @@ class ConvNorm(nn.Module):
         """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        running_mean = self.variable(
-            "batch_stats", "mean", jnp.zeros, (self.features,), jnp.float32
+        norm = functools.partial(
+            batch_norm, self, self.features, epsilon=self.epsilon, momentum=self.momentum
         )
-        running_var = self.variable("batch_stats", "var", jnp.ones, (self.features,), jnp.float32)
         x = x.astype(self.dtype)
-
         if live:
-            y = convolve(x, kernel.astype(self.dtype), self.strides).astype(jnp.float32)
-            mean, var, count = batch_moments(y, mask)
-            if not self.is_initializing():
-                for running, new in ((running_mean, mean), (running_var, var)):
-                    moved = self.momentum * running.value + (
-                        1.0 - self.momentum
-                    ) * lax.stop_gradient(new)
-                    running.value = jnp.where(count > 0, moved, running.value)
-            factor = scale * lax.rsqrt(var + self.epsilon)
-            y = ((y - _wide(mean)) * _wide(factor) + _wide(bias)).astype(self.dtype)
+            y = convolve(x, kernel.astype(self.dtype), self.strides)
+            y = norm([y], None if mask is None else [mask])(y).astype(self.dtype)
         else:
-            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
-            folded = (kernel * _wide(factor)).astype(self.dtype)
-            y = add_bias(convolve(x, folded, self.strides), bias - running_mean.value * factor)
+            running = norm(None, None)
+            folded = (kernel * _wide(running.factor)).astype(self.dtype)
+            y = add_bias(convolve(x, folded, self.strides), running.offset)
         return relu(y) if self.relu else y
 
 

@@ -13,11 +13,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
 from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
+from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import crop_targets, point_targets
@@ -30,12 +31,12 @@ he_normal = nn.initializers.he_normal()
 
 
 class TransposedConv(nn.Module):
-    """Transposed convolution of stride 2, H x W to 2H x 2W, as in torch.
+    """Transposed convolution of stride 2, H x W to 2H x 2W, as in torch: its four phases.
 
     3x3 with padding 1 and output padding 1, or 2x2 with neither: out[2i + ky - p, 2j + kx - p] +=
-    x[i, j] @ kernel[ky, kx], p = 1 for 3x3 and 0 for 2x2. Written as a convolution to the four
-    phases of the output and a depth-to-space, because the weight gradient of lax.conv_transpose is
-    ten times slower on a CPU.
+    x[i, j] @ kernel[ky, kx], p = 1 for 3x3 and 0 for 2x2. Written as a convolution to the phases of
+    the output, because the weight gradient of lax.conv_transpose is ten times slower on a CPU.
+    `depth_to_space` makes the map of them, best after all that is done cell by cell.
     """
 
     features: int
@@ -43,8 +44,8 @@ class TransposedConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 f"]:
-        n, h, w, c = x.shape
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w 4*f"]:
+        c = x.shape[-1]
         size = (self.kernel_size, self.kernel_size, c, self.features)
         kernel = self.param("kernel", he_normal, size, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
@@ -66,8 +67,29 @@ class TransposedConv(nn.Module):
             [(0, cells - 1)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        y = y.reshape(n, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return add_bias(y.reshape(n, 2 * h, 2 * w, self.features), bias)
+        return add_bias(y, jnp.tile(bias, 4))
+
+
+def depth_to_space(phases: Float[Array, "n h w 4*f"]) -> Float[Array, "n 2*h 2*w f"]:
+    """Interleaves the phases of `TransposedConv`: (0, 0), (0, 1), (1, 0), (1, 1)."""
+    n, h, w, channels = phases.shape
+    apart = phases.reshape(n, h, w, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return apart.reshape(n, 2 * h, 2 * w, channels // 4)
+
+
+def own_outputs(
+    x: Float[Array, "n h w p c"], layer: Outputs, labels: Int32[Array, " n"]
+) -> Float32[Array, "n h w p"]:
+    """One of the outputs of `outputs(x, layer)`: that of each row's label (1..K)."""
+    kernel, bias = layer(x.shape[-1])
+    own = _channel(labels, len(bias))[:, None] == jnp.arange(len(bias))[None]
+    # Not by index: the gradient would be a sum into places.
+    kernels = jnp.sum(
+        losses.keep(jnp.broadcast_to(kernel.T, (*own.shape, len(kernel))), own), axis=1
+    )
+    biases = jnp.sum(losses.keep(jnp.broadcast_to(bias, own.shape), own), axis=1)
+    logits = jnp.einsum("nhwpc,nc->nhwp", x.astype(jnp.float32), kernels, precision="highest")
+    return logits + biases[:, None, None, None]
 
 
 class PointHead(nn.Module):
@@ -91,13 +113,14 @@ class PointHead(nn.Module):
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.channels, he_normal, dtype=self.dtype, name=f"fc{i}")(x))
             x = jnp.concatenate([x, seen], axis=-1)
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), name="logits")(
-            x.astype(jnp.float32)
+        (logits,) = outputs(
+            x, Outputs(self.num_classes, nn.initializers.normal(0.001), name="logits")
         )
+        return logits
 
 
 class MaskHead(nn.Module):
-    """`convs` 3x3 convolutions, a stride-2 transposed one, and a 1x1 one to a mask per class."""
+    """`convs` 3x3 convolutions, a stride-2 transposed one, and a 1x1 one to masks."""
 
     config: MaskHeadConfig
     num_classes: int
@@ -108,7 +131,10 @@ class MaskHead(nn.Module):
             self.points = PointHead(self.config.refine, self.num_classes, dtype=self.dtype)
 
     @nn.compact
-    def __call__(self, features: Float[Array, "n p p c"]) -> Float[Array, "n m m k"]:
+    def __call__(
+        self, features: Float[Array, "n p p c"], labels: Int32[Array, " n"] | None = None
+    ) -> Float[Array, "n m m k"]:
+        """Predicts a mask per class; with `labels` (1..K) that of each row's own class, K = 1."""
         x = features.astype(self.dtype)
         config = self.config
         for i in range(1, config.convs + 1):
@@ -123,8 +149,13 @@ class MaskHead(nn.Module):
         deconv = TransposedConv(
             config.channels, config.deconv_kernel, dtype=self.dtype, name="deconv"
         )
-        x = relu(deconv(x)).astype(jnp.float32)
-        return nn.Dense(self.num_classes, kernel_init=he_normal, name="logits")(x)
+        phases = relu(deconv(x))
+        phases = phases.reshape(*phases.shape[:3], 4, config.channels)
+        layer = Outputs(self.num_classes, he_normal, name="logits")
+        if labels is not None:
+            return depth_to_space(own_outputs(phases, layer, labels))
+        (logits,) = outputs(phases, layer)
+        return depth_to_space(logits.reshape(*logits.shape[:3], -1))
 
 
 class MaskSamples(flax.struct.PyTreeNode):
@@ -185,7 +216,7 @@ def mask_losses(
     config: MaskHeadConfig,
     *,
     size: int,
-    predict: Callable[[Array, Array], Array],
+    predict: Callable[[Array, Array, Array | None], Array],
     refine: Callable[[Array, Array, Array, Array, Array], Array],
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, Float[Array, ""]], MaskSamples]:
@@ -201,7 +232,8 @@ def mask_losses(
     """
     truth = batch.ground_truth
     samples = per_image(lambda f, gt: mask_samples(f, gt, config, size), mesh)(found, truth)
-    logits = predict(samples.boxes, samples.valid)
+    of_all = config.loss == "softmax"  # the only one that compares classes
+    logits = predict(samples.boxes, samples.valid, None if of_all else samples.labels)
     values = mask_loss(logits, samples, batch.valid, config)
     if config.refine.steps:
         coarse = true_class(logits, samples.labels)
@@ -215,9 +247,18 @@ def mask_losses(
 def true_class(
     logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"]
 ) -> Float[Array, "*s m m"]:
-    """The mask of each box's class (labels 1..K; any other label is clipped to them)."""
-    channel = jnp.clip(labels - 1, 0, logits.shape[-1] - 1)
+    """The mask of each box's class (labels 1..K; any other label is clipped to them).
+
+    Logits of one class alone are taken for those of the box's own.
+    """
+    if logits.shape[-1] == 1:
+        return logits[..., 0]
+    channel = _channel(labels, logits.shape[-1])
     return jnp.take_along_axis(logits, channel[..., None, None, None], axis=-1)[..., 0]
+
+
+def _channel(labels: Int32[Array, "*s"], num_classes: int) -> Int32[Array, "*s"]:
+    return jnp.clip(labels - 1, 0, num_classes - 1)
 
 
 def mask_probabilities(

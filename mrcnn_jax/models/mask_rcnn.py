@@ -68,6 +68,7 @@ class MaskRCNN(nn.Module):
     """
 
     config: ModelConfig
+    deterministic: bool = False  # sum gradients on a GPU so that their order does not matter
 
     def setup(self) -> None:
         config = self.config
@@ -115,11 +116,16 @@ class MaskRCNN(nn.Module):
         return self.box_head(pooled)
 
     def masks(
-        self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]
+        self,
+        features: Pyramid,
+        boxes: Float[Array, "b n 4"],
+        valid: Bool[Array, "b n"],
+        labels: Int32[Array, "b n"] | None = None,
     ) -> Float[Array, "b n m m k"]:
-        """Mask logits of boxes in canvas pixels, one mask per class."""
+        """Mask logits of boxes in canvas pixels, one mask per class; with labels, K = 1."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
-        logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]))
+        rows = None if labels is None else labels.reshape(-1)
+        logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]), rows)
         return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
 
     def log_depth(self, features: Pyramid, batch: Batch) -> Float[Array, "b h4 w4"]:
@@ -161,7 +167,8 @@ class MaskRCNN(nn.Module):
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b n m m"]:
         """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured."""
-        logits = self.masks(features, boxes, valid)
+        of_all = self.config.mask_head.loss == "softmax"
+        logits = self.masks(features, boxes, valid, None if of_all else labels)
         refine = self.config.mask_head.refine
         if not refine.steps:
             return mask_probabilities(logits, labels, self.config.mask_head)
@@ -190,7 +197,14 @@ class MaskRCNN(nn.Module):
                 )
                 levels -= 2
             return roi_features(
-                maps, boxes, valid, levels=levels, strides=strides, output_size=size, config=roi
+                maps,
+                boxes,
+                valid,
+                levels=levels,
+                strides=strides,
+                output_size=size,
+                config=roi,
+                deterministic=self.deterministic,
             )
 
         pooled = jax.vmap(one_image)(maps, boxes, valid)

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import RPNConfig
-from mrcnn_jax.models.layers import Conv, cell_mask, relu
+from mrcnn_jax.models.layers import BatchNorm, Conv, cell_mask, relu
+from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.anchors import level_anchors
 from mrcnn_jax.ops.matching import best_anchor_mask, match
 from mrcnn_jax.ops.nms import nms
-from mrcnn_jax.ops.sampling import Samples, sample
+from mrcnn_jax.ops.sampling import Samples, drawn, sample
 from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances
 
@@ -70,35 +71,42 @@ class RPNHead(nn.Module):
         channels = config.channels or features[0].shape[-1]
         anchors = len(level_scales(config, self.strides)[0]) * len(config.ratios)
         normal = nn.initializers.normal(0.01)
-        levels = list(features)
-        for i in range(1, config.convs + 1):
-            conv = Conv(
+        convolutions = [
+            Conv(
                 channels, normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}"
             )
-            levels = [conv(level) for level in levels]
-            # On each map: behind the concatenation XLA could not fuse it with its convolution.
-            if not config.batch_norm:
-                levels = [relu(level) for level in levels]
-        # One row per cell of any level, so that batch statistics are those of all levels together.
-        cells = jnp.concatenate([level.reshape(batch, -1, channels) for level in levels], axis=1)
+            for i in range(1, config.convs + 1)
+        ]
+        levels = list(features)
         if config.batch_norm:
-            shapes = [level.shape for level in features]
-            masks = [
-                cell_mask(image_sizes, valid, stride, (h, w)).reshape(batch, h * w, 1)
-                for (_, h, w, _), stride in zip(shapes, self.strides, strict=True)
-            ]
-            norm = nn.BatchNorm(
-                use_running_average=not live,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=jnp.float32,
-                name="norm",
-            )
-            cells = relu(norm(cells.astype(jnp.float32), mask=jnp.concatenate(masks, axis=1)))
-        cells = cells.astype(jnp.float32)  # for all that decides on boxes
-        logits = nn.Dense(anchors, kernel_init=normal, name="logits")(cells)
-        deltas = nn.Dense(4 * anchors, kernel_init=normal, name="deltas")(cells)
-        return RPNOutput(logits=logits.reshape(batch, -1), deltas=deltas.reshape(batch, -1, 4))
+            for conv in convolutions[:-1]:
+                levels = [conv(level) for level in levels]
+            norm, last = BatchNorm(channels, name="norm"), convolutions[-1]
+            if live:
+                # The statistics are those of all levels together.
+                levels = [last(level) for level in levels]
+                masks = [
+                    cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2]))
+                    for level, stride in zip(levels, self.strides, strict=True)
+                ]
+                moments = norm(levels, masks)
+                levels = [relu(moments(level)) for level in levels]
+            else:
+                running = norm()
+                levels = [relu(last(level, fold=running)) for level in levels]
+        else:
+            for conv in convolutions:
+                levels = [relu(conv(level)) for level in levels]
+        # Level by level: a concatenation of the maps would be written out and read again.
+        layers = (
+            Outputs(anchors, normal, name="logits"),
+            Outputs(4 * anchors, normal, name="deltas"),
+        )
+        logits, deltas = zip(*(outputs(level, *layers) for level in levels), strict=True)
+        return RPNOutput(
+            logits=jnp.concatenate([x.reshape(batch, -1) for x in logits], axis=1),
+            deltas=jnp.concatenate([x.reshape(batch, -1, 4) for x in deltas], axis=1),
+        )
 
 
 def level_scales(config: RPNConfig, strides: Sequence[int]) -> list[tuple[int, ...]]:
@@ -256,8 +264,8 @@ def rpn_loss(
     Both are divided by the number of samples.
     """
     samples = targets.samples
-    logits = jnp.take_along_axis(output.logits, samples.indices, axis=1)
-    deltas = jnp.take_along_axis(output.deltas, samples.indices[..., None], axis=1)
+    logits = jax.vmap(drawn)(output.logits, samples)
+    deltas = jax.vmap(drawn)(output.deltas, samples)
     valid = samples.valid & image_valid[:, None]
     positive = samples.positive & valid
     objectness = losses.binary_cross_entropy(

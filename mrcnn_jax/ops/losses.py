@@ -109,7 +109,9 @@ def focal(
 
 def cross_entropy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float32[Array, " n"]:
     """Returns -log softmax(logits)[label] of each row; `labels` in 0..c-1."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    # Not by index: the gradient would be a sum into places.
+    classes = jax.nn.one_hot(labels, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), classes)
 
 
 def _with_background(logits: Float[Array, "*n k"]) -> Float32[Array, "*n k+1"]:

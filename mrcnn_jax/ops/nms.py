@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
@@ -72,26 +74,12 @@ def _greedy_in_blocks(
 ) -> Bool[Array, " n"]:
     """Marks the boxes kept, for a GPU: block by block, each suppressing all later boxes.
 
-    A step costs microseconds on a GPU, whatever it does. Within a block, "kept unless one kept
-    before it overlaps" is repeated until nothing changes. Each round settles at least one more box
-    of the chain, so there are at most `block` + 1 rounds, in practice a few; and a fixed point is
-    the greedy choice, by induction.
+    A step costs microseconds on a GPU, whatever it does.
     """
-    earlier = jnp.arange(block)[:, None] < jnp.arange(block)[None, :]
     alive, kept = valid, []
     for start in range(0, boxes.shape[0], block):
-        own, left = boxes[start : start + block], alive[:block]
-        overlaps = (box_ops.iou(own, own) > threshold) & earlier[: len(own), : len(own)]
-
-        def settle(
-            state: tuple[Array, Array], overlaps: Array = overlaps, left: Array = left
-        ) -> tuple[Array, Array]:
-            _, kept = state
-            return kept, left & ~jnp.any(overlaps & kept[:, None], axis=0)
-
-        _, own_kept = jax.lax.while_loop(
-            lambda state: jnp.any(state[0] != state[1]), settle, (jnp.zeros_like(left), left)
-        )
+        own = boxes[start : start + block]
+        own_kept = _settled(box_ops.iou(own, own) > threshold, alive[:block])
         later = boxes[start + block :]
         alive = alive[block:] & ~jnp.any(
             (box_ops.iou(own, later) > threshold) & own_kept[:, None], axis=0
@@ -110,10 +98,6 @@ def multiclass_nms(
 ) -> tuple[Int32[Array, " max_output"], Int32[Array, " max_output"], Bool[Array, " max_output"]]:
     """Per-class NMS: returns the best `max_output` boxes over all classes after `nms` within each.
 
-    A suppressed box never has a higher score than the one that suppressed it. So the best of all
-    boxes left is always kept, and only its class has to be looked at again: `max_output` steps of
-    one class each, where a loop per class would take n steps of all classes.
-
     Args:
         boxes: one per row and class. Invalid ones take no part, whatever they hold.
         scores: above -inf where valid.
@@ -125,28 +109,116 @@ def multiclass_nms(
         Rows, classes (0..k-1), and which slots are filled; highest score first, equal scores by
         class, then by row, lowest first. Empty slots have row and class 0.
     """
-    rows = jnp.arange(scores.shape[0])
     flat = box_ops.sanitize(boxes.reshape(-1, 4), valid.reshape(-1)).reshape(boxes.shape)
     by_class = jax.lax.stop_gradient(flat).transpose(1, 0, 2)
     left = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf)).T
+    chosen = jax.lax.platform_dependent(
+        by_class,
+        left,
+        jnp.asarray(iou_threshold, jnp.float32),
+        cpu=functools.partial(_best_one_by_one, max_output=max_output),
+        default=functools.partial(_best_in_blocks, max_output=max_output),
+    )
+    filled = chosen >= 0
+    chosen = jnp.where(filled, chosen, 0)
+    return chosen % scores.shape[0], chosen // scores.shape[0], filled
+
+
+def _best_one_by_one(
+    by_class: Float32[Array, "k n 4"],
+    left: Float32[Array, "k n"],
+    threshold: Float32[Array, ""],
+    *,
+    max_output: int,
+) -> Int32[Array, " max_output"]:
+    """Finds the places (class * n + row) of the best boxes, -1 in empty slots, for a CPU.
+
+    A suppressed box never has a higher score than the one that suppressed it. So the best of all
+    boxes left is always kept, and only its class has to be looked at again: `max_output` steps of
+    one class each, where a loop per class would take n steps of all classes.
+
+    Args:
+        by_class: boxes.
+        left: their scores, -inf where there is none.
+        threshold: of the IoU.
+        max_output: number of slots.
+    """
+    count = left.shape[1]
+    rows = jnp.arange(count)
 
     def keep(
         slot: Int32[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        # Scores neither kept nor suppressed [k, n], the best of each class [k], what was kept
-        # [max_output, 3].
+        # Scores neither kept nor suppressed [k, n], the best of each class [k], what was kept.
         left, best, kept = carry
         label = jnp.argmax(best)
         row = jax.lax.dynamic_index_in_dim(left, label, keepdims=False)
         first = jnp.argmax(row)
         candidates = jax.lax.dynamic_index_in_dim(by_class, label, keepdims=False)
         overlap = box_ops.iou(jax.lax.dynamic_slice_in_dim(candidates, first, 1), candidates)[0]
-        row = jnp.where((overlap > iou_threshold) | (rows == first), -jnp.inf, row)
-        chosen = jnp.stack([first, label, (best[label] > -jnp.inf).astype(jnp.int32)])
-        return left.at[label].set(row), best.at[label].set(jnp.max(row)), kept.at[slot].set(chosen)
+        row = jnp.where((overlap > threshold) | (rows == first), -jnp.inf, row)
+        place = jnp.where(best[label] > -jnp.inf, label * count + first, -1)
+        return left.at[label].set(row), best.at[label].set(jnp.max(row)), kept.at[slot].set(place)
 
-    _, _, kept = jax.lax.fori_loop(
-        0, max_output, keep, (left, left.max(axis=1), jnp.zeros((max_output, 3), jnp.int32))
-    )
-    filled = kept[:, 2] > 0
-    return jnp.where(filled, kept[:, 0], 0), jnp.where(filled, kept[:, 1], 0), filled
+    start = (left, left.max(axis=1), jnp.full(max_output, -1, jnp.int32))
+    return jax.lax.fori_loop(0, max_output, keep, start)[2]
+
+
+def _best_in_blocks(
+    by_class: Float32[Array, "k n 4"],
+    left: Float32[Array, "k n"],
+    threshold: Float32[Array, ""],
+    *,
+    max_output: int,
+    block: int = 256,
+) -> Int32[Array, " max_output"]:
+    """Does what `_best_one_by_one` does, for a GPU: sorts once, then goes by blocks.
+
+    A block's boxes compete with those kept so far and among themselves, until `max_output` are kept
+    or no box is left: a turn or two, where a step for each slot takes hundreds of small kernels.
+    """
+    boxes, scores = by_class.reshape(-1, 4), left.reshape(-1)
+    # Stable: equal scores stay in order of class and row. Whole blocks: the end is filled up.
+    order = jnp.argsort(-scores).astype(jnp.int32)
+    order = jnp.pad(order, (0, -len(order) % block))
+    exists = jnp.sum(scores > -jnp.inf, dtype=jnp.int32)
+
+    def go_on(state: tuple[Array, Array, Array]) -> Array:
+        start, _, count = state
+        return (start < exists) & (count < max_output)
+
+    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        start, kept, count = state
+        places = jax.lax.dynamic_slice_in_dim(order, start, block)
+        own, labels = boxes[places], places // left.shape[1]
+        before, their_labels = boxes[kept], kept // left.shape[1]
+        beaten = (box_ops.iou(before, own) > threshold) & (their_labels[:, None] == labels[None, :])
+        beaten &= (jnp.arange(max_output) < count)[:, None]
+        alive = (start + jnp.arange(block) < exists) & ~jnp.any(beaten, axis=0)
+        rivals = (box_ops.iou(own, own) > threshold) & (labels[:, None] == labels[None, :])
+        alive = _settled(rivals, alive)
+        slots = count + jnp.cumsum(alive, dtype=jnp.int32) - 1
+        kept = kept.at[jnp.where(alive, slots, max_output)].set(places, mode="drop")
+        return start + block, kept, count + jnp.sum(alive, dtype=jnp.int32)
+
+    begin = jnp.int32(0), jnp.zeros(max_output, jnp.int32), jnp.int32(0)
+    _, kept, count = jax.lax.while_loop(go_on, turn, begin)
+    return jnp.where(jnp.arange(max_output) < count, kept, -1)
+
+
+def _settled(rivals: Bool[Array, "b b"], alive: Bool[Array, " b"]) -> Bool[Array, " b"]:
+    """Marks the boxes kept among those of a block, sorted by falling score.
+
+    "Kept unless a rival kept before it" is repeated until nothing changes. Each round settles at
+    least one more box of the chain, so there are at most b + 1 rounds, in practice a few; and a
+    fixed point is the greedy choice, by induction.
+    """
+    size = len(alive)
+    rivals &= jnp.arange(size)[:, None] < jnp.arange(size)[None, :]
+
+    def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, kept = state
+        return kept, alive & ~jnp.any(rivals & kept[:, None], axis=0)
+
+    start = jnp.zeros_like(alive), alive
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] != state[1]), settle, start)[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, assert_never
 
@@ -24,6 +26,7 @@ def roi_features(
     strides: Sequence[int],
     output_size: int,
     config: RoIConfig,
+    deterministic: bool = False,
 ) -> Float[Array, "n p p c"]:
     """Cuts P x P features for each box by `roi_align`, `roi_pool` or `roi_warp`, as `config` says.
 
@@ -37,11 +40,14 @@ def roi_features(
         strides: width of each map's cells, in pixels.
         output_size: P.
         config: operation and sampling.
+        deterministic: align and warp on a GPU: sum the gradient so that it has the same bits
+            whatever the order of the boxes.
     """
     place: dict[str, Any] = {"levels": levels, "strides": strides, "output_size": output_size}
     samples: dict[str, Any] = {
         "sampling_ratio": config.sampling_ratio,
         "max_sampling_ratio": config.max_sampling_ratio,
+        "deterministic": deterministic,
     }
     match config.op:
         case "align":
@@ -89,6 +95,7 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool = True,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
+    deterministic: bool = False,
 ) -> Float[Array, "n p p c"]:
     """Averages bilinear samples in each of P x P bins of each box (Mask R-CNN, section 3).
 
@@ -103,6 +110,7 @@ def roi_align(
             is at least one cell wide and high.
         max_sampling_ratio: limit if `sampling_ratio` is 0. The cost is that of as many samples in
             every bin.
+        deterministic: see `roi_features`.
     """
     corners = in_cells(boxes, valid, levels, strides)
     if aligned:
@@ -110,9 +118,9 @@ def roi_align(
     start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not aligned:
         extent = jnp.maximum(extent, 1)
-    return _sampled(
-        features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio
-    )
+    place: dict[str, Any] = {"valid": valid, "levels": levels, "output_size": output_size}
+    samples = (sampling_ratio, max_sampling_ratio)
+    return _sampled(features, start, extent, samples, deterministic=deterministic, **place)
 
 
 def roi_warp(
@@ -125,6 +133,7 @@ def roi_warp(
     output_size: int,
     sampling_ratio: int,
     max_sampling_ratio: int = RoIConfig.max_sampling_ratio,
+    deterministic: bool = False,
 ) -> Float[Array, "n p p c"]:
     """Averages samples as `roi_align` does, in boxes rounded to whole cells as `roi_pool` does.
 
@@ -132,33 +141,33 @@ def roi_warp(
     """
     first, cells = quantise(in_cells(boxes, valid, levels, strides))
     start, extent = first.astype(jnp.float32) - 0.5, cells.astype(jnp.float32)
-    return _sampled(
-        features, start, extent, valid, levels, output_size, sampling_ratio, max_sampling_ratio
-    )
+    place: dict[str, Any] = {"valid": valid, "levels": levels, "output_size": output_size}
+    samples = (sampling_ratio, max_sampling_ratio)
+    return _sampled(features, start, extent, samples, deterministic=deterministic, **place)
 
 
 def _sampled(
     features: Sequence[Float[Array, "h_l w_l c"]],
     start: Float32[Array, "n 2"],
     extent: Float32[Array, "n 2"],
+    samples: tuple[int, int],
+    *,
     valid: Bool[Array, " n"],
     levels: Int32[Array, " n"],
     output_size: int,
-    sampling_ratio: int,
-    max_sampling_ratio: int,
+    deterministic: bool,
 ) -> Float[Array, "n p p c"]:
-    """Averages samples in bins of regions: (x, y) in cells, which are centred at integers."""
+    """Averages samples in bins of regions: (x, y) in cells, which are centred at integers.
+
+    `samples`: sampling_ratio, max_sampling_ratio.
+    """
     levels = jnp.where(valid, levels, 0)
     grids = np.array([feature.shape[:2] for feature in features], np.int32)
     sides = jnp.array(grids)[levels]
     offset = jnp.array(np.cumsum(grids.prod(axis=1)) - grids.prod(axis=1), jnp.int32)[levels]
 
-    x, x_weight = _axis_samples(
-        start[:, 0], extent[:, 0], sides[:, 1], output_size, sampling_ratio, max_sampling_ratio
-    )
-    y, y_weight = _axis_samples(
-        start[:, 1], extent[:, 1], sides[:, 0], output_size, sampling_ratio, max_sampling_ratio
-    )
+    x, x_weight = _axis_samples(start[:, 0], extent[:, 0], sides[:, 1], output_size, *samples)
+    y, y_weight = _axis_samples(start[:, 1], extent[:, 1], sides[:, 0], output_size, *samples)
     row_start = offset[:, None, None] + y * sides[:, 1, None, None]
     # [n, p, p, 2 s, 2 s]: box, bin row, bin column, vertical cells, horizontal cells
     indices = row_start[:, :, None, :, None] + x[:, None, :, None, :]
@@ -166,7 +175,8 @@ def _sampled(
     indices, weights = (part.reshape(*part.shape[:3], -1) for part in (indices, weights))
     # All levels in one table, so that a box reads from its level by an offset.
     table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
-    return jnp.where(valid[:, None, None, None], weighted_gather(table, indices, weights), 0)
+    gathered = weighted_gather(table, indices, weights, deterministic)
+    return jnp.where(valid[:, None, None, None], gathered, 0)
 
 
 def _axis_samples(
@@ -204,11 +214,12 @@ def _axis_samples(
     return jnp.concatenate([low, jnp.minimum(low + 1, last)], axis=2), weight
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def weighted_gather(
     table: Float[Array, "rows c"],
     indices: Int32[Array, "n p p t"],
     weights: Float32[Array, "n p p t"],
+    deterministic: bool = False,
 ) -> Float[Array, "n p p c"]:
     """Returns the sum over t of weights[..., t] * table[indices[..., t]], summed in float32.
 
@@ -217,6 +228,12 @@ def weighted_gather(
     if there is a backward pass. That stays in the caches: the backward pass is three times as fast.
     It also keeps XLA from computing the sum a second time for a convolution that reads it in
     another order, which it cannot do with the result of a loop.
+
+    Args:
+        table: rows.
+        indices: of rows.
+        weights: 0 .. 1, those of each sum at most 1 together.
+        deterministic: on a GPU, sum the gradient in integers: the same bits in any order.
     """
     return _gather(table, indices, weights)
 
@@ -235,7 +252,7 @@ def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
 
 
 def _weighted_gather_forward(
-    table: Array, indices: Array, weights: Array
+    table: Array, indices: Array, weights: Array, deterministic: bool
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     gathered = jax.lax.platform_dependent(
         table, indices, weights, cpu=_gather_box_by_box, default=_gather
@@ -245,13 +262,18 @@ def _weighted_gather_forward(
 
 
 def _weighted_gather_backward(
-    residuals: tuple[Array, Array, Array], cotangent: Array
+    deterministic: bool, residuals: tuple[Array, Array, Array], cotangent: Array
 ) -> tuple[Array, None, None]:
     table, indices, weights = residuals
     # Float32 even for bfloat16 features: many samples fall into one cell.
     nothing = jnp.zeros(table.shape, jnp.float32)
     gradient = jax.lax.platform_dependent(
-        nothing, indices, weights, cotangent, cpu=_scatter_box_by_box, default=_scatter
+        nothing,
+        indices,
+        weights,
+        cotangent,
+        cpu=_scatter_box_by_box,
+        default=_scatter_integers if deterministic else _scatter,
     )
     return gradient.astype(table.dtype), None, None
 
@@ -259,6 +281,30 @@ def _weighted_gather_backward(
 def _scatter(total: Array, indices: Array, weights: Array, cotangent: Array) -> Array:
     updates = weights[..., None] * cotangent.astype(jnp.float32)[..., None, :]
     return total.at[indices].add(updates, mode="promise_in_bounds")
+
+
+def _scatter_integers(total: Array, indices: Array, weights: Array, cotangent: Array) -> Array:
+    """`_scatter` to zeros by sums of integers, which are the same in any order.
+
+    A float sum would be ordered by a sort of all updates, in 5 GiB of memory. Each row of `total`
+    has a unit of its own: 2^-30 of the most that can come together in it, which is the sum of its
+    weights, itself taken in integers, times the largest cotangent. If a cotangent is not finite,
+    nothing is.
+    """
+    bins = math.prod(indices.shape[:-1])
+    whole = 2.0 ** (30 - math.ceil(math.log2(max(bins, 1))))  # a weight of 1
+    counted = jnp.zeros(len(total), jnp.int32)
+    counted = counted.at[indices].add(
+        jnp.ceil(weights * whole).astype(jnp.int32), mode="promise_in_bounds"
+    )
+    largest = jnp.max(jnp.abs(cotangent.astype(jnp.float32)), initial=0.0)
+    most = counted.astype(jnp.float32) * (largest / whole)
+    units = jnp.where(most > 0, 2.0**30 / jnp.where(most > 0, most, 1), 0)
+    scaled = (weights * units[indices])[..., None] * cotangent.astype(jnp.float32)[..., None, :]
+    sums = jnp.zeros(total.shape, jnp.int32)
+    sums = sums.at[indices].add(jnp.round(scaled).astype(jnp.int32), mode="promise_in_bounds")
+    sums = sums.astype(jnp.float32) / jnp.where(units > 0, units, 1)[:, None]
+    return jnp.where(jnp.isfinite(largest), sums, jnp.nan)
 
 
 def _scatter_box_by_box(total: Array, *boxes: Array) -> Array:

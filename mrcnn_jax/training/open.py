@@ -185,7 +185,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
         refuse_lost_checkpoints(config, workdir)
 
     # Shapes are enough to check the stage table and the weights to start from.
-    model = MaskRCNN(config.model)
+    model = MaskRCNN(config.model, deterministic=config.deterministic)
     shapes: Variables = jax.eval_shape(
         lambda batch: model.init(jax.random.key(0), batch), example_batch(data.canvases[0])
     )

@@ -141,7 +141,8 @@ def replay(path: Path) -> list[tuple[str, dict[str, float]]]:
     stage = config.stages[failed.stage_index]
     print(f"stage {stage.name}, {failed}")
     # Nothing is applied: an optimiser without state and updates.
-    step = make_train_step(MaskRCNN(config.model), stage, state.params, optax.set_to_zero())
+    model = MaskRCNN(config.model, deterministic=config.deterministic)
+    step = make_train_step(model, stage, state.params, optax.set_to_zero())
     metrics = jax.jit(
         lambda state, batch: step(state, batch)[1],
         **compile_options(deterministic=config.deterministic),

@@ -25,6 +25,7 @@ from mrcnn_jax.models.mask_head import (
     PointHead,
     PointSamples,
     TransposedConv,
+    depth_to_space,
     mask_loss,
     mask_probabilities,
     mask_samples,
@@ -106,7 +107,9 @@ def test_transposed_convolution_equals_a_scatter_loop_and_so_does_its_gradient(
         return result, vjp(jnp.asarray(cotangent))
 
     ours, gradients = pull(
-        lambda params, x: TransposedConv(6, size).apply({"params": params}, x), params, x
+        lambda params, x: depth_to_space(TransposedConv(6, size).apply({"params": params}, x)),
+        params,
+        x,
     )
     np.testing.assert_allclose(ours, scatter_loop(x, **params), rtol=1e-4, atol=1e-5)
     plain, expected = pull(scatter, params, x)
@@ -131,6 +134,9 @@ def test_head_equals_a_loop() -> None:
     np.testing.assert_allclose(
         logits, x @ params["logits"]["kernel"] + params["logits"]["bias"], rtol=1e-4, atol=1e-5
     )
+    labels = jnp.array([3, 1, 2, 0], jnp.int32)  # 0, an empty slot, is clipped to 1
+    own = head.apply(variables, features, labels)
+    np.testing.assert_allclose(true_class(own, labels), true_class(logits, labels), atol=1e-5)
     for name in ("conv1", "deconv"):
         # 225 draws: seven standard deviations are a third.
         assert float(params[name]["kernel"].std()) == pytest.approx(math.sqrt(2 / 45), rel=0.33), (

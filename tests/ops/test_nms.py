@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.nms import _greedy_in_blocks, multiclass_nms, nms
+from mrcnn_jax.ops.nms import _best_in_blocks, _greedy_in_blocks, multiclass_nms, nms
 
 from .strategies import QUICK, integer_boxes, random_boxes
 
@@ -207,6 +207,21 @@ def run_multiclass(
     return multiclass_nms(boxes, scores, valid, iou_threshold=threshold, max_output=count)  # type: ignore[arg-type]
 
 
+@functools.partial(jax.jit, static_argnames=("count", "block"))
+def run_in_blocks(
+    boxes: jax.Array,
+    scores: jax.Array,
+    valid: jax.Array,
+    threshold: jax.Array,
+    count: int,
+    block: int,
+) -> jax.Array:
+    """Class * N + row of what is kept, -1 in empty slots: the form for a GPU."""
+    left = jnp.where(valid, scores, -jnp.inf).T
+    by_class = boxes.transpose(1, 0, 2)
+    return _best_in_blocks(by_class, left, threshold, max_output=count, block=block)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
 @QUICK
 @given(
@@ -229,6 +244,10 @@ def test_several_classes_equal_a_loop_each(
         assert filled.tolist() == [True] * len(expected) + [False] * (count - len(expected))
         assert not rows[~filled].any()
         assert not classes[~filled].any()
+        for block in (4, 64):
+            chosen = run_in_blocks(boxes, scores, valid, np.float32(threshold), count, block)
+            empty = [-1] * (count - len(expected))
+            assert chosen.tolist() == [k * N + i for i, k in expected] + empty
 
 
 def test_several_classes_batched_over_images() -> None:

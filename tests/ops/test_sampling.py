@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.sampling import Samples, sample
+from mrcnn_jax.ops.sampling import Samples, drawn, sample
 
 from .strategies import QUICK
 
@@ -111,3 +111,20 @@ def test_the_draw_depends_on_the_key_alone() -> None:
     )
     assert first == again
     assert first != other
+
+
+def test_drawn_rows_and_their_gradient() -> None:
+    """Empty slots read 0 whatever row 0 holds, and give it no gradient."""
+    values = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    values[0] = np.nan
+    samples = Samples(
+        indices=jnp.array([7, 2, 5, 0, 0], jnp.int32),
+        positive=jnp.zeros(5, bool),
+        valid=jnp.array([True, True, True, False, False]),
+    )
+    found, pull = jax.vjp(lambda x: drawn(x, samples), jnp.asarray(values))
+    np.testing.assert_array_equal(found, np.vstack([values[[7, 2, 5]], np.zeros((2, 4))]))
+    (gradient,) = pull(jnp.arange(1, 21, dtype=jnp.float32).reshape(5, 4))
+    expected = np.zeros((9, 4))
+    expected[[7, 2, 5]] = np.arange(1, 13).reshape(3, 4)
+    np.testing.assert_array_equal(gradient, expected)

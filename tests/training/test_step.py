@@ -290,12 +290,12 @@ def test_all_heads_together_without_inference_in_the_step(variables: Variables) 
     }
 
     def loops(runner: Runner) -> int:
-        """Of NMS: on a GPU there are no others."""
+        """Of NMS: on a GPU there are no others. That of detections has one in another."""
         lowered = runner.step.trace(runner.start, batch(0)).lower(lowering_platforms=("cuda",))
         return lowered.as_text().count("stablehlo.while")
 
     assert loops(runner) == 1
-    assert loops(Runner(stage, variables)) == 2
+    assert loops(Runner(stage, variables)) == 3
 
 
 @pytest.mark.parametrize("stage", ["rpn", "box"])
@@ -431,9 +431,7 @@ def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(
     assert forward["conv_general_dilated"] > 20
     assert step["conv_general_dilated"] - forward["conv_general_dilated"] == 2 * (CONVS + 1) - 1
     assert step["dot_general"] - forward["dot_general"] == 2  # the 1x1 convolution to masks
-    assert (
-        step["scatter-add"] - forward["scatter-add"] == 1
-    )  # the choice of a class's mask; RoIAlign's backward would be another
+    assert step["scatter-add"] == forward["scatter-add"]  # RoIAlign's backward would be one
     assert not any("callback" in name for name in step)
     # The count sees a backward pass where there is one: of FPN, RPN and ResNet.
     assert (

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.models.layers import convolve
-from mrcnn_jax.models.mask_head import TransposedConv
+from mrcnn_jax.models.mask_head import TransposedConv, depth_to_space
 from mrcnn_jax.weights import mapping
 from mrcnn_jax.weights.mapping import Assigned, Rule, assign, fill
 
@@ -57,7 +57,7 @@ def test_transposed_convolution() -> None:
             "bias": np.zeros(3, np.float32),
         }
     }
-    ours = layer.apply(variables, jnp.asarray(x.transpose(1, 2, 0)[None]))
+    ours = depth_to_space(layer.apply(variables, jnp.asarray(x.transpose(1, 2, 0)[None])))
     np.testing.assert_allclose(np.asarray(ours)[0].transpose(2, 0, 1), expected, atol=1e-5)
 
 
