@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 DEMO ?= runs/shapes
 DEMO_DATA ?= runs/shapes_data
 
-.PHONY: demo test test-fast parity lint clean help
+.PHONY: demo test test-fast parity gpu-compile lint clean help
 
 help:
 	@echo "make demo       generate data, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
 	@echo "make test       run all tests (about 20 minutes on 2 cores)"
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
+	@echo "make gpu-compile  compile for an NVIDIA GPU, which need not be there, and check (3 minutes)"
 	@echo "make lint       check style and types"
 	@echo "make clean      remove the environment, caches and the demo's runs"
 
@@ -49,6 +50,18 @@ parity: $(VENV)/.installed-dev
 		$(BIN)/python -m pytest -n 2 tests/parity; \
 	else \
 		echo "make parity: nothing is compared, torch and torchvision do not import: $$(echo "$$why" | tail -1)"; \
+	fi
+
+# XLA's compiler for CUDA, 140 MB, beside the environment: in it, jax would look for a GPU. The tests
+# start processes that compile on one core each.
+gpu-compile: $(VENV)/.installed-dev
+	@version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)'); \
+	plugin=$(abspath $(VENV))/gpu-$$version; \
+	if [ -d $$plugin/jax_plugins ] || why=$$($(BIN)/pip install --quiet --no-deps --target $$plugin \
+		jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version 2>&1); then \
+		MRCNN_CUDA_PLUGIN=$$plugin $(BIN)/python -m pytest -n 2 --dist load tests/gpu_compile; \
+	else \
+		echo "make gpu-compile: nothing is compiled, its wheels cannot be installed: $$(echo "$$why" | tail -1)"; \
 	fi
 
 lint: $(VENV)/.installed-dev
