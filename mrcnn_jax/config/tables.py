@@ -72,17 +72,20 @@ def staged(
 
 
 def with_depth(
-    table: tuple[StageConfig, ...], *, epochs: int = 20, optimizer: OptimizerConfig = ADAM
+    table: tuple[StageConfig, ...],
+    *,
+    epochs: int = 20,
+    optimizer: OptimizerConfig = ADAM,
+    together: bool = False,
 ) -> tuple[StageConfig, ...]:
     """Adds a stage that trains the depth head alone, so that boxes and masks stay as they are.
-
-    A table that trains it together with the rest lists "depth" among a row's losses instead, and
-    "depth_head/.*" among what that row trains.
 
     Args:
         table: stages of a network without a depth head.
         epochs: passes over the training images.
         optimizer: the optimiser.
+        together: the last row of `table` trains the head too, so that the features which that row
+            trains learn to tell distance.
     """
     head, first = "depth_head/.*", table[0]
     others = (*(group.pattern for group in first.train), *first.frozen)
@@ -94,7 +97,11 @@ def with_depth(
         optimizer=optimizer,
         epochs=epochs,
     )
-    rows = (dataclasses.replace(row, frozen=(*row.frozen, head)) for row in table)
+    rows = [dataclasses.replace(row, frozen=(*row.frozen, head)) for row in table]
+    if together:
+        last = table[-1]
+        train = (*last.train, ParamGroup(head))
+        rows[-1] = dataclasses.replace(last, losses=(*last.losses, "depth"), train=train)
     return (*rows, depth)
 
 
