@@ -105,7 +105,7 @@ class DepthHead(nn.Module):
             total = x if total is None else total + x
         assert total is not None
         # The features are positive, so that a step of Adam moves all depths one way, by its rate
-        # times their sum: unscaled, by a tenth at 5e-4.
+        # times their sum.
         total = total.astype(jnp.float32) / math.sqrt(self.config.channels)
         (log_depth,) = outputs(total, Outputs(1, nn.initializers.normal(0.1), name="log_depth"))
         return log_depth[..., 0]
