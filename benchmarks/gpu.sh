@@ -11,10 +11,10 @@
 #
 # To try it without a GPU: PLATFORM=cpu CANVAS="64 64" SMALL=1 LARGE=1 ROUNDS=1.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-out=${1:?usage: benchmarks/gpu.sh OUT [PART ...]}
+out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT [PART ...]}")
 shift
-python=${PYTHON:-python}
+python=$(command -v "${PYTHON:-python}") && python=$(realpath -s "$python") || exit 2
+cd "$(dirname "$0")/.." || exit 2
 platform=${PLATFORM:-gpu}
 canvas=${CANVAS:-800 1344}
 small=${SMALL:-2}

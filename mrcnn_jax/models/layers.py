@@ -115,6 +115,7 @@ def _windows(
 def product(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"], preferred: Dtype | None = None
 ) -> Float[Array, "*n o"]:
+    """Multiplies rows by a matrix, to the dtype of `x` or to `preferred`."""
     dimensions = (((x.ndim - 1,), (0,)), ((), ()))
     return lax.dot_general(x, kernel, dimensions, preferred_element_type=preferred)
 

@@ -76,10 +76,10 @@ def sample(
     # 2^23, the lower index wins: this matters only at the cut.) top_k in float32 instead of a sort:
     # 20 times cheaper on a CPU, where XLA sorts any other dtype.
     priority = jax.random.uniform(key, positive.shape, jnp.float32)
-    # No more positives than may be drawn: of up to 128, a GPU finds the largest without a sort.
+    k = min(count, positive.shape[0])
     rows = [
-        jax.lax.top_k(jnp.where(among, priority, -1), min(most, positive.shape[0]))[1]
-        for among, most in ((positive, max(most_positives, 1)), (negative & ~positive, count))
+        jax.lax.top_k(jnp.where(among, priority, -1), k)[1]
+        for among in (positive, negative & ~positive)
     ]
     positives = jnp.minimum(jnp.sum(positive), most_positives)
     negatives = jnp.minimum(jnp.sum(negative & ~positive), count - positives)
