@@ -30,7 +30,7 @@ def scenes(arguments: argparse.Namespace) -> list[tuple[np.ndarray, dict[str, np
     ]
 
 
-def add_options(parser: argparse.ArgumentParser, *, batch: int, objects: int) -> None:
+def add_options(parser: argparse.ArgumentParser, *, batch: int, objects: int | None = None) -> None:
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument(
         "--canvas", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH")

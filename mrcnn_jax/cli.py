@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -18,6 +19,9 @@ from typing import NoReturn, TextIO
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import PrintableStream, printable
+
+COMPILED_BYTES = 2 << 30
+"""Size of the cache of compiled programs; those not used for the longest time go first."""
 
 SCRIPTS = ("train", "eval", "predict")  # also files of a checkout: python train.py
 
@@ -43,6 +47,7 @@ def run(main: Callable[[], object]) -> None:
     refused, for what a command finds must not be lost in silence.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _keep_compiled_programs()
     _open_streams()
     try:
         try:
@@ -68,6 +73,29 @@ def run(main: Callable[[], object]) -> None:
         elif (line := _line(error)) is not None:
             _fail(1, line)
         raise
+
+
+def _keep_compiled_programs() -> None:
+    """Has JAX keep what it compiles in the user's cache folder, by JAX's own variables.
+
+    Whoever sets JAX_COMPILATION_CACHE_DIR, to a folder or to nothing, decides. Machines that share
+    a home have a folder each, for a program may hold instructions that another processor lacks. It
+    is used on Linux alone, where the processor can be told.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    # A home that is not known or not writable, or no such file: programs are compiled each time.
+    with contextlib.suppress(OSError, RuntimeError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = ("model name", "flags", "Features")
+        processor = {line for line in lines if line.startswith(names)}
+        key = hashlib.sha256("\n".join(sorted(processor)).encode()).hexdigest()[:12]
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "mrcnn_jax" / f"compiled-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+            os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
 
 
 def _open_streams() -> None:

@@ -54,7 +54,7 @@ def compiled_step(
             "in_shardings": (everywhere, parallel.by_rows(mesh)),
             "out_shardings": everywhere,
         }
-    step = make_train_step(model, stage, params, optimizer, mesh)
+    step = make_train_step(model.clone(mesh=mesh), stage, params, optimizer)
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(step, **spread, compiler_options=options).lower(state, batch).compile(), state
 

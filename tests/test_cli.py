@@ -145,3 +145,22 @@ def test_logs_about_a_peer_become_one_line(
     monkeypatch.setattr(sys, "argv", ["-c", "the line"])
     cli.pass_on(io.StringIO(text))
     assert capsys.readouterr().err == (text if expected is None else expected)
+
+
+COMPILE = "import jax; jax.jit(lambda x: x + 1)(0); print(jax.config.jax_compilation_cache_max_size)"
+ALWAYS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+
+
+def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the user's cache folder, of a bounded size; in the user's own choice, without; a home that
+    nothing can be written to is no error."""
+    own, home, file = tmp_path / "own", tmp_path / "home", tmp_path / "file"
+    file.touch()
+    assert end(COMPILE, JAX_COMPILATION_CACHE_DIR=str(own), **ALWAYS) == (0, "-1\n", "")
+    assert list(own.iterdir())
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert end(COMPILE, HOME=str(home), **ALWAYS) == (0, f"{2 << 30}\n", "")
+    (folder,) = (home / ".cache" / "mrcnn_jax").iterdir()
+    assert any(entry.name.startswith("jit_") for entry in folder.iterdir())
+    assert end(COMPILE, XDG_CACHE_HOME=str(file), **ALWAYS) == (0, "-1\n", "")

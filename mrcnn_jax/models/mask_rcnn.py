@@ -24,6 +24,7 @@ from mrcnn_jax.models.resnet import ResNet, stage
 from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide
 from mrcnn_jax.ops.roi import assign_levels, roi_features
+from mrcnn_jax.ops.rows import of_existing_rows
 from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
@@ -69,6 +70,7 @@ class MaskRCNN(nn.Module):
 
     config: ModelConfig
     deterministic: bool = False  # sum gradients on a GPU so that their order does not matter
+    mesh: Mesh | None = None  # the devices that the rows of a batch are spread over
 
     def setup(self) -> None:
         config = self.config
@@ -113,7 +115,7 @@ class MaskRCNN(nn.Module):
         pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
-        return self.box_head(pooled)
+        return self._rows(self.box_head, (pooled,), valid, chunk=256)
 
     def masks(
         self,
@@ -124,9 +126,8 @@ class MaskRCNN(nn.Module):
     ) -> Float[Array, "b n m m k"]:
         """Mask logits of boxes in canvas pixels, one mask per class; with labels, K = 1."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
-        rows = None if labels is None else labels.reshape(-1)
-        logits = self.mask_head(pooled.reshape(-1, *pooled.shape[2:]), rows)
-        return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
+        inputs = (pooled,) if labels is None else (pooled, labels)
+        return self._rows(self.mask_head, inputs, valid, chunk=16)
 
     def log_depth(self, features: Pyramid, batch: Batch) -> Float[Array, "b h4 w4"]:
         """The dense head's log depth (metres) at stride 4 of the canvas."""
@@ -138,8 +139,7 @@ class MaskRCNN(nn.Module):
     ) -> Float[Array, "b n m m"]:
         """The RoI head's log depth (metres) of the cells of boxes in canvas pixels."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
-        values = self.depth_head(pooled.reshape(-1, *pooled.shape[2:]))
-        return values.reshape(*pooled.shape[:2], *values.shape[1:3])
+        return self._rows(self.depth_head, (pooled,), valid, chunk=16)[..., 0]
 
     def points(
         self,
@@ -176,6 +176,23 @@ class MaskRCNN(nn.Module):
         predict = functools.partial(self.points, features, boxes, labels, valid, coarse)
         return jax.nn.sigmoid(subdivide(coarse, predict, steps=refine.steps, count=refine.points))
 
+    def _rows(
+        self, head: nn.Module, inputs: tuple[Array, ...], valid: Bool[Array, "b n"], *, chunk: int
+    ) -> Any:
+        """Applies a head to arrays [b, n, ...], `chunk` rows at a time as `of_existing_rows`."""
+        flat = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs)
+        if self.is_initializing() or self.mesh is not None:
+            found = head(*flat)
+        else:
+            alone, variables = head.unbind()
+
+            def apply(rows: tuple[Array, ...]) -> Any:
+                with jax.named_scope(str(head.name)):  # as profiles have it
+                    return alone.apply(variables, *rows)
+
+            found = of_existing_rows(apply, flat, valid.reshape(-1), chunk=chunk)
+        return jax.tree.map(lambda x: x.reshape(*valid.shape, *x.shape[1:]), found)
+
     def _roi_features(
         self, features: Pyramid, boxes: Array, valid: Array, size: int, *, live: bool = False
     ) -> Float[Array, "b n p p c"]:
@@ -207,7 +224,7 @@ class MaskRCNN(nn.Module):
                 deterministic=self.deterministic,
             )
 
-        pooled = jax.vmap(one_image)(maps, boxes, valid)
+        pooled = per_image(one_image, self.mesh)(maps, boxes, valid)
         if self.config.backbone == "fpn":
             return pooled
         rows = pooled.reshape(-1, *pooled.shape[2:])

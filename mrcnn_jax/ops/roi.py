@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
 
 
@@ -172,6 +173,7 @@ def _sampled(
     # [n, p, p, 2 s, 2 s]: box, bin row, bin column, vertical cells, horizontal cells
     indices = row_start[:, :, None, :, None] + x[:, None, :, None, :]
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    weights = losses.keep(weights, valid)
     indices, weights = (part.reshape(*part.shape[:3], -1) for part in (indices, weights))
     # All levels in one table, so that a box reads from its level by an offset.
     table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
@@ -247,8 +249,63 @@ def _gather(table: Array, indices: Array, weights: Array) -> Array:
     return total.astype(table.dtype)
 
 
+@jax.custom_batching.custom_vmap
 def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
-    return jax.lax.map(lambda box: _gather(table, *box), (indices, weights))
+    order, count = _existing(weights)
+
+    def add(i: Array, total: Array) -> Array:
+        box = order[i]
+        return total.at[box].set(_gather(table, indices[box], weights[box]))
+
+    nothing = jnp.zeros((*indices.shape[:-1], table.shape[-1]), table.dtype)
+    return jax.lax.fori_loop(0, count, add, nothing)
+
+
+@jax.custom_batching.custom_vmap
+def _scatter_box_by_box(total: Array, indices: Array, weights: Array, cotangent: Array) -> Array:
+    order, count = _existing(weights)
+
+    def add(i: Array, total: Array) -> Array:
+        box = order[i]
+        return _scatter(total, indices[box], weights[box], cotangent[box])
+
+    return jax.lax.fori_loop(0, count, add, total)
+
+
+def _existing(weights: Float32[Array, "n p p t"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
+    """The boxes that read anything first, each part in its order; and how many do."""
+    nothing = jnp.all(weights == 0, axis=(1, 2, 3))
+    order = jnp.argsort(nothing, stable=True).astype(jnp.int32)
+    return order, jnp.sum(~nothing, dtype=jnp.int32)
+
+
+def _as_one_image(function: Any) -> Callable[..., tuple[Array, bool]]:
+    """A rule for a batch: all of its boxes go through one loop, on the rows of all its tables.
+
+    In a loop over the boxes of each image at once, the image with most would set the number of
+    turns.
+    """
+
+    def rule(size: int, batched: list[bool], table: Array, *boxes: Array) -> tuple[Array, bool]:
+        if not batched[0]:
+            table = jnp.broadcast_to(table, (size, *table.shape))
+        boxes = tuple(
+            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            for x, is_batched in zip(boxes, batched[1:], strict=True)
+        )
+        rows = table.shape[1]
+        first = rows * jnp.arange(size, dtype=jnp.int32)
+        boxes = (boxes[0] + first.reshape(-1, *(1,) * (boxes[0].ndim - 1)), *boxes[1:])
+        result = function(
+            table.reshape(-1, *table.shape[2:]), *(x.reshape(-1, *x.shape[2:]) for x in boxes)
+        )
+        return result.reshape(size, -1, *result.shape[1:]), True
+
+    return rule
+
+
+_gather_box_by_box.def_vmap(_as_one_image(_gather_box_by_box))
+_scatter_box_by_box.def_vmap(_as_one_image(_scatter_box_by_box))
 
 
 def _weighted_gather_forward(
@@ -305,12 +362,6 @@ def _scatter_integers(total: Array, indices: Array, weights: Array, cotangent: A
     sums = sums.at[indices].add(jnp.round(scaled).astype(jnp.int32), mode="promise_in_bounds")
     sums = sums.astype(jnp.float32) / jnp.where(units > 0, units, 1)[:, None]
     return jnp.where(jnp.isfinite(largest), sums, jnp.nan)
-
-
-def _scatter_box_by_box(total: Array, *boxes: Array) -> Array:
-    return jax.lax.fori_loop(
-        0, len(boxes[0]), lambda i, total: _scatter(total, *(x[i] for x in boxes)), total
-    )
 
 
 weighted_gather.defvjp(_weighted_gather_forward, _weighted_gather_backward)

@@ -214,17 +214,16 @@ def _compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainS
         state = parallel.place(state, layout)
         size = parallel.bytes_a_device((state.params, state.opt_state)) / 2**20
         print(f"{mesh.size} devices, {size:.2f} MiB of parameters and optimiser state on each")
+    model = run.model.clone(mesh=mesh)
     total_steps = run.total_steps(stage_index)
     optimizer = make_optimizer(stage, state.params, total_steps=total_steps)
-    step = guarded(
-        make_train_step(run.model, stage, state.params, optimizer, mesh), config.skip_non_finite
-    )
+    step = guarded(make_train_step(model, stage, state.params, optimizer), config.skip_non_finite)
     deterministic = config.deterministic
     train_step = jax.jit(
         step, **compile_options(deterministic=deterministic, donate_argnums=0, **in_step)
     )
     validate = jax.jit(
-        make_validation_step(run.model, stage, mesh),
+        make_validation_step(model, stage),
         **compile_options(deterministic=deterministic, **in_validation),
     )
     return state, train_step, validate

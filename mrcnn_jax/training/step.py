@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mrcnn_jax.config.schema import Loss, StageConfig
@@ -34,7 +33,6 @@ def stage_losses(
     key: PRNGKeyArray,
     losses: Collection[Loss],
     live: Collection[str],
-    mesh: Mesh | None = None,
 ) -> tuple[Losses, Instances | None, dict[str, Array]]:
     """The losses of a stage on one batch; the forward pass goes no further than they need.
 
@@ -43,13 +41,12 @@ def stage_losses(
         key: of this step's random draws.
         losses: the heads whose losses are wanted.
         live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics.
-        mesh: the devices that the rows of `batch` are spread over.
 
     Returns:
         The losses, the proposals in each image (None if no loss needs them), and counts of objects
         and boxes that no loss sees.
     """
-    config, keys = model.config, image_keys(key, batch.indices)
+    config, mesh, keys = model.config, model.mesh, image_keys(key, batch.indices)
     needed = set().union(*(modules_of(loss, config) for loss in losses))
     features = model.features(batch, live="resnet" in live)
     values: Losses = {}
@@ -104,7 +101,6 @@ def make_train_step(
     stage: StageConfig,
     params: Params,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh | None = None,
 ) -> TrainStep:
     """The step of a stage, not yet compiled: (state, batch) -> (state, losses and gradient norm).
 
@@ -112,18 +108,18 @@ def make_train_step(
     statistics of modules without a trainable parameter stay as they are.
 
     Args:
+        model: with the mesh that the rows of the batch are spread over; parameters may be spread
+            too, and are gathered before use.
         params: parameters of the model; only their names are read.
         optimizer: of the full parameter tree, see `make_optimizer`.
-        mesh: the devices that the rows of the batch are spread over; parameters may be spread too,
-            and are gathered before use.
     """
     labels = stages.labels(stage, params)
     live = stages.live_norm(stage, params)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         whole = state.params
-        if mesh is not None:
-            whole = jax.lax.with_sharding_constraint(whole, replicated(mesh))
+        if model.mesh is not None:
+            whole = jax.lax.with_sharding_constraint(whole, replicated(model.mesh))
         trainable, frozen = stages.split(whole, labels)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -132,7 +128,7 @@ def make_train_step(
         ) -> tuple[Float[Array, ""], tuple[Losses, dict[str, Array], Params]]:
             params = stages.merge(trainable, frozen)
             forward = nn.apply(
-                lambda m: stage_losses(m, batch, key, stage.losses, live, mesh),
+                lambda m: stage_losses(m, batch, key, stage.losses, live),
                 model,
                 mutable=["batch_stats"],
             )
@@ -168,19 +164,19 @@ def make_train_step(
 
 
 def make_validation_step(
-    model: MaskRCNN, stage: StageConfig, mesh: Mesh | None = None
+    model: MaskRCNN, stage: StageConfig
 ) -> Callable[[Variables, Batch, PRNGKeyArray], tuple[Losses, Instances | None]]:
     """(variables, batch, key) -> (losses, proposals) of a stage, not yet compiled.
 
-    It normalises by running statistics; `mesh` as in `make_train_step`.
+    It normalises by running statistics; `model` as in `make_train_step`.
     """
 
     def validation_step(
         variables: Variables, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Losses, Instances | None]:
-        if mesh is not None:
-            variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
-        forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, (), mesh), model)
+        if model.mesh is not None:
+            variables = jax.lax.with_sharding_constraint(variables, replicated(model.mesh))
+        forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, ()), model)
         values, proposals, _ = forward(variables)
         metrics = {f"loss/{name}": value for name, value in values.items()}
         return metrics | {"loss/total": sum(values.values(), jnp.float32(0))}, proposals

@@ -51,6 +51,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
         "torchvision_coco": ["joint"],
         "finetune": ["joint"],
         "bins": ["joint", "depth"],
+        "shapes_depth": ["joint", "depth"],
         "bins_depth": ["depth"],
     }
     expected = tables.get(path.stem, ["rpn", "box", "mask"])

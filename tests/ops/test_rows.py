@@ -1,0 +1,75 @@
+"""Heads on the rows that exist, against the same function of all rows."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_jax.ops.rows import of_existing_rows
+
+ROWS, CHUNK = 22, 4  # the last chunk is not full
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(size=(3, 5)).astype(np.float32)
+INPUT = RNG.normal(size=(ROWS, 3)).astype(np.float32)
+WEIGHTS = RNG.normal(size=(ROWS, 5)).astype(np.float32)
+
+
+def outputs(kernel: jax.Array, rows: jax.Array, valid: jax.Array, chunk: int) -> jax.Array:
+    def function(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"y": jnp.tanh(part["x"] @ kernel) * part["scale"][:, None]}
+
+    tree = {"x": rows, "scale": jnp.arange(len(rows), dtype=jnp.float32)}
+    return of_existing_rows(function, tree, valid, chunk=chunk)["y"]
+
+
+def loss(kernel: jax.Array, rows: jax.Array, valid: jax.Array, chunk: int) -> jax.Array:
+    found = outputs(kernel, rows, valid, chunk)
+    return jnp.sum(jnp.where(valid[:, None], found, 0) * WEIGHTS)
+
+
+FORWARD = jax.jit(outputs, static_argnums=3)
+GRADIENT = jax.jit(jax.grad(loss, (0, 1)), static_argnums=3)
+
+
+@given(st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+@settings(max_examples=40, deadline=None)
+def test_outputs_and_gradients_are_those_of_all_rows_at_once(exists: list[bool]) -> None:
+    """Any rows, in any order, none or all."""
+    valid = np.array(exists)
+    ours, whole = (np.asarray(FORWARD(KERNEL, INPUT, valid, chunk)) for chunk in (CHUNK, ROWS))
+    np.testing.assert_allclose(ours[valid], whole[valid], rtol=1e-6, atol=1e-6)
+    assert np.isfinite(ours).all()
+    ours, whole = (GRADIENT(KERNEL, INPUT, valid, chunk) for chunk in (CHUNK, ROWS))
+    for a, b in zip(ours, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * (1 + np.abs(b).max()))
+    if not valid.any():
+        assert not any(np.any(a) for a in ours)
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK, CHUNK + 1, ROWS])
+def test_only_chunks_that_hold_a_row_are_computed(count: int) -> None:
+    """The function counts its own calls."""
+    calls: list[int] = []
+
+    def function(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: calls.append(1))
+        return 2 * x
+
+    valid = np.arange(ROWS) < count
+    doubled = jax.jit(lambda x, v: of_existing_rows(function, x, v, chunk=CHUNK))(INPUT, valid)
+    jax.effects_barrier()
+    assert len(calls) == -(-count // CHUNK)
+    np.testing.assert_array_equal(np.asarray(doubled)[valid], 2 * INPUT[valid])
+
+
+def test_a_chunk_that_is_left_out_gives_nothing_whatever_it_holds() -> None:
+    """A gradient of 0 times infinity would be NaN."""
+    rows, valid = INPUT.copy(), np.arange(ROWS) < CHUNK
+    rows[2 * CHUNK :] = np.nan
+    for gradient in GRADIENT(KERNEL, rows, valid, CHUNK):
+        assert np.isfinite(gradient).all()
+    assert not np.any(np.asarray(FORWARD(KERNEL, rows, valid, CHUNK))[2 * CHUNK :])
