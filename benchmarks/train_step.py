@@ -6,9 +6,10 @@ Both have the same weights, images, layers and numbers of samples. res3 to res5 
 trained (SGD with momentum); there are up to 2000 proposals and 512 RoIs per image. Under full load
 128 of them have masks: there are 64 objects, and an IoU of 0.3 with one is enough for foreground,
 so that random proposals yield as many. Under typical load there are 8 objects and the usual 0.5;
-`mask_rois` says how many masks torchvision then computes. --stages also times our three stages of `config.tables.staged` with the report's constants.
-torchvision is the faster of its default and its channels-last form; its masks are full-sized, ours
-are crops. Needs no data set; without torch, ours is timed alone.
+`mask_rois` says how many masks torchvision then computes. --stages also times our three stages of
+`config.tables.staged` with the report's constants. torchvision is the faster of its default and its
+channels-last form; its masks are full-sized, ours are crops. Needs no data set; without torch, ours
+is timed alone.
 
 The last line is JSON: medians in seconds, `ratio` (above 1: ours is faster), compile seconds
 without and with the persistent cache, peak memory of each process, and our FLOP rate beside that of
