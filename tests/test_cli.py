@@ -147,7 +147,8 @@ def test_logs_about_a_peer_become_one_line(
     assert capsys.readouterr().err == (text if expected is None else expected)
 
 
-COMPILE = "import jax; jax.jit(lambda x: x + 1)(0); print(jax.config.jax_compilation_cache_max_size)"
+COMPILE = """import jax; jax.jit(lambda x: x + 1)(0)
+    print(jax.config.jax_compilation_cache_max_size)"""
 ALWAYS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
 
 

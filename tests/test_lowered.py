@@ -290,7 +290,9 @@ def test_products_of_matrices_are_bfloat16(program: Program) -> None:
     heads = set()
     for product in wide:
         assert element(product.results[0]) == "f32"
-        layer = re.search(r"[)./](rpn|box_head|mask_head)/(?:\w+Head/)?(?:nhwpc,nc->nhwp/)?dot", path(product))
+        layer = re.search(
+            r"[)./](rpn|box_head|mask_head)/(?:\w+Head/)?(?:nhwpc,nc->nhwp/)?dot", path(product)
+        )
         assert layer is not None, path(product)
         heads.add(layer[1])
         factors = {element(value) for value in product.operands}

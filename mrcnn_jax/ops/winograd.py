@@ -2,8 +2,8 @@
 
 Each 2x2 cells of the output come from 4x4 cells of the input: both are transformed by sums alone,
 and in between are 16 products of matrices. On a CPU, whose convolutions run near the rate of its
-products, nothing else is faster; the transformed cells must stay in the caches, so a map is computed
-in strips of rows.
+products, only fewer multiplications are faster. The transformed cells must stay in the caches, so a
+map is computed in strips of rows.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def _tiles(x: Float32[Array, "b h+2 w+2 i"], factors: list[list[Array]]) -> Arra
     d = [[x[:, y : y + height : 2, c : c + width : 2] for c in range(4)] for y in range(4)]
     columns = [spread([d[y][c] for y in range(4)]) for c in range(4)]
     cells = [spread([columns[c][y] for c in range(4)]) for y in range(4)]
-    products = [
-        [jnp.tensordot(cells[y][c], factors[y][c], 1) for c in range(4)] for y in range(4)
-    ]
+    products = [[jnp.tensordot(cells[y][c], factors[y][c], 1) for c in range(4)] for y in range(4)]
     rows = [gathered([products[y][c] for y in range(4)]) for c in range(4)]
     found = [gathered([rows[c][y] for c in range(4)]) for y in range(2)]
     pairs = jnp.stack([jnp.stack(row, axis=3) for row in found], axis=2)
