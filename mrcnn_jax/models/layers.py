@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.model import Norm
-from mrcnn_jax.ops.winograd import convolve_3x3
+from mrcnn_jax.ops.convolution import convolve_on_cpu, windows
 
 # He et al. 2015 for ReLU, by fan-out as is usual for ResNets (also in torchvision).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -89,15 +89,8 @@ def convolve(
     'SAME' would pad unevenly at stride 2.
     """
 
-    def windows(x: Array, kernel: Array) -> Array:
-        size = kernel.shape[0]
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (strides, strides),
-            [((size - 1) // 2,) * 2] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+    side = (kernel.shape[0] - 1) // 2
+    plain = functools.partial(windows, strides=strides, padding=(side, side))
 
     def rows(x: Array, kernel: Array) -> Array:
         return product(x[:, ::strides, ::strides], kernel[0, 0])
@@ -105,12 +98,22 @@ def convolve(
     if kernel.shape[0] == 1:
         # On a CPU, a product of matrices is faster forward and backward; on a GPU, only a
         # convolution takes bias, sum and ReLU into its kernel.
-        return lax.platform_dependent(x, kernel, cpu=rows, default=windows)
-    # With fewer channels, Winograd's sums cost more than the products that they save.
-    wide = min(kernel.shape[2:]) >= 256 and x.dtype == jnp.float32
-    if wide and kernel.shape[0] == 3 and strides == 1:
-        return lax.platform_dependent(x, kernel, cpu=convolve_3x3, default=windows)
-    return windows(x, kernel)
+        return lax.platform_dependent(x, kernel, cpu=rows, default=plain)
+    if strides == 1:
+        return same_size(x, kernel, (side, side))
+    return plain(x, kernel)
+
+
+def same_size(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: tuple[int, int]
+) -> Float[Array, "b h w o"]:
+    """Convolves with stride 1 and k - 1 cells of `padding`, before and after the map."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: convolve_on_cpu(x, kernel, padding),
+        default=lambda x, kernel: windows(x, kernel, padding=padding),
+    )
 
 
 def product(

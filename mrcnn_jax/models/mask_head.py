@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
-from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
+from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu, same_size
 from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
@@ -60,13 +60,7 @@ class TransposedConv(nn.Module):
             phases = jnp.stack([vertical[:, :, 1:], right], axis=1)
         cells = phases.shape[0]
         phases = phases.transpose(0, 1, 4, 2, 3, 5).reshape(cells, cells, c, -1)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            phases.astype(self.dtype),
-            (1, 1),
-            [(0, cells - 1)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = same_size(x.astype(self.dtype), phases.astype(self.dtype), (0, cells - 1))
         return add_bias(y, jnp.tile(bias, 4))
 
 

@@ -1,50 +1,82 @@
-"""3x3 convolutions with 4 multiplications in place of 9 (Lavin & Gray 2016, F(2x2, 3x3)).
+"""Convolutions of stride 1 as a CPU computes them fastest, with their gradients.
 
-Each 2x2 cells of the output come from 4x4 cells of the input: both are transformed by sums alone,
-and in between are 16 products of matrices. On a CPU, whose convolutions run near the rate of its
-products, only fewer multiplications are faster. The transformed cells must stay in the caches, so a
-map is computed in strips of rows.
+Wide ones of 3x3 taps take 4 multiplications in place of 9 (Lavin & Gray 2016, F(2x2, 3x3)): each
+2x2 cells of the output come from 4x4 cells of the input; both are transformed by sums alone, and in
+between are 16 products of matrices. A CPU's convolutions run near the rate of its products, so only
+fewer multiplications are faster. The transformed cells must stay in the caches, so a map is
+computed in strips of rows.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
 # Cells that are computed together: 16 transforms of them with 256 channels are a few megabytes.
 _CELLS = 4096
+# With fewer channels, the sums cost more than the products that they save.
+_WIDE = 256
 
 
-@jax.custom_vjp
-def convolve_3x3(
-    x: Float32[Array, "b h w i"], kernel: Float32[Array, "3 3 i o"]
-) -> Float32[Array, "b h w o"]:
-    """Convolves with stride 1 and one cell of zero padding, to about 1e-6 of the largest value.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_on_cpu(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: tuple[int, int]
+) -> Float[Array, "b h2 w2 o"]:
+    """Convolves with stride 1; wide kernels to about 1e-6 of the largest value.
 
-    The gradient of `x` is computed in the same way, that of the kernel as of any convolution.
+    Args:
+        x: features.
+        kernel: taps.
+        padding: cells of zeros before and after the map, along both axes.
     """
-    return _in_strips(x, _transformed(kernel))
+    wide = x.dtype == jnp.float32 and min(kernel.shape[2:]) >= _WIDE
+    if wide and kernel.shape[0] == 3 and padding == (1, 1):
+        return _in_strips(x, _transformed(kernel))
+    return windows(x, kernel, padding=padding)
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_3x3(x, kernel), (x, kernel)
+def windows(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "k k i o"],
+    *,
+    strides: int = 1,
+    padding: tuple[int, int],
+) -> Float[Array, "b h2 w2 o"]:
+    """XLA's own convolution."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        [padding, padding],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
-def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _forward(
+    x: Array, kernel: Array, padding: tuple[int, int]
+) -> tuple[Array, tuple[Array, Array]]:
+    return convolve_on_cpu(x, kernel, padding), (x, kernel)
+
+
+def _backward(
+    padding: tuple[int, int], residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     x, kernel = residuals
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    (of_kernel,) = jax.vjp(lambda k: _plain(x, k), kernel)[1](cotangent)
-    return _in_strips(cotangent, _transformed(turned)), of_kernel
+    before, after = (len(kernel) - 1 - cells for cells in padding)
+    of_x = convolve_on_cpu(cotangent, turned, (before, after))
+    # Channels as images, and images as channels: inside a loop or a branch, XLA takes thirty times
+    # as long for its own form of the same.
+    of_kernel = windows(
+        x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding=padding
+    ).transpose(1, 2, 0, 3)
+    return of_x, of_kernel
 
 
-convolve_3x3.defvjp(_forward, _backward)
-
-
-def _plain(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+convolve_on_cpu.defvjp(_forward, _backward)
 
 
 def _in_strips(x: Float32[Array, "b h w i"], factors: list[list[Array]]) -> Array:
