@@ -10,6 +10,7 @@ computed in strips of rows.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +18,25 @@ from jaxtyping import Array, Float, Float32
 
 # Cells that are computed together: 16 transforms of them with 256 channels are a few megabytes.
 _CELLS = 4096
-# With fewer channels, the sums cost more than the products that they save.
+# With fewer channels, the sums cost more than the products that they save; on fewer cells, they are
+# not worth compiling.
 _WIDE = 256
+_MANY = 1024
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_on_cpu(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: tuple[int, int]
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolves with stride 1; wide kernels to about 1e-6 of the largest value.
+    """Convolves with stride 1; large maps by wide kernels to about 1e-6 of the largest value.
 
     Args:
         x: features.
         kernel: taps.
         padding: cells of zeros before and after the map, along both axes.
     """
-    wide = x.dtype == jnp.float32 and min(kernel.shape[2:]) >= _WIDE
-    if wide and kernel.shape[0] == 3 and padding == (1, 1):
+    worth = min(kernel.shape[2:]) >= _WIDE and math.prod(x.shape[:3]) >= _MANY
+    if worth and x.dtype == jnp.float32 and kernel.shape[0] == 3 and padding == (1, 1):
         return _in_strips(x, _transformed(kernel))
     return windows(x, kernel, padding=padding)
 

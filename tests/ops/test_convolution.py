@@ -25,6 +25,7 @@ def test_fewer_multiplications_equal_a_convolution(
     """Also at the borders, with odd sides, and the gradients of both arguments."""
     monkeypatch.setattr(convolution, "_CELLS", cells)
     monkeypatch.setattr(convolution, "_WIDE", 5)
+    monkeypatch.setattr(convolution, "_MANY", 0)
     compare(size, 3, (1, 1))
 
 
@@ -52,6 +53,7 @@ def compare(size: tuple[int, int, int], taps: int, padding: tuple[int, int]) -> 
 def test_whole_numbers_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of multiples of 4 need no rounding: sums of products by hand."""
     monkeypatch.setattr(convolution, "_WIDE", 2)
+    monkeypatch.setattr(convolution, "_MANY", 0)
     rng = np.random.default_rng(1)
     x = rng.integers(-8, 9, (1, 6, 7, 3)).astype(np.float32)
     kernel = 4 * rng.integers(-8, 9, (3, 3, 3, 2)).astype(np.float32)
