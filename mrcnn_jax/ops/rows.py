@@ -19,7 +19,7 @@ def of_existing_rows(
 
     A loop over chunks of consecutive rows, each behind a condition, has one copy of `function` and
     of its derivative, whatever the number of rows. On other platforms all rows are computed at
-    once: they are faster at many rows than at deciding about a few.
+    once.
 
     Args:
         function: computes every row by itself; its derivative may be taken.
