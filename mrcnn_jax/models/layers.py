@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.model import Norm
-from mrcnn_jax.ops.convolution import convolve_on_cpu, windows
+from mrcnn_jax.ops.convolution import convolution, windows
 
 # He et al. 2015 for ReLU, by fan-out as is usual for ResNets (also in torchvision).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -44,9 +44,9 @@ def cell_mask(
     return (rows[:, :, None] & columns[:, None, :] & valid[:, None, None])[..., None]
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Returns max(x, 0); its derivative reads the output.
+    """Returns max(x, 0); its derivative reads the output, which the next layer keeps anyway.
 
     So the input has a single user, as GPU compilers need to fuse convolution, bias and ReLU. The
     derivative of `jax.nn.relu` is a second user. NaN passes, forward and backward.
@@ -54,12 +54,17 @@ def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.maximum(x, 0)
 
 
-@relu.defjvp
-def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y = relu(*primals)
-    (tangent,) = tangents
+def _relu_forward(x: Array) -> tuple[Array, Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: Array, cotangent: Array) -> tuple[Array]:
     # Not y > 0, which XLA turns into x > 0: a second user again.
-    return y, jnp.where(y != 0, tangent, jnp.zeros_like(tangent))
+    return (jnp.where(y != 0, cotangent, jnp.zeros_like(cotangent)),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -100,20 +105,8 @@ def convolve(
         # convolution takes bias, sum and ReLU into its kernel.
         return lax.platform_dependent(x, kernel, cpu=rows, default=plain)
     if strides == 1:
-        return same_size(x, kernel, (side, side))
+        return convolution(x, kernel, (side, side))
     return plain(x, kernel)
-
-
-def same_size(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: tuple[int, int]
-) -> Float[Array, "b h w o"]:
-    """Convolves with stride 1 and k - 1 cells of `padding`, before and after the map."""
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: convolve_on_cpu(x, kernel, padding),
-        default=lambda x, kernel: windows(x, kernel, padding=padding),
-    )
 
 
 def product(

@@ -17,10 +17,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
-from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu, same_size
+from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
 from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
+from mrcnn_jax.ops.convolution import convolution
 from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.points import uncertain_points
@@ -60,7 +61,7 @@ class TransposedConv(nn.Module):
             phases = jnp.stack([vertical[:, :, 1:], right], axis=1)
         cells = phases.shape[0]
         phases = phases.transpose(0, 1, 4, 2, 3, 5).reshape(cells, cells, c, -1)
-        y = same_size(x.astype(self.dtype), phases.astype(self.dtype), (0, cells - 1))
+        y = convolution(x.astype(self.dtype), phases.astype(self.dtype), (0, cells - 1))
         return add_bias(y, jnp.tile(bias, 4))
 
 
@@ -143,8 +144,8 @@ class MaskHead(nn.Module):
         deconv = TransposedConv(
             config.channels, config.deconv_kernel, dtype=self.dtype, name="deconv"
         )
-        phases = relu(deconv(x))
-        phases = phases.reshape(*phases.shape[:3], 4, config.channels)
+        phases = deconv(x)
+        phases = relu(phases.reshape(*phases.shape[:3], 4, config.channels))
         layer = Outputs(self.num_classes, he_normal, name="logits")
         if labels is not None:
             return depth_to_space(own_outputs(phases, layer, labels))

@@ -186,11 +186,11 @@ class MaskRCNN(nn.Module):
         else:
             alone, variables = head.unbind()
 
-            def apply(rows: tuple[Array, ...]) -> Any:
+            def apply(variables: Variables, rows: tuple[Array, ...]) -> Any:
                 with jax.named_scope(str(head.name)):  # as profiles have it
                     return alone.apply(variables, *rows)
 
-            found = of_existing_rows(apply, flat, valid.reshape(-1), chunk=chunk)
+            found = of_existing_rows(apply, variables, flat, valid.reshape(-1), chunk=chunk)
         return jax.tree.map(lambda x: x.reshape(*valid.shape, *x.shape[1:]), found)
 
     def _roi_features(

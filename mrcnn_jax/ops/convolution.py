@@ -1,4 +1,4 @@
-"""Convolutions of stride 1 as a CPU computes them fastest, with their gradients.
+"""Convolutions of stride 1, on a CPU as it computes them fastest, with their gradients.
 
 Wide ones of 3x3 taps take 4 multiplications in place of 9 (Lavin & Gray 2016, F(2x2, 3x3)): each
 2x2 cells of the output come from 4x4 cells of the input; both are transformed by sums alone, and in
@@ -25,20 +25,22 @@ _MANY = 1024
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve_on_cpu(
+def convolution(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: tuple[int, int]
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolves with stride 1; large maps by wide kernels to about 1e-6 of the largest value.
+    """Convolves with stride 1; on a CPU, large maps by wide kernels to 1e-6 of the largest value.
 
     Args:
         x: features.
         kernel: taps.
         padding: cells of zeros before and after the map, along both axes.
     """
-    worth = min(kernel.shape[2:]) >= _WIDE and math.prod(x.shape[:3]) >= _MANY
-    if worth and x.dtype == jnp.float32 and kernel.shape[0] == 3 and padding == (1, 1):
-        return _in_strips(x, _transformed(kernel))
-    return windows(x, kernel, padding=padding)
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _on_cpu(x, kernel, padding),
+        default=lambda x, kernel: windows(x, kernel, padding=padding),
+    )
 
 
 def windows(
@@ -61,25 +63,39 @@ def windows(
 def _forward(
     x: Array, kernel: Array, padding: tuple[int, int]
 ) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_on_cpu(x, kernel, padding), (x, kernel)
+    # Nothing else is kept: a choice by platform around all of this would keep copies of both.
+    return convolution(x, kernel, padding), (x, kernel)
 
 
 def _backward(
     padding: tuple[int, int], residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
-    x, kernel = residuals
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    before, after = (len(kernel) - 1 - cells for cells in padding)
-    of_x = convolve_on_cpu(cotangent, turned, (before, after))
-    # Channels as images, and images as channels: inside a loop or a branch, XLA takes thirty times
-    # as long for its own form of the same.
-    of_kernel = windows(
-        x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding=padding
-    ).transpose(1, 2, 0, 3)
-    return of_x, of_kernel
+    def plain(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        apply = functools.partial(windows, padding=padding)
+        return jax.vjp(apply, x, kernel)[1](cotangent)
+
+    def on_cpu(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        before, after = (len(kernel) - 1 - cells for cells in padding)
+        of_x = _on_cpu(cotangent, turned, (before, after))
+        # Channels as images, and images as channels: inside a loop or a branch, XLA takes thirty
+        # times as long for its own form of the same.
+        of_kernel = windows(
+            x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding=padding
+        ).transpose(1, 2, 0, 3)
+        return of_x, of_kernel
+
+    return jax.lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=plain)
 
 
-convolve_on_cpu.defvjp(_forward, _backward)
+convolution.defvjp(_forward, _backward)
+
+
+def _on_cpu(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+    worth = min(kernel.shape[2:]) >= _WIDE and math.prod(x.shape[:3]) >= _MANY
+    if worth and x.dtype == jnp.float32 and kernel.shape[0] == 3 and padding == (1, 1):
+        return _in_strips(x, _transformed(kernel))
+    return windows(x, kernel, padding=padding)
 
 
 def _in_strips(x: Float32[Array, "b h w i"], factors: list[list[Array]]) -> Array:

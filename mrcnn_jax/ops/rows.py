@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+import numpy as np
+from jaxtyping import Array, Bool, Int32
 
 Rows = Any  # a tree of arrays whose first axis is the same
+Parameters = Any
+Function = Callable[[Parameters, Rows], Rows]
 
 
 def of_existing_rows(
-    function: Callable[[Rows], Rows], rows: Rows, valid: Bool[Array, " n"], *, chunk: int
+    function: Function, params: Parameters, rows: Rows, valid: Bool[Array, " n"], *, chunk: int
 ) -> Rows:
-    """Returns `function(rows)`, on a CPU computed only for chunks that hold a row that exists.
+    """Returns `function(params, rows)`, on a CPU computed only for chunks with a row that exists.
 
-    A loop over chunks of consecutive rows, each behind a condition, has one copy of `function` and
-    of its derivative, whatever the number of rows. On other platforms all rows are computed at
-    once.
+    A loop over these chunks has one copy of `function` and of its derivative, whatever the number
+    of rows. On other platforms all rows are computed at once.
 
     Args:
-        function: computes every row by itself; its derivative may be taken.
-        rows: its argument, arrays [n, ...].
-        valid: rows that exist. The cost is least if they come first.
+        function: computes every row by itself.
+        params: its first argument; floats.
+        rows: its second argument, arrays [n, ...].
+        valid: rows that exist. The cost is least if they come together.
         chunk: rows computed together.
 
     Returns:
         As of `function`. Rows that do not exist hold anything finite that it makes of them, or 0.
     """
     if len(valid) <= chunk:
-        return function(rows)
+        return function(params, rows)
     return jax.lax.platform_dependent(
+        params,
         rows,
-        cpu=lambda rows: _in_chunks(function, rows, valid, chunk),
+        cpu=lambda params, rows: _in_chunks(function, params, rows, valid, chunk),
         default=function,
     )
 
 
 def _in_chunks(
-    function: Callable[[Rows], Rows], rows: Rows, valid: Bool[Array, " n"], chunk: int
+    function: Function, params: Parameters, rows: Rows, valid: Bool[Array, " n"], chunk: int
 ) -> Rows:
     count = len(valid)
     chunks = -(-count // chunk)
@@ -49,14 +55,110 @@ def _in_chunks(
         rest = [(0, chunks * chunk - count)] + [(0, 0)] * (leaf.ndim - 1)
         return jnp.pad(leaf, rest).reshape(chunks, chunk, *leaf.shape[1:])
 
-    def compute(_: None, part: tuple[Rows, Array]) -> tuple[None, Rows]:
-        shapes = jax.eval_shape(function, part[0])
-
-        def nothing(_: Rows) -> Rows:
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        return None, jax.lax.cond(part[1], function, nothing, part[0])
-
-    parts = jax.tree.map(cut, rows), cut(valid).any(axis=1)
-    _, found = jax.lax.scan(compute, None, parts)
+    found = _by_chunk(function, params, jax.tree.map(cut, rows), cut(valid).any(axis=1))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+
+class _Saved(flax.struct.PyTreeNode):
+    """What the backward pass of every chunk needs."""
+
+    stacked: list[Array]  # [chunks, ...]
+    pullback: Any = flax.struct.field(pytree_node=False)  # structure of the function of `jax.vjp`
+    # Where each of its arrays is: among the leaves of (params, rows of the chunk), or in `stacked`.
+    sources: tuple[tuple[bool, int], ...] = flax.struct.field(pytree_node=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_chunk(
+    function: Function, params: Parameters, rows: Rows, exists: Bool[Array, " chunks"]
+) -> Rows:
+    """`function` of each chunk that exists, 0 of the others; rows are [chunks, chunk, ...].
+
+    The derivative is written by hand: that of a scan over conditions would store a copy of `params`
+    for each chunk.
+    """
+    return _stacked(lambda part: function(params, part), rows, exists)
+
+
+def _forward(
+    function: Function, params: Parameters, rows: Rows, exists: Array
+) -> tuple[Rows, tuple[Parameters, Rows, Array, _Saved]]:
+    layout: list[Any] = []
+
+    def compute(part: Rows) -> tuple[Rows, list[Array]]:
+        found, pullback = jax.vjp(function, params, part)
+        leaves, tree = jax.tree.flatten(pullback)
+        given, kept = jax.tree.leaves((params, part)), list[Array]()
+        sources = []
+        for leaf in leaves:
+            known = _position(leaf, given)
+            if known is None and _position(leaf, kept) is None:
+                kept.append(leaf)
+            sources.append((known is not None, _position(leaf, kept) if known is None else known))
+        layout[:] = tree, tuple(sources)
+        return found, kept
+
+    found, kept = _stacked(compute, rows, exists)
+    return found, (params, rows, exists, _Saved(kept, *layout))
+
+
+def _backward(
+    function: Function, residuals: tuple[Parameters, Rows, Array, _Saved], cotangent: Rows
+) -> tuple[Parameters, Rows, None]:
+    params, rows, exists, saved = residuals
+    leaves, tree = jax.tree.flatten(rows)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    order, count = _existing(exists)
+
+    def add(turn: Array, total: tuple[Parameters, list[Array]]) -> tuple[Parameters, list[Array]]:
+        at = order[turn]
+        part, stacked, of_found = _at((rows, saved.stacked, cotangent), at)
+        given = jax.tree.leaves((params, part))
+        arrays = [(given if is_given else stacked)[index] for is_given, index in saved.sources]
+        of_params, of_part = jax.tree.unflatten(saved.pullback, arrays)(of_found)
+        own = [x for x, keep in zip(jax.tree.leaves(of_part), floating, strict=True) if keep]
+        return jax.tree.map(jnp.add, total[0], of_params), [
+            x.at[at].set(new) for x, new in zip(total[1], own, strict=True)
+        ]
+
+    nothing = [jnp.zeros_like(x) for x, keep in zip(leaves, floating, strict=True) if keep]
+    of_params, of_floats = jax.lax.fori_loop(
+        0, count, add, (jax.tree.map(jnp.zeros_like, params), nothing)
+    )
+    found = iter(of_floats)
+    of_rows = [
+        next(found) if keep else np.zeros(x.shape, jax.dtypes.float0)
+        for x, keep in zip(leaves, floating, strict=True)
+    ]
+    return of_params, jax.tree.unflatten(tree, of_rows), None
+
+
+_by_chunk.defvjp(_forward, _backward)
+
+
+def _stacked(function: Callable[[Rows], Any], rows: Rows, exists: Array) -> Any:
+    """Stacks the results of the chunks that exist, with 0 at the places of the others."""
+    order, count = _existing(exists)
+
+    def compute(turn: Array, total: Any) -> Any:
+        at = order[turn]
+        return jax.tree.map(lambda x, new: x.at[at].set(new), total, function(_at(rows, at)))
+
+    shapes = jax.eval_shape(lambda rows: function(_at(rows, 0)), rows)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((len(exists), *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, compute, nothing)
+
+
+def _existing(exists: Bool[Array, " n"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
+    """The chunks that exist first, and how many they are."""
+    order = jnp.argsort(~exists, stable=True).astype(jnp.int32)
+    return order, jnp.sum(exists, dtype=jnp.int32)
+
+
+def _at(rows: Rows, at: Any) -> Rows:
+    return jax.tree.map(lambda x: x[at], rows)
+
+
+def _position(leaf: Array, among: list[Array]) -> int | None:
+    """The index of the very same array, not of an equal one."""
+    return next((index for index, other in enumerate(among) if other is leaf), None)

@@ -19,11 +19,11 @@ WEIGHTS = RNG.normal(size=(ROWS, 5)).astype(np.float32)
 
 
 def outputs(kernel: jax.Array, rows: jax.Array, valid: jax.Array, chunk: int) -> jax.Array:
-    def function(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"y": jnp.tanh(part["x"] @ kernel) * part["scale"][:, None]}
+    def function(kernel: jax.Array, part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"y": jnp.tanh(part["x"] @ kernel) * part["factor"][:, None].astype(jnp.float32)}
 
-    tree = {"x": rows, "scale": jnp.arange(len(rows), dtype=jnp.float32)}
-    return of_existing_rows(function, tree, valid, chunk=chunk)["y"]
+    tree = {"x": rows, "factor": jnp.arange(len(rows), dtype=jnp.int32)}
+    return of_existing_rows(function, kernel, tree, valid, chunk=chunk)["y"]
 
 
 def loss(kernel: jax.Array, rows: jax.Array, valid: jax.Array, chunk: int) -> jax.Array:
@@ -55,12 +55,14 @@ def test_only_chunks_that_hold_a_row_are_computed(count: int) -> None:
     """The function counts its own calls."""
     calls: list[int] = []
 
-    def function(x: jax.Array) -> jax.Array:
+    def function(factor: jax.Array, x: jax.Array) -> jax.Array:
         jax.debug.callback(lambda: calls.append(1))
-        return 2 * x
+        return factor * x
 
     valid = np.arange(ROWS) < count
-    doubled = jax.jit(lambda x, v: of_existing_rows(function, x, v, chunk=CHUNK))(INPUT, valid)
+    doubled = jax.jit(lambda x, v: of_existing_rows(function, jnp.float32(2), x, v, chunk=CHUNK))(
+        INPUT, valid
+    )
     jax.effects_barrier()
     assert len(calls) == -(-count // CHUNK)
     np.testing.assert_array_equal(np.asarray(doubled)[valid], 2 * INPUT[valid])

@@ -419,8 +419,11 @@ def operations(function: Callable[..., Any], *args: Any) -> Counter[str]:
 def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(
     variables: Variables, clip_norm: float | None
 ) -> None:
-    """Two products for each layer of the mask head (by its kernel, by its input), less the first
-    one's by the input: that is all."""
+    """Two products for each layer of the mask head (by its kernel, by its input): that is all.
+
+    The program holds them for a CPU, and for other platforms beside the convolution that they are
+    derived from. Compilers drop the last, and the first layer's by its input.
+    """
 
     def step_operations(stage: StageConfig) -> Counter[str]:
         runner = Runner(replace(stage, optimizer=replace(SGD, clip_norm=clip_norm)), variables)
@@ -429,7 +432,7 @@ def test_the_mask_stage_holds_no_backward_pass_but_the_mask_heads(
     forward = operations(make_validation_step(MODEL, MASK), variables, batch(0), jax.random.key(0))
     step = step_operations(MASK)
     assert forward["conv_general_dilated"] > 20
-    assert step["conv_general_dilated"] - forward["conv_general_dilated"] == 2 * (CONVS + 1) - 1
+    assert step["conv_general_dilated"] - forward["conv_general_dilated"] == 5 * (CONVS + 1)
     assert step["dot_general"] - forward["dot_general"] == 2  # the 1x1 convolution to masks
     assert step["scatter-add"] == forward["scatter-add"]  # RoIAlign's backward would be one
     assert not any("callback" in name for name in step)
