@@ -215,8 +215,8 @@ def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> 
     """Within the blocks of boxes of all levels and images together; over the blocks of detections,
     and within them. No other kind of loop, and no branch.
 
-    NMS, RoIAlign, convolutions and heads choose by platform: a `case` whose index is a constant, which
-    compilers resolve.
+    NMS, RoIAlign, convolutions and heads choose by platform: a `case` whose index is a constant,
+    which compilers resolve.
     """
     places = ("rpn_proposals", "_settled", "_greedy_row_by_row", "box_detections")
 
@@ -230,7 +230,9 @@ def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> 
     assert callers(prediction) == [{"rpn_proposals", "_settled"}, within, blocks]
     branches = [*step.named("case", "if"), *prediction.named("case", "if")]
     assert all(
-        re.search(r"mrcnn_jax/(ops/(roi|nms|rows|convolution)|models/layers)\.py", str(branch.location))
+        re.search(
+            r"mrcnn_jax/(ops/(roi|nms|rows|convolution)|models/layers)\.py", str(branch.location)
+        )
         for branch in branches
     )
     assert {short_name(origin(branch.operands[0].owner)) for branch in branches} == {"constant"}
