@@ -24,7 +24,7 @@ def get_config() -> Config:
     heads = joint(
         train=tuple(ParamGroup(f"{module}/.*") for module in modules),
         frozen=(),
-        epochs=6,
+        epochs=3,
         optimizer=adam,
     )
     return replace(
@@ -35,5 +35,5 @@ def get_config() -> Config:
             depth_head=DepthHeadConfig("dense", channels=64, loss_weight=10.0),
             mask_head=replace(demo.model.mask_head, train_on="box_samples"),
         ),
-        stages=with_depth(heads, epochs=2, optimizer=adam, together=True),
+        stages=with_depth(heads, epochs=1, optimizer=adam, together=True),
     )
