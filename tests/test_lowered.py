@@ -231,7 +231,7 @@ def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> 
     branches = [*step.named("case", "if"), *prediction.named("case", "if")]
     assert all(
         re.search(
-            r"mrcnn_jax/(ops/(roi|nms|rows|convolution)|models/layers)\.py", str(branch.location)
+            r"mrcnn_jax/(ops/(roi|nms|rows)|models/(layers|convolution))\.py", str(branch.location)
         )
         for branch in branches
     )

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.model import Norm
-from mrcnn_jax.ops.convolution import convolution, windows
+from mrcnn_jax.models.convolution import convolution, windows
 
 # He et al. 2015 for ReLU, by fan-out as is usual for ResNets (also in torchvision).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -17,11 +17,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
+from mrcnn_jax.models.convolution import convolution
 from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
 from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
-from mrcnn_jax.ops.convolution import convolution
 from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.points import uncertain_points

@@ -28,6 +28,10 @@ from mrcnn_jax.ops.rows import of_existing_rows
 from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
+# Rows that a head computes together (`of_existing_rows`). A box is cheap beside the kernels of its
+# head, which each chunk reads and whose gradients it adds up; a mask is not.
+_BOXES, _MASKS = 256, 16
+
 Pyramid = dict[str, Array]
 Variables = dict[str, Any]
 
@@ -115,7 +119,7 @@ class MaskRCNN(nn.Module):
         pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
-        return self._rows(self.box_head, (pooled,), valid, chunk=256)
+        return self._rows(self.box_head, (pooled,), valid, chunk=_BOXES)
 
     def masks(
         self,
@@ -127,7 +131,7 @@ class MaskRCNN(nn.Module):
         """Mask logits of boxes in canvas pixels, one mask per class; with labels, K = 1."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
         inputs = (pooled,) if labels is None else (pooled, labels)
-        return self._rows(self.mask_head, inputs, valid, chunk=16)
+        return self._rows(self.mask_head, inputs, valid, chunk=_MASKS)
 
     def log_depth(self, features: Pyramid, batch: Batch) -> Float[Array, "b h4 w4"]:
         """The dense head's log depth (metres) at stride 4 of the canvas."""
@@ -139,7 +143,7 @@ class MaskRCNN(nn.Module):
     ) -> Float[Array, "b n m m"]:
         """The RoI head's log depth (metres) of the cells of boxes in canvas pixels."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
-        return self._rows(self.depth_head, (pooled,), valid, chunk=16)[..., 0]
+        return self._rows(self.depth_head, (pooled,), valid, chunk=_MASKS)[..., 0]
 
     def points(
         self,

@@ -16,6 +16,7 @@ from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
+from mrcnn_jax.ops.rows import existing_first
 
 
 def roi_features(
@@ -251,7 +252,7 @@ def _gather(table: Array, indices: Array, weights: Array) -> Array:
 
 @jax.custom_batching.custom_vmap
 def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
-    order, count = _existing(weights)
+    order, count = existing_first(jnp.any(weights != 0, axis=(1, 2, 3)))
 
     def add(i: Array, total: Array) -> Array:
         box = order[i]
@@ -263,20 +264,13 @@ def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
 
 @jax.custom_batching.custom_vmap
 def _scatter_box_by_box(total: Array, indices: Array, weights: Array, cotangent: Array) -> Array:
-    order, count = _existing(weights)
+    order, count = existing_first(jnp.any(weights != 0, axis=(1, 2, 3)))
 
     def add(i: Array, total: Array) -> Array:
         box = order[i]
         return _scatter(total, indices[box], weights[box], cotangent[box])
 
     return jax.lax.fori_loop(0, count, add, total)
-
-
-def _existing(weights: Float32[Array, "n p p t"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
-    """The boxes that read anything first, each part in its order; and how many do."""
-    nothing = jnp.all(weights == 0, axis=(1, 2, 3))
-    order = jnp.argsort(nothing, stable=True).astype(jnp.int32)
-    return order, jnp.sum(~nothing, dtype=jnp.int32)
 
 
 def _as_one_image(function: Any) -> Callable[..., tuple[Array, bool]]:

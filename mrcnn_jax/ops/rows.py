@@ -64,8 +64,8 @@ class _Saved(flax.struct.PyTreeNode):
 
     stacked: list[Array]  # [chunks, ...]
     pullback: Any = flax.struct.field(pytree_node=False)  # structure of the function of `jax.vjp`
-    # Where each of its arrays is: among the leaves of (params, rows of the chunk), or in `stacked`.
-    sources: tuple[tuple[bool, int], ...] = flax.struct.field(pytree_node=False)
+    # The place of each of its arrays among the leaves of (params, rows of the chunk, stacked).
+    places: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,15 +88,15 @@ def _forward(
     def compute(part: Rows) -> tuple[Rows, list[Array]]:
         found, pullback = jax.vjp(function, params, part)
         leaves, tree = jax.tree.flatten(pullback)
-        given, kept = jax.tree.leaves((params, part)), list[Array]()
-        sources = []
+        known = jax.tree.leaves((params, part))
+        given, places = len(known), []
         for leaf in leaves:
-            known = _position(leaf, given)
-            if known is None and _position(leaf, kept) is None:
-                kept.append(leaf)
-            sources.append((known is not None, _position(leaf, kept) if known is None else known))
-        layout[:] = tree, tuple(sources)
-        return found, kept
+            # The very same array, not an equal one.
+            at = next((i for i, other in enumerate(known) if other is leaf), len(known))
+            known += [leaf] * (at == len(known))
+            places.append(at)
+        layout[:] = tree, tuple(places)
+        return found, known[given:]
 
     found, kept = _stacked(compute, rows, exists)
     return found, (params, rows, exists, _Saved(kept, *layout))
@@ -108,13 +108,13 @@ def _backward(
     params, rows, exists, saved = residuals
     leaves, tree = jax.tree.flatten(rows)
     floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    order, count = _existing(exists)
+    order, count = existing_first(exists)
 
     def add(turn: Array, total: tuple[Parameters, list[Array]]) -> tuple[Parameters, list[Array]]:
         at = order[turn]
         part, stacked, of_found = _at((rows, saved.stacked, cotangent), at)
-        given = jax.tree.leaves((params, part))
-        arrays = [(given if is_given else stacked)[index] for is_given, index in saved.sources]
+        known = jax.tree.leaves((params, part, stacked))
+        arrays = [known[place] for place in saved.places]
         of_params, of_part = jax.tree.unflatten(saved.pullback, arrays)(of_found)
         own = [x for x, keep in zip(jax.tree.leaves(of_part), floating, strict=True) if keep]
         return jax.tree.map(jnp.add, total[0], of_params), [
@@ -138,7 +138,7 @@ _by_chunk.defvjp(_forward, _backward)
 
 def _stacked(function: Callable[[Rows], Any], rows: Rows, exists: Array) -> Any:
     """Stacks the results of the chunks that exist, with 0 at the places of the others."""
-    order, count = _existing(exists)
+    order, count = existing_first(exists)
 
     def compute(turn: Array, total: Any) -> Any:
         at = order[turn]
@@ -149,16 +149,11 @@ def _stacked(function: Callable[[Rows], Any], rows: Rows, exists: Array) -> Any:
     return jax.lax.fori_loop(0, count, compute, nothing)
 
 
-def _existing(exists: Bool[Array, " n"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
-    """The chunks that exist first, and how many they are."""
+def existing_first(exists: Bool[Array, " n"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
+    """An order with what exists first, each part in its own order, and how many exist."""
     order = jnp.argsort(~exists, stable=True).astype(jnp.int32)
     return order, jnp.sum(exists, dtype=jnp.int32)
 
 
 def _at(rows: Rows, at: Any) -> Rows:
     return jax.tree.map(lambda x: x[at], rows)
-
-
-def _position(leaf: Array, among: list[Array]) -> int | None:
-    """The index of the very same array, not of an equal one."""
-    return next((index for index, other in enumerate(among) if other is leaf), None)

@@ -75,3 +75,13 @@ def test_a_chunk_that_is_left_out_gives_nothing_whatever_it_holds() -> None:
     for gradient in GRADIENT(KERNEL, rows, valid, CHUNK):
         assert np.isfinite(gradient).all()
     assert not np.any(np.asarray(FORWARD(KERNEL, rows, valid, CHUNK))[2 * CHUNK :])
+
+
+def test_rows_without_a_gradient_cost_no_backward_pass() -> None:
+    """Two products by the kernel alone, forward and backward; the rows' gradient is a third."""
+    counts = []
+    for wanted in (0, (0, 1)):
+        gradient = jax.jit(jax.grad(loss, wanted), static_argnums=3)
+        program = gradient.lower(KERNEL, INPUT, np.ones(ROWS, bool), CHUNK).compile()
+        counts.append(program.as_text().count(" dot("))
+    assert counts == [2, 3]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-# Cells that are computed together: 16 transforms of them with 256 channels are a few megabytes.
+# Cells that are computed together: 1024 to 8192 were tried (benchmarks/LOG.md).
 _CELLS = 4096
 # With fewer channels, the sums cost more than the products that they save; on fewer cells, they are
 # not worth compiling.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops import convolution
+from mrcnn_jax.models import convolution
 
 
 def arrays(size: tuple[int, int, int], taps: int) -> tuple[np.ndarray, ...]:
