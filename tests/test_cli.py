@@ -153,12 +153,14 @@ ALWAYS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "c
 
 
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the user's cache folder, of a bounded size; in the user's own choice, without; a home that
-    nothing can be written to is no error."""
+    """In the user's cache folder, of a bounded size; in the user's own choice, without, or nowhere;
+    a home that nothing can be written to is no error."""
     own, home, file = tmp_path / "own", tmp_path / "home", tmp_path / "file"
     file.touch()
     assert end(COMPILE, JAX_COMPILATION_CACHE_DIR=str(own), **ALWAYS) == (0, "-1\n", "")
     assert list(own.iterdir())
+    assert end(COMPILE, JAX_COMPILATION_CACHE_DIR="", HOME=str(home), **ALWAYS)[1:] == ("-1\n", "")
+    assert not home.exists()
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert end(COMPILE, HOME=str(home), **ALWAYS) == (0, f"{2 << 30}\n", "")
