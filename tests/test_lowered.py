@@ -46,7 +46,7 @@ BFLOAT16_OPERATIONS = {
         "concatenate",
         "gather",
     ),
-    *("call", "case", "return"),
+    *("call", "case", "return", "optimization_barrier"),
 }
 
 

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from mrcnn_jax.ops.rows import own_zeros
+
 # Cells that are computed together: 1024 to 8192 were tried (benchmarks/LOG.md).
 _CELLS = 4096
 # With fewer channels, the sums cost more than the products that they save; on fewer cells, they are
 # not worth compiling.
 _WIDE = 256
-_MANY = 1024
+_MANY = 3000
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -107,15 +109,18 @@ def _in_strips(x: Float32[Array, "b h w i"], factors: list[list[Array]]) -> Arra
     rows = -(-height // (2 * strips)) * 2
     padded = jnp.pad(x, [(0, 0), (1, strips * rows + 1 - h), (1, width + 1 - w), (0, 0)])
 
-    def strip(number: Array) -> Array:
-        part = jax.lax.dynamic_slice_in_dim(padded, number * rows, rows + 2, axis=1)
-        return _tiles(part, factors)
-
     if strips == 1:
-        found = _tiles(padded, factors)
-    else:
-        found = jax.lax.map(strip, jnp.arange(strips, dtype=jnp.int32))
-        found = jnp.moveaxis(found, 0, 1).reshape(b, strips * rows, width, -1)
+        return _tiles(padded, factors)[:, :h, :w]
+
+    def strip(number: Array, found: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(padded, number * rows, rows + 2, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(
+            found, _tiles(part, factors), number * rows, axis=1
+        )
+
+    outputs = factors[0][0].shape[1]
+    found = jax.ShapeDtypeStruct((b, strips * rows, width, outputs), x.dtype)
+    found = jax.lax.fori_loop(0, strips, strip, own_zeros(found, after=x))
     return found[:, :h, :w]
 
 

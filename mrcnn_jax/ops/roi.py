@@ -16,7 +16,7 @@ from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
-from mrcnn_jax.ops.rows import existing_first
+from mrcnn_jax.ops.rows import existing_first, own_zeros
 
 
 def roi_features(
@@ -258,8 +258,8 @@ def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
         box = order[i]
         return total.at[box].set(_gather(table, indices[box], weights[box]))
 
-    nothing = jnp.zeros((*indices.shape[:-1], table.shape[-1]), table.dtype)
-    return jax.lax.fori_loop(0, count, add, nothing)
+    shape = jax.ShapeDtypeStruct((*indices.shape[:-1], table.shape[-1]), table.dtype)
+    return jax.lax.fori_loop(0, count, add, own_zeros(shape, after=table))
 
 
 @jax.custom_batching.custom_vmap
@@ -317,14 +317,18 @@ def _weighted_gather_backward(
 ) -> tuple[Array, None, None]:
     table, indices, weights = residuals
     # Float32 even for bfloat16 features: many samples fall into one cell.
-    nothing = jnp.zeros(table.shape, jnp.float32)
+    sums = jax.ShapeDtypeStruct(table.shape, jnp.float32)
+    scatter = _scatter_integers if deterministic else _scatter
+
+    def on_cpu(*boxes: Array) -> Array:
+        return _scatter_box_by_box(own_zeros(sums, after=cotangent), *boxes)
+
     gradient = jax.lax.platform_dependent(
-        nothing,
         indices,
         weights,
         cotangent,
-        cpu=_scatter_box_by_box,
-        default=_scatter_integers if deterministic else _scatter,
+        cpu=on_cpu,
+        default=lambda *boxes: scatter(jnp.zeros(table.shape, jnp.float32), *boxes),
     )
     return gradient.astype(table.dtype), None, None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int32
 Rows = Any  # a tree of arrays whose first axis is the same
 Parameters = Any
 Function = Callable[[Parameters, Rows], Rows]
+T = TypeVar("T")
 
 
 def of_existing_rows(
@@ -121,10 +122,9 @@ def _backward(
             x.at[at].set(new) for x, new in zip(total[1], own, strict=True)
         ]
 
-    nothing = [jnp.zeros_like(x) for x, keep in zip(leaves, floating, strict=True) if keep]
-    of_params, of_floats = jax.lax.fori_loop(
-        0, count, add, (jax.tree.map(jnp.zeros_like, params), nothing)
-    )
+    floats = [x for x, keep in zip(leaves, floating, strict=True) if keep]
+    nothing = own_zeros((params, floats), after=jax.tree.leaves(cotangent)[0])
+    of_params, of_floats = jax.lax.fori_loop(0, count, add, nothing)
     found = iter(of_floats)
     of_rows = [
         next(found) if keep else np.zeros(x.shape, jax.dtypes.float0)
@@ -145,8 +145,25 @@ def _stacked(function: Callable[[Rows], Any], rows: Rows, exists: Array) -> Any:
         return jax.tree.map(lambda x, new: x.at[at].set(new), total, function(_at(rows, at)))
 
     shapes = jax.eval_shape(lambda rows: function(_at(rows, 0)), rows)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((len(exists), *leaf.shape), leaf.dtype), shapes)
+    stacks = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((len(exists), *leaf.shape), leaf.dtype), shapes
+    )
+    nothing = own_zeros(stacks, after=jax.tree.leaves(rows)[0])
     return jax.lax.fori_loop(0, count, compute, nothing)
+
+
+def own_zeros(like: T, *, after: Array) -> T:
+    """Returns zeros in the shapes of `like` for a loop to write to, made once `after` is there.
+
+    XLA merges equal constants. Zeros that two loops begin with would be made before the first one
+    and be kept for the second, whatever memory is needed in between, and each loop copies them.
+    """
+    leaves, tree = jax.tree.flatten(like)
+    zeros = []
+    for leaf in leaves:
+        zero, _ = jax.lax.optimization_barrier((jnp.zeros((), leaf.dtype), after))
+        zeros.append(jnp.broadcast_to(zero, leaf.shape))
+    return jax.tree.unflatten(tree, zeros)
 
 
 def existing_first(exists: Bool[Array, " n"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:

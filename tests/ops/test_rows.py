@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_jax.ops.rows import of_existing_rows
+from mrcnn_jax.ops.rows import of_existing_rows, own_zeros
+from mrcnn_jax.runtime import compile_options
 
 ROWS, CHUNK = 22, 4  # the last chunk is not full
 RNG = np.random.default_rng(0)
@@ -85,3 +88,30 @@ def test_rows_without_a_gradient_cost_no_backward_pass() -> None:
         program = gradient.lower(KERNEL, INPUT, np.ones(ROWS, bool), CHUNK).compile()
         counts.append(program.as_text().count(" dot("))
     assert counts == [2, 3]
+
+
+def test_loops_do_not_keep_zeros_for_each_other() -> None:
+    """Five loops in a row that each fill an array: one array is enough for all of them."""
+    shape = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
+    kernel = jnp.ones((64, 64))
+
+    def temporaries(zeros: Callable[[jax.Array], jax.Array]) -> float:
+        def filled(x: jax.Array) -> jax.Array:
+            def add(i: jax.Array, y: jax.Array) -> jax.Array:
+                part = jax.lax.dynamic_slice_in_dim(x, 128 * i, 128)
+                return jax.lax.dynamic_update_slice_in_dim(y, jnp.sin(part), 128 * i, axis=0)
+
+            return jax.lax.fori_loop(0, 8, add, zeros(x))
+
+        def program(x: jax.Array) -> jax.Array:
+            for _ in range(5):
+                x = jnp.tanh(filled(x) @ kernel)
+            return x
+
+        compiled = jax.jit(program, **compile_options()).lower(shape).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes / (4 * 1024 * 64)
+
+    assert temporaries(lambda x: own_zeros(shape, after=x)) < 1.2
+    assert temporaries(lambda x: jnp.zeros(x.shape)) > 1.8  # else nobody needs it
