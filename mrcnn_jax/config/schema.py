@@ -307,6 +307,11 @@ class Config:
     evaluate_every_epochs: int = field(default=0, metadata=RUNTIME)
     """Epochs between two evaluations of COCO AP (and depth) on the validation images, each with a
     checkpoint, in stages that train masks or depth; 0: never."""
+    cache_features: Literal["off", "float32", "float16"] = "off"
+    """Keep the features and proposals of frozen modules in the data cache, as numbers of this type,
+    instead of computing them in every epoch; for images that are not augmented."""
+    feature_cache_gib: float = field(default=16.0, metadata=RUNTIME)
+    """Most GiB of a data set's features to keep; those of other weights are deleted first."""
     deterministic: bool = field(default=False, metadata=RUNTIME)
     """GPU: ask the compiler (xla_gpu_deterministic_ops) for programs that give the same bits each
     time, and do not choose kernels by timing. The cost is not measured yet; expect much, since
@@ -344,4 +349,5 @@ class Config:
         )
         require_at_least(1, self, "", "save_every_steps", "keep_checkpoints")
         require_at_least(1, self, "", "validate_every_epochs")
+        require(self.feature_cache_gib > 0, "feature_cache_gib: must be positive")
         require_at_least(0, self, "", "seed", "skip_non_finite", "evaluate_every_epochs")

@@ -43,6 +43,8 @@ class Split:
     dataset: CocoDataset
     source: RandomAccess
     plans: tuple[Plan, ...]
+    folder: Path
+    """In the cache: what is made from these very files, and from nothing else."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def open_split(name: str, dataset: CocoDataset, *, cache: Path, data: DataConfig
     dataset, folder = check_split(dataset, cache=cache, data=data, keep_empty=keep_empty)
     dataset.refuse_lost_images()
     plans = tuple(resize_plan(image.height, image.width, data) for image in dataset.images)
-    return Split(name, dataset, build(dataset, folder), plans)
+    return Split(name, dataset, build(dataset, folder), plans, folder)
 
 
 def repeat_factors(dataset: CocoDataset, threshold: float) -> Float[np.ndarray, " n"]:

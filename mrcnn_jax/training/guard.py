@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.step import TrainStep
+from mrcnn_jax.training.step import Known, TrainStep
 
 
 def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
@@ -19,8 +19,8 @@ def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
     while the next one runs, and still finds the parameters that failed.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        updated, metrics = train_step(state, batch)
+    def step(state: TrainState, batch: Batch, *known: Known) -> tuple[TrainState, dict[str, Array]]:
+        updated, metrics = train_step(state, batch, *known)
         finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
         applied = finite & (state.skipped <= allowed)
         # A frozen leaf comes back as the very array it was.

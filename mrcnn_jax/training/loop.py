@@ -32,6 +32,7 @@ from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch
+from mrcnn_jax.training.features import with_known
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.open import OpenRun, Progress, open_run
@@ -170,6 +171,10 @@ def _train_stage(
     if state is None:
         state = run.first_state(index, variables)
     state, train_step, validate = _compiled(run, index, state)
+    train_step, validate = (
+        with_known(program, config, stage, run.model, variables, split)
+        for program, split in ((train_step, run.train_split), (validate, run.val_split))
+    )
     watch.begin(stage)
     for epoch in range(progress.step // run.steps_per_epoch, stage.epochs):
         started, first = time.perf_counter(), progress.step

@@ -34,6 +34,7 @@ from mrcnn_jax.runs.logs import METRICS
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import warn_of_slow_versions
+from mrcnn_jax.training.features import refuse_unusable_cache
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
@@ -211,6 +212,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
         if dataset.depth is not None:
             print(dataset.depth.line(len(dataset.images)))
     _refuse_without_depth(config, train_split.dataset, val_split.dataset)
+    refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     run = OpenRun(
         config,

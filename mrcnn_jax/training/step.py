@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from typing import Protocol
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,7 +17,13 @@ from mrcnn_jax.config.schema import Loss, StageConfig
 from mrcnn_jax.models.box_head import box_loss, draw_box_samples
 from mrcnn_jax.models.depth_head import box_depth_loss, depth_loss
 from mrcnn_jax.models.mask_head import mask_losses
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, modules_of, select_proposals
+from mrcnn_jax.models.mask_rcnn import (
+    MaskRCNN,
+    Pyramid,
+    Variables,
+    modules_of,
+    select_proposals,
+)
 from mrcnn_jax.models.rpn import rpn_losses
 from mrcnn_jax.ops.sampling import image_keys
 from mrcnn_jax.parallel import replicated
@@ -27,12 +35,20 @@ from mrcnn_jax.training.optimizer import apply_gradients, moving_average
 Losses = dict[str, Float[Array, ""]]
 
 
+class Known(flax.struct.PyTreeNode):
+    """What frozen modules make of a batch, computed before."""
+
+    features: Pyramid
+    proposals: Instances | None  # None: the RPN is trained, or no loss needs it
+
+
 def stage_losses(
     model: MaskRCNN,
     batch: Batch,
     key: PRNGKeyArray,
     losses: Collection[Loss],
     live: Collection[str],
+    known: Known | None = None,
 ) -> tuple[Losses, Instances | None, dict[str, Array]]:
     """The losses of a stage on one batch; the forward pass goes no further than they need.
 
@@ -41,6 +57,7 @@ def stage_losses(
         key: of this step's random draws.
         losses: the heads whose losses are wanted.
         live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics.
+        known: of this batch; what it holds is not computed again.
 
     Returns:
         The losses, the proposals in each image (None if no loss needs them), and counts of objects
@@ -48,7 +65,12 @@ def stage_losses(
     """
     config, mesh, keys = model.config, model.mesh, image_keys(key, batch.indices)
     needed = set().union(*(modules_of(loss, config) for loss in losses))
-    features = model.features(batch, live="resnet" in live)
+    if known is None:
+        features = model.features(batch, live="resnet" in live)
+    else:
+        features = {
+            name: leaf.astype(config.compute_dtype) for name, leaf in known.features.items()
+        }
     values: Losses = {}
     counts: dict[str, Array] = {}
     if batch.lost is not None:
@@ -62,8 +84,12 @@ def stage_losses(
         values |= depth_loss(log_depth, batch.depth, batch.valid, config.depth_head)
     if "rpn" not in needed:
         return values, None, counts
-    output = model.propose(features, batch, live="rpn" in live)
-    proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
+    if known is not None and known.proposals is not None:
+        assert "rpn" not in losses
+        proposals = known.proposals
+    else:
+        output = model.propose(features, batch, live="rpn" in live)
+        proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
     samples = draw_box_samples(keys.box, proposals, batch, config.box_head, mesh)
 
     if "rpn" in losses:
@@ -93,7 +119,20 @@ def stage_losses(
     return values, proposals, counts
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+class TrainStep(Protocol):
+    """(state, batch, what is known of it) -> (state, losses, counts and gradient norm)."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, known: Known | None = None
+    ) -> tuple[TrainState, dict[str, Array]]: ...
+
+
+class ValidationStep(Protocol):
+    """(variables, batch, key, what is known of the batch) -> (losses, proposals)."""
+
+    def __call__(
+        self, variables: Variables, batch: Batch, key: PRNGKeyArray, known: Known | None = None
+    ) -> tuple[Losses, Instances | None]: ...
 
 
 def make_train_step(
@@ -102,7 +141,7 @@ def make_train_step(
     params: Params,
     optimizer: optax.GradientTransformation,
 ) -> TrainStep:
-    """The step of a stage, not yet compiled: (state, batch) -> (state, losses and gradient norm).
+    """The step of a stage, not yet compiled.
 
     Only the trainable subtree is differentiated, so frozen parameters cost no backward pass; batch
     statistics of modules without a trainable parameter stay as they are.
@@ -116,7 +155,9 @@ def make_train_step(
     labels = stages.labels(stage, params)
     live = stages.live_norm(stage, params)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(
+        state: TrainState, batch: Batch, known: Known | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
         whole = state.params
         if model.mesh is not None:
             whole = jax.lax.with_sharding_constraint(whole, replicated(model.mesh))
@@ -128,7 +169,7 @@ def make_train_step(
         ) -> tuple[Float[Array, ""], tuple[Losses, dict[str, Array], Params]]:
             params = stages.merge(trainable, frozen)
             forward = nn.apply(
-                lambda m: stage_losses(m, batch, key, stage.losses, live),
+                lambda m: stage_losses(m, batch, key, stage.losses, live, known),
                 model,
                 mutable=["batch_stats"],
             )
@@ -163,20 +204,18 @@ def make_train_step(
     return train_step
 
 
-def make_validation_step(
-    model: MaskRCNN, stage: StageConfig
-) -> Callable[[Variables, Batch, PRNGKeyArray], tuple[Losses, Instances | None]]:
-    """(variables, batch, key) -> (losses, proposals) of a stage, not yet compiled.
+def make_validation_step(model: MaskRCNN, stage: StageConfig) -> ValidationStep:
+    """The losses of a stage without an update, not yet compiled.
 
     It normalises by running statistics; `model` as in `make_train_step`.
     """
 
     def validation_step(
-        variables: Variables, batch: Batch, key: PRNGKeyArray
+        variables: Variables, batch: Batch, key: PRNGKeyArray, known: Known | None = None
     ) -> tuple[Losses, Instances | None]:
         if model.mesh is not None:
             variables = jax.lax.with_sharding_constraint(variables, replicated(model.mesh))
-        forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, ()), model)
+        forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, (), known), model)
         values, proposals, _ = forward(variables)
         metrics = {f"loss/{name}": value for name, value in values.items()}
         return metrics | {"loss/total": sum(values.values(), jnp.float32(0))}, proposals
