@@ -65,6 +65,11 @@ class Reason(Enum):
     RUN_LIST = "repaired", "annotations whose run lengths are a list: compressed"
     RUN_BYTES = "repaired", "annotations whose run lengths are bytes: read as text"
     AREA = "repaired", "annotations without an area: computed"
+    WRONG_AREA = (
+        "repaired",
+        "annotations whose area cannot be (over their box, or under half or over twice their "
+        "mask): computed",
+    )
     CONVERTED = "repaired", "images that are {kind}: converted to 8-bit RGB"
     PAGES = "repaired", "images with {pages} pages or frames: only the first is read"
     TURNED = "repaired", "images turned as EXIF says: annotated in the size of the turned picture"

@@ -87,7 +87,8 @@ def test_the_config_decides(
     assert found["images_by_canvas"] == {"64 x 64": 5}
     assert (found["objects_over_limit"], found["images_over_limit"]) == (1, 1)
     assert found["objects_by_canvas_side"]["from 512"] == 0
-    assert found["small_objects_share_on_canvas"] == pytest.approx(5 / 6)
+    assert found["small_objects_share"] == pytest.approx(2 / 6)
+    assert found["small_objects_share_on_canvas"] == 1
     assert {(f["outcome"], f["count"]) for f in found["findings"] if f["code"] == "negative"} == {
         ("left out", 2)
     }
