@@ -49,6 +49,7 @@ def run(arguments: Arguments) -> None:
     """
     from tqdm import tqdm
 
+    from mrcnn_jax.data.caps import found_limit
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.figures.draw import draw_instances
     from mrcnn_jax.inference import api
@@ -63,7 +64,8 @@ def run(arguments: Arguments) -> None:
     if arguments.depth_maps and model.run.config.model.depth_head.kind == "none":
         raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
     make_folder(out)
-    count = failed = 0
+    limit = model.run.config.model.box_head.detections
+    count = full = failed = 0
     # It gets its name when it is whole.
     with whole_file(out / "detections.json") as part, part.open("w") as results:
         results.write("[")
@@ -82,6 +84,7 @@ def run(arguments: Arguments) -> None:
                 count += 1
             results.flush()
             drawn = [result for result in found if result["score"] >= arguments.min_score]
+            full += len(drawn) == limit
             overlay = draw_instances(image, drawn, model.class_names)
             name = _overlay_name(number, file, report)
             write_image(out / f"{name}.png", overlay)
@@ -90,6 +93,8 @@ def run(arguments: Arguments) -> None:
         results.write("]\n")
     for line in report.lines()[1:]:
         print(line)
+    if full:
+        print(found_limit(limit, full, arguments.min_score))
     print(
         f"{len(files) - failed} images, {count} detections: "
         f"{out / 'detections.json'}, overlays in {out}"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 FIRST_IDS = 10
 
-Outcome = Literal["dropped", "clipped", "repaired", "truncated", "left out", "noticed"]
-"""dropped: lost, through a fault in the data; left out, truncated: not used, as the config says;
+Outcome = Literal["dropped", "clipped", "repaired", "left out", "noticed"]
+"""dropped: lost, through a fault in the data; left out: not used, as the config says;
 noticed: used as it is, and perhaps not meant so."""
 
 
@@ -109,10 +109,6 @@ class Reason(Enum):
     )
     NO_DEPTH = "noticed", "images without a depth map in {folder}: their depth counts as unknown"
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
-    OVER_LIMIT = (
-        "truncated",
-        "images with more boxes than data.{field} = {limit}: the largest are kept (boxes counted)",
-    )
 
     # Of images to predict on.
     PASSED_OVER = "left out", "{what}: passed over"

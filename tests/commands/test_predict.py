@@ -19,6 +19,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
@@ -56,7 +57,8 @@ def test_files_and_folders_are_predicted_like_the_split(
         predict_files(kept_run, paths, tmp_path / "out", 0.0)
     assert stop.value.code == 2
     broken = f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: unknown format"
-    assert capsys.readouterr().err == f"error: {broken}\n"
+    told, errors = capsys.readouterr()
+    assert errors == f"error: {broken}\n"
 
     expected = [
         f"{number:05d}_{Path(image['file_name']).stem}.png"
@@ -71,6 +73,14 @@ def test_files_and_folders_are_predicted_like_the_split(
     found, reference = defaultdict(list), defaultdict(list)
     for result in results_of(tmp_path / "out"):
         found[Path(result["file_name"]).name].append(result)
+    full = sum(
+        len(results) == tiny.get_config().model.box_head.detections for results in found.values()
+    )
+    assert full
+    assert (
+        f"model.box_head.detections = 8: images with as many objects of score 0 or more: {full}: "
+        "no more can be found; train with a larger one" in told
+    )
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     evaluation.run(
         evaluation.Arguments(workdir=kept_run, figures=0, report_images=0, out=tmp_path / "eval")
@@ -197,7 +207,7 @@ def test_memory_does_not_grow_with_the_images(
     detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
 
     found = SimpleNamespace(coco_results=lambda _: [detection])
-    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig()))
+    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
