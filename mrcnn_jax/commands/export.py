@@ -15,6 +15,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,21 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
         [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights],
         jax.ShapeDtypeStruct((*canvas, 3), jnp.uint8),
     )
-    return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
-        *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
-    )
+    with names_of_sources():
+        return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
+            *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
+        )
+
+
+@contextmanager
+def names_of_sources() -> Iterator[None]:
+    """Programs that are lowered meanwhile name the files of their source without the folders."""
+    import jax
+
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
