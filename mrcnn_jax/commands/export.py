@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.runs.run import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+OTHER_FORMATS = {".onnx", ".pt", ".pth", ".torchscript", ".engine", ".tflite", ".safetensors"}
 
 
 def run(arguments: Arguments) -> None:
@@ -37,6 +38,11 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.runs.run import load_run, make_folder
 
     out = arguments.out
+    if out.suffix.lower() in OTHER_FORMATS:
+        raise ConfigError(
+            f"{out}: what is written is a program for jax, not {out.suffix.lower()} (name it "
+            f"{out.stem}.jaxexport)"
+        )
     source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder")

@@ -112,6 +112,8 @@ class Reason(Enum):
 
     # Of images to predict on.
     PASSED_OVER = "left out", "{what}: passed over"
+    REPLACED = "repaired", "pictures of the earlier prediction in this folder: removed"
+    LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
     # Of the converters (datasets.convert) only.

@@ -59,6 +59,8 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
     (tmp_path / "empty.png").touch()  # its error is told when it is read
     for name in ("._a.JPG", ".DS_Store", "notes.txt", "labels.json"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    for name in ("a.HEIC", "b.avif", "clip.MP4"):
+        (tmp_path / name).touch()
     (tmp_path / "deeper.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -78,6 +80,8 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
         "hidden files": (2, [".DS_Store", "._a.JPG"]),
         "files that are no images": (2, ["labels.json", "notes.txt"]),
         "folders (name them to predict on their images)": (1, ["deeper.png"]),
+        "HEIC and AVIF files (save them as JPEG or PNG)": (2, ["a.HEIC", "b.avif"]),
+        "videos (name them to predict on their frames)": (1, ["clip.MP4"]),
         "pipes, sockets, devices and broken links": (3, ["gone.png", "pipe.png", "socket.jpg"]),
     }
     red = [read_image(file, DataConfig()) for file in files if file.name != "empty.png"]
