@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -26,7 +27,8 @@ UNKNOWN = "not stated (ask where they came from before you hand this model on)"
 def without_paths(config: Config) -> Config:
     """`config` with the last name alone of every path that leaves the data's folder."""
     data = config.data
-    names = {name: _name(value) for name in PATHS if (value := getattr(data, name)) is not None}
+    paths = {name: getattr(data, name) for name in PATHS}
+    names: dict[str, Any] = {name: path and _name(path) for name, path in paths.items()}
     init_from = Path(config.init_from).name if config.init_from else None
     return replace(config, data=replace(data, root=None, cache=None, **names), init_from=init_from)
 

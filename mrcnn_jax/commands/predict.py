@@ -50,7 +50,8 @@ def run(arguments: Arguments) -> None:
     """Predicts and writes; image ids count images and frames from 1.
 
     Raises:
-        ConfigError: no such run, file or image folder, or `out` cannot be made.
+        ConfigError: no such run, file or image folder, or `out` cannot be made or holds an
+            images.json of somebody else.
         OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
     """
@@ -182,14 +183,19 @@ def _overlay_name(number: int, file: Path, frame: int | None, report: Report) ->
 
 
 def _listed(out: Path) -> set[str]:
-    """The names of what an earlier call drew into `out`, by its list; empty if there is none."""
-    try:
-        names = {
-            name for image in json.loads((out / IMAGES).read_bytes()) for name in image["pictures"]
-        }
-        return {name for name in names if OURS.fullmatch(name)}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    """The names of what an earlier call drew into `out`, by its list; empty if there is none.
+
+    Raises:
+        ConfigError: there is another file of that name, which would be replaced.
+    """
+    path = out / IMAGES
+    if not path.exists():
         return set()
+    try:
+        images = json.loads(path.read_bytes())
+        return {name for image in images for name in image["pictures"] if OURS.fullmatch(name)}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ConfigError(f"{path}: not written by predict (choose another --out)") from None
 
 
 def _remove_earlier(
@@ -200,7 +206,8 @@ def _remove_earlier(
 
     inputs = {file.resolve() for file in files}
     for path in sorted(out.iterdir()):
-        if path.name in written or path.resolve() in inputs or not OURS.fullmatch(path.name):
+        ours = OURS.fullmatch(path.name) and path.is_file()
+        if not ours or path.name in written or path.resolve() in inputs:
             continue
         if path.name in earlier:
             path.unlink()

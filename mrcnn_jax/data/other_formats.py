@@ -30,9 +30,11 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return "a video, which predict takes"
+    if not path.is_file():  # opening a pipe that nobody writes to would never end
+        return None
     try:
-        # Opening a pipe that nobody writes to would never end.
-        head = path.open("rb").read(HEAD) if path.is_file() else b""
+        with path.open("rb") as file:
+            head = file.read(HEAD)
     except OSError:
         return None
     if head.startswith(b"PK\3\4"):

@@ -232,9 +232,14 @@ def test_a_second_call_leaves_no_picture_of_the_first(
     )
     predict_files(kept_run, [out / new, mine], out)
     assert (out / new).exists()
-    (out / "images.json").write_text('[{"pictures": ["../outside.png"]}, 3]')
+    (out / "images.json").write_text('[{"pictures": ["../out/photo.png", "photo.png"]}]')
     predict_files(kept_run, [files[0]], out)
     assert (out / new).exists()
+    assert (out / "photo.png").exists()
+    (out / "images.json").write_text("[3]")
+    with pytest.raises(ConfigError, match=r"images\.json: not written by predict"):
+        predict_files(kept_run, [files[0]], out)
+    assert (out / "images.json").read_text() == "[3]"
 
 
 def test_a_full_disk_ends_it_in_a_line(
