@@ -71,12 +71,12 @@ def _in_folder(folder: Path, report: Report) -> list[Path]:
         elif not os.path.isfile(file):
             # Opening a pipe that nobody writes to would never end.
             passed.append(("pipes, sockets, devices and broken links", file.name))
+        elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
+            found.append(file)
         elif file.suffix.lower() in VIDEO_SUFFIXES:
             passed.append(("videos (name them to predict on their frames)", file.name))
         elif file.suffix.lower() in HEIF_SUFFIXES:
             passed.append(("HEIC and AVIF files (save them as JPEG or PNG)", file.name))
-        elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
-            found.append(file)
         else:
             passed.append(("files that are no images", file.name))
     for what, name in passed:

@@ -56,6 +56,7 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
         picture.save(tmp_path / name)
     picture.save(tmp_path / "no suffix", "PNG")
     picture.save(tmp_path / "odd.dat", "JPEG")
+    picture.save(tmp_path / "sent.heic", "JPEG")
     (tmp_path / "empty.png").touch()  # its error is told when it is read
     for name in ("._a.JPG", ".DS_Store", "notes.txt", "labels.json"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
@@ -69,7 +70,7 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
         listening.bind(str(tmp_path / "socket.jpg"))
     report = Report()
     files = image_files([tmp_path], report)
-    expected = sorted((*taken, "no suffix", "odd.dat", "empty.png", "link.png"))
+    expected = sorted((*taken, "no suffix", "odd.dat", "sent.heic", "empty.png", "link.png"))
     assert [file.name for file in files] == expected
     told = {
         text.removesuffix(": passed over"): (found.count, found.first_ids)
