@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mrcnn_jax.commands.caps import Cap, caps
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.caps import Cap, caps
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.transforms import resize_plan
 
@@ -65,9 +65,6 @@ def summary(
         "small_objects_share_on_canvas": share(areas * magnified),
         "objects_without_mask": sum(record.rle is None for record, _ in objects),
         "max_objects_per_image": max(counts),
-        "max_objects_limit": data.max_objects,
-        "objects_over_limit": sum(max(count - data.max_objects, 0) for count in counts),
-        "images_over_limit": sum(count > data.max_objects for count in counts),
         "images_by_size": dict(by_size.most_common()),
         "images_by_canvas": {
             f"{h} x {w}": used[i] for i, (h, w) in enumerate(data.canvases) if used[i]
@@ -94,9 +91,7 @@ def summary_lines(dataset: CocoDataset, found: dict[str, Any]) -> list[str]:
         f"{found['small_objects_share']:.1%} in the images, "
         f"{found['small_objects_share_on_canvas']:.1%} on the canvas",
         f"objects without a mask: {found['objects_without_mask']}",
-        f"most objects in an image: {found['max_objects_per_image']}; "
-        f"data.max_objects = {found['max_objects_limit']} drops {found['objects_over_limit']} "
-        f"in {found['images_over_limit']} images",
+        f"most objects in an image: {found['max_objects_per_image']}",
         f"images by height x width: {listed(found['images_by_size'])}",
         f"images by canvas: {listed(found['images_by_canvas'])}",
         f"images without objects: {found['images_without_objects']}",

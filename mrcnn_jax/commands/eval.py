@@ -72,7 +72,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         ConfigError: no such checkpoint or data, or a category that the run was not trained on.
     """
     from mrcnn_jax import parallel
-    from mrcnn_jax.commands.caps import caps
+    from mrcnn_jax.data.caps import caps
     from mrcnn_jax.evaluation import depth_errors
     from mrcnn_jax.evaluation.average_precision import limit_line, table
     from mrcnn_jax.inference.evaluate import evaluate

@@ -15,6 +15,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.runs.run import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+OTHER_FORMATS = {".onnx", ".pt", ".pth", ".torchscript", ".engine", ".tflite", ".safetensors"}
 
 
 def run(arguments: Arguments) -> None:
@@ -36,6 +38,11 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.runs.run import load_run, make_folder
 
     out = arguments.out
+    if out.suffix.lower() in OTHER_FORMATS:
+        raise ConfigError(
+            f"{out}: what is written is a program for jax, not {out.suffix.lower()} (name it "
+            f"{out.stem}.jaxexport)"
+        )
     source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder")
@@ -141,6 +148,21 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
         [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights],
         jax.ShapeDtypeStruct((*canvas, 3), jnp.uint8),
     )
-    return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
-        *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
-    )
+    with names_of_sources():
+        return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
+            *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
+        )
+
+
+@contextmanager
+def names_of_sources() -> Iterator[None]:
+    """Programs that are lowered meanwhile name the files of their source without the folders."""
+    import jax
+
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)

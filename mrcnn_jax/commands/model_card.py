@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, to_dict
-from mrcnn_jax.config.schema import Config, DataConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.output import printable
 from mrcnn_jax.runs.checkpoints import Checkpoints
@@ -22,14 +25,33 @@ UNKNOWN = "not stated (ask where they came from before you hand this model on)"
 
 
 def without_paths(config: Config) -> Config:
-    """`config` with names where it has absolute paths, which exist on this machine only."""
-    data, default = config.data, DataConfig()
-    names = {
-        name: getattr(default if Path(getattr(data, name) or "").is_absolute() else data, name)
-        for name in PATHS
-    }
+    """`config` with the last name alone of every path that leaves the data's folder."""
+    data = config.data
+    paths = {name: getattr(data, name) for name in PATHS}
+    names: dict[str, Any] = {name: path and _name(path) for name, path in paths.items()}
     init_from = Path(config.init_from).name if config.init_from else None
     return replace(config, data=replace(data, root=None, cache=None, **names), init_from=init_from)
+
+
+def without_folders(text: str) -> str:
+    """Words of a shell with the last name alone of every path that leaves the current folder."""
+
+    def shown(word: re.Match[str]) -> str:
+        try:
+            (plain,) = shlex.split(word[0])
+        except ValueError:  # a lone quote, in what was not written by a shell
+            return word[0]
+        option, equals, value = plain.rpartition("=")
+        named = option + equals + _name(value)
+        return word[0] if named == plain else shlex.quote(named)
+
+    return re.sub(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""", shown, text)
+
+
+def _name(path: str) -> str:
+    """The last name of a path that exists on this machine only; any other as it is."""
+    parts = Path(path).parts
+    return Path(path).name if parts and (parts[0][0] in "/~" or ".." in parts) else path
 
 
 def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -> str:
@@ -120,7 +142,7 @@ def _first_command(run: Run, workdir: Path) -> str:
         return ""
     except OSError as error:
         raise ConfigError(f"{workdir / COMMANDS}: {error.strerror}") from None
-    return text.partition("\n")[0].strip()
+    return without_folders(text.partition("\n")[0].strip())
 
 
 def _figures(run: Run, workdir: Path) -> list[str]:

@@ -1,19 +1,24 @@
-"""Detect and segment objects in images and folders of images with a trained run.
+"""Detect and segment objects in images, folders of images and videos with a trained run.
 
-    mrcnn predict image.jpg folder/ --workdir runs/a --out out/ [--checkpoint best] [--weights ema]
+    mrcnn predict image.jpg folder/ clip.mp4 --workdir runs/a --out out/ [--checkpoint best]
+    [--weights ema]
 
 Writes out/detections.json (COCO results, with file names, and with a depth head the distance of
-each object) and one overlay per image, and prints what was converted to 8-bit RGB or passed over. A
-file that cannot be read is named, and the exit status is 2; the others are done.
+each object), out/images.json (COCO's list of the images and frames, with what was drawn of each)
+and one overlay per image or frame, and prints what was converted to 8-bit RGB or passed over. A
+file that cannot be read is named, and the exit status is 2; the others are done. What an earlier
+call drew into the same folder is removed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import tyro
 
@@ -23,13 +28,15 @@ from mrcnn_jax.config.errors import ConfigError
 if TYPE_CHECKING:
     from mrcnn_jax.data.report import Report
 
+DETECTIONS, IMAGES = "detections.json", "images.json"
 LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
+OURS = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(OfWeights):
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Images, and folders of images."""
+    """Images, folders of images, and videos."""
     out: Path = Path("predictions")
     """The folder of the results."""
     min_score: float = 0.5
@@ -40,21 +47,21 @@ class Arguments(OfWeights):
 
 
 def run(arguments: Arguments) -> None:
-    """Predicts and writes; image ids count the files from 1.
+    """Predicts and writes; image ids count images and frames from 1.
 
     Raises:
-        ConfigError: no such run, file or image folder, or `out` cannot be made.
+        ConfigError: no such run, file or image folder, or `out` cannot be made or holds an
+            images.json of somebody else.
         OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
     """
     from tqdm import tqdm
 
+    from mrcnn_jax.data.caps import found_limit
     from mrcnn_jax.data.report import Report
-    from mrcnn_jax.figures.draw import draw_instances
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.inputs import image_files, read_image
+    from mrcnn_jax.inference.inputs import image_files, read_pictures
     from mrcnn_jax.output import whole_file
-    from mrcnn_jax.pixels.encode import write_depth, write_image
     from mrcnn_jax.runs.run import make_folder
 
     report, out = Report(), arguments.out
@@ -63,50 +70,145 @@ def run(arguments: Arguments) -> None:
     if arguments.depth_maps and model.run.config.model.depth_head.kind == "none":
         raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
     make_folder(out)
-    count = failed = 0
-    # It gets its name when it is whole.
-    with whole_file(out / "detections.json") as part, part.open("w") as results:
-        results.write("[")
-        for number, file in enumerate(tqdm(files, unit="img", leave=False, disable=None), start=1):
+    earlier = _listed(out)
+    failed = 0
+    # They get their names when they are whole.
+    with (
+        whole_file(out / DETECTIONS) as found_part,
+        whole_file(out / IMAGES) as images_part,
+        found_part.open("w") as found,
+        images_part.open("w") as images,
+    ):
+        results = _Results(arguments, model, report, _List(found), _List(images))
+        for file in tqdm(files, unit="file", leave=False, disable=None):
+            before = results.number
             try:
-                image = read_image(file, model.run.config.data, report)
+                for frame, image in read_pictures(file, model.run.config.data, report):
+                    results.add(file, frame, image)
+                if results.number == before:
+                    raise ConfigError(f"{file}: a video without a frame that can be decoded")
             except ConfigError as error:
                 tqdm.write(f"error: {error}", file=sys.stderr)
+                results.number += 1
                 failed += 1
-                continue
-            seen = model.predict(image, rle=True)
-            found = seen.coco_results(number)
-            for result in found:
-                results.write(",\n" if count else "")
-                results.write(json.dumps({"file_name": str(file), **result}))
-                count += 1
-            results.flush()
-            drawn = [result for result in found if result["score"] >= arguments.min_score]
-            overlay = draw_instances(image, drawn, model.class_names)
-            name = _overlay_name(number, file, report)
-            write_image(out / f"{name}.png", overlay)
-            if arguments.depth_maps:
-                write_depth(out / f"{name}_depth.png", seen.depth_map)
-        results.write("]\n")
+        results.detections.end()
+        results.images.end()
+    _remove_earlier(out, earlier, files, results.written, report)
     for line in report.lines()[1:]:
         print(line)
+    if results.full:
+        limit = model.run.config.model.box_head.detections
+        print(found_limit(limit, results.full, arguments.min_score))
     print(
-        f"{len(files) - failed} images, {count} detections: "
-        f"{out / 'detections.json'}, overlays in {out}"
+        f"{results.images.count} images, {results.detections.count} detections: "
+        f"{out / DETECTIONS}, overlays in {out}"
     )
     if failed:
         sys.exit(2)
 
 
-def _overlay_name(number: int, file: Path, report: Report) -> str:
+class _List:
+    """A JSON list that grows in a file, entry by entry."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.count = 0
+        self._stream = stream
+        stream.write("[")
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._stream.write((",\n" if self.count else "") + json.dumps(entry))
+        self.count += 1
+        self._stream.flush()
+
+    def end(self) -> None:
+        self._stream.write("]\n")
+
+
+class _Results:
+    """What is written of each picture."""
+
+    def __init__(
+        self, arguments: Arguments, model: Any, report: Report, detections: _List, images: _List
+    ) -> None:
+        self._arguments, self._model, self._report = arguments, model, report
+        self.detections, self.images = detections, images
+        self.number = 0
+        """Of the last picture: its image id."""
+        self.full = 0
+        """Pictures with as many objects as the network finds."""
+        self.written: set[str] = set()
+        """Names in `out`."""
+
+    def add(self, file: Path, frame: int | None, image: Any) -> None:
+        """Detects the objects in a picture, and writes them."""
+        from mrcnn_jax.figures.draw import draw_instances
+        from mrcnn_jax.pixels.encode import write_depth, write_image
+
+        out, min_score = self._arguments.out, self._arguments.min_score
+        self.number += 1
+        seen = self._model.predict(image, rle=True)
+        source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
+        found = seen.coco_results(self.number)
+        for result in found:
+            self.detections.add(source | result)
+        drawn = [result for result in found if result["score"] >= min_score]
+        self.full += len(drawn) == self._model.run.config.model.box_head.detections
+        name = _overlay_name(self.number, file, frame, self._report)
+        names = [f"{name}.png"]
+        write_image(out / names[0], draw_instances(image, drawn, self._model.class_names))
+        if self._arguments.depth_maps:
+            names.append(f"{name}_depth.png")
+            write_depth(out / names[1], seen.depth_map)
+        height, width = image.shape[:2]
+        size = {"height": height, "width": width}
+        self.images.add({"id": self.number, **source, **size, "pictures": names})
+        self.written.update(names)
+
+
+def _overlay_name(number: int, file: Path, frame: int | None, report: Report) -> str:
     """Without suffix; the number keeps files of one name in two folders apart."""
     from mrcnn_jax.data.report import Reason
 
-    start, end = f"{number:05d}_", ".png"
+    start, end = f"{number:05d}_", ("" if frame is None else f"_{frame:06d}")
     stem = file.stem.encode(errors="surrogateescape")
-    room = LONGEST - len(start) - len(end)
+    room = LONGEST - len(start) - len(end) - len(".png")
     if len(stem) <= room:
-        return f"{start}{file.stem}"
-    name = f"{start}{stem[:room].decode(errors='ignore')}"
+        return f"{start}{file.stem}{end}"
+    name = f"{start}{stem[:room].decode(errors='ignore')}{end}"
     report.add(Reason.SHORTENED, f"{name}.png")
     return name
+
+
+# -- pictures of an earlier call -------------------------------------------------------------------
+
+
+def _listed(out: Path) -> set[str]:
+    """The names of what an earlier call drew into `out`, by its list; empty if there is none.
+
+    Raises:
+        ConfigError: there is another file of that name, which would be replaced.
+    """
+    path = out / IMAGES
+    if not path.exists():
+        return set()
+    try:
+        images = json.loads(path.read_bytes())
+        return {name for image in images for name in image["pictures"] if OURS.fullmatch(name)}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ConfigError(f"{path}: not written by predict (choose another --out)") from None
+
+
+def _remove_earlier(
+    out: Path, earlier: set[str], files: Iterable[Path], written: set[str], report: Report
+) -> None:
+    """Removes what only the earlier call drew, and tells of other pictures that look like it."""
+    from mrcnn_jax.data.report import Reason
+
+    inputs = {file.resolve() for file in files}
+    for path in sorted(out.iterdir()):
+        ours = OURS.fullmatch(path.name) and path.is_file()
+        if not ours or path.name in written or path.resolve() in inputs:
+            continue
+        if path.name in earlier:
+            path.unlink()
+        report.add(Reason.REPLACED if path.name in earlier else Reason.LEFT, path.name)

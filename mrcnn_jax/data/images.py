@@ -51,7 +51,7 @@ def check_split(
     Args:
         dataset: as `read_coco` returns it.
         cache: where results are kept.
-        data: limits, and the canvases that objects are counted for.
+        data: its limits.
         keep_empty: whether images without objects stay.
 
     Returns:
@@ -68,18 +68,7 @@ def check_split(
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(i for i in dataset.images if i.id not in empty)
     dataset, folder = check_images(dataset, cache, data)
-    dataset = check_depth(dataset, folder, data)
-    for image in dataset.images:
-        crowds = sum(record.iscrowd for record in image.objects)
-        for count, limit, field in (
-            (len(image.objects) - crowds, data.max_objects, "max_objects"),
-            (crowds, data.max_ignored, "max_ignored"),
-        ):
-            if count > limit:
-                dataset.report.add(
-                    Reason.OVER_LIMIT, image.id, count - limit, field=field, limit=limit
-                )
-    return dataset, folder
+    return check_depth(dataset, folder, data), folder
 
 
 def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[CocoDataset, Path]:

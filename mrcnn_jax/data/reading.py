@@ -21,6 +21,7 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.depth_files import DepthFiles, find_depth
 from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
+from mrcnn_jax.data.other_formats import other_format
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord, name_forms
 from mrcnn_jax.data.repair import Dropped, object_record
 from mrcnn_jax.data.report import Reason, Report
@@ -96,11 +97,21 @@ def _load(path: Path, report: Report) -> dict[str, Any]:
         constants.append(float(text))
         return constants[-1]
 
-    content = read_json(path, constant, lambda key: report.add(Reason.REPEATED_KEY, short(key)))
+    try:
+        content = read_json(path, constant, lambda key: report.add(Reason.REPEATED_KEY, short(key)))
+    except ConfigError as error:
+        what = other_format(path)
+        raise ConfigError(f"{path}: no COCO file, but {what}") if what else error from None
     for key in INTEGERS:
         value = content.get(key)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise ConfigError(f"{path}: {key!r} is missing or not a list of objects")
+            what = other_format(path, content)
+            why = (
+                f"no COCO file, but {what}"
+                if what
+                else f"{key!r} is missing or not a list of objects"
+            )
+            raise ConfigError(f"{path}: {why}")
     if constants:
         _refuse_constants(content, path)
     return content
@@ -171,7 +182,10 @@ def _usable_images(
 ) -> tuple[dict[int, ImageRecord], tuple[str, ...]]:
     """The usable images by id, without objects yet, and "name (reason)" of the others."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such image folder")
+        what = other_format(folder) if folder.is_file() else None
+        raise ConfigError(
+            f"{folder}: " + (f"no folder, but {what}" if what else "no such image folder")
+        )
     usable: dict[int, ImageRecord] = {}
     used: set[str] = set()
     lost: list[str] = []

@@ -31,8 +31,8 @@ class Category:
 class ObjectRecord:
     """One annotation.
 
-    `box` is in original pixels, clipped to the image. `area` is as annotated, since COCO's size
-    classes are defined by it.
+    `box` is in original pixels, clipped to the image. `area` is as annotated where that can be,
+    since COCO's size classes are defined by it.
     """
 
     annotation_id: int

@@ -24,6 +24,8 @@ from mrcnn_jax.pixels.rle import decompressed
 Note = Callable[[Reason], object]  # counts a reason for the annotation at hand
 
 MIN_SIDE = 0.1  # px: a box with a shorter side is degenerate
+# An annotated area is wrong from these factors on: over that of the box, over or under the mask's.
+AREA_OF_BOX, AREA_OF_MASK = 1.05, 2.0
 # px: no real polygon has a longer outline, and pycocotools would need 80 bytes for each pixel of it
 OUTLINE = 3.2e6
 
@@ -64,12 +66,9 @@ def object_record(
         note(Reason.BOX_FROM_MASK)
     else:
         box = _box(bbox, extent, height, width, note)
-    area: Any = raw.get("area")
-    if not (is_number(area) and area > 0):
-        area = box_area(box) if rle is None else rle_ops.area(rle)
-        note(Reason.AREA)
+    area = _area(raw.get("area"), box, rle, note)
     crowd = iscrowd is True or integer(iscrowd) == 1
-    return ObjectRecord(raw["id"], label, box, rle, crowd, float(area))
+    return ObjectRecord(raw["id"], label, box, rle, crowd, area)
 
 
 # -- boxes -----------------------------------------------------------------------------------------
@@ -107,6 +106,20 @@ def _box(bbox: Box, extent: Box | None, height: int, width: int, note: Note) -> 
     if box != (x, y, x + w, y + h):
         note(Reason.CLIPPED)
     return box
+
+
+def _area(area: Any, box: Box, rle: RLE | None, note: Note) -> float:
+    """The annotated area, or that of the mask (else of the box) where it is none or cannot be."""
+    own = box_area(box) if rle is None else float(rle_ops.area(rle))
+    if not (is_number(area) and area > 0):
+        note(Reason.AREA)
+        return own
+    largest = AREA_OF_BOX * max(own, box_area(box))
+    off = rle is not None and not own / AREA_OF_MASK <= area <= own * AREA_OF_MASK
+    if area > largest or off:
+        note(Reason.WRONG_AREA)
+        return own
+    return float(area)
 
 
 # -- masks -----------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 FIRST_IDS = 10
 
-Outcome = Literal["dropped", "clipped", "repaired", "truncated", "left out", "noticed"]
-"""dropped: lost, through a fault in the data; left out, truncated: not used, as the config says;
+Outcome = Literal["dropped", "clipped", "repaired", "left out", "noticed"]
+"""dropped: lost, through a fault in the data; left out: not used, as the config says;
 noticed: used as it is, and perhaps not meant so."""
 
 
@@ -65,6 +65,11 @@ class Reason(Enum):
     RUN_LIST = "repaired", "annotations whose run lengths are a list: compressed"
     RUN_BYTES = "repaired", "annotations whose run lengths are bytes: read as text"
     AREA = "repaired", "annotations without an area: computed"
+    WRONG_AREA = (
+        "repaired",
+        "annotations whose area cannot be (over their box, or under half or over twice their "
+        "mask): computed",
+    )
     CONVERTED = "repaired", "images that are {kind}: converted to 8-bit RGB"
     PAGES = "repaired", "images with {pages} pages or frames: only the first is read"
     TURNED = "repaired", "images turned as EXIF says: annotated in the size of the turned picture"
@@ -104,13 +109,11 @@ class Reason(Enum):
     )
     NO_DEPTH = "noticed", "images without a depth map in {folder}: their depth counts as unknown"
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"
-    OVER_LIMIT = (
-        "truncated",
-        "images with more boxes than data.{field} = {limit}: the largest are kept (boxes counted)",
-    )
 
     # Of images to predict on.
     PASSED_OVER = "left out", "{what}: passed over"
+    REPLACED = "repaired", "pictures of the earlier prediction in this folder: removed"
+    LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
     # Of the converters (datasets.convert) only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ PALETTE: tuple[Color, ...] = (
     (200, 230, 80),
 )
 CROWD: Color = (190, 190, 190)
+NOTE: Color = (255, 255, 255)
 PROPOSAL: Color = (255, 214, 10)
 RECALLED: Color = (40, 230, 90)
 MISSED: Color = (255, 50, 50)
@@ -41,6 +43,9 @@ SHORT_SIDE = 480
 ENLARGED_LONG_SIDE = 1920  # the limit: an image of one row would fill the memory
 MARGIN = 6  # around an image on a page, in pixels
 FONT, FONT_SCALE, TITLE_SCALE, INK = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0.55, (0, 0, 0)
+# Labels that would together cover more than this share of an image are written smaller; where even
+# the least text that can be read, by this factor, is too large, one line counts the objects.
+LABEL_SHARE, LEAST_TEXT = 1 / 3, 0.75
 
 
 def draw_instances(
@@ -51,6 +56,9 @@ def draw_instances(
     labels: Sequence[str] | None = None,
 ) -> Image:
     """Draw objects over an image: tinted and outlined masks, boxes, and labels.
+
+    Many labels are written smaller; too many are left out, which one line below then says, with the
+    number of objects of each class.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -79,14 +87,20 @@ def draw_instances(
     for i in order:
         x, y, width, height = instances[i]["bbox"]
         rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
+    texts = labels or [_text(instance, class_names) for instance in instances]
+    style = _fitting_style(canvas, texts)
+    if style is None:
+        counts = Counter(class_label(instance, class_names) for instance in instances)
+        classes = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        _draw_note(canvas, f"{len(texts)} objects, no room for labels: {classes}")
+        return canvas
     placed: list[_Label] = []
     for i in reversed(order):
-        text = labels[i] if labels else _text(instances[i], class_names)
         x, y = instances[i]["bbox"][:2]
         corner = round(x * scale[0]), round(y * scale[1])
-        placed.append(_placed_label(canvas, text, corner, colors[i], placed))
+        placed.append(_placed_label(canvas, texts[i], corner, colors[i], placed, style))
     for label in reversed(placed):  # where they overlap after all, the best is legible
-        _draw_label(canvas, label)
+        _draw_label(canvas, label, style)
     return canvas
 
 
@@ -239,6 +253,40 @@ def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickne
     cv2.rectangle(canvas, (x1, y1), last, color, round(thickness * _magnification(canvas)))
 
 
+class _Style(NamedTuple):
+    """Of a label's text."""
+
+    font: float
+    stroke: int
+    gap: int  # around the text
+
+    def patch(self, text: str) -> tuple[int, int, int]:
+        """(width, height) of a text's patch, and the baseline above its bottom."""
+        (width, height), baseline = cv2.getTextSize(text, FONT, self.font, self.stroke)
+        return width + 2 * self.gap, height + baseline + self.gap, baseline
+
+
+def _fitting_style(canvas: Image, texts: Sequence[str]) -> _Style | None:
+    """The style by which all labels cover at most LABEL_SHARE of the canvas; None if none does."""
+    style = _text_style(canvas)
+    patches = (style.patch(text) for text in texts)
+    share = sum(width * height for width, height, _ in patches) / (
+        canvas.shape[0] * canvas.shape[1]
+    )
+    factor = min(1.0, math.sqrt(LABEL_SHARE / max(share, 1e-9)))
+    return _text_style(canvas, factor) if factor >= LEAST_TEXT else None
+
+
+def _draw_note(canvas: Image, text: str) -> None:
+    """Write a line at the bottom of the canvas, as small as its width needs."""
+    style = _text_style(canvas)
+    width = style.patch(text)[0]
+    style = _text_style(canvas, min(1.0, canvas.shape[1] / width))
+    width, height, baseline = style.patch(text)
+    bottom = canvas.shape[0]
+    _draw_label(canvas, _Label(text, NOTE, (0, bottom - height, width, bottom), baseline), style)
+
+
 class _Label(NamedTuple):
     text: str
     color: Color
@@ -247,12 +295,15 @@ class _Label(NamedTuple):
 
 
 def _placed_label(
-    canvas: Image, text: str, corner: tuple[int, int], color: Color, others: Sequence[_Label]
+    canvas: Image,
+    text: str,
+    corner: tuple[int, int],
+    color: Color,
+    others: Sequence[_Label],
+    style: _Style,
 ) -> _Label:
     """Place a label above `corner`, in the image and off the `others` if there is room nearby."""
-    font, stroke, gap = _text_style(canvas)
-    (width, height), baseline = cv2.getTextSize(text, FONT, font, stroke)
-    width, height = width + 2 * gap, height + baseline + gap
+    width, height, baseline = style.patch(text)
     x = max(min(corner[0] - 1, canvas.shape[1] - width), 0)
     above = max(corner[1] - height - 1, 0)
     top = above
@@ -268,18 +319,17 @@ def _placed_label(
     return _Label(text, color, (x, top, x + width, top + height), baseline)
 
 
-def _draw_label(canvas: Image, label: _Label) -> None:
-    font, stroke, gap = _text_style(canvas)
+def _draw_label(canvas: Image, label: _Label, style: _Style) -> None:
     x1, y1, x2, y2 = label.box
     cv2.rectangle(canvas, (x1, y1), (x2, y2), label.color, cv2.FILLED)
-    place = x1 + gap, y2 - label.baseline
-    cv2.putText(canvas, label.text, place, FONT, font, INK, stroke, cv2.LINE_AA)
+    place = x1 + style.gap, y2 - label.baseline
+    cv2.putText(canvas, label.text, place, FONT, style.font, INK, style.stroke, cv2.LINE_AA)
 
 
-def _text_style(canvas: Image) -> tuple[float, int, int]:
-    """Scale, stroke and gap of a label's text, which grow with the canvas."""
-    magnification = _magnification(canvas)
-    return FONT_SCALE * magnification, round(magnification), round(2 * magnification)
+def _text_style(canvas: Image, factor: float = 1.0) -> _Style:
+    """The style of labels, which grow with the canvas; `factor` makes them smaller."""
+    size = _magnification(canvas) * factor
+    return _Style(FONT_SCALE * size, max(round(size), 1), max(round(2 * size), 1))
 
 
 def _magnification(canvas: Image) -> float:

@@ -17,7 +17,14 @@ from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import tell_kind
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES, decode_with_kind, header_size, pillow_pixels
+from mrcnn_jax.pixels.decode import (
+    HEIF_SUFFIXES,
+    SUFFIXES,
+    VIDEO_SUFFIXES,
+    decode_with_kind,
+    header_size,
+    pillow_pixels,
+)
 from mrcnn_jax.pixels.geometry import check_image
 
 
@@ -66,6 +73,10 @@ def _in_folder(folder: Path, report: Report) -> list[Path]:
             passed.append(("pipes, sockets, devices and broken links", file.name))
         elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
             found.append(file)
+        elif file.suffix.lower() in VIDEO_SUFFIXES:
+            passed.append(("videos (name them to predict on their frames)", file.name))
+        elif file.suffix.lower() in HEIF_SUFFIXES:
+            passed.append(("HEIC and AVIF files (save them as JPEG or PNG)", file.name))
         else:
             passed.append(("files that are no images", file.name))
     for what, name in passed:
@@ -83,6 +94,25 @@ def _begins_like_an_image(file: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_pictures(
+    path: Path, data: DataConfig, report: Report
+) -> Iterator[tuple[int | None, UInt8[np.ndarray, "h w 3"]]]:
+    """Iterate over the pictures of a file: one of an image, each frame of a video, told by suffix.
+
+    Args:
+        path, data, report: as of `read_image`.
+
+    Returns:
+        The number of the frame, from 0 (None: an image), and the pixels.
+
+    Raises:
+        ConfigError: at once, as of `read_image` and `video_frames`.
+    """
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return iter(enumerate(video_frames(path)))
+    return iter([(None, read_image(path, data, report))])
 
 
 def read_image(

@@ -27,6 +27,12 @@ SUFFIXES = {
     ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
     ".webp",
 }
+# Of videos; OpenCV reads what FFmpeg knows, also under other names.
+VIDEO_SUFFIXES = {
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+    ".ogv", ".webm", ".wmv",
+}
+HEIF_SUFFIXES = {".avif", ".heic", ".heif", ".hif"}  # what phones write, and is not read
 # fmt: on
 # Replaced by data.max_pixels, which users can change; Pillow's limit begins with a warning.
 Image.MAX_IMAGE_PIXELS = None
@@ -293,6 +299,9 @@ def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
         turn = orientation if orientation in TURNS else 1
         rgb, converted = _rgb(image, samples, encoded)
         return rgb, Kind(image.height, image.width, turn, converted)
+    except UnidentifiedImageError as error:
+        what = _other_format(encoded) or _line(error)
+        raise ValueError(f"not an image that can be decoded: {what}") from None
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
 
@@ -371,6 +380,15 @@ def _eight_bits(values: np.ndarray, samples: _Samples) -> tuple[np.ndarray, str]
     told = f"{stored}-bit" + (f" with values of {bits} bits" if bits < stored else "")
     told += f" (scaled by 1/{1 << bits - 8})" if bits > 8 else " (as they are)"
     return 255 - scaled if samples.white_is_zero else scaled, told
+
+
+def _other_format(encoded: bytes) -> str | None:
+    """What a file is that Pillow does not read, as far as users are likely to have it."""
+    brand = encoded[8:12] if encoded[4:8] == b"ftyp" else None
+    if brand is not None and brand[:3] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
+        return "HEIC or AVIF (save it as JPEG or PNG)"
+    matroska, avi = encoded.startswith(b"\x1aE\xdf\xa3"), encoded[8:12] == b"AVI "
+    return "a video" if brand is not None or matroska or avi else None
 
 
 def _line(error: Exception) -> str:

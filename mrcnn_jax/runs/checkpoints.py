@@ -154,6 +154,8 @@ class Checkpoints:
             }
             with _os_errors():
                 self._checkpointer.save(hidden / item, arrays)
+                # Orbax writes the name of the folder into it, and looks only whether it is there.
+                (hidden / item / "commit_success.txt").write_text("saved\n")
         if config is not None:
             save_config(config, hidden / "config.json")
         logs.record(self.folder.parent, hidden)

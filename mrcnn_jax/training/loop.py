@@ -23,6 +23,7 @@ from mrcnn_jax.cli import Stopped
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, StageConfig
+from mrcnn_jax.data.caps import caps
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.checkpoints import flatten
@@ -113,6 +114,8 @@ def _train(watch: Watch, stop: _StopSignal) -> None:
         command = f"{cli.command_line()}\n".encode(errors="backslashreplace")
         with (run.workdir / COMMANDS).open("ab") as file:
             file.write(command)
+    for cap in caps(run.train_split.dataset, run.config.data, run.config.model):
+        print(cap.line())
     canvases = len({plan.canvas for plan in run.train_split.plans})
     stages = run.config.stages[progress.stage_index :]
     print(

@@ -226,6 +226,9 @@ def test_another_data_set(
     content["annotations"] = [
         annotation for annotation in content["annotations"] if annotation["image_id"] in ids
     ]
+    first = content["annotations"][0]
+    content["annotations"] += [first | {"id": 1000 + n} for n in range(9)]
+    most = sum(a["image_id"] == first["image_id"] for a in content["annotations"])
     path = tmp_path / "other.json"
     new = {5: 2, 7: 1, 90: 0}
     renumbered = content | {
@@ -245,6 +248,11 @@ def test_another_data_set(
         assert [metrics[f"{kind}/{name}"] for name in FIGURES] == pytest.approx(expected.tolist())
     printed = capsys.readouterr().out
     assert "repaired 3: categories with other ids in the run: matched by their names" in printed
+    assert (
+        f"model.box_head.detections = 8: images with more objects: 1 (up to {most} in one): no "
+        f"more can be found; set it to {most} or more ({first['image_id']})\n" in printed
+    )
+    assert "mask_head.samples" not in printed  # of training
     assert "\nthe best 100 detections of a class in an image count (COCO's limit)\n" in printed
 
     content["categories"][0]["name"] = "circle"

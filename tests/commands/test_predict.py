@@ -19,10 +19,12 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.inputs import image_files
 from mrcnn_jax.pixels import encode
+from tests.inference.frames import read, write_video
 
 
 def results_of(out: Path) -> list[dict[str, Any]]:
@@ -56,7 +58,8 @@ def test_files_and_folders_are_predicted_like_the_split(
         predict_files(kept_run, paths, tmp_path / "out", 0.0)
     assert stop.value.code == 2
     broken = f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: unknown format"
-    assert capsys.readouterr().err == f"error: {broken}\n"
+    told, errors = capsys.readouterr()
+    assert errors == f"error: {broken}\n"
 
     expected = [
         f"{number:05d}_{Path(image['file_name']).stem}.png"
@@ -71,6 +74,14 @@ def test_files_and_folders_are_predicted_like_the_split(
     found, reference = defaultdict(list), defaultdict(list)
     for result in results_of(tmp_path / "out"):
         found[Path(result["file_name"]).name].append(result)
+    full = sum(
+        len(results) == tiny.get_config().model.box_head.detections for results in found.values()
+    )
+    assert full
+    assert (
+        f"model.box_head.detections = 8: images with as many objects of score 0 or more: {full}: "
+        "no more can be found; train with a larger one" in told
+    )
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     evaluation.run(
         evaluation.Arguments(workdir=kept_run, figures=0, report_images=0, out=tmp_path / "eval")
@@ -160,6 +171,77 @@ def test_files_are_told_of_once_per_kind_and_long_names_are_shortened(
     }
 
 
+def test_a_video_is_predicted_frame_by_frame(
+    kept_run: Path, programs: None, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Each frame like the image that it is; image ids go on after it."""
+    names = [image["file_name"] for image in tiny.read(tiny_data, "val")["images"][:2]]
+    write_video(tmp_path / "clip.avi", [read(tiny_data / "images" / name) for name in names])
+    (tmp_path / "empty.mp4").touch()
+    files = [tmp_path / "clip.avi", tmp_path / "empty.mp4", tiny_data / "images" / names[0]]
+    with pytest.raises(SystemExit) as stop:
+        predict_files(kept_run, files, tmp_path / "out")
+    assert stop.value.code == 2
+    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [(image["id"], image["file_name"], image.get("frame")) for image in images] == [
+        (1, str(files[0]), 0),
+        (2, str(files[0]), 1),
+        (4, str(files[2]), None),
+    ]
+    assert {(image["height"], image["width"]) for image in images} == {(128, 128)}
+    pictures = ["00001_clip_000000.png", "00002_clip_000001.png", f"00004_{files[2].stem}.png"]
+    assert [image["pictures"] for image in images] == [[name] for name in pictures]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == pictures
+    found = defaultdict(list)
+    for result in results_of(tmp_path / "out"):
+        found[result["image_id"]].append(result)
+        assert result.get("frame") == {1: 0, 2: 1, 4: None}[result["image_id"]]
+    model = api.load(kept_run)
+    for number, pixels in enumerate(api.video_frames(files[0]), 1):
+        expected = model.predict(pixels, rle=True).coco_results(number)
+        assert [{**e, **r} for e, r in zip(expected, found[number], strict=True)] == found[number]
+        assert [r["segmentation"] for r in found[number]] == [e["segmentation"] for e in expected]
+
+
+def test_a_second_call_leaves_no_picture_of_the_first(
+    kept_run: Path,
+    programs: None,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """But what no list names stays, and is told; so does what is an input."""
+    out, files = tmp_path / "out", sorted((tiny_data / "images").glob("val*.png"))[:3]
+    predict_files(kept_run, files, out)
+    assert "prediction" not in capsys.readouterr().out
+    mine = out / "00009_mine.png"
+    shutil.copy(files[0], mine)
+    shutil.copy(files[0], out / "photo.png")
+    predict_files(kept_run, [files[2]], out)
+    first, second, third = (f"0000{n}_{file.stem}.png" for n, file in enumerate(files, 1))
+    new = f"00001_{files[2].stem}.png"
+    assert {path.name for path in out.glob("*.png")} == {new, mine.name, "photo.png"}
+    told = capsys.readouterr().out
+    assert (
+        "repaired 3: pictures of the earlier prediction in this folder: removed "
+        f"({first}, {second}, {third})\n" in told
+    )
+    assert (
+        "noticed 1: pictures of neither this prediction nor the one before: left in the folder "
+        f"({mine.name})\n" in told
+    )
+    predict_files(kept_run, [out / new, mine], out)
+    assert (out / new).exists()
+    (out / "images.json").write_text('[{"pictures": ["../out/photo.png", "photo.png"]}]')
+    predict_files(kept_run, [files[0]], out)
+    assert (out / new).exists()
+    assert (out / "photo.png").exists()
+    (out / "images.json").write_text("[3]")
+    with pytest.raises(ConfigError, match=r"images\.json: not written by predict"):
+        predict_files(kept_run, [files[0]], out)
+    assert (out / "images.json").read_text() == "[3]"
+
+
 def test_a_full_disk_ends_it_in_a_line(
     kept_run: Path,
     programs: None,
@@ -197,7 +279,7 @@ def test_memory_does_not_grow_with_the_images(
     detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
 
     found = SimpleNamespace(coco_results=lambda _: [detection])
-    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig()))
+    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late

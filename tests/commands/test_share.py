@@ -14,12 +14,13 @@ from flax.traverse_util import flatten_dict
 from write_run_fixture import FOLDER
 
 from mrcnn_jax.commands import share
-from mrcnn_jax.commands.model_card import model_card, without_paths
+from mrcnn_jax.commands.model_card import model_card, without_folders, without_paths
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.run import load_run, write_run
 
+ROOT = Path(__file__).parents[2]
 FIGURES = {
     "bbox/AP": 0.61,
     "bbox/AP50": 0.83,
@@ -37,8 +38,13 @@ def run(kept_run: Path, tmp_path: Path) -> Path:
     known."""
     workdir, source = tmp_path / "run", load_run(kept_run)
     config = replace(source.config, init_from="/home/me/resnet18.npz")
-    write_run(workdir, config, source.variables, source.meta)
-    (workdir / "commands.txt").write_text("python train.py --config tiny.py\nthe same again\n")
+    flags = {"xla_flags": "--xla_dump_to=/home/me/dump --xla_gpu_autotune_level=0"}
+    meta = replace(source.meta, environment=source.meta.environment | flags)
+    write_run(workdir, config, source.variables, meta)
+    (workdir / "commands.txt").write_text(
+        f"python {tmp_path}/train.py --config tiny.py --data.root='/home/me/my data' "
+        "--workdir ../mine/run\nthe same again\n"
+    )
     (workdir / "eval").mkdir()
     (workdir / "eval" / "metrics.json").write_text(
         json.dumps({"checkpoint": "00000072-mask"} | FIGURES)
@@ -50,7 +56,7 @@ def hand_on(run: Path, out: Path, **options: str) -> None:
     share.run(share.Arguments(workdir=run, out=out, **options))  # type: ignore[arg-type]
 
 
-def test_what_is_handed_on(run: Path, tmp_path: Path) -> None:
+def test_what_is_handed_on(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     hand_on(run, tmp_path / "out" / "shared", weights_licence="CC BY-NC 4.0")
     ours, theirs = load_run(run), load_run(tmp_path / "out" / "shared")
     assert (
@@ -71,11 +77,12 @@ def test_what_is_handed_on(run: Path, tmp_path: Path) -> None:
         "manifest.json",
         "README.md",
     }
-    assert [
-        path
-        for path in texts
-        if str(tmp_path) in path.read_text() or "/home/me" in path.read_text()
-    ] == []
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    for folder in (tmp_path, run.parent, tiny_data, "/home/me", ROOT, "../mine"):
+        assert [path for path in written if str(folder).encode() in path.read_bytes()] == [], folder
+    assert theirs.meta.environment["xla_flags"] == "--xla_dump_to=dump --xla_gpu_autotune_level=0"
+    assert theirs.config.data.train_annotations == "instances_train.json"
+    assert theirs.config.init_from == "resnet18.npz"
 
 
 def test_the_card(run: Path, tmp_path: Path) -> None:
@@ -88,7 +95,8 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
     assert "Mask AP by class: disc 0.400." in card
     assert "`resnet18.npz`. Its licence: CC BY-NC 4.0." in card
     assert "| mask | mask |" in card
-    assert "Command: `python train.py --config tiny.py`" in card
+    command = "python train.py --config tiny.py '--data.root=my data' --workdir run"
+    assert f"Command: `{command}`" in card
     assert '"detections": 8' in card  # of the config
 
 
@@ -184,4 +192,18 @@ def test_control_characters_do_not_reach_the_terminal(
 def test_folders_of_this_machine_are_not_handed_on() -> None:
     data = DataConfig(train_images="/home/me/images", train_depth="/home/me/depth", val_depth="d")
     kept = without_paths(Config(data=data)).data
-    assert (kept.train_images, kept.train_depth, kept.val_depth) == ("images", None, "d")
+    assert (kept.train_images, kept.train_depth, kept.val_depth) == ("images", "depth", "d")
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("mrcnn train --workdir runs/a", "mrcnn train --workdir runs/a"),
+        ("/home/me/bin/mrcnn train --lr=1e-3", "mrcnn train --lr=1e-3"),
+        ("a --x ~/y/z.json --y=~/z '~/q r/s'", "a --x z.json --y=z s"),
+        ("""a '/home/o'"'"'brien/b c/' ../../d""", "a 'b c' d"),
+        ("a 'b c' / \"d", "a 'b c' '' \"d"),
+    ],
+)
+def test_commands_without_folders(command: str, shown: str) -> None:
+    assert without_folders(command) == shown

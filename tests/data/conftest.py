@@ -95,7 +95,12 @@ def mixed_content(tmp_path: Path) -> dict[str, Any]:
         _annotation(6, 12, 7, [30, 0, 30, 80], {"size": [80, 60], "counts": runs}),
         _annotation(7, 13, 3, [10, 10, 30, 40], [triangle]),
         _annotation(
-            8, 14, 7, [10, 10, 80, 40], [triangle, [60.0, 20.0, 90.0, 20.0, 90.0, 40.0, 60.0, 40.0]]
+            8,
+            14,
+            7,
+            [10, 10, 80, 40],
+            [triangle, [60.0, 20.0, 90.0, 20.0, 90.0, 40.0, 60.0, 40.0]],
+            area=1200,
         ),
         _annotation(9, 15, 90, [10, 10, 30, 40], [triangle]),
         _annotation(

@@ -219,7 +219,7 @@ def test_one_annotation_is_enough_where_it_fits(tmp_path: Path) -> None:
         (lambda *_: None, 1, {}),
         # A few that are wrong are each repaired.
         (SWAP, 10, {Reason.FAR_FROM_MASK: 3}),
-        (HALF, 10, {Reason.FAR_FROM_MASK: 3}),
+        (HALF, 10, {Reason.FAR_FROM_MASK: 3, Reason.WRONG_AREA: 3}),
         (FRACTIONS, 10, {Reason.EMPTY_MASK: 3}),
         (boxes(lambda *_: [0, 0, 0, 0]), 1, {Reason.BOX_FROM_MASK: 30}),
         (boxes(lambda x, y, w, h: [x, y, 0, h]), 4, {Reason.BOX_FROM_MASK: 8}),
@@ -239,13 +239,17 @@ def test_one_annotation_is_enough_where_it_fits(tmp_path: Path) -> None:
         # Objects of less than a pixel, somewhere and in the corner.
         (
             lambda a, *_: a.update(
-                bbox=[7.3, 7.3, 0.2, 0.2], segmentation=[[7.3, 7.3, 7.5, 7.3, 7.5, 7.5]]
+                bbox=[7.3, 7.3, 0.2, 0.2],
+                segmentation=[[7.3, 7.3, 7.5, 7.3, 7.5, 7.5]],
+                area=0.02,
             ),
             1,
             {Reason.EMPTY_MASK: 30, Reason.SAME_ANNOTATION: 27, Reason.IN_A_CORNER: 30},
         ),
         (
-            lambda a, *_: a.update(bbox=[0, 0, 1, 1], segmentation=[[0, 0, 1, 0, 1, 1, 0, 1]]),
+            lambda a, *_: a.update(
+                bbox=[0, 0, 1, 1], segmentation=[[0, 0, 1, 0, 1, 1, 0, 1]], area=1
+            ),
             1,
             {Reason.SAME_ANNOTATION: 27, Reason.IN_A_CORNER: 30},
         ),
@@ -291,7 +295,7 @@ def test_polygons_of_points(tmp_path: Path, segmentation: Any) -> None:
         True,
     )
     data = content()
-    flat = {"bbox": [10, 10, 55, 40], "segmentation": flat_polygons(segmentation)[0]}
+    flat = {"bbox": [10, 10, 55, 40], "segmentation": flat_polygons(segmentation)[0], "area": 775}
     data["annotations"] = [data["annotations"][0] | flat]
     expected = read(tmp_path, data).images[0].objects
     data["annotations"][0]["segmentation"] = segmentation

@@ -331,13 +331,6 @@ def test_a_cache_that_cannot_be_written_to(mixed_file: Path) -> None:
         check(mixed_file)
 
 
-def test_truncation_by_the_static_count_is_counted(mixed_file: Path) -> None:
-    dataset = check(mixed_file, data=DataConfig(max_objects=1, max_pixels=100_000))
-    assert found(dataset) == {
-        Reason.OVER_LIMIT.text.format(field="max_objects", limit=1): (1, [11])
-    }
-
-
 def test_every_image_counts_in_progress(
     mixed_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

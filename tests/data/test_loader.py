@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
+from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
@@ -242,16 +243,8 @@ def test_too_many_objects_are_counted_and_the_largest_kept(
         for n, side in enumerate(sides, 10 * crowd)
     ]
     split = _open_mixed(write_json(mixed_content), mixed_data)
-    found = {
-        text: (f.count, f.first_ids)
-        for (reason, text), f in split.dataset.report.findings.items()
-        if reason is Reason.OVER_LIMIT
-    }
-    texts = [
-        Reason.OVER_LIMIT.text.format(field=field, limit=limit)
-        for field, limit in (("max_objects", 4), ("max_ignored", 1))
-    ]
-    assert found == {texts[0]: (2, [11]), texts[1]: (5, [11])}
+    found = [(cap.field, cap.limit, cap.most) for cap in caps(split.dataset, mixed_data)]
+    assert found == [("data.max_objects", 4, 6), ("data.max_ignored", 1, 6)]
     assert len(split.dataset.to_coco()["annotations"]) == 12, "evaluation sees them all"
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
     x1, _, x2, _ = batch.ground_truth.boxes[0].T / batch.scales[0, 1]
@@ -298,12 +291,8 @@ def test_any_number_of_objects(
     assert len(split.dataset.images[0].objects) == count
     widths = (truth.boxes[0, :, 2] - truth.boxes[0, :, 0])[truth.valid[0]] / batch.scales[0, 1]
     assert np.allclose(sorted(widths), sorted(box[2] for box in boxes)[-4:])
-    found = [
-        f.count
-        for (reason, _), f in split.dataset.report.findings.items()
-        if reason is Reason.OVER_LIMIT
-    ]
-    assert found == ([count - 4] if count > 4 else [])
+    found = [cap.most for cap in caps(split.dataset, mixed_data)]
+    assert found == ([count] if count > 4 else [])
 
 
 @pytest.mark.parametrize(

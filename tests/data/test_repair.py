@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.data.repair import Dropped, mask_rle
+from mrcnn_jax.data.repair import Dropped, mask_rle, object_record
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.evaluation.average_precision import evaluate
 from mrcnn_jax.pixels.rle import decompressed
 
 DATA = DataConfig()
@@ -51,24 +53,34 @@ def with_runs(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
         ({"bbox": [20, 10, 16, 20]}, Reason.LOOSE_BOX, (20, 10, 36, 30)),  # IoU .533
         ({"bbox": [20, 10, 25, 20]}, None, (20, 10, 45, 30)),  # IoU .833
         (
-            {"bbox": [23, 10, 4, 4], "segmentation": [SQUARE]},
+            {"bbox": [23, 10, 4, 4], "segmentation": [SQUARE], "area": 16},
             Reason.FAR_FROM_MASK,
             (20, 10, 24, 14),
         ),
         (
-            {"bbox": [21.9, 10, 4, 4], "segmentation": [SQUARE]},
+            {"bbox": [21.9, 10, 4, 4], "segmentation": [SQUARE], "area": 16},
             None,
             (21.9, 10, 25.9, 14),
         ),  # under two pixels: rounding
-        ({"bbox": [20, 10, 0.11, 20], "segmentation": None}, None, (20, 10, 20.11, 30)),
-        ({"area": None}, Reason.AREA, HOLED),
-        ({"area": -550}, Reason.AREA, HOLED),
+        (
+            {"bbox": [20, 10, 0.11, 20], "segmentation": None, "area": 2.2},
+            None,
+            (20, 10, 20.11, 30),
+        ),
         ({"id": "0"}, Reason.NUMBERS, HOLED),
         ({"id": 0.0}, Reason.NUMBERS, HOLED),
         ({"image_id": "11", "category_id": "90"}, Reason.NUMBERS, HOLED),
         ({"image_id": 11.0}, Reason.NUMBERS, HOLED),
-        ({"bbox": [70, 50, 20, 20], "segmentation": None}, Reason.CLIPPED, (70, 50, 80, 60)),
-        ({"bbox": [-10, -5, 40, 20], "segmentation": None}, Reason.CLIPPED, (0, 0, 30, 15)),
+        (
+            {"bbox": [70, 50, 20, 20], "segmentation": None, "area": 100},
+            Reason.CLIPPED,
+            (70, 50, 80, 60),
+        ),
+        (
+            {"bbox": [-10, -5, 40, 20], "segmentation": None, "area": 450},
+            Reason.CLIPPED,
+            (0, 0, 30, 15),
+        ),
         ({"iscrowd": False}, None, HOLED),
         ({"segmentation": [[20, 10, 50, 10, 50, 30, 20, 30], [1, 2]]}, Reason.POLYGON, HOLED),
         (
@@ -99,9 +111,73 @@ def test_repaired(
     (record,) = (o for o in dataset.images[0].objects if o.annotation_id == 0)
     assert record.box == box
     assert record.label == 3
-    assert (record.area == 550) == ("area" not in change or reason is Reason.AREA)
     assert dataset.report.kept["objects"] == 6
     assert json.dumps(dataset.to_coco())
+
+
+# Annotation 0's mask has 550 pixels in a box of 600, annotation 5's box, without a mask, 253.125.
+@pytest.mark.parametrize(
+    ("number", "area", "reason"),
+    [
+        (0, None, Reason.AREA),
+        (0, 0, Reason.AREA),
+        (0, -550, Reason.AREA),
+        (0, "550", Reason.AREA),
+        (0, 1, Reason.WRONG_AREA),  # as one tool writes it everywhere
+        (0, 274.9, Reason.WRONG_AREA),
+        (0, 275.1, None),
+        (0, 629, None),
+        (0, 631, Reason.WRONG_AREA),
+        (0, 550 / 4800, Reason.WRONG_AREA),  # a share of the image
+        (0, 1e8, Reason.WRONG_AREA),
+        (5, None, Reason.AREA),
+        (5, 265, None),
+        (5, 266, Reason.WRONG_AREA),
+        (5, 3, None),  # of a thin mask that the file has not
+    ],
+)
+def test_areas(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    number: int,
+    area: Any,
+    reason: Reason | None,
+) -> None:
+    raw = next(a for a in mixed_content["annotations"] if a["id"] == number)
+    raw["area"] = area
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    assert found(dataset) == ({reason: (1, [number])} if reason else {})
+    (record,) = (o for i in dataset.images for o in i.objects if o.annotation_id == number)
+    own = 253.125 if number == 5 else rle_ops.area(raw["segmentation"])
+    assert record.area == (own if reason else area)
+
+
+def test_a_tight_box_does_not_make_an_area_wrong() -> None:
+    """A box that ends at its last pixel's index, as some tools write it, is too small."""
+    mask = np.zeros((30, 30), np.uint8)
+    mask[10:20, 10:20] = 1
+    rle = rle_ops.encode(np.asfortranarray(mask))
+    raw = {"id": 1, "bbox": [10, 10, 9, 9], "area": 100, "segmentation": rle}
+    noted: list[Reason] = []
+    record = object_record(raw, 1, 30, 30, noted.append, Formats())
+    assert (record.area, noted) == (100, [Reason.RUN_BYTES])
+
+
+def test_sizes_of_the_evaluation_are_those_of_the_masks(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """All medium objects are found and no small one, whatever the areas were."""
+    path = write_json(mixed_content)
+    clean = read_coco(path, tmp_path / "images", DATA).to_coco()
+    for annotation in mixed_content["annotations"]:
+        annotation["area"] = 1e6 if annotation["id"] == 0 else 1
+    repaired = read_coco(write_json(mixed_content), tmp_path / "images", DATA).to_coco()
+    masks = [a for a in clean["annotations"] if a.get("segmentation")]
+    results = [a | {"score": 0.9} for a in masks if rle_ops.area(a["segmentation"]) > 32**2]
+    metrics = evaluate(repaired, results, iou_types=["segm"])
+    sizes = [metrics[f"segm/AP{size}"] for size in "sml"]
+    assert sizes == [0, pytest.approx(1), -1]  # -1: there is none
 
 
 @pytest.mark.parametrize(
@@ -198,7 +274,7 @@ def test_honest_boxes_are_not_taken_for_corners(
     """Boxes that leave the image by far and would fit as corners, beside one that would not; and
     boxes of one pixel."""
     for number, box in ((0, [50, 40, 70, 60]), (1, [40, 30, 60, 50]), (2, [40, 40, 10, 10])):
-        mixed_content["annotations"][number] |= {"bbox": box, "segmentation": None}
+        mixed_content["annotations"][number] |= {"bbox": box, "segmentation": None, "area": 100}
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     assert found(dataset) == {Reason.CLIPPED: (2, [0, 5])}
     mixed_content["annotations"] = [{**mixed_content["annotations"][0], "bbox": [50, 40, 70, 60]}]
@@ -210,6 +286,7 @@ def test_honest_boxes_are_not_taken_for_corners(
             **mixed_content["annotations"][0],
             "bbox": [0, 0, 1, 1],
             "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]],
+            "area": 1,
         },
     ]
     assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {}

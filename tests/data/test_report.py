@@ -9,12 +9,12 @@ def test_report_keeps_the_first_ten_ids() -> None:
     report = Report(kept={"images": 3})
     for number in range(25):
         report.add(Reason.OUTSIDE, number)
-    report.add(Reason.OVER_LIMIT, 7, 3, field="max_objects", limit=2)
-    outside, over = Reason.OUTSIDE.text, Reason.OVER_LIMIT.text.format(field="max_objects", limit=2)
+    report.add(Reason.PAGES, 7, 3, pages=2)
+    outside, pages = Reason.OUTSIDE.text, Reason.PAGES.text.format(pages=2)
     assert report.lines() == [
         "kept 3 images",
         f"dropped 25: {outside} (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)",
-        f"truncated 3: {over} (7)",
+        f"repaired 3: {pages} (7)",
     ]
     assert report.to_dict()["findings"] == [
         {
@@ -25,9 +25,9 @@ def test_report_keeps_the_first_ten_ids() -> None:
             "first_ids": list(range(10)),
         },
         {
-            "outcome": "truncated",
-            "code": "over_limit",
-            "reason": over,
+            "outcome": "repaired",
+            "code": "pages",
+            "reason": pages,
             "count": 3,
             "first_ids": [7],
         },

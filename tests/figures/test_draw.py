@@ -138,6 +138,46 @@ def test_labels_at_the_top_stand_below_each_other() -> None:
     assert best.max() < other.min()
 
 
+@pytest.mark.parametrize(
+    ("count", "smaller", "note"), [(30, False, False), (130, True, False), (220, True, True)]
+)
+def test_labels_step_back_where_they_would_cover_the_image(
+    count: int, smaller: bool, note: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In size, then altogether: they never cover more than a third of it."""
+    drawn: list[tuple[draw._Label, draw._Style]] = []
+    write = draw._draw_label
+
+    def keep(canvas: Any, label: draw._Label, style: draw._Style) -> None:
+        drawn.append((label, style))
+        write(canvas, label, style)
+
+    monkeypatch.setattr(draw, "_draw_label", keep)
+    corners = np.random.default_rng(0).integers(0, 400, (count, 2)).tolist()
+    objects = [
+        {
+            **OBJECT,
+            "bbox": [x, y, 40, 40],
+            "category_id": 1 + 4 * (i % 3 == 0),
+            "segmentation": None,
+        }
+        for i, (x, y) in enumerate(corners)
+    ]
+    image = draw_instances(GREY, objects, NAMES)
+    boxes = [label.box for label, _ in drawn]
+    assert sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) <= 1.1 * image[..., 0].size / 3
+    whole = [label.text for label, _ in drawn]
+    if note:
+        several = sum(i % 3 == 0 for i in range(count))
+        assert whole == [
+            f"{count} objects, no room for labels: cell {count - several}, nucleus {several}"
+        ]
+        assert (image[-4:, 2:100] == 255).mean() > 0.5
+    else:
+        assert sorted(whole) == sorted(draw._text(one, NAMES) for one in objects)
+        assert (drawn[0][1].font < draw.FONT_SCALE) == smaller
+
+
 def test_small_images_are_enlarged_and_large_ones_get_larger_lines() -> None:
     small = draw_instances(
         GREY[:48, :60], [{**OBJECT, "bbox": [10, 20, 15, 12], "segmentation": None}], NAMES

@@ -54,6 +54,28 @@ def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".ONNX", ".pt"])
+def test_another_format_is_refused_before_the_run_is_read(
+    suffix: str, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"model{suffix}"
+    assert mrcnn("export", "--workdir", tmp_path / "nowhere", "--out", out) == 2
+    assert f"error: {out}: what is written is a program for jax, not {suffix.lower()}" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+
+
+def test_no_folder_of_this_machine_is_in_it(
+    artefact: Path, kept_run: Path, tiny_data: Path
+) -> None:
+    """Neither of the run and its data nor of the source, which programs name."""
+    content = artefact.read_bytes()
+    assert b"mask_head.py" in content  # in a program: nothing is compressed
+    for folder in (kept_run.parent, tiny_data, Path(__file__).parents[2]):
+        assert str(folder).encode() not in content
+
+
 def test_it_sees_what_the_run_sees_without_mrcnn_jax(
     artefact: Path, kept_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

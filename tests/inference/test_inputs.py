@@ -56,9 +56,12 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
         picture.save(tmp_path / name)
     picture.save(tmp_path / "no suffix", "PNG")
     picture.save(tmp_path / "odd.dat", "JPEG")
+    picture.save(tmp_path / "sent.heic", "JPEG")
     (tmp_path / "empty.png").touch()  # its error is told when it is read
     for name in ("._a.JPG", ".DS_Store", "notes.txt", "labels.json"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    for name in ("a.HEIC", "b.avif", "clip.MP4"):
+        (tmp_path / name).touch()
     (tmp_path / "deeper.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -67,7 +70,7 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
         listening.bind(str(tmp_path / "socket.jpg"))
     report = Report()
     files = image_files([tmp_path], report)
-    expected = sorted((*taken, "no suffix", "odd.dat", "empty.png", "link.png"))
+    expected = sorted((*taken, "no suffix", "odd.dat", "sent.heic", "empty.png", "link.png"))
     assert [file.name for file in files] == expected
     told = {
         text.removesuffix(": passed over"): (found.count, found.first_ids)
@@ -78,6 +81,8 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
         "hidden files": (2, [".DS_Store", "._a.JPG"]),
         "files that are no images": (2, ["labels.json", "notes.txt"]),
         "folders (name them to predict on their images)": (1, ["deeper.png"]),
+        "HEIC and AVIF files (save them as JPEG or PNG)": (2, ["a.HEIC", "b.avif"]),
+        "videos (name them to predict on their frames)": (1, ["clip.MP4"]),
         "pipes, sockets, devices and broken links": (3, ["gone.png", "pipe.png", "socket.jpg"]),
     }
     red = [read_image(file, DataConfig()) for file in files if file.name != "empty.png"]

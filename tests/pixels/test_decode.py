@@ -316,6 +316,11 @@ def test_an_orientation_that_is_none_is_passed_over(orientation: int) -> None:
     [
         (b"", "unknown format"),
         (b"<html><body>404 Not Found</body></html>", "unknown format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"HEIC or AVIF \(save it as JPEG or PNG\)"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1", r"HEIC or AVIF \(save it as JPEG or PNG\)"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "a video"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "a video"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
             "unknown format",

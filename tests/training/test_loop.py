@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,15 @@ def test_a_finished_run_is_left_as_it_is(
 ) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
     loop.train(tiny_config, run)
-    assert "resumed from stage mask, step 6" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "resumed from stage mask, step 6" in told
+    truth = tiny.read(Path(tiny_config.data.root or ""), "train")["annotations"]
+    counts = Counter(a["image_id"] for a in truth if not a["iscrowd"])
+    over = [n for n in counts.values() if n > tiny_config.model.mask_head.samples]
+    assert (
+        f"model.mask_head.samples = 4: images with more objects: {len(over)} (up to {max(over)} in "
+        f"one): the mask head does not train on the rest; set it to {max(over)} or more (" in told
+    )
     assert_same_bits(run, tiny_run)
 
 

@@ -4,7 +4,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = byId("truth").namespaceURI;
-// Objects take their class's colour; the palette of the other pictures (figures/draw.py).
+// Objects take turns with the palette of the other pictures (figures/draw.py).
 const PALETTE = ["#ff6347", "#40c4ff", "#ffd60a", "#be82ff", "#3cdc82", "#ff82c8", "#ffa028", "#78e6dc", "#aac8ff", "#c8e650"];
 const CROWD = "#bebebe";
 const KINDS = { segm: "mask", bbox: "box" };
@@ -239,12 +239,15 @@ const drawn = (image) => image.detections.filter((detection) => ofClass(detectio
 // An object is found by the detection that COCO gives it, unless that one's score is too low.
 const found = (image) => new Set(image.detections.filter((d) => d.match !== null && d.score >= state.score).map((d) => d.match));
 
-// What is drawn over one picture; `style(instance)` is "match", "no-match" or "ignored".
+// Labels that would cover more than this share of a picture are smaller; under the least size they are left out.
+const [LABEL_SHARE, LABEL_SIZE, LEAST_SIZE] = [1 / 3, 13, 10];
+
+// What is drawn over one picture; `style(instance)` is "match", "no-match" or "ignored". Whether its labels were left out.
 function overlay(picture_, image, instances, style, text) {
   const [withMasks, withLabels] = [byId("masks").checked, byId("labels").checked];
   picture_.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
   const parts = [svg("image", { href: picture(image), width: image.width, height: image.height, preserveAspectRatio: "none" })];
-  const color = (instance) => (style(instance) === "ignored" ? CROWD : PALETTE[instance.class % PALETTE.length]);
+  const color = (instance) => (style(instance) === "ignored" ? CROWD : PALETTE[instance.color % PALETTE.length]);
   if (withMasks) {
     for (const one of instances) if (one.path) parts.push(svg("path", { class: "mask", d: one.path, fill: color(one), stroke: color(one) }));
   }
@@ -253,17 +256,26 @@ function overlay(picture_, image, instances, style, text) {
     parts.push(svg("rect", { class: `box ${style(one)}`, x, y, width, height, stroke: color(one) }));
   }
   picture_.replaceChildren(...parts);
-  if (!withLabels) return;
+  if (!withLabels) return false;
   // Text is as large on a phone as on a wide screen, and on small images as on large ones.
   const area = picture_.getBoundingClientRect();
   const unit = 1 / Math.min(area.width / image.width || 1, area.height / image.height || 1);
-  for (const one of instances) {
-    const y = one.box[1] > 15 * unit ? one.box[1] - 4 * unit : one.box[1] + 13 * unit;
-    const label = svg("text", { x: one.box[0] + 2 * unit, y, fill: color(one), "font-size": 13 * unit, "stroke-width": 3 * unit }, text(one));
-    picture_.append(label);
-    const beyond = label.getBBox().x + label.getBBox().width - image.width;
-    if (beyond > 0) label.setAttribute("x", Math.max(one.box[0] + 2 * unit - beyond, 0));
+  const labels = instances.map((one) => svg("text", { fill: color(one), "font-size": LABEL_SIZE * unit, "stroke-width": 3 * unit }, text(one)));
+  picture_.append(...labels);
+  const covered = labels.reduce((sum, label) => sum + label.getBBox().width * label.getBBox().height, 0);
+  const size = LABEL_SIZE * Math.min(1, Math.sqrt((LABEL_SHARE * image.width * image.height) / (covered || 1)));
+  if (size < LEAST_SIZE) {
+    labels.forEach((label) => label.remove());
+    return true;
   }
+  instances.forEach((one, i) => {
+    const y = one.box[1] > (size + 2) * unit ? one.box[1] - 4 * unit : one.box[1] + size * unit;
+    labels[i].setAttribute("font-size", size * unit);
+    labels[i].setAttribute("y", y);
+    const end = one.box[0] + 2 * unit + labels[i].getBBox().width - image.width;
+    labels[i].setAttribute("x", Math.max(one.box[0] + 2 * unit - Math.max(end, 0), 0));
+  });
+  return false;
 }
 
 function showImage() {
@@ -281,17 +293,20 @@ function showImage() {
     return;
   }
   const hits = found(image);
-  const objects = image.objects.map((object, i) => ({ ...object, found: hits.has(i) })).filter(ofClass);
-  const detections = drawn(image);
+  const objects = image.objects.map((object, i) => ({ ...object, color: i, found: hits.has(i) })).filter(ofClass);
+  // A detection has the colour of the object that it matches, others have those that follow.
+  const colors = new Map(image.detections.map((one, i) => [one, one.match ?? image.objects.length + i]));
+  const detections = drawn(image).map((one) => ({ ...one, color: colors.get(one) }));
   const counted = objects.filter((object) => !object.crowd);
   const wrong = detections.filter((detection) => detection.match === null && !detection.ignored);
   byId("caption").textContent = `${state.place + 1} of ${state.list.length}: ${image.name}, quality ${decimal(image.quality)}`;
-  byId("truth-text").textContent = `Ground truth: ${count(counted.length, "object", "objects")}, ${counted.filter((object) => object.found).length} found`;
-  byId("found-text").textContent = `Detections: ${detections.length}, ${wrong.length} of them false`;
-  overlay(byId("truth"), image, objects, (one) => (one.crowd ? "ignored" : one.found ? "match" : "no-match"),
-    (one) => className(one.class) + (one.crowd ? " (crowd)" : ""));
-  overlay(byId("found"), image, [...detections].reverse(), (one) => (one.ignored ? "ignored" : one.match === null ? "no-match" : "match"),
-    (one) => `${className(one.class)} ${decimal(one.score)}${one.depth ? ` ${decimal(one.depth)} m` : ""}`);
+  const left = (text, without) => text + (without ? "; no room for labels" : "");
+  const truth = `Ground truth: ${count(counted.length, "object", "objects")}, ${counted.filter((object) => object.found).length} found`;
+  byId("truth-text").textContent = left(truth, overlay(byId("truth"), image, objects, (one) => (one.crowd ? "ignored" : one.found ? "match" : "no-match"),
+    (one) => className(one.class) + (one.crowd ? " (crowd)" : "")));
+  const told = `Detections: ${detections.length}, ${wrong.length} of them false`;
+  byId("found-text").textContent = left(told, overlay(byId("found"), image, [...detections].reverse(), (one) => (one.ignored ? "ignored" : one.match === null ? "no-match" : "match"),
+    (one) => `${className(one.class)} ${decimal(one.score)}${one.depth ? ` ${decimal(one.depth)} m` : ""}`));
   const current = strip.children[state.place];
   if (strip.contains(document.activeElement)) current.focus({ preventScroll: true });
   strip.scrollLeft = current.offsetLeft - (strip.clientWidth - current.offsetWidth) / 2;

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.commands.caps import caps
 from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RPNConfig
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
 
@@ -59,8 +59,10 @@ def test_the_field_the_images_and_the_most() -> None:
     (cap,) = caps(dataset((61, 0), (300, 0), (5, 2)), DATA)
     assert cap.line() == (
         "data.max_objects = 60: images with more objects: 2 (up to 300 in one): the smallest are "
-        "not trained on; set it to 300 or more"
+        "not trained on; set it to 300 or more (0, 1)"
     )
     (cap,) = caps(dataset((0, 3)), DATA)
     assert (cap.field, cap.limit, cap.images, cap.most) == ("data.max_ignored", 2, 1, 3)
     assert "more crowds" in cap.line()
+    (cap,) = caps(dataset(*12 * [(61, 0)]), DATA)
+    assert cap.line().endswith("(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.data.report import FIRST_IDS
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Cap:
     """How many images exceed it."""
     most: int
     """The largest count in an image."""
+    first_ids: tuple[int, ...]
+    """The first images that exceed it."""
     what: str
     """What is counted."""
     then: str
@@ -27,10 +30,25 @@ class Cap:
 
     def line(self) -> str:
         """For people."""
+        ids = ", ".join(map(str, self.first_ids)) + (", ..." * (self.images > FIRST_IDS))
         return (
             f"{self.field} = {self.limit}: images with more {self.what}: {self.images} (up to "
-            f"{self.most} in one): {self.then}; set it to {self.most} or more"
+            f"{self.most} in one): {self.then}; set it to {self.most} or more ({ids})"
         )
+
+
+def found_limit(limit: int, images: int, min_score: float) -> str:
+    """For people: the limit of a network that found as many objects as it can.
+
+    Args:
+        limit: its most detections per image.
+        images: how many images have that many.
+        min_score: the least score of all of them.
+    """
+    return (
+        f"model.box_head.detections = {limit}: images with as many objects of score {min_score:g} "
+        f"or more: {images}: no more can be found; train with a larger one"
+    )
 
 
 def caps(dataset: CocoDataset, data: DataConfig, model: ModelConfig | None = None) -> list[Cap]:
@@ -66,15 +84,11 @@ def caps(dataset: CocoDataset, data: DataConfig, model: ModelConfig | None = Non
                 "the mask head does not train on the rest",
             ),
         ]
-    return [
-        Cap(
-            field,
-            limit,
-            sum(count > limit for count in counts),
-            max(counts),
-            "crowds" if counts is crowds else "objects",
-            then,
-        )
-        for field, limit, counts, then in limits
-        if max(counts, default=0) > limit
-    ]
+    found = []
+    for field, limit, counts, then in limits:
+        over = [i.id for i, n in zip(dataset.images, counts, strict=False) if n > limit]
+        if over:
+            what = "crowds" if counts is crowds else "objects"
+            ids = tuple(over[:FIRST_IDS])
+            found.append(Cap(field, limit, len(over), max(counts), ids, what, then))
+    return found

@@ -1,0 +1,62 @@
+"""Names a file that is given where a COCO file is expected, and the command that converts it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mrcnn_jax import cli
+from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
+
+HEAD = 4096  # bytes that tell a format
+YOLO = "YOLO's, for which there is no converter yet (export it as COCO)"
+
+
+def other_format(path: Path, content: dict[str, Any] | None = None) -> str | None:
+    """Says what a file is that is no COCO file.
+
+    Args:
+        path: the file.
+        content: the JSON object in it, if it is one.
+
+    Returns:
+        What it is, and what to do; None if it is not known.
+    """
+    if content is not None:
+        if "shapes" in content and "imagePath" in content:
+            return f"labelme's: {_convert('labelme', path.parent)}"
+        return None
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return "a video, which predict takes"
+    if not path.is_file():  # opening a pipe that nobody writes to would never end
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    if head.startswith(b"PK\3\4"):
+        return "a zip archive: unpack it and name the file in it"
+    text = head.decode(errors="replace").lstrip("\ufeff \r\n\t")
+    root = re.search(r"<([A-Za-z_][\w.-]*)[\s>]", text)
+    if text.startswith("<") and root is not None:
+        return _of_xml(root[1], path)
+    yaml = suffix in (".yaml", ".yml") and re.search(r"^(names|nc)\s*:", text, re.MULTILINE)
+    if yaml or re.match(r"\d+( +-?[\d.]+){4,} *(\r?\n|$)", text):
+        return YOLO
+    return None
+
+
+def _of_xml(root: str, path: Path) -> str | None:
+    if root == "annotations":
+        return f"CVAT's: {_convert('cvat', path.parent)}"
+    if root == "annotation":
+        folder = path.parent.parent if path.parent.name == "Annotations" else path.parent
+        return f"Pascal VOC's: {_convert('voc', folder)}"
+    return None
+
+
+def _convert(name: str, folder: Path) -> str:
+    return cli.command("convert", name, folder, "--out", "annotations.json")

@@ -1,0 +1,102 @@
+"""Files of other formats given where a COCO file is expected: named, with what to do."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from exports import PICTURES, Drawn, as_cvat, as_labelme, as_voc
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.datasets.convert.common import Options
+
+
+def refusal(path: Path, images: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_coco(path, images or path.parent, DataConfig())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("write", "pattern", "name"),
+    [
+        (as_labelme, "**/*.json", "labelme's"),
+        (as_cvat, "**/annotations.xml", "CVAT's"),
+        (as_voc, "Annotations/*.xml", "Pascal VOC's"),
+    ],
+)
+def test_the_command_that_is_named_converts(
+    write: Callable[[Path, Drawn], Options],
+    pattern: str,
+    name: str,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = write(tmp_path / "export", PICTURES)
+    file = sorted((tmp_path / "export").glob(pattern))[0]
+    found, _, command = refusal(file).rpartition(": ")
+    assert found == f"{file}: no COCO file, but {name}"
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command.partition("mrcnn_jax ")[2] or command.removeprefix("mrcnn "))
+    assert mrcnn(*words, "--images", options.image_folder()) == 0
+    read_coco(tmp_path / "annotations.json", options.image_folder(), DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.yaml", "train: ../images\nnc: 2\nnames: ['a', 'b']\n"),
+        ("data.yml", "path: .\nnames:\n  0: a\n"),
+        ("a.txt", "0 0.5 0.5 0.25 0.125\n1 0.1 0.1 0.1 0.1\n"),
+        ("a.txt", "12 0.5 0.5 0.25 0.125 0.3 0.7 1 1\r\n"),
+    ],
+)
+def test_yolo_has_no_converter(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert refusal(tmp_path / name) == (
+        f"{tmp_path / name}: no COCO file, but YOLO's, for which there is no converter yet "
+        "(export it as COCO)"
+    )
+
+
+def test_archives_and_videos(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "coco.json", "w") as archive:
+        archive.writestr("annotations.xml", "<annotations/>")
+    assert "but a zip archive: unpack it" in refusal(tmp_path / "coco.json")
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "a.json").write_text(
+        '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}'
+    )
+    told = f"{tmp_path / 'clip.mp4'}: no folder, but a video, which predict takes"
+    assert refusal(tmp_path / "a.json", tmp_path / "clip.mp4") == told
+    assert refusal(tmp_path / "clip.mp4") == told.replace("folder", "COCO file")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", ""),
+        ("a.json", "{"),
+        ("a.json", "[1]"),
+        ("a.json", '{"shapes": []}'),
+        ("a.xml", "<html><body></body></html>"),
+        ("notes.txt", "3 apples\n"),
+        ("notes.txt", "2024\n"),
+        ("config.yaml", "a: 1\n"),
+    ],
+)
+def test_what_is_not_known_is_told_as_before(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert "but" not in refusal(tmp_path / name).removeprefix(str(tmp_path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    assert "not a file, but a pipe" in refusal(tmp_path / "a.json")
