@@ -178,7 +178,7 @@ class OptimizerConfig:
     step_factor: float = 0.1
     """step: factor on the learning rate at each milestone."""
     warmup_steps: int = 0
-    """Length of a linear warm-up, in updates."""
+    """Length of a linear warm-up, in updates; never more than a tenth of the stage's."""
     accumulate_steps: int = 1
     """Average the gradients of this many steps for one update: equivalent to a batch that many
     times larger, where losses are means over equally many rows. The last update of a stage takes

@@ -35,7 +35,12 @@ from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.open import OpenRun, Progress, open_run
-from mrcnn_jax.training.optimizer import make_optimizer, scaling_hint
+from mrcnn_jax.training.optimizer import (
+    make_optimizer,
+    scaling_hint,
+    warmup_hint,
+    warmup_updates,
+)
 from mrcnn_jax.training.stages import summary
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batches
@@ -163,10 +168,15 @@ def _train_stage(
     """Trains what is left of a stage, from `state` or from its first step; the new variables."""
     run, index = watch.run, progress.stage_index
     config, stage = run.config, run.config.stages[index]
-    print(f"\n{index + 1} of {len(config.stages)}: {summary(stage, variables['params'])}")
-    hint = scaling_hint(stage, index, config.data.batch_size)
-    if hint is not None:
-        print(hint)
+    total_steps = run.total_steps(index)
+    table = summary(stage, variables["params"], warmup=warmup_updates(stage, total_steps))
+    print(f"\n{index + 1} of {len(config.stages)}: {table}")
+    for hint in (
+        scaling_hint(stage, index, config.data.batch_size),
+        warmup_hint(stage, total_steps),
+    ):
+        if hint is not None:
+            print(hint)
     if state is None:
         state = run.first_state(index, variables)
     state, train_step, validate = _compiled(run, index, state)

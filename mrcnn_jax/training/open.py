@@ -231,7 +231,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
             f"{used} an epoch"
         )
     for index, stage in enumerate(config.stages):
-        learning_rate(stage, 0, run.total_steps(index))  # a warm-up longer than its stage
+        learning_rate(stage, 0, run.total_steps(index))  # a milestone within its warm-up
     parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
     _refuse_differing_processes(run)
     return run

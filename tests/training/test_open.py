@@ -325,10 +325,11 @@ def test_the_resnet_comes_from_a_weights_file(
 
 def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:
     rpn, box, mask = tiny_config.stages
-    late = replace(mask, optimizer=replace(mask.optimizer, warmup_steps=1000))
+    steps = replace(mask.optimizer, schedule="step", milestones=(0.05,), warmup_steps=1000)
+    late = replace(mask, epochs=20, optimizer=steps)
     with pytest.raises(
         ConfigError,
-        match=r"stages.mask.optimizer.warmup_steps: 1000, but the stage has only 6 updates",
+        match=r"stages.mask.optimizer.milestones: 0.05 is update 6, within the warm-up of 12",
     ):
         loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
     with pytest.raises(
