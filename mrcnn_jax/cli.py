@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
 import re
 import select
@@ -25,6 +26,9 @@ COMPILED_BYTES = 2 << 30
 
 SCRIPTS = ("train", "eval", "predict")  # also files of a checkout: python train.py
 
+in_charge = False
+"""Whether this process is that of a command (`run`), which may end it."""
+
 leave_after: float | None = None
 """Seconds after which a command that fails ends, without waiting for threads and exit handlers: of
 several processes, the others learn of it only then."""
@@ -35,25 +39,33 @@ class Failure(RuntimeError):
 
 
 class Stopped(Exception):
-    """The work was stopped from outside, and its state is saved: exit status 0."""
+    """The work was stopped by a signal, and its state is saved: exit status 128 + its number."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def run(main: Callable[[], object]) -> None:
     """Calls `main` and exits as its end requires.
 
     A ConfigError becomes one line on stderr and exit status 2; a `Failure`, a full disk and any
-    other file that cannot be read or written, status 1; `Stopped` a line on stdout; Ctrl-C status
-    130; a reader that has left (`| head`) status 141. Closed streams are none: a closed stdout is
-    refused, for what a command finds must not be lost in silence.
+    other file that cannot be read or written, status 1; `Stopped` a line on stdout and status 143
+    or 130; Ctrl-C a line and status 130; a reader that has left (`| head`) status 141. Closed
+    streams are none: a closed stdout is refused, for what a command finds must not be lost in
+    silence.
     """
+    global in_charge
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _keep_compiled_programs()
     _open_streams()
+    in_charge = True
     try:
         try:
             main()
         except Stopped as stopped:
-            print(printable(str(stopped)))
+            print(printable(str(stopped)), flush=True)
+            sys.exit(128 + stopped.number)
         except SystemExit:  # of tyro, or of a command that said why
             sys.stdout.flush()
             raise
@@ -61,7 +73,7 @@ def run(main: Callable[[], object]) -> None:
     except (ConfigError, Failure) as error:
         _fail(2 if isinstance(error, ConfigError) else 1, str(error))
     except KeyboardInterrupt:
-        _fail(130)
+        _fail(130, "interrupted", start="")
     except MemoryError:
         _fail(1, "out of memory")
     except OSError as error:
@@ -73,6 +85,18 @@ def run(main: Callable[[], object]) -> None:
         elif (line := _line(error)) is not None:
             _fail(1, line)
         raise
+    finally:
+        in_charge = False
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process of a command at once, from any thread, and the processes that it started."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _keep_compiled_programs() -> None:
@@ -143,10 +167,10 @@ def _line(error: OSError) -> str | None:
     return f"{named}: {error.strerror}"
 
 
-def _fail(status: int, line: str | None = None) -> NoReturn:
+def _fail(status: int, line: str | None = None, start: str = "error: ") -> NoReturn:
     with contextlib.suppress(OSError):
         if line is not None:
-            print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+            print(f"{start}{printable(line)}", file=sys.stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -8,6 +8,7 @@ replay a step, pass the rest of the plan to `load`.
 from __future__ import annotations
 
 import math
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ def load(
             flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
         read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         ahead = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
-        iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(ahead))
+        iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(ahead, _leave_ctrl_c))
     else:
         read = grain.ReadOptions(data.threads, data.threads + 2)
         iterator = iter(dataset.to_iter_dataset(read))
@@ -204,6 +205,11 @@ def load(
             yield jax.tree.map(np.array, batch) if data.workers else batch
     finally:
         iterator.close()
+
+
+def _leave_ctrl_c(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

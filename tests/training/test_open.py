@@ -16,6 +16,7 @@ import tiny
 from flax.traverse_util import flatten_dict
 from whole_runs import KINDS, ROOT, arrays
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     load_config_file,
@@ -241,7 +242,7 @@ def test_a_run_starts_from_another(
     """Trains the last stage only, on top of a whole run: what that stage freezes is the source's to
     the bit."""
     stop_at(1)
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(cli.Stopped):
         loop.train(mask_config, tmp_path / "run")
     source = arrays(tiny_run / "checkpoints" / "00000024-mask")
     begun = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
