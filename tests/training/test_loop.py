@@ -162,7 +162,7 @@ def test_ctrl_c_to_the_script_saves_and_another_process_resumes(
     stopped_at = latest(run)
     assert output.rstrip().endswith(
         f"stopped by SIGINT: stage {stopped_at.stage}, step {stopped_at.stage_step} is saved in "
-        f"{run}"
+        f"{run}; to go on: python train.py --resume {run}"
     )
     assert stopped_at.step < sum(tiny.STAGES.values())
     assert read_metrics(run)[-1]["step"] == stopped_at.stage_step
