@@ -11,12 +11,17 @@ import os
 import re
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from threading import Thread
+from types import FrameType
 from typing import NoReturn, TextIO
+
+from tqdm import tqdm
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import PrintableStream, printable
@@ -89,14 +94,58 @@ def run(main: Callable[[], object]) -> None:
         in_charge = False
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the process of a command at once, from any thread, and the processes that it started."""
+@contextlib.contextmanager
+def hear(
+    numbers: Collection[int],
+    note: Callable[[int, FrameType | None], None],
+    answer: Callable[[int], None],
+) -> Iterator[None]:
+    """While it is open, each of these signals calls `note` in the main thread, `answer` in another.
+
+    Python calls `note` between two instructions of the main thread, which may be in the compiler
+    for minutes; and what it raises, an import may swallow.
+    """
+    handlers = {number: signal.signal(number, note) for number in numbers}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        with open(reader, "rb", buffering=0) as arrived:  # a byte for each signal
+            while number := int.from_bytes(arrived.read(1)):
+                if number in numbers:
+                    answer(number)
+
+    Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(writer)  # which ends the thread
+
+
+def takes_ctrl_c() -> bool:
+    """Whether this is a command that may decide what Ctrl-C does: not one in the background."""
+    return in_charge and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def say(line: str) -> None:
+    """Writes a line to stderr, from any thread, and progress bars below it."""
+    with contextlib.suppress(OSError):
+        tqdm.write(printable(line), file=sys.stderr)
+        sys.stderr.flush()
+
+
+def leave(number: int, line: str) -> NoReturn:
+    """Ends a command and the processes that it started at once, from any thread, for a signal."""
+    say(line)
     for child in multiprocessing.active_children():
         child.kill()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(128 + number)
 
 
 def _keep_compiled_programs() -> None:

@@ -107,7 +107,8 @@ def stop_when_asked(workdir: Path) -> None:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
         name = signal.Signals(number).name
         raise cli.Stopped(f"stopped by {name}: what is done is kept in {workdir}", number)
 

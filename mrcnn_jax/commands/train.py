@@ -11,8 +11,10 @@ lists them. On several hosts, or in several processes, start each with the same 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,12 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.files import (
+    differences,
+    load_config_file,
+    load_config_json,
+    resolve_paths,
+)
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import canvases_for, extended
 
@@ -59,6 +66,8 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Start:
+    """The options that another start makes void."""
+
     init_from: str | None = None
     init_without_classes: bool = False
 
@@ -72,8 +81,9 @@ class Arguments:
     epochs: int | None
     notes: tuple[str, ...]
     """What was chosen for the user, a line each."""
-    elsewhere: str
-    """The command that trains the same config in another folder, from the weights of `workdir`."""
+    file: str
+    """What `config` began as, before the options that are fields of it."""
+    options: tuple[str, ...]
 
 
 def parse(argv: Sequence[str], program: str) -> Arguments:
@@ -105,8 +115,8 @@ def parse(argv: Sequence[str], program: str) -> Arguments:
     workdir = given.resume or given.workdir
     if workdir is None:
         raise ConfigError(f"--workdir DIR, the run's folder, is missing ({program} --help)")
-    elsewhere = _elsewhere(file, workdir, fields, config)
-    return Arguments(config, workdir, given.resume is not None, given.epochs, notes, elsewhere)
+    resumed = given.resume is not None
+    return Arguments(config, workdir, resumed, given.epochs, notes, file, tuple(fields))
 
 
 def _config_of_run(given: _Options) -> str:
@@ -127,6 +137,15 @@ def run(arguments: Arguments) -> None:
         ConfigError, TrainingError: as of `training.loop.train`.
         cli.Stopped: by a signal; the line says how to go on.
     """
+    with contextlib.ExitStack() as stack:
+        if cli.takes_ctrl_c() and arguments.config.distributed.coordinator is None:
+            line = "interrupted: nothing is lost"
+            hears = cli.hear([signal.SIGINT], lambda *_: None, lambda n: cli.leave(n, line))
+            stack.enter_context(hears)  # until steps are done, from when on the loop does
+        _train(arguments)
+
+
+def _train(arguments: Arguments) -> None:
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import train
     from mrcnn_jax.training.open import AnotherConfig
@@ -141,7 +160,7 @@ def run(arguments: Arguments) -> None:
     try:
         train(config, workdir)
     except AnotherConfig as error:
-        raise ConfigError(f"{error}; from its weights: {arguments.elsewhere}") from None
+        raise ConfigError(f"{error}{_way_out(arguments, again)}") from None
     except cli.Stopped as stopped:
         raise cli.Stopped(f"{stopped}; to go on: {again}", stopped.number) from None
     print(f"to train the last stage longer: {again} --epochs N")
@@ -186,14 +205,18 @@ def _with_canvases(config: Config, words: Sequence[str]) -> tuple[Config, tuple[
     return replace(config, data=data), (note,)
 
 
-def _elsewhere(file: str, workdir: Path, words: Sequence[str], config: Config) -> str:
-    options = tyro.cli(_Start, args=words, return_unknown_args=True)[1]
+def _way_out(arguments: Arguments, again: str) -> str:
+    """What to type where the folder holds a run of another config; "" if it has no weights yet."""
+    config, workdir = arguments.config, arguments.workdir
+    if not differences(resolve_paths(config), load_config_json(workdir / "config.json")):
+        return f"; it has more stages by now: {again}"
+    if not any(workdir.glob("checkpoints/[!.]*")):
+        return ""
+    base = workdir if workdir.name else workdir.resolve()
+    folders = (Path(f"{base}_{i}") for i in itertools.count(2))
+    free = next(folder for folder in folders if not folder.exists())
+    options = tyro.cli(_Start, args=arguments.options, return_unknown_args=True)[1]
     if config.init_without_classes:  # of the weights that this run began with
         options = ["--no-init-without-classes", *options]
-    free = next(
-        folder
-        for i in itertools.count(2)
-        if not (folder := workdir.with_name(f"{workdir.name}_{i}")).exists()
-    )
-    start = ("--config", file, "--init-from", workdir, "--workdir", free)
-    return cli.command("train", *start, *options)
+    start = ("--config", arguments.file, "--init-from", workdir, "--workdir", free)
+    return f"; from its weights: {cli.command('train', *start, *options)}"

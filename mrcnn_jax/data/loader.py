@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from mrcnn_jax.pixels.transforms import Plan, resize_plan
 from mrcnn_jax.structures import Batch, blank_batch
 
 TRAIN = "train"
+# For the process, Python's own, that removes what a run shared with its workers and left.
+_QUIET = "ignore:resource_tracker:UserWarning"
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ def load(
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
+        if _QUIET not in sys.warnoptions:
+            sys.warnoptions.append(_QUIET)
         read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         ahead = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
         iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(ahead, _leave_ctrl_c))

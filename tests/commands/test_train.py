@@ -102,8 +102,11 @@ def test_a_run_that_is_no_run_yet(
 def test_another_config_is_refused_with_the_command_that_takes_it(
     tiny_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """All options are kept; what the run itself began with is not."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run_2").mkdir()
+    config = replace(load_config_json(run / "config.json"), init_from=str(tiny_run))
+    save_config(replace(config, init_without_classes=True), run / "config.json")
     options = ("--seed", 7, "--data.threads", 1)
     assert mrcnn("train", "--resume", run, "--init-from", "elsewhere", *options) == 2
     line = capsys.readouterr().err
@@ -115,13 +118,18 @@ def test_another_config_is_refused_with_the_command_that_takes_it(
     )
     assert command == (
         f"python -m mrcnn_jax train --config {run}/config.json --init-from {run} "
-        f"--workdir {tmp_path}/run_3 --seed 7 --data.threads 1"
+        f"--workdir {tmp_path}/run_3 --no-init-without-classes --seed 7 --data.threads 1"
     )
     found = parse(*shlex.split(command)[4:])
     assert [
         line.split(":")[0]
         for line in differences(load_config_json(run / "config.json"), found.config)
-    ] == ["init_from", "seed"]
+    ] == ["init_from", "init_without_classes", "seed"]
+    assert found.config.init_from == str(run)
+
+    shutil.rmtree(run / "checkpoints")  # no weights, no way
+    assert mrcnn("train", "--config", run / "config.json", "--workdir", run, "--seed", 7) == 2
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_finished_run_goes_on_with_more_epochs(
@@ -157,6 +165,10 @@ def test_a_finished_run_goes_on_with_more_epochs(
     assert mrcnn("train", "--resume", run) == 0
     assert "0 stages to go" in capsys.readouterr().out
     assert_same_bits_of_ends(run, tiny_run)
+
+    save_config(load_config_json(tiny_run / "config.json"), tmp_path / "first.json")
+    assert mrcnn("train", "--config", tmp_path / "first.json", "--workdir", run) == 2
+    assert capsys.readouterr().err.endswith(f"; it has more stages by now: {again}\n")
 
     stages = load_config_json(run / "config.json").stages
     assert stages[3] == replace(stages[2], name="mask_2")

@@ -469,7 +469,7 @@ def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
     file."""
     jax.devices()  # here there is a backend, so that a forked process would have one
     split = _open_mixed(mixed_file, mixed_data)
-    plan = _plan(split)
+    plan = _plan(split) * 8  # more than workers have ahead
     in_workers = dataclasses.replace(mixed_data, workers=2)
     elsewhere = dataclasses.replace(
         split, source=Tampered(split.source, not_in_process=os.getpid())
@@ -480,7 +480,7 @@ def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
         if number == 2:  # each worker has begun: Ctrl-C in a terminal is for all processes
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid or 0, signal.SIGINT)
-    assert number > 4
+    assert number == len(plan)
     broken = dataclasses.replace(split, source=Tampered(split.source, "bytes"))
     with pytest.raises(Exception, match=r"photo 1\.png"):
         list(load(broken, plan, dataclasses.replace(mixed_data, workers=1)))

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,28 +135,39 @@ def test_ctrl_c_to_the_script_saves_and_another_process_resumes(
     stop_at: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing but the folder is handed over; while the script trains in it, it takes no other
-    run."""
+    """Nothing but the folder is handed over; while the script trains in it, it takes no other run.
+    Before the first step it leaves at once."""
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*script(tiny_config), "--workdir", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not ((run / "metrics.jsonl").exists() and read_metrics(run)):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            with pytest.raises(ConfigError, match="another run is training in this folder"):
-                loop.train(tiny_config, run)
-            process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode == 130, errors
+    # A shell's background jobs ignore SIGINT, and what they start does too.
+    command = ["env", "--default-signal=INT", *script(tiny_config), "--workdir", str(run)]
+
+    def interrupted(when: Callable[[], bool], here: Callable[[], None]) -> tuple[str, str]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                deadline = time.monotonic() + 120
+                while not when():
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                here()
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        assert process.returncode == 130, errors
+        return output, errors
+
+    def other() -> None:
+        with pytest.raises(ConfigError, match="another run is training in this folder"):
+            loop.train(tiny_config, run)
+
+    _, errors = interrupted(lambda: (run / ".lock").exists(), lambda: None)
+    assert errors.replace("\r", "\n").splitlines()[-1] == "interrupted: nothing is lost"
+    assert not (run / "checkpoints").exists()
+    output, errors = interrupted(
+        lambda: (run / "metrics.jsonl").exists() and bool(read_metrics(run)), other
+    )
     assert "saving after this step; again to leave at once" in errors
     assert "Traceback" not in errors
     stopped_at = latest(run)

@@ -21,13 +21,14 @@ class Left(Exception):
 
 
 def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(statuses with which the command was left, what came of saving) if the signals arrive while
-    the main thread is in one long call, as of the compiler."""
-    statuses: list[tuple[int, bool]] = []
+    """([signal that ended the process, whether in the call], what came of saving) if the signals
+    arrive while the main thread is in one long call, as of the compiler."""
+    left: list[tuple[int, bool]] = []
     answered, busy = threading.Event(), True
 
-    def leave(status: int) -> None:
-        statuses.append((status, busy))
+    def leave(number: int, line: str) -> None:
+        cli.say(line)
+        left.append((number, busy))
         answered.set()
         raise Left
 
@@ -58,15 +59,15 @@ def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) ->
             stopped = error.value.number, str(error.value)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert signal.set_wakeup_fd(-1) == -1
-    return statuses, stopped
+    return left, stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    statuses, stopped = busy_while(number, unsaved=True, monkeypatch=monkeypatch)
-    assert statuses == []
+    left, stopped = busy_while(number, unsaved=True, monkeypatch=monkeypatch)
+    assert left == []
     assert stopped == (number, f"stopped by {number.name}: stage rpn, step 7 is saved in run")
     again = "; again to leave at once" if number == signal.SIGINT else ""
     assert capsys.readouterr().err == f"saving after this step{again}\n"
@@ -77,8 +78,8 @@ def test_a_second_ctrl_c_leaves_at_once(
 ) -> None:
     """Not the first one after SIGTERM."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGINT)
-    statuses, _ = busy_while(*numbers, unsaved=True, monkeypatch=monkeypatch)
-    assert statuses == [(130, True)]
+    left, _ = busy_while(*numbers, unsaved=True, monkeypatch=monkeypatch)
+    assert left == [(signal.SIGINT, True)]
     assert capsys.readouterr().err.splitlines()[1:] == [
         "saving after this step; again to leave at once",
         "interrupted: what was trained since the last checkpoint is lost",
@@ -88,13 +89,19 @@ def test_a_second_ctrl_c_leaves_at_once(
 def test_ctrl_c_with_nothing_to_save_leaves_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    statuses, _ = busy_while(signal.SIGINT, unsaved=False, monkeypatch=monkeypatch)
-    assert statuses == [(130, True)]
+    left, _ = busy_while(signal.SIGINT, unsaved=False, monkeypatch=monkeypatch)
+    assert left == [(signal.SIGINT, True)]
     assert capsys.readouterr().err == "interrupted: nothing is lost\n"
 
 
-def test_a_notebook_keeps_its_ctrl_c() -> None:
+def test_a_notebook_and_the_background_keep_their_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     run: Any = None
-    with StopSignal(run):
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    for in_charge, handler in ((False, signal.default_int_handler), (True, signal.SIG_IGN)):
+        monkeypatch.setattr(cli, "in_charge", in_charge)
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with StopSignal(run):
+                assert signal.getsignal(signal.SIGINT) is handler
+                assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        finally:
+            signal.signal(signal.SIGINT, before)
