@@ -208,7 +208,8 @@ def _with_canvases(config: Config, words: Sequence[str]) -> tuple[Config, tuple[
 def _way_out(arguments: Arguments, again: str) -> str:
     """What to type where the folder holds a run of another config; "" if it has no weights yet."""
     config, workdir = arguments.config, arguments.workdir
-    if not differences(resolve_paths(config), load_config_json(workdir / "config.json")):
+    saved = workdir / "config.json"
+    if saved.exists() and not differences(resolve_paths(config), load_config_json(saved)):
         return f"; it has more stages by now: {again}"
     if not any(workdir.glob("checkpoints/[!.]*")):
         return ""

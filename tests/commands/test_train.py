@@ -127,6 +127,13 @@ def test_another_config_is_refused_with_the_command_that_takes_it(
     ] == ["init_from", "init_without_classes", "seed"]
     assert found.config.init_from == str(run)
 
+    file = shutil.move(run / "config.json", tmp_path)  # the checkpoints have their own
+    assert mrcnn("train", "--config", file, "--workdir", run, "--seed", 7) == 2
+    assert f"; from its weights: python -m mrcnn_jax train --config {file}" in (
+        capsys.readouterr().err
+    )
+    shutil.move(file, run)
+
     shutil.rmtree(run / "checkpoints")  # no weights, no way
     assert mrcnn("train", "--config", run / "config.json", "--workdir", run, "--seed", 7) == 2
     assert capsys.readouterr().err == f"{line}\n"
