@@ -58,13 +58,13 @@ FIGURES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP
 def ours(arguments: argparse.Namespace) -> None:
     """Trains and evaluates our side."""
     from mrcnn_jax.commands import eval as evaluation
-    from mrcnn_jax.training.loop import Stopped, train
+    from mrcnn_jax.training.loop import train
 
     _, config = joint_run.planned_config(arguments)
     folder = joint_run.folder_of(arguments, arguments.seed, "ours")
     try:
         train(config, folder)
-    except Stopped as stopped:
+    except cli.Stopped as stopped:
         sys.exit(str(stopped))
     evaluation.run(evaluation.Arguments(workdir=folder))
 

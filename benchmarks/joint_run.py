@@ -18,7 +18,7 @@ from mrcnn_jax.output import whole_file
 
 CLASSES = 3
 STAGE = "joint"
-WARMUP = 50  # steps
+WARMUP = 50  # steps, at most a tenth of all
 DECAY_AT = 0.75  # share of the steps; without a decay AP swings by as much as the sides differ
 ALL_PROPOSALS = 100  # where all of them are samples
 SAVE_EVERY = 50  # steps
@@ -101,7 +101,7 @@ def run_config(
         weight_decay=1e-4,
         schedule="step",
         milestones=(DECAY_AT,),
-        warmup_steps=min(WARMUP, steps // 2),
+        warmup_steps=WARMUP,
     )
     return resolve_paths(
         replace(

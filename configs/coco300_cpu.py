@@ -40,7 +40,7 @@ def get_config() -> Config:
             epochs=(3, 4, 2),
             optimizers=(
                 OptimizerConfig(
-                    name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=50
+                    name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=45
                 ),
                 OptimizerConfig(
                     name="adam", learning_rate=5e-4, schedule="cosine", warmup_steps=50
@@ -51,7 +51,7 @@ def get_config() -> Config:
                     weight_decay=1e-4,
                     clip_norm=1.0,
                     schedule="cosine",
-                    warmup_steps=50,
+                    warmup_steps=30,
                 ),
             ),
         ),

@@ -15,7 +15,7 @@ DELTAS = (10.0, 10.0, 5.0, 5.0)  # as in configs/coco300_cpu.py
 
 def adam(learning_rate: float) -> OptimizerConfig:
     return OptimizerConfig(
-        name="adam", learning_rate=learning_rate, schedule="cosine", warmup_steps=50
+        name="adam", learning_rate=learning_rate, schedule="cosine", warmup_steps=45
     )
 
 
@@ -52,7 +52,7 @@ def get_config() -> Config:
                     weight_decay=1e-4,
                     clip_norm=1.0,
                     schedule="cosine",
-                    warmup_steps=50,
+                    warmup_steps=15,
                 ),
             ),
         ),

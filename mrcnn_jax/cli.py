@@ -6,16 +6,22 @@ import contextlib
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
 import re
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from threading import Thread
+from types import FrameType
 from typing import NoReturn, TextIO
+
+from tqdm import tqdm
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import PrintableStream, printable
@@ -24,6 +30,9 @@ COMPILED_BYTES = 2 << 30
 """Size of the cache of compiled programs; those not used for the longest time go first."""
 
 SCRIPTS = ("train", "eval", "predict")  # also files of a checkout: python train.py
+
+in_charge = False
+"""Whether this process is that of a command (`run`), which may end it."""
 
 leave_after: float | None = None
 """Seconds after which a command that fails ends, without waiting for threads and exit handlers: of
@@ -35,25 +44,33 @@ class Failure(RuntimeError):
 
 
 class Stopped(Exception):
-    """The work was stopped from outside, and its state is saved: exit status 0."""
+    """The work was stopped by a signal, and its state is saved: exit status 128 + its number."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def run(main: Callable[[], object]) -> None:
     """Calls `main` and exits as its end requires.
 
     A ConfigError becomes one line on stderr and exit status 2; a `Failure`, a full disk and any
-    other file that cannot be read or written, status 1; `Stopped` a line on stdout; Ctrl-C status
-    130; a reader that has left (`| head`) status 141. Closed streams are none: a closed stdout is
-    refused, for what a command finds must not be lost in silence.
+    other file that cannot be read or written, status 1; `Stopped` a line on stdout and status 143
+    or 130; Ctrl-C a line and status 130; a reader that has left (`| head`) status 141. Closed
+    streams are none: a closed stdout is refused, for what a command finds must not be lost in
+    silence.
     """
+    global in_charge
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _keep_compiled_programs()
     _open_streams()
+    in_charge = True
     try:
         try:
             main()
         except Stopped as stopped:
-            print(printable(str(stopped)))
+            print(printable(str(stopped)), flush=True)
+            sys.exit(128 + stopped.number)
         except SystemExit:  # of tyro, or of a command that said why
             sys.stdout.flush()
             raise
@@ -61,7 +78,7 @@ def run(main: Callable[[], object]) -> None:
     except (ConfigError, Failure) as error:
         _fail(2 if isinstance(error, ConfigError) else 1, str(error))
     except KeyboardInterrupt:
-        _fail(130)
+        _fail(130, "interrupted", start="")
     except MemoryError:
         _fail(1, "out of memory")
     except OSError as error:
@@ -73,6 +90,62 @@ def run(main: Callable[[], object]) -> None:
         elif (line := _line(error)) is not None:
             _fail(1, line)
         raise
+    finally:
+        in_charge = False
+
+
+@contextlib.contextmanager
+def hear(
+    numbers: Collection[int],
+    note: Callable[[int, FrameType | None], None],
+    answer: Callable[[int], None],
+) -> Iterator[None]:
+    """While it is open, each of these signals calls `note` in the main thread, `answer` in another.
+
+    Python calls `note` between two instructions of the main thread, which may be in the compiler
+    for minutes; and what it raises, an import may swallow.
+    """
+    handlers = {number: signal.signal(number, note) for number in numbers}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        with open(reader, "rb", buffering=0) as arrived:  # a byte for each signal
+            while number := int.from_bytes(arrived.read(1)):
+                if number in numbers:
+                    answer(number)
+
+    Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(writer)  # which ends the thread
+
+
+def takes_ctrl_c() -> bool:
+    """Whether this is a command that may decide what Ctrl-C does: not one in the background."""
+    return in_charge and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def say(line: str) -> None:
+    """Writes a line to stderr, from any thread, and progress bars below it."""
+    with contextlib.suppress(OSError):
+        tqdm.write(printable(line), file=sys.stderr)
+        sys.stderr.flush()
+
+
+def leave(number: int, line: str) -> NoReturn:
+    """Ends a command and the processes that it started at once, from any thread, for a signal."""
+    say(line)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(128 + number)
 
 
 def _keep_compiled_programs() -> None:
@@ -143,10 +216,10 @@ def _line(error: OSError) -> str | None:
     return f"{named}: {error.strerror}"
 
 
-def _fail(status: int, line: str | None = None) -> NoReturn:
+def _fail(status: int, line: str | None = None, start: str = "error: ") -> NoReturn:
     with contextlib.suppress(OSError):
         if line is not None:
-            print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+            print(f"{start}{printable(line)}", file=sys.stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -135,16 +135,18 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
         return f"no subcommand {name}"
     if name == "train" and words and "--help" not in words:
         given = dict(itertools.pairwise(words))
-        if not {"--config", "--workdir"} <= set(words):
-            return "without --config or --workdir"
-        config = given["--config"]
+        needed = {"--resume"} if "--resume" in words else {"--config", "--workdir"}
+        if not needed <= set(words):
+            return f"without {' or '.join(needed)}"
+        config = given.get("--config", "tests/tiny.py")
         if config in ("FILE", "try_head.py"):  # any, and one that its page makes of tests/tiny.py
             config = "tests/tiny.py"
         try:
             known = config_options(config)
         except ConfigError as error:
             return str(error)
-        return wrong_overrides(words, known | {"--config": str, "--workdir": Path})
+        others = {"--epochs": int} if "--resume" in words else {}
+        return wrong_overrides(words, known | dict.fromkeys(needed, Path) | others)
     if "--help" in words or not any(word.startswith("--") for word in words):
         return ""  # not a call, but the command's name
     output = io.StringIO()
@@ -223,6 +225,8 @@ def test_commands_are_found() -> None:
         "python train.py --config configs/shape.py --workdir a",
         "python train.py --config configs/shapes.py --workdir a --model.roi.op aline",
         "python train.py --config configs/shapes.py --workdir a --stages.3.epochs 1",
+        "python train.py --config configs/shapes.py --workdir a --epochs 1",
+        "python train.py --resume a --workdir a",
         "python eval.py --workdir a --boundry",
         "python predict.py a.jpg --workdir a --weights emma",
         "python -m mrcnn_jax chek --annotations a --images b",

@@ -63,7 +63,7 @@ def stage_config(config: Config, index: int, previous: Path | None) -> Config:
         stage = replace(
             stage,
             optimizer=OptimizerConfig(
-                name="sgd", learning_rate=0.003, schedule="cosine", warmup_steps=3
+                name="sgd", learning_rate=0.003, schedule="cosine", warmup_steps=1
             ),
         )
     data = replace(config.data, batch_size=8)

@@ -89,7 +89,7 @@ print(json.dumps([imported.user + imported.system, found]))
 """
 HELP = {  # what each help names
     (): list(COMMANDS),
-    ("train",): ["--config", "--workdir"],
+    ("train",): ["--config", "--workdir", "--resume", "--epochs", "mrcnn train --resume runs/a"],
     ("train", "--config", "shapes"): [
         "--data.root",
         "--data.batch-size",
@@ -201,7 +201,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(tiny_data: Path, tmp_path: 
 def test_train_without_its_two_options(tmp_path: Path) -> None:
     missing = call("train.py", "--config", TINY, cwd=tmp_path)
     assert missing.status == 2
-    assert "--workdir PATH" in missing.errors
+    assert "--workdir DIR" in missing.errors
     line = mistake("train.py", "--config", "nowhere.py", "--workdir", "run", cwd=tmp_path)
     assert line == "nowhere.py: no such config file"
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ STAGES = {"rpn": 2 * STEPS, "box": STEPS, "mask": STEPS}  # steps a stage
 
 
 def get_config() -> Config:
-    adam = OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=3)
+    adam = OptimizerConfig(name="adam", learning_rate=1e-3, schedule="cosine")
+    # Its warm-up is a tenth of the RPN's updates.
+    warm = replace(adam, learning_rate=2e-3, warmup_steps=1)
     sgd = OptimizerConfig(name="sgd", learning_rate=0.01, weight_decay=1e-4, clip_norm=1.0)
     return Config(
         name="tiny",
@@ -47,7 +50,7 @@ def get_config() -> Config:
             box_head=BoxHeadConfig(hidden=16, samples=16, score_threshold=0.01, detections=8),
             mask_head=MaskHeadConfig(channels=8, convs=1, samples=4),
         ),
-        stages=staged(pretrained=False, epochs=(2, 1, 1), optimizers=(adam, adam, sgd)),
+        stages=staged(pretrained=False, epochs=(2, 1, 1), optimizers=(warm, adam, sgd)),
     )
 
 

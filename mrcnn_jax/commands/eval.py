@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands.arguments import OfCheckpoint
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
@@ -104,7 +105,10 @@ def run(arguments: Arguments) -> dict[str, float]:
     predictor = Predictor(runs["raw"], parallel.data_mesh())
     metrics: dict[str, float] = {}
     for name, version in runs.items():
-        incomplete = "" if meta.stage_complete else " (its stage is not complete)"
+        incomplete = ""
+        if not meta.stage_complete:
+            again = cli.command("train", "--resume", workdir)
+            incomplete = f" (its stage is not complete; to go on: {again})"
         print(f"{workdir}: checkpoint {version.title}{incomplete}")
         predictor.load(version.variables)
         found = evaluate(predictor, split, limit=arguments.limit, boundary=arguments.boundary)

@@ -58,7 +58,8 @@ def run(arguments: Arguments) -> None:
     try:
         work(arguments)
     except cli.Stopped as stopped:
-        raise cli.Stopped(f"{stopped} (the same command resumes)") from None
+        line = f"{stopped} (the same command resumes)"
+        raise cli.Stopped(line, stopped.number) from None
 
 
 def work(arguments: Arguments) -> None:
@@ -102,15 +103,14 @@ def work(arguments: Arguments) -> None:
 def stop_when_asked(workdir: Path) -> None:
     """From now on SIGTERM and the first Ctrl-C raise Stopped.
 
-    Training, which saves its state first, handles SIGTERM itself.
+    Training, which saves its state first, handles both itself.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise cli.Stopped(f"stopped by signal {number}: what is done is kept in {workdir}")
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.raise_signal(signal.SIGTERM)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        name = signal.Signals(number).name
+        raise cli.Stopped(f"stopped by {name}: what is done is kept in {workdir}", number)
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, stop)

@@ -1,63 +1,223 @@
-"""Train Mask R-CNN stage by stage.
+"""Train Mask R-CNN stage by stage, or go on with a training.
 
     mrcnn train --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
+    mrcnn train --resume runs/a [--epochs 30]
 
-The same command again resumes from the newest complete checkpoint. Every field of the config is an
-option: `--config FILE --help` lists them. On several hosts, or in several processes, start each
-with the same command and its own `--distributed.*` (docs/scaling.md).
+A run that was stopped goes on from its newest complete checkpoint. Ctrl-C saves at the end of the
+step; a second one leaves at once. Every field of the config is an option: `--config FILE --help`
+lists them. On several hosts, or in several processes, start each with the same command and its own
+`--distributed.*` (docs/scaling.md).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
+import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import (
+    differences,
+    load_config_file,
+    load_config_json,
+    resolve_paths,
+)
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.tables import canvases_for, extended
 
 
-@dataclass(frozen=True)
-class _Folder:
-    config: str
-    """A config file, or the name of one in configs/."""
-    workdir: Path
-    """The run's folder, made if it does not exist."""
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Of a new run: a config file, the name of one in configs/, or the config.json of a run."""
+    workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Of a new run: its folder, made if it does not exist."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder of a run to go on with, by its own config.json; instead of --config and
+    --workdir."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --resume: train the last stage of a finished run on, to so many epochs in all. Those
+    that are added are a stage of their own, whose learning rate begins anew."""
 
 
-@dataclass(frozen=True)
-class Arguments(_Folder):
+@dataclass(frozen=True, kw_only=True)
+class _AllOptions(_Options):
     fields: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
-class _File:
-    config: str | None = None
+class _Sides:
+    short_side: int | None = None
+    long_side: int | None = None
+
+
+@dataclass(frozen=True)
+class _Data:
+    data: _Sides = _Sides()
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The options that another start makes void."""
+
+    init_from: str | None = None
+    init_without_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Arguments:
+    config: Config
+    workdir: Path
+    resumed: bool
+    """`workdir` has to hold a run."""
+    epochs: int | None
+    notes: tuple[str, ...]
+    """What was chosen for the user, a line each."""
+    file: str
+    """What `config` began as, before the options that are fields of it."""
+    options: tuple[str, ...]
 
 
 def parse(argv: Sequence[str], program: str) -> Arguments:
-    """The arguments; the options are the fields of the config that `--config` names."""
+    """The arguments; the options are the fields of the config that `--config` or `--resume` names.
+
+    Raises:
+        ConfigError: options that are missing or do not go together; a config that cannot be read.
+    """
     words = [word for word in argv if word not in ("-h", "--help")]
-    file = tyro.cli(_File, args=words, prog=program, return_unknown_args=True)[0].config
-    if file is None:
-        tyro.cli(_Folder, args=argv, prog=program, description=__doc__)  # exits
-    assert file is not None
-    return tyro.cli(
-        tyro.conf.AvoidSubcommands[Arguments],
-        default=Arguments(file, tyro.MISSING, load_config_file(file)),
+    given, fields = tyro.cli(_Options, args=words, prog=program, return_unknown_args=True)
+    if given.resume is not None:
+        file = _config_of_run(given)
+    elif given.epochs is not None:
+        raise ConfigError("--epochs: goes with --resume; of a new run: --stages.0.epochs N")
+    elif given.config is not None:
+        file = given.config
+    else:
+        if len(words) < len(argv):
+            tyro.cli(_Options, args=["--help"], prog=program, description=__doc__)  # exits
+        raise ConfigError(f"--config and --workdir are missing, or --resume ({program} --help)")
+    config, notes = _with_canvases(load_config_file(file), fields)
+    config = tyro.cli(
+        tyro.conf.AvoidSubcommands[_AllOptions],
+        default=_AllOptions(fields=config, **dataclasses.asdict(given)),
         args=argv,
         prog=program,
         description=__doc__,
-    )
+    ).fields
+    workdir = given.resume or given.workdir
+    if workdir is None:
+        raise ConfigError(f"--workdir DIR, the run's folder, is missing ({program} --help)")
+    resumed = given.resume is not None
+    return Arguments(config, workdir, resumed, given.epochs, notes, file, tuple(fields))
+
+
+def _config_of_run(given: _Options) -> str:
+    assert given.resume is not None
+    for name in ("config", "workdir"):
+        if getattr(given, name) is not None:
+            raise ConfigError(f"--resume: names the run's config and folder: leave out --{name}")
+    file = given.resume / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"--resume: {given.resume}: no config.json there (is this a run?)")
+    return str(file)
 
 
 def run(arguments: Arguments) -> None:
-    """Trains, or resumes, in this process or in several."""
+    """Trains, or goes on, in this process or in several.
+
+    Raises:
+        ConfigError, TrainingError: as of `training.loop.train`.
+        cli.Stopped: by a signal; the line says how to go on.
+    """
+    with contextlib.ExitStack() as stack:
+        if cli.takes_ctrl_c() and arguments.config.distributed.coordinator is None:
+            line = "interrupted: nothing is lost"
+            hears = cli.hear([signal.SIGINT], lambda *_: None, lambda n: cli.leave(n, line))
+            stack.enter_context(hears)  # until steps are done, from when on the loop does
+        _train(arguments)
+
+
+def _train(arguments: Arguments) -> None:
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import train
+    from mrcnn_jax.training.open import AnotherConfig
 
-    parallel.join(arguments.fields.distributed)
-    train(arguments.fields, arguments.workdir)
+    config, workdir = arguments.config, arguments.workdir
+    parallel.join(config.distributed)
+    again = cli.command("train", "--resume", workdir)
+    if arguments.resumed:
+        config = _going_on(config, workdir, arguments.epochs, again)
+    for note in arguments.notes:
+        print(note)
+    try:
+        train(config, workdir)
+    except AnotherConfig as error:
+        raise ConfigError(f"{error}{_way_out(arguments, again)}") from None
+    except cli.Stopped as stopped:
+        raise cli.Stopped(f"{stopped}; to go on: {again}", stopped.number) from None
+    print(f"to train the last stage longer: {again} --epochs N")
+
+
+def _going_on(config: Config, workdir: Path, epochs: int | None, again: str) -> Config:
+    """The config of a run to go on with; ConfigError if there is nothing to go on from."""
+    from mrcnn_jax.runs.checkpoints import Checkpoints
+
+    meta = Checkpoints(workdir, keep=1).latest()
+    if meta is None:
+        raise ConfigError(
+            f"--resume: {workdir}: no checkpoint there yet; begin with --config and --workdir"
+        )
+    if not config.stages:
+        raise ConfigError(f"--resume: {workdir}: imported weights, to be trained by --init-from")
+    if epochs is None:
+        return config
+    if not meta.stage_complete or meta.stage_index + 1 < len(config.stages):
+        raise ConfigError(
+            f"--epochs: {workdir} is not finished (stage {meta.stage}, step {meta.stage_step}); "
+            f"first: {again}"
+        )
+    return extended(config, epochs)
+
+
+def _with_canvases(config: Config, words: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
+    """The config with canvases for the sides among the options, and a line about them.
+
+    They stay as they are if they are an option too, or if the sides are those of the config.
+    """
+    sides = tyro.cli(_Data, args=words, return_unknown_args=True)[0].data
+    data = config.data
+    short, long = sides.short_side or data.short_side, sides.long_side or data.long_side
+    names = {word.partition("=")[0].replace("_", "-") for word in words}
+    if "--data.canvases" in names or (short, long) == (data.short_side, data.long_side):
+        return config, ()
+    canvases = canvases_for(short, long)
+    listed = ", ".join(f"{height} x {width}" for height, width in canvases)
+    note = f"canvases {listed}, chosen for images of {short} x {long} (--data.canvases)"
+    data = replace(data, short_side=short, long_side=long, canvases=canvases)
+    return replace(config, data=data), (note,)
+
+
+def _way_out(arguments: Arguments, again: str) -> str:
+    """What to type where the folder holds a run of another config; "" if it has no weights yet."""
+    config, workdir = arguments.config, arguments.workdir
+    saved = workdir / "config.json"
+    if saved.exists() and not differences(resolve_paths(config), load_config_json(saved)):
+        return f"; it has more stages by now: {again}"
+    if not any(workdir.glob("checkpoints/[!.]*")):
+        return ""
+    base = workdir if workdir.name else workdir.resolve()
+    folders = (Path(f"{base}_{i}") for i in itertools.count(2))
+    free = next(folder for folder in folders if not folder.exists())
+    options = tyro.cli(_Start, args=arguments.options, return_unknown_args=True)[1]
+    if config.init_without_classes:  # of the weights that this run began with
+        options = ["--no-init-without-classes", *options]
+    start = ("--config", arguments.file, "--init-from", workdir, "--workdir", free)
+    return f"; from its weights: {cli.command('train', *start, *options)}"

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe, require
-from mrcnn_jax.config.schema import Config, DataConfig
+from mrcnn_jax.config.schema import Config, DataConfig, DistributedConfig
 from mrcnn_jax.output import write_file
 
 # Folder of the recipes, the configs that come with the project: beside the package in a checkout,
@@ -30,7 +30,8 @@ def load_config_file(path: str | Path) -> Config:
     """Loads a config file.
 
     Args:
-        path: a Python file that defines `get_config() -> Config`, or the name of a recipe.
+        path: a Python file that defines `get_config() -> Config`, the name of a recipe, or a run's
+            config.json, of which all is taken but how its processes found each other.
 
     Raises:
         ConfigError: there is no such file or recipe, it fails, or returns no valid Config.
@@ -44,7 +45,9 @@ def load_config_file(path: str | Path) -> Config:
             )
         path = recipes[path.name]
     require(path.is_file(), f"{path}: no such config file")
-    require(path.suffix == ".py", f"{path}: not a Python file (*.py)")
+    if path.suffix == ".json":
+        return dataclasses.replace(load_config_json(path), distributed=DistributedConfig())
+    require(path.suffix == ".py", f"{path}: not a Python file (*.py), nor a run's config.json")
     try:
         names = runpy.run_path(str(path))
         require("get_config" in names, "defines no get_config()")
@@ -222,8 +225,16 @@ def _fixed_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Returns a line for each field that differs, but may not when a run is resumed."""
+    """Returns a line for each field that differs, but may not when a run is resumed.
+
+    Rows that were added at the end of the stage table are no difference: what is trained before
+    them is the same.
+    """
     a, b = _fixed_fields(old), _fixed_fields(new)
+    if 0 < len(old.stages) < len(new.stages):
+        added = tuple(f"stages.{i}." for i in range(len(old.stages), len(new.stages)))
+        b = {name: value for name, value in b.items() if not name.startswith(added)}
+        b["stages.length"] = len(old.stages)
     return [
         f"{name}: {a.get(name)!r} -> {b.get(name)!r}"
         for name in sorted(a | b)

@@ -91,7 +91,8 @@ class DataConfig:
     """Most pixels of the long side after resizing."""
     canvases: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800))
     """(height, width) of the canvases, multiples of 32. An image goes onto the smallest that holds
-    it; each is compiled for once."""
+    it; each is compiled for once. Where `train` is given other sides, but no canvases, it chooses
+    them: lying and upright, sides rounded up."""
     max_objects: int = 100
     """Most ground-truth boxes per image; further ones are left out, counted and reported."""
     max_ignored: int = 20
@@ -121,15 +122,15 @@ class DataConfig:
     """Processes that decode images; on few cores threads are faster."""
 
     def __post_init__(self) -> None:
+        require(
+            0 < self.short_side <= self.long_side, "data.short_side: must be in 1..data.long_side"
+        )
         require(len(self.canvases) > 0, "data.canvases: at least one canvas is needed")
         for height, width in self.canvases:
             require(
                 height > 0 and width > 0 and height % 32 == 0 and width % 32 == 0,
                 f"data.canvases: {height} x {width}: sides must be positive multiples of 32",
             )
-        require(
-            0 < self.short_side <= self.long_side, "data.short_side: must be in 1..data.long_side"
-        )
         for need in ((self.short_side, self.long_side), (self.long_side, self.short_side)):
             require(
                 any(h >= need[0] and w >= need[1] for h, w in self.canvases),
@@ -178,7 +179,7 @@ class OptimizerConfig:
     step_factor: float = 0.1
     """step: factor on the learning rate at each milestone."""
     warmup_steps: int = 0
-    """Length of a linear warm-up, in updates."""
+    """Length of a linear warm-up, in updates; never more than a tenth of the stage's."""
     accumulate_steps: int = 1
     """Average the gradients of this many steps for one update: equivalent to a batch that many
     times larger, where losses are means over equally many rows. The last update of a stage takes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import (
     BoxHeadConfig,
     MaskHeadConfig,
@@ -13,7 +15,7 @@ from mrcnn_jax.config.model import (
     RoIConfig,
     RPNConfig,
 )
-from mrcnn_jax.config.schema import DataConfig, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup, StageConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -130,6 +132,45 @@ def joint(
             epochs=epochs,
         ),
     )
+
+
+def extended(config: Config, epochs: int) -> Config:
+    """Adds a row that goes on with the last one's training, under its name and _2 (_3, ...).
+
+    Rows at the end that differ in name and epochs alone count together. The new one begins its
+    schedule of learning rates anew.
+
+    Args:
+        config: of a run, with at least one stage.
+        epochs: of these rows and the new one together.
+
+    Raises:
+        ConfigError: they have as many without it.
+    """
+    last = config.stages[-1]
+    rows = list(
+        itertools.takewhile(
+            lambda row: dataclasses.replace(row, name=last.name, epochs=last.epochs) == last,
+            reversed(config.stages),
+        )
+    )
+    first, trained = rows[-1].name, sum(row.epochs for row in rows)
+    if epochs <= trained:
+        raise ConfigError(f"--epochs {epochs}: stage {first} has {trained} epochs already")
+    taken = {row.name for row in config.stages}
+    name = next(name for i in itertools.count(2) if (name := f"{first}_{i}") not in taken)
+    added = dataclasses.replace(last, name=name, epochs=epochs - trained)
+    return dataclasses.replace(config, stages=(*config.stages, added))
+
+
+def canvases_for(short_side: int, long_side: int) -> tuple[tuple[int, int], ...]:
+    """Chooses (height, width) of the canvases for images of these sides in pixels.
+
+    One lies and one is upright, with sides rounded up to multiples of 32; one is enough where both
+    sides are equal.
+    """
+    short, long = (-(-side // 32) * 32 for side in (short_side, long_side))
+    return tuple(dict.fromkeys(((short, long), (long, short))))
 
 
 def c4(model: ModelConfig) -> ModelConfig:

@@ -8,6 +8,8 @@ replay a step, pass the rest of the plan to `load`.
 from __future__ import annotations
 
 import math
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ from mrcnn_jax.pixels.transforms import Plan, resize_plan
 from mrcnn_jax.structures import Batch, blank_batch
 
 TRAIN = "train"
+# For the process, Python's own, that removes what a run shared with its workers and left.
+_QUIET = "ignore:resource_tracker:UserWarning"
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,11 @@ def load(
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
+        if _QUIET not in sys.warnoptions:
+            sys.warnoptions.append(_QUIET)
         read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         ahead = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
-        iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(ahead))
+        iterator = iter(dataset.to_iter_dataset(read).mp_prefetch(ahead, _leave_ctrl_c))
     else:
         read = grain.ReadOptions(data.threads, data.threads + 2)
         iterator = iter(dataset.to_iter_dataset(read))
@@ -206,6 +212,11 @@ def load(
             yield jax.tree.map(np.array, batch) if data.workers else batch
     finally:
         iterator.close()
+
+
+def _leave_ctrl_c(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

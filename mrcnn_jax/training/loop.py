@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
-from mrcnn_jax.cli import Stopped
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, StageConfig
@@ -37,9 +33,15 @@ from mrcnn_jax.training.features import with_known
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.open import OpenRun, Progress, open_run
-from mrcnn_jax.training.optimizer import make_optimizer, scaling_hint
+from mrcnn_jax.training.optimizer import (
+    make_optimizer,
+    scaling_hint,
+    warmup_hint,
+    warmup_updates,
+)
 from mrcnn_jax.training.stages import summary
 from mrcnn_jax.training.step import make_train_step, make_validation_step
+from mrcnn_jax.training.stop import StopSignal
 from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batches
 
 
@@ -53,10 +55,10 @@ def train(config: Config, workdir: Path) -> None:
         ConfigError: a user's mistake, before anything is compiled.
         TrainingError: a loss, gradient or parameter is not finite, an image cannot be loaded, the
             disk or the device's memory is full.
-        Stopped: SIGTERM arrived, and the state is saved.
+        cli.Stopped: SIGTERM or, in a command, Ctrl-C arrived, and the state is saved.
     """
     try:
-        with open_run(config, workdir) as run, Watch(run) as watch, _StopSignal(run) as stop:
+        with open_run(config, workdir) as run, Watch(run) as watch, StopSignal(run) as stop:
             _train(watch, stop)
     except OSError as error:  # a full disk above all
         if cli.lost_output() is not None:
@@ -67,46 +69,7 @@ def train(config: Config, workdir: Path) -> None:
         ) from error
 
 
-class _StopSignal:
-    """SIGTERM, noted until the end of a step.
-
-    Of several processes JAX handles the signal, and they stop at a step that all agree on.
-    """
-
-    def __init__(self, run: OpenRun) -> None:
-        self._run, self._alone = run, jax.process_count() == 1
-        self._number: int | None = None
-
-    def __enter__(self) -> _StopSignal:
-        if self._alone:
-            self._handler = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._alone:
-            signal.signal(signal.SIGTERM, self._handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-
-    def save_is_due(self, progress: Progress) -> bool:
-        """Whether the step just done is to be saved; call it once after each step."""
-        agreed = multihost_utils.reached_preemption_sync_point
-        if not self._alone and agreed(self._run.steps_done(progress)):
-            self._number = signal.SIGTERM
-        return progress.step % self._run.config.save_every_steps == 0 or self._number is not None
-
-    def obey(self, progress: Progress) -> None:
-        """Raises Stopped if the signal has arrived; call it after saving."""
-        if self._number is not None:
-            stage = self._run.config.stages[progress.stage_index].name
-            raise Stopped(
-                f"stopped by signal {self._number}: stage {stage}, step {progress.step} is saved "
-                f"in {self._run.workdir}"
-            )
-
-
-def _train(watch: Watch, stop: _StopSignal) -> None:
+def _train(watch: Watch, stop: StopSignal) -> None:
     run = watch.run
     variables, progress, state = _start(run, watch.log)
     if parallel.is_first():  # only now: a run that could not begin takes no folder
@@ -159,7 +122,7 @@ def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, T
 
 def _train_stage(
     watch: Watch,
-    stop: _StopSignal,
+    stop: StopSignal,
     progress: Progress,
     variables: Variables,
     state: TrainState | None,
@@ -167,10 +130,15 @@ def _train_stage(
     """Trains what is left of a stage, from `state` or from its first step; the new variables."""
     run, index = watch.run, progress.stage_index
     config, stage = run.config, run.config.stages[index]
-    print(f"\n{index + 1} of {len(config.stages)}: {summary(stage, variables['params'])}")
-    hint = scaling_hint(stage, index, config.data.batch_size)
-    if hint is not None:
-        print(hint)
+    total_steps = run.total_steps(index)
+    table = summary(stage, variables["params"], warmup=warmup_updates(stage, total_steps))
+    print(f"\n{index + 1} of {len(config.stages)}: {table}")
+    for hint in (
+        scaling_hint(stage, index, config.data.batch_size),
+        warmup_hint(stage, total_steps),
+    ):
+        if hint is not None:
+            print(hint)
     if state is None:
         state = run.first_state(index, variables)
     state, train_step, validate = _compiled(run, index, state)
@@ -248,7 +216,7 @@ def _layout(state: TrainState, mesh: Mesh, config: Config) -> TrainState:
 
 
 def _train_epoch(
-    watch: Watch, stop: _StopSignal, progress: Progress, train_step: Any, state: TrainState
+    watch: Watch, stop: StopSignal, progress: Progress, train_step: Any, state: TrainState
 ) -> tuple[TrainState, float]:
     """Trains what is left of an epoch.
 
@@ -291,6 +259,7 @@ def _train_epoch(
             if pending is not None:
                 record(pending)
             progress.step += 1
+            stop.unsaved = True
             pending = Step(progress.step, planned, batch, metrics)
             if planned is not plan[-1] and stop.save_is_due(progress):
                 record(pending)

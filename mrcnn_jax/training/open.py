@@ -40,6 +40,10 @@ from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
 
 
+class AnotherConfig(ConfigError):
+    """The folder holds a run whose config differs in what may not change."""
+
+
 @dataclass
 class Progress:
     """Where a run stands."""
@@ -127,7 +131,7 @@ def open_run(config: Config, workdir: Path) -> Iterator[OpenRun]:
     Nothing is compiled here. Of several processes each calls this.
 
     Raises:
-        ConfigError: a user's mistake, in one line.
+        ConfigError: a user's mistake, in one line; AnotherConfig if it is that of the folder.
     """
     if not config.stages:
         raise ConfigError("stages: the config has none")
@@ -160,7 +164,7 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 def refuse_another_config(config: Config, workdir: Path) -> None:
-    """Raises ConfigError if `workdir` holds a run of another config."""
+    """Raises AnotherConfig if `workdir` holds a run of another config."""
     path = workdir / "config.json"
     if path.exists():
         _refuse_differences(path, config, f"{workdir}: holds a run of another config")
@@ -169,7 +173,7 @@ def refuse_another_config(config: Config, workdir: Path) -> None:
 def _refuse_differences(path: Path, config: Config, text: str) -> None:
     changed = differences(load_config_json(path), config)
     if changed:
-        raise ConfigError(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
+        raise AnotherConfig(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
 
 
 def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
@@ -233,7 +237,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
             f"{used} an epoch"
         )
     for index, stage in enumerate(config.stages):
-        learning_rate(stage, 0, run.total_steps(index))  # a warm-up longer than its stage
+        learning_rate(stage, 0, run.total_steps(index))  # a milestone within its warm-up
     parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
     _refuse_differing_processes(run)
     return run

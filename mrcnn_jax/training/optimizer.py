@@ -63,18 +63,38 @@ def learning_rate(
     """The learning rate, before a group's lr_scale, of the update that a step belongs to.
 
     For update i = step // accumulate_steps of n = ceil(total_steps / accumulate_steps): a linear
-    warm-up, lr * (i + 1) / (warmup_steps + 1), that never is zero; then lr, constant, on the half
-    cosine that reaches 0 at n, or times step_factor from each round(milestone * n) on.
+    warm-up of w = `warmup_updates`, lr * (i + 1) / (w + 1), that never is zero; then lr, constant,
+    on the half cosine that reaches 0 at n, or times step_factor from each round(milestone * n) on.
 
     Args:
         step: steps done before, 0 .. total_steps - 1.
 
     Raises:
-        ConfigError: the warm-up leaves no update of the stage, or a milestone is within it.
+        ConfigError: a milestone is within the warm-up.
     """
     with jax.numpy_dtype_promotion("standard"):
         updates = jnp.asarray(step) // stage.optimizer.accumulate_steps
         return jnp.asarray(_schedule(stage, total_steps)(updates), jnp.float32)
+
+
+def warmup_updates(stage: StageConfig, total_steps: int) -> int:
+    """The updates of a stage's warm-up: `warmup_steps`, but no more than a tenth of all.
+
+    Args:
+        total_steps: length of the stage.
+    """
+    return min(stage.optimizer.warmup_steps, _updates(stage, total_steps) // 10)
+
+
+def warmup_hint(stage: StageConfig, total_steps: int) -> str | None:
+    """A line for users if the stage is too short for its warm-up."""
+    asked, used = stage.optimizer.warmup_steps, warmup_updates(stage, total_steps)
+    if asked == used:
+        return None
+    return (
+        f"stages.{stage.name}.optimizer.warmup_steps: {asked}, shortened to {used}: at most a tenth"
+        f" of the stage's {_updates(stage, total_steps)} updates"
+    )
 
 
 def moving_average(average: Params, trained: Params, opt_state: Any, decay: float) -> Params:
@@ -148,16 +168,15 @@ def _chain(
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), update)
 
 
+def _updates(stage: StageConfig, total_steps: int) -> int:
+    return -(-total_steps // stage.optimizer.accumulate_steps)
+
+
 def _schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
     """Updates made -> rate."""
     config = stage.optimizer
-    warmup, peak = config.warmup_steps, config.learning_rate
-    updates = -(-total_steps // config.accumulate_steps)
-    if warmup >= updates:
-        raise ConfigError(
-            f"stages.{stage.name}.optimizer.warmup_steps: {warmup}, but the stage has only "
-            f"{updates} updates"
-        )
+    warmup, peak = warmup_updates(stage, total_steps), config.learning_rate
+    updates = _updates(stage, total_steps)
     falls: list[int] = []
     if config.schedule == "step":
         falls = [round(milestone * updates) for milestone in config.milestones]

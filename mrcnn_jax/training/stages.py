@@ -118,8 +118,12 @@ def refuse_random_frozen(config: Config, params: Params, loaded: Params) -> None
         known |= heads
 
 
-def summary(stage: StageConfig, params: Params) -> str:
-    """A table to print: leaves, parameters and learning rate of each pattern of a stage."""
+def summary(stage: StageConfig, params: Params, *, warmup: int) -> str:
+    """A table to print: leaves, parameters and learning rate of each pattern of a stage.
+
+    Args:
+        warmup: updates of its warm-up.
+    """
     labels(stage, params)  # a parameter must not be counted twice
     sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
     optimizer = stage.optimizer
@@ -134,7 +138,7 @@ def summary(stage: StageConfig, params: Params) -> str:
         rows.append((label, pattern, f"{len(matching):,}", f"{sum(matching):,}", rate))
     head = (
         f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; "
-        f"{optimizer.name}, {optimizer.schedule} rate, warm-up {optimizer.warmup_steps} updates, "
+        f"{optimizer.name}, {optimizer.schedule} rate, warm-up {warmup} updates, "
         f"weight decay {optimizer.weight_decay:g}"
     )
     if optimizer.clip_norm is not None:

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import experiments
 from mrcnn_jax.commands.experiment_job import Record
@@ -280,16 +281,16 @@ def job(tiny_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactor
     baseline = workdir / "seed0" / "baseline"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved in"):
+        with pytest.raises(cli.Stopped, match="stage rpn, step 6 is saved in"):
             experiments.work(arguments(workdir, tiny_data, "mask_activation"))
     before = record(baseline / "rpn")["training_seconds"]
 
     def stop(*_: Any) -> None:
-        raise loop.Stopped("stopped by signal 15")
+        raise cli.Stopped("stopped by SIGTERM", signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "proposals_figure", stop)
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(cli.Stopped):
             experiments.work(arguments(workdir, tiny_data, "mask_activation"))
     assert 0 < before < record(baseline / "rpn")["training_seconds"]
     before = record(baseline / "mask")["evaluation_seconds"]
@@ -440,10 +441,10 @@ def test_signals_stop_the_job() -> None:
     try:
         experiments.stop_when_asked(WORKDIR)
         for number in handlers:
-            with pytest.raises(
-                loop.Stopped, match="stopped by signal 15: what is done is kept in job"
-            ):
+            line = f"stopped by {number.name}: what is done is kept in job"
+            with pytest.raises(cli.Stopped, match=line) as stopped:
                 signal.raise_signal(number)
+            assert stopped.value.number == number
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:

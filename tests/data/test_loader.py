@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -456,13 +458,18 @@ def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
     file."""
     jax.devices()  # here there is a backend, so that a forked process would have one
     split = _open_mixed(mixed_file, mixed_data)
-    plan = _plan(split)
+    plan = _plan(split) * 8  # more than workers have ahead
     in_workers = dataclasses.replace(mixed_data, workers=2)
     elsewhere = dataclasses.replace(
         split, source=Tampered(split.source, not_in_process=os.getpid())
     )
-    for a, b in zip(load(split, plan, mixed_data), load(elsewhere, plan, in_workers), strict=True):
+    pairs = zip(load(split, plan, mixed_data), load(elsewhere, plan, in_workers), strict=True)
+    for number, (a, b) in enumerate(pairs, start=1):
         assert _equal(a, b)
+        if number == 2:  # each worker has begun: Ctrl-C in a terminal is for all processes
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGINT)
+    assert number == len(plan)
     broken = dataclasses.replace(split, source=Tampered(split.source, "bytes"))
     with pytest.raises(Exception, match=r"photo 1\.png"):
         list(load(broken, plan, dataclasses.replace(mixed_data, workers=1)))

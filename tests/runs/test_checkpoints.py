@@ -34,7 +34,7 @@ STAGE = StageConfig(
     losses=("rpn",),
     train=(ParamGroup("rpn/.*"), ParamGroup("fpn/.*", 0.1)),
     frozen=("resnet/.*",),
-    optimizer=OptimizerConfig(weight_decay=0.1, clip_norm=1.0, schedule="cosine", warmup_steps=2),
+    optimizer=OptimizerConfig(weight_decay=0.1, clip_norm=1.0, schedule="cosine", warmup_steps=1),
 )
 KEY = np.array([0xFFFFFFFF, 0x80000001], np.uint32)
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def test_interrupted_runs_end_with_the_same_bits(
     resumed with other runtime fields."""
     run = tmp_path / "run"
     stop_at(5)
-    with pytest.raises(loop.Stopped, match="stage rpn, step 5 is saved"):
+    with pytest.raises(cli.Stopped, match="stage rpn, step 5 is saved"):
         loop.train(tiny_config, run)
     assert latest(run).name == "00000005-rpn"
     assert not latest(run).stage_complete
@@ -93,12 +93,12 @@ def test_interrupted_runs_end_with_the_same_bits(
 
     with monkeypatch.context() as patch:  # after the 6th step and its validation
         patch.setattr(watch, "curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(loop.Stopped, match="stage rpn, step 6 is saved"):
+        with pytest.raises(cli.Stopped, match="stage rpn, step 6 is saved"):
             loop.train(tiny_config, run)
     assert latest(run).name == "00000006-rpn"
 
     stop_at(9)  # 6 steps of the first stage were left
-    with pytest.raises(loop.Stopped, match="stage box, step 3 is saved"):
+    with pytest.raises(cli.Stopped, match="stage box, step 3 is saved"):
         loop.train(tiny_config, run)
     assert latest(run).name == "00000015-box"
 
@@ -137,44 +137,58 @@ def test_a_finished_run_is_left_as_it_is(
     assert_same_bits(run, tiny_run)
 
 
-def test_sigterm_to_the_script_saves_and_another_process_resumes(
+def test_ctrl_c_to_the_script_saves_and_another_process_resumes(
     tiny_run: Path,
     tiny_config: Config,
     tmp_path: Path,
     stop_at: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing but the folder is handed over; while the script trains in it, it takes no other
-    run."""
+    """Nothing but the folder is handed over; while the script trains in it, it takes no other run.
+    Before the first step it leaves at once."""
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*script(tiny_config), "--workdir", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not ((run / "metrics.jsonl").exists() and read_metrics(run)):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            with pytest.raises(ConfigError, match="another run is training in this folder"):
-                loop.train(tiny_config, run)
-            process.send_signal(signal.SIGTERM)
-            output, errors = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode == 0, errors
+    # A shell's background jobs ignore SIGINT, and what they start does too.
+    command = ["env", "--default-signal=INT", *script(tiny_config), "--workdir", str(run)]
+
+    def interrupted(when: Callable[[], bool], here: Callable[[], None]) -> tuple[str, str]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                deadline = time.monotonic() + 120
+                while not when():
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                here()
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        assert process.returncode == 130, errors
+        return output, errors
+
+    def other() -> None:
+        with pytest.raises(ConfigError, match="another run is training in this folder"):
+            loop.train(tiny_config, run)
+
+    _, errors = interrupted(lambda: (run / ".lock").exists(), lambda: None)
+    assert errors.replace("\r", "\n").splitlines()[-1] == "interrupted: nothing is lost"
+    assert not (run / "checkpoints").exists()
+    output, errors = interrupted(
+        lambda: (run / "metrics.jsonl").exists() and bool(read_metrics(run)), other
+    )
+    assert "saving after this step; again to leave at once" in errors
+    assert "Traceback" not in errors
     stopped_at = latest(run)
     assert output.rstrip().endswith(
-        f"stage {stopped_at.stage}, step {stopped_at.stage_step} is saved in {run}"
+        f"stopped by SIGINT: stage {stopped_at.stage}, step {stopped_at.stage_step} is saved in "
+        f"{run}; to go on: python train.py --resume {run}"
     )
     assert stopped_at.step < sum(tiny.STAGES.values())
     assert read_metrics(run)[-1]["step"] == stopped_at.stage_step
 
     stop_at(2)
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(cli.Stopped):
         loop.train(tiny_config, run)
     assert (
         f"resumed from stage {stopped_at.stage}, step {stopped_at.stage_step}"

@@ -16,6 +16,7 @@ import tiny
 from flax.traverse_util import flatten_dict
 from whole_runs import KINDS, ROOT, arrays
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     load_config_file,
@@ -241,7 +242,7 @@ def test_a_run_starts_from_another(
     """Trains the last stage only, on top of a whole run: what that stage freezes is the source's to
     the bit."""
     stop_at(1)
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(cli.Stopped):
         loop.train(mask_config, tmp_path / "run")
     source = arrays(tiny_run / "checkpoints" / "00000024-mask")
     begun = arrays(tmp_path / "run" / "checkpoints" / "00000001-mask")
@@ -325,10 +326,11 @@ def test_the_resnet_comes_from_a_weights_file(
 
 def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:
     rpn, box, mask = tiny_config.stages
-    late = replace(mask, optimizer=replace(mask.optimizer, warmup_steps=1000))
+    steps = replace(mask.optimizer, schedule="step", milestones=(0.05,), warmup_steps=1000)
+    late = replace(mask, epochs=20, optimizer=steps)
     with pytest.raises(
         ConfigError,
-        match=r"stages.mask.optimizer.warmup_steps: 1000, but the stage has only 6 updates",
+        match=r"stages.mask.optimizer.milestones: 0.05 is update 6, within the warm-up of 12",
     ):
         loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
     with pytest.raises(

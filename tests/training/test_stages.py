@@ -3,6 +3,8 @@ wrong."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -47,7 +49,7 @@ def test_a_pattern_that_matches_the_start_of_a_path_does_not_match_it() -> None:
 def test_labels_need_no_arrays() -> None:
     shapes = jax.eval_shape(lambda: PARAMS)
     assert stages.labels(TABLE, shapes) == stages.labels(TABLE, PARAMS)
-    assert stages.summary(TABLE, shapes) == stages.summary(TABLE, PARAMS)
+    assert stages.summary(TABLE, shapes, warmup=0) == stages.summary(TABLE, PARAMS, warmup=0)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,8 @@ def test_labels_need_no_arrays() -> None:
 def test_wrong_tables_are_one_line_that_names_stage_pattern_and_leaf(
     table: StageConfig, named: tuple[str, ...]
 ) -> None:
-    for function in (stages.labels, stages.summary, stages.live_norm):
+    summary = functools.partial(stages.summary, warmup=0)
+    for function in (stages.labels, summary, stages.live_norm):
         with pytest.raises(ConfigError) as caught:
             function(table, PARAMS)
         message = str(caught.value)
@@ -116,11 +119,12 @@ def test_summary_counts_leaves_and_parameters() -> None:
         optimizer=OptimizerConfig(learning_rate=0.02),
         epochs=7,
     )
-    text = stages.summary(table, PARAMS)
+    text = stages.summary(table, PARAMS, warmup=30)
     lines = [line.split() for line in text.splitlines()]
     assert ["group0", "(fpn|rpn)/.*", "2", "12", "0.02"] in lines
     assert ["group1", "resnet/layer1/.*", "2", "6", "0.002"] in lines
     assert ["frozen", "resnet/conv1/.*", "1", "6", "-"] in lines
     assert ["trained", "18", "parameters,", "frozen", "6"] in lines
     assert "losses rpn" in text
+    assert "warm-up 30 updates" in text
     assert "7 epochs" in text

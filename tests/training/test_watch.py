@@ -20,6 +20,7 @@ import tiny
 from flax.traverse_util import flatten_dict
 from whole_runs import ENDS, ROOT, arrays, assert_same_bits, latest, script
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import checkpoints
@@ -169,7 +170,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     assert [row["learning_rate"] for row in rows] == schedule
 
     stop_at(3)
-    with pytest.raises(loop.Stopped, match="stage mask, step 3 is saved"):
+    with pytest.raises(cli.Stopped, match="stage mask, step 3 is saved"):
         loop.train(config, run)
     begun = shutil.copytree(run, tmp_path / "begun")
     loop.train(config, run)
@@ -320,7 +321,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
     assert left - {".00000004-rpn"} == {"00000002-rpn"}
     (run / "checkpoints" / ".00000004-rpn").mkdir(exist_ok=True)
     stop_at(3)
-    with pytest.raises(loop.Stopped, match="stage rpn, step 5 is saved"):
+    with pytest.raises(cli.Stopped, match="stage rpn, step 5 is saved"):
         loop.train(tiny_config, run)
     assert not (run / "checkpoints" / ".00000004-rpn").exists()
     assert (tiny_run / "metrics.jsonl").read_text().startswith((run / "metrics.jsonl").read_text())

@@ -1,0 +1,107 @@
+"""What signals do to a command that trains, also while its main thread hears nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mrcnn_jax import cli
+from mrcnn_jax.training.open import Progress
+from mrcnn_jax.training.stop import StopSignal
+
+
+class Left(Exception):
+    """Ends the thread that would end the process."""
+
+
+def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """([signal that ended the process, whether in the call], what came of saving) if the signals
+    arrive while the main thread is in one long call, as of the compiler."""
+    left: list[tuple[int, bool]] = []
+    answered, busy = threading.Event(), True
+
+    def leave(number: int, line: str) -> None:
+        cli.say(line)
+        left.append((number, busy))
+        answered.set()
+        raise Left
+
+    def send() -> None:
+        for number in signals:
+            os.kill(os.getpid(), number)
+            answered.wait(0.1)
+
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(save_every_steps=100, stages=[SimpleNamespace(name="rpn")]),
+        workdir="run",
+    )
+    monkeypatch.setattr(cli, "in_charge", True)
+    monkeypatch.setattr(cli, "leave", leave)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stopped = None
+    with StopSignal(run) as stop:
+        stop.unsaved = unsaved
+        sender = threading.Timer(0.1, send)
+        sender.start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 6_000_000)  # no instruction of Python between
+        busy = False
+        sender.join()
+        if stop.save_is_due(Progress(0, 7)):
+            with pytest.raises(cli.Stopped) as error:
+                stop.obey(Progress(0, 7))
+            stopped = error.value.number, str(error.value)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    return left, stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, stopped = busy_while(number, unsaved=True, monkeypatch=monkeypatch)
+    assert left == []
+    assert stopped == (number, f"stopped by {number.name}: stage rpn, step 7 is saved in run")
+    again = "; again to leave at once" if number == signal.SIGINT else ""
+    assert capsys.readouterr().err == f"saving after this step{again}\n"
+
+
+def test_a_second_ctrl_c_leaves_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the first one after SIGTERM."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGINT)
+    left, _ = busy_while(*numbers, unsaved=True, monkeypatch=monkeypatch)
+    assert left == [(signal.SIGINT, True)]
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "saving after this step; again to leave at once",
+        "interrupted: what was trained since the last checkpoint is lost",
+    ]
+
+
+def test_ctrl_c_with_nothing_to_save_leaves_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, _ = busy_while(signal.SIGINT, unsaved=False, monkeypatch=monkeypatch)
+    assert left == [(signal.SIGINT, True)]
+    assert capsys.readouterr().err == "interrupted: nothing is lost\n"
+
+
+def test_a_notebook_and_the_background_keep_their_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = None
+    for in_charge, handler in ((False, signal.default_int_handler), (True, signal.SIG_IGN)):
+        monkeypatch.setattr(cli, "in_charge", in_charge)
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with StopSignal(run):
+                assert signal.getsignal(signal.SIGINT) is handler
+                assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        finally:
+            signal.signal(signal.SIGINT, before)
