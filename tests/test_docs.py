@@ -144,7 +144,8 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
             known = config_options(config)
         except ConfigError as error:
             return str(error)
-        return wrong_overrides(words, known | {"--config": str, "--workdir": Path})
+        own = {"--config": str, "--workdir": Path, "--weights": str, "--download": bool}
+        return wrong_overrides(words, known | own)
     if "--help" in words or not any(word.startswith("--") for word in words):
         return ""  # not a call, but the command's name
     output = io.StringIO()

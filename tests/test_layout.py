@@ -47,7 +47,6 @@ ELSEWHERE = {
     "mrcnn_jax.commands.import_weights": ("weights/test_importer.py", "files of all families"),
     "mrcnn_jax.commands.model_card": ("commands/test_share.py", "the card of a shared run"),
     "mrcnn_jax.commands.replay": (SCRIPTS, "its options; training/test_replay.py has the rest"),
-    "mrcnn_jax.commands.train": ("training/test_loop.py", "runs of train.py"),
     "mrcnn_jax.commands.variants": (JOBS, "each variant's stages by hand"),
     "mrcnn_jax.config.errors": ("config/test_files.py", SHARED + "an exception class"),
     "mrcnn_jax.config.tables": ("training/test_step.py", SHARED + "constants"),
@@ -56,7 +55,8 @@ ELSEWHERE = {
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),
     "mrcnn_jax.runs.state": ("runs/test_checkpoints.py", SHARED + "a dataclass"),
     "mrcnn_jax.structures": ("data/test_loader.py", SHARED + "dataclasses"),
-    "mrcnn_jax.weights.backbone": ("training/test_initial.py", "a run that starts from a file"),
+    "mrcnn_jax.weights.network": ("weights/test_importer.py", "files of all families"),
+    "mrcnn_jax.weights.origin": ("training/test_initial.py", "runs that start from both kinds"),
 }
 
 

@@ -89,7 +89,7 @@ print(json.dumps([imported.user + imported.system, found]))
 """
 HELP = {  # what each help names
     (): list(COMMANDS),
-    ("train",): ["--config", "--workdir"],
+    ("train",): ["--config", "--workdir", "--weights", "--download"],
     ("train", "--config", "shapes"): [
         "--data.root",
         "--data.batch-size",
