@@ -67,7 +67,7 @@ def initial_variables(
     if origin.has_heads:
         lists = {
             "random": sorted(target.keys() - source.keys() - set(left_out)),
-            "left out, as asked for": left_out,
+            "left out": left_out,
             "not used": sorted(source.keys() - target.keys()),
         }
         rest = "".join(f"; {what}: {', '.join(paths)}" for what, paths in lists.items() if paths)
