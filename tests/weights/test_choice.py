@@ -18,7 +18,7 @@ from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.choice import HEADS, RESNET, Choice, choose, chosen_before
 
 # Fields that can be others than those of the weights: how the network is trained, which proposals
-# and detections it keeps, which images it is made for, and modules that weights may lack.
+# and detections it keeps, and which images it is made for.
 FREE = {
     *("num_classes", "compute_dtype", "remat", "resnet.norm"),
     *(f"rpn.{name}" for name in ("scales", "anchors_in_padding", "positive_iou", "negative_iou")),
@@ -37,14 +37,17 @@ FREE = {
 }
 
 
+LACKING = {"depth_head", "refine"}  # modules that weights may lack
+
+
 def fields_of(config: Any, prefix: str = "") -> set[str]:
-    """Dotted names, but for the tables of modules that weights may lack."""
+    """Dotted names, but for those in the tables of `LACKING`."""
     names: set[str] = set()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not dataclasses.is_dataclass(value):
-            names.add(prefix + field.name)
-        elif field.name not in ("depth_head", "refine"):
+            names |= {prefix + field.name} - LACKING
+        elif field.name not in LACKING:
             names |= fields_of(value, f"{prefix}{field.name}.")
     return names
 
