@@ -6,7 +6,7 @@ colour alone.
 
     mrcnn generate bins --out runs/bins_data --processes 2
     python train.py --config configs/bins.py --workdir runs/bins --data.root runs/bins_data \\
-        --init-from resnet18.pth
+        --weights resnet18.pth
 
 Time, AP and depth errors: docs/depth.md.
 """

@@ -1,7 +1,7 @@
 """Bins again, from a trained run: the depth head alone, for other heads and losses.
 
     python train.py --config configs/bins_depth.py --workdir runs/bins_roi \\
-        --data.root runs/bins_data --init-from runs/bins --model.depth-head.kind roi
+        --data.root runs/bins_data --weights runs/bins --model.depth-head.kind roi
 
 The run to start from may have a depth head of the same kind, which is trained on, or none. Depth
 errors: docs/depth.md.

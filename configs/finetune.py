@@ -2,14 +2,12 @@
 
 Training images are flipped and rescaled at random.
 
-    mrcnn import maskrcnn_resnet50_fpn_coco.pth --out runs/tv
     python train.py --config configs/finetune.py --workdir runs/mine --model.num-classes 5 \\
         --data.train-annotations $PWD/my/train.json --data.train-images $PWD/my/images \\
         --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\
-        --init-from runs/tv --init-without-classes --model.resnet.norm-epsilon 0
+        --weights torchvision-coco-v1 --download
 
-From ImageNet weights instead: `--init-from resnet50.pth`, without the last two options. Step by
-step: docs/training.md.
+Other weights: docs/weights.md. Step by step: docs/training.md.
 
 Hardware: one GPU. Time and AP: not yet measured.
 """

@@ -1,7 +1,7 @@
 """The report's constants, and ours where it states none (docs/differences.md).
 
     python train.py --config configs/report.py --workdir runs/a --data.root DIR \\
-        --init-from resnet50.pth
+        --weights resnet50.pth
 
 Hardware: one GPU. Time and AP: not yet measured.
 """

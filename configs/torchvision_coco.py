@@ -3,10 +3,10 @@
 All heads train together, with SGD; of the ResNet res3 to res5 are trainable.
 
     python train.py --config configs/torchvision_coco.py --workdir runs/a --data.root coco \\
-        --init-from resnet50.pth
+        --weights resnet50.pth
 
-`--data.root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/. To use the
-weights that torchvision has published for this network, import them instead:
+`--data.root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/. To evaluate
+the weights that torchvision has published for this network, import them instead:
 
     mrcnn import FILE --out DIR
 

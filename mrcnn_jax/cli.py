@@ -163,12 +163,17 @@ def _keep_compiled_programs() -> None:
         names = ("model name", "flags", "Features")
         processor = {line for line in lines if line.startswith(names)}
         key = hashlib.sha256("\n".join(sorted(processor)).encode()).hexdigest()[:12]
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "mrcnn_jax" / f"compiled-{key}"
+        folder = cache_folder() / f"compiled-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
             os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
+
+
+def cache_folder() -> Path:
+    """This program's part of the user's cache folder; RuntimeError if the home is not known."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mrcnn_jax"
 
 
 def _open_streams() -> None:

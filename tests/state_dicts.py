@@ -4,13 +4,14 @@ fit."""
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.weights.families import FAMILIES, Family
+from mrcnn_jax.weights.families import FAMILIES, Family, family_of
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTH = 4
@@ -151,6 +152,12 @@ def family(name: str) -> Family:
     """A family whose network is narrowed like its state dict."""
     (found,) = [family for family in FAMILIES if family.name == name]
     return replace(found, model=narrow(found.model)) if found.model is not None else found
+
+
+def narrow_family_of(names: Collection[str], source: str) -> Family:
+    """Stands in for `family_of`, for files of such state dicts."""
+    found = family_of(names, source)
+    return found if found.model is None else family(found.name)
 
 
 def narrow(model: ModelConfig) -> ModelConfig:

@@ -54,7 +54,8 @@ ELSEWHERE = {
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),
     "mrcnn_jax.runs.state": ("runs/test_checkpoints.py", SHARED + "a dataclass"),
     "mrcnn_jax.structures": ("data/test_loader.py", SHARED + "dataclasses"),
-    "mrcnn_jax.weights.backbone": ("training/test_initial.py", "a run that starts from a file"),
+    "mrcnn_jax.weights.network": ("weights/test_importer.py", "files of all families"),
+    "mrcnn_jax.weights.origin": ("training/test_initial.py", "runs that start from both kinds"),
 }
 
 

@@ -89,7 +89,10 @@ print(json.dumps([imported.user + imported.system, found]))
 """
 HELP = {  # what each help names
     (): list(COMMANDS),
-    ("train",): ["--config", "--workdir", "--resume", "--epochs", "mrcnn train --resume runs/a"],
+    ("train",): [
+        *("--config", "--workdir", "--resume", "--epochs", "--weights", "--download"),
+        "mrcnn train --resume runs/a",
+    ],
     ("train", "--config", "shapes"): [
         "--data.root",
         "--data.batch-size",

@@ -4,7 +4,8 @@
 
 The file (.pth, .pt, .pkl, .safetensors or .npz) holds torchvision's ResNet-18/34/50/101,
 maskrcnn_resnet50_fpn or maskrcnn_resnet50_fpn_v2, or detectron2's mask_rcnn_R_50_FPN or
-mask_rcnn_R_50_C4. eval, predict and `train --init-from` take the new folder.
+mask_rcnn_R_50_C4. eval and predict take the new folder. To train from such a file, give
+it to `train --weights` as it is.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from mrcnn_jax.output import printable
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.logs import COMMANDS
 from mrcnn_jax.runs.run import Run
+from mrcnn_jax.weights.published import BASE, PUBLISHED
 
 FIGURES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
 UNKNOWN = "not stated (ask where they came from before you hand this model on)"
@@ -65,7 +66,11 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     size = sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"]))
     licence = weights_licence or UNKNOWN
     if config.init_from is not None:
-        origin = f"`{_text(Path(config.init_from).name)}`. Its licence: {licence}."
+        file = Path(config.init_from).name
+        published = any(file == row.file for row in PUBLISHED.values())
+        at = f" (a file of this name is published at {BASE}{file})" if published else ""
+        part = ", without its outputs per class" if config.init_without_classes else ""
+        origin = f"`{_text(file)}`{at}{part}. Its licence: {licence}."
     elif config.stages:
         origin = "Random weights."
     else:

@@ -2,7 +2,7 @@
 
     mrcnn share --workdir runs/a --out shared/a [--weights-licence "CC BY-NC 4.0"]
 
-The new folder is a run's folder: eval, predict and `train --init-from` take it. README.md in it is
+The new folder is a run's folder: eval, predict and `train --weights` take it. README.md in it is
 the model card.
 """
 

@@ -5,8 +5,9 @@
 
 A run that was stopped goes on from its newest complete checkpoint. Ctrl-C saves at the end of the
 step; a second one leaves at once. Every field of the config is an option: `--config FILE --help`
-lists them. On several hosts, or in several processes, start each with the same command and its own
-`--distributed.*` (docs/scaling.md).
+lists them. `--weights` takes weights to start from and sets the fields that go with them
+(docs/weights.md). On several hosts, or in several processes, start each with the same command and
+its own `--distributed.*` (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +45,12 @@ class _Options:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder of a run to go on with, by its own config.json; instead of --config and
     --workdir."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Of a new run: weights to start from, whose depth, batch norm and other constants the config
+    then gets: a run's folder, a file of torchvision's, detectron2's or timm's, or the name of
+    published ones, such as torchvision-coco-v1."""
+    download: bool = False
+    """Fetch the published weights that --weights names, unless that was done before."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """With --resume: train the last stage of a finished run on, to so many epochs in all. Those
     that are added are a stage of their own, whose learning rate begins anew."""
@@ -79,11 +87,19 @@ class Arguments:
     resumed: bool
     """`workdir` has to hold a run."""
     epochs: int | None
+    weights: str | None
+    download: bool
     notes: tuple[str, ...]
     """What was chosen for the user, a line each."""
     file: str
     """What `config` began as, before the options that are fields of it."""
     options: tuple[str, ...]
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Dotted names of the fields among the options."""
+        names = (word[2:].partition("=")[0] for word in self.options if word.startswith("--"))
+        return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
 
 
 def parse(argv: Sequence[str], program: str) -> Arguments:
@@ -105,6 +121,10 @@ def parse(argv: Sequence[str], program: str) -> Arguments:
             tyro.cli(_Options, args=["--help"], prog=program, description=__doc__)  # exits
         raise ConfigError(f"--config and --workdir are missing, or --resume ({program} --help)")
     config, notes = _with_canvases(load_config_file(file), fields)
+    if given.weights is not None:
+        config = replace(config, init_from=given.weights)  # other fields may need one
+    elif given.download:
+        raise ConfigError("--download: needs --weights with the name of published ones")
     config = tyro.cli(
         tyro.conf.AvoidSubcommands[_AllOptions],
         default=_AllOptions(fields=config, **dataclasses.asdict(given)),
@@ -116,7 +136,17 @@ def parse(argv: Sequence[str], program: str) -> Arguments:
     if workdir is None:
         raise ConfigError(f"--workdir DIR, the run's folder, is missing ({program} --help)")
     resumed = given.resume is not None
-    return Arguments(config, workdir, resumed, given.epochs, notes, file, tuple(fields))
+    return Arguments(
+        config=config,
+        workdir=workdir,
+        resumed=resumed,
+        epochs=given.epochs,
+        weights=given.weights,
+        download=given.download,
+        notes=notes,
+        file=file,
+        options=tuple(fields),
+    )
 
 
 def _config_of_run(given: _Options) -> str:
@@ -124,6 +154,8 @@ def _config_of_run(given: _Options) -> str:
     for name in ("config", "workdir"):
         if getattr(given, name) is not None:
             raise ConfigError(f"--resume: names the run's config and folder: leave out --{name}")
+    if given.weights is not None:
+        raise ConfigError("--resume: the run has weights: leave out --weights")
     file = given.resume / "config.json"
     if not file.is_file():
         raise ConfigError(f"--resume: {given.resume}: no config.json there (is this a run?)")
@@ -147,6 +179,7 @@ def run(arguments: Arguments) -> None:
 
 def _train(arguments: Arguments) -> None:
     from mrcnn_jax import parallel
+    from mrcnn_jax.commands.initial_weights import with_weights
     from mrcnn_jax.training.loop import train
     from mrcnn_jax.training.open import AnotherConfig
 
@@ -157,8 +190,13 @@ def _train(arguments: Arguments) -> None:
         config = _going_on(config, workdir, arguments.epochs, again)
     for note in arguments.notes:
         print(note)
+    choice = None
+    if arguments.weights is not None:
+        config, choice = with_weights(
+            config, workdir, arguments.weights, arguments.given, download=arguments.download
+        )
     try:
-        train(config, workdir)
+        train(config, workdir, choice)
     except AnotherConfig as error:
         raise ConfigError(f"{error}{_way_out(arguments, again)}") from None
     except cli.Stopped as stopped:

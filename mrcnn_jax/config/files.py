@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import os
 import runpy
 import typing
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
@@ -126,6 +129,23 @@ def from_dict(values: dict[str, Any]) -> Config:
     """
     config: Config = _parse(values, Config, "")
     return config
+
+
+def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns `config` with other values in some fields, all set before any is checked.
+
+    Args:
+        config: to start from.
+        values: by dotted name, "model.resnet.depth" for example; fields of tables' rows have none.
+
+    Raises:
+        ConfigError: names a field that is unknown or has a value that it may not have.
+    """
+    fields = to_dict(config)
+    for name, value in values.items():
+        *tables, last = name.split(".")
+        functools.reduce(operator.getitem, tables, fields)[last] = value
+    return from_dict(fields)
 
 
 def _parse(value: Any, hint: Any, where: str) -> Any:

@@ -293,7 +293,8 @@ class Config:
     """The stage table: one row after the other is trained."""
     init_from: str | None = None
     """Weights to start from: a run's folder or a weights file. Relative names are looked up in the
-    working directory, then in $MRCNN_DATA."""
+    working directory, then in $MRCNN_DATA. `train --weights` sets it, and the fields that go with
+    the weights."""
     init_without_classes: bool = False
     """Leave the class-specific outputs of `init_from` out: its classes are others."""
     seed: int = 0

@@ -116,7 +116,7 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
     for variables in found.values():
         refuse_not_finite(flatten_dict(variables, sep="/"), f"{workdir}: checkpoint {meta.name}")
     if set(found["raw"]["params"]) == {"resnet"}:
-        start = cli.command("train", "--init-from", workdir)
+        start = cli.command("train", "--weights", workdir)
         raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: {start}")
     return {name: Run(config, meta, variables, name) for name, variables in found.items()}
 

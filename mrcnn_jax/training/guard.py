@@ -19,8 +19,10 @@ def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
     while the next one runs, and still finds the parameters that failed.
     """
 
-    def step(state: TrainState, batch: Batch, *known: Known) -> tuple[TrainState, dict[str, Array]]:
-        updated, metrics = train_step(state, batch, *known)
+    def step(
+        state: TrainState, batch: Batch, known: Known | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        updated, metrics = train_step(state, batch, known)
         finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
         applied = finite & (state.skipped <= allowed)
         # A frozen leaf comes back as the very array it was.

@@ -43,13 +43,19 @@ from mrcnn_jax.training.stages import summary
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.training.stop import StopSignal
 from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batches
+from mrcnn_jax.weights.choice import Choice
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path, weights: Choice | None = None) -> None:
     """Trains every stage of `config` in `workdir` on all devices.
 
     A folder with a complete checkpoint is resumed from the newest one. Of several processes
-    (`parallel.join`) each calls this, with the same config and folder; the first one writes.
+    (`parallel.join`) each calls this, with the same arguments; the first one writes.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        weights: as of `open_run`.
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled.
@@ -58,7 +64,8 @@ def train(config: Config, workdir: Path) -> None:
         cli.Stopped: SIGTERM or, in a command, Ctrl-C arrived, and the state is saved.
     """
     try:
-        with open_run(config, workdir) as run, Watch(run) as watch, StopSignal(run) as stop:
+        opened = open_run(config, workdir, weights)
+        with opened as run, Watch(run) as watch, StopSignal(run) as stop:
             _train(watch, stop)
     except OSError as error:  # a full disk above all
         if cli.lost_output() is not None:

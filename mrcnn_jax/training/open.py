@@ -38,6 +38,7 @@ from mrcnn_jax.training.features import refuse_unusable_cache
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
+from mrcnn_jax.weights.choice import Choice
 
 
 class AnotherConfig(ConfigError):
@@ -125,10 +126,16 @@ class OpenRun:
 
 
 @contextmanager
-def open_run(config: Config, workdir: Path) -> Iterator[OpenRun]:
+def open_run(config: Config, workdir: Path, weights: Choice | None = None) -> Iterator[OpenRun]:
     """Checks config, folder and data of a run, and holds the folder's lock while it is open.
 
     Nothing is compiled here. Of several processes each calls this.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        weights: those of `config.init_from`, whose outputs per class are left out of a new run with
+            other classes; None: `config.init_without_classes` decides.
 
     Raises:
         ConfigError: a user's mistake, in one line; AnotherConfig if it is that of the folder.
@@ -143,7 +150,7 @@ def open_run(config: Config, workdir: Path) -> Iterator[OpenRun]:
             lambda: stack.enter_context(_locked(workdir)) if parallel.is_first() else None
         )
         refuse_another_config(config, workdir)
-        yield _open(config, workdir, mesh)
+        yield _open(config, workdir, mesh, weights)
 
 
 @contextmanager
@@ -176,7 +183,7 @@ def _refuse_differences(path: Path, config: Config, text: str) -> None:
         raise AnotherConfig(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
 
 
-def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
+def _open(config: Config, workdir: Path, mesh: Mesh | None, weights: Choice | None) -> OpenRun:
     """The refusals that follow in a locked folder, the cheap ones first."""
     data = config.data
     train_set, val_set = _data_sets(config)
@@ -199,6 +206,7 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
         refuse_partly_live(stage, shapes["params"], live)
     initial: Variables = {}
     if resumed_from is None:
+        config = _without_other_classes(config, weights, train_set)
         initial = initial_variables(shapes, config, train_set.class_names)
         refuse_random_frozen(config, shapes["params"], loaded=initial.get("params", {}))
     warn_of_slow_versions()
@@ -241,6 +249,15 @@ def _open(config: Config, workdir: Path, mesh: Mesh | None) -> OpenRun:
     parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
     _refuse_differing_processes(run)
     return run
+
+
+def _without_other_classes(config: Config, weights: Choice | None, dataset: CocoDataset) -> Config:
+    """Leaves the outputs per class of the weights out if they are of other classes, and says so."""
+    why = weights.other_classes(dataset.class_names) if weights is not None else None
+    if why is None:
+        return config
+    print(f"the outputs per class of these weights are left out: {why}")
+    return replace(config, init_without_classes=True)
 
 
 def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:

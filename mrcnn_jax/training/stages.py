@@ -113,7 +113,7 @@ def refuse_random_frozen(config: Config, params: Params, loaded: Params) -> None
         if random:
             raise ConfigError(
                 f"stages.{stage.name}: frozen at random initialisation: {random} "
-                "(train it before, or load it: --init-from)"
+                "(train it before, or load it: --weights)"
             )
         known |= heads
 

@@ -140,7 +140,7 @@ _BODY = torchvision_resnet(r"backbone\.body\.")
 
 RESNET = Family(
     name="resnet",
-    project="torchvision",
+    project="torchvision or timm",
     mark="layer1.0.conv1.weight",
     rules=torchvision_resnet(),
     left_out={**_COUNTERS, r"fc\..*": "the classifier"},

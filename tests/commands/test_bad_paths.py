@@ -22,6 +22,7 @@ CASES: tuple[tuple[str, ...], ...] = (
     (*TRAIN, "--data.train-annotations", "BAD"),
     (*TRAIN, "--data.val-images", "BADFOLDER"),
     (*TRAIN, "--init-from", "BAD"),
+    (*TRAIN, "--weights", "BAD"),
     (*TRAIN, "--data.cache", "BADFILE"),
     ("eval", "--workdir", "BAD"),
     ("eval", "--workdir", "RUN", "--annotations", "BAD", "--images", "IMAGES"),

@@ -19,6 +19,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.runs.run import load_run, write_run
+from mrcnn_jax.weights.published import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {
@@ -83,6 +84,18 @@ def test_what_is_handed_on(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert theirs.meta.environment["xla_flags"] == "--xla_dump_to=dump --xla_gpu_autotune_level=0"
     assert theirs.config.data.train_annotations == "instances_train.json"
     assert theirs.config.init_from == "resnet18.npz"
+
+
+def test_the_card_of_a_start_from_published_weights(kept_run: Path, tmp_path: Path) -> None:
+    source = load_run(kept_run)
+    path = f"/cache/{PUBLISHED['torchvision-coco-v1'].file}"
+    config = replace(source.config, init_from=path, init_without_classes=True)
+    write_run(tmp_path / "run", config, source.variables, source.meta)
+    hand_on(tmp_path / "run", tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    (line,) = (line for line in card.splitlines() if line.startswith("`maskrcnn_resnet50_fpn_coco"))
+    address = "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
+    assert f"published at {address}), without its outputs per class. Its licence: not st" in line
 
 
 def test_the_card(run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tiny
 from training.conftest import stop_at
 from whole_runs import ENDS, arrays, assert_same_bits, latest
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands import train
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences, load_config_json, save_config
@@ -117,10 +118,10 @@ def test_another_config_is_refused_with_the_command_that_takes_it(
         f"error: {run}: holds a run of another config: seed: 0 -> 7 (choose another --workdir)"
     )
     assert command == (
-        f"python -m mrcnn_jax train --config {run}/config.json --init-from {run} "
+        f"{cli.command('train')} --config {run}/config.json --init-from {run} "
         f"--workdir {tmp_path}/run_3 --no-init-without-classes --seed 7 --data.threads 1"
     )
-    found = parse(*shlex.split(command)[4:])
+    found = parse(*shlex.split(command.partition(" train ")[2]))
     assert [
         line.split(":")[0]
         for line in differences(load_config_json(run / "config.json"), found.config)
@@ -129,7 +130,7 @@ def test_another_config_is_refused_with_the_command_that_takes_it(
 
     file = shutil.move(run / "config.json", tmp_path)  # the checkpoints have their own
     assert mrcnn("train", "--config", file, "--workdir", run, "--seed", 7) == 2
-    assert f"; from its weights: python -m mrcnn_jax train --config {file}" in (
+    assert f"; from its weights: {cli.command('train')} --config {file}" in (
         capsys.readouterr().err
     )
     shutil.move(file, run)
@@ -149,8 +150,8 @@ def test_a_finished_run_goes_on_with_more_epochs(
     """In a stage of its own, which is stopped and goes on; its curves, evaluation and copy are
     told apart from those of the stage that it repeats."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    again = f"python -m mrcnn_jax train --resume {run}"
     assert mrcnn("train", "--resume", run) == 0
+    again = cli.command("train", "--resume", run)
     assert f"\nto train the last stage longer: {again} --epochs N\n" in capsys.readouterr().out
     assert_same_bits(run, tiny_run)
     assert mrcnn("train", "--resume", run, "--epochs", 1) == 2

@@ -21,6 +21,7 @@ from mrcnn_jax.config.files import (
     resolve_paths,
     save_config,
     to_dict,
+    with_fields,
 )
 from mrcnn_jax.config.schema import (
     Config,
@@ -271,6 +272,7 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "keep_checkpoints",
         "validate_every_epochs",
         "evaluate_every_epochs",
+        "feature_cache_gib",
         "deterministic",
         "profile",
         "skip_non_finite",
@@ -362,3 +364,13 @@ def test_folders_of_depth_maps_are_paths_too(
     folder.mkdir()
     found = resolve_paths(config).data
     assert (found.train_depth, found.val_depth) == (str(folder), None)
+
+
+def test_fields_that_fit_only_together_are_set_together() -> None:
+    config = with_fields(Config(), {"model.rpn.convs": 2, "model.rpn.batch_norm": False, "seed": 3})
+    rpn = replace(Config().model.rpn, convs=2, batch_norm=False)
+    assert config == replace(Config(), seed=3, model=replace(Config().model, rpn=rpn))
+    with pytest.raises(ConfigError, match=r"^model\.rpn\.convs: more than one needs"):
+        with_fields(Config(), {"model.rpn.convs": 2})
+    with pytest.raises(ConfigError, match=r"^model\.rpn\.conv: unknown field$"):
+        with_fields(Config(), {"model.rpn.conv": 2})

@@ -15,7 +15,7 @@ from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, convolve, max_pool, relu
 from mrcnn_jax.models.resnet import DEPTHS, Block, ResNet
-from mrcnn_jax.weights.backbone import load_resnet
+from mrcnn_jax.weights.network import read_network
 
 LEVELS = ("c2", "c3", "c4", "c5")
 
@@ -81,17 +81,15 @@ def shapes_of(model: ResNet) -> dict:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
 
 
-def load(path: Path, model: ResNet) -> dict:
-    variables = load_resnet(
-        path, {kind: {"resnet": tree} for kind, tree in shapes_of(model).items()}
-    )
+def load(path: Path) -> dict:
+    variables = read_network(path).variables()
     return {kind: modules["resnet"] for kind, modules in variables.items()}
 
 
 @pytest.mark.data
 def test_resnet50_gives_the_reference_features(data_folder: Path) -> None:
     model = ResNet(ResNetConfig(depth=50))
-    variables = load(data_folder / "weights/pqf_resnet50_large.npz", model)
+    variables = load(data_folder / "weights/pqf_resnet50_large.npz")
     reference = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")
     features = jax.jit(model.apply)(variables, reference["input_nhwc"])
     for level in LEVELS:
@@ -103,7 +101,7 @@ def test_resnet50_gives_the_reference_features(data_folder: Path) -> None:
 def test_resnet50_v1_is_not_v1_5(data_folder: Path) -> None:
     """The same tensors, the stride in the wrong convolution: c2 is the same, the rest is not."""
     model = ResNet(ResNetConfig(depth=50, stride_in_1x1=True))
-    variables = load(data_folder / "weights/pqf_resnet50_large.npz", model)
+    variables = load(data_folder / "weights/pqf_resnet50_large.npz")
     reference = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")
     features = jax.jit(model.apply)(variables, reference["input_nhwc"])
     errors = [relative_error(features[level], reference[f"{level}_nhwc"]) for level in LEVELS]
@@ -118,7 +116,7 @@ def test_resnet18_equals_numpy(data_folder: Path) -> None:
     image = np.load(data_folder / "weights/pqf_resnet50_large_reference_features.npz")[
         "input_nhwc"
     ][:, 20:85, :96]  # 65 x 96: odd maps too
-    features = jax.jit(model.apply)(load(path, model), image)
+    features = jax.jit(model.apply)(load(path), image)
     for level, expected in zip(LEVELS, numpy_resnet18(image, dict(np.load(path))), strict=True):
         assert features[level].shape == expected.shape
         assert relative_error(features[level], expected) <= 1e-4, level

@@ -42,7 +42,10 @@ GOOD, NO_GRADIENT, NO_LOSS = (
 
 
 def step(
-    state: TrainState, batch: Any, optimizer: optax.GradientTransformation = OPTIMIZER
+    state: TrainState,
+    batch: Any,
+    known: None = None,
+    optimizer: optax.GradientTransformation = OPTIMIZER,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The loss sum(sqrt(batch * kernel)): at 0 it is finite and its gradient is not, below 0
     neither is."""

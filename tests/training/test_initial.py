@@ -4,6 +4,7 @@ everything else is listed or refused."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +25,16 @@ from mrcnn_jax.config.model import (
     ResNetConfig,
     RPNConfig,
 )
-from mrcnn_jax.config.schema import Config
-from mrcnn_jax.config.tables import staged
+from mrcnn_jax.config.schema import Config, ParamGroup
+from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2, joint, staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.stages import refuse_random_frozen
+from mrcnn_jax.weights import network
+from mrcnn_jax.weights.importer import import_weights
+from mrcnn_jax.weights.published import PUBLISHED
 
 FPN = ModelConfig(
     fpn_channels=8,
@@ -104,8 +108,31 @@ def resnet_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_nothing() -> None:
-    assert initial_variables(shapes(FPN), Config(model=FPN)) == {}
+@pytest.mark.parametrize(
+    ("resnet", "train", "name"),
+    [
+        # Demos and tests: live batch norm, and all of the ResNet is trained.
+        (ResNetConfig(depth=10, width=4, norm="live"), ".*", None),
+        (ResNetConfig(depth=10, width=4), ".*", "torchvision-resnet18"),
+        (ResNetConfig(depth=18, width=4, norm="live"), "(?!resnet).*", "torchvision-resnet18"),
+        (ResNetConfig(depth=50, width=4), "(?!resnet/stem).*", "torchvision-coco-v1"),
+    ],
+)
+def test_random_weights_are_told(
+    resnet: ResNetConfig, train: str, name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, with what to start from instead, but not where the config means them."""
+    model = replace(FPN, resnet=resnet)
+    frozen = () if train == ".*" else (train.replace("(?!", "(?=", 1),)
+    config = Config(model=model, stages=joint((ParamGroup(train),), frozen, epochs=1))
+    assert initial_variables(shapes(model), config) == {}
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == (name is not None)
+    if name is not None:
+        published = PUBLISHED[name]
+        assert printed.startswith("the ResNet starts from random weights, a poor start on photo")
+        assert f"--weights {name} --download (https://" in printed
+        assert f"{published.file}, {published.mebibytes:.0f} MiB, SHA-256 " in printed
 
 
 # -- from a file -----------------------------------------------------------------------------------
@@ -140,21 +167,67 @@ def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixt
 
 def test_another_stride_is_warned_of(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load(resnet_file, replace(FPN, resnet=replace(FPN.resnet, stride_in_1x1=True)))
-    assert (
-        "warning: resnet18.npz: torchvision's ResNets have their stride in the 3x3, "
-        "this model in the 1x1" in capsys.readouterr().out
-    )
+    line = "was trained with other constants: model.resnet.stride_in_1x1: False -> True"
+    assert capsys.readouterr().out.splitlines()[1] == f"warning: {resnet_file} {line}"
 
 
-def test_a_whole_network_is_imported_first(tmp_path: Path) -> None:
-    path = tmp_path / "weights.npz"
-    np.savez(path, **state_dicts.tensors(state_dicts.published()))  # type: ignore[arg-type]
+def test_another_depth_is_refused_with_the_one_that_fits(resnet_file: Path, tmp_path: Path) -> None:
+    """Of a file and of a run: ResNet-34 has all of ResNet-18's tensors, in the same shapes."""
+    model = replace(FPN, resnet=replace(FPN.resnet, depth=34))
+    write_run(tmp_path / "run", FPN)
+    for source in (resnet_file, tmp_path / "run"):
+        with pytest.raises(ConfigError) as error:
+            load(source, model)
+        assert str(error.value) == (
+            f"init_from: {source}: has a ResNet-18, but model.resnet.depth is 34: "
+            "--model.resnet.depth 18 fits it"
+        )
+
+
+@pytest.mark.parametrize(
+    ("shapes_of", "model"),
+    [
+        (state_dicts.published, TORCHVISION),
+        (lambda: state_dicts.recorded("maskrcnn_resnet50_fpn_v2"), TORCHVISION_V2),
+        (lambda: state_dicts.detectron2("C4"), DETECTRON2_C4),
+    ],
+)
+def test_a_whole_network_is_that_of_its_import(
+    shapes_of: Callable[[], state_dicts.Shapes],
+    model: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Leaf by leaf, with its classes or without."""
+    monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
+    path, model = tmp_path / "weights.npz", state_dicts.narrow(model)
+    np.savez(path, **state_dicts.tensors(shapes_of()))  # type: ignore[arg-type]
+    import_weights(path, tmp_path / "run")
+    whole = load(tmp_path / "run", model)
+    assert whole.keys() == flat(shapes(model)).keys()
+    capsys.readouterr()
+    for without in (False, True):
+        found = load(path, model, without_classes=without)
+        assert found.keys() == whole.keys() - (CLASS_LEAVES if without else set())
+        assert all(np.array_equal(found[leaf], whole[leaf]) for leaf in found)
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith(f"{path}: {len(found)} of {len(whole)} tensors loaded")
+        assert ("; left out: " in first) == without
+
+
+def test_a_whole_network_is_loaded_in_full_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run would not need the tensor that is missing."""
+    monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
+    tensors = state_dicts.tensors(state_dicts.published())
+    del tensors["roi_heads.mask_predictor.mask_fcn_logits.bias"]
+    np.savez(tmp_path / "weights.npz", **tensors)  # type: ignore[arg-type]
     with pytest.raises(
-        ConfigError,
-        match=r"weights\.npz: a whole maskrcnn_resnet50_fpn \(torchvision\), not a ResNet; "
-        r"import it first: .* import .*weights\.npz --out DIR$",
+        ConfigError, match=r"weights\.npz: no tensor for params/mask_head/logits/bias"
     ):
-        load(path, FPN)
+        load(tmp_path / "weights.npz", state_dicts.narrow(TORCHVISION), without_classes=True)
 
 
 # -- from a run ------------------------------------------------------------------------------------
@@ -177,9 +250,7 @@ def test_other_classes_are_left_out_when_asked_for(
     target = replace(FPN, num_classes=classes)
     loaded = load(tmp_path, target, without_classes=True)
     assert loaded.keys() == source.keys() - CLASS_LEAVES
-    assert (
-        f"; left out, as asked for: {', '.join(sorted(CLASS_LEAVES))}\n" in capsys.readouterr().out
-    )
+    assert f"; left out: {', '.join(sorted(CLASS_LEAVES))}\n" in capsys.readouterr().out
 
     # What is loaded in part is not loaded: no stage may build on it before it was trained.
     params = shapes(target)["params"]
@@ -302,6 +373,6 @@ def test_a_run_whose_weights_are_no_numbers_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", FPN, proper=False)  # normal numbers, its variances too
     with pytest.raises(
         ConfigError,
-        match=r"^init_from: .*a: checkpoint 00000000-rpn: batch_stats/.*/var: .* negative",
+        match=r"a: checkpoint 00000000-rpn: batch_stats/.*/var: .* negative",
     ):
         load(tmp_path / "a", FPN)

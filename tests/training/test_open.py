@@ -302,7 +302,7 @@ def test_other_shapes_are_refused(tiny_run: Path, tiny_config: Config, tmp_path:
 def test_a_folder_that_is_no_run_is_refused(tiny_config: Config, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = replace(tiny_config, init_from=str(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match=r"init_from: .*empty: holds no checkpoint"):
+    with pytest.raises(ConfigError, match=r"empty: holds no checkpoint$"):
         initial_variables(shapes(config), config)
 
 

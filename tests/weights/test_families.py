@@ -247,7 +247,7 @@ def test_another_depth_is_an_error() -> None:
 
 def test_families_are_told_apart_by_their_marks() -> None:
     names = ", ".join(family.name for family in FAMILIES)
-    first, last = r"resnet \(torchvision\)", r"mask_rcnn_R_50_C4 \(detectron2\)"
+    first, last = r"resnet \(torchvision or timm\)", r"mask_rcnn_R_50_C4 \(detectron2\)"
     with pytest.raises(ConfigError, match=rf"file: names of no known family: {first}, .*{last}$"):
         family_of(["encoder.weight"], "file")
     with pytest.raises(ConfigError, match=rf"file: names of several families: {first}, {last}$"):

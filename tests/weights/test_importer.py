@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.weights import importer
-from mrcnn_jax.weights.families import Family, family_of
+from mrcnn_jax.weights import network
 from mrcnn_jax.weights.importer import import_weights
 
 V1, V2 = "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"
@@ -36,11 +34,7 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def narrow_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    def narrow(names: list[str], source: str) -> Family:
-        family = family_of(names, source)
-        return family if family.model is None else state_dicts.family(family.name)
-
-    monkeypatch.setattr(importer, "family_of", narrow)
+    monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
 
 
 def write(path: Path, shapes: state_dicts.Shapes) -> Path:
@@ -143,13 +137,8 @@ def test_epsilon_of_batch_norm(
 
 @pytest.mark.parametrize("depth", [18, 101])
 def test_a_backbone_is_only_trained_from(
-    depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wide = replace(
-        importer.ModelConfig(),
-        resnet=replace(importer.ModelConfig().resnet, width=state_dicts.WIDTH),
-    )
-    monkeypatch.setattr(importer, "ModelConfig", lambda: wide)
     import_weights(write(tmp_path / "weights.npz", state_dicts.resnet(depth)), tmp_path / "run")
     config = load_config_json(tmp_path / "run" / "config.json")
     assert (config.name, config.model.resnet.depth) == (f"resnet{depth}", depth)
@@ -157,12 +146,12 @@ def test_a_backbone_is_only_trained_from(
     assert "left out: fc.weight, fc.bias: the classifier" in printed
     assert (
         "next: python -m mrcnn_jax train --config CONFIG --workdir DIR "
-        f"--init-from {tmp_path / 'run'}" in printed
+        f"--weights {tmp_path / 'run'}" in printed
     )
     with pytest.raises(
         ConfigError,
         match=r"run: holds only a backbone, to train a detector from: "
-        r"python -m mrcnn_jax train --init-from .*run$",
+        r"python -m mrcnn_jax train --weights .*run$",
     ):
         load_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--categories: .*: a resnet has no classes"):

@@ -1,0 +1,43 @@
+"""`--weights`: from what a user names to the config that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import load_config_json
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.weights.choice import Choice, choose, chosen_before
+from mrcnn_jax.weights.published import locate
+
+
+def with_weights(
+    config: Config, workdir: Path, weights: str, given: Collection[str], *, download: bool
+) -> tuple[Config, Choice | None]:
+    """Finds and reads the weights to start from, and prints what they fix.
+
+    Args:
+        config: of the run.
+        workdir: the run's folder.
+        weights: a file, a run's folder, or the name of published weights.
+        given: dotted names of the fields that the user gave.
+        download: fetch published weights that are not in the cache.
+
+    Returns:
+        The config with the fields that the weights fix, and the choice; None if the run made it
+        when it began.
+
+    Raises:
+        ConfigError: the weights cannot be used, or an option contradicts them.
+    """
+    if "init_from" in given:
+        raise ConfigError("--weights: not with --init-from, which it sets")
+    path = parallel.in_turn(lambda: locate(weights, download=download))
+    config = replace(config, init_from=str(path))
+    if (workdir / "config.json").exists():
+        return chosen_before(config, load_config_json(workdir / "config.json"), given), None
+    choice = choose(path)
+    return choice.applied(config, given), choice

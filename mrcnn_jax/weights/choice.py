@@ -1,0 +1,141 @@
+"""What weights fix in the config of a run that starts from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import with_fields
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.weights.origin import open_origin
+
+RESNET = (
+    "resnet.depth",
+    "resnet.width",
+    "resnet.stride_in_1x1",
+    "resnet.norm_epsilon",
+    "pixel_mean",
+    "pixel_std",
+)
+"""Fields of `ModelConfig` that a ResNet's parameters have their shape or meaning by."""
+HEADS = (
+    "backbone",
+    "fpn_channels",
+    "fpn_norm",
+    *(f"rpn.{name}" for name in ("ratios", "channels", "convs", "batch_norm", "anchor_grid")),
+    "rpn.box_weights",
+    *(f"roi.{name}" for name in ("op", "aligned")),
+    *(
+        f"box_head.{name}"
+        for name in ("convs", "conv_channels", "norm", "fcs", "hidden", "pool_size", "box_weights")
+    ),
+    *(f"mask_head.{name}" for name in ("channels", "convs", "norm", "deconv_kernel", "pool_size")),
+)
+"""The same of those of all other modules. Anchor scales and the sizes that belong to FPN levels are
+not among them: they go with the size of the images."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fields that weights fix, and the classes that they know."""
+
+    path: Path
+    title: str
+    fields: Mapping[str, Any]
+    """Value by dotted name, "model.resnet.depth" for example."""
+    presumed: Collection[str]
+    """Fields whose value is only the published weights', and the user may know better."""
+    classes: int
+    """Their number; 0 if there are no outputs per class."""
+    class_names: tuple[str, ...]
+    """() if they are unknown."""
+
+    def applied(self, config: Config, given: Collection[str]) -> Config:
+        """Sets the fields of a config, and prints a line for each.
+
+        Args:
+            config: its init_from is `path`.
+            given: dotted names of the fields that the user gave on the command line; they stay.
+
+        Raises:
+            ConfigError: names a field that contradicts the weights, and both values.
+        """
+        lines, values, same = [], {}, 0
+        for name, value in self.fields.items():
+            own = attrgetter(name)(config)
+            differs = own != value
+            if differs and name == "model.backbone":
+                # The stage table names the modules of a backbone.
+                raise ConfigError(f"{name}: {own}, but {self.path} needs a config with {value}")
+            if differs and name in given and name not in self.presumed:
+                raise ConfigError(
+                    f"{name}: {own}, but {self.path} ({self.title}) has {value}: leave out "
+                    f"--{name.replace('_', '-')}, or take other weights"
+                )
+            if differs and name in given:
+                lines.append(f"  {name}: {own}, as given (presumably {value} in these weights)")
+            elif differs:
+                lines.append(f"  {name}: {value} (the config has {own})")
+                values[name] = value
+            elif name.removeprefix("model.") in RESNET:
+                lines.append(f"  {name}: {value}")
+            else:
+                same += 1
+        print("\n".join((f"weights: {self.path}: {self.title}", *lines)))
+        if same:
+            print(f"  {same} more fields of the network are as in the config")
+        return with_fields(config, values)
+
+    def other_classes(self, class_names: Sequence[str]) -> str | None:
+        """Why outputs per class cannot be those of the weights; None if they can, or are none.
+
+        Args:
+            class_names: of labels 1..K of the run.
+        """
+        if self.classes == 0:
+            return None
+        if self.classes != len(class_names):
+            return f"{self.classes} classes there, {len(class_names)} here"
+        pairs = enumerate(zip(self.class_names, class_names, strict=False), start=1)
+        changed = [f"{label} is {a!r} there, {b!r} here" for label, (a, b) in pairs if a != b]
+        if not changed:
+            return None
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return f"other classes: {', '.join(changed[:3])}{more}"
+
+
+def choose(path: Path) -> Choice:
+    """Reads what weights fix.
+
+    Args:
+        path: a run's folder or a weights file.
+
+    Raises:
+        ConfigError: as of `open_origin`.
+    """
+    origin = open_origin(path)
+    names = (*RESNET, *(HEADS if origin.has_heads else ()))
+    return Choice(
+        path,
+        origin.title,
+        {f"model.{name}": attrgetter(name)(origin.model) for name in names},
+        {f"model.{name}" for name in origin.presumed},
+        origin.model.num_classes if origin.has_heads else 0,
+        origin.class_names,
+    )
+
+
+def chosen_before(config: Config, saved: Config, given: Collection[str]) -> Config:
+    """Gives a config the fields that weights fixed when its run began.
+
+    Args:
+        config: as the command states it.
+        saved: of the run.
+        given: as of `Choice.applied`; a field that differs from the run's is refused later.
+    """
+    names = {f"model.{name}" for name in (*RESNET, *HEADS)} | {"init_without_classes"}
+    return with_fields(config, {name: attrgetter(name)(saved) for name in names - set(given)})

@@ -1,0 +1,168 @@
+"""The network of another project's weights file: its config, and its variables."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.evaluation.coco_categories import Categories
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.models.resnet import DEPTHS, Depth, ResNet
+from mrcnn_jax.weights.families import Family, family_of
+from mrcnn_jax.weights.mapping import Assigned, assign, fill
+from mrcnn_jax.weights.tensors import read_tensors
+
+
+@dataclass(frozen=True)
+class FileNetwork:
+    """A file whose tensors all have a place, and the network that they are of."""
+
+    path: Path
+    family: Family
+    model: ModelConfig
+    tensors: Mapping[str, np.ndarray]
+    assigned: Mapping[str, Assigned]
+    """Path of a variable -> its tensor."""
+    pixels_stated: bool
+    """Whether a file says which mean and standard deviation of pixels it was trained with."""
+
+    @property
+    def name(self) -> str:
+        """Name of the network, "resnet50" for example."""
+        return self.family.name if self.has_heads else f"resnet{self.model.resnet.depth}"
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether it is a whole Mask R-CNN."""
+        return self.family.model is not None
+
+    @property
+    def categories(self) -> Categories:
+        """Those of the family's published file if it has as many, else (): unknown."""
+        known = self.family.categories
+        return known if len(known) == self.model.num_classes else ()
+
+    def variables(self) -> dict[str, Any]:
+        """Fills all variables of the network, NumPy float32: those of "resnet" if that is all.
+
+        Raises:
+            ConfigError: names the tensor that is missing, of another shape or not finite.
+        """
+        key = jax.random.key(0)
+        if self.has_heads:
+            template = jax.eval_shape(
+                lambda batch: MaskRCNN(self.model).init(key, batch), example_batch((64, 64))
+            )
+        else:
+            resnet = ResNet(self.model.resnet)
+            found = jax.eval_shape(lambda: resnet.init(key, jnp.zeros((1, 64, 64, 3))))
+            template = {kind: {"resnet": tree} for kind, tree in found.items()}
+        return fill(template, self.assigned, self.tensors, str(self.path))
+
+
+def unnamed(count: int) -> Categories:
+    """Makes up the categories of a network whose classes have no known names."""
+    return tuple((number, f"class{number}") for number in range(1, count + 1))
+
+
+def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwork:
+    """Reads a file of one of `families.FAMILIES`.
+
+    Args:
+        path: the file.
+        norm_epsilon: epsilon of the ResNet's batch norm; None: the family's.
+
+    Raises:
+        ConfigError: the file cannot be read, is of no known family, or has a tensor without a place
+            or blocks of no known ResNet.
+    """
+    tensors = read_tensors(path)
+    family = family_of(tensors, str(path))
+    assigned = assign(tensors, family.rules, family.left_out, str(path))
+    _refuse_other_constants(family, tensors, path)
+    if norm_epsilon is None:
+        live = any(name.endswith(".num_batches_tracked") for name in tensors)
+        norm_epsilon = 1e-5 if live else family.frozen_norm_epsilon
+    stated = _pixels_beside(path) if family.model is None else {}
+    model = family.model or replace(ModelConfig(), **stated)
+    resnet = replace(model.resnet, depth=_depth(assigned, path), norm_epsilon=norm_epsilon)
+    stem = assigned.get("params/resnet/stem/kernel")
+    if stem is not None and tensors[stem.name].ndim == 4 and len(tensors[stem.name]) > 0:
+        resnet = replace(resnet, width=len(tensors[stem.name]))
+    model = replace(model, resnet=resnet)
+    logits = assigned.get("params/box_head/logits/bias")
+    if logits is not None:
+        model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
+    return FileNetwork(path, family, model, tensors, assigned, bool(stated))
+
+
+def _pixels_beside(path: Path) -> dict[str, Any]:
+    """The mean and standard deviation of pixels that a config.json of timm beside a file states."""
+    beside = path.with_name("config.json")
+    refuse_pipe(beside)
+    if not beside.is_file():
+        return {}
+    try:
+        content = json.loads(beside.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{beside}: beside the weights, and not JSON: {error}") from None
+    if not isinstance(content, dict):
+        return {}
+    stated = content.get("pretrained_cfg")
+    found = {**content, **(stated if isinstance(stated, dict) else {})}
+    fields = {"pixel_mean": "mean", "pixel_std": "std"}
+    return {
+        field: _three_numbers(found[name], f"{beside}: {name}", positive=name == "std")
+        for field, name in fields.items()
+        if name in found
+    }
+
+
+def _three_numbers(values: Any, where: str, *, positive: bool) -> tuple[float, ...]:
+    usable = isinstance(values, list) and len(values) == 3
+    usable = usable and all(type(value) in (int, float) for value in values)
+    if not usable or not all(math.isfinite(v) and (v > 0 or not positive) for v in values):
+        raise ConfigError(f"{where}: {values!r:.80}: three numbers are needed")
+    return tuple(map(float, values))
+
+
+def _depth(assigned: Iterable[str], source: Path) -> Any:
+    """Returns the ResNet's depth, known from the numbers of its blocks."""
+    found = {
+        match.groups()
+        for path in assigned
+        if (match := re.match(r"params/(resnet/layer\d|res5)/(block\d+)/", path))
+    }
+    blocks = [
+        sum(layer == name for layer, _ in found)
+        for name in ("resnet/layer1", "resnet/layer2", "resnet/layer3")
+    ]
+    blocks.append(sum(layer in ("resnet/layer4", "res5") for layer, _ in found))
+    bottleneck = any(path.endswith("/conv3/kernel") for path in assigned)
+    for depth, known in DEPTHS.items():
+        if known == Depth(bottleneck, tuple(blocks)):
+            return depth
+    raise ConfigError(f"{source}: no known ResNet has blocks {blocks}")
+
+
+def _refuse_other_constants(
+    family: Family, tensors: Mapping[str, np.ndarray], source: Path
+) -> None:
+    for name, expected in family.constants.items():
+        if name in tensors:
+            found = np.ravel(tensors[name])
+            if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-3):
+                raise ConfigError(
+                    f"{source}: {name}: {found.tolist()}, but {family.name} has {list(expected)}"
+                )

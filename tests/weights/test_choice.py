@@ -1,0 +1,164 @@
+"""What weights fix in a config, what stays as it is, and what contradicts them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import with_fields
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.weights.choice import HEADS, RESNET, Choice, choose, chosen_before
+
+# Fields that can be others than those of the weights: how the network is trained, which proposals
+# and detections it keeps, and which images it is made for.
+FREE = {
+    *("num_classes", "compute_dtype", "remat", "resnet.norm"),
+    *(f"rpn.{name}" for name in ("scales", "anchors_in_padding", "positive_iou", "negative_iou")),
+    *(f"rpn.{name}" for name in ("anchors_across_border", "crowd_overlap", "samples")),
+    *(f"rpn.{name}" for name in ("positive_fraction", "box_loss", "smooth_l1_beta", "nms_iou")),
+    *(f"rpn.{name}" for name in ("objectness_loss_weight", "box_loss_weight", "pre_nms")),
+    *(f"rpn.{name}" for name in ("train_pre_nms", "proposals", "train_proposals", "min_size")),
+    *(f"roi.{name}" for name in ("sampling_ratio", "max_sampling_ratio", "level_epsilon")),
+    *(f"roi.{name}" for name in ("canonical_size", "canonical_level")),
+    *(f"box_head.{name}" for name in ("foreground_iou", "crowd_overlap", "samples", "nms_iou")),
+    *(f"box_head.{name}" for name in ("positive_fraction", "box_loss", "smooth_l1_beta")),
+    *(f"box_head.{name}" for name in ("class_loss_weight", "box_loss_weight", "min_size")),
+    *(f"box_head.{name}" for name in ("score_threshold", "detections")),
+    *(f"mask_head.{name}" for name in ("train_on", "match_iou", "samples", "loss", "paste")),
+    *(f"mask_head.{name}" for name in ("focal_gamma", "focal_alpha", "loss_weight")),
+}
+
+
+LACKING = {"depth_head", "refine"}  # modules that weights may lack
+
+
+def fields_of(config: Any, prefix: str = "") -> set[str]:
+    """Dotted names, but for those in the tables of `LACKING`."""
+    names: set[str] = set()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(value):
+            names |= {prefix + field.name} - LACKING
+        elif field.name not in LACKING:
+            names |= fields_of(value, f"{prefix}{field.name}.")
+    return names
+
+
+def test_every_field_of_the_network_is_fixed_or_free() -> None:
+    """A new field has to be put in one of the two."""
+    assert len({*RESNET, *HEADS}) + len(FREE) == len(fields_of(ModelConfig()))
+    assert {*RESNET, *HEADS} | FREE == fields_of(ModelConfig())
+
+
+def choice(model: ModelConfig, *presumed: str, names: tuple[str, ...] = ()) -> Choice:
+    fields = {f"model.{name}": attrgetter(name)(model) for name in (*RESNET, *HEADS)}
+    return Choice(Path("w.pth"), "somebody's", fields, presumed, model.num_classes, names)
+
+
+@pytest.mark.parametrize("model", [TORCHVISION, TORCHVISION_V2])
+def test_the_network_becomes_that_of_the_weights(
+    model: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a line for each field that it changes or that a ResNet has; the rest stays."""
+    changed = choice(model).applied(Config(name="mine"), given=())
+    assert changed.name == "mine"
+    for name in (*RESNET, *HEADS):
+        assert attrgetter(name)(changed.model) == attrgetter(name)(model), name
+    for name in FREE:
+        assert attrgetter(name)(changed.model) == attrgetter(name)(ModelConfig()), name
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "weights: w.pth: somebody's"
+    assert "  model.resnet.depth: 50" in lines
+    assert "  model.rpn.batch_norm: False (the config has True)" in lines
+    convs = "  model.box_head.convs: 4 (the config has 0)"
+    assert (convs in lines) == (model is TORCHVISION_V2)
+    assert lines[-1].endswith(" more fields of the network are as in the config")
+    before = {name: attrgetter(name)(ModelConfig()) for name in (*RESNET, *HEADS)}
+    different = [name for name in before if before[name] != attrgetter(name)(model)]
+    assert [line for line in lines if "the config has" in line] == [
+        f"  model.{name}: {attrgetter(name)(model)} (the config has {before[name]})"
+        for name in different
+    ]
+
+
+def test_what_the_user_gave_stays_or_contradicts(capsys: pytest.CaptureFixture[str]) -> None:
+    config = with_fields(Config(), {"model.resnet.norm_epsilon": 1e-3, "model.resnet.depth": 34})
+    weights = choice(TORCHVISION, "model.resnet.norm_epsilon")
+    given = "model.resnet.norm_epsilon", "model.rpn.convs", "workdir"
+    changed = weights.applied(config, given)
+    assert (changed.model.resnet.norm_epsilon, changed.model.resnet.depth) == (1e-3, 50)
+    line = "model.resnet.norm_epsilon: 0.001, as given (presumably 1e-05 in these weights)"
+    assert f"  {line}\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError) as error:
+        weights.applied(config, (*given, "model.resnet.depth"))
+    assert str(error.value) == (
+        "model.resnet.depth: 34, but w.pth (somebody's) has 50: leave out --model.resnet.depth, "
+        "or take other weights"
+    )
+    same = with_fields(config, {"model.resnet.depth": 50})
+    assert weights.applied(same, (*given, "model.resnet.depth")) == changed
+
+
+def test_another_backbone_is_refused() -> None:
+    """Its stage table could not train it."""
+    with pytest.raises(ConfigError, match=r"^model\.backbone: fpn, but w\.pth needs .* with c4$"):
+        choice(DETECTRON2_C4).applied(Config(), given=())
+
+
+@pytest.mark.parametrize(
+    ("names", "ours", "why"),
+    [
+        (("a", "b", "c"), ("a", "b", "c"), None),
+        ((), ("a", "b", "c"), None),  # nobody knows
+        ((), ("a", "b"), "3 classes there, 2 here"),
+        (("a", "b", "c"), ("a", "b", "c", "d"), "3 classes there, 4 here"),
+        (("a", "b", "c"), ("a", "c", "b"), "other classes: 2 is 'b' there, 'c' here, 3 is 'c' th"),
+    ],
+)
+def test_outputs_of_other_classes(
+    names: tuple[str, ...], ours: tuple[str, ...], why: str | None
+) -> None:
+    weights = choice(replace(TORCHVISION, num_classes=3), names=names)
+    found = weights.other_classes(ours)
+    assert found == why if why is None else str(found).startswith(why)
+    assert replace(weights, classes=0).other_classes(ours) is None
+
+
+def test_a_run_fixes_what_its_config_says(kept_run: Path) -> None:
+    weights = choose(kept_run)
+    assert weights.title == "checkpoint 00000072-mask of a run of run_v1"
+    assert weights.classes == 3
+    assert weights.class_names == ("disc", "rectangle", "triangle")
+    assert weights.presumed == set()
+    assert weights.fields["model.resnet.depth"] == 10
+    assert weights.fields["model.fpn_channels"] == 8
+    assert weights.fields.keys() == {f"model.{name}" for name in (*RESNET, *HEADS)}
+
+
+def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        ConfigError, match=r": holds no checkpoint \(to start from .*/model\.safetensors\)$"
+    ):
+        choose(tmp_path)
+
+
+def test_a_run_that_began_keeps_what_was_chosen() -> None:
+    saved = Config(model=TORCHVISION_V2, init_from="w.pth", init_without_classes=True)
+    config = with_fields(Config(init_from="w.pth"), {"model.rpn.convs": 3, "seed": 5} | NO_NORM)
+    again = chosen_before(config, saved, ("seed", "model.rpn.convs"))
+    assert again.init_without_classes
+    assert (again.seed, again.model.rpn.convs) == (5, 3)  # refused when it is compared
+    assert again.model.box_head.convs == 4
+    assert again.model.rpn.samples == config.model.rpn.samples
+
+
+NO_NORM = {"model.rpn.batch_norm": False}
