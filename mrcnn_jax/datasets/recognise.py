@@ -52,7 +52,7 @@ TOOLS = {
 }
 CLASS = "object"  # of masks whose files and folders name none
 SAMPLE = 50  # names that tell a layout
-OUT = Path("annotations.json")
+OUT = Path("annotations.json")  # to be replaced
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
+    if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
+        raise ConfigError(f"{folder}: is the folder of a run, not one of images and annotations")
     tree = _Tree(folder, tuple(_walk(folder, without)))
     for look in (_coco, _labelme, _cvat, _voc, _masks):
         found = look(tree)

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from mrcnn_jax.cli import Stopped
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, StageConfig
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.checkpoints import flatten
@@ -41,11 +43,12 @@ from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batches
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path, known: Sequence[CocoDataset] = ()) -> None:
     """Trains every stage of `config` in `workdir` on all devices.
 
     A folder with a complete checkpoint is resumed from the newest one. Of several processes
     (`parallel.join`) each calls this, with the same config and folder; the first one writes.
+    Data sets that are `known` are not read again.
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled.
@@ -54,7 +57,7 @@ def train(config: Config, workdir: Path) -> None:
         Stopped: SIGTERM arrived, and the state is saved.
     """
     try:
-        with open_run(config, workdir) as run, Watch(run) as watch, _StopSignal(run) as stop:
+        with open_run(config, workdir, known) as run, Watch(run) as watch, _StopSignal(run) as stop:
             _train(watch, stop)
     except OSError as error:  # a full disk above all
         if cli.lost_output() is not None:

@@ -254,6 +254,9 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
 
     assert line(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such folder"
     assert line(tmp_path).endswith("and folders of masks; found no file")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").touch()
+    assert "is the folder of a run" in line(tmp_path / "run")
     image(tmp_path / "a.png")
     image(tmp_path / "b.png")
     (tmp_path / "notes.txt").touch()
