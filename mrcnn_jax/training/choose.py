@@ -23,7 +23,7 @@ from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.fitting import choose_canvases, choose_scales, object_sides
+from mrcnn_jax.training.fitting import MULTIPLE, choose_canvases, choose_scales, object_sides
 from mrcnn_jax.training.wishes import DataWishes, Wishes
 
 Device = Literal["cpu", "gpu"]
@@ -33,6 +33,7 @@ LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
 ENLARGED = 1.5  # at most, for nine images in ten
 SMALLEST = 32  # px: of a short side
 VIEWS: dict[Device, int] = {"cpu": 3000, "gpu": 6000}  # images shown, over all epochs
+RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is small, and learns slowly
 EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
 MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
 WARMUP = 500  # updates at most, and a tenth of all
@@ -133,7 +134,8 @@ def _data(
         short_side = min(short_side, *(min(canvas) for canvas in wishes.canvases))
         why = "the canvases'"
     short_side = short_side if wishes.short_side is None else wishes.short_side
-    long_side = min(math.ceil(short_side * aspect - 1e-6), max(LONG_SIDE[device], short_side))
+    long_side = MULTIPLE * round(short_side * aspect / MULTIPLE)
+    long_side = max(min(long_side, LONG_SIDE[device]), short_side)
     if wishes.canvases is not None:
         long_side = min(long_side, max(max(canvas) for canvas in wishes.canvases))
     long_side = long_side if wishes.long_side is None else wishes.long_side
@@ -338,14 +340,15 @@ def _training(
         optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)
     images = int(repeat_factors(train, threshold).sum())
     least, most = EPOCHS[device]
-    epochs = min(max(round(VIEWS[device] / images), least), most)
+    views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
+    epochs = min(max(round(views / images), least), most)
     if device == "gpu":
         epochs = max(1, min(epochs, MOST_VIEWS // images))
     epochs = epochs if wishes.stages[0].epochs is None else wishes.stages[0].epochs
     updates = epochs * math.ceil(images / batch)
     warmup = min(WARMUP, updates // 10)
     stage = replace(recipe, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
-    why = f"about {VIEWS[device]} images shown on a {device.upper()}, {least} to {most} epochs"
+    why = f"about {views} images shown, in {least} to {most} epochs"
     return (
         data,
         stage,

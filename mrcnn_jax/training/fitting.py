@@ -102,8 +102,8 @@ def choose_scales(sides: Float[np.ndarray, " n"], usual: int) -> tuple[int, ...]
 
     Returns:
         Powers of two, each twice the one before: the nearest to the usual ones that cover the 5th
-        to the 95th percentile of the sides, up to a factor of `REACH`; where none do, those that
-        miss the least.
+        to the 95th percentile of the sides, up to a factor of `REACH`. Where none do, the usual
+        ones if they miss by less than a factor of two, else those that miss the least.
     """
     low, high = np.log2(np.quantile(sides, (0.05, 0.95)))
 
@@ -113,4 +113,6 @@ def choose_scales(sides: Float[np.ndarray, " n"], usual: int) -> tuple[int, ...]
         return below + above, abs(math.log2(smallest / usual))
 
     smallest = min((4, 8, 16, 32, 64, usual), key=missed)
+    if missed(smallest)[0] > 0 and missed(usual)[0] < 1:
+        smallest = usual
     return tuple(smallest * 2**level for level in range(5))

@@ -110,7 +110,7 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
         start=Start(TORCHVISION, ("person",)),
     )
     recipe = load_config_file("finetune")
-    assert (config.data.short_side, config.data.long_side) == (720, 1200)
+    assert (config.data.short_side, config.data.long_side) == (720, 1216)
     config = config_of(
         likeness(300, 600, 1000, [25, 80, 300]),
         "gpu",
@@ -129,19 +129,21 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "device", "epochs"),
+    ("images", "device", "epochs", "random"),
     [
-        (10, "cpu", 60),
-        (300, "cpu", 10),
-        (5000, "cpu", 4),
-        (300, "gpu", 20),
-        (5000, "gpu", 12),
-        (20_000, "gpu", 4),
-        (100_000, "gpu", 1),
+        (10, "cpu", 60, 60),
+        (300, "cpu", 10, 50),
+        (5000, "cpu", 4, 4),
+        (300, "gpu", 20, 50),
+        (5000, "gpu", 12, 12),
+        (20_000, "gpu", 4, 4),
+        (46_000, "gpu", 1, 1),
     ],
 )
-def test_epochs(images: int, device: Device, epochs: int) -> None:
-    assert config_of(likeness(images, 40, 40, [9]), device).stages[0].epochs == epochs
+def test_epochs(images: int, device: Device, epochs: int, random: int) -> None:
+    for weights, expected in (("resnet50.pth", epochs), (None, random)):
+        config = config_of(likeness(images, 40, 40, [9]), device, init_from=weights)
+        assert config.stages[0].epochs == expected
 
 
 def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
@@ -203,7 +205,7 @@ def test_what_is_given_is_followed() -> None:
     images = likeness(300, 300, 450, [20, 60])
     wishes = DataWishes(short_side=160, batch_size=6)
     config = config_of(images, data=wishes, stages=(StageWishes(1),), init_from="resnet50.pth")
-    assert (config.data.short_side, config.data.long_side) == (160, 240)
+    assert (config.data.short_side, config.data.long_side) == (160, 256)
     assert config.data.canvases == ((160, 256), (256, 160))
     optimizer = config.stages[0].optimizer
     assert (optimizer.learning_rate, optimizer.warmup_steps) == (pytest.approx(0.015), 5)

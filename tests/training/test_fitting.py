@@ -103,6 +103,20 @@ def test_scales(sides: list[float], usual: int) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "usual", "smallest"),
+    [
+        (7, 255, 16, 16),  # coco300's on its CPU profile, which was measured with 16
+        (17, 640, 32, 32),  # COCO's at 800 px
+        (3, 150, 16, 4),
+        (100, 6000, 16, 64),
+    ],
+)
+def test_objects_that_no_scales_cover(low: float, high: float, usual: int, smallest: int) -> None:
+    sides = np.array([low] * 10 + [high] * 10, float)
+    assert choose_scales(sides, usual)[0] == smallest
+
+
 def test_sides_of_objects() -> None:
     """By hand: an image of 100 x 200 becomes 50 x 100, and a box of 40 x 10 has sqrt(20 * 5)."""
     record = ObjectRecord(1, 1, (10.0, 10.0, 50.0, 20.0), None, False, 400.0)
