@@ -81,13 +81,11 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
     from mrcnn_jax.datasets.recognise import recognise
 
     found = recognise(folder)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        if arguments.as_json:
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        print(found.told)
-        parts = [part for part in (found.train, found.val) if part is not None]
-        parts = parts or [converted(found, Path(scratch, ANNOTATIONS))]
-        stack.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        with contextlib.redirect_stdout(sys.stderr if arguments.as_json else sys.stdout):
+            print(found.told)
+            parts = [part for part in (found.train, found.val) if part is not None]
+            parts = parts or [converted(found, Path(scratch, ANNOTATIONS))]
         for part in parts:
             if not arguments.as_json:
                 print(f"\n{part.annotations}:")

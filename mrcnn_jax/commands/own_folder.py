@@ -4,7 +4,8 @@
 
 The folder comes first. How it keeps its annotations is recognised (docs/your_own_data.md), and what
 was chosen is printed, each with its reason and its option. The same command again resumes, and
-chooses nothing again.
+chooses nothing again. Below are the fields of the config, of a new run as they are in
+configs/finetune.py: before anything is chosen.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def parse(argv: Sequence[str], program: str) -> Request:
         _refuse_other_folder(config, folder, workdir)
         rest = list(plain)
     else:
-        config = load_config_file("finetune")  # has the fields that a chosen one has
+        # Has the fields that a chosen one has; some options need weights to start from.
+        config = replace(load_config_file("finetune"), init_from=own.init_from)
     shown = ["--help"] if len(plain) < len(words) else rest
     fields = _overridden(config, workdir, shown, program)
     return Request(folder, workdir, begun, fields, own, tuple(rest), given, program)
@@ -186,14 +188,15 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     from mrcnn_jax.datasets.recognise import recognise
 
     out = workdir / DATASET
-    training, validation, line = existing_split(folder, out) or (None, None, "")
-    if training is None or validation is None:
+    made = existing_split(folder, out)
+    if made is None:
         found = recognise(folder, without=workdir)
         print(found.told)
         if found.train is not None and found.val is not None:
             return found.train, found.val
         part = found.train or converted(found, out / ANNOTATIONS)
-        training, validation, line = split(part, folder, out)
+        made = split(part, folder, out)
+    training, validation, line = made
     print(line)
     return training, validation
 

@@ -29,6 +29,7 @@ from mrcnn_jax.output import write_file
 SHARE = 0.2  # of the groups, for validation
 MOST = 0.4  # of the images: the largest share that few or large groups may make of it
 GROUPS = 5  # fewer subfolders or videos cannot be divided fairly
+MAX_PIXELS = 200_000_000  # the most that data.max_pixels allows: a run has its own limit
 RECORD = "split.json"
 RULE = (
     "Images are grouped {by}; copies of one file are in one group. A group is for validation if "
@@ -163,9 +164,9 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
     Raises:
         ConfigError: the file cannot be used (as of `read_coco`), or cannot be divided.
     """
-    report = Report()
+    report, limits = Report(), DataConfig(max_pixels=MAX_PIXELS)
     content = load_coco(part.annotations, report)
-    dataset = read_coco(part.annotations, part.images, DataConfig(), content=content)
+    dataset = read_coco(part.annotations, part.images, limits, content=content)
     dataset.refuse_without_objects()
     names = [posixpath.normpath(image.file_name) for image in dataset.images]
     numbers = defaultdict(list)

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.convert.common import Options
 from mrcnn_jax.datasets.convert.cvat import Cvat
@@ -156,6 +156,7 @@ def _normal(file: str) -> str:
 
 def _mapped(path: Path) -> mmap.mmap | bytes:
     """The bytes of a file, read as they are looked at."""
+    refuse_pipe(path)
     try:
         with path.open("rb") as opened:
             if os.fstat(opened.fileno()).st_size == 0:
@@ -180,8 +181,7 @@ def _kind(path: Path) -> Literal["coco", "labelme"] | None:
 
 def _xml_root(path: Path) -> str | None:
     """The name of an XML file's first element."""
-    with path.open("rb") as opened:
-        found = re.search(rb"<([A-Za-z_][\w.-]*)[\s>]", opened.read(4096))
+    found = re.search(rb"<([A-Za-z_][\w.-]*)[\s>]", _mapped(path)[:4096])
     return found[1].decode() if found else None
 
 

@@ -321,18 +321,17 @@ def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> in
 def _training(
     train: CocoDataset, device: Device, data: DataConfig, model: ModelConfig, wishes: Wishes
 ) -> tuple[DataConfig, StageConfig, list[Row]]:
-    recipe = load_config_file("finetune").stages[0]
+    recipe, source = load_config_file("finetune").stages[0], "configs/finetune.py"
     heads = tuple(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head"))
     whole = wishes.init_from is None or model.resnet.norm == "live"
     if whole:
         optimizer = recipe.optimizer
         if wishes.init_from is None:
             optimizer = load_config_file("shapes").stages[0].optimizer
+            source = "configs/shapes.py"
         (recipe,) = joint((ParamGroup("resnet/.*"), *heads), epochs=1, optimizer=optimizer)
     optimizer = recipe.optimizer
-    # Batch statistics of two images are worth little.
-    batch = optimizer.batch_size if model.resnet.norm == "live" else 2
-    batch = batch if wishes.data.batch_size is None else wishes.data.batch_size
+    batch = optimizer.batch_size if wishes.data.batch_size is None else wishes.data.batch_size
     threshold, rare = _repeats(train)
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
     if optimizer.name == "sgd":
@@ -356,12 +355,12 @@ def _training(
             Row(
                 "trained",
                 lambda c: "everything" if whole else "all but the stem, res2 and batch norms",
-                "weights are random" if wishes.init_from is None else "as in configs/finetune.py",
+                "weights are random" if wishes.init_from is None else f"as in {source}",
             ),
             Row(
                 "batch",
                 lambda c: f"{c.data.batch_size} images",
-                "batch norm needs its statistics" if batch > 2 else "what configs/finetune.py uses",
+                f"as in {source}",
                 ("--data.batch-size",),
             ),
             Row(

@@ -137,6 +137,8 @@ def test_the_weights_give_their_constants(tiny_data: Path, kept_run: Path, here:
     assert config.model.fpn_channels == kept.model.fpn_channels
     assert config.model.resnet == kept.model.resnet
     assert not config.init_without_classes  # the same three
+    config = chosen(tiny_data, "--init-from", kept_run, "--init-without-classes")
+    assert config.init_without_classes
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -261,6 +262,9 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     image(tmp_path / "b.png")
     (tmp_path / "notes.txt").touch()
     assert line(tmp_path).endswith("; found 2 .png, 1 .txt")
+    os.mkfifo(tmp_path / "waits.json")
+    assert line(tmp_path).endswith("waits.json: not a file, but a pipe, socket or device")
+    (tmp_path / "waits.json").unlink()
     (tmp_path / "data.yaml").touch()
     assert "data.yaml is YOLO's, which is not yet readable" in line(tmp_path)
     coco(tmp_path / "x.json", "no.png", "such.png")
