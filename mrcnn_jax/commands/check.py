@@ -87,7 +87,7 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
             parts = [part for part in (found.train, found.val) if part is not None]
             parts = parts or [converted(found, Path(scratch, ANNOTATIONS))]
         for part in parts:
-            if not arguments.as_json:
+            if not arguments.as_json and found.export is None:
                 print(f"\n{part.annotations}:")
             _check(replace(arguments, annotations=part.annotations, images=part.images))
 

@@ -129,10 +129,12 @@ def _data(
     own, aspect = np.quantile(short, 0.1), np.quantile(long / short, 0.95)
     most = SHORT_SIDE[device]
     short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
-    why = f"a {device.upper()}'s most" if short_side == most else f"{ENLARGED} times most images'"
+    why = f"most on a {device.upper()}"
+    if short_side < most:
+        why = f"enlarges 9 images in 10 by at most {ENLARGED}"
     if wishes.canvases is not None:
         short_side = min(short_side, *(min(canvas) for canvas in wishes.canvases))
-        why = "the canvases'"
+        why = "as the canvases given"
     short_side = short_side if wishes.short_side is None else wishes.short_side
     long_side = MULTIPLE * round(short_side * aspect / MULTIPLE)
     long_side = max(min(long_side, LONG_SIDE[device]), short_side)
@@ -181,7 +183,7 @@ def _data(
         Row(
             "image sides, px",
             lambda c: f"short {c.data.short_side}, long {c.data.long_side}",
-            f"{why}; 95 % of the images are at most {aspect:.2f} : 1",
+            f"{why}; 95 % are at most {aspect:.2f} : 1",
             ("--data.short-side", "--data.long-side"),
         ),
         Row(
