@@ -111,7 +111,7 @@ def config_options(config: str) -> dict[str, Any]:
 
 
 def wrong_overrides(words: list[str], known: dict[str, Any]) -> str:
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in zip(words, [*words, ""][1:], strict=True):
         if word.startswith("--"):
             if word not in known:
                 return f"no option {word}"
@@ -133,6 +133,9 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
     module = module_of(name)
     if module is None:
         return f"no subcommand {name}"
+    if name == "train" and words and not words[0].startswith("-"):  # a folder
+        own = {"--workdir": Path, "--weights": str, "--download": bool}
+        return wrong_overrides(words[1:], config_options("finetune") | own)
     if name == "train" and words and "--help" not in words:
         given = dict(itertools.pairwise(words))
         needed = {"--resume"} if "--resume" in words else {"--config", "--workdir"}
@@ -228,6 +231,7 @@ def test_commands_are_found() -> None:
         "python train.py --config configs/shapes.py --workdir a --stages.3.epochs 1",
         "python train.py --config configs/shapes.py --workdir a --epochs 1",
         "python train.py --resume a --workdir a",
+        "python train.py my/ --workdir a --stages.0.epohcs 3",
         "python eval.py --workdir a --boundry",
         "python predict.py a.jpg --workdir a --weights emma",
         "python -m mrcnn_jax chek --annotations a --images b",

@@ -2,6 +2,10 @@
 
     mrcnn check --annotations x.json --images dir/ [--config FILE] [--json] [--strict]
     [--contact-sheet FILE.png] [--depth DIR]
+    mrcnn check my/
+
+`my/` is a folder of images and annotations as `mrcnn train my/` takes it: each of its files is
+checked.
 
 Prints what is kept, dropped, clipped and repaired, with the reason and the first ten ids of each,
 and what a recipe depends on: objects by class and size, the largest count in an image, canvases,
@@ -11,8 +15,11 @@ one line) if not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,9 +38,11 @@ SHEET_IMAGES, SHEET_COLUMNS, SHEET_CELL = 24, 6, (360, 320)  # (height, width) i
 
 @dataclass(frozen=True)
 class Arguments:
-    annotations: Path
+    folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[my/]")] = None
+    """A folder whose annotations and images are found."""
+    annotations: Path | None = None
     """The annotation file."""
-    images: Path
+    images: Path | None = None
     """The folder that its file names are relative to."""
     depth: Path | None = None
     """A folder with depth maps of the images' names; by default the config's data.train_depth or
@@ -56,11 +65,42 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Checks and prints; ConfigError if the data set is not usable."""
+    if (arguments.annotations is None) != (arguments.images is None) or (
+        (arguments.folder is None) == (arguments.annotations is None)
+    ):
+        raise ConfigError("check needs a folder, or --annotations and --images")
+    if arguments.folder is None:
+        _check(arguments)
+    else:
+        _check_folder(arguments, arguments.folder)
+
+
+def _check_folder(arguments: Arguments, folder: Path) -> None:
+    """Checks each annotation file of a folder; an export is converted for it."""
+    from mrcnn_jax.commands.own_folder import ANNOTATIONS, converted
+    from mrcnn_jax.datasets.recognise import recognise
+
+    found = recognise(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        with contextlib.redirect_stdout(sys.stderr if arguments.as_json else sys.stdout):
+            print(found.told)
+            parts = [part for part in (found.train, found.val) if part is not None]
+            parts = parts or [converted(found, Path(scratch, ANNOTATIONS))]
+        for part in parts:
+            if not arguments.as_json and found.export is None:
+                print(f"\n{part.annotations}:")
+            _check(replace(arguments, annotations=part.annotations, images=part.images))
+
+
+def _check(arguments: Arguments) -> None:
+    """Checks one annotation file."""
     from mrcnn_jax.commands.data_summary import summary, summary_lines
     from mrcnn_jax.data.copies import note_copies
     from mrcnn_jax.data.images import check_split
     from mrcnn_jax.data.reading import read_coco
 
+    assert arguments.annotations is not None
+    assert arguments.images is not None
     config = load_config_file(arguments.config) if arguments.config else None
     data, model = (config.data, config.model) if config else (DataConfig(), None)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"

@@ -1,8 +1,10 @@
 """Train Mask R-CNN stage by stage, or go on with a training.
 
     mrcnn train --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
+    mrcnn train my/ [--workdir runs/my]
     mrcnn train --resume runs/a [--epochs 30]
 
+`my/` is a folder of images and annotations, for which a config is chosen (docs/your_own_data.md).
 A run that was stopped goes on from its newest complete checkpoint. Ctrl-C saves at the end of the
 step; a second one leaves at once. Every field of the config is an option: `--config FILE --help`
 lists them. `--weights` takes weights to start from and sets the fields that go with them
@@ -17,7 +19,7 @@ import dataclasses
 import itertools
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +27,7 @@ from typing import Annotated
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.commands import own_folder
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     differences,
@@ -102,12 +105,16 @@ class Arguments:
         return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
 
 
-def parse(argv: Sequence[str], program: str) -> Arguments:
+def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
     """The arguments; the options are the fields of the config that `--config` or `--resume` names.
+
+    A folder, which comes first, makes them a request of `own_folder`.
 
     Raises:
         ConfigError: options that are missing or do not go together; a config that cannot be read.
     """
+    if argv and not argv[0].startswith("-"):
+        return own_folder.parse(argv, program)
     words = [word for word in argv if word not in ("-h", "--help")]
     given, fields = tyro.cli(_Options, args=words, prog=program, return_unknown_args=True)
     if given.resume is not None:
@@ -119,7 +126,9 @@ def parse(argv: Sequence[str], program: str) -> Arguments:
     else:
         if len(words) < len(argv):
             tyro.cli(_Options, args=["--help"], prog=program, description=__doc__)  # exits
-        raise ConfigError(f"--config and --workdir are missing, or --resume ({program} --help)")
+        raise ConfigError(
+            f"a folder of data, --resume, or --config and --workdir are missing ({program} --help)"
+        )
     config, notes = _with_canvases(load_config_file(file), fields)
     if given.weights is not None:
         config = replace(config, init_from=given.weights)  # other fields may need one
@@ -162,7 +171,7 @@ def _config_of_run(given: _Options) -> str:
     return str(file)
 
 
-def run(arguments: Arguments) -> None:
+def run(arguments: Arguments | own_folder.Request) -> None:
     """Trains, or goes on, in this process or in several.
 
     Raises:
@@ -174,7 +183,24 @@ def run(arguments: Arguments) -> None:
             line = "interrupted: nothing is lost"
             hears = cli.hear([signal.SIGINT], lambda *_: None, lambda n: cli.leave(n, line))
             stack.enter_context(hears)  # until steps are done, from when on the loop does
-        _train(arguments)
+        if isinstance(arguments, own_folder.Request):
+            _going_on_by(arguments.workdir, lambda: own_folder.run(arguments))
+        else:
+            _train(arguments)
+
+
+def _going_on_by(workdir: Path, train: Callable[[], object]) -> None:
+    """Trains, and says at the end how to go on.
+
+    Raises:
+        cli.Stopped: by a signal; the line says it too.
+    """
+    again = cli.command("train", "--resume", workdir)
+    try:
+        train()
+    except cli.Stopped as stopped:
+        raise cli.Stopped(f"{stopped}; to go on: {again}", stopped.number) from None
+    print(f"to train the last stage longer: {again} --epochs N")
 
 
 def _train(arguments: Arguments) -> None:
@@ -196,12 +222,9 @@ def _train(arguments: Arguments) -> None:
             config, workdir, arguments.weights, arguments.given, download=arguments.download
         )
     try:
-        train(config, workdir, choice)
+        _going_on_by(workdir, lambda: train(config, workdir, choice))
     except AnotherConfig as error:
         raise ConfigError(f"{error}{_way_out(arguments, again)}") from None
-    except cli.Stopped as stopped:
-        raise cli.Stopped(f"{stopped}; to go on: {again}", stopped.number) from None
-    print(f"to train the last stage longer: {again} --epochs N")
 
 
 def _going_on(config: Config, workdir: Path, epochs: int | None, again: str) -> Config:

@@ -92,7 +92,6 @@ def resolve_paths(config: Config) -> Config:
     Raises:
         ConfigError: names a file that is missing.
     """
-    shared = os.environ.get("MRCNN_DATA")
     data = config.data
     root = data_root(data)
     names: dict[str, Any] = {}
@@ -109,11 +108,17 @@ def resolve_paths(config: Config) -> Config:
         names[name] = str(value.resolve())
     init_from = config.init_from
     if init_from is not None:
-        found = [path for path in (Path(init_from), Path(shared or "", init_from)) if path.exists()]
-        hint = "" if shared else " ($MRCNN_DATA is not set)"
-        require(len(found) > 0, f"init_from: {init_from}: no such file or run{hint}")
-        init_from = str(found[0].resolve())
+        init_from = str(find_start(init_from))
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
+
+
+def find_start(init_from: str) -> Path:
+    """Returns the absolute path of weights to start from; ConfigError if there are none."""
+    shared = os.environ.get("MRCNN_DATA")
+    found = [path for path in (Path(init_from), Path(shared or "", init_from)) if path.exists()]
+    hint = "" if shared else " ($MRCNN_DATA is not set)"
+    require(len(found) > 0, f"init_from: {init_from}: no such file or run{hint}")
+    return found[0].resolve()
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def note_copies(training: CocoDataset, validation: CocoDataset | None = None) ->
     """
     datasets = [dataset for dataset in (training, validation) if dataset is not None]
     files = {_path(dataset, image) for dataset in datasets for image in dataset.images}
-    first = {file: min(group) for group in _equal(files) for file in group}
+    first = {file: min(group) for group in equal_files(files) for file in group}
     trained: set[str] = set()
     for dataset in datasets:
         seen: dict[str, str] = {}
@@ -47,7 +47,7 @@ def _path(dataset: CocoDataset, image: ImageRecord) -> str:
     return os.path.abspath(dataset.images_dir / image.file_name)
 
 
-def _equal(files: Iterable[str]) -> list[list[str]]:
+def equal_files(files: Iterable[str]) -> list[list[str]]:
     """The groups of two or more files of the same bytes; what cannot be read is in none."""
     groups = [list(files)]
     for key in (os.path.getsize, _end, _digest):

@@ -42,6 +42,7 @@ def read_coco(
     *,
     lost_images: bool = False,
     depth: Path | bool = False,
+    content: dict[str, Any] | None = None,
 ) -> CocoDataset:
     """Reads and checks an annotation file and looks up its images.
 
@@ -52,6 +53,7 @@ def read_coco(
         lost_images: accept that more than 1 % of the images or depth maps are missing.
         depth: where depth maps are looked up: in this folder, by the names of the images, or as
             images[].depth_file says (True). False: nowhere.
+        content: what `load_coco` returned for the file; None: it is loaded.
 
     Returns:
         The data set; its `report` counts what was dropped, clipped and repaired.
@@ -64,7 +66,7 @@ def read_coco(
             depth maps, or too many missing ones.
     """
     report = Report()
-    content = _load(annotations, report)
+    content = load_coco(annotations, report) if content is None else content
     raw = {key: _with_integers(content[key], key, annotations, report) for key in INTEGERS}
     categories = _categories(raw["categories"], annotations, report)
     dataset = CocoDataset(categories, (), report, annotations, images, listed=len(raw["images"]))
@@ -89,8 +91,20 @@ def read_coco(
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _load(path: Path, report: Report) -> dict[str, Any]:
-    """The file's content: three lists of objects, and no NaN outside of the boxes."""
+def load_coco(path: Path, report: Report) -> dict[str, Any]:
+    """Parses a COCO file.
+
+    Args:
+        path: the file.
+        report: counts keys that an object has again.
+
+    Returns:
+        Its content, of which "images", "annotations" and "categories" are lists of objects. There
+        is no NaN outside of the boxes.
+
+    Raises:
+        ConfigError: the file is no such JSON.
+    """
     constants: list[float] = []
 
     def constant(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, StageConfig
 from mrcnn_jax.data.caps import caps
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.checkpoints import flatten
@@ -46,7 +48,12 @@ from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batche
 from mrcnn_jax.weights.choice import Choice
 
 
-def train(config: Config, workdir: Path, weights: Choice | None = None) -> None:
+def train(
+    config: Config,
+    workdir: Path,
+    weights: Choice | None = None,
+    known: Sequence[CocoDataset] = (),
+) -> None:
     """Trains every stage of `config` in `workdir` on all devices.
 
     A folder with a complete checkpoint is resumed from the newest one. Of several processes
@@ -55,7 +62,7 @@ def train(config: Config, workdir: Path, weights: Choice | None = None) -> None:
     Args:
         config: of the run.
         workdir: its folder.
-        weights: as of `open_run`.
+        weights, known: as of `open_run`.
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled.
@@ -64,7 +71,7 @@ def train(config: Config, workdir: Path, weights: Choice | None = None) -> None:
         cli.Stopped: SIGTERM or, in a command, Ctrl-C arrived, and the state is saved.
     """
     try:
-        opened = open_run(config, workdir, weights)
+        opened = open_run(config, workdir, weights, known)
         with opened as run, Watch(run) as watch, StopSignal(run) as stop:
             _train(watch, stop)
     except OSError as error:  # a full disk above all

@@ -7,11 +7,11 @@ import functools
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,12 @@ class OpenRun:
 
 
 @contextmanager
-def open_run(config: Config, workdir: Path, weights: Choice | None = None) -> Iterator[OpenRun]:
+def open_run(
+    config: Config,
+    workdir: Path,
+    weights: Choice | None = None,
+    known: Sequence[CocoDataset] = (),
+) -> Iterator[OpenRun]:
     """Checks config, folder and data of a run, and holds the folder's lock while it is open.
 
     Nothing is compiled here. Of several processes each calls this.
@@ -136,6 +141,7 @@ def open_run(config: Config, workdir: Path, weights: Choice | None = None) -> It
         workdir: its folder.
         weights: those of `config.init_from`, whose outputs per class are left out of a new run with
             other classes; None: `config.init_without_classes` decides.
+        known: data sets that `read_coco` has read before; they are not read again.
 
     Raises:
         ConfigError: a user's mistake, in one line; AnotherConfig if it is that of the folder.
@@ -150,7 +156,7 @@ def open_run(config: Config, workdir: Path, weights: Choice | None = None) -> It
             lambda: stack.enter_context(_locked(workdir)) if parallel.is_first() else None
         )
         refuse_another_config(config, workdir)
-        yield _open(config, workdir, mesh, weights)
+        yield _open(config, workdir, mesh, weights, known)
 
 
 @contextmanager
@@ -183,10 +189,16 @@ def _refuse_differences(path: Path, config: Config, text: str) -> None:
         raise AnotherConfig(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
 
 
-def _open(config: Config, workdir: Path, mesh: Mesh | None, weights: Choice | None) -> OpenRun:
+def _open(
+    config: Config,
+    workdir: Path,
+    mesh: Mesh | None,
+    weights: Choice | None,
+    known: Sequence[CocoDataset],
+) -> OpenRun:
     """The refusals that follow in a locked folder, the cheap ones first."""
     data = config.data
-    train_set, val_set = _data_sets(config)
+    train_set, val_set = _data_sets(config, known)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     checkpoints.refuse_incomplete()
     resumed_from = checkpoints.latest()
@@ -260,15 +272,10 @@ def _without_other_classes(config: Config, weights: Choice | None, dataset: Coco
     return replace(config, init_without_classes=True)
 
 
-def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
+def _data_sets(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDataset, CocoDataset]:
     """The training and the validation file, with the same categories: as many as the model's."""
     data = config.data
-    train_set = read_coco(
-        Path(data.train_annotations),
-        Path(data.train_images),
-        data,
-        depth=depth_source(config, "train"),
-    )
+    train_set = _data_set(config, "train", known, data.class_names)
     if len(train_set.categories) != config.model.num_classes:
         names = ", ".join(train_set.class_names)
         raise ConfigError(
@@ -277,12 +284,7 @@ def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
         )
     train_set.refuse_without_objects()
     # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
-    val_set = read_coco(
-        Path(data.val_annotations),
-        Path(data.val_images),
-        replace(data, class_names=()),
-        depth=depth_source(config, "val"),
-    )
+    val_set = _data_set(config, "val", known, ())
     val_set = val_set.matched_to(_categories(train_set), f"{train_set.annotations_path}")
     missing = [c.name for c in train_set.categories if c not in val_set.categories]
     if missing:
@@ -293,6 +295,25 @@ def _data_sets(config: Config) -> tuple[CocoDataset, CocoDataset]:
     _refuse_without_depth(config, train_set, val_set)
     note_copies(train_set, val_set)
     return train_set, val_set
+
+
+def _data_set(
+    config: Config,
+    split: Literal["train", "val"],
+    known: Sequence[CocoDataset],
+    class_names: tuple[str, ...],
+) -> CocoDataset:
+    """The data set of a split, read unless it is known as it would be read."""
+    names = (getattr(config.data, f"{split}_{what}") for what in ("annotations", "images"))
+    annotations, images = map(Path, names)
+    depth = depth_source(config, split)
+    for dataset in known:
+        same = (dataset.annotations_path, dataset.images_dir) == (annotations, images)
+        if same and not depth and class_names in ((), dataset.class_names):
+            return dataset
+    return read_coco(
+        annotations, images, replace(config.data, class_names=class_names), depth=depth
+    )
 
 
 def _refuse_without_depth(config: Config, train_set: CocoDataset, val_set: CocoDataset) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from exports import PICTURES, as_labelme
 from PIL import Image
 
 from mrcnn_jax.commands import check
@@ -328,3 +329,41 @@ def test_depth_maps_are_checked_too(
     content["images"][1]["depth_file"] = None
     arguments.annotations.write_text(json.dumps(content))
     check.run(dataclasses.replace(arguments, strict=True))
+
+
+# -- a folder --------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_checked_file_by_file(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check.run(Arguments(folder=tiny_data, cache=tmp_path))
+    text = capsys.readouterr().out
+    assert text.startswith(f"{tiny_data}: COCO's format: annotations/instances_train.json")
+    for split in ("train", "val"):
+        assert f"\n{tiny_data}/annotations/instances_{split}.json:\nkept " in text
+    check.run(Arguments(folder=tiny_data, cache=tmp_path, as_json=True))
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["usable"] for line in out.splitlines()] == [True, True]
+    assert err.startswith(f"{tiny_data}: ")
+
+
+def test_an_export_is_converted_to_be_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    as_labelme(tmp_path / "photos", PICTURES)
+    before = sorted(tmp_path.rglob("*"))
+    check.run(Arguments(folder=tmp_path / "photos", cache=tmp_path.parent / "cache"))
+    assert sorted(tmp_path.rglob("*")) == before
+    text = capsys.readouterr().out
+    assert "photos: labelme: 3 JSON files\nkept 3 images" in text
+    assert "objects per class: " in text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"annotations": Path("a")}, {"folder": Path("a"), "annotations": Path("b")}]
+)
+def test_what_is_checked_is_said_once(options: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^check needs a folder, or --annotations and --images$"):
+        check.run(Arguments(**options))

@@ -2,8 +2,9 @@
 
 A value of 0 means no object.
 
-`--layout image`: one file per image, with its name, and one value (or colour) per instance:
-masks/x.png. `--layout folder`: one folder per image, with one file per instance: masks/x/1.png.
+`--layout image`: one file per image, with its name (or that and "_mask"), and one value (or colour)
+per instance: masks/x.png, masks/x_mask.png. `--layout folder`: one folder per image, with one file
+per instance: masks/x/1.png.
 `--layout name`: one file per instance, named image_instance: masks/x_1.png.
 
 The class is `--class-name`; or what `--classes`, a JSON file, says of the mask's relative path or
@@ -14,6 +15,7 @@ be read too (INPUT and --images are then the same folder).
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,7 +122,7 @@ class Masks(Options):
                 return None, None
             ((image, i),) = found
             return image, next(iter([*folders[i + 1 :], *reversed(folders[:i])]), None)
-        stems = [stem]
+        stems = [stem, without_mask(stem)]
         if self.layout == "name":
             stems = [stem[:i] for i in range(len(stem) - 1, 0, -1) if stem[i] == "_"]
         keys = (key for name in stems for key in ("/".join([*folders, name]), name))
@@ -157,6 +159,11 @@ class Masks(Options):
                     raise ConfigError(f"{file}: value {value}: unknown class ({given})")
                 shapes.append(Shape(f"{name} value {value}", label, patch=patch))
         return Picture(str(files[0][0]), image, (image,), None, size, shapes)  # type: ignore[arg-type]
+
+
+def without_mask(stem: str) -> str:
+    """The image's name in that of its mask: "x" for "x_mask", "x-masks" and "x"."""
+    return re.sub(r"[_-]masks?$", "", stem, flags=re.IGNORECASE)
 
 
 def _in_masks(file: Path, folder: Path) -> bool:

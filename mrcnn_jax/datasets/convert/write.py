@@ -65,11 +65,12 @@ class _Image:
     objects: tuple[_Object, ...]
 
 
-def convert(options: Options) -> list[Path]:
+def convert(options: Options, *, hint: bool = True) -> list[Path]:
     """Converts an export and prints what was kept and lost.
 
     Args:
         options: those of the export's format; they say where everything is.
+        hint: print the commands that check the files, too.
 
     Returns:
         The files written.
@@ -94,7 +95,7 @@ def convert(options: Options) -> list[Path]:
     written = _written(converted, names, options, images.folder, report)
     print("\n".join(report.lines()))
     print(f"{len(names)} classes: {', '.join(names)}")
-    for path, count in written.items():
+    for path, count in written.items() if hint else ():
         print(f"{path}: {count} images; to check:")
         print(f"    {cli.command('check', '--annotations', path, '--images', images.folder)}")
     return list(written)

@@ -1,0 +1,264 @@
+"""Train on a folder of images and annotations; the config is chosen for them.
+
+    mrcnn train my/ [--workdir runs/my] [--weights FILE] [--stages.0.epochs 30 ...]
+
+The folder comes first. How it keeps its annotations is recognised (docs/your_own_data.md), and what
+was chosen is printed, each with its reason and its option. The same command again resumes, and
+chooses nothing again. Below are the fields of the config, of a new run as they are in
+configs/finetune.py: before anything is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.training.wishes import Wishes
+
+if TYPE_CHECKING:
+    from mrcnn_jax.data.records import CocoDataset
+    from mrcnn_jax.data.split import Part
+    from mrcnn_jax.datasets.recognise import Recognised
+    from mrcnn_jax.training.choose import Chosen
+    from mrcnn_jax.weights.choice import Choice
+
+DATASET = "dataset"  # in a run's folder: what was converted and divided for it
+ANNOTATIONS = "annotations.json"  # in it, of an export
+
+
+@dataclass(frozen=True)
+class _Own(Wishes):
+    workdir: Path | None = None
+    weights: str | None = None
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class _Options:
+    workdir: Path
+    """The run's folder; by default runs/ and the folder's name."""
+    weights: str | None
+    """Weights to start from: a run's folder, a file of torchvision's, detectron2's or timm's, or
+    the name of published ones, such as torchvision-coco-v1."""
+    download: bool
+    """Fetch the published weights that --weights names, unless that was done before."""
+    fields: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line with a folder."""
+
+    folder: Path
+    workdir: Path
+    begun: bool
+    """The run has a config; nothing is chosen again."""
+    config: Config
+    """Its config, or else one that holds what was given and no choice yet."""
+    wishes: Wishes
+    weights: str | None
+    download: bool
+    words: tuple[str, ...]
+    """Options that are not among the wishes."""
+    given: tuple[str, ...]
+    """The names of all options."""
+    program: str
+
+
+def parse(argv: Sequence[str], program: str) -> Request:
+    """The request; `argv` begins with the folder.
+
+    Raises:
+        ConfigError: no such folder, or a run on another one; a config besides.
+    """
+    folder, words = Path(argv[0]), argv[1:]
+    program = f"{program} {argv[0]}"
+    plain = [word for word in words if word not in ("-h", "--help")]
+    given = tuple(w.partition("=")[0].replace("_", "-") for w in plain if w.startswith("--"))
+    if "--config" in given:
+        raise ConfigError(f"--config: {folder} gets a config that is chosen: leave one of them out")
+    if not folder.is_dir():
+        hint = f" (a config goes with --config {folder})" if folder.suffix == ".py" else ""
+        raise ConfigError(f"{folder}: no such folder{hint}")
+    own, rest = tyro.cli(_Own, args=plain, prog=program, return_unknown_args=True)
+    workdir = own.workdir or Path("runs", folder.resolve().name)
+    if own.download and own.weights is None:
+        raise ConfigError("--download: needs --weights with the name of published ones")
+    if own.weights is not None and own.init_from is not None:
+        raise ConfigError("--weights: not with --init-from, which it sets")
+    begun = (workdir / "config.json").exists()
+    if begun:
+        config = load_config_json(workdir / "config.json")
+        _refuse_other_folder(config, folder, workdir)
+        rest = list(plain)
+    else:
+        # Has the fields that a chosen one has; some options need weights to start from.
+        start = own.weights or own.init_from
+        config = replace(load_config_file("finetune"), init_from=start)
+    shown = ["--help"] if len(plain) < len(words) else rest
+    fields = _overridden(config, workdir, shown, program)
+    return Request(
+        folder=folder,
+        workdir=workdir,
+        begun=begun,
+        config=fields,
+        wishes=own,
+        weights=own.weights,
+        download=own.download,
+        words=tuple(rest),
+        given=given,
+        program=program,
+    )
+
+
+def _overridden(config: Config, workdir: Path, words: Sequence[str], program: str) -> Config:
+    return tyro.cli(
+        tyro.conf.AvoidSubcommands[_Options],
+        default=_Options(workdir, None, False, config),
+        args=words,
+        prog=program,
+        description=__doc__,
+    ).fields
+
+
+def _refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
+    """Raises ConfigError if a run was not begun on this folder."""
+    from mrcnn_jax.data.split import existing_split
+
+    annotations, made = Path(config.data.train_annotations), workdir / DATASET
+    if annotations.is_relative_to(made.resolve()):
+        existing_split(folder, made)
+    elif not annotations.is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"{workdir}: holds a run on {annotations}, not on {folder} (choose another --workdir)"
+        )
+
+
+def run(request: Request) -> None:
+    """Chooses a config unless the run has one, tells what was chosen, and trains.
+
+    Raises:
+        ConfigError, TrainingError, cli.Stopped: as of `training.loop.train`.
+    """
+    from mrcnn_jax import parallel
+    from mrcnn_jax.training.loop import train
+
+    parallel.join(request.config.distributed)
+    if request.begun:
+        _refuse_other_weights(request)
+        print(f"{request.workdir}: a run on {request.folder}: nothing is chosen again")
+        train(request.config, request.workdir)
+    else:
+        config, choice, known = chosen_config(request)
+        train(config, request.workdir, choice, known)
+
+
+def _refuse_other_weights(request: Request) -> None:
+    """Raises ConfigError if a run did not begin from the weights that are named."""
+    from mrcnn_jax.weights.published import locate
+
+    if request.weights is None:
+        return
+    path, began = locate(request.weights, download=False), request.config.init_from
+    if str(path.resolve()) != began:
+        raise ConfigError(
+            f"--weights: {request.workdir} holds a run that began from {began or 'random weights'} "
+            "(choose another --workdir)"
+        )
+
+
+def chosen_config(request: Request) -> tuple[Config, Choice | None, tuple[CocoDataset, ...]]:
+    """The chosen config with what was given, after printing the choices; that of the weights, and
+    the data sets.
+
+    Of several processes each calls this; the first one writes.
+
+    Raises:
+        ConfigError: a user's mistake.
+    """
+    import jax
+
+    from mrcnn_jax import parallel
+    from mrcnn_jax.config.schema import DataConfig
+    from mrcnn_jax.data.reading import read_coco
+    from mrcnn_jax.training.choose import Start, choose
+    from mrcnn_jax.weights.choice import choose as choose_weights
+    from mrcnn_jax.weights.origin import open_origin
+    from mrcnn_jax.weights.published import locate
+
+    wishes, start, choice = request.wishes, None, None
+    if request.weights is not None:
+        name = request.weights
+        path = parallel.in_turn(lambda: locate(name, download=request.download)).resolve()
+        wishes, choice = replace(wishes, init_from=str(path)), choose_weights(path)
+    if wishes.init_from is not None:
+        origin = open_origin(find_start(wishes.init_from))
+        if origin.has_heads:
+            start = Start(origin.model, origin.class_names)
+    parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
+    data = DataConfig(max_pixels=wishes.data.max_pixels)
+    train_set, val_set = (
+        read_coco(part.annotations.resolve(), part.images.resolve(), data) for part in parts
+    )
+    train_set.refuse_without_objects()
+    chosen: Chosen = choose(
+        train_set,
+        val_set,
+        device="cpu" if jax.default_backend() == "cpu" else "gpu",
+        wishes=wishes,
+        start=start,
+        name=request.folder.resolve().name,
+    )
+    config = _overridden(chosen.config, request.workdir, request.words, request.program)
+    print("\n".join(chosen.table(config, request.given)))
+    if choice is not None:
+        given = {name.removeprefix("--").replace("-", "_") for name in request.given}
+        config = choice.applied(config, given)
+    return config, choice, (train_set, val_set)
+
+
+def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
+    """Finds the training and the validation file of a folder, or makes them in `workdir`.
+
+    Prints what was found and done. Where an earlier call made them, they are taken as they are.
+
+    Raises:
+        ConfigError: the folder is not understood, or cannot be converted or divided.
+    """
+    from mrcnn_jax.data.split import existing_split, split
+    from mrcnn_jax.datasets.recognise import recognise
+
+    out = workdir / DATASET
+    made = existing_split(folder, out)
+    if made is None:
+        found = recognise(folder, without=workdir)
+        print(found.told)
+        if found.train is not None and found.val is not None:
+            return found.train, found.val
+        part = found.train or converted(found, out / ANNOTATIONS)
+        made = split(part, folder, out)
+    training, validation, line = made
+    print(line)
+    return training, validation
+
+
+def converted(found: Recognised, out: Path) -> Part:
+    """Converts an export that was recognised; the file is `out`.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    from mrcnn_jax.data.split import Part
+    from mrcnn_jax.datasets.convert.write import convert
+
+    assert found.export is not None
+    export = replace(found.export, out=out)
+    convert(export, hint=False)
+    return Part(out, export.open_images().folder)

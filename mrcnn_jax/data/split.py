@@ -1,0 +1,240 @@
+"""Splits a COCO file into training and validation images, once and for all.
+
+Images that look alike stay together: those of a subfolder or of a video, and copies. Each group is
+placed by a hash of its name alone, so that new images move no old ones. The two files are written
+beside a text of the rule, and whoever comes again finds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.copies import equal_files
+from mrcnn_jax.data.json_values import integer, read_json
+from mrcnn_jax.data.reading import load_coco, read_coco
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.output import write_file
+
+SHARE = 0.2  # of the groups, for validation
+MOST = 0.4  # of the images: the largest share that few or large groups may make of it
+GROUPS = 5  # fewer subfolders or videos cannot be divided fairly
+MAX_PIXELS = 200_000_000  # the most that data.max_pixels allows: a run has its own limit
+RECORD = "split.json"
+RULE = (
+    "Images are grouped {by}; copies of one file are in one group. A group is for validation if "
+    "the SHA-256 of its name, as a number in 0..1, is below {share}, so that new images do not "
+    "move old ones. Groups were moved against that only so that there is a validation image, that "
+    "validation has at most {most:.0%} of the images, and that every class found in two images or "
+    "more is in training."
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """An annotation file in COCO's format, and the folder that its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which groups are for validation."""
+
+    val: frozenset[str]
+    moved: tuple[str, ...]
+    """Those that are not where their hash alone would put them."""
+
+
+def group_images(
+    file_names: Sequence[str], copies: Collection[Collection[int]] = ()
+) -> tuple[str, list[str]]:
+    """Finds images that belong together, by their names and as copies of each other.
+
+    Args:
+        file_names: relative paths, with /.
+        copies: numbers of images that are equal.
+
+    Returns:
+        How ("by subfolder", "by video" or "one by one"), and the group of each image: the first of
+        these ways that gives groups enough.
+    """
+    folders = [posixpath.dirname(name) for name in file_names]
+    # Roboflow exports several versions of an image, each with such an end.
+    stems = [re.sub(r"(_\w{3,4})?\.rf\.[0-9a-f]{32}$", "", _stem(name)) for name in file_names]
+    videos = [re.sub(r"[\W_]*[0-9]+$", "", stem) for stem in stems]
+    names, films = (list(map(posixpath.join, folders, parts)) for parts in (stems, videos))
+    by_folder, by_film, by_name = (merged(groups, copies) for groups in (folders, films, names))
+    if len(set(by_folder)) >= GROUPS:
+        return "by subfolder", by_folder
+    if GROUPS <= len(set(by_film)) < len(set(by_name)):
+        return "by video (names that differ in a number at their end)", by_film
+    return "one by one", by_name
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def merged(groups: Sequence[str], copies: Collection[Collection[int]]) -> list[str]:
+    """Joins the groups that share copies of an image, under the first of their names.
+
+    Args:
+        groups: the group of each image.
+        copies: numbers of images that are equal.
+    """
+    name = {group: group for group in groups}
+
+    def root(group: str) -> str:
+        while name[group] != group:
+            group = name[group]
+        return group
+
+    for numbers in copies:
+        roots = sorted({root(groups[number]) for number in numbers})
+        name.update(dict.fromkeys(roots, roots[0]))
+    return [root(group) for group in groups]
+
+
+def chance(group: str) -> float:
+    """A number in 0..1 that depends on the name alone."""
+    digest = hashlib.sha256(group.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def divide(groups: Sequence[str], classes: Sequence[Collection[int]]) -> Division:
+    """Chooses the groups for validation; `RULE` says how.
+
+    Args:
+        groups: the group of each image; at least two.
+        classes: the classes of each image.
+    """
+    size: dict[str, int] = defaultdict(int)
+    images_with: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for group, found in zip(groups, classes, strict=True):
+        size[group] += 1
+        for label in set(found):
+            images_with[label][group] += 1
+    needed = [its for its in images_with.values() if sum(its.values()) >= 2]
+    most = MOST * len(groups)
+    order = sorted(size, key=lambda group: (chance(group), group))
+    rank = {group: place for place, group in enumerate(order)}
+    by_hash = {group for group in order if chance(group) < SHARE}
+    val = set(by_hash)
+
+    for its in needed:
+        if its.keys() <= val:
+            val.discard(max(its, key=rank.__getitem__))
+    images = sum(size[group] for group in val)
+    for group in sorted(val, key=rank.__getitem__, reverse=True):
+        if images > most:
+            val.discard(group)
+            images -= size[group]
+    if not val:
+        # What costs training a class, or is large, comes last.
+        def cost(group: str) -> tuple[bool, bool, int]:
+            return any(its.keys() == {group} for its in needed), size[group] > most, rank[group]
+
+        val = {min(order, key=cost)}
+    return Division(frozenset(val), tuple(sorted(val ^ by_hash)))
+
+
+def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
+    """Divides the images of a COCO file, and writes both sides and the rule.
+
+    Args:
+        part: the file and its images.
+        source: the folder that all this comes from, for `existing_split`.
+        out: the folder to write to.
+
+    Returns:
+        Training, validation, and a line on them.
+
+    Raises:
+        ConfigError: the file cannot be used (as of `read_coco`), or cannot be divided.
+    """
+    report, limits = Report(), DataConfig(max_pixels=MAX_PIXELS)
+    content = load_coco(part.annotations, report)
+    dataset = read_coco(part.annotations, part.images, limits, content=content)
+    dataset.refuse_without_objects()
+    names = [posixpath.normpath(image.file_name) for image in dataset.images]
+    numbers = defaultdict(list)
+    for number, name in enumerate(names):
+        numbers[os.path.abspath(part.images / name)].append(number)
+    same = [
+        [number for file in files for number in numbers[file]] for files in equal_files(numbers)
+    ]
+    by, groups = group_images(names, [*same, *numbers.values()])
+    if len(set(groups)) < 2:
+        raise ConfigError(
+            f"{part.annotations}: {len(names)} images, of which no two differ: too few to keep "
+            "some for validation"
+        )
+    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
+    division = divide(groups, labels)
+    pairs = zip(dataset.images, groups, strict=True)
+    val = {image.id for image, group in pairs if group in division.val}
+    training, validation = (_side(content, val, inside) for inside in (False, True))
+    counts = len(names) - len(val), len(val)
+    record = {
+        "folder": str(source.resolve()),
+        "annotations": str(part.annotations.resolve()),
+        "images": str(part.images.resolve()),
+        "training_images": counts[0],
+        "validation_images": counts[1],
+        "rule": RULE.format(by=by, share=SHARE, most=MOST),
+        "moved": list(division.moved),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, side in (("train.json", training), ("val.json", validation)):
+            write_file(out / name, json.dumps(side) + "\n")
+        write_file(out / RECORD, json.dumps(record, indent=2) + "\n")  # last: now it is whole
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
+    line = (
+        f"{out}: {counts[0]} images for training and {counts[1]} for validation, divided {by} "
+        f"(the rule is in {RECORD})"
+    )
+    line = "; ".join([line, *report.lines()[1:]])  # values that are in neither of them
+    return *_parts(out, part.images.resolve()), line
+
+
+def _side(content: dict[str, Any], val: Collection[int], inside: bool) -> dict[str, Any]:
+    """The content with the images in `val`, or with all others, and their annotations."""
+    return content | {
+        section: [item for item in content[section] if (integer(item.get(key)) in val) == inside]
+        for section, key in (("images", "id"), ("annotations", "image_id"))
+    }
+
+
+def _parts(out: Path, images: Path) -> tuple[Part, Part]:
+    return Part(out / "train.json", images), Part(out / "val.json", images)
+
+
+def existing_split(source: Path, out: Path) -> tuple[Part, Part, str] | None:
+    """What `split` wrote into `out`; None if it did not.
+
+    Raises:
+        ConfigError: it is not of the folder `source`, or damaged.
+    """
+    path = out / RECORD
+    if not path.exists():
+        return None
+    record = read_json(path)
+    folder, images = (str(record.get(name)) for name in ("folder", "images"))
+    if folder != str(source.resolve()):
+        raise ConfigError(f"{path}: is of {folder}, not of {source} (choose another --workdir)")
+    line = f"{out}: found from an earlier start, used as it is"
+    return *_parts(out, Path(images)), line

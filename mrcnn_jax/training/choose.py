@@ -1,0 +1,399 @@
+"""Chooses a config for a data set: every value by a rule that is stated and can be overruled.
+
+The constants come from recipes that were tried: `configs/finetune.py` from imported weights, and
+the network and optimiser of `configs/shapes.py`, all heads together, from random ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
+from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.tables import TORCHVISION, joint
+from mrcnn_jax.data.loader import repeat_factors
+from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.output import text_table
+from mrcnn_jax.pixels.geometry import resize_plan
+from mrcnn_jax.training.fitting import MULTIPLE, choose_canvases, choose_scales, object_sides
+from mrcnn_jax.training.wishes import DataWishes, Wishes
+
+Device = Literal["cpu", "gpu"]
+
+SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
+LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
+ENLARGED = 1.5  # at most, for nine images in ten
+SMALLEST = 32  # px: of a short side
+VIEWS: dict[Device, int] = {"cpu": 3000, "gpu": 6000}  # images shown, over all epochs
+RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is small, and learns slowly
+EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
+MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
+WARMUP = 500  # updates at most, and a tenth of all
+RARE = 0.1  # of the images with the most frequent class: classes with fewer are repeated
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run that training starts from."""
+
+    model: ModelConfig
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A choice: what it is, its value in a config, why, and the options that change it."""
+
+    what: str
+    value: Callable[[Config], str]
+    why: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A config, and the reasons for it."""
+
+    config: Config
+    rows: tuple[Row, ...]
+
+    def table(self, config: Config, given: Collection[str] = ()) -> list[str]:
+        """The choices in lines.
+
+        Args:
+            config: the chosen one, with what was given in place of choices.
+            given: options on the command line.
+        """
+        rows = [("chosen", "value", "why", "changed by")]
+        for row in self.rows:
+            why = "given" if set(row.options) & set(given) else row.why
+            rows.append((row.what, row.value(config), why, " ".join(row.options)))
+        return text_table(rows, left=4)
+
+
+def choose(
+    train: CocoDataset,
+    val: CocoDataset,
+    *,
+    device: Device,
+    wishes: Wishes,
+    start: Start | None = None,
+    name: str = "own",
+) -> Chosen:
+    """Chooses a config for a data set; the paths in it are those of the data sets.
+
+    Args:
+        train: training images, with one object at least.
+        val: validation images.
+        device: what trains.
+        wishes: values that are given; those that depend on them follow.
+        start: the run that `wishes.init_from` names; None: it names a file with a ResNet, or
+            nothing, and weights are random.
+        name: of the config.
+
+    Raises:
+        ConfigError: a value given cannot be used; a start of which no training is known.
+    """
+    data, of_data = _data(train, val, device, wishes.data)
+    model, of_model = _model(train, val, device, data, wishes, start)
+    data, stage, of_stage = _training(train, device, data, model, wishes)
+    names = () if start is None else start.class_names
+    config = Config(
+        name=name,
+        data=data,
+        model=model,
+        stages=(stage,),
+        init_from=wishes.init_from,
+        init_without_classes=start is not None and names != train.class_names,
+        validate_every_epochs=math.ceil(stage.epochs / 10),
+    )
+    return Chosen(config, (*of_data, *of_model, *of_stage))
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def _data(
+    train: CocoDataset, val: CocoDataset, device: Device, wishes: DataWishes
+) -> tuple[DataConfig, list[Row]]:
+    sides = np.array([(i.height, i.width) for i in (*train.images, *val.images)])
+    short, long = sides.min(1), sides.max(1)
+    own, aspect = np.quantile(short, 0.1), np.quantile(long / short, 0.95)
+    most = SHORT_SIDE[device]
+    short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
+    why = f"most on a {device.upper()}"
+    if short_side < most:
+        why = f"enlarges 9 images in 10 by at most {ENLARGED}"
+    if wishes.canvases is not None:
+        short_side = min(short_side, *(min(canvas) for canvas in wishes.canvases))
+        why = "as the canvases given"
+    short_side = short_side if wishes.short_side is None else wishes.short_side
+    long_side = MULTIPLE * round(short_side * aspect / MULTIPLE)
+    long_side = max(min(long_side, LONG_SIDE[device]), short_side)
+    if wishes.canvases is not None:
+        long_side = min(long_side, max(max(canvas) for canvas in wishes.canvases))
+    long_side = long_side if wishes.long_side is None else wishes.long_side
+    if not 0 < short_side <= long_side:  # before anything is computed from them
+        raise ConfigError("data.short_side: must be in 1..data.long_side")
+    resized = [
+        resize_plan(height, width, short_side, long_side, [(long_side, long_side)])[1]
+        for height, width in sides.tolist()
+    ]
+    canvases = wishes.canvases or choose_canvases(resized, short_side, long_side)
+    counts = _counts(train) + _counts(val)
+    crowds = [sum(o.iscrowd for o in i.objects) for i in (*train.images, *val.images)]
+    augment = load_config_file("finetune").data.augment
+    data = DataConfig(
+        root=None,
+        train_annotations=str(train.annotations_path.resolve()),
+        train_images=str(train.images_dir.resolve()),
+        val_annotations=str(val.annotations_path.resolve()),
+        val_images=str(val.images_dir.resolve()),
+        class_names=train.class_names,
+        short_side=short_side,
+        long_side=long_side,
+        canvases=canvases,
+        max_objects=max(16, _rounded(max(counts), 8)),
+        max_ignored=max(20, _rounded(max(crowds), 8)),
+        max_pixels=wishes.max_pixels,
+        augment=augment,
+    )
+    used = [
+        canvases[resize_plan(height, width, short_side, long_side, canvases)[0]]
+        for height, width in sides.tolist()
+    ]
+    padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)
+    there = {o.label for image in train.images for o in image.objects if not o.iscrowd}
+    without = [n for label, n in enumerate(train.class_names, 1) if label not in there]
+    of_classes = f"; without objects: {_listed(without)}" if without else ""
+    return data, [
+        Row(
+            "classes",
+            lambda c: f"{c.model.num_classes}: {_listed(c.data.class_names)}",
+            f"categories of {train.annotations_path.name}{of_classes}",
+        ),
+        Row(
+            "image sides, px",
+            lambda c: f"short {c.data.short_side}, long {c.data.long_side}",
+            f"{why}; 95 % are at most {aspect:.2f} : 1",
+            ("--data.short-side", "--data.long-side"),
+        ),
+        Row(
+            "canvases, px",
+            lambda c: ", ".join(f"{h} x {w}" for h, w in c.data.canvases),
+            f"the fewest pixels; {padding:.0%} are padding; each is compiled once",
+            ("--data.canvases",),
+        ),
+        Row(
+            "augmentation",
+            lambda c: (
+                f"flip {c.data.augment.flip:g}, scale "
+                f"{c.data.augment.scale[0]:g}..{c.data.augment.scale[1]:g}"
+            ),
+            "configs/finetune.py; flip 0 if left and right differ in meaning",
+            ("--data.augment.flip", "--data.augment.scale"),
+        ),
+        Row(
+            "most objects",
+            lambda c: f"{c.data.max_objects}",
+            f"an image has up to {max(counts)}",
+            ("--data.max-objects",),
+        ),
+    ]
+
+
+def _counts(dataset: CocoDataset) -> list[int]:
+    """Objects of each image."""
+    return [sum(not o.iscrowd for o in image.objects) for image in dataset.images]
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _spaced(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
+
+
+# -- network ---------------------------------------------------------------------------------------
+
+
+def _model(
+    train: CocoDataset,
+    val: CocoDataset,
+    device: Device,
+    data: DataConfig,
+    wishes: Wishes,
+    start: Start | None,
+) -> tuple[ModelConfig, list[Row]]:
+    if start is not None:
+        base, why = start.model, f"that of {wishes.init_from}"
+        if base.backbone != "fpn":
+            raise ConfigError(
+                f"init_from: {wishes.init_from}: a C4 network, for which nothing is chosen: write "
+                "a config (configs/coco300_c4.py is one)"
+            )
+    elif wishes.init_from is not None:
+        base, why = TORCHVISION, "torchvision's, around the ResNet of the weights"
+    else:
+        base, why = (
+            load_config_file("shapes").model,
+            "small, since weights are random (--init-from)",
+        )
+    sides = object_sides(train, data)
+    scales = choose_scales(sides, _usual_scale(base, data, start))
+    low, high = np.quantile(sides, (0.05, 0.95))
+    most, typical = max(_counts(train) + _counts(val)), float(np.median(_positive(_counts(train))))
+    rpn, box_head = base.rpn, base.box_head
+    if device == "cpu":
+        few = _rounded(max(200, 2 * most), 8)
+        rpn = replace(
+            rpn, pre_nms=max(500, few), train_pre_nms=None, proposals=few, train_proposals=None
+        )
+        box_head = replace(box_head, samples=min(box_head.samples, 128))
+    elif rpn.proposals < 2 * most:
+        rpn = replace(rpn, proposals=_rounded(2 * most, 8))
+    foreground = max(1, int(box_head.samples * box_head.positive_fraction))
+    masks = foreground
+    if device == "cpu":
+        masks = min(foreground, max(8, _rounded(math.ceil(2 * typical), 4)))
+    model = replace(
+        base,
+        num_classes=len(train.categories),
+        rpn=replace(rpn, scales=scales),
+        roi=replace(base.roi, canonical_size=7.0 * scales[0]),
+        box_head=replace(box_head, detections=max(100, 2 * most)),
+        mask_head=replace(base.mask_head, train_on="box_samples", samples=masks),
+        depth_head=DepthHeadConfig(),
+    )
+    return model, [
+        Row(
+            "network",
+            lambda c: f"ResNet-{c.model.resnet.depth}-FPN, width {c.model.resnet.width}",
+            why,
+            ("--init-from", "--model.resnet.depth"),
+        ),
+        Row(
+            "anchors, px",
+            lambda c: f"{_spaced(c.model.rpn.scales)}, P4 at {c.model.roi.canonical_size:g}",
+            f"objects on the canvas: {low:.0f} to {high:.0f} px (5 % to 95 %)",
+            ("--model.rpn.scales", "--model.roi.canonical-size"),
+        ),
+        Row(
+            "most detections",
+            lambda c: f"{c.model.box_head.detections}",
+            "twice the most objects in an image, at least 100",
+            ("--model.box-head.detections",),
+        ),
+        Row(
+            "masks per image",
+            lambda c: f"{c.model.mask_head.samples}",
+            f"to train on: an image has {typical:g} objects (median)",
+            ("--model.mask-head.samples",),
+        ),
+    ]
+
+
+def _positive(counts: Sequence[int]) -> list[int]:
+    return [count for count in counts if count]
+
+
+def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> int:
+    """The smallest anchor if objects do not say otherwise: the start's, or 32 at 800 px."""
+    if start is not None:
+        return base.rpn.scales[0]
+    return int(2 ** round(math.log2(32 * data.short_side / 800)))
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def _training(
+    train: CocoDataset, device: Device, data: DataConfig, model: ModelConfig, wishes: Wishes
+) -> tuple[DataConfig, StageConfig, list[Row]]:
+    recipe, source = load_config_file("finetune").stages[0], "configs/finetune.py"
+    heads = tuple(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head"))
+    whole = wishes.init_from is None or model.resnet.norm == "live"
+    if whole:
+        optimizer = recipe.optimizer
+        if wishes.init_from is None:
+            optimizer = load_config_file("shapes").stages[0].optimizer
+            source = "configs/shapes.py"
+        (recipe,) = joint((ParamGroup("resnet/.*"), *heads), epochs=1, optimizer=optimizer)
+    optimizer = recipe.optimizer
+    batch = optimizer.batch_size if wishes.data.batch_size is None else wishes.data.batch_size
+    threshold, rare = _repeats(train)
+    data = replace(data, batch_size=batch, repeat_threshold=threshold)
+    if optimizer.name == "sgd":
+        rate = optimizer.learning_rate * batch / optimizer.batch_size
+        optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)
+    images = int(repeat_factors(train, threshold).sum())
+    least, most = EPOCHS[device]
+    views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
+    epochs = min(max(round(views / images), least), most)
+    if device == "gpu":
+        epochs = max(1, min(epochs, MOST_VIEWS // images))
+    epochs = epochs if wishes.stages[0].epochs is None else wishes.stages[0].epochs
+    updates = epochs * math.ceil(images / batch)
+    warmup = min(WARMUP, updates // 10)
+    stage = replace(recipe, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
+    why = f"about {views} images shown, in {least} to {most} epochs"
+    return (
+        data,
+        stage,
+        [
+            Row(
+                "trained",
+                lambda c: "everything" if whole else "all but the stem, res2 and batch norms",
+                "weights are random" if wishes.init_from is None else f"as in {source}",
+            ),
+            Row(
+                "batch",
+                lambda c: f"{c.data.batch_size} images",
+                f"as in {source}",
+                ("--data.batch-size",),
+            ),
+            Row(
+                "epochs",
+                lambda c: f"{c.stages[0].epochs} of {images} images",
+                why,
+                ("--stages.0.epochs",),
+            ),
+            Row(
+                "optimiser",
+                lambda c: (
+                    f"{c.stages[0].optimizer.name}, {c.stages[0].optimizer.learning_rate:g}, "
+                    f"warm-up {c.stages[0].optimizer.warmup_steps}"
+                ),
+                f"the rate for this batch; a tenth of {updates} updates warms up, {WARMUP} at most",
+                ("--stages.0.optimizer.learning-rate", "--stages.0.optimizer.warmup-steps"),
+            ),
+            Row(
+                "rare classes",
+                lambda c: f"threshold {c.data.repeat_threshold:.2g}",
+                f"{rare} have under a tenth of the images of the most frequent",
+                ("--data.repeat-threshold",),
+            ),
+        ],
+    )
+
+
+def _repeats(dataset: CocoDataset) -> tuple[float, int]:
+    """The threshold below which classes are repeated, 0 if none is rare, and how many are."""
+    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
+    images_with = Counter(label for found in labels for label in found)
+    wanted = RARE * max(images_with.values())
+    rare = sum(count < wanted for count in images_with.values())
+    return (wanted / len(labels) if rare else 0.0), rare

@@ -1,0 +1,204 @@
+"""`mrcnn train FOLDER`, from the command line up to a run that is open: nothing is compiled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from commands.test_initial_weights import resnet_file
+from exports import PICTURES, as_labelme
+
+from mrcnn_jax.commands import own_folder, train
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data import reading
+from mrcnn_jax.training.open import open_run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def chosen(*words: object) -> Config:
+    request = train.parse([str(word) for word in words], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    return own_folder.chosen_config(request)[0]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each annotation file is parsed."""
+    count: Counter[str] = Counter()
+    load = reading.load_coco
+
+    def counted(path: Path, *rest: object) -> object:
+        count[path.name] += 1
+        return load(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reading, "load_coco", counted)
+    return count
+
+
+def test_a_chosen_config_opens_as_a_run(
+    tiny_data: Path, here: Path, loaded: Counter[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the data sets that were read to choose it."""
+    words = [str(tiny_data), "--model.box-head.hidden", "16", "--model.fpn-channels=16"]
+    request = train.parse(words, "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    assert request.workdir == Path("runs", tiny_data.name)
+    config, _, known = own_folder.chosen_config(request)
+    assert (config.model.box_head.hidden, config.model.fpn_channels) == (16, 16)
+    assert config.data.class_names == ("disc", "rectangle", "triangle")
+    assert config.model.num_classes == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{tiny_data}: COCO's format: annotations/instances_train.json")
+    assert lines[1].split() == ["chosen", "value", "why", "changed", "by"]
+    with open_run(config, request.workdir, known=known) as run:
+        assert len(run.train_split.plans) == tiny.TRAIN
+    assert loaded == {"instances_train.json": 1, "instances_val.json": 1}
+
+
+def test_weights_set_their_fields_in_what_is_chosen(
+    tiny_data: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a ResNet-18 as timm writes it; and with the published name of weights nobody fetched."""
+    resnet_file(here / "r18.safetensors", 18)
+    config = chosen(tiny_data, "--weights", "r18.safetensors", "--model.resnet.norm-epsilon", "0.1")
+    assert (config.model.resnet.depth, config.init_from) == (18, str(here / "r18.safetensors"))
+    assert (config.model.resnet.norm_epsilon, config.init_without_classes) == (0.1, False)
+    assert "\n  model.resnet.depth: 18 (the config has 50)\n" in capsys.readouterr().out
+    run = here / "runs" / tiny_data.name
+    run.mkdir(parents=True)
+    save_config(resolve_paths(config), run / "config.json")
+    for words, line in (
+        (("--init-from", "a"), "--weights: not with --init-from, which it sets"),
+        ((), r"--weights: runs/.* holds a run that began from .*r18.safetensors \(choose another"),
+    ):
+        resnet_file(here / "other.safetensors", 18)
+        with pytest.raises(ConfigError, match=line):
+            own_folder.run(  # type: ignore[arg-type]
+                train.parse(
+                    [str(tiny_data), "--weights", "other.safetensors", *words], "mrcnn train"
+                )
+            )
+    with pytest.raises(ConfigError, match="--download: needs --weights"):
+        chosen(tiny_data, "--download")
+
+
+def test_a_begun_run_chooses_nothing_again(
+    tiny_data: Path, here: Path, loaded: Counter[str]
+) -> None:
+    config = replace(chosen(tiny_data, "--seed", 5), name="as it was")
+    Path("runs", tiny_data.name).mkdir(parents=True)
+    save_config(config, Path("runs", tiny_data.name, "config.json"))
+    loaded.clear()
+    for words in ((), ("--seed", 5), ("--workdir", f"runs/{tiny_data.name}")):
+        request = train.parse([str(tiny_data), *map(str, words)], "mrcnn train")
+        assert isinstance(request, own_folder.Request)
+        assert request.begun
+        assert request.config == config
+    request = train.parse([str(tiny_data), "--data.short-side", "90"], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    assert request.config.data.short_side == 90  # which `open_run` will refuse
+    assert not loaded
+    (here / "other" / tiny_data.name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"holds a run on .*, not on .*choose another --workdir"):
+        train.parse([str(here / "other" / tiny_data.name)], "mrcnn train")
+
+
+def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = {f"{n} {name}": drawn for n in range(4) for name, drawn in PICTURES.items()}
+    folder = here / "photos"
+    folder.mkdir()
+    as_labelme(folder, pictures)
+    for number, path in enumerate(sorted(folder.glob("*.png"))):  # no two of the same bytes
+        path.write_bytes(path.read_bytes() + bytes([number]))
+    config = chosen("photos", "--workdir", "runs/x", "--model.resnet.depth", 18)
+    out = capsys.readouterr().out
+    assert "photos: labelme: 12 JSON files\nkept 12 images" in out
+    assert "runs/x/dataset: " in out
+    made = here / "runs" / "x" / "dataset"
+    assert config.data.train_annotations == str(made / "train.json")
+    assert config.data.train_images == config.data.val_images == str(folder)
+    assert config.model.resnet.depth == 18
+    names = {
+        side: {i["file_name"] for i in json.loads((made / f"{side}.json").read_text())["images"]}
+        for side in ("train", "val")
+    }
+    assert names["val"]
+    assert not names["train"] & names["val"]
+    assert names["train"] | names["val"] == set(pictures)
+    # Again, with another image: the split is found.
+    shutil.copy(folder / "0 a.json", folder / "new.json")
+    before = {path: path.read_bytes() for path in made.iterdir()}
+    assert chosen("photos", "--workdir", "runs/x", "--model.resnet.depth=18") == config
+    assert {path: path.read_bytes() for path in made.iterdir()} == before
+    assert "found from an earlier start" in capsys.readouterr().out
+
+
+def test_given_fields_replace_choices(
+    tiny_data: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--data.short_side", 96, "--stages.0.epochs", 1, "--data.max-objects", 40)
+    config = chosen(tiny_data, *given, "--data.no-keep-empty")
+    assert (config.data.short_side, config.data.max_objects) == (96, 40)
+    assert config.data.canvases == ((96, 96),)
+    assert not config.data.keep_empty
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split("  ")[0] for line in lines if " given " in line]
+    assert told == ["image sides, px", "most objects", "epochs"]
+
+
+def test_the_weights_give_their_constants(tiny_data: Path, kept_run: Path, here: Path) -> None:
+    config = chosen(tiny_data, "--init-from", kept_run)
+    kept = load_config_json(kept_run / "config.json")
+    assert config.model.fpn_channels == kept.model.fpn_channels
+    assert config.model.resnet == kept.model.resnet
+    assert not config.init_without_classes  # the same three
+    config = chosen(tiny_data, "--init-from", kept_run, "--init-without-classes")
+    assert config.init_without_classes
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("nowhere",), "nowhere: no such folder"),
+        (("a.py",), "a.py: no such folder (a config goes with --config a.py)"),
+        (("my", "--config", "shapes"), "--config: my gets a config that is chosen: leave one of"),
+        (("my",), "my: looked for COCO's JSON"),
+        (("my", "--init-from", "no"), "init_from: no: no such file or run ($MRCNN_DATA is not"),
+    ],
+)
+def test_mistakes(
+    words: tuple[str, ...],
+    line: str,
+    here: Path,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MRCNN_DATA", raising=False)
+    (here / "my").mkdir()
+    assert mrcnn("train", *words) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {line}")
+    assert errors.count("\n") == 1
+    assert not (here / "runs").exists()
+
+
+def test_a_typo_is_answered_before_anything_is_read(
+    here: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "my").mkdir()
+    assert mrcnn("train", "my", "--stages.0.epohcs", "3") == 2
+    assert "--stages.0.epochs" in capsys.readouterr().err

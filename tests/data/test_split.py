@@ -1,0 +1,234 @@
+"""The laws of the split, and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.split import (
+    MOST,
+    SHARE,
+    Part,
+    chance,
+    divide,
+    existing_split,
+    group_images,
+    merged,
+    split,
+)
+
+GROUP = st.sampled_from([f"group {n}" for n in range(12)])
+IMAGES = st.lists(st.tuples(GROUP, st.frozensets(st.integers(1, 4))), min_size=2, max_size=60)
+
+
+def sides(images: list[tuple[str, frozenset[int]]]) -> tuple[frozenset[str], tuple[str, ...]]:
+    division = divide([group for group, _ in images], [classes for _, classes in images])
+    return division.val, division.moved
+
+
+@settings(deadline=None)
+@given(IMAGES)
+def test_what_every_division_has(images: list[tuple[str, frozenset[int]]]) -> None:
+    groups = {group for group, _ in images}
+    if len(groups) < 2:
+        return
+    val, moved = sides(images)
+    assert val
+    assert groups - val
+    assert sides(images[::-1]) == (val, moved)
+    # Nothing but the hash decides, where nothing had to be moved.
+    assert {group for group in groups if chance(group) < SHARE} ^ val == set(moved)
+    size = sum(group in val for group, _ in images)
+    assert size <= MOST * len(images) or len(val) == 1
+    # A class of two images or more is in training, unless a group had to go that holds it whole.
+    for label in (1, 2, 3, 4):
+        having = [group for group, classes in images if label in classes]
+        if len(having) > 1 and not set(having) - val:
+            assert len(val) == 1
+            spared = [
+                group
+                for group in groups
+                if all(
+                    {g for g, classes in images if k in classes} != {group}
+                    for k in (1, 2, 3, 4)
+                    if sum(k in classes for _, classes in images) > 1
+                )
+            ]
+            assert spared == []
+
+
+@settings(deadline=None)
+@given(IMAGES, st.tuples(st.text(max_size=5), st.frozensets(st.integers(1, 4))))
+def test_a_new_image_moves_no_other(
+    images: list[tuple[str, frozenset[int]]], new: tuple[str, frozenset[int]]
+) -> None:
+    if len({group for group, _ in images}) < 2:
+        return
+    (val, moved), (val_then, moved_then) = sides(images), sides([*images, new])
+    before = {group for group, _ in images}
+    assert (val ^ val_then) & before <= set(moved) ^ set(moved_then)
+
+
+def test_a_fifth_and_stable_with_many_images() -> None:
+    """Counted: of 1000 images one by one nothing is moved, and 500 more move none of them."""
+    names = [f"image {n}" for n in range(1500)]
+    first, then = (divide(names[:n], [{1}] * n) for n in (1000, 1500))
+    assert first.moved == then.moved == ()
+    assert first.val == then.val & set(names[:1000])
+    assert 160 < len(first.val) < 240  # three standard deviations
+
+
+def test_the_hash_is_sha256() -> None:
+    """By `sha256sum`: printf a | sha256sum begins with ca978112ca1bbdca."""
+    assert chance("a") == 0xCA978112CA1BBDCA / 2**64
+
+
+@pytest.mark.parametrize(
+    ("names", "by", "groups"),
+    [
+        ([f"{c}/{n}.png" for c in "abcde" for n in (1, 2)], "by subfolder", list("aabbccddee")),
+        (
+            [f"x/{c}_{n:04}.png" for c in "abcde" for n in (1, 22)],
+            "by video",
+            [f"x/{c}" for c in "aabbccddee"],
+        ),
+        ([f"{c}{n}.png" for c in "abcd" for n in (1, 2)], "one by one", None),  # four videos
+        ([f"{c}/{n}.png" for c in "abcd" for n in (1, 2)], "one by one", None),
+        ([f"{c}{n}.png" for c in "abcde" for n in (1, 2)], "by video", list("aabbccddee")),
+        (["cat.png", "dog.png", "emu.png", "fox.png", "gnu.png", "hen.png"], "one by one", None),
+        ([f"{n:06}.jpg" for n in range(9)], "one by one", None),
+        (
+            [f"{c}_jpg.rf.{32 * d}.jpg" for c in ("x1", "y2") for d in "a0"],
+            "one by one",
+            ["x1", "x1", "y2", "y2"],  # versions of an image by Roboflow
+        ),
+    ],
+)
+def test_what_belongs_together(names: list[str], by: str, groups: list[str] | None) -> None:
+    found = group_images(names)
+    assert found[0].startswith(by)
+    assert found[1] == (groups or [name.rpartition(".")[0] for name in names])
+
+
+def test_copies_may_leave_too_few_groups() -> None:
+    names = [f"{c}{n}.png" for c in "abcde" for n in (1, 2)]
+    by, groups = group_images(names, [[0, 2]])
+    assert by == "one by one"
+    assert groups == ["a1", "a2", "a1", "b2", "c1", "c2", "d1", "d2", "e1", "e2"]
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1), st.data())
+def test_copies_join_their_groups(groups: list[str], data: st.DataObject) -> None:
+    """Beside a flood over all pairs of images."""
+    number = st.integers(0, len(groups) - 1)
+    copies = data.draw(st.lists(st.lists(number, min_size=2), max_size=5))
+    joined = merged(groups, copies)
+    near = [[a == b for b in groups] for a in groups]
+    for numbers in copies:
+        for a in numbers:
+            for b in numbers:
+                near[a][b] = True
+    for start in range(len(groups)):
+        reached, fresh = set(), {start}
+        while fresh:
+            reached |= fresh
+            fresh = {b for a in fresh for b, is_near in enumerate(near[a]) if is_near} - reached
+        together = {place for place, group in enumerate(joined) if group == joined[start]}
+        assert together == reached
+        assert joined[start] == min(groups[place] for place in reached)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def part(mixed_file: Path) -> Part:
+    """Seven images: those named "photo 0.png" to "photo 6.png" of the mixed data set."""
+    return Part(mixed_file, mixed_file.parent / "images")
+
+
+def read(part: Part) -> dict[str, Any]:
+    return json.loads(part.annotations.read_text())
+
+
+def test_both_files_have_the_whole(part: Part, tmp_path: Path) -> None:
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    whole, halves = read(part), [read(training), read(validation)]
+    assert halves[0]["categories"] == halves[1]["categories"] == whole["categories"]
+    for section in ("images", "annotations"):
+        rows = [row for half in halves for row in half[section]]
+        assert sorted(rows, key=lambda row: row["id"]) == sorted(
+            whole[section], key=lambda row: row["id"]
+        )
+    ids = [{image["id"] for image in half["images"]} for half in halves]
+    assert all(ids)
+    assert [
+        {a["image_id"] for a in h["annotations"]} <= i for h, i in zip(halves, ids, strict=True)
+    ]
+    for side in (training, validation):
+        assert not read_coco(side.annotations, side.images, DataConfig()).lost
+    counts = [len(found) for found in ids]
+    assert f"{counts[0]} images for training and {counts[1]} for validation" in line
+    record = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert (record["training_images"], record["validation_images"]) == tuple(counts)
+    assert "SHA-256" in record["rule"]
+
+
+def test_a_split_is_never_chosen_again(part: Part, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert existing_split(tmp_path, out) is None
+    training, validation, _ = split(part, tmp_path, out)
+    before = [path.read_bytes() for path in sorted(out.iterdir())]
+    part.annotations.unlink()
+    found = existing_split(tmp_path, out)
+    assert found is not None
+    assert found[:2] == (training, validation)
+    assert [path.read_bytes() for path in sorted(out.iterdir())] == before
+    with pytest.raises(ConfigError, match=r"is of .*, not of .* \(choose another --workdir\)"):
+        existing_split(part.images, out)
+
+
+def test_copies_are_on_one_side(part: Part, tmp_path: Path) -> None:
+    """Ten more images, of which each is a copy of "photo 0.png"."""
+    content = read(part)
+    first = content["images"][0]
+    names = {first["file_name"]}
+    for number in range(100, 110):
+        name = f"{number}x.png"
+        (part.images / name).write_bytes((part.images / first["file_name"]).read_bytes())
+        content["images"].append(first | {"id": number, "file_name": name})
+        names.add(name)
+    part.annotations.write_text(json.dumps(content))
+    assert len({chance(name[:-4]) < SHARE for name in names}) == 2  # alone, they would be on both
+    training, validation, _ = split(part, tmp_path, tmp_path / "out")
+    for side in (training, validation):
+        there = {image["file_name"] for image in read(side)["images"]}
+        assert names & there in (set(), names)
+
+
+def test_a_fault_leaves_nothing_behind(part: Part, tmp_path: Path) -> None:
+    """And names the user's file."""
+    content = read(part)
+    content["annotations"][0]["category_id"] = 12345
+    part.annotations.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=f"^{part.annotations}: annotation .* 12345"):
+        split(part, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image_cannot_be_divided(part: Part, tmp_path: Path) -> None:
+    content = read(part)
+    used = content["annotations"][0]["image_id"]
+    content["images"] = [image for image in content["images"] if image["id"] == used]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == used]
+    part.annotations.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"1 images, of which no two differ: too few"):
+        split(part, tmp_path, tmp_path / "out")

@@ -1,0 +1,276 @@
+"""Every layout that a folder may have, by hand, or as the converters' tests write it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import (
+    PICTURES,
+    Drawn,
+    as_cvat,
+    as_folders,
+    as_labelme,
+    as_names,
+    as_voc,
+    as_voc_without_xml,
+)
+from PIL import Image
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.datasets.convert.common import Options
+from mrcnn_jax.datasets.convert.mask_images import Masks
+from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.datasets.recognise import recognise
+
+
+def image(path: Path, value: int = 90) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+
+
+def mask(path: Path, *corners: int) -> None:
+    """One value for each corner: 1 at the upper left of the first, ..."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.zeros((8, 8), np.uint8)
+    for value, corner in enumerate(corners, 1):
+        values[corner : corner + 2, corner : corner + 2] = value
+    Image.fromarray(values).save(path)
+
+
+def coco(path: Path, *names: str, images: Path | None = None, supercategory: bool = False) -> Path:
+    """An annotation file with an object in each image; with `images`, the images are written."""
+    for name in names if images else ():
+        image(images / name.replace("\\", "/"))  # type: ignore[operator]
+    categories = [{"id": 1, "name": "ape"}, {"id": 2, "name": "bee"}]
+    content = {
+        "info": {},
+        "images": [
+            {"id": n, "file_name": name, "height": 8, "width": 8} for n, name in enumerate(names)
+        ],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": n,
+                "category_id": 1,
+                "bbox": [1, 1, 4, 4],
+                "area": 16,
+                "iscrowd": 0,
+                "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]],
+            }
+            for n in range(len(names))
+        ],
+        "categories": [{"id": 0, "name": "zoo"}] * supercategory + categories,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def found(folder: Path) -> tuple[str, ...]:
+    """Annotations and images of both parts, relative to the folder, after reading them."""
+    result = recognise(folder)
+    assert result.told.startswith(f"{folder}: ")
+    assert "\n" not in result.told
+    places = []
+    for part in (result.train, result.val):
+        if part is not None:
+            dataset = read_coco(part.annotations, part.images, DataConfig())
+            assert not dataset.lost
+            places += [part.annotations, part.images]
+    return tuple(place.relative_to(folder).as_posix() for place in places)
+
+
+def test_cocos_own_layout(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        file = tmp_path / "annotations" / f"instances_{split}2017.json"
+        coco(file, "1.png", "2.png", images=tmp_path / f"{split}2017")
+        for other in ("captions", "person_keypoints"):
+            shutil.copy(file, file.with_name(f"{other}_{split}2017.json"))
+    names = [f"{part}2017" for part in ("train", "val")]
+    assert found(tmp_path) == (
+        f"annotations/instances_{names[0]}.json",
+        names[0],
+        f"annotations/instances_{names[1]}.json",
+        names[1],
+    )
+
+
+def test_two_files_beside_their_images(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", "1.png", images=tmp_path / "images")
+    coco(tmp_path / "val.json", "2.png", images=tmp_path / "images")
+    (tmp_path / "package.json").write_text('{"name": "no annotations"}')
+    assert found(tmp_path) == ("train.json", "images", "val.json", "images")
+
+
+@pytest.mark.parametrize("second", ["valid", "val"])
+def test_roboflow(second: str, tmp_path: Path) -> None:
+    """The same names in all parts: each part's images are those beside its file."""
+    for part in ("train", second, "test"):
+        file = tmp_path / part / "_annotations.coco.json"
+        coco(file, "1.png", images=file.parent, supercategory=True)
+    assert found(tmp_path) == (
+        "train/_annotations.coco.json",
+        "train",
+        f"{second}/_annotations.coco.json",
+        second,
+    )
+    told = recognise(tmp_path).told
+    assert "Roboflow's COCO export" in told
+    assert told.endswith("; not used: test/_annotations.coco.json")
+
+
+def test_cvats_coco_export(tmp_path: Path) -> None:
+    file = tmp_path / "annotations" / "instances_default.json"
+    coco(file, "a/1.png", "b/1.png", images=tmp_path / "images")
+    assert found(tmp_path) == ("annotations/instances_default.json", "images")
+    assert "CVAT's COCO export" in recognise(tmp_path).told
+
+
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_label_studios_coco_export(slash: str, tmp_path: Path) -> None:
+    names = [f"images{slash}1.png", f"images{slash}2.png"]
+    coco(tmp_path / "result.json", *names, images=tmp_path)
+    assert found(tmp_path) == ("result.json", ".")
+    assert "Label Studio's COCO export" in recognise(tmp_path).told
+
+
+def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
+    coco(tmp_path / "labels" / "mine.json", "1.png", "2.png", images=tmp_path / "photos" / "new")
+    image(tmp_path / "thumbnails" / "1.png")
+    assert found(tmp_path) == ("labels/mine.json", "photos/new")
+
+
+def test_paths_of_another_machine(tmp_path: Path) -> None:
+    coco(tmp_path / "mine.json", "C:\\me\\1.png", "C:\\me\\2.png")
+    image(tmp_path / "photos" / "1.png")
+    image(tmp_path / "photos" / "2.png")
+    assert found(tmp_path) == ("mine.json", ".")
+
+
+def test_runs_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    """A run's folder may lie in the folder that it is trained on."""
+    coco(tmp_path / "mine.json", "1.png", images=tmp_path)
+    for place in ("runs/a/dataset", "runs/b", ".old", "runs/c/dataset"):
+        shutil.copy(tmp_path / "mine.json", coco(tmp_path / place / "train.json"))
+    (tmp_path / "runs" / "a" / "dataset" / "split.json").touch()
+    (tmp_path / "runs" / "b" / "checkpoints").mkdir()
+    coco(tmp_path / "other.json", "1.png")
+    with pytest.raises(ConfigError, match=r"several"):
+        recognise(tmp_path, without=tmp_path / "runs" / "c")
+    (tmp_path / "other.json").unlink()
+    result = recognise(tmp_path, without=tmp_path / "runs" / "c")
+    assert result.train is not None
+    assert result.train.annotations == tmp_path / "mine.json"
+    assert "not used" not in result.told
+
+
+def converted(options: Options, out: Path) -> list[object]:
+    """Classes, and the objects of each image by its name, after a conversion."""
+    options = replace(options, out=out)
+    convert(options)
+    dataset = read_coco(out, options.open_images().folder, DataConfig())
+    images = {
+        Path(i.file_name).name: [(o.label, o.box, o.rle) for o in i.objects] for i in dataset.images
+    }
+    return [dataset.class_names, images]
+
+
+@pytest.mark.parametrize(
+    "written", [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_folders, as_names]
+)
+@pytest.mark.parametrize("inside", [".", "export"])
+def test_exports_of_tools(
+    written: Callable[[Path, Drawn], Options], inside: str, tmp_path: Path
+) -> None:
+    """What is recognised converts to what the options of the converters' own tests do."""
+    folder = tmp_path / "folder"
+    (folder / inside).mkdir(parents=True)
+    options = written(folder / inside, PICTURES)
+    if isinstance(options, Masks):  # nothing says that an image without masks is annotated
+        options = replace(options, keep_unannotated=False)
+    expected = converted(options, tmp_path / "expected.json")
+    result = recognise(folder)
+    assert result.told.startswith(f"{folder}: ")
+    assert result.train is None
+    assert result.export is not None
+    assert converted(result.export, tmp_path / "found.json") == expected
+
+
+def of_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
+    """Objects by image, after a conversion."""
+    result = recognise(folder)
+    assert result.export is not None
+    names, images = converted(result.export, folder.parent / "found.json")
+    assert "dropped" not in capsys.readouterr().out
+    assert names == ("object",)
+    assert isinstance(images, dict)
+    return {name: len(objects) for name, objects in images.items()}
+
+
+def test_penn_fudan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mask of instance numbers for each image, with "_mask" behind the image's name."""
+    folder = tmp_path / "PennFudanPed"
+    for number, corners in (("00001", (0, 4)), ("00002", (2,))):
+        image(folder / "PNGImages" / f"FudanPed{number}.png")
+        mask(folder / "PedMasks" / f"FudanPed{number}_mask.png", *corners)
+        (folder / "Annotation").mkdir(exist_ok=True)
+        (folder / "Annotation" / f"FudanPed{number}.txt").touch()
+    assert of_masks(folder, capsys) == {"FudanPed00001.png": 2, "FudanPed00002.png": 1}
+    assert recognise(folder).told == (
+        f"{folder}: masks: 2 files in PedMasks/, one object per value, all of one class, object"
+    )
+
+
+def test_masks_of_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        image(tmp_path / "set" / split / "images" / f"{name}.png")
+        mask(tmp_path / "set" / split / "masks" / f"{name}.png", 0, 4)
+    assert of_masks(tmp_path / "set", capsys) == {"a.png": 2, "b.png": 2, "c.png": 2}
+
+
+def test_a_folder_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """x/images/x.png with x/masks/1.png."""
+    for name, count in (("x", 2), ("y", 1)):
+        image(tmp_path / "set" / name / "images" / f"{name}.png")
+        for number in range(count):
+            mask(tmp_path / "set" / name / "masks" / f"{number}.png", 3 * number)
+    assert of_masks(tmp_path / "set", capsys) == {"x.png": 2, "y.png": 1}
+
+
+def test_folders_that_are_not_understood(tmp_path: Path) -> None:
+    def line(folder: Path) -> str:
+        with pytest.raises(ConfigError) as caught:
+            recognise(folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert line(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such folder"
+    assert line(tmp_path).endswith("and folders of masks; found no file")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").touch()
+    assert "is the folder of a run" in line(tmp_path / "run")
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png")
+    (tmp_path / "notes.txt").touch()
+    assert line(tmp_path).endswith("; found 2 .png, 1 .txt")
+    os.mkfifo(tmp_path / "waits.json")
+    assert line(tmp_path).endswith("waits.json: not a file, but a pipe, socket or device")
+    (tmp_path / "waits.json").unlink()
+    (tmp_path / "data.yaml").touch()
+    assert "data.yaml is YOLO's, which is not yet readable" in line(tmp_path)
+    coco(tmp_path / "x.json", "no.png", "such.png")
+    assert line(tmp_path) == (
+        f"{tmp_path / 'x.json'}: none of its images is in {tmp_path}: no.png, such.png"
+    )
+    coco(tmp_path / "x_train.json", "a.png")
+    coco(tmp_path / "y_train.json", "a.png")
+    assert "x_train.json, y_train.json" in line(tmp_path)

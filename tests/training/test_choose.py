@@ -1,0 +1,296 @@
+"""Properties of what is chosen, and known recipes that it should come close to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flax.traverse_util import unflatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import from_dict, load_config_file, to_dict
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION
+from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.pixels.transforms import resize_plan
+from mrcnn_jax.training.choose import Device, Start, choose
+from mrcnn_jax.training.stages import labels
+from mrcnn_jax.training.wishes import DataWishes, StageWishes, Wishes
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+Image = tuple[int, int, list[tuple[int, float]]]  # height, width, (label, side) of each object
+
+
+def dataset(images: list[Image], classes: int = 2, name: str = "train.json") -> CocoDataset:
+    """Squares in the upper left corner."""
+    records = tuple(
+        ImageRecord(
+            number,
+            f"{number}.png",
+            height,
+            width,
+            tuple(
+                ObjectRecord(place, label, (0.0, 0.0, side, side), None, False, side**2)
+                for place, (label, side) in enumerate(objects)
+            ),
+        )
+        for number, (height, width, objects) in enumerate(images)
+    )
+    categories = tuple(Category(n, f"class {n}") for n in range(1, classes + 1))
+    empty = CocoDataset(categories, (), Report(), Path(name), Path("images"), len(records))
+    return empty.with_images(records)
+
+
+def config_of(images: list[Image], device: Device = "cpu", **options: object) -> Config:
+    start = options.pop("start", None)
+    given = Wishes(**options)  # type: ignore[arg-type]
+    val = dataset(images[:1], name="val.json")
+    return choose(dataset(images), val, device=device, wishes=given, start=start).config  # type: ignore[arg-type]
+
+
+def likeness(count: int, height: int, width: int, sides: list[float]) -> list[Image]:
+    return [(height, width, [(1 + i % 2, side) for i, side in enumerate(sides)])] * count
+
+
+SIDE = st.integers(20, 3000)
+IMAGES = st.lists(
+    st.tuples(SIDE, SIDE, st.lists(st.tuples(st.integers(1, 2), st.floats(1, 20)), max_size=60)),
+    min_size=2,
+    max_size=12,
+).filter(lambda images: any(objects for *_, objects in images))
+
+
+@settings(deadline=None, max_examples=40)
+@given(IMAGES, st.sampled_from(["cpu", "gpu"]), st.sampled_from([None, "resnet50.pth"]))
+def test_what_every_choice_has(images: list[Image], device: Device, init_from: str | None) -> None:
+    config = config_of(images, device, init_from=init_from)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    data, model, (stage,) = config.data, config.model, config.stages
+    enlarged = 0
+    for height, width, objects in images:
+        plan = resize_plan(height, width, data)  # fits, or there is none
+        enlarged += plan.resized[0] > 1.5 * height + 1 and data.short_side > 32
+        assert len(objects) <= min(data.max_objects, model.box_head.detections)
+        assert len(objects) <= model.rpn.proposals
+    assert enlarged <= 0.1 * len(images) + 1
+    assert data.short_side <= {"cpu": 320, "gpu": 800}[device]
+    assert data.long_side <= {"cpu": 640, "gpu": 1333}[device]
+    assert data.max_objects % 8 == 0
+    assert model.roi.canonical_size == 7 * model.rpn.scales[0]
+    updates = stage.epochs * -(-len(images) // data.batch_size)
+    assert stage.optimizer.warmup_steps <= updates / 10
+    assert model.mask_head.samples <= model.box_head.samples * model.box_head.positive_fraction
+
+
+def test_on_a_cpu_it_is_the_profile_of_coco300() -> None:
+    """configs/coco300_cpu.py has 300 to 480, these anchors and this level rule."""
+    recipe = load_config_file("coco300_cpu").model
+    config = config_of(likeness(300, 300, 450, [20, 60, 200]), init_from="resnet50.pth")
+    assert (config.data.short_side, config.data.long_side) == (320, 480)
+    assert config.data.canvases == ((320, 480), (480, 320))
+    assert config.model.rpn.scales == recipe.rpn.scales == (16, 32, 64, 128, 256)
+    assert config.model.roi.canonical_size == recipe.roi.canonical_size
+    assert config.stages[0].epochs == 10
+    assert config.model.mask_head.samples == 8
+    assert config.data.batch_size == 2
+
+
+def test_on_a_gpu_it_is_torchvisions() -> None:
+    """Photographs of COCO's size, with objects of COCO's sizes."""
+    config = config_of(
+        likeness(300, 480, 800, [25, 80, 300]),
+        "gpu",
+        init_from="runs/tv",
+        start=Start(TORCHVISION, ("person",)),
+    )
+    recipe = load_config_file("finetune")
+    assert (config.data.short_side, config.data.long_side) == (720, 1216)
+    config = config_of(
+        likeness(300, 600, 1000, [25, 80, 300]),
+        "gpu",
+        init_from="runs/tv",
+        start=Start(TORCHVISION, ("person",)),
+    )
+    assert (config.data.short_side, config.data.long_side) == (800, 1333)
+    assert config.data.canvases == recipe.data.canvases
+    assert config.model == replace(
+        TORCHVISION, num_classes=2, mask_head=replace(TORCHVISION.mask_head, samples=128)
+    )
+    assert config.init_without_classes
+    (stage,), (known,) = config.stages, recipe.stages
+    assert stage == replace(known, epochs=20, optimizer=stage.optimizer)
+    assert stage.optimizer == replace(known.optimizer, warmup_steps=300)
+
+
+@pytest.mark.parametrize(
+    ("images", "device", "epochs", "random"),
+    [
+        (10, "cpu", 60, 60),
+        (300, "cpu", 10, 50),
+        (5000, "cpu", 4, 4),
+        (300, "gpu", 20, 50),
+        (5000, "gpu", 12, 12),
+        (20_000, "gpu", 4, 4),
+        (46_000, "gpu", 1, 1),
+    ],
+)
+def test_epochs(images: int, device: Device, epochs: int, random: int) -> None:
+    for weights, expected in (("resnet50.pth", epochs), (None, random)):
+        config = config_of(likeness(images, 40, 40, [9]), device, init_from=weights)
+        assert config.stages[0].epochs == expected
+
+
+def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
+    start = Start(TORCHVISION, ("class 1", "class 2"))
+    large, small = (
+        config_of(likeness(9, 320, 320, [side]), init_from="runs/tv", start=start)
+        for side in (100.0, 10.0)
+    )
+    assert large.model.rpn.scales == TORCHVISION.rpn.scales
+    assert small.model.rpn.scales == (8, 16, 32, 64, 128)
+    assert not large.init_without_classes  # they are the same
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("shapes", None),
+        ("tables.TORCHVISION", Start(TORCHVISION, ())),
+        ("shapes", Start(load_config_file("shapes").model, ())),
+    ],
+)
+def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -> None:
+    """By the paths of the network that is trained, as tests/golden has them."""
+    lines = (GOLDEN / f"{name}.parameters.txt").read_text().splitlines()
+    paths = [tuple(line.split()[0].split("/")) for line in lines]
+    params = unflatten_dict({path: 0 for path in paths if path[-1] not in ("mean", "var")})
+    config = config_of(
+        likeness(9, 90, 90, [9]), init_from=None if start is None else "run", start=start
+    )
+    assert labels(config.stages[0], params)
+
+
+def test_random_weights_train_the_demos_network() -> None:
+    demo = load_config_file("shapes")
+    config = config_of(likeness(9, 90, 90, [9]))
+    assert config.model.resnet == demo.model.resnet
+    assert config.stages[0].optimizer.learning_rate == demo.stages[0].optimizer.learning_rate
+    assert config.stages[0].frozen == ()
+    assert config.data.batch_size == 8
+
+
+def test_rare_classes_are_repeated() -> None:
+    """One image in 21 has class 2: of a threshold of 2/21, the square root of 2 times an epoch."""
+    images: list[Image] = [(90, 90, [(1, 9.0)])] * 20 + [(90, 90, [(2, 9.0)])]
+    assert config_of(images).data.repeat_threshold == pytest.approx(2 / 21)
+    images += [(90, 90, [(2, 9.0)])]
+    assert config_of(images).data.repeat_threshold == 0.0
+
+
+def test_crowded_images() -> None:
+    config = config_of(likeness(3, 90, 90, [5.0] * 150))
+    assert config.data.max_objects == 152
+    assert config.model.box_head.detections == 300
+    assert config.model.rpn.proposals == 304
+    assert config.model.rpn.pre_nms >= 304
+
+
+def test_what_is_given_is_followed() -> None:
+    images = likeness(300, 300, 450, [20, 60])
+    wishes = DataWishes(short_side=160, batch_size=6)
+    config = config_of(images, data=wishes, stages=(StageWishes(1),), init_from="resnet50.pth")
+    assert (config.data.short_side, config.data.long_side) == (160, 256)
+    assert config.data.canvases == ((160, 256), (256, 160))
+    optimizer = config.stages[0].optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps) == (pytest.approx(0.015), 5)
+    given = DataWishes(canvases=((256, 256),))
+    config = config_of(images, data=given)
+    assert config.data.canvases == ((256, 256),)
+    assert (config.data.short_side, config.data.long_side) == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "line"),
+    [
+        (Wishes(data=DataWishes(batch_size=0)), "data.batch_size: must be at least 1"),
+        (Wishes(stages=(StageWishes(0),)), "stages.joint.epochs: must be at least 1"),
+        (Wishes(data=DataWishes(short_side=0)), "data.short_side: must be in 1..data.long_side"),
+        (
+            Wishes(data=DataWishes(short_side=90, long_side=64)),
+            "data.short_side: must be in 1..data.long_side",
+        ),
+        (
+            Wishes(data=DataWishes(canvases=((50, 50),))),
+            "data.canvases: 50 x 50: sides must be positive multiples of 32",
+        ),
+    ],
+)
+def test_what_is_given_may_be_wrong(wishes: Wishes, line: str) -> None:
+    images = dataset(likeness(9, 90, 90, [9]))
+    with pytest.raises(ConfigError, match=f"^{line}"):
+        choose(images, images, device="cpu", wishes=wishes)
+
+
+def test_a_c4_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^init_from: runs/c4: a C4 network"):
+        config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))
+
+
+def test_the_table_tells_what_was_given() -> None:
+    images = dataset(likeness(9, 90, 90, [9]))
+    chosen = choose(images, images, device="cpu", wishes=Wishes())
+    lines = chosen.table(chosen.config)
+    assert 10 <= len(lines) <= 16
+    assert all(row.why for row in chosen.rows)
+    other = replace(chosen.config, model=replace(chosen.config.model, num_classes=7))
+    other = replace(other, data=replace(other.data, max_objects=99))
+    changed = {
+        before.split("  ")[0]: after
+        for before, after in zip(lines, chosen.table(other, ["--data.max-objects"]), strict=True)
+        if before.split() != after.split()
+    }
+    assert set(changed) == {"classes", "most objects"}
+    assert changed["most objects"].split() == [
+        "most",
+        "objects",
+        "99",
+        "given",
+        "--data.max-objects",
+    ]
+
+
+def test_every_option_of_the_table_exists() -> None:
+    images = dataset(likeness(9, 90, 90, [9]))
+    chosen = choose(images, images, device="cpu", wishes=Wishes())
+    for option in (option for row in chosen.rows for option in row.options):
+        value: object = chosen.config
+        for name in option.removeprefix("--").replace("-", "_").split("."):
+            value = value[int(name)] if name.isdigit() else getattr(value, name)  # type: ignore[index]
+
+
+def test_classes_without_objects_are_told() -> None:
+    """Roboflow's category 0, a supercategory, is such a one."""
+    train = dataset([(90, 90, [(2, 9.0)])] * 3, classes=2)
+    chosen = choose(train, train, device="cpu", wishes=Wishes())
+    assert chosen.config.model.num_classes == 2
+    assert chosen.config.data.class_names == ("class 1", "class 2")
+    assert any("without objects: class 1" in line for line in chosen.table(chosen.config))
+
+
+def test_other_networks_parameters_stay() -> None:
+    """A start keeps every shape: only outputs per class may change."""
+    start = ModelConfig(fpn_channels=64)
+    model = config_of(
+        likeness(9, 90, 90, [9]), init_from="run", start=Start(start, ("class 1", "class 2"))
+    ).model
+    assert (model.fpn_channels, model.resnet, model.rpn.batch_norm) == (
+        start.fpn_channels,
+        start.resnet,
+        start.rpn.batch_norm,
+    )
