@@ -6,8 +6,8 @@
 # Appends a JSON line for each part to OUT/gpu.jsonl as it ends: its exit status (124: out of time),
 # seconds, and the last JSON line that it printed; what it printed is in OUT/PART.log. Parts:
 # environment, tests (tests/gpu), steps and predictions beside torchvision in bfloat16 at batch 2, 1
-# and 16, staged (configs/coco300.py, three epochs a stage, with a trace of five steps of each, then
-# its AP). $PYTHON has jax[cuda13], torch and requirements.
+# and 16, staged ($CONFIG, by default configs/coco300.py, three epochs a stage, with a trace of five
+# steps of each, then its AP). $PYTHON has jax[cuda13], torch and requirements.
 #
 # To try it without a GPU: PLATFORM=cpu CANVAS="64 64" SMALL=1 LARGE=1 ROUNDS=1.
 set -uo pipefail
@@ -21,6 +21,7 @@ small=${SMALL:-2}
 large=${LARGE:-16}
 rounds=${ROUNDS:-5}
 total=${TOTAL:-540}
+config=${CONFIG:-configs/coco300.py}
 mkdir -p "$out"
 began=$SECONDS
 
@@ -59,9 +60,9 @@ prediction() {
 }
 
 staged() {
-  "$python" train.py --config configs/coco300.py --workdir "$out/coco300" --profile \
+  "$python" train.py --config "$config" --workdir "$out/staged" --profile \
     --model.compute-dtype bfloat16 --stages.0.epochs 3 --stages.1.epochs 3 --stages.2.epochs 3 &&
-    "$python" eval.py --workdir "$out/coco300" && tr -d '\n' <"$out/coco300/eval/metrics.json"
+    "$python" eval.py --workdir "$out/staged" && tr -d '\n' <"$out/staged/eval/metrics.json"
 }
 
 # NAME SECONDS COMMAND...: a part, in no more than these seconds and those that are left of all.
@@ -80,7 +81,7 @@ part() {
 
 wanted=("$@")
 functions="set -uo pipefail; $(declare -f environment tests step prediction staged)"
-functions+="; $(declare -p python platform canvas rounds out)"
+functions+="; $(declare -p python platform canvas rounds out config)"
 part environment 30 environment
 part tests 100 tests
 part "step$small" 140 step "$small"
