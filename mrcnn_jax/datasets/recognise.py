@@ -258,7 +258,8 @@ def _part(tree: _Tree, annotations: str) -> Part:
         forward = posixpath.normpath(name.replace("\\", "/"))
         same_name = tree.by_name.get(_name(forward), [])
         ends = [f for f in same_name if f"/{_normal(f)}".endswith(f"/{forward}")]
-        places.update({file[: len(file) - len(forward)].rstrip("/") for file in ends})
+        depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
+        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
         foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
         elsewhere |= foreign and not ends and bool(same_name)
     if places:

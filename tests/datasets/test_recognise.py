@@ -143,6 +143,13 @@ def test_label_studios_coco_export(slash: str, tmp_path: Path) -> None:
     assert "Label Studio's COCO export" in recognise(tmp_path).told
 
 
+def test_names_in_another_unicode_form(tmp_path: Path) -> None:
+    """As macOS writes them: longer than in the file."""
+    coco(tmp_path / "mine.json", "\u00fcber/gr\u00f6\u00dfe.png")
+    image(tmp_path / "photos" / "u\u0308ber" / "gro\u0308\u00dfe.png")
+    assert found(tmp_path) == ("mine.json", "photos")
+
+
 def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     coco(tmp_path / "mine.json", "1.png", images=tmp_path)
     for number in range(4):
