@@ -129,17 +129,17 @@ def _data(
     sides = np.array([(i.height, i.width) for i in (*train.images, *val.images)])
     short, long = sides.min(1), sides.max(1)
     own, aspect = np.quantile(short, 0.1), np.quantile(long / short, 0.95)
-    most = SHORT_SIDE[device]
+    most = min(SHORT_SIDE[device], wishes.long_side or SHORT_SIDE[device])
     short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
     why = f"most on a {device.upper()}"
     if short_side < most:
-        why = f"enlarges 9 images in 10 by at most {ENLARGED}"
+        why = f"enlarges 9 images in 10 by at most {ENLARGED}; {SMALLEST} at least"
     if wishes.canvases is not None:
         short_side = min(short_side, *(min(canvas) for canvas in wishes.canvases))
         why = "as the canvases given"
     short_side = short_side if wishes.short_side is None else wishes.short_side
-    long_side = MULTIPLE * round(short_side * aspect / MULTIPLE)
-    long_side = max(min(long_side, LONG_SIDE[device]), short_side)
+    long_side = min(MULTIPLE * round(short_side * aspect / MULTIPLE), LONG_SIDE[device])
+    long_side = max(long_side, short_side)
     if wishes.canvases is not None:
         long_side = min(long_side, max(max(canvas) for canvas in wishes.canvases))
     long_side = long_side if wishes.long_side is None else wishes.long_side

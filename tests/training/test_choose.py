@@ -248,6 +248,11 @@ def test_one_pixel_is_enough() -> None:
     assert min(config.model.rpn.scales) >= 1
 
 
+def test_the_short_side_follows_a_long_side_given() -> None:
+    config = config_of(likeness(9, 90, 90, [9]), data=DataWishes(long_side=64))
+    assert (config.data.short_side, config.data.long_side) == (64, 64)
+
+
 def test_reasons_are_those_that_decided() -> None:
     """Few images meet the most epochs; boxes train no masks; norms that are live train whole."""
     images = dataset(likeness(30, 90, 90, [9]))
