@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands.arguments import fields_given
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
@@ -164,12 +165,17 @@ def run(request: Request) -> None:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import train
+    from mrcnn_jax.training.open import AnotherConfig
 
     parallel.join(request.config.distributed)
     if request.begun:
         _refuse_other_weights(request)
         print(f"{request.workdir}: a run on {request.folder}: nothing is chosen again")
-        train(request.config, request.workdir)
+        try:
+            train(request.config, request.workdir)
+        except AnotherConfig as error:
+            again = cli.command("train", "--resume", request.workdir)
+            raise ConfigError(f"{error}; as it was begun: {again}") from None
     else:
         config, choice, known = chosen_config(request)
         train(config, request.workdir, choice, known)

@@ -118,6 +118,17 @@ def test_a_begun_run_chooses_nothing_again(
         train.parse([str(here / "other" / tiny_data.name)], "mrcnn train")
 
 
+def test_another_config_is_refused_with_the_way_on(
+    tiny_data: Path, kept_run: Path, here: Path
+) -> None:
+    run = shutil.copytree(kept_run, here / "run")
+    request = train.parse([str(tiny_data), "--workdir", str(run), "--seed", "99"], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    line = r"seed: .* -> 99 \(choose another --workdir\); as it was begun: .*train --resume .*/run$"
+    with pytest.raises(ConfigError, match=line):
+        own_folder.run(request)
+
+
 def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = {f"{n} {name}": drawn for n in range(4) for name, drawn in PICTURES.items()}
     folder = here / "photos"
