@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+
+def fields_given(words: Iterable[str]) -> frozenset[str]:
+    """Dotted names of the fields among the options of a command line.
+
+    --model.roi.no-aligned is of the same field as --model.roi.aligned.
+    """
+    names = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,11 +56,12 @@ class Arguments:
     """Where the result of decoding every image is kept; by default the config's data.cache, or
     ~/.cache/mrcnn_jax. Training with the same folder does not decode the images again."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object instead of lines."""
+    """Print one JSON object instead of lines; of a folder, one for each of its files."""
     strict: bool = False
     """Exit status 2 if any image or annotation is dropped."""
     contact_sheet: Path | None = None
-    """Draw some images with their boxes and masks into this PNG file."""
+    """Draw some images with their boxes and masks into this PNG file; of a folder with validation
+    images, those into another one whose name ends in _val."""
 
 
 def run(arguments: Arguments) -> None:
@@ -76,7 +77,11 @@ def run(arguments: Arguments) -> None:
 
 
 def _check_folder(arguments: Arguments, folder: Path) -> None:
-    """Checks each annotation file of a folder; an export is converted for it."""
+    """Checks each annotation file of a folder; an export is converted for it.
+
+    Raises:
+        ConfigError: one is not usable, or the second has categories that the first does not have.
+    """
     from mrcnn_jax.commands.own_folder import ANNOTATIONS, converted
     from mrcnn_jax.datasets.recognise import recognise
 
@@ -86,14 +91,31 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
             print(found.told)
             parts = [part for part in (found.train, found.val) if part is not None]
             parts = parts or [converted(found, Path(scratch, ANNOTATIONS))]
+        sheet = arguments.contact_sheet
+        datasets: list[CocoDataset] = []
         for part in parts:
+            if sheet is not None and datasets:
+                sheet = sheet.with_stem(f"{sheet.stem}_val")
             if not arguments.as_json and found.export is None:
                 print(f"\n{part.annotations}:")
-            _check(replace(arguments, annotations=part.annotations, images=part.images))
+            datasets.append(
+                _check(
+                    replace(
+                        arguments,
+                        annotations=part.annotations,
+                        images=part.images,
+                        contact_sheet=sheet,
+                    )
+                )
+            )
+    training, *others = datasets
+    for other in others:
+        known = [(category.id, category.name) for category in training.categories]
+        other.matched_to(known, f"{training.annotations_path}")
 
 
-def _check(arguments: Arguments) -> None:
-    """Checks one annotation file."""
+def _check(arguments: Arguments) -> CocoDataset:
+    """Checks one annotation file, and returns what is in it."""
     from mrcnn_jax.commands.data_summary import summary, summary_lines
     from mrcnn_jax.data.copies import note_copies
     from mrcnn_jax.data.images import check_split
@@ -130,6 +152,7 @@ def _check(arguments: Arguments) -> None:
     finally:
         if arguments.as_json:
             print(json.dumps(found))
+    return dataset
 
 
 def depth_folder(data: DataConfig, annotations: Path) -> Path | None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mrcnn_jax import cli
+from mrcnn_jax.commands.arguments import fields_given
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config
@@ -85,10 +87,13 @@ def parse(argv: Sequence[str], program: str) -> Request:
     if "--config" in given:
         raise ConfigError(f"--config: {folder} gets a config that is chosen: leave one of them out")
     if not folder.is_dir():
-        hint = f" (a config goes with --config {folder})" if folder.suffix == ".py" else ""
+        hint = " (a file: name its folder)" if folder.is_file() else ""
+        hint = f" (a config goes with --config {folder})" if folder.suffix == ".py" else hint
         raise ConfigError(f"{folder}: no such folder{hint}")
     own, rest = tyro.cli(_Own, args=plain, prog=program, return_unknown_args=True)
     workdir = own.workdir or Path("runs", folder.resolve().name)
+    if workdir.resolve() == folder.resolve():
+        raise ConfigError(f"--workdir: {workdir} is the folder of the data: name another one")
     if own.download and own.weights is None:
         raise ConfigError("--download: needs --weights with the name of published ones")
     if own.weights is not None and own.init_from is not None:
@@ -135,10 +140,21 @@ def _refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
     annotations, made = Path(config.data.train_annotations), workdir / DATASET
     if annotations.is_relative_to(made.resolve()):
         existing_split(folder, made)
-    elif not annotations.is_relative_to(folder.resolve()):
+    elif not (annotations.is_relative_to(folder.resolve()) or _links_to(folder, annotations)):
         raise ConfigError(
             f"{workdir}: holds a run on {annotations}, not on {folder} (choose another --workdir)"
         )
+
+
+def _links_to(folder: Path, annotations: Path) -> bool:
+    """Whether the training file of a folder is a link to another one."""
+    from mrcnn_jax.datasets.recognise import recognise
+
+    try:
+        part = recognise(folder).train
+    except ConfigError:
+        return False
+    return part is not None and part.annotations.resolve() == annotations
 
 
 def run(request: Request) -> None:
@@ -149,12 +165,17 @@ def run(request: Request) -> None:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import train
+    from mrcnn_jax.training.open import AnotherConfig
 
     parallel.join(request.config.distributed)
     if request.begun:
         _refuse_other_weights(request)
         print(f"{request.workdir}: a run on {request.folder}: nothing is chosen again")
-        train(request.config, request.workdir)
+        try:
+            train(request.config, request.workdir)
+        except AnotherConfig as error:
+            again = cli.command("train", "--resume", request.workdir)
+            raise ConfigError(f"{error}; as it was begun: {again}") from None
     else:
         config, choice, known = chosen_config(request)
         train(config, request.workdir, choice, known)
@@ -217,10 +238,9 @@ def chosen_config(request: Request) -> tuple[Config, Choice | None, tuple[CocoDa
         name=request.folder.resolve().name,
     )
     config = _overridden(chosen.config, request.workdir, request.words, request.program)
-    print("\n".join(chosen.table(config, request.given)))
     if choice is not None:
-        given = {name.removeprefix("--").replace("-", "_") for name in request.given}
-        config = choice.applied(config, given)
+        config = choice.applied(config, fields_given(request.given))
+    print("\n".join(chosen.table(config, request.given)))
     return config, choice, (train_set, val_set)
 
 

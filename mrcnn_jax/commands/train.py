@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import own_folder
+from mrcnn_jax.commands.arguments import fields_given
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     differences,
@@ -101,8 +101,7 @@ class Arguments:
     @property
     def given(self) -> frozenset[str]:
         """Dotted names of the fields among the options."""
-        names = (word[2:].partition("=")[0] for word in self.options if word.startswith("--"))
-        return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
+        return fields_given(self.options)
 
 
 def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
@@ -126,6 +125,9 @@ def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
     else:
         if len(words) < len(argv):
             tyro.cli(_Options, args=["--help"], prog=program, description=__doc__)  # exits
+        for word in fields:
+            if Path(word).is_dir():
+                raise ConfigError(f"{word}: a folder of data comes first: {program} {word} ...")
         raise ConfigError(
             f"a folder of data, --resume, or --config and --workdir are missing ({program} --help)"
         )

@@ -236,5 +236,5 @@ def existing_split(source: Path, out: Path) -> tuple[Part, Part, str] | None:
     folder, images = (str(record.get(name)) for name in ("folder", "images"))
     if folder != str(source.resolve()):
         raise ConfigError(f"{path}: is of {folder}, not of {source} (choose another --workdir)")
-    line = f"{out}: found from an earlier start, used as it is"
+    line = f"{out}: found from an earlier start, used as it is (remove it to make it anew)"
     return *_parts(out, Path(images)), line

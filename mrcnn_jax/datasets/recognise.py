@@ -25,8 +25,8 @@ from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.convert.common import Options
 from mrcnn_jax.datasets.convert.cvat import Cvat
 from mrcnn_jax.datasets.convert.labelme import Labelme
+from mrcnn_jax.datasets.convert.mask_images import LOSSY, Masks, without_mask
 from mrcnn_jax.datasets.convert.mask_images import SUFFIXES as MASK_SUFFIXES
-from mrcnn_jax.datasets.convert.mask_images import Masks, without_mask
 from mrcnn_jax.datasets.convert.voc import Voc
 from mrcnn_jax.pixels.decode import SUFFIXES
 
@@ -92,6 +92,9 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
     yolo = [file for file in tree.with_suffix(".yaml", ".yml") if _name(file) == "data.yaml"]
     what = f"{yolo[0]} is YOLO's, which is not yet readable (export as COCO); " if yolo else ""
+    lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in _parent(file).lower()]
+    if lossy:
+        what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
     raise ConfigError(f"{folder}: {what}looked for {LOOKED_FOR}; found {there}")
 
 
@@ -148,6 +151,10 @@ class _Tree:
 
 def _name(file: str) -> str:
     return file.rpartition("/")[2]
+
+
+def _parent(file: str) -> str:
+    return file.rpartition("/")[0]
 
 
 def _normal(file: str) -> str:
@@ -219,9 +226,10 @@ def _coco(tree: _Tree) -> Recognised | None:
         if file is not None
     ]
     told = f"{tree.folder}: {kind}: " + "; validation: ".join(named)
-    unused = [file for file in found if file not in (first, second)]
+    unused = [file for file in found if file not in (first, second)] + tree.of_kind("labelme")
     if unused:
-        told += f"; not used: {', '.join(unused[:3])}" + (", ..." if len(unused) > 3 else "")
+        told += f"; not used: {', '.join(unused[:3])}"
+        told += f", ... ({len(unused)})" if len(unused) > 3 else ""
     return Recognised(told, parts[0], parts[1] if len(parts) > 1 else None)
 
 
@@ -250,7 +258,8 @@ def _part(tree: _Tree, annotations: str) -> Part:
         forward = posixpath.normpath(name.replace("\\", "/"))
         same_name = tree.by_name.get(_name(forward), [])
         ends = [f for f in same_name if f"/{_normal(f)}".endswith(f"/{forward}")]
-        places.update({file[: len(file) - len(forward)].rstrip("/") for file in ends})
+        depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
+        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
         foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
         elsewhere |= foreign and not ends and bool(same_name)
     if places:

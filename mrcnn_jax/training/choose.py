@@ -124,20 +124,22 @@ def choose(
 def _data(
     train: CocoDataset, val: CocoDataset, device: Device, wishes: DataWishes
 ) -> tuple[DataConfig, list[Row]]:
+    if wishes.canvases is not None:
+        DataConfig(short_side=1, long_side=1, canvases=wishes.canvases)  # refuses what is none
     sides = np.array([(i.height, i.width) for i in (*train.images, *val.images)])
     short, long = sides.min(1), sides.max(1)
     own, aspect = np.quantile(short, 0.1), np.quantile(long / short, 0.95)
-    most = SHORT_SIDE[device]
+    most = min(SHORT_SIDE[device], wishes.long_side or SHORT_SIDE[device])
     short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
     why = f"most on a {device.upper()}"
     if short_side < most:
-        why = f"enlarges 9 images in 10 by at most {ENLARGED}"
+        why = f"enlarges 9 images in 10 by at most {ENLARGED}; {SMALLEST} at least"
     if wishes.canvases is not None:
         short_side = min(short_side, *(min(canvas) for canvas in wishes.canvases))
         why = "as the canvases given"
     short_side = short_side if wishes.short_side is None else wishes.short_side
-    long_side = MULTIPLE * round(short_side * aspect / MULTIPLE)
-    long_side = max(min(long_side, LONG_SIDE[device]), short_side)
+    long_side = min(MULTIPLE * round(short_side * aspect / MULTIPLE), LONG_SIDE[device])
+    long_side = max(long_side, short_side)
     if wishes.canvases is not None:
         long_side = min(long_side, max(max(canvas) for canvas in wishes.canvases))
     long_side = long_side if wishes.long_side is None else wishes.long_side
@@ -219,10 +221,6 @@ def _rounded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _spaced(numbers: Sequence[int]) -> str:
-    return " ".join(map(str, numbers))
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
 
@@ -248,14 +246,12 @@ def _model(
     elif wishes.init_from is not None:
         base, why = TORCHVISION, "torchvision's, around the ResNet of the weights"
     else:
-        base, why = (
-            load_config_file("shapes").model,
-            "small, since weights are random (--init-from)",
-        )
+        base, why = load_config_file("shapes").model, "small, as weights are random (--weights)"
     sides = object_sides(train, data)
     scales = choose_scales(sides, _usual_scale(base, data, start))
     low, high = np.quantile(sides, (0.05, 0.95))
-    most, typical = max(_counts(train) + _counts(val)), float(np.median(_positive(_counts(train))))
+    most = max(_counts(train) + _counts(val))
+    typical = float(np.median([count for count in _counts(train) if count]))
     rpn, box_head = base.rpn, base.box_head
     if device == "cpu":
         few = _rounded(max(200, 2 * most), 8)
@@ -266,9 +262,12 @@ def _model(
     elif rpn.proposals < 2 * most:
         rpn = replace(rpn, proposals=_rounded(2 * most, 8))
     foreground = max(1, int(box_head.samples * box_head.positive_fraction))
-    masks = foreground
+    masks, of_masks = foreground, "all samples of the box head that are objects"
     if device == "cpu":
         masks = min(foreground, max(8, _rounded(math.ceil(2 * typical), 4)))
+        of_masks = f"twice an image's {typical:g} objects (median), 8 to {foreground}"
+    if all(o.rle is None for image in train.images for o in image.objects if not o.iscrowd):
+        of_masks = "no object has a mask, only a box: the mask head learns nothing"
     model = replace(
         base,
         num_classes=len(train.categories),
@@ -283,11 +282,13 @@ def _model(
             "network",
             lambda c: f"ResNet-{c.model.resnet.depth}-FPN, width {c.model.resnet.width}",
             why,
-            ("--init-from", "--model.resnet.depth"),
+            ("--model.resnet.depth",),
         ),
         Row(
             "anchors, px",
-            lambda c: f"{_spaced(c.model.rpn.scales)}, P4 at {c.model.roi.canonical_size:g}",
+            lambda c: (
+                f"{' '.join(map(str, c.model.rpn.scales))}, P4 at {c.model.roi.canonical_size:g}"
+            ),
             f"objects on the canvas: {low:.0f} to {high:.0f} px (5 % to 95 %)",
             ("--model.rpn.scales", "--model.roi.canonical-size"),
         ),
@@ -298,23 +299,19 @@ def _model(
             ("--model.box-head.detections",),
         ),
         Row(
-            "masks per image",
+            "masks trained per image",
             lambda c: f"{c.model.mask_head.samples}",
-            f"to train on: an image has {typical:g} objects (median)",
+            of_masks,
             ("--model.mask-head.samples",),
         ),
     ]
-
-
-def _positive(counts: Sequence[int]) -> list[int]:
-    return [count for count in counts if count]
 
 
 def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> int:
     """The smallest anchor if objects do not say otherwise: the start's, or 32 at 800 px."""
     if start is not None:
         return base.rpn.scales[0]
-    return int(2 ** round(math.log2(32 * data.short_side / 800)))
+    return int(2 ** max(0, round(math.log2(32 * data.short_side / 800))))
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -332,6 +329,8 @@ def _training(
             optimizer = load_config_file("shapes").stages[0].optimizer
             source = "configs/shapes.py"
         (recipe,) = joint((ParamGroup("resnet/.*"), *heads), epochs=1, optimizer=optimizer)
+    why_trained = "batch norms are live" if whole else f"as in {source}"
+    why_trained = "weights are random" if wishes.init_from is None else why_trained
     optimizer = recipe.optimizer
     batch = optimizer.batch_size if wishes.data.batch_size is None else wishes.data.batch_size
     threshold, rare = _repeats(train)
@@ -347,9 +346,11 @@ def _training(
         epochs = max(1, min(epochs, MOST_VIEWS // images))
     epochs = epochs if wishes.stages[0].epochs is None else wishes.stages[0].epochs
     updates = epochs * math.ceil(images / batch)
-    warmup = min(WARMUP, updates // 10)
+    warmup = max(0, min(WARMUP, updates // 10))  # other checks name what is below 0
     stage = replace(recipe, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
-    why = f"about {views} images shown, in {least} to {most} epochs"
+    why = f"{views} images shown would be {views / images:.3g}; {least} to {most} are allowed"
+    if epochs < least:
+        why = f"at most {MOST_VIEWS} images shown"
     return (
         data,
         stage,
@@ -357,7 +358,7 @@ def _training(
             Row(
                 "trained",
                 lambda c: "everything" if whole else "all but the stem, res2 and batch norms",
-                "weights are random" if wishes.init_from is None else f"as in {source}",
+                why_trained,
             ),
             Row(
                 "batch",

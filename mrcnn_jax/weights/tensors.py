@@ -30,6 +30,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ConfigError(f"{path}: no such weights file") from None
     except Exception as error:  # a damaged or hostile file can raise any
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"refers to {reason}, which is not in it"
         raise ConfigError(f"{path}: not a readable {path.suffix} file: {reason:.300}") from None
     if not tensors:
         raise ConfigError(f"{path}: holds no tensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -346,6 +347,20 @@ def test_a_folder_is_checked_file_by_file(
     out, err = capsys.readouterr()
     assert [json.loads(line)["usable"] for line in out.splitlines()] == [True, True]
     assert err.startswith(f"{tiny_data}: ")
+    check.run(Arguments(folder=tiny_data, cache=tmp_path, contact_sheet=tmp_path / "sheet.png"))
+    sheets = [tmp_path / name for name in ("sheet.png", "sheet_val.png")]
+    assert sheets[0].read_bytes() != sheets[1].read_bytes()
+
+
+def test_classes_of_validation_are_those_of_training(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my"
+    shutil.copytree(tiny_data, folder)
+    file = folder / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "elephant"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"instances_val.json: categories that .* 'elephant'"):
+        check.run(Arguments(folder=folder, cache=tmp_path))
 
 
 def test_an_export_is_converted_to_be_checked(

@@ -76,7 +76,9 @@ def test_weights_set_their_fields_in_what_is_chosen(
     config = chosen(tiny_data, "--weights", "r18.safetensors", "--model.resnet.norm-epsilon", "0.1")
     assert (config.model.resnet.depth, config.init_from) == (18, str(here / "r18.safetensors"))
     assert (config.model.resnet.norm_epsilon, config.init_without_classes) == (0.1, False)
-    assert "\n  model.resnet.depth: 18 (the config has 50)\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\n  model.resnet.depth: 18 (the config has 50)\n" in out
+    assert "ResNet-18-FPN, width 4 " in out  # in the table
     run = here / "runs" / tiny_data.name
     run.mkdir(parents=True)
     save_config(resolve_paths(config), run / "config.json")
@@ -114,6 +116,17 @@ def test_a_begun_run_chooses_nothing_again(
     (here / "other" / tiny_data.name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds a run on .*, not on .*choose another --workdir"):
         train.parse([str(here / "other" / tiny_data.name)], "mrcnn train")
+
+
+def test_another_config_is_refused_with_the_way_on(
+    tiny_data: Path, kept_run: Path, here: Path
+) -> None:
+    run = shutil.copytree(kept_run, here / "run")
+    request = train.parse([str(tiny_data), "--workdir", str(run), "--seed", "99"], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    line = r"seed: .* -> 99 \(choose another --workdir\); as it was begun: .*train --resume .*/run$"
+    with pytest.raises(ConfigError, match=line):
+        own_folder.run(request)
 
 
 def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +180,22 @@ def test_the_weights_give_their_constants(tiny_data: Path, kept_run: Path, here:
     assert not config.init_without_classes  # the same three
     config = chosen(tiny_data, "--init-from", kept_run, "--init-without-classes")
     assert config.init_without_classes
+    with pytest.raises(ConfigError, match=r"^model.roi.aligned: False, but .* has True"):
+        chosen(tiny_data, "--weights", kept_run, "--model.roi.no-aligned")
+
+
+def test_a_folder_of_links_is_known_again(tiny_data: Path, here: Path) -> None:
+    (here / "my").mkdir()
+    (here / "my" / "images").symlink_to(tiny_data / "images")
+    for split in ("train", "val"):
+        file = tiny_data / "annotations" / f"instances_{split}.json"
+        (here / "my" / f"{split}.json").symlink_to(file)
+    config = chosen("my")
+    (here / "runs" / "my").mkdir(parents=True)
+    save_config(resolve_paths(config), here / "runs" / "my" / "config.json")
+    request = train.parse(["my"], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    assert request.begun
 
 
 @pytest.mark.parametrize(
@@ -177,6 +206,9 @@ def test_the_weights_give_their_constants(tiny_data: Path, kept_run: Path, here:
         (("my", "--config", "shapes"), "--config: my gets a config that is chosen: leave one of"),
         (("my",), "my: looked for COCO's JSON"),
         (("my", "--init-from", "no"), "init_from: no: no such file or run ($MRCNN_DATA is not"),
+        (("my.json",), "my.json: no such folder (a file: name its folder)"),
+        (("my", "--workdir", "./my/"), "--workdir: my is the folder of the data: name another"),
+        (("--seed", "1", "my"), "my: a folder of data comes first: "),
     ],
 )
 def test_mistakes(
@@ -189,6 +221,7 @@ def test_mistakes(
 ) -> None:
     monkeypatch.delenv("MRCNN_DATA", raising=False)
     (here / "my").mkdir()
+    (here / "my.json").touch()
     assert mrcnn("train", *words) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"error: {line}")

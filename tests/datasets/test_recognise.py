@@ -143,6 +143,20 @@ def test_label_studios_coco_export(slash: str, tmp_path: Path) -> None:
     assert "Label Studio's COCO export" in recognise(tmp_path).told
 
 
+def test_names_in_another_unicode_form(tmp_path: Path) -> None:
+    """As macOS writes them: longer than in the file."""
+    coco(tmp_path / "mine.json", "\u00fcber/gr\u00f6\u00dfe.png")
+    image(tmp_path / "photos" / "u\u0308ber" / "gro\u0308\u00dfe.png")
+    assert found(tmp_path) == ("mine.json", "photos")
+
+
+def test_what_is_not_used_is_told(tmp_path: Path) -> None:
+    coco(tmp_path / "mine.json", "1.png", images=tmp_path)
+    for number in range(4):
+        (tmp_path / f"{number}.json").write_text('{"shapes": [], "imagePath": "1.png"}')
+    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
+
+
 def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
     coco(tmp_path / "labels" / "mine.json", "1.png", "2.png", images=tmp_path / "photos" / "new")
     image(tmp_path / "thumbnails" / "1.png")
@@ -265,6 +279,10 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "waits.json")
     assert line(tmp_path).endswith("waits.json: not a file, but a pipe, socket or device")
     (tmp_path / "waits.json").unlink()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.jpg").touch()
+    assert f"{tmp_path}: masks/a.jpg is in a format that changes values, no mask" in line(tmp_path)
+    (tmp_path / "masks" / "a.jpg").unlink()
     (tmp_path / "data.yaml").touch()
     assert "data.yaml is YOLO's, which is not yet readable" in line(tmp_path)
     coco(tmp_path / "x.json", "no.png", "such.png")

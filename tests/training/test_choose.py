@@ -229,12 +229,49 @@ def test_what_is_given_is_followed() -> None:
             Wishes(data=DataWishes(canvases=((50, 50),))),
             "data.canvases: 50 x 50: sides must be positive multiples of 32",
         ),
+        (
+            Wishes(data=DataWishes(canvases=((0, 0),))),
+            "data.canvases: 0 x 0: sides must be positive multiples of 32",
+        ),
+        (Wishes(stages=(StageWishes(epochs=-1),)), "stages.joint.epochs: must be at least 1"),
     ],
 )
 def test_what_is_given_may_be_wrong(wishes: Wishes, line: str) -> None:
     images = dataset(likeness(9, 90, 90, [9]))
     with pytest.raises(ConfigError, match=f"^{line}"):
         choose(images, images, device="cpu", wishes=wishes)
+
+
+def test_one_pixel_is_enough() -> None:
+    config = config_of(likeness(9, 90, 90, [9]), data=DataWishes(short_side=1))
+    assert config.data.short_side == 1
+    assert min(config.model.rpn.scales) >= 1
+
+
+def test_the_short_side_follows_a_long_side_given() -> None:
+    config = config_of(likeness(9, 90, 90, [9]), data=DataWishes(long_side=64))
+    assert (config.data.short_side, config.data.long_side) == (64, 64)
+
+
+def test_reasons_are_those_that_decided() -> None:
+    """Few images meet the most epochs; boxes train no masks; norms that are live train whole."""
+    images = dataset(likeness(30, 90, 90, [9]))
+    live = replace(TORCHVISION, resnet=replace(TORCHVISION.resnet, norm="live"))
+    for start, trained in ((TORCHVISION, "as in configs/finetune.py"), (live, "batch norms are")):
+        chosen = choose(
+            images,
+            images,
+            device="cpu",
+            wishes=Wishes(init_from="runs/a"),
+            start=Start(start, images.class_names),
+        )
+        reasons = {row.what: row.why for row in chosen.rows}
+        assert reasons["epochs"] == "3000 images shown would be 100; 4 to 60 are allowed"
+        assert reasons["masks trained per image"].startswith("no object has a mask")
+        assert reasons["trained"].startswith(trained)
+    many = dataset(likeness(20_000, 90, 90, [9]))
+    rows = choose(many, images, device="gpu", wishes=Wishes(init_from="a.pth")).rows
+    assert "at most 90000 images shown" in {row.why for row in rows}
 
 
 def test_a_c4_network_is_refused() -> None:

@@ -79,6 +79,9 @@ def test_files_that_are_none(suffix: str, tmp_path: Path) -> None:
         ) as caught:
             read_tensors(path)
         assert "\n" not in str(caught.value)
+    path.write_bytes(b"hello")  # asks a pickle for its entry 101
+    with pytest.raises(ConfigError, match=r"refers to 101|readable .(npz|safetensors) file"):
+        read_tensors(path)
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(ConfigError, match="not a readable"):
         read_tensors(tmp_path / f"folder{suffix}")

@@ -70,7 +70,7 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
 
     Args:
         options: those of the export's format; they say where everything is.
-        hint: print the commands that check the files, too.
+        hint: name commands that check the files, and options that would help.
 
     Returns:
         The files written.
@@ -84,7 +84,7 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
         raise ConfigError(f"{options.input}: no such file or folder")
     names = _names(options.categories) if options.categories is not None else None
     images, report = options.open_images(), Report()
-    converted = _images(options, images, names, report)
+    converted = _images(options, images, names, report, hint=hint)
     why = "; ".join(report.lines()[1:]) or "it has none"
     if not converted:
         raise ConfigError(f"{options.input}: no usable image is left: {why}")
@@ -119,11 +119,17 @@ def _normal(label: str) -> str:
 
 
 def _images(
-    options: Options, images: ImageFolder, names: tuple[str, ...] | None, report: Report
+    options: Options,
+    images: ImageFolder,
+    names: tuple[str, ...] | None,
+    report: Report,
+    *,
+    hint: bool,
 ) -> list[_Image]:
     """The pictures whose image exists, by file name.
 
-    ConfigError if too many do not exist, or if some have another size than annotated.
+    ConfigError if too many do not exist, with a `hint` at the option that allows it, or if some
+    have another size than annotated.
     """
     only = _listed(options.only) if options.only is not None else None
     converted: dict[str, _Image] = {}
@@ -159,7 +165,8 @@ def _images(
             f"{'; '.join(wrong[:3])}{more}"
         )
     if not options.allow_missing:
-        refuse_lost(lost, listed, f"{options.input}: in {images.folder} (see --allow-missing)")
+        see = " (see --allow-missing)" if hint else ""
+        refuse_lost(lost, listed, f"{options.input}: in {images.folder}{see}")
     for file in images.files:
         if file in places or (only is not None and not only & _spellings(file)):
             continue

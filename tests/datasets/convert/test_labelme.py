@@ -235,6 +235,9 @@ def test_labelme_images_inside_the_json(tmp_path: Path, capsys: pytest.CaptureFi
         match=r"--allow-missing\): 1 of 1 images are lost .*: D:/data/x.png \(images whose file",
     ):
         convert(Labelme(tmp_path, tmp_path / "out.json"))
+    with pytest.raises(ConfigError, match="1 of 1 images are lost") as caught:
+        convert(Labelme(tmp_path, tmp_path / "out.json"), hint=False)
+    assert "--" not in str(caught.value)  # `train my/` has no such option
     options = Labelme(tmp_path, tmp_path / "out.json", write_images=True)
     convert(options)
     assert (tmp_path / "x.png").read_bytes() == file
