@@ -95,7 +95,8 @@ def test_a_run_that_is_no_run_yet(
     save_config(tiny.get_config(), tmp_path / "config.json")
     assert mrcnn("train", "--resume", tmp_path) == 2
     assert capsys.readouterr().err == (
-        f"error: --resume: {tmp_path}: no checkpoint there yet; begin with --config and --workdir\n"
+        f"error: --resume: {tmp_path}: no checkpoint there yet; to begin: {cli.command('train')} "
+        f"--config {tmp_path}/config.json --workdir {tmp_path}\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
