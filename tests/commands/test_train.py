@@ -101,6 +101,18 @@ def test_a_run_that_is_no_run_yet(
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_imported_weights_are_no_run_to_go_on_with(
+    tiny_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "the weights")
+    save_config(replace(load_config_json(run / "config.json"), stages=()), run / "config.json")
+    assert mrcnn("train", "--resume", run) == 2
+    assert capsys.readouterr().err == (
+        f"error: --resume: {run}: imported weights; to train from them: --config FILE "
+        f"--workdir DIR --weights '{run}'\n"
+    )
+
+
 def test_another_config_is_refused_with_the_command_that_takes_it(
     tiny_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
