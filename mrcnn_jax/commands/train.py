@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import shlex
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -235,11 +236,13 @@ def _going_on(config: Config, workdir: Path, epochs: int | None, again: str) -> 
 
     meta = Checkpoints(workdir, keep=1).latest()
     if meta is None:
-        raise ConfigError(
-            f"--resume: {workdir}: no checkpoint there yet; begin with --config and --workdir"
-        )
+        begin = cli.command("train", "--config", workdir / "config.json", "--workdir", workdir)
+        raise ConfigError(f"--resume: {workdir}: no checkpoint there yet; to begin: {begin}")
     if not config.stages:
-        raise ConfigError(f"--resume: {workdir}: imported weights, to be trained by --init-from")
+        raise ConfigError(
+            f"--resume: {workdir}: imported weights; to train from them: --config FILE --workdir "
+            f"DIR --weights {shlex.quote(str(workdir))}"
+        )
     if epochs is None:
         return config
     if not meta.stage_complete or meta.stage_index + 1 < len(config.stages):

@@ -256,10 +256,16 @@ def differences(old: Config, new: Config) -> list[str]:
     them is the same.
     """
     a, b = _fixed_fields(old), _fixed_fields(new)
-    if 0 < len(old.stages) < len(new.stages):
-        added = tuple(f"stages.{i}." for i in range(len(old.stages), len(new.stages)))
-        b = {name: value for name, value in b.items() if not name.startswith(added)}
-        b["stages.length"] = len(old.stages)
+    before, now = len(old.stages), len(new.stages)
+    # Rows that only one of them has are told by their number, not by each of their fields.
+    rows = tuple(f"stages.{i}." for i in range(min(before, now), max(before, now)))
+    a, b = (
+        {name: value for name, value in fields.items() if not name.startswith(rows)}
+        for fields in (a, b)
+    )
+    a, b = (fields | {"stages": None, "stages.length": n} for fields, n in ((a, before), (b, now)))
+    if 0 < before < now:
+        b["stages.length"] = before
     return [
         f"{name}: {a.get(name)!r} -> {b.get(name)!r}"
         for name in sorted(a | b)

@@ -156,7 +156,7 @@ def extended(config: Config, epochs: int) -> Config:
     )
     first, trained = rows[-1].name, sum(row.epochs for row in rows)
     if epochs <= trained:
-        raise ConfigError(f"--epochs {epochs}: stage {first} has {trained} epochs already")
+        raise ConfigError(f"--epochs {epochs}: stage {first} has {trained} already")
     taken = {row.name for row in config.stages}
     name = next(name for i in itertools.count(2) if (name := f"{first}_{i}") not in taken)
     added = dataclasses.replace(last, name=name, epochs=epochs - trained)

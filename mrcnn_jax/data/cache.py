@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from mrcnn_jax.output import remove_abandoned, write_file
 _UNWRITABLE = tuple(
     map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
 )
+
+_SEAL = "checksums.json"
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -64,6 +67,38 @@ def kept(path: Path) -> Any:
         return json.loads(content["found"]) if whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of the files in a folder of arrays, so that harm to them is noticed.
+
+    Raises:
+        ConfigError: the file of the checksums cannot be written.
+    """
+    keep(folder / _SEAL, _checksums(folder))
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the files of a folder are those that `seal` found in it; all of them are read.
+
+    A file that was cut short, or lost a block, would be read as zeros, or end the program.
+    """
+    try:
+        return bool(kept(folder / _SEAL) == _checksums(folder))
+    except OSError:
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if path.name == _SEAL:
+            continue
+        sums[path.name] = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                sums[path.name] = zlib.crc32(block, sums[path.name])
+    return sums
 
 
 def _digest(text: str) -> str:

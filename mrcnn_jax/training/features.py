@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from tqdm import tqdm
 from mrcnn_jax import parallel
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import AugmentConfig, Config, StageConfig
-from mrcnn_jax.data.cache import writing
-from mrcnn_jax.data.loader import Split, load, plan_once
+from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig, StageConfig
+from mrcnn_jax.data.cache import is_sealed, seal, writing
+from mrcnn_jax.data.loader import PlannedBatch, Split, load, plan_once
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, modules_of, select_proposals
 from mrcnn_jax.output import part_folder
 from mrcnn_jax.runtime import compile_options
@@ -69,7 +70,8 @@ def refuse_unusable_cache(
     """Checks `cache_features` against the rest of the config, the devices and the disk.
 
     Raises:
-        ConfigError: nothing can be kept, or more than `feature_cache_gib` or the disk hold.
+        ConfigError: nothing can be kept, or more than `feature_cache_gib` or the disk hold, or the
+            cache is read-only.
     """
     if config.cache_features == "off":
         return
@@ -91,10 +93,14 @@ def refuse_unusable_cache(
     line = f"cache_features: {size / GIB:.2f} GiB of features ({config.cache_features})"
     if size > config.feature_cache_gib * GIB:
         raise ConfigError(f"{line}, but feature_cache_gib is {config.feature_cache_gib:g}")
-    free = shutil.disk_usage(splits[0].folder).free
+    folders = [split.folder for split in splits]
+    free = shutil.disk_usage(folders[0]).free + sum(map(_size, map(_kept, folders)))
     if size > free:
-        raise ConfigError(f"{line}, but {splits[0].folder} has {free / GIB:.2f} GiB free")
-    print(f"{line} will be kept in {splits[0].folder.parent}")
+        raise ConfigError(f"{line}, but {folders[0]} has {free / GIB:.2f} GiB free")
+    for folder in folders:
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"cache_features: {folder}: cannot be written to")
+    print(f"{line} will be kept in {folders[0].parent}")
 
 
 class KnownFeatures:
@@ -200,24 +206,44 @@ def known_features(
         canvas: _layout(config, model, variables, modules, canvas) for canvas in _canvases(split)
     }
     folder = split.folder / f"features-{_key(config, variables, modules)}"
-    if not folder.is_dir():
+    if not is_sealed(folder):
         size = sum(_bytes(config, split, leaves, canvas) for canvas, leaves in layout.items())
-        _make_room(split.folder, int(config.feature_cache_gib * GIB) - size)
-        with writing(split.folder), part_folder(folder) as part:
-            _write(part, config, model, variables, modules, split, layout)
-            part.rename(folder)
+        with writing(split.folder):
+            if folder.exists():
+                print(f"{folder}: damaged; computed again")
+                shutil.rmtree(folder)
+            _make_room(split.folder, config.feature_cache_gib * GIB, size)
+            with part_folder(folder) as part:
+                _write(part, config, model, variables, modules, split, layout)
+                try:
+                    part.rename(folder)
+                except OSError:
+                    # Another run may have computed the same in the meantime.
+                    if not is_sealed(folder):
+                        raise
     return KnownFeatures(folder, split, layout)
 
 
-def _make_room(folder: Path, limit: int) -> None:
-    """Deletes features of other weights, the oldest first, until at most `limit` bytes are kept."""
-    kept = sorted(folder.glob("features-*"), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in kept}
-    for path in kept:
-        if sum(sizes.values()) <= limit:
-            return
-        shutil.rmtree(path)
-        del sizes[path]
+def _make_room(folder: Path, limit: float, size: int) -> None:
+    """Deletes features of other weights, the oldest first, until `size` bytes more fit.
+
+    Args:
+        folder: of a data set in the cache.
+        limit: the most bytes to keep; at most as many as the disk has.
+        size: of what is to be written.
+    """
+    others = sorted(_kept(folder), key=lambda path: path.stat().st_mtime)
+    limit = min(limit, shutil.disk_usage(folder).free + _size(others))
+    while others and _size(others) + size > limit:
+        shutil.rmtree(others.pop(0))
+
+
+def _kept(folder: Path) -> list[Path]:
+    return list(folder.glob("features-*"))
+
+
+def _size(folders: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
 
 def _write(
@@ -242,10 +268,13 @@ def _write(
         }
         for canvas, layouts in layout.items()
     }
+    for path in folder.iterdir() if hasattr(os, "posix_fallocate") else ():
+        with path.open("r+b") as part:  # a disk that is full later would kill the program: SIGBUS
+            os.posix_fallocate(part.fileno(), 0, path.stat().st_size)
     program = jax.jit(_results(config, model, modules), **compile_options())
     plan = plan_once(split, config.data.batch_size)
     with tqdm(total=len(split.plans), desc=f"features of {split.name}", unit="img") as bar:
-        for planned, batch in zip(plan, load(split, plan, config.data), strict=True):
+        for planned, batch in zip(plan, _batches(split, plan, config.data), strict=True):
             for name, rows in jax.device_get(program(variables, batch)).items():
                 for index, row in zip(planned.images, rows, strict=False):
                     if not np.isfinite(row).all():
@@ -259,6 +288,17 @@ def _write(
     for layouts in files.values():
         for array in layouts.values():
             array.flush()
+    seal(folder)
+
+
+def _batches(
+    split: Split, plan: Sequence[PlannedBatch], data: DataConfig
+) -> Generator[Batch, None, None]:
+    """Loads the batches; Failure names an image that cannot be."""
+    try:
+        yield from load(split, plan, data)
+    except RuntimeError as error:
+        raise Failure(f"{split.dataset.images_dir}: {error}") from error
 
 
 def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:

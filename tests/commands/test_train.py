@@ -95,9 +95,22 @@ def test_a_run_that_is_no_run_yet(
     save_config(tiny.get_config(), tmp_path / "config.json")
     assert mrcnn("train", "--resume", tmp_path) == 2
     assert capsys.readouterr().err == (
-        f"error: --resume: {tmp_path}: no checkpoint there yet; begin with --config and --workdir\n"
+        f"error: --resume: {tmp_path}: no checkpoint there yet; to begin: {cli.command('train')} "
+        f"--config {tmp_path}/config.json --workdir {tmp_path}\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_imported_weights_are_no_run_to_go_on_with(
+    tiny_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "the weights")
+    save_config(replace(load_config_json(run / "config.json"), stages=()), run / "config.json")
+    assert mrcnn("train", "--resume", run) == 2
+    assert capsys.readouterr().err == (
+        f"error: --resume: {run}: imported weights; to train from them: --config FILE "
+        f"--workdir DIR --weights '{run}'\n"
+    )
 
 
 def test_another_config_is_refused_with_the_command_that_takes_it(
@@ -155,7 +168,7 @@ def test_a_finished_run_goes_on_with_more_epochs(
     assert f"\nto train the last stage longer: {again} --epochs N\n" in capsys.readouterr().out
     assert_same_bits(run, tiny_run)
     assert mrcnn("train", "--resume", run, "--epochs", 1) == 2
-    assert capsys.readouterr().err == "error: --epochs 1: stage mask has 1 epochs already\n"
+    assert capsys.readouterr().err == "error: --epochs 1: stage mask has 1 already\n"
 
     stop_at(3)
     assert mrcnn("train", "--resume", run, "--epochs", 2) == 143

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.cache import each, keep, kept
+from mrcnn_jax.data.cache import each, is_sealed, keep, kept, seal
 
 
 def test_what_is_kept_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -23,6 +23,20 @@ def test_what_is_kept_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
         assert kept(path) is None
     path.write_bytes(whole[:-9])
     assert kept(path) is None
+
+
+def test_harm_to_a_sealed_folder_is_noticed(tmp_path: Path) -> None:
+    assert not is_sealed(tmp_path / "absent")
+    for name in ("a.npy", "b.npy"):
+        (tmp_path / name).write_bytes(bytes(range(200)))
+    assert not is_sealed(tmp_path)
+    seal(tmp_path)
+    assert is_sealed(tmp_path)
+    (tmp_path / "b.npy").write_bytes(bytes(range(199)) + b"x")
+    assert not is_sealed(tmp_path)
+    seal(tmp_path)
+    (tmp_path / "c.npy").touch()
+    assert not is_sealed(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

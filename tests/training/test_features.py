@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import AugmentConfig, Config
+from mrcnn_jax.data.loader import load, plan_once
+from mrcnn_jax.models.initialise import initialise
+from mrcnn_jax.models.mask_rcnn import example_batch
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.training import features
 from mrcnn_jax.training.loop import train
@@ -98,7 +103,59 @@ def test_the_oldest_features_go_first(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "0-p2.npy").write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (age, age))
-    features._make_room(tmp_path, 250)
+    features._make_room(tmp_path, 500, 250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features-a", "features-b", "other"]
-    features._make_room(tmp_path, -1)
+    features._make_room(tmp_path, 500, 500)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_damaged_features_are_computed_again(
+    cached_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_run(cached_config, tmp_path / "run") as run:
+        variables = initialise(run.model, example_batch(run.config.data.canvases[0]), seed=0)
+
+        def rows() -> tuple[bytes, str]:
+            stage, split = run.config.stages[0], run.val_split
+            kept = features.known_features(run.config, stage, run.model, variables, split)
+            assert kept is not None
+            (plan,) = plan_once(split, len(split.plans))
+            (batch,) = load(split, [plan], run.config.data)
+            read = kept.of(batch, plan.canvas)
+            leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(read)]
+            return b"".join(leaves), capsys.readouterr().out
+
+        first, _ = rows()
+        assert rows() == (first, "")
+        (folder,) = run.val_split.folder.glob("features-*")
+        file = folder / "0-p2.npy"
+        whole = file.read_bytes()
+        for damage in (
+            file.unlink,
+            lambda: file.write_bytes(whole[:-9]),
+            lambda: file.write_bytes(whole[:4096] + bytes(512) + whole[4608:]),  # a lost block
+            (folder / "checksums.json").unlink,
+        ):
+            damage()
+            assert rows() == (first, f"{folder}: damaged; computed again\n")
+
+
+def test_room_that_other_features_take_counts_as_free(
+    cached_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**18))
+    monkeypatch.setattr("mrcnn_jax.training.open._refuse_full_disk", lambda *_: None)
+    with (
+        pytest.raises(ConfigError, match=r"0\.0\d GiB of features .*has 0\.00 GiB free"),
+        open_run(cached_config, tmp_path / "run"),
+    ):
+        pass
+    assert cached_config.data.cache is not None
+    for folder in Path(cached_config.data.cache).iterdir():
+        (folder / "features-old").mkdir()
+        with (folder / "features-old" / "0-p2.npy").open("wb") as file:
+            file.truncate(2**26)
+    with open_run(cached_config, tmp_path / "run") as run:
+        features._make_room(run.val_split.folder, math.inf, 2**19)
+        assert not (run.val_split.folder / "features-old").exists()
