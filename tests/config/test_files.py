@@ -292,7 +292,7 @@ def test_differences_says_from_what_to_what() -> None:
     assert differences(config, fewer) == ["stages.length: 3 -> 2"]
     assert differences(fewer, config) == []
     none = replace(config, stages=())
-    assert differences(none, config) == ["stages: () -> None", "stages.length: None -> 3"]
+    assert differences(none, config) == ["stages.length: 0 -> 3"]
     assert differences(none, none) == []
 
 
