@@ -104,12 +104,12 @@ def through(annotations: Path, images: Path, cache: Path) -> CocoDataset:
         ValueError: a batch does not hold what it promises.
     """
     dataset = read_coco(annotations, images, DATA, lost_images=True)
-    dataset, _ = check_split(dataset, cache=cache, data=DATA, keep_empty=True)
+    dataset, folder = check_split(dataset, cache=cache, data=DATA, keep_empty=True)
     found = summary(dataset, DATA)
     json.dumps(found)
     "\n".join(summary_lines(dataset, found)).encode()
     plans = tuple(resize_plan(image.height, image.width, DATA) for image in dataset.images)
-    split = Split("train", dataset, Records(dataset), plans)
+    split = Split("train", dataset, Records(dataset), plans, folder)
     for batch in load(split, plan_once(split, 2), DATA):
         truth = batch.ground_truth
         for boxes, valid in ((truth.boxes, truth.valid), (batch.ignore.boxes, batch.ignore.valid)):
