@@ -8,8 +8,8 @@ DEMO_DATA ?= runs/shapes_data
 .PHONY: demo test test-fast parity gpu-compile lint clean help
 
 help:
-	@echo "make demo       generate data, train three stages, evaluate, draw (about 9 minutes on 2 cores)"
-	@echo "make test       run all tests (about 20 minutes on 2 cores)"
+	@echo "make demo       generate data, train three stages, evaluate, draw (5 to 9 minutes on 2 cores)"
+	@echo "make test       run all tests (8 to 20 minutes on 2 cores)"
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
 	@echo "make gpu-compile  compile for an NVIDIA GPU, which need not be there, and check (3 minutes)"

@@ -29,8 +29,8 @@ def iou_loop(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_area_by_hand() -> None:
-    boxes = jnp.array([[1, 2, 4, 8], [5, 5, 5, 9], [4, 8, 1, 2]], jnp.float32)
-    assert box_ops.area(boxes).tolist() == [18, 0, 0]
+    boxes = [[1, 2, 4, 8], [5, 5, 5, 9], [4, 8, 1, 2], [4, 2, 1, 8], [1, 8, 4, 2]]
+    assert box_ops.area(jnp.array(boxes, jnp.float32)).tolist() == [18, 0, 0, 0, 0]
 
 
 @QUICK
