@@ -144,6 +144,8 @@ def test_samples_follow_the_rules() -> None:
         if label > 0:
             np.testing.assert_allclose(deltas, expected_deltas, rtol=1e-4, atol=1e-5)
     assert not wanted
+    found = {tuple(box) for box in drawn.foreground.boxes[drawn.foreground.valid]}
+    assert found == {tuple(box) for box, _, _ in foreground}
 
 
 def test_samples_at_the_borders_of_the_rules() -> None:

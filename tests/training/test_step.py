@@ -178,6 +178,21 @@ def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, config: ModelCo
     assert set(jax.eval_shape(init, jax.random.key(0))["params"]) == modules_of(loss, config)
 
 
+def test_losses_of_boxes_and_masks_end_at_the_proposals(variables: Variables) -> None:
+    """Trained jointly, the RPN learns from its own loss alone: proposals are constants."""
+
+    def objective(rpn: Any) -> jax.Array:
+        params = variables["params"] | {"rpn": rpn}
+        values, _, _ = nn.apply(
+            lambda m: stage_losses(m, batch(0), jax.random.key(0), ("box", "mask"), ()), MODEL
+        )({"params": params, "batch_stats": variables["batch_stats"]})
+        return sum(values.values(), jnp.float32(0))
+
+    gradient = jax.jit(jax.grad(objective), compiler_options=QUICK_COMPILE)
+    gradients = jax.tree.leaves(gradient(variables["params"]["rpn"]))
+    assert not any(np.any(leaf) for leaf in gradients)
+
+
 def moved(before: Any, after: Any) -> set[str]:
     """Paths of the leaves whose bits differ."""
     old, new = (flatten_dict(tree, sep="/") for tree in (before, after))
