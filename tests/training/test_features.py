@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import AugmentConfig, Config
 from mrcnn_jax.data.loader import load, plan_once
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.mask_rcnn import example_batch
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.training import features
 from mrcnn_jax.training.loop import train
@@ -159,3 +160,29 @@ def test_room_that_other_features_take_counts_as_free(
     with open_run(cached_config, tmp_path / "run") as run:
         features._make_room(run.val_split.folder, math.inf, 2**19)
         assert not (run.val_split.folder / "features-old").exists()
+
+
+def test_the_files_are_those_of_the_frozen_weights(cached_config: Config) -> None:
+    """A run from other weights, or on other sizes, must not read them; the heads do not matter."""
+    model = MaskRCNN(cached_config.model)
+    variables = jax.tree.map(np.array, initialise(model, example_batch((128, 128)), seed=0))
+    modules = features.frozen_modules(cached_config.stages[0], variables, cached_config)
+    assert modules is not None
+
+    def key(config: Config = cached_config, path: str = "", kind: str = "params") -> str:
+        leaves = flatten_dict(variables[kind], sep="/")
+        if path:
+            leaves |= {path: leaves[path] + 1}
+        changed = variables | {kind: unflatten_dict(leaves, sep="/")}
+        return features._key(config, changed, modules)
+
+    assert key(path="mask_head/logits/kernel") == key(path="box_head/fc1/bias") == key()
+    others = [
+        key(path="resnet/stem/kernel"),
+        key(path="fpn/output3/bias"),
+        key(path="rpn/logits/bias"),
+        key(path="resnet/stem/mean", kind="batch_stats"),
+        key(replace(cached_config, cache_features="float16")),
+        key(replace(cached_config, data=replace(cached_config.data, short_side=96))),
+    ]
+    assert len({key(), *others}) == 1 + len(others)
