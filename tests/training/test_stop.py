@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,14 @@ import pytest
 from mrcnn_jax import cli
 from mrcnn_jax.training.open import Progress
 from mrcnn_jax.training.stop import StopSignal
+
+
+@pytest.fixture(autouse=True)
+def foreground() -> Iterator[None]:
+    """Signals as a command in the foreground has them; one in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Left(Exception):
