@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
+
+from mrcnn_jax.config.errors import ConfigError
 
 
 def fields_given(words: Iterable[str]) -> frozenset[str]:
@@ -16,6 +20,27 @@ def fields_given(words: Iterable[str]) -> frozenset[str]:
     """
     names = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
     return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromWeights:
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Of a new run: weights to start from, whose depth, batch norm and other constants the config
+    then gets: a run's folder, a file of torchvision's, detectron2's or timm's, or the name of
+    published ones, such as torchvision-coco-v1."""
+    download: bool = False
+    """Fetch the published weights that --weights names, unless that was done before."""
+
+    def refuse_contradiction(self, given: frozenset[str]) -> None:
+        """Raises ConfigError if the options do not go together.
+
+        Args:
+            given: as of `fields_given`.
+        """
+        if self.download and self.weights is None:
+            raise ConfigError("--download: needs --weights with the name of published ones")
+        if self.weights is not None and "init_from" in given:
+            raise ConfigError("--weights: not with --init-from, which it sets")
 
 
 @dataclass(frozen=True, kw_only=True)

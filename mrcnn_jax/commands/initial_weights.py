@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax import parallel
-from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.weights.choice import Choice, choose, chosen_before
+from mrcnn_jax.weights.origin import open_origin
 from mrcnn_jax.weights.published import locate
 
 
@@ -33,11 +33,9 @@ def with_weights(
     Raises:
         ConfigError: the weights cannot be used, or an option contradicts them.
     """
-    if "init_from" in given:
-        raise ConfigError("--weights: not with --init-from, which it sets")
     path = parallel.in_turn(lambda: locate(weights, download=download))
     config = replace(config, init_from=str(path))
     if (workdir / "config.json").exists():
         return chosen_before(config, load_config_json(workdir / "config.json"), given), None
-    choice = choose(path)
+    choice = choose(path, open_origin(path))
     return choice.applied(config, given), choice

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import fields_given
+from mrcnn_jax.commands.arguments import FromWeights, fields_given
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config
@@ -36,21 +36,18 @@ ANNOTATIONS = "annotations.json"  # in it, of an export
 
 
 @dataclass(frozen=True)
-class _Own(Wishes):
+class _Own(FromWeights, Wishes):
     workdir: Path | None = None
-    weights: str | None = None
-    download: bool = False
 
 
-@dataclass(frozen=True)
-class _Options:
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
     workdir: Path
     """The run's folder; by default runs/ and the folder's name."""
-    weights: str | None
-    """Weights to start from: a run's folder, a file of torchvision's, detectron2's or timm's, or
-    the name of published ones, such as torchvision-coco-v1."""
-    download: bool
-    """Fetch the published weights that --weights names, unless that was done before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options(FromWeights, _Folder):
     fields: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -94,10 +91,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
     workdir = own.workdir or Path("runs", folder.resolve().name)
     if workdir.resolve() == folder.resolve():
         raise ConfigError(f"--workdir: {workdir} is the folder of the data: name another one")
-    if own.download and own.weights is None:
-        raise ConfigError("--download: needs --weights with the name of published ones")
-    if own.weights is not None and own.init_from is not None:
-        raise ConfigError("--weights: not with --init-from, which it sets")
+    own.refuse_contradiction(fields_given(plain))
     begun = (workdir / "config.json").exists()
     if begun:
         config = load_config_json(workdir / "config.json")
@@ -126,7 +120,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
 def _overridden(config: Config, workdir: Path, words: Sequence[str], program: str) -> Config:
     return tyro.cli(
         tyro.conf.AvoidSubcommands[_Options],
-        default=_Options(workdir, None, False, config),
+        default=_Options(workdir=workdir, fields=config),
         args=words,
         prog=program,
         description=__doc__,
@@ -218,9 +212,12 @@ def chosen_config(request: Request) -> tuple[Config, Choice | None, tuple[CocoDa
     if request.weights is not None:
         name = request.weights
         path = parallel.in_turn(lambda: locate(name, download=request.download)).resolve()
-        wishes, choice = replace(wishes, init_from=str(path)), choose_weights(path)
+        wishes = replace(wishes, init_from=str(path))
     if wishes.init_from is not None:
-        origin = open_origin(find_start(wishes.init_from))
+        path = find_start(wishes.init_from)
+        origin = open_origin(path)
+        if request.weights is not None:
+            choice = choose_weights(path, origin)
         if origin.has_heads:
             start = Start(origin.model, origin.class_names)
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))

@@ -28,7 +28,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import own_folder
-from mrcnn_jax.commands.arguments import fields_given
+from mrcnn_jax.commands.arguments import FromWeights, fields_given
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     differences,
@@ -41,7 +41,7 @@ from mrcnn_jax.config.tables import canvases_for, extended
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _Run:
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Of a new run: a config file, the name of one in configs/, or the config.json of a run."""
     workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -49,12 +49,10 @@ class _Options:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder of a run to go on with, by its own config.json; instead of --config and
     --workdir."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Of a new run: weights to start from, whose depth, batch norm and other constants the config
-    then gets: a run's folder, a file of torchvision's, detectron2's or timm's, or the name of
-    published ones, such as torchvision-coco-v1."""
-    download: bool = False
-    """Fetch the published weights that --weights names, unless that was done before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options(FromWeights, _Run):
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """With --resume: train the last stage of a finished run on, to so many epochs in all. Those
     that are added are a stage of their own, whose learning rate begins anew."""
@@ -132,11 +130,10 @@ def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
         raise ConfigError(
             f"a folder of data, --resume, or --config and --workdir are missing ({program} --help)"
         )
+    given.refuse_contradiction(fields_given(fields))
     config, notes = _with_canvases(load_config_file(file), fields)
     if given.weights is not None:
         config = replace(config, init_from=given.weights)  # other fields may need one
-    elif given.download:
-        raise ConfigError("--download: needs --weights with the name of published ones")
     config = tyro.cli(
         tyro.conf.AvoidSubcommands[_AllOptions],
         default=_AllOptions(fields=config, **dataclasses.asdict(given)),

@@ -316,8 +316,8 @@ class Config:
     """Most GiB of a data set's features to keep; those of other weights are deleted first."""
     deterministic: bool = field(default=False, metadata=RUNTIME)
     """GPU: ask the compiler (xla_gpu_deterministic_ops) for programs that give the same bits each
-    time, and do not choose kernels by timing. The cost is not measured yet; expect much, since
-    scatters (RoIAlign's backward pass) become very slow. CPU runs are bit-equal without it."""
+    time, do not choose kernels by timing, and sum RoIAlign's gradient in integers. The cost is not
+    measured yet. CPU runs are bit-equal without it."""
     skip_non_finite: int = field(default=0, metadata=RUNTIME)
     """Steps per stage that may be skipped because their loss or gradient is not finite, before the
     run stops."""

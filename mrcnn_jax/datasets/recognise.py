@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
+from mrcnn_jax.data.other_formats import YOLO
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.convert.common import Options
 from mrcnn_jax.datasets.convert.cvat import Cvat
@@ -91,7 +92,7 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     kinds = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in tree.files)
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
     yolo = [file for file in tree.with_suffix(".yaml", ".yml") if _name(file) == "data.yaml"]
-    what = f"{yolo[0]} is YOLO's, which is not yet readable (export as COCO); " if yolo else ""
+    what = f"{yolo[0]} is {YOLO}; " if yolo else ""
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in _parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "

@@ -8,10 +8,12 @@ same weights.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -356,8 +358,8 @@ def _canvases(split: Split) -> dict[int, int]:
 
 def _places(split: Split) -> list[int]:
     """The row of each image among those of its canvas."""
-    counters: dict[int, Iterator[int]] = {}
-    return [next(counters.setdefault(plan.canvas, iter(range(10**9)))) for plan in split.plans]
+    counters: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+    return [next(counters[plan.canvas]) for plan in split.plans]
 
 
 def _key(config: Config, variables: Variables, modules: Modules) -> str:

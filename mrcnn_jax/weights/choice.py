@@ -11,7 +11,7 @@ from typing import Any
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.weights.origin import open_origin
+from mrcnn_jax.weights.origin import Origin
 
 RESNET = (
     "resnet.depth",
@@ -108,16 +108,13 @@ class Choice:
         return f"other classes: {', '.join(changed[:3])}{more}"
 
 
-def choose(path: Path) -> Choice:
-    """Reads what weights fix.
+def choose(path: Path, origin: Origin) -> Choice:
+    """Says what weights fix.
 
     Args:
         path: a run's folder or a weights file.
-
-    Raises:
-        ConfigError: as of `open_origin`.
+        origin: what is known of it.
     """
-    origin = open_origin(path)
     names = (*RESNET, *(HEADS if origin.has_heads else ()))
     return Choice(
         path,

@@ -284,7 +284,7 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     assert f"{tmp_path}: masks/a.jpg is in a format that changes values, no mask" in line(tmp_path)
     (tmp_path / "masks" / "a.jpg").unlink()
     (tmp_path / "data.yaml").touch()
-    assert "data.yaml is YOLO's, which is not yet readable" in line(tmp_path)
+    assert "data.yaml is YOLO's, for which there is no converter yet" in line(tmp_path)
     coco(tmp_path / "x.json", "no.png", "such.png")
     assert line(tmp_path) == (
         f"{tmp_path / 'x.json'}: none of its images is in {tmp_path}: no.png, such.png"

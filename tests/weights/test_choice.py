@@ -16,6 +16,7 @@ from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.choice import HEADS, RESNET, Choice, choose, chosen_before
+from mrcnn_jax.weights.origin import open_origin
 
 # Fields that can be others than those of the weights: how the network is trained, which proposals
 # and detections it keeps, and which images it is made for.
@@ -133,7 +134,7 @@ def test_outputs_of_other_classes(
 
 
 def test_a_run_fixes_what_its_config_says(kept_run: Path) -> None:
-    weights = choose(kept_run)
+    weights = choose(kept_run, open_origin(kept_run))
     assert weights.title == "checkpoint 00000072-mask of a run of run_v1"
     assert weights.classes == 3
     assert weights.class_names == ("disc", "rectangle", "triangle")
@@ -148,7 +149,7 @@ def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r": holds no checkpoint \(to start from .*/model\.safetensors\)$"
     ):
-        choose(tmp_path)
+        open_origin(tmp_path)
 
 
 def test_a_run_that_began_keeps_what_was_chosen() -> None:
