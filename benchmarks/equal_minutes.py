@@ -167,13 +167,10 @@ def train_ours(arguments: argparse.Namespace, seed: int) -> None:
             compiled = {"JAX_COMPILATION_CACHE_DIR": empty}
             seconds, process_seconds = call(child(arguments, seed, OURS), on_cpu | compiled)
         validation = json.loads((folder / VALIDATION).read_text())
-        config = load_config_json(folder / "config.json")
         rows = map(json.loads, (folder / "timing.jsonl").read_text().splitlines())
-        steps = sum(row["steps"] for row in rows)
         times = {
             "asked": asked(arguments, OURS),
-            "steps": steps,
-            "images": steps * config.data.batch_size,
+            "steps": sum(row["steps"] for row in rows),
             "process_seconds": process_seconds - validation["process_seconds"],
             "seconds": seconds - validation["seconds"],
             "validation_process_seconds": validation["process_seconds"],
@@ -263,7 +260,7 @@ def report(arguments: argparse.Namespace, chosen: Sequence[str]) -> dict[str, An
     print(
         f"{'seed':>4} {'side':12}"
         + "".join(f"{name:>11}" for name in names)
-        + f"{'CPU min':>9}{'min':>7}{'images':>8}"
+        + f"{'CPU min':>9}{'min':>7}{'steps':>7}"
     )
     for seed in arguments.seeds:
         for side in chosen:
@@ -274,12 +271,13 @@ def report(arguments: argparse.Namespace, chosen: Sequence[str]) -> dict[str, An
             times[side].append(took)
             values = "".join(f"{100 * found[name]:11.2f}" for name in names)
             minutes = f"{took['process_seconds'] / 60:9.2f}{took['seconds'] / 60:7.2f}"
-            print(f"{seed:4} {folder.name:12}{values}{minutes}{took['images']:8}")
+            print(f"{seed:4} {folder.name:12}{values}{minutes}{took['steps']:7}")
 
-    def of_runs(name: str, scale: float = 1.0) -> dict[str, list[float]]:
+    def minutes_of(name: str) -> dict[str, list[float]]:
         return {
-            side: [round(took[name] / scale, 3) for took in its if name in took]
+            side: [round(took[name] / 60, 3) for took in its]
             for side, its in times.items()
+            if name in its[0]
         }
 
     return {
@@ -289,10 +287,10 @@ def report(arguments: argparse.Namespace, chosen: Sequence[str]) -> dict[str, An
         "options": arguments.options,
         "seeds": arguments.seeds,
         **with_ratios(equal_steps.summary(figures)),
-        "process_minutes": of_runs("process_seconds", 60),
-        "clock_minutes": of_runs("seconds", 60),
-        "validation_process_minutes": of_runs("validation_process_seconds", 60),
-        "images": of_runs("images"),
+        "process_minutes": minutes_of("process_seconds"),
+        "clock_minutes": minutes_of("seconds"),
+        "validation_process_minutes": minutes_of("validation_process_seconds"),
+        "steps": {side: [took["steps"] for took in its] for side, its in times.items()},
         "cores": len(os.sched_getaffinity(0)),
     }
 

@@ -193,12 +193,18 @@ def build(weights: Path, *, classes: int, data: DataConfig) -> Any:
     return model
 
 
+def image_tensor(pixels: np.ndarray) -> Any:
+    """Returns a uint8 [H, W, 3] image as torchvision takes it: float32 [3, H, W] in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255
+
+
 def as_tensors(example: Example) -> tuple[Any, dict[str, Any]]:
     """Returns torchvision's (image, target)."""
     import torch
 
-    image = torch.from_numpy(example.image).permute(2, 0, 1) / 255
-    return image, {
+    return image_tensor(example.image), {
         name: torch.from_numpy(getattr(example, name)) for name in ("boxes", "labels", "masks")
     }
 
@@ -217,8 +223,8 @@ def run(
         cache: where our run keeps its checked validation images.
 
     Returns:
-        "steps", "images" (shown), and, up to the end of training, "process_seconds" of the process
-        and "seconds" by the clock from this call on.
+        "steps", and, up to the end of training, "process_seconds" of the process and "seconds" by
+        the clock from this call on.
     """
     from mrcnn_jax.data.reading import read_coco
 
@@ -233,7 +239,6 @@ def run(
     model, steps = train(train_set, data, folder, weights=weights, seed=seed, budget=budget)
     done = {
         "steps": steps,
-        "images": steps * BATCH,
         "process_seconds": time.process_time(),
         "seconds": time.perf_counter() - started,
     }
@@ -306,7 +311,7 @@ def evaluate(
         encoded = (split.dataset.images_dir / image.file_name).read_bytes()
         pixels = decode_image(encoded, upright=image.upright, max_pixels=data.max_pixels)
         with torch.no_grad():
-            (found,) = model([torch.from_numpy(pixels).permute(2, 0, 1) / 255])
+            (found,) = model([image_tensor(pixels)])
         arrays = {name: values.numpy() for name, values in found.items()}
         arrays["masks"] = arrays["masks"][:, 0] > 0.5
         results += results_of(image.id, [number for number, _ in categories], **arrays)

@@ -14,7 +14,6 @@ import pytest
 import sides
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import load_config_file, save_config
 from mrcnn_jax.datasets.recognise import recognise
 from mrcnn_jax.training.watch import Watch
 
@@ -55,7 +54,6 @@ class Processes:
         self.started.append(f"{side} {seed} {' '.join(arguments.options)}".rstrip())
         if side == "ours":
             assert list(Path(environment["JAX_COMPILATION_CACHE_DIR"]).iterdir()) == []
-            save_config(load_config_file("finetune"), folder / "config.json")
             rows = [json.dumps({"steps": steps}) for steps in (7, 8)]
             (folder / "timing.jsonl").write_text("\n".join(rows))
             used = {"seconds": 10.0, "process_seconds": 18.0}
@@ -64,7 +62,7 @@ class Processes:
         times = equal_minutes.times_of(arguments, seed, "ours")
         assert times is not None
         self._metrics(folder, 0.2)
-        done = {"asked": equal_minutes.asked(arguments, side), "images": 60, "seconds": 125.0}
+        done = {"asked": equal_minutes.asked(arguments, side), "steps": 30, "seconds": 125.0}
         done["process_seconds"] = times["process_seconds"] + 0.6
         (folder / "times.json").write_text(json.dumps(done))
         return 150.0, 290.0
@@ -116,8 +114,8 @@ def test_the_same_command_again_only_reports(
     # Without 18 seconds of validation: (240 - 18) / 60, which torchvision's side was given.
     assert first["process_minutes"] == {"ours": [3.7, 3.767], "torchvision": [3.71, 3.777]}
     assert first["clock_minutes"] == {"ours": [2.0, 2.067], "torchvision": [2.083, 2.083]}
-    assert first["validation_process_minutes"]["ours"] == [0.3, 0.3]
-    assert first["images"] == {"ours": [30, 30], "torchvision": [60, 60]}  # 15 batches of 2
+    assert first["validation_process_minutes"] == {"ours": [0.3, 0.3]}
+    assert first["steps"] == {"ours": [15, 15], "torchvision": [30, 30]}
     assert first["minutes"] == 2
 
 
