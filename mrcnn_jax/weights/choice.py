@@ -34,6 +34,7 @@ HEADS = (
         for name in ("convs", "conv_channels", "norm", "fcs", "hidden", "pool_size", "box_weights")
     ),
     *(f"mask_head.{name}" for name in ("channels", "convs", "norm", "deconv_kernel", "pool_size")),
+    "mask_head.class_agnostic",
 )
 """The same of those of all other modules. Anchor scales and the sizes that belong to FPN levels are
 not among them: they go with the size of the images."""

@@ -35,6 +35,7 @@ FREE = {
     *(f"box_head.{name}" for name in ("score_threshold", "detections")),
     *(f"mask_head.{name}" for name in ("train_on", "match_iou", "samples", "loss", "paste")),
     *(f"mask_head.{name}" for name in ("focal_gamma", "focal_alpha", "loss_weight")),
+    "mask_head.soft_targets",
 }
 
 
