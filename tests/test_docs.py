@@ -149,7 +149,7 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
         except ConfigError as error:
             return str(error)
         others = {"--weights": str, "--download": bool}
-        others |= {"--epochs": int} if "--resume" in words else {}
+        others |= {"--epochs": float} if "--resume" in words else {}
         return wrong_overrides(words, known | dict.fromkeys(needed, Path) | others)
     if "--help" in words or not any(word.startswith("--") for word in words):
         return ""  # not a call, but the command's name

@@ -53,7 +53,7 @@ class _Run:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(FromWeights, _Run):
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    epochs: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
     """With --resume: train the last stage of a finished run on, to so many epochs in all. Those
     that are added are a stage of their own, whose learning rate begins anew."""
 
@@ -88,7 +88,7 @@ class Arguments:
     workdir: Path
     resumed: bool
     """`workdir` has to hold a run."""
-    epochs: int | None
+    epochs: float | None
     weights: str | None
     download: bool
     notes: tuple[str, ...]
@@ -227,7 +227,7 @@ def _train(arguments: Arguments) -> None:
         raise ConfigError(f"{error}{_way_out(arguments, again)}") from None
 
 
-def _going_on(config: Config, workdir: Path, epochs: int | None, again: str) -> Config:
+def _going_on(config: Config, workdir: Path, epochs: float | None, again: str) -> Config:
     """The config of a run to go on with; ConfigError if there is nothing to go on from."""
     from mrcnn_jax.runs.checkpoints import Checkpoints
 

@@ -161,7 +161,7 @@ def _train_stage(
         for program, split in ((train_step, run.train_split), (validate, run.val_split))
     )
     watch.begin(stage)
-    for epoch in range(progress.step // run.steps_per_epoch, stage.epochs):
+    for epoch in range(progress.step // run.steps_per_epoch, run.epochs_begun(index)):
         started, first = time.perf_counter(), progress.step
         try:
             state, waited = _train_epoch(watch, stop, progress, train_step, state)
@@ -171,13 +171,13 @@ def _train_stage(
             if line is None:
                 raise
             raise TrainingError(line) from error
-        seconds, last = time.perf_counter() - started, epoch + 1 == stage.epochs
+        seconds, last = time.perf_counter() - started, run.is_last(progress)
         row = {"stage": stage.name, "epoch": epoch + 1, "steps": progress.step - first}
         row |= {"seconds": round(seconds, 3), "waited_seconds": round(waited, 3)}
         watch.write_timing(row)
         values = watch.end_epoch(progress, validate, state)
         tqdm.write(
-            f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s, "
+            f"{stage.name} epoch {epoch + 1}/{stage.epochs:g}: {seconds:.1f} s, "
             f"{waited / seconds:.1%} of it waiting for data"
             + (f"  validation: {as_text(values, 4)}" if values else "")
         )
@@ -248,7 +248,7 @@ def _train_epoch(
     pending: Step | None = None
     bar = tqdm(
         total=sum(len(planned.images) for planned in plan),
-        desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
+        desc=f"{stage.name} {epoch + 1}/{stage.epochs:g}",
         unit="img",
         leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30,

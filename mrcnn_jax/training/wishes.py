@@ -22,7 +22,7 @@ class DataWishes:
 class StageWishes:
     """Of a stage; None: to be chosen."""
 
-    epochs: int | None = None
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def test_what_is_given_is_followed() -> None:
     ("wishes", "line"),
     [
         (Wishes(data=DataWishes(batch_size=0)), "data.batch_size: must be at least 1"),
-        (Wishes(stages=(StageWishes(0),)), "stages.joint.epochs: must be at least 1"),
+        (Wishes(stages=(StageWishes(0),)), "stages.joint.epochs: must be positive"),
         (Wishes(data=DataWishes(short_side=0)), "data.short_side: must be in 1..data.long_side"),
         (
             Wishes(data=DataWishes(short_side=90, long_side=64)),
@@ -233,7 +233,7 @@ def test_what_is_given_is_followed() -> None:
             Wishes(data=DataWishes(canvases=((0, 0),))),
             "data.canvases: 0 x 0: sides must be positive multiples of 32",
         ),
-        (Wishes(stages=(StageWishes(epochs=-1),)), "stages.joint.epochs: must be at least 1"),
+        (Wishes(stages=(StageWishes(epochs=-1),)), "stages.joint.epochs: must be positive"),
     ],
 )
 def test_what_is_given_may_be_wrong(wishes: Wishes, line: str) -> None:
