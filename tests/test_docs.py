@@ -134,7 +134,7 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
     if module is None:
         return f"no subcommand {name}"
     if name == "train" and words and not words[0].startswith("-"):  # a folder
-        own = {"--workdir": Path, "--weights": str, "--download": bool}
+        own = {"--workdir": Path, "--weights": str, "--download": bool, "--minutes": float}
         return wrong_overrides(words[1:], config_options("finetune") | own)
     if name == "train" and words and "--help" not in words:
         given = dict(itertools.pairwise(words))

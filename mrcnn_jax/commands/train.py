@@ -1,7 +1,7 @@
 """Train Mask R-CNN stage by stage, or go on with a training.
 
     mrcnn train --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
-    mrcnn train my/ [--workdir runs/my]
+    mrcnn train my/ [--workdir runs/my] [--minutes 15]
     mrcnn train --resume runs/a [--epochs 30]
 
 `my/` is a folder of images and annotations, for which a config is chosen (docs/your_own_data.md).
@@ -131,6 +131,11 @@ def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
             f"a folder of data, --resume, or --config and --workdir are missing ({program} --help)"
         )
     given.refuse_contradiction(fields_given(fields))
+    if "minutes" in fields_given(fields):
+        raise ConfigError(
+            f"--minutes: goes with a folder of data: {program} my/ --minutes M (of a config the "
+            "length is --stages.0.epochs; a run that goes on keeps its own)"
+        )
     config, notes = _with_canvases(load_config_file(file), fields)
     if given.weights is not None:
         config = replace(config, init_from=given.weights)  # other fields may need one

@@ -32,3 +32,5 @@ class Wishes:
     data: DataWishes = DataWishes()
     stages: tuple[StageWishes, ...] = (StageWishes(),)
     init_from: str | None = None
+    minutes: float | None = None
+    """In which the training shall end."""
