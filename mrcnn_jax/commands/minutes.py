@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from mrcnn_jax.commands.speed import Speed
     from mrcnn_jax.training.choose import Chosen
 
-RESERVE = 0.05  # of the time: checkpoints, curves, steps that are slower than the first ones
+# Of the time, and seconds at least: starting Python, checkpoints, curves, and steps that are slower
+# than the first ones.
+RESERVE, LEAST_RESERVE = 0.05, 5.0
 FEWEST = 20  # steps
 MOST = 4  # times the steps that are chosen without a limit
 CHECKING = 0.05  # of a training, at most: validation before its end
@@ -98,7 +100,8 @@ def fitted(
     (stage,) = config.stages
     most = MOST * max(1, round(stage.epochs * steps_per_epoch))
     fixed = used + speed.compiling + speed.validation + speed.evaluation
-    left = (1 - RESERVE) * 60 * minutes - fixed
+    reserve = max(RESERVE * 60 * minutes, LEAST_RESERVE)
+    left = 60 * minutes - reserve - fixed
     epochs = max(min(left / speed.step, most), FEWEST) / steps_per_epoch  # at most
     every = config.validate_every_epochs
     if "validate_every_epochs" not in given:
@@ -115,10 +118,11 @@ def fitted(
     each = speed.step + between / steps_per_epoch
     fit = math.floor(left / each)
     if fit < FEWEST:
-        needed = (fixed + FEWEST * each) / (1 - RESERVE) / 60
+        needed = fixed + FEWEST * each
+        needed = max(needed / (1 - RESERVE), needed + LEAST_RESERVE)
         raise ConfigError(
-            f"--minutes {minutes:g}: too short: {FEWEST} steps of {each:.3g} s, after {fixed:.0f} "
-            f"s for all else, need {math.ceil(LATE * needed)} minutes"
+            f"--minutes {minutes:g}: too short: {FEWEST} steps of {each:.3g} s and {fixed:.0f} s "
+            f"for all else need --minutes {math.ceil(LATE * needed / 60)}"
         )
     steps = min(fit, most)
     optimizer = stage.optimizer
@@ -126,7 +130,7 @@ def fitted(
         updates = math.ceil(steps / optimizer.accumulate_steps)
         optimizer = replace(optimizer, warmup_steps=min(WARMUP, updates // 10))
     stage = replace(stage, epochs=round(steps / steps_per_epoch, 6), optimizer=optimizer)
-    why = f"{minutes:g} minutes: {fit} steps fit, {speed.step:.3g} s each"
+    why = f"{minutes:g} minute{'s' * (minutes != 1)}: {fit} steps fit, {speed.step:.3g} s each"
     if fit > most:
         why += f"; at most {MOST} times the usual {most // MOST}"
     checking = "validation and evaluation" if speed.evaluation else "validation"
@@ -135,5 +139,5 @@ def fitted(
         why,
         f"--minutes {minutes:g}: {speed.step:.3g} s a step, {steps} steps; {used:.0f} s were used, "
         f"{speed.compiling:.0f} s are for compiling, {speed.validation + speed.evaluation:.0f} s "
-        f"for {checking} at the end, {RESERVE:.0%} of the time stay in reserve",
+        f"for {checking} at the end, {reserve:.0f} s stay in reserve",
     )

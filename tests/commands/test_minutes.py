@@ -63,7 +63,7 @@ def test_by_hand() -> None:
     assert found.why == "15 minutes: 738 steps fit, 1 s each"
     assert found.spent == (
         "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling, 5 s for "
-        "validation at the end, 5% of the time stay in reserve"
+        "validation at the end, 45 s stay in reserve"
     )
     same = replace(stage, epochs=20, optimizer=config_of().stages[0].optimizer)
     assert (same,) == config_of().stages  # nothing else is changed
@@ -121,15 +121,23 @@ def test_given_fields_stay() -> None:
 
 
 def test_too_short_a_time_is_refused_with_the_least() -> None:
-    """80 s and twenty steps are 105 s with the reserve: 2 minutes, and a tenth for good measure."""
-    line = r"^--minutes 1: too short: 20 steps of 1 s, after 80 s for all else, need 2 minutes$"
+    """80 s, twenty steps and the reserve are 105 s: 2 minutes, and a tenth for good measure."""
+    line = r"^--minutes 1: too short: 20 steps of 1 s and 80 s for all else need --minutes 2$"
     with pytest.raises(ConfigError, match=line):
         fit(1)
-    with pytest.raises(ConfigError, match="need 2 minutes"):
+    with pytest.raises(ConfigError, match=r"need --minutes 2$"):
         fit(0.01)
     assert fit(2).config.stages[0].epochs * 50 == math.floor(0.95 * 120 - 80)
-    with pytest.raises(ConfigError, match=r"20 steps of 100 s, after 80 s for all else, need 41 "):
+    with pytest.raises(ConfigError, match=r"20 steps of 100 s and 80 s .* --minutes 41$"):
         fit(speed=replace(SPEED, step=100.0))
+
+
+def test_five_seconds_are_kept_at_least() -> None:
+    """Of a minute a twentieth would be 3 s."""
+    rates = Speed(step=0.01, compiling=0.0, validation=0.0, evaluation=0.0)
+    assert round(fit(1, rates, used=35).config.stages[0].epochs * 50) == 2000
+    with pytest.raises(ConfigError, match=r"need --minutes 2$"):
+        fit(1, rates, used=55)
 
 
 def test_a_late_end_is_told() -> None:
@@ -213,7 +221,7 @@ def test_a_time_that_is_too_short_takes_no_folder(
     words = ("train", tiny_data, "--workdir", tmp_path / "run", "--init-from", kept_run)
     assert mrcnn(*words, "--minutes", 15) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: --minutes 15: too short: 20 steps of 1 s, after 36")
+    assert error.startswith("error: --minutes 15: too short: 20 steps of 1 s and 36")
     assert not (tmp_path / "run" / "config.json").exists()
 
 
