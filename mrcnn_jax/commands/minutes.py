@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.commands.speed import Speed
     from mrcnn_jax.training.choose import Chosen
 
-# Of the time, and seconds at least: starting Python, checkpoints, curves, and steps that are slower
-# than the first ones.
+# Of the time, and seconds at least: starting Python, curves, and steps slower than the first ones.
 RESERVE, LEAST_RESERVE = 0.05, 5.0
 FEWEST = 20  # steps
 MOST = 4  # times the steps that are chosen without a limit
@@ -99,7 +98,8 @@ def fitted(
 
     (stage,) = config.stages
     most = MOST * max(1, round(stage.epochs * steps_per_epoch))
-    fixed = used + speed.compiling + speed.validation + speed.evaluation
+    ending = speed.validation + speed.evaluation + speed.saving
+    fixed = used + speed.compiling + speed.loading + ending
     reserve = max(RESERVE * 60 * minutes, LEAST_RESERVE)
     left = 60 * minutes - reserve - fixed
     epochs = max(min(left / speed.step, most), FEWEST) / steps_per_epoch  # at most
@@ -111,11 +111,12 @@ def fitted(
         seconds / epochs_between
         for seconds, epochs_between in (
             (speed.validation, every),
-            (speed.evaluation, config.evaluate_every_epochs),
+            (speed.evaluation + speed.saving, config.evaluate_every_epochs),
         )
         if 0 < epochs_between < epochs
     )
-    each = speed.step + between / steps_per_epoch
+    each = speed.step + (speed.loading + between) / steps_per_epoch
+    each += speed.saving / config.save_every_steps
     fit = math.floor(left / each)
     if fit < FEWEST:
         needed = fixed + FEWEST * each
@@ -133,11 +134,11 @@ def fitted(
     why = f"{minutes:g} minute{'s' * (minutes != 1)}: {fit} steps fit, {speed.step:.3g} s each"
     if fit > most:
         why += f"; at most {MOST} times the usual {most // MOST}"
-    checking = "validation and evaluation" if speed.evaluation else "validation"
+    checking = "validation, evaluation" if speed.evaluation else "validation"
     return Fit(
         replace(config, stages=(stage,), validate_every_epochs=every),
         why,
         f"--minutes {minutes:g}: {speed.step:.3g} s a step, {steps} steps; {used:.0f} s were used, "
-        f"{speed.compiling:.0f} s are for compiling, {speed.validation + speed.evaluation:.0f} s "
-        f"for {checking} at the end, {reserve:.0f} s stay in reserve",
+        f"{speed.compiling:.0f} s are for compiling, {ending:.0f} s for {checking} and saving at "
+        f"the end, {reserve:.0f} s stay in reserve",
     )

@@ -22,7 +22,8 @@ from mrcnn_jax import parallel
 from mrcnn_jax.data.loader import PlannedBatch, Split, plan_once
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
-from mrcnn_jax.runs.checkpoints import Meta
+from mrcnn_jax.output import part_folder
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
@@ -42,12 +43,16 @@ class Speed:
 
     step: float
     """A training step, averaged over the canvases of an epoch."""
+    loading: float
+    """From the beginning of an epoch to its first batch."""
     compiling: float
     """What is left to be compiled after measuring, and the first variables."""
     validation: float
     """The losses on all validation images."""
     evaluation: float
     """AP on all validation images; 0 if the config does not ask for it."""
+    saving: float
+    """A checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Timed:
 
     first: float
     each: float
+    loading: float
+    """Until a loader has its first batch."""
 
     @property
     def compiling(self) -> float:
@@ -102,9 +109,11 @@ def measure(run: OpenRun) -> Speed:
     gc.collect()  # loaders refer to themselves
     return Speed(
         step=training.each * _batches(run, plan) / len(plan),
+        loading=training.loading,
         compiling=compiling,
         validation=validating.each * _batches(run, plan_of_val),
         evaluation=evaluation,
+        saving=_saving(run, state),
     )
 
 
@@ -159,8 +168,8 @@ def _timed(
     Args:
         wait: returns when the calls before it are done.
     """
-    clock = time.perf_counter
-    with closing(batches(run, run.config.stages[0], split, plan)) as loaded:
+    clock, stage = time.perf_counter, run.config.stages[0]
+    with closing(batches(run, stage, split, plan)) as loaded:
         batch = next(loaded)
         started = clock()
         call(batch)
@@ -172,12 +181,30 @@ def _timed(
             if calls >= CALLS and clock() - begun >= SECONDS:
                 break
         wait()
-        return Timed(first, (clock() - begun) / calls)
+        each = (clock() - begun) / calls
+    started = clock()
+    with closing(batches(run, stage, split, plan[:1])) as loaded:
+        next(loaded)
+        return Timed(first, each, clock() - started)
+
+
+def _saving(run: OpenRun, state: TrainState) -> float:
+    """Seconds of a checkpoint on the disk of the run, where it is removed again."""
+    with part_folder(run.workdir / "speed") as folder:
+        started = time.perf_counter()
+        state = state if run.mesh is None else parallel.to_host(state)
+        Checkpoints(folder, keep=1).save(state, _meta(run), run.config)
+        return time.perf_counter() - started
 
 
 def _predicting(run: OpenRun, variables: Variables) -> Callable[[Batch], object]:
     """Detects in a batch as evaluation does, up to the masks in the images."""
-    meta = Meta(
+    predictor = Predictor(Run(run.config, _meta(run), parallel.to_host(variables)), run.mesh)
+    return lambda batch: list(predictor.found(batch, predictor(batch)))
+
+
+def _meta(run: OpenRun) -> Meta:
+    return Meta(
         step=0,
         stage=run.config.stages[0].name,
         stage_index=0,
@@ -186,8 +213,6 @@ def _predicting(run: OpenRun, variables: Variables) -> Callable[[Batch], object]
         categories=run.categories,
         config_hash="",
     )
-    predictor = Predictor(Run(run.config, meta, parallel.to_host(variables)), run.mesh)
-    return lambda batch: list(predictor.found(batch, predictor(batch)))
 
 
 def _most_used(plan: Iterable[PlannedBatch]) -> int:

@@ -20,7 +20,7 @@ from mrcnn_jax.config.files import load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training import loop
 
-SPEED = Speed(step=1.0, compiling=40.0, validation=5.0, evaluation=0.0)
+SPEED = Speed(step=1.0, loading=0.0, compiling=40.0, validation=5.0, evaluation=0.0, saving=0.0)
 
 
 def config_of(**stage: Any) -> Config:
@@ -42,14 +42,16 @@ def simulated(config: Config, speed: Speed, *, steps_per_epoch: int, used: float
     """Seconds until such a training ends, by the loop's rules."""
     clock, steps = used + speed.compiling, round(config.stages[0].epochs * steps_per_epoch)
     for step in range(1, steps + 1):
-        clock += speed.step
+        clock += speed.step + (speed.loading if step % steps_per_epoch == 1 else 0)
         epoch, within = divmod(step, steps_per_epoch)
-        for every, seconds in (
-            (config.validate_every_epochs, speed.validation),
-            (config.evaluate_every_epochs, speed.evaluation),
-        ):
-            if step == steps or (every and not within and epoch % every == 0):
-                clock += seconds
+        validates, evaluates = (
+            step == steps or (every > 0 and not within and epoch % every == 0)
+            for every in (config.validate_every_epochs, config.evaluate_every_epochs)
+        )
+        clock += validates * speed.validation + evaluates * speed.evaluation
+        saves = step % config.save_every_steps == 0 or step == steps
+        saves |= evaluates and config.evaluate_every_epochs > 0
+        clock += saves * speed.saving
     return clock
 
 
@@ -63,7 +65,7 @@ def test_by_hand() -> None:
     assert found.why == "15 minutes: 738 steps fit, 1 s each"
     assert found.spent == (
         "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling, 5 s for "
-        "validation at the end, 45 s stay in reserve"
+        "validation and saving at the end, 45 s stay in reserve"
     )
     same = replace(stage, epochs=20, optimizer=config_of().stages[0].optimizer)
     assert (same,) == config_of().stages  # nothing else is changed
@@ -76,25 +78,26 @@ def test_a_simulated_training_ends_in_time(
     seconds: float, validation: float, steps_per_epoch: int
 ) -> None:
     """And uses its time; no more than a twentieth of it for validation before the end."""
-    rates = Speed(seconds, compiling=40.0, validation=validation, evaluation=0.0)
+    rates = replace(SPEED, step=seconds, validation=validation, loading=seconds / 9, saving=2.0)
     config = config_of(epochs=10**5 / steps_per_epoch)
     found = fit(20, rates, config=config, steps_per_epoch=steps_per_epoch).config
     ends = simulated(found, rates, steps_per_epoch=steps_per_epoch, used=35.0)
     assert 0.9 * 0.95 * 1200 < ends <= 0.95 * 1200
     steps = round(found.stages[0].epochs * steps_per_epoch)
-    between = ends - 35 - 40 - validation - steps * seconds
-    assert between <= 0.05 * steps * seconds + 1e-6
+    without = replace(rates, validation=0.0)
+    of_steps = simulated(found, without, steps_per_epoch=steps_per_epoch, used=35.0)
+    assert ends - of_steps - validation <= 0.05 * steps * seconds + 1e-6
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_what_the_user_asks_between_is_counted(every: int) -> None:
-    rates = replace(SPEED, validation=9.0, evaluation=30.0)
+    rates = replace(SPEED, validation=9.0, evaluation=30.0, saving=3.0)
     config = replace(config_of(), evaluate_every_epochs=2, validate_every_epochs=every)
     found = fit(speed=rates, config=config, given={"validate_every_epochs"})
     assert found.config.validate_every_epochs == every
     ends = simulated(found.config, rates, steps_per_epoch=50, used=35.0)
     assert 0.9 * 0.95 * 900 < ends <= 0.95 * 900
-    assert "39 s for validation and evaluation at the end" in found.spent
+    assert "42 s for validation, evaluation and saving at the end" in found.spent
 
 
 def test_no_more_than_four_times_the_usual() -> None:
@@ -134,7 +137,7 @@ def test_too_short_a_time_is_refused_with_the_least() -> None:
 
 def test_five_seconds_are_kept_at_least() -> None:
     """Of a minute a twentieth would be 3 s."""
-    rates = Speed(step=0.01, compiling=0.0, validation=0.0, evaluation=0.0)
+    rates = replace(SPEED, step=0.01, compiling=0.0, validation=0.0)
     assert round(fit(1, rates, used=35).config.stages[0].epochs * 50) == 2000
     with pytest.raises(ConfigError, match=r"need --minutes 2$"):
         fit(1, rates, used=55)
@@ -172,7 +175,7 @@ def test_a_run_keeps_the_epochs_that_it_began_with(
 
     def measured(run: Any) -> Speed:
         opened.append(run.steps_per_epoch)
-        return Speed(step=0.5, compiling=10.0, validation=4.0, evaluation=0.0)
+        return replace(SPEED, step=0.5, compiling=10.0, validation=4.0)
 
     monkeypatch.setattr(speed, "measure", measured)
     trained: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +44,9 @@ class Programs:
 
     def predict(self, run: OpenRun, variables: Any) -> Any:
         return lambda batch: self._called("predict", batch, 8.0, 6.0)
+
+    def save(self, run: OpenRun, state: Any) -> float:
+        return 4.0
 
     def first_variables(self, run: OpenRun) -> Any:
         self.now += 3.0
@@ -87,6 +90,7 @@ def test_other_canvases_count_by_their_pixels(
         loop, "compiled", lambda run, index, state: (state, programs.step, programs.validate)
     )
     monkeypatch.setattr(speed, "_predicting", programs.predict)
+    monkeypatch.setattr(speed, "_saving", programs.save)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "folder" if kept else "")
     pixels = 96 * 96 / (64 * 96)  # of the third canvas, as a multiple of the first and second
 
@@ -96,6 +100,8 @@ def test_other_canvases_count_by_their_pixels(
         compiling=pytest.approx(3 + 3 * 30 + (1 if kept else 2) * 10),
         validation=pytest.approx(0.5 * (2 + pixels)),
         evaluation=0.0,
+        loading=0.0,  # the clock stands still
+        saving=4.0,
     )
     # Three steps of two seconds last longer than 5 s; of validation, eight batches are asked for.
     assert programs.calls == {"step": 1 + 3, "validate": 1 + 7}
@@ -143,7 +149,7 @@ def test_a_run_that_was_measured_has_the_same_bits(
 
     loop.train(config, tmp_path / "measured", settle=settle)
     ((rates,), (names,)) = found, left
-    assert all(value > 0 for value in (rates.step, rates.validation, rates.evaluation))
+    assert all(value > 0 for value in asdict(rates).values())
     assert names <= {".lock", "data"}
     plain, measured = (tmp_path / name / "metrics.jsonl" for name in ("plain", "measured"))
     assert plain.read_bytes() == measured.read_bytes()
