@@ -188,7 +188,7 @@ def _train_stage(
         watch.write_timing(row)
         values = watch.end_epoch(progress, validate, state)
         tqdm.write(
-            f"{stage.name} epoch {epoch + 1}/{stage.epochs:g}: {seconds:.1f} s, "
+            f"{stage.name} epoch {epoch + 1}/{run.epochs_begun(index)}: {seconds:.1f} s, "
             f"{waited / seconds:.1%} of it waiting for data"
             + (f"  validation: {as_text(values, 4)}" if values else "")
         )
@@ -279,7 +279,7 @@ def _train_epoch(
     pending: Step | None = None
     bar = tqdm(
         total=sum(len(planned.images) for planned in plan),
-        desc=f"{stage.name} {epoch + 1}/{stage.epochs:g}",
+        desc=f"{stage.name} {epoch + 1}/{run.epochs_begun(index)}",
         unit="img",
         leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30,
