@@ -56,7 +56,7 @@ def test_a_chosen_config_opens_as_a_run(
     request = train.parse(words, "mrcnn train")
     assert isinstance(request, own_folder.Request)
     assert request.workdir == Path("runs", tiny_data.name)
-    config, _, known = own_folder.chosen_config(request)
+    config, _, known, _ = own_folder.chosen_config(request)
     assert (config.model.box_head.hidden, config.model.fpn_channels) == (16, 16)
     assert config.data.class_names == ("disc", "rectangle", "triangle")
     assert config.model.num_classes == 3
