@@ -203,9 +203,11 @@ def test_refusals(
         ('{"mean": [0.5, 0.5]}', "mean: [0.5, 0.5]: three numbers are needed"),
         ('{"pretrained_cfg": {"std": [1, 0, 1]}}', "std: [1, 0, 1]: three numbers are needed"),
         ('{"mean": [1, 1, NaN]}', "mean: [1, 1, nan]: three numbers are needed"),
+        ('{"architecture": "resnetaa50"}', "architecture: resnetaa50: the tensors are those of a"),
+        ('{"architecture": "resnetblur18"}', "architecture: resnetblur18: the tensors are those"),
     ],
 )
-def test_pixels_that_are_stated_wrongly(content: str, line: str, tmp_path: Path) -> None:
+def test_what_is_stated_and_cannot_be_used(content: str, line: str, tmp_path: Path) -> None:
     resnet_file(tmp_path / "model.safetensors", 18)
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError) as error:
@@ -213,7 +215,9 @@ def test_pixels_that_are_stated_wrongly(content: str, line: str, tmp_path: Path)
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: {line}")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"pretrained_cfg": 3, "hidden_size": 4}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"pretrained_cfg": 3, "hidden_size": 4, "architecture": "resnet18"}']
+)
 def test_pixels_that_are_not_stated(content: str, tmp_path: Path) -> None:
     resnet_file(tmp_path / "model.safetensors", 18)
     (tmp_path / "config.json").write_text(content)
