@@ -277,7 +277,7 @@ def chosen_config(request: Request) -> Opening:
         if request.weights is not None:
             choice = choose_weights(path, origin)
         if origin.has_heads:
-            start = Start(origin.model, origin.class_names)
+            start = Start(origin.model, origin.class_names, origin.shrink)
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
     data = DataConfig(max_pixels=wishes.data.max_pixels)
     train_set, val_set = (

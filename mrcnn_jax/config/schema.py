@@ -54,6 +54,9 @@ class AugmentConfig:
         )
 
 
+Shrink = Literal["area", "bilinear"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The data set, and how its images are put on canvases of a few fixed sizes."""
@@ -89,6 +92,10 @@ class DataConfig:
     comes first (pixels)."""
     long_side: int = 1088
     """Most pixels of the long side after resizing."""
+    shrink: Shrink = "area"
+    """How images are made smaller. area: a pixel is the mean of those that it replaces; bilinear:
+    it is interpolated between the four nearest, and the others are not looked at (aliasing), as
+    torchvision's detectors are trained. Images are made larger bilinearly with either."""
     canvases: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800))
     """(height, width) of the canvases, multiples of 32. An image goes onto the smallest that holds
     it; each is compiled for once. Where `train` is given other sides, but no canvases, it chooses

@@ -175,7 +175,7 @@ def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:
     plan = resize_plan(image.shape[0], image.shape[1], data)
     height, width = plan.resized
     batch = blank_batch(1, data.canvases[plan.canvas])
-    batch.images[0, :height, :width] = resize_image(image, plan.resized)
+    batch.images[0, :height, :width] = resize_image(image, plan.resized, data.shrink)
     return batch.replace(
         image_sizes=np.array([plan.resized], np.int32),
         original_sizes=np.array([image.shape[:2]], np.int32),

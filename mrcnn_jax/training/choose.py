@@ -17,7 +17,7 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
-from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, Shrink, StageConfig
 from mrcnn_jax.config.tables import TORCHVISION, joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
@@ -46,6 +46,7 @@ class Start:
 
     model: ModelConfig
     class_names: tuple[str, ...]
+    shrink: Shrink = "area"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ def choose(
         ConfigError: a value given cannot be used; a start of which no training is known.
     """
     data, of_data = _data(train, val, device, wishes.data)
+    if start is not None:
+        data = replace(data, shrink=start.shrink)
+        why = f"as for {wishes.init_from}"
+        of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
     model, of_model = _model(train, val, device, data, wishes, start)
     data, stage, of_stage = _training(train, device, data, model, wishes)
     names = () if start is None else start.class_names

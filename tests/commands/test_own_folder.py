@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import state_dicts
 import tiny
 from commands.test_initial_weights import resnet_file
 from exports import PICTURES, as_labelme
@@ -20,6 +22,7 @@ from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data import reading
 from mrcnn_jax.training.open import open_run
+from mrcnn_jax.weights import network
 
 
 @pytest.fixture
@@ -95,6 +98,30 @@ def test_weights_set_their_fields_in_what_is_chosen(
             )
     with pytest.raises(ConfigError, match="--download: needs --weights"):
         chosen(tiny_data, "--download")
+
+
+def test_a_whole_network_sets_how_images_shrink(
+    tiny_data: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also by --init-from, which tells nothing of the other fields; an option is more."""
+    monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
+    np.savez("w.npz", **state_dicts.tensors(state_dicts.published()))  # type: ignore[arg-type]
+    for option, given, shrink in (
+        ("--weights", (), "bilinear"),
+        ("--weights", ("--data.shrink", "area"), "area"),
+        ("--init-from", (), "bilinear"),
+        ("--init-from", ("--data.shrink", "area"), "area"),
+    ):
+        assert chosen(tiny_data, option, "w.npz", *given).data.shrink == shrink
+        lines = capsys.readouterr().out.splitlines()
+        (row,) = (line.split() for line in lines if "made smaller by" in line)
+        assert row[:4] == ["made", "smaller", "by", shrink]
+        assert ("given" in row) == bool(given)
+        how = f"{shrink}, as given (presumably bilinear in these weights)" if given else shrink
+        assert (f"  data.shrink: {how}" in lines) == (option == "--weights")
 
 
 def test_a_begun_run_chooses_nothing_again(

@@ -50,6 +50,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
     config = load_config_file(path)
     tables = {
         "torchvision_coco": ["joint"],
+        "timm_coco": ["joint"],
         "finetune": ["joint"],
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],

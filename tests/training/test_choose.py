@@ -123,6 +123,7 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
         TORCHVISION, num_classes=2, mask_head=replace(TORCHVISION.mask_head, samples=128)
     )
     assert config.init_without_classes
+    assert config.data.shrink == "area"
     (stage,), (known,) = config.stages, recipe.stages
     assert stage == replace(known, epochs=20, optimizer=stage.optimizer)
     assert stage.optimizer == replace(known.optimizer, warmup_steps=300)
@@ -272,6 +273,19 @@ def test_reasons_are_those_that_decided() -> None:
     many = dataset(likeness(20_000, 90, 90, [9]))
     rows = choose(many, images, device="gpu", wishes=Wishes(init_from="a.pth")).rows
     assert "at most 90000 images shown" in {row.why for row in rows}
+
+
+def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
+    images = dataset(likeness(30, 900, 900, [9]))
+    start = Start(TORCHVISION, images.class_names, "bilinear")
+    wishes = Wishes(init_from="runs/a")
+    chosen = choose(images, images, device="cpu", wishes=wishes, start=start)
+    assert chosen.config.data.shrink == "bilinear"
+    (line,) = (line for line in chosen.table(chosen.config) if "--data.shrink" in line)
+    assert " ".join(line.split()) == "made smaller by bilinear as for runs/a --data.shrink"
+    alone = choose(images, images, device="cpu", wishes=Wishes(init_from="resnet50.pth"))
+    assert alone.config.data.shrink == "area"
+    assert "made smaller by" not in {row.what for row in alone.rows}
 
 
 def test_a_c4_network_is_refused() -> None:
