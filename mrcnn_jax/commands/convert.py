@@ -1,6 +1,7 @@
 """Convert the export of an annotation tool to an annotation file in COCO's format.
 
-    mrcnn convert labelme|cvat|voc|masks INPUT --out annotations.json [--images DIR] [--split 0.1]
+    mrcnn convert labelme|cvat|voc|masks|yolo INPUT --out annotations.json [--images DIR]
+    [--split 0.1]
 
 Prints what is dropped, clipped or repaired, with the reason and the first places, and the command
 that checks the result, images included. Exit status 2, and one line, if the export cannot be used.
@@ -18,12 +19,14 @@ from mrcnn_jax.datasets.convert.cvat import Cvat
 from mrcnn_jax.datasets.convert.labelme import Labelme
 from mrcnn_jax.datasets.convert.mask_images import Masks
 from mrcnn_jax.datasets.convert.voc import Voc
+from mrcnn_jax.datasets.convert.yolo import Yolo
 
 Arguments = (
     Annotated[Labelme, tyro.conf.subcommand("labelme")]
     | Annotated[Cvat, tyro.conf.subcommand("cvat")]
     | Annotated[Voc, tyro.conf.subcommand("voc")]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
+    | Annotated[Yolo, tyro.conf.subcommand("yolo")]
 )
 
 

@@ -133,6 +133,12 @@ class Reason(Enum):
         "repaired",
         "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
     )
+    NO_LABEL_FILE = "noticed", "images without a label file: read as images without objects"
+    BOXES_ALONE = (
+        "noticed",
+        "objects that are boxes, as all here: a mask head learns nothing from them (--rectangles "
+        "mask makes masks of them)",
+    )
     LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"

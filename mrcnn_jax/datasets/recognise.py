@@ -15,13 +15,12 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
-from mrcnn_jax.data.other_formats import YOLO
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.convert.common import Options
 from mrcnn_jax.datasets.convert.cvat import Cvat
@@ -29,11 +28,12 @@ from mrcnn_jax.datasets.convert.labelme import Labelme
 from mrcnn_jax.datasets.convert.mask_images import LOSSY, Masks, without_mask
 from mrcnn_jax.datasets.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.datasets.convert.voc import Voc
+from mrcnn_jax.datasets.convert.yolo import PARTS, Yolo
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 LOOKED_FOR = (
-    "COCO's JSON (of Roboflow, CVAT and Label Studio, too), labelme's JSON, CVAT's "
-    "annotations.xml, Pascal VOC's XML or SegmentationObject/, and folders of masks"
+    "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, labelme's JSON, "
+    "CVAT's annotations.xml, Pascal VOC's XML or SegmentationObject/, and folders of masks"
 )
 ROLES = {
     "train": "train",
@@ -58,7 +58,7 @@ OUT = Path("annotations.json")  # to be replaced
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a folder holds: one or two COCO files, or an export that is to be converted to one."""
+    """What a folder holds: one or two COCO files, or exports that are to be converted to such."""
 
     told: str
     """One line for people."""
@@ -66,7 +66,9 @@ class Recognised:
     val: Part | None = None
     """None: validation images are to be split off."""
     export: Options | None = None
-    """Converted, it is the only part; where it is written to is to be replaced."""
+    """Converted, it is the training part; where it is written to is to be replaced."""
+    val_export: Options | None = None
+    """The validation part of the same export, with the same images folder; None: as for `val`."""
 
 
 def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
@@ -85,14 +87,13 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: is the folder of a run, not one of images and annotations")
     tree = _Tree(folder, tuple(_walk(folder, without)))
-    for look in (_coco, _labelme, _cvat, _voc, _masks):
+    for look in (_coco, _yolo, _labelme, _cvat, _voc, _masks):
         found = look(tree)
         if found is not None:
             return found
     kinds = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in tree.files)
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
-    yolo = [file for file in tree.with_suffix(".yaml", ".yml") if _name(file) == "data.yaml"]
-    what = f"{yolo[0]} is {YOLO}; " if yolo else ""
+    what = ""
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in _parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
@@ -289,6 +290,40 @@ def _file_names(path: Path) -> Iterator[str]:
 
 
 # -- exports that are converted --------------------------------------------------------------------
+
+
+def _yolo(tree: _Tree) -> Recognised | None:
+    files = [f for f in tree.with_suffix(".yaml", ".yml") if _is_data_yaml(tree.folder / f)]
+    files = [file for file in files if _name(file) in ("data.yaml", "data.yml")] or files
+    if not files:
+        return None
+    file = _only(tree, files, "data.yaml of YOLO")
+    options = Yolo(tree.folder / file, OUT)
+    images = options.data.images
+    first = next(part for part in PARTS if part in images)
+    train = replace(options, part=first)
+    counts = f"{len(images[first])} images of {first}"
+    told = f"{tree.folder}: YOLO: {file}: {len(options.data.names)} classes, {counts}"
+    unused = [part for part in images if part not in (first, "val")]
+    val = None
+    if first == "train" and "val" in images:
+        if set(images["train"]).isdisjoint(images["val"]):
+            val = replace(options, part="val")
+            told += f", {len(images['val'])} of val"
+        else:  # such as both the same folder
+            told += ", val has images of train, and is divided anew"
+    told += f"; not used: {', '.join(unused)}" if unused else ""
+    told += "".join(f"; {why}" for why in options.data.absent.values())
+    return Recognised(told, export=train, val_export=val)
+
+
+def _is_data_yaml(path: Path) -> bool:
+    """Whether a YAML file has the keys of a data set of YOLO."""
+    text = _mapped(path)[:1_000_000]
+    return all(
+        re.search(rb"^(" + keys + rb")\s*:", text, re.MULTILINE)
+        for keys in (b"names|nc", b"train|val|test")
+    )
 
 
 def _labelme(tree: _Tree) -> Recognised | None:

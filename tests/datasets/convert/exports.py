@@ -32,6 +32,7 @@ from mrcnn_jax.datasets.convert.labelme import Labelme
 from mrcnn_jax.datasets.convert.mask_images import Masks
 from mrcnn_jax.datasets.convert.voc import Voc
 from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.datasets.convert.yolo import Yolo
 
 Drawn = dict[str, list[tuple[str, np.ndarray]]]  # image -> label and mask [h, w] of its objects
 
@@ -295,6 +296,24 @@ def as_names(folder: Path, drawn: Drawn) -> Options:
         layout="name",
         keep_unannotated=True,
     )
+
+
+def as_yolo(folder: Path, drawn: Drawn) -> Options:
+    """The box around each mask, as a polygon."""
+    names = sorted({label for objects in drawn.values() for label, _ in objects})
+    (folder / "labels").mkdir(parents=True)
+    for name, objects in drawn.items():
+        picture(folder / "images" / name)
+        lines = []
+        for label, mask in objects:
+            x1, y1, x2, y2 = tight(mask)
+            corners = ((x1, y1), (x2 + 1, y1), (x2 + 1, y2 + 1), (x1, y2 + 1))
+            shares = (f"{x / WIDTH:.6f} {y / HEIGHT:.6f}" for x, y in corners)
+            lines.append(f"{names.index(label)} {' '.join(shares)}\n")
+        (folder / "labels" / f"{Path(name).stem}.txt").write_text("".join(lines))
+    yaml = f"train: images\nnames: {json.dumps(names, ensure_ascii=False)}\n"
+    (folder / "data.yaml").write_text(yaml)
+    return Yolo(folder, folder / "out.json")
 
 
 def break_masks(values: np.ndarray | bytes | None, **options: Any) -> Callable[[Path], Options]:

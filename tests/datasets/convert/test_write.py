@@ -21,6 +21,7 @@ from exports import (
     as_names,
     as_voc,
     as_voc_without_xml,
+    as_yolo,
     block,
     break_masks,
     checked,
@@ -219,7 +220,7 @@ def test_missing_and_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "write",
-    [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_label_images],
+    [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_label_images, as_yolo],
     ids=lambda write: write.__name__,
 )
 def test_broken_files_are_converted_or_refused_in_a_line(
