@@ -14,12 +14,12 @@ from typing import Annotated
 
 import tyro
 
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.datasets.convert.yolo import Yolo
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.yolo import Yolo
 
 Arguments = (
     Annotated[Labelme, tyro.conf.subcommand("labelme")]
@@ -31,7 +31,7 @@ Arguments = (
 
 
 def run(arguments: Options) -> None:
-    """Converts, writes and prints; see `datasets.convert.write.convert`."""
-    from mrcnn_jax.datasets.convert.write import convert
+    """Converts, writes and prints; see `convert.write.convert`."""
+    from mrcnn_jax.convert.write import convert
 
     convert(arguments)

@@ -25,9 +25,9 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
 
 if TYPE_CHECKING:
+    from mrcnn_jax.convert.common import Options
     from mrcnn_jax.data.records import CocoDataset
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.datasets.convert.common import Options
     from mrcnn_jax.training.choose import Chosen
     from mrcnn_jax.weights.choice import Choice
 
@@ -280,8 +280,8 @@ def converted(export: Options, out: Path) -> Part:
     Raises:
         ConfigError: it cannot be used.
     """
+    from mrcnn_jax.convert.write import convert
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.datasets.convert.write import convert
 
     export = replace(export, out=out)
     convert(export, hint=False)

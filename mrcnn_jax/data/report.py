@@ -116,7 +116,7 @@ class Reason(Enum):
     LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
-    # Of the converters (datasets.convert) only.
+    # Of the converters (convert) only.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
     NO_CLASS = (
         "dropped",

@@ -21,14 +21,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import LOSSY, Masks, without_mask
+from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.yolo import PARTS, Yolo
 from mrcnn_jax.data.split import Part
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import LOSSY, Masks, without_mask
-from mrcnn_jax.datasets.convert.mask_images import SUFFIXES as MASK_SUFFIXES
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.datasets.convert.yolo import PARTS, Yolo
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 LOOKED_FOR = (

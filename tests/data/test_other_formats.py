@@ -13,8 +13,8 @@ from exports import PICTURES, Drawn, as_cvat, as_labelme, as_voc, as_yolo
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.datasets.convert.common import Options
 
 
 def refusal(path: Path, images: Path | None = None) -> str:

@@ -26,10 +26,10 @@ from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.write import convert
 from mrcnn_jax.datasets.recognise import recognise
 
 

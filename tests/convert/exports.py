@@ -22,17 +22,17 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.datasets.convert.write import convert
-from mrcnn_jax.datasets.convert.yolo import Yolo
 
 Drawn = dict[str, list[tuple[str, np.ndarray]]]  # image -> label and mask [h, w] of its objects
 

@@ -23,10 +23,10 @@ from exports import (
 )
 
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.write import convert
-from mrcnn_jax.datasets.convert.yolo import Yolo
 
 SQUARE = "1 0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75"  # x 13..26, y 10..30
 

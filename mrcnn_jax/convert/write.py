@@ -23,13 +23,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.images import tell_pages
-from mrcnn_jax.data.json_values import is_text
-from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.data.records import coco_annotation, refuse_lost
-from mrcnn_jax.data.repair import MIN_SIDE, is_polygon
-from mrcnn_jax.data.report import Finding, Reason, Report
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     MAX_PIXELS,
     ImageFolder,
     Options,
@@ -40,6 +34,12 @@ from mrcnn_jax.datasets.convert.common import (
     image_size,
     read_lines,
 )
+from mrcnn_jax.data.images import tell_pages
+from mrcnn_jax.data.json_values import is_text
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import coco_annotation, refuse_lost
+from mrcnn_jax.data.repair import MIN_SIDE, is_polygon
+from mrcnn_jax.data.report import Finding, Reason, Report
 from mrcnn_jax.output import whole_file, write_file
 from mrcnn_jax.pixels.decode import header_pages
 from mrcnn_jax.pixels.geometry import mask_box

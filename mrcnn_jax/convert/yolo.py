@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import is_number, is_text, read_bytes, short
-from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     ImageFolder,
     Picture,
     RectangleOptions,
@@ -29,6 +27,8 @@ from mrcnn_jax.datasets.convert.common import (
     named,
     read_lines,
 )
+from mrcnn_jax.data.json_values import is_number, is_text, read_bytes, short
+from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 PartName = Literal["train", "val", "test"]

@@ -31,12 +31,12 @@ from exports import (
 from pictures import tiff_pages
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     Options,
 )
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.write import convert
 
 
 @pytest.mark.parametrize(
