@@ -1,7 +1,7 @@
 """Convert the export of an annotation tool to an annotation file in COCO's format.
 
-    mrcnn convert labelme|cvat|voc|masks|yolo INPUT --out annotations.json [--images DIR]
-    [--split 0.1]
+    mrcnn convert labelme|cvat|voc|masks|yolo|via|label-studio INPUT --out annotations.json
+    [--images DIR] [--split 0.1]
 
 Prints what is dropped, clipped or repaired, with the reason and the first places, and the command
 that checks the result, images included. Exit status 2, and one line, if the export cannot be used.
@@ -16,8 +16,10 @@ import tyro
 
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.voc import Voc
 from mrcnn_jax.convert.yolo import Yolo
 
@@ -27,6 +29,8 @@ Arguments = (
     | Annotated[Voc, tyro.conf.subcommand("voc")]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Yolo, tyro.conf.subcommand("yolo")]
+    | Annotated[Via, tyro.conf.subcommand("via")]
+    | Annotated[LabelStudio, tyro.conf.subcommand("label-studio")]
 )
 
 

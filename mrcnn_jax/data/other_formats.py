@@ -25,6 +25,11 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
     if content is not None:
         if "shapes" in content and "imagePath" in content:
             return f"labelme's: {_convert('labelme', path.parent)}"
+        entries = content.get("_via_img_metadata", content)
+        if isinstance(entries, dict) and any(
+            isinstance(entry, dict) and "regions" in entry for entry in entries.values()
+        ):
+            return f"VIA's: {_convert('via', path)}"
         return None
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
@@ -42,6 +47,8 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
     root = re.search(r"<([A-Za-z_][\w.-]*)[\s>]", text)
     if text.startswith("<") and root is not None:
         return _of_xml(root[1], path)
+    if text.startswith("[") and '"annotations"' in text:
+        return f"Label Studio's: {_convert('label-studio', path)}"
     if suffix in (".yaml", ".yml") and re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
         return f"YOLO's: {_convert('yolo', path)}"
     if re.match(r"\d+( +-?[\d.]+){4,} *(\r?\n|$)", text):

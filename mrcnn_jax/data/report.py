@@ -133,6 +133,14 @@ class Reason(Enum):
         "repaired",
         "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
     )
+    NO_ATTRIBUTE = "dropped", "regions whose attribute {attribute} names no class, or several"
+    NO_ATTRIBUTES = (
+        "noticed",
+        "regions without an attribute, as all here: of one class, {label}",
+    )
+    NO_LABEL = "dropped", "shapes without a label"
+    CANCELLED = "left out", "annotations that were cancelled"
+    OLDER = "left out", "annotations of an image that has a newer one"
     NO_LABEL_FILE = "noticed", "images without a label file: read as images without objects"
     BOXES_ALONE = (
         "noticed",

@@ -23,17 +23,20 @@ from typing import Literal
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.mask_images import LOSSY, Masks, without_mask
 from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
+from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.voc import Voc
 from mrcnn_jax.convert.yolo import PARTS, Yolo
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 LOOKED_FOR = (
-    "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, labelme's JSON, "
-    "CVAT's annotations.xml, Pascal VOC's XML or SegmentationObject/, and folders of masks"
+    "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, JSON of labelme, "
+    "VIA and Label Studio, CVAT's annotations.xml, Pascal VOC's XML or SegmentationObject/, and "
+    "folders of masks"
 )
 ROLES = {
     "train": "train",
@@ -87,7 +90,7 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: is the folder of a run, not one of images and annotations")
     tree = _Tree(folder, tuple(_walk(folder, without)))
-    for look in (_coco, _yolo, _labelme, _cvat, _voc, _masks):
+    for look in (_coco, _yolo, _labelme, _via, _label_studio, _cvat, _voc, _masks):
         found = look(tree)
         if found is not None:
             return found
@@ -143,7 +146,7 @@ class _Tree:
 
     @functools.cached_property
     def jsons(self) -> dict[str, str]:
-        """JSON file -> "coco" or "labelme"; others are left out."""
+        """JSON file -> the kind of `_kind`; others are left out."""
         kinds = {file: _kind(self.folder / file) for file in self.with_suffix(".json")}
         return {file: kind for file, kind in kinds.items() if kind is not None}
 
@@ -175,7 +178,10 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-def _kind(path: Path) -> Literal["coco", "labelme"] | None:
+Kind = Literal["coco", "labelme", "via", "label_studio"]
+
+
+def _kind(path: Path) -> Kind | None:
     """What wrote a JSON file, by the keys in it."""
     content = _mapped(path)
 
@@ -184,6 +190,10 @@ def _kind(path: Path) -> Literal["coco", "labelme"] | None:
 
     if has("shapes") and has("imagePath"):
         return "labelme"
+    if has("shape_attributes") or has("_via_img_metadata"):
+        return "via"
+    if has("annotations") and has("result") and has("to_name"):
+        return "label_studio"
     keys = sum(map(has, ("images", "annotations", "categories")))
     return "coco" if keys >= 2 else None
 
@@ -332,6 +342,37 @@ def _labelme(tree: _Tree) -> Recognised | None:
         return None
     told = f"{tree.folder}: labelme: {len(files)} JSON files"
     return Recognised(told, export=Labelme(tree.folder, OUT, skip=("__ignore__",)))
+
+
+def _via(tree: _Tree) -> Recognised | None:
+    """One JSON file, or one for training and one for validation."""
+    found = tree.of_kind("via")
+    if not found:
+        return None
+    by_role = defaultdict(list)
+    for file in found:
+        by_role[_role(file)].append(file)
+    train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
+    first = _only(tree, train, "JSON files of VIA that may be the training images'")
+    told, val = f"{tree.folder}: VIA: {first}", None
+    if by_role["val"] and train is not by_role["val"]:
+        second = _only(tree, by_role["val"], "JSON files of VIA of validation images")
+        told += f"; validation: {second}"
+        val = Via(tree.folder / second, OUT, images=tree.folder)
+    return Recognised(
+        told, export=Via(tree.folder / first, OUT, images=tree.folder), val_export=val
+    )
+
+
+def _label_studio(tree: _Tree) -> Recognised | None:
+    files = tree.of_kind("label_studio")
+    if not files:
+        return None
+    file = _only(tree, files, "JSON files of Label Studio")
+    return Recognised(
+        f"{tree.folder}: Label Studio: {file}",
+        export=LabelStudio(tree.folder / file, OUT, images=tree.folder),
+    )
 
 
 def _cvat(tree: _Tree) -> Recognised | None:

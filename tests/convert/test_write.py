@@ -17,8 +17,10 @@ from exports import (
     as_cvat,
     as_folders,
     as_label_images,
+    as_label_studio,
     as_labelme,
     as_names,
+    as_via,
     as_voc,
     as_voc_without_xml,
     as_yolo,
@@ -220,7 +222,16 @@ def test_missing_and_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "write",
-    [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_label_images, as_yolo],
+    [
+        as_labelme,
+        as_cvat,
+        as_voc,
+        as_voc_without_xml,
+        as_label_images,
+        as_yolo,
+        as_via,
+        as_label_studio,
+    ],
     ids=lambda write: write.__name__,
 )
 def test_broken_files_are_converted_or_refused_in_a_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import zipfile
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exports import PICTURES, Drawn, as_cvat, as_labelme, as_voc, as_yolo
+from exports import PICTURES, Drawn, as_cvat, as_label_studio, as_labelme, as_via, as_voc, as_yolo
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
@@ -30,6 +31,8 @@ def refusal(path: Path, images: Path | None = None) -> str:
         (as_cvat, "**/annotations.xml", "CVAT's"),
         (as_voc, "Annotations/*.xml", "Pascal VOC's"),
         (as_yolo, "data.yaml", "YOLO's"),
+        (as_via, "*.json", "VIA's"),
+        (as_label_studio, "*.json", "Label Studio's"),
         (as_yolo, "labels/a.txt", "labels of YOLO's"),
     ],
 )
@@ -72,6 +75,23 @@ def test_yolo(
     if name.startswith("labels"):
         Path("data.yaml").touch()
         assert refusal(Path(name)) == line.replace("yolo labels", "yolo .")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"a": {"filename": "a", "regions": []}}, "VIA's: {} via a.json"),
+        ({"_via_img_metadata": {"a": {"regions": {}}}}, "VIA's: {} via a.json"),
+        ([{"id": 1, "annotations": []}], "Label Studio's: {} label-studio a.json"),
+    ],
+)
+def test_json_of_other_tools(
+    content: object, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text(json.dumps(content))
+    told = told.format("python -m mrcnn_jax convert")
+    assert refusal(Path("a.json")) == f"a.json: no COCO file, but {told} --out annotations.json"
 
 
 def test_archives_and_videos(tmp_path: Path) -> None:

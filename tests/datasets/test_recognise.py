@@ -16,8 +16,10 @@ from exports import (
     Drawn,
     as_cvat,
     as_folders,
+    as_label_studio,
     as_labelme,
     as_names,
+    as_via,
     as_voc,
     as_voc_without_xml,
     as_yolo,
@@ -200,7 +202,18 @@ def converted(options: Options, out: Path) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    "written", [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_folders, as_names, as_yolo]
+    "written",
+    [
+        as_labelme,
+        as_cvat,
+        as_voc,
+        as_voc_without_xml,
+        as_folders,
+        as_names,
+        as_yolo,
+        as_via,
+        as_label_studio,
+    ],
 )
 @pytest.mark.parametrize("inside", [".", "export"])
 def test_exports_of_tools(
@@ -272,6 +285,42 @@ def test_yolo_of_one_part(yaml: str, told: str, tmp_path: Path) -> None:
     assert result.val_export is None
     assert result.export is not None
     assert converted(result.export, tmp_path / "o.json")[0] == ("ape", "bee")
+
+
+def test_via_of_two_parts(tmp_path: Path) -> None:
+    """As of the balloon data set: the same names in both folders."""
+    for part, label in (("train", "ape"), ("val", "bee")):
+        image(tmp_path / part / "a.png")
+        shape = {"name": "rect", "x": 1, "y": 1, "width": 4, "height": 4}
+        regions = {"0": {"shape_attributes": shape, "region_attributes": {"class": label}}}
+        entry = {"filename": "a.png", "size": 9, "regions": regions}
+        (tmp_path / part / "via_region_data.json").write_text(json.dumps({"a.png9": entry}))
+    result = recognise(tmp_path)
+    assert result.told == (
+        f"{tmp_path}: VIA: train/via_region_data.json; validation: val/via_region_data.json"
+    )
+    for export, part, label in ((result.export, "train", "ape"), (result.val_export, "val", "bee")):
+        assert export is not None
+        convert(replace(export, out=tmp_path / "o.json"))
+        dataset = read_coco(tmp_path / "o.json", export.open_images().folder, DataConfig())
+        assert dataset.class_names == (label,)
+        assert [i.file_name for i in dataset.images] == [f"{part}/a.png"]
+
+
+def test_label_studios_own_json(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.png")
+    value = {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": ["ape"]}
+    drawn = {"type": "polygonlabels", "to_name": "image", "value": value}
+    drawn |= {"original_width": 8, "original_height": 8}
+    task = {"data": {"image": "/data/upload/1/a.png"}, "annotations": [{"result": [drawn]}]}
+    (tmp_path / "project-1.json").write_text(json.dumps([task]))
+    result = recognise(tmp_path)
+    assert result.told == f"{tmp_path}: Label Studio: project-1.json"
+    assert result.export is not None
+    names, images = converted(result.export, tmp_path / "o.json")
+    assert names == ("ape",)
+    assert isinstance(images, dict)
+    assert [box for _, box, _ in images["a.png"]] == [(0.0, 0.0, 4.0, 4.0)]
 
 
 def of_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
