@@ -193,7 +193,7 @@ def draw_depth(
                 true,
                 found.depth_map,
                 truth,
-                found.coco_results(images[i].id),
+                found.to_coco(images[i].id),
             )
         )
     return depth_figure(examples, run.class_names, folder)

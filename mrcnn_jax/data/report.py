@@ -114,6 +114,7 @@ class Reason(Enum):
     PASSED_OVER = "left out", "{what}: passed over"
     REPLACED = "repaired", "pictures of the earlier prediction in this folder: removed"
     LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
+    FOUND_BOX = "noticed", "objects found whose mask has no pixel: annotated by their boxes"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
     # Of the converters (convert) only.

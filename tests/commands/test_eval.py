@@ -138,7 +138,7 @@ def test_every_image_and_annotation_counts_once(
         ]
 
     def found(self: Predictor, batch: Batch, prediction: Any) -> Iterator[tuple[int, Any]]:
-        seen = SimpleNamespace(coco_results=results, depth_map=None)
+        seen = SimpleNamespace(to_coco=results, depth_map=None)
         return ((row, seen) for row in np.flatnonzero(batch.valid).tolist())
 
     kept = truth["annotations"]
