@@ -2,6 +2,7 @@
 
     mrcnn convert labelme|cvat|voc|masks|yolo|via|label-studio INPUT --out annotations.json
     [--images DIR] [--split 0.1]
+    mrcnn convert to-yolo annotations.json --images DIR --out my_yolo
 
 Prints what is dropped, clipped or repaired, with the reason and the first places, and the command
 that checks the result, images included. Exit status 2, and one line, if the export cannot be used.
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from mrcnn_jax.commands import to_yolo
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
 from mrcnn_jax.convert.label_studio import LabelStudio
@@ -31,11 +33,15 @@ Arguments = (
     | Annotated[Yolo, tyro.conf.subcommand("yolo")]
     | Annotated[Via, tyro.conf.subcommand("via")]
     | Annotated[LabelStudio, tyro.conf.subcommand("label-studio")]
+    | Annotated[to_yolo.ToYolo, tyro.conf.subcommand("to-yolo")]
 )
 
 
-def run(arguments: Options) -> None:
+def run(arguments: Options | to_yolo.ToYolo) -> None:
     """Converts, writes and prints; see `convert.write.convert`."""
     from mrcnn_jax.convert.write import convert
 
-    convert(arguments)
+    if isinstance(arguments, to_yolo.ToYolo):
+        to_yolo.run(arguments)
+    else:
+        convert(arguments)

@@ -17,7 +17,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.inference.annotations import yolo_lines
+from mrcnn_jax.inference.annotations import data_yaml, yolo_lines
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
@@ -131,11 +131,7 @@ class _Yolo(Annotations):
         self._tell_boxes(name, found)
 
     def end(self) -> str:
-        names = [
-            f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"
-            for number, name in enumerate(self._class_names.values())
-        ]
-        write_file(self.folder / "data.yaml", "".join(["train: images\nnames:\n", *names]))
+        write_file(self.folder / "data.yaml", data_yaml(list(self._class_names.values())))
         again = cli.command("convert", "yolo", self.folder, "--out", "annotations.json")
         return f"YOLO's data set: {self.folder}; once corrected: {again}"
 

@@ -95,7 +95,7 @@ class Yolo(RectangleOptions):
         data = self.data
         folders = {}
         for file in self._images():
-            labels = _labels_of(file)
+            labels = labels_of(file)
             folders[labels.parent] = file.parent
             name = os.path.relpath(file, os.path.abspath(images.folder))
             size = image_size(file, None) if file.is_file() else None
@@ -179,7 +179,7 @@ def _inside(value: float) -> float:
     return nearest if abs(value - nearest) <= ROUNDING else value
 
 
-def _labels_of(image: Path) -> Path:
+def labels_of(image: Path) -> Path:
     """The label file of an image: in labels/ for images/, unless it is beside it alone."""
     beside, parts = image.with_suffix(".txt"), list(image.parts)
     places = [place for place, part in enumerate(parts[:-1]) if part == "images"]

@@ -142,6 +142,8 @@ class Reason(Enum):
     NO_LABEL = "dropped", "shapes without a label"
     CANCELLED = "left out", "annotations that were cancelled"
     OLDER = "left out", "annotations of an image that has a newer one"
+    CROWD = "left out", "annotations with iscrowd 1: YOLO has none"
+    BOX_LINE = "noticed", "annotations without a mask: written as boxes, four numbers in a line"
     NO_LABEL_FILE = "noticed", "images without a label file: read as images without objects"
     BOXES_ALONE = (
         "noticed",

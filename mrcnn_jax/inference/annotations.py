@@ -8,6 +8,7 @@ width. An object whose mask has no pixel is a box.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -97,6 +98,19 @@ def yolo_lines(
         shares = (points / (width, height)).ravel().tolist()
         lines.append(" ".join([str(number), *(f"{share:.6f}" for share in shares)]))
     return lines
+
+
+def data_yaml(names: Sequence[str], *parts: str) -> str:
+    """The content of YOLO's data.yaml.
+
+    Args:
+        names: of the classes 0, 1, 2, ...
+        parts: "train", "val", each a folder of images/; none: images/ itself is "train".
+    """
+    folders = [f"{part}: images/{part}\n" for part in parts] or ["train: images\n"]
+    quoted = (json.dumps(name, ensure_ascii=False) for name in names)
+    classes = [f"  {number}: {name}\n" for number, name in enumerate(quoted)]
+    return "".join([*folders, "names:\n", *classes])
 
 
 def _png(mask: Bool[np.ndarray, "h w"]) -> str:
