@@ -140,8 +140,9 @@ def test_frames_are_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     frames = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (30, 200)]
-    write_video(Path("clip.avi"), frames)
-    assert predict("clip.avi", "--format", form) == 0
+    Path("clips").mkdir()
+    write_video(Path("clips/clip.avi"), frames)
+    assert predict("clips/clip.avi", "--format", form) == 0
     told = capsys.readouterr().out
     pictures = sorted(Path(place).glob("*.png"))
     assert [path.name for path in pictures] == ["00001_clip_000000.png", "00002_clip_000001.png"]

@@ -30,6 +30,7 @@ MASKS = {
     "all": np.ones((60, 80), bool),
     "a pixel": block(79, 59, 80, 60),
     "holes": disc(40, 30, 25) & ~disc(35, 30, 6) & ~disc(50, 28, 4) | block(34, 29, 37, 31),
+    "a bump": block(10, 10, 14, 11) | block(12, 11, 13, 12),  # which smoothing would flatten
     "diagonal": block(3, 3, 5, 5) | block(5, 5, 7, 7),
     "random": RNG.random((60, 80)) < 0.5,
     "blobs": NOISE,
