@@ -26,8 +26,8 @@ from mrcnn_jax.commands.arguments import OfWeights
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mrcnn_jax.commands.predicted_annotations import Annotations
     from mrcnn_jax.data.report import Report
+    from mrcnn_jax.inference.predicted_annotations import Annotations
 
 DETECTIONS, IMAGES = "detections.json", "images.json"
 LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
@@ -61,11 +61,11 @@ def run(arguments: Arguments) -> None:
     """
     from tqdm import tqdm
 
-    from mrcnn_jax.commands.predicted_annotations import open_annotations
     from mrcnn_jax.data.caps import found_limit
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
     from mrcnn_jax.inference.inputs import image_files, read_pictures
+    from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
 
