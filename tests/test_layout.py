@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference", "weights"),
     ("runs",),
     ("datasets", "models"),
+    ("convert",),
     ("data", "evaluation", "ops"),
     ("pixels",),
     ("parallel",),

@@ -1,6 +1,8 @@
 """Convert the export of an annotation tool to an annotation file in COCO's format.
 
-    mrcnn convert labelme|cvat|voc|masks INPUT --out annotations.json [--images DIR] [--split 0.1]
+    mrcnn convert labelme|cvat|voc|masks|yolo|via|label-studio INPUT --out annotations.json
+    [--images DIR] [--split 0.1]
+    mrcnn convert to-yolo annotations.json --images DIR --out my_yolo
 
 Prints what is dropped, clipped or repaired, with the reason and the first places, and the command
 that checks the result, images included. Exit status 2, and one line, if the export cannot be used.
@@ -13,22 +15,33 @@ from typing import Annotated
 
 import tyro
 
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.voc import Voc
+from mrcnn_jax.commands import to_yolo
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.label_studio import LabelStudio
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.via import Via
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.yolo import Yolo
 
 Arguments = (
     Annotated[Labelme, tyro.conf.subcommand("labelme")]
     | Annotated[Cvat, tyro.conf.subcommand("cvat")]
     | Annotated[Voc, tyro.conf.subcommand("voc")]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
+    | Annotated[Yolo, tyro.conf.subcommand("yolo")]
+    | Annotated[Via, tyro.conf.subcommand("via")]
+    | Annotated[LabelStudio, tyro.conf.subcommand("label-studio")]
+    | Annotated[to_yolo.ToYolo, tyro.conf.subcommand("to-yolo")]
 )
 
 
-def run(arguments: Options) -> None:
-    """Converts, writes and prints; see `datasets.convert.write.convert`."""
-    from mrcnn_jax.datasets.convert.write import convert
+def run(arguments: Options | to_yolo.ToYolo) -> None:
+    """Converts, writes and prints; see `convert.write.convert`."""
+    from mrcnn_jax.convert.write import convert
 
-    convert(arguments)
+    if isinstance(arguments, to_yolo.ToYolo):
+        to_yolo.run(arguments)
+    else:
+        convert(arguments)

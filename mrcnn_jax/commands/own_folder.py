@@ -28,9 +28,9 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
 
 if TYPE_CHECKING:
+    from mrcnn_jax.convert.common import Options
     from mrcnn_jax.data.records import CocoDataset
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.datasets.recognise import Recognised
     from mrcnn_jax.training.choose import Chosen
     from mrcnn_jax.training.open import OpenRun
     from mrcnn_jax.weights.choice import Choice
@@ -308,7 +308,7 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     Raises:
         ConfigError: the folder is not understood, or cannot be converted or divided.
     """
-    from mrcnn_jax.data.split import existing_split, split
+    from mrcnn_jax.data.split import TRAIN, VAL, existing_split, split, write_record
     from mrcnn_jax.datasets.recognise import recognise
 
     out = workdir / DATASET
@@ -318,23 +318,30 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
         print(found.told)
         if found.train is not None and found.val is not None:
             return found.train, found.val
-        part = found.train or converted(found, out / ANNOTATIONS)
+        if found.export is not None and found.val_export is not None:
+            training = converted(found.export, out / TRAIN)
+            validation = converted(found.val_export, out / VAL)
+            write_record(folder, out, training.images, {"rule": "As the export divides them."})
+            return training, validation
+        part = found.train
+        if part is None:
+            assert found.export is not None
+            part = converted(found.export, out / ANNOTATIONS)
         made = split(part, folder, out)
     training, validation, line = made
     print(line)
     return training, validation
 
 
-def converted(found: Recognised, out: Path) -> Part:
+def converted(export: Options, out: Path) -> Part:
     """Converts an export that was recognised; the file is `out`.
 
     Raises:
         ConfigError: it cannot be used.
     """
+    from mrcnn_jax.convert.write import convert
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.datasets.convert.write import convert
 
-    assert found.export is not None
-    export = replace(found.export, out=out)
+    export = replace(export, out=out)
     convert(export, hint=False)
     return Part(out, export.open_images().folder)

@@ -5,9 +5,9 @@
 
 Writes out/detections.json (COCO results, with file names, and with a depth head the distance of
 each object), out/images.json (COCO's list of the images and frames, with what was drawn of each)
-and one overlay per image or frame, and prints what was converted to 8-bit RGB or passed over. A
-file that cannot be read is named, and the exit status is 2; the others are done. What an earlier
-call drew into the same folder is removed.
+and one overlay per image or frame, with --format also annotations to correct. Prints what was
+converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
+2; the others are done. What an earlier call drew into the same folder is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -27,6 +27,7 @@ from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.report import Report
+    from mrcnn_jax.inference.predicted_annotations import Annotations
 
 DETECTIONS, IMAGES = "detections.json", "images.json"
 LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
@@ -40,7 +41,10 @@ class Arguments(OfWeights):
     out: Path = Path("predictions")
     """The folder of the results."""
     min_score: float = 0.5
-    """Lowest score of the detections drawn (detections.json has them all)."""
+    """Lowest score of the detections drawn and annotated (detections.json has them all)."""
+    format: Literal["labelme", "yolo", "coco"] | None = None
+    """Also write those drawn as annotations to correct and train on, into a folder of this name in
+    the folder of the results."""
     depth_maps: bool = False
     """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
     0 where it is unknown."""
@@ -61,6 +65,7 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
     from mrcnn_jax.inference.inputs import image_files, read_pictures
+    from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
 
@@ -71,6 +76,9 @@ def run(arguments: Arguments) -> None:
         raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
     make_folder(out)
     earlier = _listed(out)
+    annotations = None
+    if arguments.format is not None:
+        annotations = open_annotations(arguments.format, out, files, model.class_names, report)
     failed = 0
     # They get their names when they are whole.
     with (
@@ -79,7 +87,7 @@ def run(arguments: Arguments) -> None:
         found_part.open("w") as found,
         images_part.open("w") as images,
     ):
-        results = _Results(arguments, model, report, _List(found), _List(images))
+        results = _Results(arguments, model, report, _List(found), _List(images), annotations)
         for file in tqdm(files, unit="file", leave=False, disable=None):
             before = results.number
             try:
@@ -93,6 +101,7 @@ def run(arguments: Arguments) -> None:
                 failed += 1
         results.detections.end()
         results.images.end()
+    told = None if annotations is None else annotations.end()
     _remove_earlier(out, earlier, files, results.written, report)
     for line in report.lines()[1:]:
         print(line)
@@ -103,6 +112,8 @@ def run(arguments: Arguments) -> None:
         f"{results.images.count} images, {results.detections.count} detections: "
         f"{out / DETECTIONS}, overlays in {out}"
     )
+    if told is not None:
+        print(told)
     if failed:
         sys.exit(2)
 
@@ -128,9 +139,16 @@ class _Results:
     """What is written of each picture."""
 
     def __init__(
-        self, arguments: Arguments, model: Any, report: Report, detections: _List, images: _List
+        self,
+        arguments: Arguments,
+        model: Any,
+        report: Report,
+        detections: _List,
+        images: _List,
+        annotations: Annotations | None,
     ) -> None:
         self._arguments, self._model, self._report = arguments, model, report
+        self._annotations = annotations
         self.detections, self.images = detections, images
         self.number = 0
         """Of the last picture: its image id."""
@@ -148,7 +166,7 @@ class _Results:
         self.number += 1
         seen = self._model.predict(image, rle=True)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
-        found = seen.coco_results(self.number)
+        found = seen.to_coco(self.number)
         for result in found:
             self.detections.add(source | result)
         drawn = [result for result in found if result["score"] >= min_score]
@@ -156,6 +174,8 @@ class _Results:
         name = _overlay_name(self.number, file, frame, self._report)
         names = [f"{name}.png"]
         write_image(out / names[0], draw_instances(image, drawn, self._model.class_names))
+        if self._annotations is not None:
+            self._annotations.add(name, file, frame, image, seen.at_least(min_score))
         if self._arguments.depth_maps:
             names.append(f"{name}_depth.png")
             write_depth(out / names[1], seen.depth_map)

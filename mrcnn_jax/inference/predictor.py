@@ -130,7 +130,7 @@ def results_of_split(
             for row, found in predictor.found(batch, prediction):
                 index = int(batch.indices[row])
                 image = split.dataset.images[index]
-                results += found.coco_results(image.id)
+                results += found.to_coco(image.id)
                 if found.depth_map is not None:
                     depth.add(index, image, found.depth_map, depth_of(split, index, data))
                 seen = jax.tree.map(operator.itemgetter(row), prediction.proposals)
