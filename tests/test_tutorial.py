@@ -1,4 +1,4 @@
-"""The notebook runs, cell by cell, as it is committed: without outputs."""
+"""The notebook runs, cell by cell, on fewer images; it is committed with the outputs of a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,14 @@ def test_the_tutorial_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.Mo
     plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", show)
     names: dict[str, Any] = {}
-    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}: {cell['id']}", "exec"), names)
+    cells = [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
+    for cell in cells:
+        source = "".join(cell["source"]).replace("count, epochs = 2000, 8", "count, epochs = 64, 6")
+        exec(compile(source, f"{NOTEBOOK.name}: {cell['id']}", "exec"), names)
+    assert (names["count"], names["epochs"]) == (64, 6)
+    kept = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in kept) == 2
+    assert not any(output["output_type"] == "error" for output in kept)
     losses = names["losses"]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
     assert [detections.path for detections in names["found"]] == names["images"]
