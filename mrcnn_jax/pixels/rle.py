@@ -32,7 +32,7 @@ def paste_rle(
         A compressed RLE, {"size": [height, width], "counts": str}.
     """
     region, (y0, x0) = paste_region(mask, box, size, style)
-    height, width = size
+    height = size[0]
     # COCO runs go down the columns. A 0 at both ends of each column of the region makes every run
     # start and end inside it.
     columns = np.pad(region.T, ((0, 0), (1, 1))).view(np.int8)

@@ -44,5 +44,5 @@ def test_windows_by_hand() -> None:
 
 @pytest.mark.parametrize(("tile", "overlap"), [(31, 0), (64, 64), (64, -1)])
 def test_what_makes_no_windows_is_refused(tile: int, overlap: int) -> None:
-    with pytest.raises(ConfigError, match="^(tile|overlap): "):
+    with pytest.raises(ConfigError, match=r"^(tile|overlap): "):
         check_tiles(tile, overlap)
