@@ -17,6 +17,21 @@ from mrcnn_jax.pixels.rle import PasteStyle, encoded, paste_rle
 from mrcnn_jax.structures import DEPTH_STRIDE, Instances
 
 
+@dataclass(frozen=True)
+class TileCounts:
+    """How the detections of tiles became those of their image (`inference.merging`)."""
+
+    tiles: int
+    joined: int
+    """Objects that are cut in every tile, and joined from their pieces."""
+    repeated: int
+    """Detections left out, since their object was seen in another tile too."""
+    cut: int
+    """Objects that are cut, and of which no other piece was found."""
+    full: tuple[float, ...]
+    """Of each tile with as many detections as the network gives: the lowest score."""
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
     """Detections in one image of H x W pixels: N objects, best first."""
@@ -46,6 +61,8 @@ class Detections:
     """Metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere."""
     path: Path | None = None
     """The file that was read, if any."""
+    tiles: TileCounts | None = None
+    """None: the image was seen in one piece."""
 
     def coco_results(self, image_id: int = 0) -> list[dict[str, Any]]:
         """Convert to COCO results, ready for JSON.

@@ -69,7 +69,7 @@ class TiffWindows:
         """As of the whole file."""
 
     def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
-        """The RGB pixels of a window, to be used before the next one is read.
+        """The RGB pixels of a window.
 
         Of a TIFF in strips, the rows of a window are decoded over the whole width, and kept for the
         next window.
@@ -85,7 +85,8 @@ class TiffWindows:
             if not self._layout.in_tiles:
                 self._band = place, band
         rows = slice(window.y1 - place.y1, window.y2 - place.y1)
-        return band[rows, window.x1 - place.x1 : window.x2 - place.x1]
+        # A view would keep the band in memory.
+        return band[rows, window.x1 - place.x1 : window.x2 - place.x1].copy()
 
     def _decoded(self, window: Window) -> tuple[Window, UInt8[np.ndarray, "h w 3"], Kind]:
         """The parts that hold a window: their place, pixels and kind."""
