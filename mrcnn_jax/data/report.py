@@ -114,6 +114,7 @@ class Reason(Enum):
     PASSED_OVER = "left out", "{what}: passed over"
     REPLACED = "repaired", "pictures of the earlier prediction in this folder: removed"
     LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
+    REDUCED = "repaired", "pictures of images too large for one: drawn at 1/{step} of the size"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
     # Of the converters (datasets.convert) only.

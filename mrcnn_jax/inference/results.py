@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
 from mrcnn_jax.pixels.geometry import depth_in_image, in_image
-from mrcnn_jax.pixels.rle import PasteStyle, encoded, paste_rle
+from mrcnn_jax.pixels.rle import PasteStyle, encoded, paste_rle, sampled_rle
 from mrcnn_jax.structures import DEPTH_STRIDE, Instances
 
 
@@ -91,6 +91,14 @@ class Detections:
                 result["depth"] = depth if math.isfinite(depth) else None
             results.append(result)
         return results
+
+
+def reduced(result: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """A COCO result on a picture that is `step` times smaller each way; its mask is sampled."""
+    small = dict(result) | {"bbox": [value / step for value in result["bbox"]]}
+    if "segmentation" in result:
+        small["segmentation"] = sampled_rle(result["segmentation"], step)
+    return small
 
 
 def image_detections(
