@@ -88,9 +88,15 @@ class ReducedScene:
 
     def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
         pixels = self._scene.read(window)
-        y1, x1 = window.y1 // self.step, window.x1 // self.step
-        y2, x2 = -(-window.y2 // self.step), -(-window.x2 // self.step)
-        self.picture[y1:y2, x1:x2] = resize_image(pixels, (y2 - y1, x2 - x1))
+        # Squares of step x step pixels; one that begins in a window before has its part of that.
+        y, x = (-(-start // self.step) for start in (window.y1, window.x1))
+        part = pixels[y * self.step - window.y1 :, x * self.step - window.x1 :]
+        if 0 in part.shape:
+            return pixels
+        height, width = (-(-side // self.step) for side in part.shape[:2])
+        lacking = height * self.step - part.shape[0], width * self.step - part.shape[1]
+        part = np.pad(part, ((0, lacking[0]), (0, lacking[1]), (0, 0)), "edge")
+        self.picture[y : y + height, x : x + width] = resize_image(part, (height, width))
         return pixels
 
 

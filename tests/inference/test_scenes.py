@@ -62,12 +62,22 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_smaller_picture_is_kept() -> None:
-    """Of a scene that is constant on squares, the squares; small scenes are kept as they are."""
+    """The mean of each square, by a loop, wherever the windows end; small scenes as they are."""
+    scene = ReducedScene(ArrayScene(PIXELS), 18)
+    for window in windows(scene.size, 33, 10):
+        scene.read(window)
+    expected = np.array(
+        [
+            [PIXELS[y : y + 5, x : x + 5].mean((0, 1)) for x in range(0, 90, 5)]
+            for y in range(0, 60, 5)
+        ]
+    )
+    np.testing.assert_allclose(scene.picture, expected, atol=0.51)
     coarse = PIXELS[:12, :18]
     scene = ReducedScene(ArrayScene(coarse.repeat(5, axis=0).repeat(5, axis=1)), 18)
     assert scene.step == 5
-    for window in windows(scene.size, 35, 10):
-        assert scene.read(window).shape == (35, 35, 3)
+    for window in windows(scene.size, 37, 0):
+        assert scene.read(window).shape == (37, 37, 3)
     np.testing.assert_array_equal(scene.picture, coarse)
     scene = ReducedScene(ArrayScene(PIXELS), 90)
     for window in windows(scene.size, 33, 10):
