@@ -145,6 +145,21 @@ class Reason(Enum):
         "difficult objects: written as crowds, neither trained on nor evaluated (see --difficult)",
     )
 
+    # Of a data set that is cut into tiles.
+    CUT = "clipped", "objects that a border of a tile cuts: what lies in the tile is kept"
+    SMALL_PART = (
+        "left out",
+        "objects of which less than {share} lies in a tile: made crowds there, neither trained on "
+        "nor evaluated (see --small-parts)",
+    )
+    NO_SMALL_PART = (
+        "left out",
+        "objects of which less than {share} lies in a tile: dropped there, so they are background "
+        "(see --small-parts)",
+    )
+    NO_OBJECT = "left out", "tiles without an object (see --keep-empty)"
+    NO_DEPTH_TILES = "left out", "depth maps: they are not cut"
+
     @property
     def outcome(self) -> Outcome:
         return self.value[0]
