@@ -5,6 +5,8 @@ The detector sees perfectly (tests/inference/perfect.py): what is merged wrongly
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -178,7 +180,7 @@ def two(
         # Whole in one, cut in the other: the whole one, with the higher score.
         ((70, 20, 100, 40), (70, 20, 130, 42), (0.9, 0.5), [(70, 20, 130, 42, 0.9)], (0, 1, 0)),
         # It reaches further than the one that seems whole: joined to it.
-        ((20, 20, 99, 40), (66, 20, 90, 40), (0.9, 0.5), [(20, 20, 99, 40, 0.9)], (1, 0, 0)),
+        ((20, 20, 98, 40), (66, 20, 90, 40), (0.9, 0.5), [(20, 20, 98, 40, 0.9)], (1, 0, 0)),
         # Whole in both: the better one.
         ((65, 20, 90, 40), (66, 20, 91, 40), (0.9, 0.8), [(65, 20, 90, 40, 0.9)], (0, 1, 0)),
         # Cut, without a partner: kept.
@@ -217,6 +219,58 @@ def test_the_rule(
 def test_classes_are_apart() -> None:
     merged = two((65, 20, 90, 40), (65, 20, 90, 40), (0.9, 0.8), (1, 2))
     assert [item.label for item in merged.objects] == [1, 2]
+
+
+def test_an_object_has_one_detection_of_a_tile() -> None:
+    """Of two that a tile sees, the one that agrees better is joined with the other tile's."""
+    found = [
+        *in_image(box_found(LEFT, 1, (20, 24, 100, 42), 0.7), 0, LEFT, SIZE),
+        *in_image(box_found(LEFT, 1, (20, 20, 100, 40), 0.6), 0, LEFT, SIZE),
+        *in_image(box_found(RIGHT, 1, (0, 20, 80, 40), 0.5), 1, RIGHT, SIZE),
+    ]
+    merged = merge(found, [LEFT, RIGHT], SIZE)
+    boxes = [item.box.tolist() for item in merged.objects]
+    assert boxes == [[20, 24, 100, 42], [20, 20, 140, 40]]
+    assert [item.score for item in merged.objects] == pytest.approx([0.7, 0.6])
+
+
+@pytest.mark.parametrize("score", [0.7, 0.95])
+def test_objects_that_agree_once_they_are_joined_are_one(score: float) -> None:
+    """A bar is seen whole in the middle tile. The others see a half of it each, and something above
+    and below: too much for either to agree with the bar, not for both together."""
+    places = [Window(0, 0, 100, 100), Window(0, 80, 100, 180), Window(0, 40, 100, 140)]
+    bar, more = np.zeros((2, 100, 180), bool)
+    bar[40:60, 50:130] = True
+    more[:80, 80:100] = True
+    found = []
+    for number, (mask, sure, box) in enumerate(
+        (
+            (bar | more, 0.9, (50, 0, 100, 80)),
+            (bar | more, 0.8, (0, 0, 50, 80)),
+            (bar, score, (10, 40, 90, 60)),
+        )
+    ):
+        window = mask[:, places[number].x1 : places[number].x2]
+        there = replace(box_found(places[number], 1, box, sure), masks=tuple(encoded([window])))
+        found += in_image(there, number, places[number], (100, 180))
+    assert [item.cut for item in found] == [True, True, False]
+    [item] = merge(found, places, (100, 180)).objects
+    np.testing.assert_array_equal(coco_mask.decode(item.mask), bar | more if score < 0.9 else bar)
+    assert item.score == pytest.approx(max(score, 0.9))
+
+
+@pytest.mark.parametrize("gap", [4, 5])
+def test_what_is_near_a_border_of_its_tile_is_cut(gap: int) -> None:
+    """1 % of 400 pixels, at each side; not at a border of the image."""
+    tile = Window(100, 100, 500, 500)
+    boxes = [(gap, 90, 200, 200), (90, gap, 200, 200)]
+    boxes += [(90, 90, 400 - gap, 200), (90, 90, 200, 400 - gap)]
+    for box in boxes:
+        [inner] = in_image(box_found(tile, 1, box, 0.5), 0, tile, (600, 600))
+        assert inner.cut == (gap == 4)
+        assert inner.box.tolist() == [side + 100 for side in box]
+        [outer] = in_image(box_found(tile, 1, box, 0.5), 0, Window(0, 0, 400, 400), (400, 400))
+        assert not outer.cut
 
 
 def test_nothing_is_merged_to_nothing() -> None:
