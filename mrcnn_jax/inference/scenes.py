@@ -130,7 +130,7 @@ def open_scene(path: Path, data: DataConfig, report: Report) -> Scene:
     if height * width > AT_ONCE:
         raise ConfigError(
             f"{path}: {height} x {width} is over {AT_ONCE} pixels, and is not read by windows: "
-            "save it as an 8-bit TIFF in tiles or strips"
+            "save it as a TIFF of 8 or 16 bits in tiles or strips"
         )
     return ArrayScene(read_image(path, limits(data), report))
 

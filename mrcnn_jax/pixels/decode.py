@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,6 +88,7 @@ class _Samples:
     signed: bool = False
     planes: bool = False  # stored one after the other
     multiplied: bool = False  # by alpha
+    least_bits: int = 8  # of the values: those of the whole, where this is a part of it
 
     @staticmethod
     def of(image: ImageFile.ImageFile) -> _Samples:
@@ -170,10 +173,10 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
 
 
 def decode_with_kind(
-    encoded: bytes, *, upright: bool, max_pixels: int
+    encoded: bytes, *, upright: bool, max_pixels: int, least_bits: int = 8
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
-    """`decode_image` and `image_kind` in one."""
-    image, kind = _decode(encoded, max_pixels)
+    """`decode_image` and `image_kind` in one; `least_bits`: `value_bits` of other parts."""
+    image, kind = _decode(encoded, max_pixels, least_bits)
     pages = _pages(Image.open(io.BytesIO(encoded), formats=FORMATS))
     return _upright(image, kind, upright), replace(kind, pages=pages)
 
@@ -273,37 +276,63 @@ def _one_label(values: Int64[np.ndarray, "h w *c"]) -> Int64[np.ndarray, "h w"]:
     return np.where(codes == 0, 0, codes | 1 << 24)
 
 
-def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
+def value_bits(encoded: bytes, *, max_pixels: int) -> int:
+    """The least of 8, 10, 12, 14 and 16 bits that holds the values of an image file, as far as the
+    scale of its pixels depends on them; otherwise 8.
+
+    Raises:
+        ValueError: as of `decode_image`.
+    """
+    with _told(encoded):
+        image, samples = _loaded(encoded, max_pixels)
+        values = _deep_values(image, samples, encoded)
+        return 8 if values is None or samples.bits < 16 else _bits(values)
+
+
+def _decode(encoded: bytes, max_pixels: int, least_bits: int = 8) -> tuple[Image.Image, Kind]:
     """The stored picture in RGB, and its kind but for the pages."""
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise ValueError(
-                f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
-            )
-        samples = _Samples.of(image)
-        if samples.channels > 4:
-            raise ValueError(f"{samples.channels} channels")
-        if image.format == "PNG" and b"IEND" not in encoded:
-            raise ValueError("cut off")  # the decoders of the other formats notice
-        if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
-            # Pillow itself would take the upper and lower bytes for pixels.
-            order = "16B" if encoded[:2] == b"MM" else "16L"
-            image.tile = [
-                tile._replace(args=(f"{tile.args[0]};{order}", *tile.args[1:]))  # type: ignore[index]
-                for tile in image.tile
-            ]
-        image.load()
+    with _told(encoded):
+        image, samples = _loaded(encoded, max_pixels)
         # Only now: in a PNG it may follow the pixels.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         turn = orientation if orientation in TURNS else 1
-        rgb, converted = _rgb(image, samples, encoded)
+        rgb, converted = _rgb(image, replace(samples, least_bits=least_bits), encoded)
         return rgb, Kind(image.height, image.width, turn, converted)
+
+
+@contextlib.contextmanager
+def _told(encoded: bytes) -> Iterator[None]:
+    """Turns whatever decoding raises into a ValueError of one line."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         what = _other_format(encoded) or _line(error)
         raise ValueError(f"not an image that can be decoded: {what}") from None
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
+
+
+def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, _Samples]:
+    """The stored picture as Pillow decodes it; any exception if it does not."""
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
+        )
+    samples = _Samples.of(image)
+    if samples.channels > 4:
+        raise ValueError(f"{samples.channels} channels")
+    if image.format == "PNG" and b"IEND" not in encoded:
+        raise ValueError("cut off")  # the decoders of the other formats notice
+    if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
+        # Pillow itself would take the upper and lower bytes for pixels.
+        order = "16B" if encoded[:2] == b"MM" else "16L"
+        image.tile = [
+            tile._replace(args=(f"{tile.args[0]};{order}", *tile.args[1:]))  # type: ignore[index]
+            for tile in image.tile
+        ]
+    image.load()
+    return image, samples
 
 
 def _pages(image: Image.Image) -> int | None:
@@ -323,8 +352,10 @@ def _rgb(image: Image.Image, samples: _Samples, encoded: bytes) -> tuple[Image.I
         raise ValueError("its values are floats (save it with 8 or 16 bits)")
     if samples.signed and samples.bits == 8 and np.asarray(image).max() > 127:
         raise ValueError("its values are negative")
+    deep = _deep_values(image, samples, encoded)
     if mode.startswith("I"):
-        eight, told = _eight_bits(_integers(image, samples, encoded), samples)
+        assert deep is not None
+        eight, told = _eight_bits(deep, samples)
         return Image.fromarray(eight).convert("RGB"), told
     more = {("RGB", 4): "RGBX", ("L", 2): "LX"}.get((mode, samples.channels), mode)
     parts = [] if more == "RGB" else [KINDS.get(more, f"of mode {mode}")]
@@ -332,17 +363,32 @@ def _rgb(image: Image.Image, samples: _Samples, encoded: bytes) -> tuple[Image.I
         parts = [f"{parts[0] if parts else 'RGB'} with transparency (cut off)"]
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about odd files
     if samples.bits > 8:
-        deep, wide = DEEP, None
-        # Pillow has taken the upper bytes: enough, unless the values have fewer bits.
-        if mode in ("RGB", "RGBA") and not samples.planes and not samples.multiplied:
-            wide = _by_opencv(image, encoded)
-        if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
-            eight, deep = _eight_bits(wide[..., 2::-1], samples)
+        told = DEEP
+        if deep is not None:
+            eight, told = _eight_bits(deep, samples)
             image = Image.fromarray(eight)
-        parts.insert(0, deep)
+        parts.insert(0, told)
     if mode == "La":
         image = image.convert("LA")
     return image if image.mode == "RGB" else image.convert("RGB"), ", ".join(parts) or None
+
+
+def _deep_values(image: Image.Image, samples: _Samples, encoded: bytes) -> np.ndarray | None:
+    """The values of an image of more than 8 bits; None where Pillow has scaled them for good."""
+    if image.mode.startswith("I"):
+        return _integers(image, samples, encoded)
+    # Pillow has taken the upper bytes: enough, unless the values have fewer bits.
+    if samples.bits <= 8 or image.mode not in ("RGB", "RGBA"):
+        return None
+    wide = None if samples.planes or samples.multiplied else _by_opencv(image, encoded)
+    if wide is None or wide.dtype != np.uint16 or wide.ndim != 3:
+        return None
+    return wide[..., 2::-1]
+
+
+def _bits(values: np.ndarray) -> int:
+    """The least of DEPTHS that holds the values; 16 if none does."""
+    return next((depth for depth in DEPTHS if values.max() < 1 << depth), DEPTHS[-1])
 
 
 def _integers(image: Image.Image, samples: _Samples, encoded: bytes) -> np.ndarray:
@@ -375,7 +421,7 @@ def _eight_bits(values: np.ndarray, samples: _Samples) -> tuple[np.ndarray, str]
     bits, stored = (samples.bits, samples.bits) if 8 < samples.bits < 16 else (16, 16)
     if samples.bits >= 16:
         stored = samples.bits
-        bits = next(depth for depth in DEPTHS if values.max() < 1 << depth)
+        bits = max(_bits(values), samples.least_bits)
     scaled = (values >> bits - 8).astype(np.uint8)
     told = f"{stored}-bit" + (f" with values of {bits} bits" if bits < stored else "")
     told += f" (scaled by 1/{1 << bits - 8})" if bits > 8 else " (as they are)"

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages
-from mrcnn_jax.pixels.windows import Window
+from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages, value_bits
+from mrcnn_jax.pixels.windows import Window, windows
 
 # Tags of the TIFF 6.0 specification and its supplements.
 WIDTH, HEIGHT, BITS, COMPRESSION, CHANNELS, PLANES = 256, 257, 258, 259, 277, 284
@@ -33,6 +33,7 @@ SHORT, LONG, UNDEFINED = 3, 4, 7  # types of values
 # predictor, colour map, inks, extra samples, sample format, tables of JPEG, YCbCr's subsampling.
 DECODING = (BITS, COMPRESSION, 262, 266, CHANNELS, PLANES, 317, 320, 332, 338, 339, 347, 530, 531)
 # Of the others, fax has options of its own, and the tables of old JPEG are at places of the file.
+STEP = 1024  # pixels: the side of what is looked at first, for the largest value
 RAW, ONE_BY_ONE = 1, (1, 5, 7, 8, 32773, 32946, 34925, 50000, 50001)
 
 
@@ -45,6 +46,7 @@ class _Layout:
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
     in_tiles: bool
+    bits: int  # of a value
     planes: int  # stored one after the other
     row_bytes: int | None  # of a strip that is not compressed, in one plane
     tags: Mapping[int, bytes | list[int]]  # those of DECODING
@@ -63,10 +65,23 @@ class TiffWindows:
         self.size = layout.size
         """(height, width)."""
         self._path, self._layout, self._max_pixels = path, layout, max_pixels
+        self._least_bits = 8
         self._band: tuple[Window, UInt8[np.ndarray, "h w 3"]] | None = None
+        if layout.bits > 8:
+            # The scale of all windows is that of the largest value.
+            parts = (self._encoded(window)[1] for window in self._pieces())
+            self._least_bits = max(value_bits(part, max_pixels=max_pixels) for part in parts)
         kind, pages = self._decoded(Window(0, 0, 1, 1))[2], header_pages(path)
         self.kind = replace(kind, height=self.size[0], width=self.size[1], pages=pages)
         """As of the whole file."""
+
+    def _pieces(self) -> list[Window]:
+        """Windows that cover the image, in strips over the whole width."""
+        height, width = self.size
+        if self._layout.in_tiles:
+            return windows(self.size, STEP, 0)
+        rows = max(min(STEP, self._max_pixels // width), 1)
+        return [Window(y, 0, min(y + rows, height), width) for y in range(0, height, rows)]
 
     def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
         """The RGB pixels of a window.
@@ -90,6 +105,17 @@ class TiffWindows:
 
     def _decoded(self, window: Window) -> tuple[Window, UInt8[np.ndarray, "h w 3"], Kind]:
         """The parts that hold a window: their place, pixels and kind."""
+        place, encoded = self._encoded(window)
+        pixels, kind = decode_with_kind(
+            encoded,
+            upright=False,
+            max_pixels=self._max_pixels,
+            least_bits=self._least_bits,
+        )
+        return place, pixels, kind
+
+    def _encoded(self, window: Window) -> tuple[Window, bytes]:
+        """The parts that hold a window: their place, and a TIFF of them."""
         layout, (high, wide) = self._layout, self._layout.part
         rows = range(window.y1 // high, -(-window.y2 // high))
         columns = range(window.x1 // wide, -(-window.x2 // wide))
@@ -106,9 +132,7 @@ class TiffWindows:
                 f"which is over {self._max_pixels} pixels (data.max_pixels)"
             )
         numbers = [y * layout.columns + x for y in rows for x in columns]
-        encoded = _small_tiff(layout, place.size, self._parts(numbers, place))
-        pixels, kind = decode_with_kind(encoded, upright=False, max_pixels=self._max_pixels)
-        return place, pixels, kind
+        return place, _small_tiff(layout, place.size, self._parts(numbers, place))
 
     def _parts(self, numbers: list[int], place: Window) -> list[bytes]:
         """The bytes of tiles or strips; uncompressed strips are cut and joined to one."""
@@ -139,11 +163,11 @@ def open_windows(path: Path, *, max_pixels: int) -> TiffWindows | None:
 
     Returns:
         None if the file is no TIFF, or one that only decoding as a whole reads: turned by its
-        orientation, of more than 8 bits (whose scale depends on the largest value), or in a
-        compression of fax or of JPEG's old form.
+        orientation, of more than 16 bits, or in a compression of fax or of JPEG's old form. Of more
+        than 8 bits, all of it is looked at once for the largest value, which decides the scale.
 
     Raises:
-        ValueError: its first part cannot be decoded; see `TiffWindows.read`.
+        ValueError: a part that is looked at cannot be decoded; see `TiffWindows.read`.
     """
     try:
         with Image.open(path, formats=("TIFF",)) as image:
@@ -158,7 +182,7 @@ def _layout(tags: Any) -> _Layout | None:
     """None as of `open_windows`; any exception if the tags are those of no picture."""
     size = int(tags[HEIGHT]), int(tags[WIDTH])
     bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, RAW)
-    if tags.get(ORIENTATION, 1) != 1 or max(bits) > 8 or compression not in ONE_BY_ONE:
+    if tags.get(ORIENTATION, 1) != 1 or max(bits) > 16 or compression not in ONE_BY_ONE:
         return None
     in_tiles, channels = TILES in tags, tags.get(CHANNELS, 1)
     planes = channels if tags.get(PLANES, 1) == 2 else 1
@@ -181,7 +205,9 @@ def _layout(tags: Any) -> _Layout | None:
         for tag, value in decoding.items()
     }
     order = ">" if tags.prefix == b"MM" else "<"
-    return _Layout(size, part, offsets, lengths, in_tiles, planes, row_bytes, listed, order)
+    return _Layout(
+        size, part, offsets, lengths, in_tiles, max(bits), planes, row_bytes, listed, order
+    )
 
 
 def _small_tiff(layout: _Layout, size: tuple[int, int], parts: list[bytes]) -> bytes:

@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -138,6 +139,32 @@ def test_tiles(
     assert_windows(tmp_path / "a.tif", encoded)
 
 
+@pytest.mark.parametrize("largest", [255, 1000, 4095, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_have_one_scale(tmp_path: Path, largest: int, channels: int) -> None:
+    """That of the largest value, which only one window has."""
+    values = RGB.astype(np.uint16)[..., : 3 if channels == 3 else 1]
+    values[140, 205] = largest
+    cv2.imwrite(str(tmp_path / "a.tif"), values, [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 16])
+    encoded = (tmp_path / "a.tif").read_bytes()
+    whole, kind = decode_with_kind(encoded, upright=True, max_pixels=10**6)
+    assert whole[140, 205, 0] >= 249
+    assert kind.converted is not None
+    assert "16-bit" in kind.converted
+    assert_windows(tmp_path / "a.tif", encoded)
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_grey_values_and_floats(tmp_path: Path, bits: int) -> None:
+    """Uncompressed, written by Pillow."""
+    grey = (PIXELS[..., 0].astype(np.uint16) << bits - 8) + 1
+    encoded = written(tmp_path / "a.tif", Image.fromarray(grey), None, tiffinfo={278: 16})
+    assert_windows(tmp_path / "a.tif", encoded)
+    floats = Image.fromarray(PIXELS[..., 0].astype(np.float32))
+    written(tmp_path / "b.tif", floats)
+    assert open_windows(tmp_path / "b.tif", max_pixels=10**6) is None  # decoding it says why
+
+
 def test_big_tiff_and_pages(tmp_path: Path) -> None:
     image = Image.fromarray(PIXELS)
     encoded = written(tmp_path / "a.tif", image, "tiff_lzw", big_tiff=True, tiffinfo={278: 16})
@@ -148,9 +175,8 @@ def test_big_tiff_and_pages(tmp_path: Path) -> None:
 
 def test_what_only_decoding_as_a_whole_reads(tmp_path: Path) -> None:
     image = Image.fromarray(PIXELS)
-    grey = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 16)
     written(tmp_path / "turned.tif", image, tiffinfo={274: 6})
-    written(tmp_path / "deep.tif", grey)
+    written(tmp_path / "deep.tif", Image.fromarray(PIXELS[..., 0].astype(np.int32)))
     image.save(tmp_path / "a.png")
     (tmp_path / "b.tif").write_bytes(b"II*\0nothing")
     for name in ("turned.tif", "deep.tif", "a.png", "b.tif", "missing.tif"):

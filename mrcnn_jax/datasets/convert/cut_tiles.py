@@ -128,7 +128,7 @@ def _refuse_large(path: Path, image: ImageRecord) -> None:
     if found is None:
         raise ConfigError(
             f"{path}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, and is not read by "
-            "windows: save it as an 8-bit TIFF in tiles or strips"
+            "windows: save it as a TIFF of 8 or 16 bits in tiles or strips"
         )
     if found.size != size:
         raise ConfigError(
