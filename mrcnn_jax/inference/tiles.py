@@ -14,9 +14,8 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference.merging import Found, detections, in_image, merge
 from mrcnn_jax.inference.results import Detections, TileCounts
 from mrcnn_jax.inference.scenes import Scene
+from mrcnn_jax.pixels.tiff_windows import MOST
 from mrcnn_jax.pixels.windows import Window, check_tiles, windows
-
-MOST = 2**32  # pixels: COCO's run lengths have 32 bits
 
 Detect: TypeAlias = Callable[[Sequence[UInt8[np.ndarray, "h w 3"]]], Sequence[Detections]]
 """The detections in each of some images, with masks as RLEs."""

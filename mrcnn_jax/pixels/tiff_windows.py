@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages, value_bits
-from mrcnn_jax.pixels.windows import Window, windows
+from mrcnn_jax.pixels.windows import Window
 
 # Tags of the TIFF 6.0 specification and its supplements.
 WIDTH, HEIGHT, BITS, COMPRESSION, CHANNELS, PLANES = 256, 257, 258, 259, 277, 284
@@ -33,6 +34,7 @@ SHORT, LONG, UNDEFINED = 3, 4, 7  # types of values
 # predictor, colour map, inks, extra samples, sample format, tables of JPEG, YCbCr's subsampling.
 DECODING = (BITS, COMPRESSION, 262, 266, CHANNELS, PLANES, 317, 320, 332, 338, 339, 347, 530, 531)
 # Of the others, fax has options of its own, and the tables of old JPEG are at places of the file.
+MOST = 2**32  # pixels of an image: COCO's run lengths have 32 bits
 STEP = 1024  # pixels: the side of what is looked at first, for the largest value
 RAW, ONE_BY_ONE = 1, (1, 5, 7, 8, 32773, 32946, 34925, 50000, 50001)
 
@@ -64,6 +66,8 @@ class TiffWindows:
     def __init__(self, path: Path, layout: _Layout, max_pixels: int) -> None:
         self.size = layout.size
         """(height, width)."""
+        if self.size[0] * self.size[1] >= MOST:
+            raise ValueError(f"{self.size[0]} x {self.size[1]}: {MOST} pixels or more are not read")
         self._path, self._layout, self._max_pixels = path, layout, max_pixels
         self._least_bits = 8
         self._band: tuple[Window, UInt8[np.ndarray, "h w 3"]] | None = None
@@ -75,13 +79,16 @@ class TiffWindows:
         self.kind = replace(kind, height=self.size[0], width=self.size[1], pages=pages)
         """As of the whole file."""
 
-    def _pieces(self) -> list[Window]:
+    def _pieces(self) -> Iterator[Window]:
         """Windows that cover the image, in strips over the whole width."""
         height, width = self.size
-        if self._layout.in_tiles:
-            return windows(self.size, STEP, 0)
         rows = max(min(STEP, self._max_pixels // width), 1)
-        return [Window(y, 0, min(y + rows, height), width) for y in range(0, height, rows)]
+        for y in range(0, height, STEP if self._layout.in_tiles else rows):
+            if self._layout.in_tiles:
+                for x in range(0, width, STEP):
+                    yield Window(y, x, min(y + STEP, height), min(x + STEP, width))
+            else:
+                yield Window(y, 0, min(y + rows, height), width)
 
     def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
         """The RGB pixels of a window.
@@ -139,6 +146,7 @@ class TiffWindows:
         layout, found = self._layout, []
         plane = len(layout.offsets) // layout.planes
         with self._path.open("rb") as file:
+            held = os.fstat(file.fileno()).st_size
             for number in (p * plane + n for p in range(layout.planes) for n in numbers):
                 offset, length = layout.offsets[number], layout.lengths[number]
                 if layout.row_bytes:
@@ -147,10 +155,10 @@ class TiffWindows:
                     last = min(first + layout.part[0], place.y2)
                     length = (last - max(place.y1, first)) * layout.row_bytes
                     offset += skip
+                if offset + length > held:
+                    raise ValueError("not an image that can be decoded: cut off")
                 file.seek(offset)
                 found.append(file.read(length))
-                if len(found[-1]) < length:
-                    raise ValueError("not an image that can be decoded: cut off")
         return [b"".join(found)] if layout.row_bytes else found
 
 
@@ -167,7 +175,8 @@ def open_windows(path: Path, *, max_pixels: int) -> TiffWindows | None:
         than 8 bits, all of it is looked at once for the largest value, which decides the scale.
 
     Raises:
-        ValueError: a part that is looked at cannot be decoded; see `TiffWindows.read`.
+        ValueError: a part that is looked at cannot be decoded (see `TiffWindows.read`), or there
+            are MOST pixels or more.
     """
     try:
         with Image.open(path, formats=("TIFF",)) as image:
@@ -204,6 +213,9 @@ def _layout(tags: Any) -> _Layout | None:
         tag: value if isinstance(value, bytes) else [*np.atleast_1d(value).tolist()]
         for tag, value in decoding.items()
     }
+    numbers = (number for v in listed.values() if isinstance(v, list) for number in v)
+    if not all(isinstance(number, int) and 0 <= number < 1 << 16 for number in numbers):
+        return None  # no other value is in the specification
     order = ">" if tags.prefix == b"MM" else "<"
     return _Layout(
         size, part, offsets, lengths, in_tiles, max(bits), planes, row_bytes, listed, order

@@ -202,6 +202,33 @@ def test_damage_and_limits_are_told(tmp_path: Path) -> None:
     assert len(encoded) < len(raw)
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_flipped_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    """Mostly in the tags: whatever they say, no other exception, and windows of their size."""
+    path, rng = tmp_path / "a.tif", np.random.default_rng(0)
+    image = Image.fromarray(PIXELS)
+    files = [written(path, image, "tiff_lzw", tiffinfo={278: 16}), tiled(PIXELS, (32, 48))]
+    read, refused = 0, []
+    for number in range(400):
+        flipped = bytearray(files[number % 2])
+        start = int.from_bytes(flipped[4:8], "little")
+        for place in rng.integers(start, min(start + 160, len(flipped)), 2).tolist():
+            flipped[place] = rng.choice([0, 1, 127, 255, rng.integers(256)])
+        path.write_bytes(flipped)
+        try:
+            windows_of = open_windows(path, max_pixels=10**6)
+            if windows_of is not None:
+                height, width = windows_of.size
+                last = Window(max(height - 9, 0), max(width - 9, 0), height, width)
+                assert windows_of.read(last).shape == (*last.size, 3)
+                read += 1
+        except ValueError as error:
+            refused.append(str(error))
+    assert read > 50
+    assert len(refused) > 5
+    assert not any("\n" in line for line in refused)
+
+
 def test_memory_is_that_of_a_band(tmp_path: Path) -> None:
     """Of a picture of 108 MB in a sparse file."""
     side, path = 6000, tmp_path / "large.tif"

@@ -29,11 +29,10 @@ from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, mask_extent
 from mrcnn_jax.pixels.rle import moved_rle
-from mrcnn_jax.pixels.tiff_windows import open_windows
+from mrcnn_jax.pixels.tiff_windows import MOST, open_windows
 from mrcnn_jax.pixels.windows import Window, check_tiles, windows
 
 ANNOTATIONS, IMAGES = "annotations.json", "images"  # in the new folder
-MOST = 2**32 - 1  # pixels of an image: COCO's run lengths have 32 bits
 Read = Callable[[Window], UInt8[np.ndarray, "h w 3"]]
 
 
@@ -102,7 +101,9 @@ def _checked(options: Tile) -> CocoDataset:
     """
     content = load_coco(options.annotations, Report())
     data = DataConfig(max_pixels=MAX_PIXELS)
-    dataset = read_coco(options.annotations, options.images, data, content=content, max_pixels=MOST)
+    dataset = read_coco(
+        options.annotations, options.images, data, content=content, max_pixels=MOST - 1
+    )
     for image in content["images"]:
         if image.get("depth_file") is not None:
             dataset.report.add(Reason.NO_DEPTH_TILES, image["id"])
