@@ -100,12 +100,12 @@ class TiffWindows:
             ValueError: a part cannot be decoded, or more than `max_pixels` would have to be at
                 once.
         """
-        place, band = self._band or (Window(0, 0, 0, 0), np.zeros((0, 0, 3), np.uint8))
-        if place.common(window) != window:
+        if self._band is None or self._band[0].common(window) != window:
             self._band = None  # not two of them at once
-            place, band, _ = self._decoded(window)
-            if not self._layout.in_tiles:
-                self._band = place, band
+            self._band = self._decoded(window)[:2]
+        place, band = self._band
+        if self._layout.in_tiles:
+            self._band = None
         rows = slice(window.y1 - place.y1, window.y2 - place.y1)
         # A view would keep the band in memory.
         return band[rows, window.x1 - place.x1 : window.x2 - place.x1].copy()
