@@ -289,7 +289,6 @@ def train(arguments: argparse.Namespace) -> None:
 def evaluate_peer(peer: Peer, config: Config, split: Any, folder: Path) -> None:
     """Writes eval/metrics.json and eval/detections.json, as the evaluation of our runs does."""
     from mrcnn_jax.data.loader import load, plan_once
-    from mrcnn_jax.evaluation.average_precision import evaluate, table
     from mrcnn_jax.evaluation.proposals import proposal_recall
 
     category_ids = [category.id for category in split.dataset.categories]
@@ -307,8 +306,27 @@ def evaluate_peer(peer: Peer, config: Config, split: Any, folder: Path) -> None:
             np.array([o.box for o in record.objects if not o.iscrowd]).reshape(-1, 4)
             for record in records
         ]
-    metrics = evaluate(split.dataset.to_coco(), results)
-    metrics |= proposal_recall(proposals, truths, limit=config.model.rpn.proposals)
+    recall = proposal_recall(proposals, truths, limit=config.model.rpn.proposals)
+    write_evaluation(folder, split.dataset.to_coco(), results, recall)
+
+
+def write_evaluation(
+    folder: Path,
+    ground_truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    recall: Mapping[str, float] | None = None,
+) -> None:
+    """Rates COCO results as the evaluation of our runs does, and writes eval/ as it does.
+
+    Args:
+        folder: of the run.
+        ground_truth: a parsed COCO file.
+        results: COCO results.
+        recall: further metrics.
+    """
+    from mrcnn_jax.evaluation.average_precision import evaluate, table
+
+    metrics = evaluate(ground_truth, results) | dict(recall or {})
     print(table(metrics))
     (folder / "eval").mkdir(exist_ok=True)
     (folder / "eval" / "detections.json").write_text(json.dumps(results))

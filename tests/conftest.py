@@ -141,7 +141,7 @@ def programs() -> Iterator[None]:
     from mrcnn_jax.inference.predictor import Predictor  # late: most tests do without them
     from mrcnn_jax.training import loop
 
-    initialise, compiled, init = loop.initialise, loop._compiled, Predictor.__init__
+    initialise, compiled, init = loop.initialise, loop.compiled, Predictor.__init__
     variables: dict[Any, Any] = {}
     steps: dict[Any, Any] = {}
     network: list[Any] = []
@@ -168,7 +168,7 @@ def programs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "initialise", initialised)
-        patch.setattr(loop, "_compiled", compiled_once)
+        patch.setattr(loop, "compiled", compiled_once)
         patch.setattr(Predictor, "__init__", prepared)
         yield
 

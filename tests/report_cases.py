@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.evaluation.at_score import at_score
 from mrcnn_jax.evaluation.average_precision import coco_figures, judge
 from mrcnn_jax.figures.page.contents import report_data
 from mrcnn_jax.runs.metrics import Row
@@ -104,6 +105,7 @@ def data_of(
     *,
     images: int = 60,
     rows: Sequence[Row] = (),
+    score: float = 0.5,
 ) -> dict[str, Any]:
     evaluations = judge(ground_truth, results)
     heading = {"run": "runs/" + NAMES[8], "data": "/long/" + "path/" * 60}
@@ -115,6 +117,7 @@ def data_of(
     return report_data(
         evaluations,
         {**coco_figures(evaluations), "recall@50": 0.5, "recall@50/small": 0.25},
+        at_score(evaluations["segm"], "segm", score),
         picture,
         heading=heading,
         config=config,

@@ -134,7 +134,7 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
     if module is None:
         return f"no subcommand {name}"
     if name == "train" and words and not words[0].startswith("-"):  # a folder
-        own = {"--workdir": Path, "--weights": str, "--download": bool}
+        own = {"--workdir": Path, "--weights": str, "--download": bool, "--minutes": float}
         return wrong_overrides(words[1:], config_options("finetune") | own)
     if name == "train" and words and "--help" not in words:
         given = dict(itertools.pairwise(words))
@@ -149,7 +149,7 @@ def wrong_subcommand(name: str, words: list[str]) -> str:
         except ConfigError as error:
             return str(error)
         others = {"--weights": str, "--download": bool}
-        others |= {"--epochs": int} if "--resume" in words else {}
+        others |= {"--epochs": float} if "--resume" in words else {}
         return wrong_overrides(words, known | dict.fromkeys(needed, Path) | others)
     if "--help" in words or not any(word.startswith("--") for word in words):
         return ""  # not a call, but the command's name

@@ -101,7 +101,9 @@ HELP = {  # what each help names
         "--stages.2.optimizer.clip-norm",
         "--init-from",
     ],
-    ("train", "."): ["--workdir", "--data.short-side", "--stages.0.epochs", "--init-from"],
+    ("train", "."): [
+        *("--workdir", "--data.short-side", "--stages.0.epochs", "--init-from", "--minutes")
+    ],
     ("eval",): ["--workdir", "--split", "--limit", "--annotations", "--images", "--report-images"],
     ("predict",): ["--workdir", "--out", "--min-score", "image.jpg"],
     ("check",): ["my/", "--annotations", "--images", "--json", "--strict", "--contact-sheet"],

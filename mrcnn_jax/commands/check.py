@@ -90,14 +90,18 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr if arguments.as_json else sys.stdout):
             print(found.told)
             parts = [part for part in (found.train, found.val) if part is not None]
-            parts = parts or [converted(found, Path(scratch, ANNOTATIONS))]
+            exports = [part for part in (found.export, found.val_export) if part is not None]
+            for number, export in enumerate(exports):
+                out = Path(scratch, str(number), ANNOTATIONS)
+                parts.append(converted(export, out))
         sheet = arguments.contact_sheet
         datasets: list[CocoDataset] = []
         for part in parts:
             if sheet is not None and datasets:
                 sheet = sheet.with_stem(f"{sheet.stem}_val")
-            if not arguments.as_json and found.export is None:
-                print(f"\n{part.annotations}:")
+            if not arguments.as_json and (found.export is None or len(parts) > 1):
+                side = "validation" if datasets else "training"
+                print(f"\n{part.annotations if found.export is None else side}:")
             datasets.append(
                 _check(
                     replace(

@@ -40,6 +40,8 @@ class Arguments(OfCheckpoint):
     """An annotation file to evaluate on instead of the run's own; goes with --images."""
     images: Path | None = None
     """The image folder of --annotations."""
+    score: float = 0.5
+    """Least score of the detections of which precision, recall, F1 and the confusion matrix are."""
     figures: int = 8
     """How many images are drawn."""
     report_images: int = 60
@@ -59,6 +61,8 @@ class Arguments(OfCheckpoint):
         ):
             if value is not None and value < least:
                 raise ConfigError(f"--{name}: {value}: must be at least {least}")
+        if not 0 <= self.score <= 1:
+            raise ConfigError(f"--score: {self.score}: must be in 0..1")
 
 
 def run(arguments: Arguments) -> dict[str, float]:
@@ -74,7 +78,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.data.caps import caps
-    from mrcnn_jax.evaluation import depth_errors
+    from mrcnn_jax.evaluation import at_score, depth_errors
     from mrcnn_jax.evaluation.average_precision import limit_line, table
     from mrcnn_jax.inference.evaluate import evaluate
     from mrcnn_jax.inference.predictor import Predictor
@@ -111,7 +115,13 @@ def run(arguments: Arguments) -> dict[str, float]:
             incomplete = f" (its stage is not complete; to go on: {again})"
         print(f"{workdir}: checkpoint {version.title}{incomplete}")
         predictor.load(version.variables)
-        found = evaluate(predictor, split, limit=arguments.limit, boundary=arguments.boundary)
+        found = evaluate(
+            predictor,
+            split,
+            limit=arguments.limit,
+            boundary=arguments.boundary,
+            score=arguments.score,
+        )
         if found is None:
             continue
         folder = folders[name]
@@ -119,7 +129,8 @@ def run(arguments: Arguments) -> dict[str, float]:
         print(
             f"{len(found.ground_truth['images'])} images, "
             f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
-            f"\n{table(found.metrics)}\n{limit_line(found.matches)}"
+            f"\n{table(found.metrics)}\n{limit_line(found.matches)}\n"
+            f"{at_score.table(found.at_score)}"
         )
         if depth := depth_errors.table(found.metrics):
             print(depth)
@@ -193,7 +204,7 @@ def draw_depth(
                 true,
                 found.depth_map,
                 truth,
-                found.coco_results(images[i].id),
+                found.to_coco(images[i].id),
             )
         )
     return depth_figure(examples, run.class_names, folder)
@@ -216,6 +227,7 @@ def write_report(
     data = report_data(
         found.matches,
         found.metrics,
+        found.at_score,
         lambda image_id: read_images(split, [index[image_id]], run.config.data)[0],
         heading={
             "run": str(arguments.workdir),

@@ -71,14 +71,14 @@ class Piece:
 
     def __str__(self) -> str:
         stage = self.run.stage
-        epochs = f"stage {stage.name}, {stage.epochs} epoch{'s' * (stage.epochs > 1)}"
+        epochs = f"stage {stage.name}, {stage.epochs:g} epoch{'s' * (stage.epochs > 1)}"
         return f"{self.run.title}: {'evaluation' if self.evaluation else epochs}"
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of work in it; an epoch with several losses counts as one epoch of each."""
+    def amounts(self) -> dict[str, float]:
+        """Kind of work -> how often it is in it; an epoch with several losses is one of each."""
         stage = self.run.stage
-        return ("evaluation",) if self.evaluation else stage.losses * stage.epochs
+        return {"evaluation": 1} if self.evaluation else dict.fromkeys(stage.losses, stage.epochs)
 
 
 class Job:
@@ -123,10 +123,10 @@ class Job:
                 known.setdefault(run.stage.losses[0], []).append(seconds)
             if record.evaluated is not None:
                 known.setdefault("evaluation", []).append(record.evaluation_seconds)
-        kinds = [kind for piece in pieces for kind in piece.kinds]
-        if not known.keys() >= set(kinds):
+        amounts = [amount for piece in pieces for amount in piece.amounts.items()]
+        if not known.keys() >= {kind for kind, _ in amounts}:
             return None
-        return sum(statistics.mean(known[kind]) for kind in kinds)
+        return sum(statistics.mean(known[kind]) * amount for kind, amount in amounts)
 
 
 def _end(run: StageRun) -> Meta | None:

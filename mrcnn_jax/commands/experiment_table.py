@@ -93,7 +93,7 @@ def _seconds_per_epoch(run: StageRun, job: Job) -> float:
     rows = read_timing(run.folder)
     if not rows:
         raise ConfigError(f"{run.folder / TIMING}: holds no row")
-    return round(seconds_per_epoch(rows, steps=end.stage_step // run.stage.epochs), 3)
+    return round(seconds_per_epoch(rows, steps=round(end.stage_step / run.stage.epochs)), 3)
 
 
 def seconds_per_epoch(rows: Sequence[dict[str, Any]], *, steps: int) -> float:

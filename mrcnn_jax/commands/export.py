@@ -95,6 +95,7 @@ def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
         "short_side": data.short_side,
         "long_side": data.long_side,
         "canvases": data.canvases,
+        "shrink": data.shrink,
         "paste": run.config.model.mask_head.paste,
         "depth_stride": DEPTH_STRIDE,
         "weights": list(weights),  # in the order of the programs' arguments

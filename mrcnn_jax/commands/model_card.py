@@ -124,7 +124,7 @@ def _training(run: Run, workdir: Path) -> list[str]:
         "| stage | losses | epochs | optimiser | learning rate |",
         "|---|---|---|---|---|",
         *(
-            f"| {_text(stage.name)} | {', '.join(stage.losses)} | {stage.epochs} "
+            f"| {_text(stage.name)} | {', '.join(stage.losses)} | {stage.epochs:g} "
             f"| {stage.optimizer.name} | {stage.optimizer.learning_rate:g} |"
             for stage in run.config.stages
         ),

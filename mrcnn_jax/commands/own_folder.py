@@ -1,6 +1,6 @@
 """Train on a folder of images and annotations; the config is chosen for them.
 
-    mrcnn train my/ [--workdir runs/my] [--weights FILE] [--stages.0.epochs 30 ...]
+    mrcnn train my/ [--workdir runs/my] [--weights FILE] [--minutes 15 | --stages.0.epochs 30 ...]
 
 The folder comes first. How it keeps its annotations is recognised (docs/your_own_data.md), and what
 was chosen is printed, each with its reason and its option. The same command again resumes, and
@@ -10,25 +10,29 @@ configs/finetune.py: before anything is chosen.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands.arguments import FromWeights, fields_given
+from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
 
 if TYPE_CHECKING:
+    from mrcnn_jax.convert.common import Options
     from mrcnn_jax.data.records import CocoDataset
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.datasets.recognise import Recognised
     from mrcnn_jax.training.choose import Chosen
+    from mrcnn_jax.training.open import OpenRun
     from mrcnn_jax.weights.choice import Choice
 
 DATASET = "dataset"  # in a run's folder: what was converted and divided for it
@@ -44,6 +48,9 @@ class _Own(FromWeights, Wishes):
 class _Folder:
     workdir: Path
     """The run's folder; by default runs/ and the folder's name."""
+    minutes: Annotated[float | None, tyro.conf.arg(metavar="M")] = None
+    """Of a new run: train as long as makes the command end after so many minutes. Epochs and the
+    rest of the schedule follow, once, from the speed of the first steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,18 @@ class Request:
     given: tuple[str, ...]
     """The names of all options."""
     program: str
+    asked: float
+    """When, by `time.monotonic`."""
+
+
+class Opening(NamedTuple):
+    """What a new run is opened with."""
+
+    config: Config
+    """The chosen one, with what was given."""
+    weights: Choice | None
+    data_sets: tuple[CocoDataset, ...]
+    chosen: Chosen
 
 
 def parse(argv: Sequence[str], program: str) -> Request:
@@ -77,6 +96,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
     Raises:
         ConfigError: no such folder, or a run on another one; a config besides.
     """
+    asked = time.monotonic()
     folder, words = Path(argv[0]), argv[1:]
     program = f"{program} {argv[0]}"
     plain = [word for word in words if word not in ("-h", "--help")]
@@ -92,6 +112,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
     if workdir.resolve() == folder.resolve():
         raise ConfigError(f"--workdir: {workdir} is the folder of the data: name another one")
     own.refuse_contradiction(fields_given(plain))
+    refuse_contradiction(own.minutes, fields_given(plain))
     begun = (workdir / "config.json").exists()
     if begun:
         config = load_config_json(workdir / "config.json")
@@ -114,6 +135,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
         words=tuple(rest),
         given=given,
         program=program,
+        asked=asked,
     )
 
 
@@ -165,14 +187,51 @@ def run(request: Request) -> None:
     if request.begun:
         _refuse_other_weights(request)
         print(f"{request.workdir}: a run on {request.folder}: nothing is chosen again")
+        if request.wishes.minutes is not None:
+            print("--minutes: the run keeps the epochs that it began with")
         try:
             train(request.config, request.workdir)
         except AnotherConfig as error:
             again = cli.command("train", "--resume", request.workdir)
             raise ConfigError(f"{error}; as it was begun: {again}") from None
     else:
-        config, choice, known = chosen_config(request)
-        train(config, request.workdir, choice, known)
+        _train_new(request)
+
+
+def _train_new(request: Request) -> None:
+    from mrcnn_jax.commands.minutes import late, refuse_several_processes
+    from mrcnn_jax.training.loop import train
+
+    minutes, settle = request.wishes.minutes, None
+    if minutes is not None:
+        refuse_several_processes()
+    opening = chosen_config(request)
+    if minutes is not None:
+        settle = functools.partial(_settled, request, opening.chosen)
+    train(opening.config, request.workdir, opening.weights, opening.data_sets, settle)
+    line = None if minutes is None else late(minutes, time.monotonic() - request.asked)
+    if line is not None:
+        print(line)
+
+
+def _settled(request: Request, chosen: Chosen, run: OpenRun) -> Config:
+    """The config of a run that ends in the minutes asked; prints the choices."""
+    from mrcnn_jax.commands.minutes import fitted
+    from mrcnn_jax.commands.speed import measure
+
+    assert request.wishes.minutes is not None
+    print("--minutes: measuring the speed of this machine", flush=True)
+    speed = measure(run)
+    fit = fitted(
+        run.config,
+        speed,
+        minutes=request.wishes.minutes,
+        used=time.monotonic() - request.asked,
+        steps_per_epoch=run.steps_per_epoch,
+        given=fields_given(request.given),
+    )
+    print("\n".join((fit.spent, *fit.table(chosen, request.given))))
+    return fit.config
 
 
 def _refuse_other_weights(request: Request) -> None:
@@ -189,9 +248,8 @@ def _refuse_other_weights(request: Request) -> None:
         )
 
 
-def chosen_config(request: Request) -> tuple[Config, Choice | None, tuple[CocoDataset, ...]]:
-    """The chosen config with what was given, after printing the choices; that of the weights, and
-    the data sets.
+def chosen_config(request: Request) -> Opening:
+    """Chooses a config, and prints the choices unless --minutes leaves some of them open.
 
     Of several processes each calls this; the first one writes.
 
@@ -219,7 +277,7 @@ def chosen_config(request: Request) -> tuple[Config, Choice | None, tuple[CocoDa
         if request.weights is not None:
             choice = choose_weights(path, origin)
         if origin.has_heads:
-            start = Start(origin.model, origin.class_names)
+            start = Start(origin.model, origin.class_names, origin.shrink)
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
     data = DataConfig(max_pixels=wishes.data.max_pixels)
     train_set, val_set = (
@@ -237,8 +295,9 @@ def chosen_config(request: Request) -> tuple[Config, Choice | None, tuple[CocoDa
     config = _overridden(chosen.config, request.workdir, request.words, request.program)
     if choice is not None:
         config = choice.applied(config, fields_given(request.given))
-    print("\n".join(chosen.table(config, request.given)))
-    return config, choice, (train_set, val_set)
+    if wishes.minutes is None:
+        print("\n".join(chosen.table(config, request.given)))
+    return Opening(config, choice, (train_set, val_set), chosen)
 
 
 def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
@@ -249,7 +308,7 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     Raises:
         ConfigError: the folder is not understood, or cannot be converted or divided.
     """
-    from mrcnn_jax.data.split import existing_split, split
+    from mrcnn_jax.data.split import TRAIN, VAL, existing_split, split, write_record
     from mrcnn_jax.datasets.recognise import recognise
 
     out = workdir / DATASET
@@ -259,23 +318,30 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
         print(found.told)
         if found.train is not None and found.val is not None:
             return found.train, found.val
-        part = found.train or converted(found, out / ANNOTATIONS)
+        if found.export is not None and found.val_export is not None:
+            training = converted(found.export, out / TRAIN)
+            validation = converted(found.val_export, out / VAL)
+            write_record(folder, out, training.images, {"rule": "As the export divides them."})
+            return training, validation
+        part = found.train
+        if part is None:
+            assert found.export is not None
+            part = converted(found.export, out / ANNOTATIONS)
         made = split(part, folder, out)
     training, validation, line = made
     print(line)
     return training, validation
 
 
-def converted(found: Recognised, out: Path) -> Part:
+def converted(export: Options, out: Path) -> Part:
     """Converts an export that was recognised; the file is `out`.
 
     Raises:
         ConfigError: it cannot be used.
     """
+    from mrcnn_jax.convert.write import convert
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.datasets.convert.write import convert
 
-    assert found.export is not None
-    export = replace(found.export, out=out)
+    export = replace(export, out=out)
     convert(export, hint=False)
     return Part(out, export.open_images().folder)

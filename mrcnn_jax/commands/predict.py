@@ -5,10 +5,11 @@
 
 Writes out/detections.json (COCO results, with file names, and with a depth head the distance of
 each object), out/images.json (COCO's list of the images and frames, with what was drawn of each)
-and one overlay per image or frame, and prints what was converted to 8-bit RGB or passed over. A
-file that cannot be read is named, and the exit status is 2; the others are done. What an earlier
-call drew into the same folder is removed. With --tile, large images are looked at tile by tile
-(docs/evaluation.md); a TIFF is then read by windows, whatever its size.
+and one overlay per image or frame, with --format also annotations to correct. Prints what was
+converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
+2; the others are done. What an earlier call drew into the same folder is removed. With --tile,
+large images are looked at tile by tile (docs/evaluation.md); a TIFF is then read by windows,
+whatever its size.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -29,6 +30,7 @@ from mrcnn_jax.config.errors import ConfigError
 if TYPE_CHECKING:
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.report import Report
+    from mrcnn_jax.inference.predicted_annotations import Annotations
     from mrcnn_jax.inference.results import TileCounts
     from mrcnn_jax.inference.tiles import Tiling
 
@@ -45,7 +47,10 @@ class Arguments(OfWeights):
     out: Path = Path("predictions")
     """The folder of the results."""
     min_score: float = 0.5
-    """Lowest score of the detections drawn (detections.json has them all)."""
+    """Lowest score of the detections drawn and annotated (detections.json has them all)."""
+    format: Literal["labelme", "yolo", "coco"] | None = None
+    """Also write those drawn as annotations to correct and train on, into a folder of this name in
+    the folder of the results."""
     depth_maps: bool = False
     """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
     0 where it is unknown."""
@@ -71,6 +76,7 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
     from mrcnn_jax.inference.inputs import image_files
+    from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
 
@@ -82,6 +88,9 @@ def run(arguments: Arguments) -> None:
         raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
     make_folder(out)
     earlier = _listed(out)
+    annotations = None
+    if arguments.format is not None:
+        annotations = open_annotations(arguments.format, out, files, model.class_names, report)
     failed = 0
     # They get their names when they are whole.
     with (
@@ -90,7 +99,8 @@ def run(arguments: Arguments) -> None:
         found_part.open("w") as found,
         images_part.open("w") as images,
     ):
-        results = _Results(arguments, tiling, model, report, _List(found), _List(images))
+        lists = _List(found), _List(images)
+        results = _Results(arguments, tiling, model, report, *lists, annotations)
         for file in tqdm(files, unit="file", leave=False, disable=None):
             before = results.number
             try:
@@ -104,6 +114,7 @@ def run(arguments: Arguments) -> None:
                 failed += 1
         results.detections.end()
         results.images.end()
+    told = None if annotations is None else annotations.end()
     _remove_earlier(out, earlier, files, results.written, report)
     for line in report.lines()[1:]:
         print(line)
@@ -117,6 +128,8 @@ def run(arguments: Arguments) -> None:
         f"{results.images.count} images, {results.detections.count} detections: "
         f"{out / DETECTIONS}, overlays in {out}"
     )
+    if told is not None:
+        print(told)
     if failed:
         sys.exit(2)
 
@@ -189,9 +202,10 @@ class _Results:
         report: Report,
         detections: _List,
         images: _List,
+        annotations: Annotations | None,
     ) -> None:
         self._arguments, self._model, self._report = arguments, model, report
-        self._tiling = tiling
+        self._tiling, self._annotations = tiling, annotations
         self.detections, self.images = detections, images
         self.number = 0
         """Of the last picture: its image id."""
@@ -213,7 +227,7 @@ class _Results:
         self.number += 1
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
-        found = seen.coco_results(self.number)
+        found = seen.to_coco(self.number)
         for result in found:
             self.detections.add(source | result)
         drawn = [result for result in found if result["score"] >= min_score]
@@ -230,6 +244,11 @@ class _Results:
             drawn = [reduced(result, step) for result in drawn]
             self._report.add(Reason.REDUCED, names[0], step=step)
         write_image(out / names[0], draw_instances(image, drawn, self._model.class_names))
+        if self._annotations is not None:
+            pixels = None
+            if frame is not None:
+                pixels = picture if self._tiling is None else picture.image
+            self._annotations.add(name, file, pixels, seen.at_least(min_score))
         if self._arguments.depth_maps:
             names.append(f"{name}_depth.png")
             write_depth(out / names[1], seen.depth_map)

@@ -1,7 +1,7 @@
 """Train Mask R-CNN stage by stage, or go on with a training.
 
     mrcnn train --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
-    mrcnn train my/ [--workdir runs/my]
+    mrcnn train my/ [--workdir runs/my] [--minutes 15]
     mrcnn train --resume runs/a [--epochs 30]
 
 `my/` is a folder of images and annotations, for which a config is chosen (docs/your_own_data.md).
@@ -53,7 +53,7 @@ class _Run:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(FromWeights, _Run):
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    epochs: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
     """With --resume: train the last stage of a finished run on, to so many epochs in all. Those
     that are added are a stage of their own, whose learning rate begins anew."""
 
@@ -88,7 +88,7 @@ class Arguments:
     workdir: Path
     resumed: bool
     """`workdir` has to hold a run."""
-    epochs: int | None
+    epochs: float | None
     weights: str | None
     download: bool
     notes: tuple[str, ...]
@@ -131,6 +131,11 @@ def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
             f"a folder of data, --resume, or --config and --workdir are missing ({program} --help)"
         )
     given.refuse_contradiction(fields_given(fields))
+    if "minutes" in fields_given(fields):
+        raise ConfigError(
+            f"--minutes: goes with a folder of data: {program} my/ --minutes M (of a config the "
+            "length is --stages.0.epochs; a run that goes on keeps its own)"
+        )
     config, notes = _with_canvases(load_config_file(file), fields)
     if given.weights is not None:
         config = replace(config, init_from=given.weights)  # other fields may need one
@@ -227,7 +232,7 @@ def _train(arguments: Arguments) -> None:
         raise ConfigError(f"{error}{_way_out(arguments, again)}") from None
 
 
-def _going_on(config: Config, workdir: Path, epochs: int | None, again: str) -> Config:
+def _going_on(config: Config, workdir: Path, epochs: float | None, again: str) -> Config:
     """The config of a run to go on with; ConfigError if there is nothing to go on from."""
     from mrcnn_jax.runs.checkpoints import Checkpoints
 

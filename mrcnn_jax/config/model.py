@@ -256,6 +256,11 @@ class MaskHeadConfig:
     samples: int = 64
     """Most boxes per image to train on: ground truth first, then matched detections by score.
     metrics.jsonl counts those over the limit (mask_boxes_left_out)."""
+    class_agnostic: bool = False
+    """One mask for whatever is in the box, which all classes train, in place of one per class."""
+    soft_targets: bool = False
+    """Targets are the share of a cell that the object covers (as in torchvision), in place of 0 or
+    1 at one half; only with loss bce."""
     loss: Literal["bce", "focal", "softmax"] = "bce"
     """Loss of a pixel. bce, focal: on the mask of the true class alone; softmax: all classes and a
     background of logit 0 compete (the comparison in the paper)."""
@@ -274,6 +279,15 @@ class MaskHeadConfig:
         require_at_least(1, self, "model.mask_head.", "channels", "pool_size", "samples")
         require_at_least(0, self, "model.mask_head.", "convs", "focal_gamma")
         require(0 < self.focal_alpha <= 1, "model.mask_head.focal_alpha: must be in (0, 1]")
+        require(
+            not self.soft_targets or self.loss == "bce",
+            "model.mask_head.soft_targets: needs model.mask_head.loss bce",
+        )
+        require(
+            not self.class_agnostic or self.loss != "softmax",
+            "model.mask_head.class_agnostic: not with model.mask_head.loss softmax, in which "
+            "classes compete",
+        )
         # Points and cells are parts of one mask: their logits have to mean the same.
         require(
             self.refine.steps == 0 or self.loss == "bce",

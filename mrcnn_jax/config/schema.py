@@ -54,6 +54,9 @@ class AugmentConfig:
         )
 
 
+Shrink = Literal["area", "bilinear"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The data set, and how its images are put on canvases of a few fixed sizes."""
@@ -89,6 +92,10 @@ class DataConfig:
     comes first (pixels)."""
     long_side: int = 1088
     """Most pixels of the long side after resizing."""
+    shrink: Shrink = "area"
+    """How images are made smaller. area: a pixel is the mean of those that it replaces; bilinear:
+    it is interpolated between the four nearest, and the others are not looked at (aliasing), as
+    torchvision's detectors are trained. Images are made larger bilinearly with either."""
     canvases: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800))
     """(height, width) of the canvases, multiples of 32. An image goes onto the smallest that holds
     it; each is compiled for once. Where `train` is given other sides, but no canvases, it chooses
@@ -226,8 +233,8 @@ class StageConfig:
     frozen: tuple[str, ...] = ()
     """Patterns of the parameters that stay as they are."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    epochs: int = 20
-    """Passes over the training images."""
+    epochs: float = 20
+    """Passes over the training images; the last one may be a part."""
     ema_decay: float = 0.0
     """Keep a moving average of the trained parameters (average = decay * average + (1 - decay) *
     parameter after every update) and evaluate it beside them, with their batch statistics. It does
@@ -241,7 +248,9 @@ class StageConfig:
         where = f"stages.{self.name}"
         require(len(self.losses) > 0, f"{where}.losses: at least one loss is needed")
         require(len(self.train) > 0, f"{where}.train: at least one parameter group is needed")
-        require_at_least(1, self, f"{where}.", "epochs")
+        require(0 < self.epochs < math.inf, f"{where}.epochs: must be positive and finite")
+        if float(self.epochs).is_integer():  # written and hashed as 20, not 20.0
+            object.__setattr__(self, "epochs", int(self.epochs))
         require(0 <= self.ema_decay < 1, f"{where}.ema_decay: must be in [0, 1)")
         for pattern in (*(group.pattern for group in self.train), *self.frozen):
             try:

@@ -25,7 +25,7 @@ def staged(
     *,
     pretrained: bool,
     backbone: Literal["fpn", "c4"] = "fpn",
-    epochs: tuple[int, int, int] = (20, 20, 20),
+    epochs: tuple[float, float, float] = (20, 20, 20),
     optimizers: tuple[OptimizerConfig, OptimizerConfig, OptimizerConfig] = (ADAM, ADAM, SGD),
 ) -> tuple[StageConfig, StageConfig, StageConfig]:
     """Makes the report's three stages: RPN, box head, mask head. Each freezes the earlier ones.
@@ -76,7 +76,7 @@ def staged(
 def with_depth(
     table: tuple[StageConfig, ...],
     *,
-    epochs: int = 20,
+    epochs: float = 20,
     optimizer: OptimizerConfig = ADAM,
     together: bool = False,
 ) -> tuple[StageConfig, ...]:
@@ -111,7 +111,7 @@ def joint(
     train: tuple[ParamGroup, ...],
     frozen: tuple[str, ...] = (),
     *,
-    epochs: int,
+    epochs: float,
     optimizer: OptimizerConfig = SGD,
 ) -> tuple[StageConfig, ...]:
     """Makes one stage that trains all heads together, as in the papers.
@@ -134,7 +134,7 @@ def joint(
     )
 
 
-def extended(config: Config, epochs: int) -> Config:
+def extended(config: Config, epochs: float) -> Config:
     """Adds a row that goes on with the last one's training, under its name and _2 (_3, ...).
 
     Rows at the end that differ in name and epochs alone count together. The new one begins its
@@ -156,10 +156,10 @@ def extended(config: Config, epochs: int) -> Config:
     )
     first, trained = rows[-1].name, sum(row.epochs for row in rows)
     if epochs <= trained:
-        raise ConfigError(f"--epochs {epochs}: stage {first} has {trained} already")
+        raise ConfigError(f"--epochs {epochs:g}: stage {first} has {trained:g} already")
     taken = {row.name for row in config.stages}
     name = next(name for i in itertools.count(2) if (name := f"{first}_{i}") not in taken)
-    added = dataclasses.replace(last, name=name, epochs=epochs - trained)
+    added = dataclasses.replace(last, name=name, epochs=round(epochs - trained, 6))
     return dataclasses.replace(config, stages=(*config.stages, added))
 
 

@@ -48,7 +48,21 @@ def read_json(
     Raises:
         ConfigError: the file cannot be read, is not JSON, or holds another value than an object.
     """
+    content = _read(path, constant, repeated)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a JSON object, not a {type(content).__name__}")
+    return content
 
+
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list in a file; ConfigError as of `read_json`, keys that are repeated included."""
+    content = _read(path, _refused, _refuse_repeated)
+    if not isinstance(content, list):
+        raise ConfigError(f"{path}: expected a JSON list, not a {type(content).__name__}")
+    return content
+
+
+def _read(path: Path, constant: Callable[[str], float], repeated: Callable[[str], object]) -> Any:
     def built(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         item = dict(pairs)
         if len(item) < len(pairs):
@@ -59,14 +73,11 @@ def read_json(
 
     encoded = read_bytes(path)
     try:
-        content = json.loads(encoded, parse_constant=constant, object_pairs_hook=built)
+        return json.loads(encoded, parse_constant=constant, object_pairs_hook=built)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:  # also of json and of the UTF-8 decoder
         raise ConfigError(f"{path}: not JSON (empty or cut off?): {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a JSON object, not a {type(content).__name__}")
-    return content
 
 
 def integer(value: Any) -> int | None:

@@ -291,6 +291,7 @@ class _Batches:
                 iscrowd=np.asarray(objects["iscrowd"], bool),
                 counts=objects["counts"],
                 resized=self.plans[index].resized,
+                shrink=self.data.shrink,
                 depth=_metres(record, self.data) if self.has_depth[index] else None,
             ), name
         except Exception as error:

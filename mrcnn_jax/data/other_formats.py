@@ -10,7 +10,6 @@ from mrcnn_jax import cli
 from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
 
 HEAD = 4096  # bytes that tell a format
-YOLO = "YOLO's, for which there is no converter yet (export it as COCO)"
 
 
 def other_format(path: Path, content: dict[str, Any] | None = None) -> str | None:
@@ -26,6 +25,11 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
     if content is not None:
         if "shapes" in content and "imagePath" in content:
             return f"labelme's: {_convert('labelme', path.parent)}"
+        entries = content.get("_via_img_metadata", content)
+        if isinstance(entries, dict) and any(
+            isinstance(entry, dict) and "regions" in entry for entry in entries.values()
+        ):
+            return f"VIA's: {_convert('via', path)}"
         return None
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
@@ -43,10 +47,19 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
     root = re.search(r"<([A-Za-z_][\w.-]*)[\s>]", text)
     if text.startswith("<") and root is not None:
         return _of_xml(root[1], path)
-    yaml = suffix in (".yaml", ".yml") and re.search(r"^(names|nc)\s*:", text, re.MULTILINE)
-    if yaml or re.match(r"\d+( +-?[\d.]+){4,} *(\r?\n|$)", text):
-        return YOLO
+    if text.startswith("[") and '"annotations"' in text:
+        return f"Label Studio's: {_convert('label-studio', path)}"
+    if suffix in (".yaml", ".yml") and re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
+        return f"YOLO's: {_convert('yolo', path)}"
+    if re.match(r"\d+( +-?[\d.]+){4,} *(\r?\n|$)", text):
+        return f"labels of YOLO's: {_convert('yolo', _with_data_yaml(path))}"
     return None
+
+
+def _with_data_yaml(path: Path) -> Path:
+    """The folder above a file, of at most three, that has a data.yaml, else the nearest."""
+    above = [*path.parents][:3]
+    return next((folder for folder in above if (folder / "data.yaml").is_file()), above[0])
 
 
 def _of_xml(root: str, path: Path) -> str | None:

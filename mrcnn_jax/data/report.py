@@ -115,9 +115,10 @@ class Reason(Enum):
     REPLACED = "repaired", "pictures of the earlier prediction in this folder: removed"
     LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
     REDUCED = "repaired", "pictures of images too large for one: drawn at 1/{step} of the size"
+    FOUND_BOX = "noticed", "objects found whose mask has no pixel: annotated by their boxes"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
-    # Of the converters (datasets.convert) only.
+    # Of the converters (convert) only.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
     NO_CLASS = (
         "dropped",
@@ -133,6 +134,22 @@ class Reason(Enum):
     ZERO_BASED = (
         "repaired",
         "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
+    )
+    NO_ATTRIBUTE = "dropped", "regions whose attribute {attribute} names no class, or several"
+    NO_ATTRIBUTES = (
+        "noticed",
+        "regions without an attribute, as all here: of one class, {label}",
+    )
+    NO_LABEL = "dropped", "shapes without a label"
+    CANCELLED = "left out", "annotations that were cancelled"
+    OLDER = "left out", "annotations of an image that has a newer one"
+    CROWD = "left out", "annotations with iscrowd 1: YOLO has none"
+    BOX_LINE = "noticed", "annotations without a mask: written as boxes, four numbers in a line"
+    NO_LABEL_FILE = "noticed", "images without a label file: read as images without objects"
+    BOXES_ALONE = (
+        "noticed",
+        "objects that are boxes, as all here: a mask head learns nothing from them (--rectangles "
+        "mask makes masks of them)",
     )
     LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"

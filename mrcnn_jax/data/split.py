@@ -30,7 +30,7 @@ SHARE = 0.2  # of the groups, for validation
 MOST = 0.4  # of the images: the largest share that few or large groups may make of it
 GROUPS = 5  # fewer subfolders or videos cannot be divided fairly
 MAX_PIXELS = 200_000_000  # the most that data.max_pixels allows: a run has its own limit
-RECORD = "split.json"
+RECORD, TRAIN, VAL = "split.json", "train.json", "val.json"
 RULE = (
     "Images are grouped {by}; copies of one file are in one group. A group is for validation if "
     "the SHA-256 of its name, as a number in 0..1, is below {share}, so that new images do not "
@@ -188,9 +188,7 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
     training, validation = (_side(content, val, inside) for inside in (False, True))
     counts = len(names) - len(val), len(val)
     record = {
-        "folder": str(source.resolve()),
         "annotations": str(part.annotations.resolve()),
-        "images": str(part.images.resolve()),
         "training_images": counts[0],
         "validation_images": counts[1],
         "rule": RULE.format(by=by, share=SHARE, most=MOST),
@@ -198,17 +196,36 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, side in (("train.json", training), ("val.json", validation)):
+        for name, side in ((TRAIN, training), (VAL, validation)):
             write_file(out / name, json.dumps(side) + "\n")
-        write_file(out / RECORD, json.dumps(record, indent=2) + "\n")  # last: now it is whole
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
+    write_record(source, out, part.images, record)  # last: now it is whole
     line = (
         f"{out}: {counts[0]} images for training and {counts[1]} for validation, divided {by} "
         f"(the rule is in {RECORD})"
     )
     line = "; ".join([line, *report.lines()[1:]])  # values that are in neither of them
     return *_parts(out, part.images.resolve()), line
+
+
+def write_record(source: Path, out: Path, images: Path, record: dict[str, Any]) -> None:
+    """Makes TRAIN and VAL in `out`, which are there already, known to `existing_split`.
+
+    Args:
+        source: the folder that they come from.
+        out: their folder.
+        images: the images of both.
+        record: what else is to be kept: "rule" for people.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    record = {"folder": str(source.resolve()), "images": str(images.resolve()), **record}
+    try:
+        write_file(out / RECORD, json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _side(content: dict[str, Any], val: Collection[int], inside: bool) -> dict[str, Any]:
@@ -220,7 +237,7 @@ def _side(content: dict[str, Any], val: Collection[int], inside: bool) -> dict[s
 
 
 def _parts(out: Path, images: Path) -> tuple[Part, Part]:
-    return Part(out / "train.json", images), Part(out / "val.json", images)
+    return Part(out / TRAIN, images), Part(out / VAL, images)
 
 
 def existing_split(source: Path, out: Path) -> tuple[Part, Part, str] | None:

@@ -6,34 +6,33 @@ images of a COCO file are where the first names that it lists are found.
 
 from __future__ import annotations
 
-import functools
 import json
-import mmap
-import os
 import posixpath
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from mrcnn_jax.config.errors import ConfigError, refuse_pipe
-from mrcnn_jax.data.other_formats import YOLO
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.label_studio import LabelStudio
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import LOSSY, Masks, without_mask
+from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
+from mrcnn_jax.convert.via import Via
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.yolo import PARTS, Yolo
 from mrcnn_jax.data.split import Part
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import LOSSY, Masks, without_mask
-from mrcnn_jax.datasets.convert.mask_images import SUFFIXES as MASK_SUFFIXES
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.datasets.tree import Tree, base_name, mapped, normal, parent, walk, xml_root
 
 LOOKED_FOR = (
-    "COCO's JSON (of Roboflow, CVAT and Label Studio, too), labelme's JSON, CVAT's "
-    "annotations.xml, Pascal VOC's XML or SegmentationObject/, and folders of masks"
+    "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, JSON of labelme, "
+    "VIA and Label Studio, CVAT's annotations.xml, Pascal VOC's XML or SegmentationObject/, and "
+    "folders of masks"
 )
 ROLES = {
     "train": "train",
@@ -58,7 +57,7 @@ OUT = Path("annotations.json")  # to be replaced
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a folder holds: one or two COCO files, or an export that is to be converted to one."""
+    """What a folder holds: one or two COCO files, or exports that are to be converted to such."""
 
     told: str
     """One line for people."""
@@ -66,7 +65,9 @@ class Recognised:
     val: Part | None = None
     """None: validation images are to be split off."""
     export: Options | None = None
-    """Converted, it is the only part; where it is written to is to be replaced."""
+    """Converted, it is the training part; where it is written to is to be replaced."""
+    val_export: Options | None = None
+    """The validation part of the same export, with the same images folder; None: as for `val`."""
 
 
 def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
@@ -84,143 +85,37 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
         raise ConfigError(f"{folder}: no such folder")
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: is the folder of a run, not one of images and annotations")
-    tree = _Tree(folder, tuple(_walk(folder, without)))
-    for look in (_coco, _labelme, _cvat, _voc, _masks):
+    tree = Tree(folder, tuple(walk(folder, without)))
+    for look in (_coco, _yolo, _labelme, _via, _label_studio, _cvat, _voc, _masks):
         found = look(tree)
         if found is not None:
             return found
     kinds = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in tree.files)
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
-    yolo = [file for file in tree.with_suffix(".yaml", ".yml") if _name(file) == "data.yaml"]
-    what = f"{yolo[0]} is {YOLO}; " if yolo else ""
-    lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in _parent(file).lower()]
+    what = ""
+    lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
     raise ConfigError(f"{folder}: {what}looked for {LOOKED_FOR}; found {there}")
 
 
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _walk(folder: Path, without: Path | None) -> Iterator[str]:
-    """The relative paths, with /, of the files in a folder. Links are followed, once each."""
-    seen = {os.path.realpath(without)} if without is not None else set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        is_run = "checkpoints" in folders or os.path.isfile(f"{root}/dataset/split.json")
-        if real in seen or (is_run and Path(root) != folder):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(root, name), folder).replace(os.sep, "/")
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """The files of a folder, as relative paths."""
-
-    folder: Path
-    files: tuple[str, ...]
-
-    def with_suffix(self, *suffixes: str) -> list[str]:
-        return [file for file in self.files if PurePosixPath(file).suffix.lower() in suffixes]
-
-    @functools.cached_property
-    def images(self) -> list[str]:
-        return self.with_suffix(*SUFFIXES)
-
-    @functools.cached_property
-    def by_name(self) -> dict[str, list[str]]:
-        """Images by the last part of their path."""
-        found = defaultdict(list)
-        for file in self.images:
-            found[_name(_normal(file))].append(file)
-        return found
-
-    @functools.cached_property
-    def jsons(self) -> dict[str, str]:
-        """JSON file -> "coco" or "labelme"; others are left out."""
-        kinds = {file: _kind(self.folder / file) for file in self.with_suffix(".json")}
-        return {file: kind for file, kind in kinds.items() if kind is not None}
-
-    def of_kind(self, kind: str) -> list[str]:
-        return [file for file, its in self.jsons.items() if its == kind]
-
-
-def _name(file: str) -> str:
-    return file.rpartition("/")[2]
-
-
-def _parent(file: str) -> str:
-    return file.rpartition("/")[0]
-
-
-def _normal(file: str) -> str:
-    return unicodedata.normalize("NFC", file)
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    """The bytes of a file, read as they are looked at."""
-    refuse_pipe(path)
-    try:
-        with path.open("rb") as opened:
-            if os.fstat(opened.fileno()).st_size == 0:
-                return b""
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-
-
-def _kind(path: Path) -> Literal["coco", "labelme"] | None:
-    """What wrote a JSON file, by the keys in it."""
-    content = _mapped(path)
-
-    def has(key: str) -> bool:
-        return content.find(f'"{key}"'.encode()) >= 0
-
-    if has("shapes") and has("imagePath"):
-        return "labelme"
-    keys = sum(map(has, ("images", "annotations", "categories")))
-    return "coco" if keys >= 2 else None
-
-
-def _xml_root(path: Path) -> str | None:
-    """The name of an XML file's first element."""
-    found = re.search(rb"<([A-Za-z_][\w.-]*)[\s>]", _mapped(path)[:4096])
-    return found[1].decode() if found else None
-
-
-def _only(tree: _Tree, found: list[str], what: str) -> str:
-    """The only one of `found`; ConfigError if there are several."""
-    if len(found) > 1:
-        more = ", ..." if len(found) > 3 else ""
-        raise ConfigError(
-            f"{tree.folder}: several {what}: {', '.join(found[:3])}{more}: name a folder with one "
-            "of them, or write a config that names files and folders (--config)"
-        )
-    return found[0]
-
-
 # -- COCO ------------------------------------------------------------------------------------------
 
 
-def _coco(tree: _Tree) -> Recognised | None:
+def _coco(tree: Tree) -> Recognised | None:
     found = tree.of_kind("coco")
-    found = [file for file in found if not _name(file).startswith(OTHER_TASKS)] or found
+    found = [file for file in found if not base_name(file).startswith(OTHER_TASKS)] or found
     if not found:
         return None
     by_role = defaultdict(list)
     for file in found:
         by_role[_role(file)].append(file)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
-    first = _only(tree, train, "annotation files that may be the training images'")
+    first = tree.only(train, "annotation files that may be the training images'")
     val = [] if train is by_role["val"] else by_role["val"]
-    second = _only(tree, val, "annotation files of validation images") if val else None
+    second = tree.only(val, "annotation files of validation images") if val else None
     parts = [_part(tree, file) for file in (first, second) if file is not None]
-    kind = TOOLS.get(_name(first), "COCO's format")
+    kind = TOOLS.get(base_name(first), "COCO's format")
     named = [
         f"{file}, images in {_shown(tree, part.images)}"
         for file, part in zip((first, second), parts, strict=False)
@@ -245,20 +140,20 @@ def _role(file: str) -> str | None:
     return None
 
 
-def _shown(tree: _Tree, folder: Path) -> str:
+def _shown(tree: Tree, folder: Path) -> str:
     return f"{folder.relative_to(tree.folder).as_posix()}/".replace("./", "the folder itself")
 
 
-def _part(tree: _Tree, annotations: str) -> Part:
+def _part(tree: Tree, annotations: str) -> Part:
     """The COCO file with the folder in which most of the first names that it lists are found."""
     path = tree.folder / annotations
     names = list(islice(_file_names(path), SAMPLE))
     places: Counter[str] = Counter()
     elsewhere = False  # paths of another machine, which `read_coco` finds by their ends
-    for name in map(_normal, names):
+    for name in map(normal, names):
         forward = posixpath.normpath(name.replace("\\", "/"))
-        same_name = tree.by_name.get(_name(forward), [])
-        ends = [f for f in same_name if f"/{_normal(f)}".endswith(f"/{forward}")]
+        same_name = tree.by_name.get(base_name(forward), [])
+        ends = [f for f in same_name if f"/{normal(f)}".endswith(f"/{forward}")]
         depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
         places.update({"/".join(file.split("/")[:-depth]) for file in ends})
         foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
@@ -281,7 +176,7 @@ def _part(tree: _Tree, annotations: str) -> Part:
 
 def _file_names(path: Path) -> Iterator[str]:
     """The values of "file_name" in a JSON file, in their order."""
-    for found in re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', _mapped(path)):
+    for found in re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', mapped(path)):
         try:
             yield json.loads(found[1])
         except ValueError:
@@ -291,7 +186,41 @@ def _file_names(path: Path) -> Iterator[str]:
 # -- exports that are converted --------------------------------------------------------------------
 
 
-def _labelme(tree: _Tree) -> Recognised | None:
+def _yolo(tree: Tree) -> Recognised | None:
+    files = [f for f in tree.with_suffix(".yaml", ".yml") if _is_data_yaml(tree.folder / f)]
+    files = [file for file in files if base_name(file) in ("data.yaml", "data.yml")] or files
+    if not files:
+        return None
+    file = tree.only(files, "data.yaml of YOLO")
+    options = Yolo(tree.folder / file, OUT)
+    images = options.data.images
+    first = next(part for part in PARTS if part in images)
+    train = replace(options, part=first)
+    counts = f"{len(images[first])} images of {first}"
+    told = f"{tree.folder}: YOLO: {file}: {len(options.data.names)} classes, {counts}"
+    unused = [part for part in images if part not in (first, "val")]
+    val = None
+    if first == "train" and "val" in images:
+        if set(images["train"]).isdisjoint(images["val"]):
+            val = replace(options, part="val")
+            told += f", {len(images['val'])} of val"
+        else:  # such as both the same folder
+            told += ", val has images of train, and is divided anew"
+    told += f"; not used: {', '.join(unused)}" if unused else ""
+    told += "".join(f"; {why}" for why in options.data.absent.values())
+    return Recognised(told, export=train, val_export=val)
+
+
+def _is_data_yaml(path: Path) -> bool:
+    """Whether a YAML file has the keys of a data set of YOLO."""
+    text = mapped(path)[:1_000_000]
+    return all(
+        re.search(rb"^(" + keys + rb")\s*:", text, re.MULTILINE)
+        for keys in (b"names|nc", b"train|val|test")
+    )
+
+
+def _labelme(tree: Tree) -> Recognised | None:
     files = tree.of_kind("labelme")
     if not files:
         return None
@@ -299,19 +228,50 @@ def _labelme(tree: _Tree) -> Recognised | None:
     return Recognised(told, export=Labelme(tree.folder, OUT, skip=("__ignore__",)))
 
 
-def _cvat(tree: _Tree) -> Recognised | None:
-    files = [file for file in tree.with_suffix(".xml") if _name(file) == "annotations.xml"]
-    files = [file for file in files if _xml_root(tree.folder / file) == "annotations"]
+def _via(tree: Tree) -> Recognised | None:
+    """One JSON file, or one for training and one for validation."""
+    found = tree.of_kind("via")
+    if not found:
+        return None
+    by_role = defaultdict(list)
+    for file in found:
+        by_role[_role(file)].append(file)
+    train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
+    first = tree.only(train, "JSON files of VIA that may be the training images'")
+    told, val = f"{tree.folder}: VIA: {first}", None
+    if by_role["val"] and train is not by_role["val"]:
+        second = tree.only(by_role["val"], "JSON files of VIA of validation images")
+        told += f"; validation: {second}"
+        val = Via(tree.folder / second, OUT, images=tree.folder)
+    return Recognised(
+        told, export=Via(tree.folder / first, OUT, images=tree.folder), val_export=val
+    )
+
+
+def _label_studio(tree: Tree) -> Recognised | None:
+    files = tree.of_kind("label_studio")
     if not files:
         return None
-    file = _only(tree, files, "annotations.xml of CVAT")
+    file = tree.only(files, "JSON files of Label Studio")
+    return Recognised(
+        f"{tree.folder}: Label Studio: {file}",
+        export=LabelStudio(tree.folder / file, OUT, images=tree.folder),
+    )
+
+
+def _cvat(tree: Tree) -> Recognised | None:
+    files = [file for file in tree.with_suffix(".xml") if base_name(file) == "annotations.xml"]
+    files = [file for file in files if xml_root(tree.folder / file) == "annotations"]
+    if not files:
+        return None
+    file = tree.only(files, "annotations.xml of CVAT")
     return Recognised(
         f"{tree.folder}: CVAT for images: {file}", export=Cvat((tree.folder / file).parent, OUT)
     )
 
 
-def _voc(tree: _Tree) -> Recognised | None:
-    xmls = [f for f in tree.with_suffix(".xml") if _xml_root(tree.folder / f) == "annotation"]
+def _voc(tree: Tree) -> Recognised | None:
+    xmls = [f for f in tree.with_suffix(".xml") if xml_root(tree.folder / f) == "annotation"]
     objects = [f for f in tree.with_suffix(".png") if "SegmentationObject" in f.split("/")[:-1]]
     if not xmls and not objects:
         return None
@@ -320,12 +280,12 @@ def _voc(tree: _Tree) -> Recognised | None:
         parts = file.split("/")[:-1]
         named = [i for i, p in enumerate(parts) if p in ("Annotations", "SegmentationObject")]
         roots.add("/".join(parts[: named[0]] if named else []))
-    root = _only(tree, sorted(roots), "data sets in Pascal VOC's format")
+    root = tree.only(sorted(roots), "data sets in Pascal VOC's format")
     told = f"{tree.folder}: Pascal VOC: {len(xmls)} XML files, {len(objects)} of masks"
     return Recognised(told, export=Voc(tree.folder / root, OUT))
 
 
-def _masks(tree: _Tree) -> Recognised | None:
+def _masks(tree: Tree) -> Recognised | None:
     """Folders whose name holds "mask", with an image for each mask or folder of masks."""
     inside = defaultdict(list)  # folder of masks -> its files, relative to it
     others = []
@@ -339,12 +299,12 @@ def _masks(tree: _Tree) -> Recognised | None:
     if not inside or not others:
         return None
     stems = {PurePosixPath(file).stem for file in others}
-    if all(_name(folder) == "masks" for folder in inside) and len(inside) > 1:
+    if all(base_name(folder) == "masks" for folder in inside) and len(inside) > 1:
         # x/images/x.png with x/masks/1.png, or images/ and masks/ in folders for each split.
         masks, images = "", ""
         files = [posixpath.join(folder[:-5], file) for folder in inside for file in inside[folder]]
     else:
-        masks = _only(tree, sorted(inside), "folders of masks")
+        masks = tree.only(sorted(inside), "folders of masks")
         images = posixpath.commonpath([posixpath.dirname(file) for file in others])
         files = inside[masks]
     layout = _layout(files, stems)

@@ -52,7 +52,7 @@ def evaluate(
     Args:
         ground_truth: a parsed COCO instances file; not changed. For masks, an annotation without a
             segmentation is a crowd region of its box: detections there count neither way.
-        results: COCO results (`inference.results.coco_results`); not changed. "segm" and "boundary"
+        results: COCO results (`inference.results.to_coco`); not changed. "segm" and "boundary"
             need a segmentation.
         iou_types: some of "bbox", "segm" and "boundary".
 

@@ -129,7 +129,7 @@ def detections(run: Run, split: Split, indices: Sequence[int]) -> list[list[dict
     predictor = Predictor(run)
     batches = predict_split(predictor, split, _one_by_one(split, indices))
     return [
-        found.coco_results(split.dataset.images[i].id)
+        found.to_coco(split.dataset.images[i].id)
         for i, (batch, prediction) in zip(indices, batches, strict=True)
         for _, found in predictor.found(batch, prediction)
     ]

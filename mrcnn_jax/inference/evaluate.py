@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.loader import Split, plan_once
+from mrcnn_jax.evaluation.at_score import AtScore, at_score
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
@@ -20,6 +21,7 @@ from mrcnn_jax.output import write_file
 from mrcnn_jax.runs import manifest
 
 METRICS_FILE = "metrics.json"
+CONFUSION = "confusion"  # in it: the only value that is no number, but for the checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,8 @@ class Evaluation:
     """The metrics of a run, and all that they were computed from."""
 
     metrics: dict[str, float]
-    """Those of `coco_figures`, `proposal_recall` and, where there is depth, `DepthComparison`."""
+    """Those of `coco_figures`, `AtScore`, `proposal_recall` and, where there is depth,
+    `DepthComparison`."""
     results: list[dict[str, Any]]
     """COCO results, those of categories that the split does not have included."""
     proposals: Proposals
@@ -35,13 +38,18 @@ class Evaluation:
     """The evaluated images as a COCO annotation file."""
     matches: dict[IouType, COCOeval]
     """Of boxes and masks."""
+    at_score: AtScore
+    """Of masks; of boxes if no object has a mask."""
 
     def save(self, folder: Path, checkpoint: str | None = None) -> None:
         """Writes metrics.json, with the name of the checkpoint that they stand for (None: they are
-        not of all of its own validation images), detections.json, and the manifest of both."""
+        not of all of its own validation images) and the confusion matrix, detections.json, and the
+        manifest of both."""
         named = {"checkpoint": checkpoint} if checkpoint else {}
+        numbers = json.dumps(named | self.metrics, indent=2).removesuffix("\n}")
+        matrix = json.dumps(self.at_score.to_dict())  # on one line
         (folder / manifest.NAME).unlink(missing_ok=True)
-        write_file(folder / METRICS_FILE, json.dumps(named | self.metrics, indent=2) + "\n")
+        write_file(folder / METRICS_FILE, f'{numbers},\n  "{CONFUSION}": {matrix}\n}}\n')
         write_file(folder / "detections.json", json.dumps(self.results))
         manifest.write(folder, (METRICS_FILE, "detections.json"))
 
@@ -65,6 +73,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{fault} (evaluate again)")
     try:
         metrics: dict[str, Any] = dict(json.loads(path.read_bytes()))
+        metrics.pop(CONFUSION, None)
         numbers = [value for name, value in metrics.items() if name != "checkpoint"]
         if not all(type(value) in (int, float) for value in numbers):
             raise ValueError("figures that are no numbers")
@@ -74,7 +83,12 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def evaluate(
-    predictor: Predictor, split: Split, *, limit: int | None = None, boundary: bool = False
+    predictor: Predictor,
+    split: Split,
+    *,
+    limit: int | None = None,
+    boundary: bool = False,
+    score: float = 0.5,
 ) -> Evaluation | None:
     """Evaluates every image of a split exactly once, with all devices.
 
@@ -84,6 +98,7 @@ def evaluate(
         split: its categories are the run's or some of them; the detections of others do not count.
         limit: only the first images.
         boundary: boundary AP as well (`evaluation.boundary`).
+        score: for precision, recall and confusions (`evaluation.at_score`).
 
     Returns:
         The evaluation in the first process, None in the others.
@@ -102,6 +117,10 @@ def evaluate(
     counted = [result for result in results if result["category_id"] in categories]
     matches = judge(ground_truth, counted)
     metrics = coco_figures(matches)
+    found = {kind: at_score(one, kind, score) for kind, one in matches.items()}
+    metrics["at_score/score"] = score
+    for one in found.values():
+        metrics |= one.figures()
     metrics |= depth.figures(list(zip(indices, seen.images, strict=True)), counted, matches["segm"])
     if boundary:
         metrics |= coco_figures(judge(ground_truth, counted, iou_types=("boundary",)))
@@ -112,4 +131,6 @@ def evaluate(
     metrics |= proposal_recall(
         [proposals[i][0] for i in indices], truths, limit=config.model.rpn.proposals
     )
-    return Evaluation(metrics, results, proposals, ground_truth, matches)
+    has_masks = any(o.rle is not None for image in seen.images for o in image.objects)
+    chosen = found["segm" if has_masks else "bbox"]
+    return Evaluation(metrics, results, proposals, ground_truth, matches, chosen)

@@ -100,7 +100,8 @@ class ExportedModel:
             *size, self.meta["short_side"], self.meta["long_side"], self.meta["canvases"]
         )
         canvas = np.zeros((*self.meta["canvases"][number], 3), np.uint8)
-        canvas[: resized[0], : resized[1]] = resize(image, resized)
+        shrink = self.meta.get("shrink", "area")  # files without it are from before there were two
+        canvas[: resized[0], : resized[1]] = resize(image, resized, shrink)
         seen = self._programs[number](self._weights, canvas, np.array(resized, np.int32))
         found = {name: np.asarray(value) for name, value in seen.items()}
         kept = found["valid"] & (found["scores"] >= min_score)

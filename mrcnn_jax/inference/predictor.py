@@ -144,7 +144,7 @@ def results_of_split(
             for row, found in predictor.found(batch, prediction):
                 index = int(batch.indices[row])
                 image = split.dataset.images[index]
-                results += found.coco_results(image.id)
+                results += found.to_coco(image.id)
                 if found.depth_map is not None:
                     depth.add(index, image, found.depth_map, depth_of(split, index, data))
                 seen = jax.tree.map(operator.itemgetter(row), prediction.proposals)
@@ -212,7 +212,7 @@ def batch_of(
             max(1, side * whole // original)
             for side, whole, original in zip(size, plan.resized, like, strict=True)
         )
-        batch.images[row, : resized[0], : resized[1]] = resize_image(image, resized)
+        batch.images[row, : resized[0], : resized[1]] = resize_image(image, resized, data.shrink)
         batch.image_sizes[row], batch.original_sizes[row] = resized, size
         batch.scales[row] = np.divide(resized, size)
         batch.valid[row] = True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
+from mrcnn_jax.inference.annotations import labelme_content
+from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.geometry import depth_in_image, in_image
-from mrcnn_jax.pixels.rle import PasteStyle, encoded, paste_rle, sampled_rle
+from mrcnn_jax.pixels.rle import PasteStyle, decoded, encoded, paste_rle, sampled_rle
 from mrcnn_jax.structures import DEPTH_STRIDE, Instances
 
 
@@ -64,7 +68,7 @@ class Detections:
     tiles: TileCounts | None = None
     """None: the image was seen in one piece."""
 
-    def coco_results(self, image_id: int = 0) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """Convert to COCO results, ready for JSON.
 
         Args:
@@ -91,6 +95,85 @@ class Detections:
                 result["depth"] = depth if math.isfinite(depth) else None
             results.append(result)
         return results
+
+    def to_labelme(self, path: str | Path, image: str | Path | None = None) -> None:
+        """Write the objects as labelme's JSON (`annotations.labelme_content`).
+
+        Args:
+            path: the file to write.
+            image: the file of the image, by default the one that was read (`self.path`); labelme
+                looks for it where it is from `path`.
+
+        Raises:
+            ValueError: the image has no file, and none is given.
+            OSError: the file cannot be written.
+        """
+        source = self.path if image is None else Path(image)
+        if source is None:
+            raise ValueError("to_labelme: this image was no file: name one (image=...)")
+        beside = os.path.relpath(source, Path(path).parent)
+        content = labelme_content(
+            beside, self.size, self.class_names, self.boxes, self.each_mask(), self.scores.tolist()
+        )
+        write_file(Path(path), json.dumps(content) + "\n")
+
+    def to_supervision(self) -> Any:
+        """Convert to `supervision.Detections`, for its annotators, trackers and metrics.
+
+        Returns:
+            xyxy float32 [N, 4], mask bool [N, H, W] or None, confidence float32 [N], class_id (0 is
+            the first class) and data["class_name"].
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(f"to_supervision: {error} (pip install supervision)") from None
+        masks = self.masks
+        return supervision.Detections(
+            xyxy=self.boxes.astype(np.float32),
+            mask=decoded(masks, self.size) if isinstance(masks, tuple) else masks,
+            confidence=self.scores,
+            class_id=self.labels.astype(int) - 1,
+            data={"class_name": np.array(self.class_names, str)},
+        )
+
+    def at_least(self, score: float) -> Detections:
+        """Those with this score or a higher one."""
+        kept = np.flatnonzero(self.scores >= score).tolist()
+
+        def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(values[row] for row in kept)
+
+        masks = self.masks
+        if masks is not None:
+            masks = of(masks) if isinstance(masks, tuple) else masks[kept]
+        return replace(
+            self,
+            boxes=self.boxes[kept],
+            labels=self.labels[kept],
+            category_ids=of(self.category_ids),
+            class_names=of(self.class_names),
+            scores=self.scores[kept],
+            masks=of(masks)
+            if isinstance(masks, tuple)
+            else masks
+            if masks is None
+            else masks[kept],
+            depths=None if self.depths is None else self.depths[kept],
+        )
+
+    def each_mask(self) -> Iterator[Bool[np.ndarray, "h w"]]:
+        """The mask of each object, decoded one at a time; without pixels if there are no masks."""
+        for row in range(len(self.scores)):
+            if self.masks is None:
+                yield np.zeros(self.size, bool)
+            elif isinstance(self.masks, tuple):
+                yield decoded(self.masks[row : row + 1], self.size)[0]
+            else:
+                yield self.masks[row]
 
 
 def reduced(result: Mapping[str, Any], step: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class ReducedScene:
         height, width = (-(-side // self.step) for side in part.shape[:2])
         lacking = height * self.step - part.shape[0], width * self.step - part.shape[1]
         part = np.pad(part, ((0, lacking[0]), (0, lacking[1]), (0, 0)), "edge")
-        self.picture[y : y + height, x : x + width] = resize_image(part, (height, width))
+        self.picture[y : y + height, x : x + width] = resize_image(part, (height, width), "area")
         return pixels
 
 

@@ -197,7 +197,14 @@ def mask_samples(
     return MaskSamples(
         boxes=boxes[chosen],
         labels=gt.labels[gt_index[chosen]],
-        targets=crop_targets(gt.masks, gt_boxes, gt_index[chosen], boxes[chosen], size=size),
+        targets=crop_targets(
+            gt.masks,
+            gt_boxes,
+            gt_index[chosen],
+            boxes[chosen],
+            size=size,
+            soft=config.soft_targets,
+        ),
         valid=rank > 0,
         gt_index=gt_index[chosen],
         left_out=jnp.sum(usable, dtype=jnp.int32) - jnp.sum(rank > 0, dtype=jnp.int32),

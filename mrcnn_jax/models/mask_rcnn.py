@@ -87,7 +87,8 @@ class MaskRCNN(nn.Module):
             self.res5 = stage(config.resnet, 5, remat=config.remat, dtype=dtype, name="res5")
         self.rpn = RPNHead(config.rpn, config.strides, dtype=dtype)
         self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
-        self.mask_head = MaskHead(config.mask_head, config.num_classes, dtype=dtype)
+        kinds = 1 if config.mask_head.class_agnostic else config.num_classes
+        self.mask_head = MaskHead(config.mask_head, kinds, dtype=dtype)
         self.depth_head: Any = None
         if config.depth_head.kind == "dense":
             self.depth_head = DepthHead(config.depth_head, config.strides[:4], dtype=dtype)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
+HALF = 127.5  # of a coverage of 0..255
+
 _Axis = tuple[Bool[Array, "n s"], Int32[Array, "n s"], Int32[Array, "n s"], Float32[Array, "n s"]]
 
 
@@ -32,10 +34,10 @@ def _axis(
     return inside, low, jnp.minimum(low + 1, cells - 1), cell - low.astype(jnp.float32)
 
 
-def _covered(
+def _coverage(
     masks: UInt8[Array, "g m m"], rows: Array, x: Sequence[Array], y: Sequence[Array]
 ) -> Float32[Array, "*points"]:
-    """Returns 1 where the bilinear coverage at points is at least half, else 0.
+    """Returns the bilinear coverage at points, 0..255.
 
     `x` and `y` are results of `_axis`, shaped to broadcast with `rows`, the masks' numbers.
     """
@@ -46,8 +48,7 @@ def _covered(
 
     top = (1 - fx) * read(y0, x0) + fx * read(y0, x1)
     bottom = (1 - fx) * read(y1, x0) + fx * read(y1, x1)
-    coverage = (1 - fy) * top + fy * bottom
-    return (x_inside & y_inside & (coverage >= 127.5)).astype(jnp.float32)
+    return jnp.where(x_inside & y_inside, (1 - fy) * top + fy * bottom, 0)
 
 
 def crop_targets(
@@ -57,13 +58,15 @@ def crop_targets(
     boxes: Float32[Array, "n 4"],
     *,
     size: int,
+    soft: bool = False,
 ) -> Float32[Array, "n size size"]:
-    """Crops each box's ground-truth mask to the box, as targets of size x size cells, 0 or 1.
+    """Crops each box's ground-truth mask to the box, as targets of size x size cells.
 
-    Coverage is read bilinearly at the centres of the target's cells; at least half gives 1. Between
-    the border of the ground-truth box and the centres of its outermost cells it is that of these
-    cells, and 0 outside the box. (A fade to 0 across the border would eat half a cell wherever
-    those cells are covered in part.)
+    Coverage is read bilinearly at the centres of the target's cells; at least half gives 1, less
+    gives 0. Soft targets are the mean coverage of four points of each cell, as RoIAlign would cut
+    them from the whole mask (He et al. 2017). Between the border of the ground-truth box and the
+    centres of its outermost cells the coverage is that of these cells, and 0 outside the box. (A
+    fade to 0 across the border would eat half a cell wherever those cells are covered in part.)
 
     Args:
         masks: coverage 0..255 of each object inside its own box, cells centred at (i + 0.5) / m of
@@ -72,6 +75,7 @@ def crop_targets(
         gt_index: index of each box's object.
         boxes: the boxes to crop to, in pixels.
         size: side of the targets.
+        soft: whether they are in 0..1, else 0 or 1.
 
     Returns:
         Targets. They are finite but mean nothing for boxes or objects that are invalid or have no
@@ -79,18 +83,22 @@ def crop_targets(
     """
     gt = gt_boxes[gt_index]
     cells = masks.shape[-1]
-    fractions = (jnp.arange(size, dtype=jnp.float32) + 0.5)[None, :] / size
+    points = 2 * size if soft else size
+    fractions = (jnp.arange(points, dtype=jnp.float32) + 0.5)[None, :] / points
     at = (
         boxes[:, axis, None] + fractions * (boxes[:, axis + 2] - boxes[:, axis])[:, None]
         for axis in (0, 1)
     )
     x, y = (_axis(points, gt[:, axis], gt[:, axis + 2], cells) for axis, points in enumerate(at))
-    return _covered(
+    coverage = _coverage(
         masks,
         gt_index[:, None, None],
         [part[:, None, :] for part in x],
         [part[:, :, None] for part in y],
     )
+    if soft:
+        return coverage.reshape(-1, size, 2, size, 2).mean((2, 4)) / 255
+    return (coverage >= HALF).astype(jnp.float32)
 
 
 def point_targets(
@@ -100,7 +108,7 @@ def point_targets(
     boxes: Float32[Array, "n 4"],
     points: Float32[Array, "n q 2"],
 ) -> Float32[Array, "n q"]:
-    """Reads targets as `crop_targets` does, at any points of the boxes.
+    """Reads targets of 0 or 1 as `crop_targets` does, at any points of the boxes.
 
     Args:
         masks, gt_boxes, gt_index, boxes: as in `crop_targets`.
@@ -109,4 +117,4 @@ def point_targets(
     gt = gt_boxes[gt_index]
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
     x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))
-    return _covered(masks, gt_index[:, None], x, y)
+    return (_coverage(masks, gt_index[:, None], x, y) >= HALF).astype(jnp.float32)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import AugmentConfig
+from mrcnn_jax.config.schema import AugmentConfig, Shrink
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.transforms import View, coverage
 
@@ -44,6 +44,7 @@ class Picture:
     iscrowd: Bool[np.ndarray, " n"]
     counts: Sequence[bytes]  # compressed run lengths, empty without a mask
     resized: Size  # the image's size on its canvas without augmentation
+    shrink: Shrink
     depth: Float[np.ndarray, "h w"] | None = None  # metres, 0 where unknown
 
     @property
@@ -107,7 +108,7 @@ class Scene:
 
 def plain(picture: Picture) -> Scene:
     """The scene without augmentation."""
-    view = View(picture.size, picture.resized, picture.resized)
+    view = View(picture.size, picture.resized, picture.resized, shrink=picture.shrink)
     return Scene(
         view,
         view.pixels(picture.image),
@@ -165,7 +166,7 @@ def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) ->
     """The whole image, mirrored or not, at a drawn size."""
     flip, factor = bool(rng.random() < config.flip), rng.uniform(*config.scale)
     height, width = (max(1, round(side * factor)) for side in picture.resized)
-    return View(picture.size, (height, width), (height, width), flip=flip)
+    return View(picture.size, (height, width), (height, width), flip=flip, shrink=picture.shrink)
 
 
 def _placed(view: View, size: Size, rng: np.random.Generator) -> View:

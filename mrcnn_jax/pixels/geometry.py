@@ -48,17 +48,18 @@ def resize_plan(
     return canvas, resized, (resized[0] / height, resized[1] / width)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], shrink: str) -> np.ndarray:
     """Resizes to the pixels of OpenCV 5 on x86; other builds may differ by one grey level.
 
     Args:
         image: uint8 [h, w, c].
-        size: (height, width); bilinear to enlarge, area mean to shrink.
+        size: (height, width); larger ones are interpolated bilinearly.
+        shrink: "area" or "bilinear", as of `DataConfig.shrink`.
 
     Returns:
         uint8 [height, width, c].
     """
-    if size[0] < image.shape[0]:
+    if shrink == "area" and size[0] < image.shape[0]:
         mean = _area_means(_area_means(image, size[0]).swapaxes(0, 1), size[1]).swapaxes(0, 1)
         # OpenCV rounds halves up if it halves the image, otherwise to the even number.
         halved = (2 * size[0], 2 * size[1]) == image.shape[:2]

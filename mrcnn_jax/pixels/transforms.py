@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.config.schema import DataConfig, Shrink
 from mrcnn_jax.pixels import geometry
 
 
@@ -33,10 +33,11 @@ def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
 
 
 def resize_image(
-    image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]
+    image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int], shrink: Shrink
 ) -> UInt8[np.ndarray, "rh rw *c"]:
-    """Resizes to `size` (height, width): bilinear to enlarge, area mean to shrink (no aliasing)."""
-    method = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_LINEAR
+    """Resizes to `size` (height, width): by `shrink` to a smaller one, bilinearly to a larger."""
+    area = shrink == "area" and size[0] < image.shape[0]
+    method = cv2.INTER_AREA if area else cv2.INTER_LINEAR
     return cv2.resize(image, (size[1], size[0]), interpolation=method)  # type: ignore[return-value]
 
 
@@ -53,6 +54,7 @@ class View:
     size: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
     flip: bool = False
+    shrink: Shrink = "area"
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -77,7 +79,7 @@ class View:
 
     def pixels(self, image: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "vh vw *c"]:
         """`size` pixels, zero where nothing is visible. Masks of 0 and 255 count as images."""
-        resized = resize_image(image, self.resized)[:, :: -1 if self.flip else 1]
+        resized = resize_image(image, self.resized, self.shrink)[:, :: -1 if self.flip else 1]
         (y, x), (height, width) = self.offset, self.size
         seen = resized[max(y, 0) : y + height, max(x, 0) : x + width]
         if seen.shape[:2] == self.size:

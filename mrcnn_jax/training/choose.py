@@ -17,7 +17,7 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
-from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, Shrink, StageConfig
 from mrcnn_jax.config.tables import TORCHVISION, joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
@@ -46,6 +46,7 @@ class Start:
 
     model: ModelConfig
     class_names: tuple[str, ...]
+    shrink: Shrink = "area"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ def choose(
         ConfigError: a value given cannot be used; a start of which no training is known.
     """
     data, of_data = _data(train, val, device, wishes.data)
+    if start is not None:
+        data = replace(data, shrink=start.shrink)
+        why = f"as for {wishes.init_from}"
+        of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
     model, of_model = _model(train, val, device, data, wishes, start)
     data, stage, of_stage = _training(train, device, data, model, wishes)
     names = () if start is None else start.class_names
@@ -341,12 +346,12 @@ def _training(
     images = int(repeat_factors(train, threshold).sum())
     least, most = EPOCHS[device]
     views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
-    epochs = min(max(round(views / images), least), most)
+    epochs: float = min(max(round(views / images), least), most)
     if device == "gpu":
         epochs = max(1, min(epochs, MOST_VIEWS // images))
     epochs = epochs if wishes.stages[0].epochs is None else wishes.stages[0].epochs
     updates = epochs * math.ceil(images / batch)
-    warmup = max(0, min(WARMUP, updates // 10))  # other checks name what is below 0
+    warmup = int(max(0, min(WARMUP, updates // 10)))  # other checks name what is below 0
     stage = replace(recipe, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
     why = f"{views} images shown would be {views / images:.3g}; {least} to {most} are allowed"
     if epochs < least:
@@ -368,9 +373,9 @@ def _training(
             ),
             Row(
                 "epochs",
-                lambda c: f"{c.stages[0].epochs} of {images} images",
+                lambda c: f"{c.stages[0].epochs:g} of {images} images",
                 why,
-                ("--stages.0.epochs",),
+                ("--stages.0.epochs", "--minutes"),
             ),
             Row(
                 "optimiser",
@@ -378,7 +383,7 @@ def _training(
                     f"{c.stages[0].optimizer.name}, {c.stages[0].optimizer.learning_rate:g}, "
                     f"warm-up {c.stages[0].optimizer.warmup_steps}"
                 ),
-                f"the rate for this batch; a tenth of {updates} updates warms up, {WARMUP} at most",
+                f"the rate for this batch; a tenth of the updates warms up, {WARMUP} at most",
                 ("--stages.0.optimizer.learning-rate", "--stages.0.optimizer.warmup-steps"),
             ),
             Row(

@@ -371,6 +371,7 @@ def _key(config: Config, variables: Variables, modules: Modules) -> str:
         "model": asdict(config.model),
         "proposals": modules.proposals,
         "size": (data.short_side, data.long_side, data.canvases),
+        "shrink": data.shrink,
     }
     digest.update(json.dumps(fields, sort_keys=True).encode())
     for kind, tree in sorted(parallel.to_host(variables).items()):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def train(
     workdir: Path,
     weights: Choice | None = None,
     known: Sequence[CocoDataset] = (),
+    settle: Callable[[OpenRun], Config] | None = None,
 ) -> None:
     """Trains every stage of `config` in `workdir` on all devices.
 
@@ -63,17 +65,22 @@ def train(
         config: of the run.
         workdir: its folder.
         weights, known: as of `open_run`.
+        settle: returns the config to train with, that of a new run which is open with fields that
+            only now can be decided; it may run programs of the run.
 
     Raises:
-        ConfigError: a user's mistake, before anything is compiled.
+        ConfigError: a user's mistake, before anything is compiled (but by `settle`).
         TrainingError: a loss, gradient or parameter is not finite, an image cannot be loaded, the
             disk or the device's memory is full.
         cli.Stopped: SIGTERM or, in a command, Ctrl-C arrived, and the state is saved.
     """
     try:
         opened = open_run(config, workdir, weights, known)
-        with opened as run, Watch(run) as watch, StopSignal(run) as stop:
-            _train(watch, stop)
+        with opened as run:
+            if settle is not None:
+                run = replace(run, config=settle(run))
+            with Watch(run) as watch, StopSignal(run) as stop:
+                _train(watch, stop)
     except OSError as error:  # a full disk above all
         if cli.lost_output() is not None:
             raise
@@ -106,17 +113,27 @@ def _train(watch: Watch, stop: StopSignal) -> None:
     print(f"\ndone; next: {cli.command('eval', '--workdir', run.workdir)}")
 
 
+def first_variables(run: OpenRun) -> Variables:
+    """The variables that a new run starts from, random or loaded."""
+    loaded = flatten_dict(run.initial)
+    return parallel.of_first(unflatten_dict(flatten_dict(_random_variables(run)) | loaded))
+
+
+def _random_variables(run: OpenRun) -> Variables:
+    example = example_batch(run.config.data.canvases[0])
+    return initialise(run.model, example, seed=run.config.seed)
+
+
 def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, TrainState | None]:
     """Fresh variables, or those of the newest checkpoint with the state of an unfinished stage."""
     config, meta = run.config, run.resumed_from
-    variables = initialise(run.model, example_batch(config.data.canvases[0]), seed=config.seed)
     names = [stage.name for stage in config.stages]
     if meta is None:
         if log is not None:  # rows of a run that was killed before its first checkpoint
             log.truncate(names, 0, -1)
         print("a new run")
-        variables = unflatten_dict(flatten_dict(variables) | flatten_dict(run.initial))
-        return parallel.of_first(variables), Progress(0), None
+        return first_variables(run), Progress(0), None
+    variables = _random_variables(run)
     state = run.checkpoints.restore(run.first_state(meta.stage_index, variables), meta)
     refuse_not_finite(flatten(state), f"{run.workdir}: checkpoint {meta.name}")
     if state.skipped > config.skip_non_finite and not meta.stage_complete:
@@ -155,29 +172,23 @@ def _train_stage(
             print(hint)
     if state is None:
         state = run.first_state(index, variables)
-    state, train_step, validate = _compiled(run, index, state)
+    state, train_step, validate = compiled(run, index, state)
     train_step, validate = (
         with_known(program, config, stage, run.model, variables, split)
         for program, split in ((train_step, run.train_split), (validate, run.val_split))
     )
     watch.begin(stage)
-    for epoch in range(progress.step // run.steps_per_epoch, stage.epochs):
+    for epoch in range(progress.step // run.steps_per_epoch, run.epochs_begun(index)):
         started, first = time.perf_counter(), progress.step
-        try:
+        with naming_the_batch_that_fits(run, index, train_step, state):
             state, waited = _train_epoch(watch, stop, progress, train_step, state)
-        except jax.errors.JaxRuntimeError as error:
-            devices = 1 if run.mesh is None else run.mesh.size
-            line = out_of_memory(error, train_step, state, _example(run, stage), multiple=devices)
-            if line is None:
-                raise
-            raise TrainingError(line) from error
-        seconds, last = time.perf_counter() - started, epoch + 1 == stage.epochs
+        seconds, last = time.perf_counter() - started, run.is_last(progress)
         row = {"stage": stage.name, "epoch": epoch + 1, "steps": progress.step - first}
         row |= {"seconds": round(seconds, 3), "waited_seconds": round(waited, 3)}
         watch.write_timing(row)
         values = watch.end_epoch(progress, validate, state)
         tqdm.write(
-            f"{stage.name} epoch {epoch + 1}/{stage.epochs}: {seconds:.1f} s, "
+            f"{stage.name} epoch {epoch + 1}/{run.epochs_begun(index)}: {seconds:.1f} s, "
             f"{waited / seconds:.1%} of it waiting for data"
             + (f"  validation: {as_text(values, 4)}" if values else "")
         )
@@ -189,7 +200,27 @@ def _train_stage(
     return variables if run.mesh is None else parallel.to_host(variables)
 
 
-def _compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainState, Any, Any]:
+@contextmanager
+def naming_the_batch_that_fits(
+    run: OpenRun, stage_index: int, train_step: Any, state: TrainState
+) -> Iterator[None]:
+    """Raises TrainingError if the device's memory runs out in a step of a stage.
+
+    Args:
+        train_step, state: of which only shapes are read.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        devices = 1 if run.mesh is None else run.mesh.size
+        example = _example(run, run.config.stages[stage_index])
+        line = out_of_memory(error, train_step, state, example, multiple=devices)
+        if line is None:
+            raise
+        raise TrainingError(line) from error
+
+
+def compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainState, Any, Any]:
     """The state on the devices, and the jitted training and validation steps of a stage."""
     config, mesh, stage = run.config, run.mesh, run.config.stages[stage_index]
     in_step: dict[str, Any] = {}
@@ -248,7 +279,7 @@ def _train_epoch(
     pending: Step | None = None
     bar = tqdm(
         total=sum(len(planned.images) for planned in plan),
-        desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
+        desc=f"{stage.name} {epoch + 1}/{run.epochs_begun(index)}",
         unit="img",
         leave=False,
         mininterval=0.5 if sys.stderr.isatty() else 30,

@@ -77,12 +77,17 @@ class OpenRun:
     """The variables of a new run that are not random."""
 
     def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
-        """The batches of an epoch of a stage.
+        """The batches of an epoch that a stage trains: of its last one, perhaps the first part."""
+        left = self.total_steps(stage_index) - epoch * self.steps_per_epoch
+        return self.whole_epoch(stage_index, epoch)[: max(0, left)]
+
+    def whole_epoch(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
+        """The batches of an epoch, were it trained to its end.
 
         They are a pure function of the data's sizes and classes, the seed and the epoch counted
-        over all stages.
+        over all stages, each of which begins with an epoch of its own.
         """
-        epochs_before = sum(stage.epochs for stage in self.config.stages[:stage_index])
+        epochs_before = sum(map(self.epochs_begun, range(stage_index)))
         return plan_epoch(
             [plan.canvas for plan in self.train_split.plans],
             self.config.data.batch_size,
@@ -100,11 +105,23 @@ class OpenRun:
     @functools.cached_property
     def steps_per_epoch(self) -> int:
         """The same for all epochs and stages."""
-        return len(self.plan(0, 0))
+        return len(self.whole_epoch(0, 0))
 
     def total_steps(self, stage_index: int) -> int:
-        """Steps of a whole stage."""
-        return self.config.stages[stage_index].epochs * self.steps_per_epoch
+        """Steps of a whole stage, at least 1."""
+        return max(1, round(self.config.stages[stage_index].epochs * self.steps_per_epoch))
+
+    def epochs_begun(self, stage_index: int) -> int:
+        """Epochs of a whole stage; the last one may be a part."""
+        return math.ceil(self.total_steps(stage_index) / self.steps_per_epoch)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 1, that a step belongs to, counted from 1 in its stage."""
+        return math.ceil(step / self.steps_per_epoch)
+
+    def is_last(self, progress: Progress) -> bool:
+        """Whether all steps of its stage are done."""
+        return progress.step == self.total_steps(progress.stage_index)
 
     def steps_done(self, progress: Progress) -> int:
         """Steps since the run began, over all stages."""
@@ -251,7 +268,7 @@ def _open(
         initial,
     )
     if repeats.max() > 1:
-        used = sum(len(planned.images) for planned in run.plan(0, 0))
+        used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))
         print(
             f"{(repeats > 1).sum()} training images are repeated (data.repeat_threshold): "
             f"{used} an epoch"

@@ -137,7 +137,7 @@ def summary(stage: StageConfig, params: Params, *, warmup: int) -> str:
         rate = "-" if label == FROZEN else f"{optimizer.learning_rate * scales[i]:g}"
         rows.append((label, pattern, f"{len(matching):,}", f"{sum(matching):,}", rate))
     head = (
-        f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs} epochs; "
+        f"stage {stage.name}: losses {', '.join(stage.losses)}; {stage.epochs:g} epochs; "
         f"{optimizer.name}, {optimizer.schedule} rate, warm-up {warmup} updates, "
         f"weight decay {optimizer.weight_decay:g}"
     )

@@ -116,25 +116,24 @@ class Watch:
         applied = step.number - 1 - (skipped - bool(broken))
         total_steps = self.run.total_steps(stage_index)
         values["learning_rate"] = float(learning_rate(stage, applied, total_steps))
-        epoch = (step.number - 1) // self.run.steps_per_epoch + 1
-        self._write(stage, step.number, epoch, "train", values)
+        self._write(stage, step.number, self.run.epoch_of(step.number), "train", values)
         losses = {name: value for name, value in values.items() if name.startswith("loss/")}
         return as_text(losses, 3)
 
     def is_evaluated(self, progress: Progress) -> bool:
-        """Whether AP and depth are measured at this end of an epoch."""
+        """Whether AP and depth are measured at this end of an epoch or of the stage."""
         config, stage = self.run.config, self.run.config.stages[progress.stage_index]
         every = config.evaluate_every_epochs if {"mask", "depth"} & set(stage.losses) else 0
-        epoch = progress.step // self.run.steps_per_epoch
-        return every > 0 and (epoch == stage.epochs or epoch % every == 0)
+        epoch = self.run.epoch_of(progress.step)
+        return every > 0 and (self.run.is_last(progress) or epoch % every == 0)
 
     def end_epoch(self, progress: Progress, validate: Any, state: TrainState) -> dict[str, float]:
         """Validates and evaluates as the config says, writes the figures and returns them."""
         run, stage = self.run, self.run.config.stages[progress.stage_index]
-        epoch = progress.step // run.steps_per_epoch
+        epoch = run.epoch_of(progress.step)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         values: dict[str, float] = {}
-        if epoch == stage.epochs or epoch % run.config.validate_every_epochs == 0:
+        if run.is_last(progress) or epoch % run.config.validate_every_epochs == 0:
             values |= _validate(run, stage, validate, variables)
             progress.best = float(np.fmin(values["loss/total"], progress.best))
         if self.is_evaluated(progress):

@@ -22,7 +22,7 @@ class DataWishes:
 class StageWishes:
     """Of a stage; None: to be chosen."""
 
-    epochs: int | None = None
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,5 @@ class Wishes:
     data: DataWishes = DataWishes()
     stages: tuple[StageWishes, ...] = (StageWishes(),)
     init_from: str | None = None
+    minutes: float | None = None
+    """In which the training shall end."""

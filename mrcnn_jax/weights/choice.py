@@ -34,9 +34,12 @@ HEADS = (
         for name in ("convs", "conv_channels", "norm", "fcs", "hidden", "pool_size", "box_weights")
     ),
     *(f"mask_head.{name}" for name in ("channels", "convs", "norm", "deconv_kernel", "pool_size")),
+    "mask_head.class_agnostic",
 )
 """The same of those of all other modules. Anchor scales and the sizes that belong to FPN levels are
 not among them: they go with the size of the images."""
+IMAGES = ("data.shrink",)
+"""Fields of `Config` that a whole network is used to: how its images were made."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Choice:
             elif differs:
                 lines.append(f"  {name}: {value} (the config has {own})")
                 values[name] = value
-            elif name.removeprefix("model.") in RESNET:
+            elif name in IMAGES or name.removeprefix("model.") in RESNET:
                 lines.append(f"  {name}: {value}")
             else:
                 same += 1
@@ -116,11 +119,12 @@ def choose(path: Path, origin: Origin) -> Choice:
         origin: what is known of it.
     """
     names = (*RESNET, *(HEADS if origin.has_heads else ()))
+    fields = {f"model.{name}": attrgetter(name)(origin.model) for name in names}
     return Choice(
         path,
         origin.title,
-        {f"model.{name}": attrgetter(name)(origin.model) for name in names},
-        {f"model.{name}" for name in origin.presumed},
+        fields | ({"data.shrink": origin.shrink} if origin.has_heads else {}),
+        origin.presumed,
         origin.model.num_classes if origin.has_heads else 0,
         origin.class_names,
     )
@@ -134,5 +138,5 @@ def chosen_before(config: Config, saved: Config, given: Collection[str]) -> Conf
         saved: of the run.
         given: as of `Choice.applied`; a field that differs from the run's is refused later.
     """
-    names = {f"model.{name}" for name in (*RESNET, *HEADS)} | {"init_without_classes"}
+    names = {f"model.{name}" for name in (*RESNET, *HEADS)} | {*IMAGES, "init_without_classes"}
     return with_fields(config, {name: attrgetter(name)(saved) for name in names - set(given)})

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Shrink
 from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.evaluation.coco_categories import COCO, COCO_WITH_GAPS, Categories
 from mrcnn_jax.weights.mapping import (
@@ -45,6 +46,10 @@ class Family:
     """Those of the published file."""
     frozen_norm_epsilon: float = 1e-5
     """Epsilon of frozen batch norm (files without counters of steps); live batch norm has 1e-5."""
+    shrink: Shrink = "area"
+    """`DataConfig.shrink` nearest to how the project makes images smaller, for networks with heads.
+    torchvision's GeneralizedRCNNTransform interpolates without antialiasing; detectron2 resizes by
+    Pillow's bilinear filter, which averages over a window that grows with the factor."""
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Values that left-out tensors must have, since the config states them."""
     remarks: tuple[str, ...] = ()
@@ -184,6 +189,7 @@ MASKRCNN = Family(
     model=TORCHVISION,
     categories=COCO_WITH_GAPS,
     frozen_norm_epsilon=0.0,
+    shrink="bilinear",
     remarks=(_BACKGROUND,),
 )
 MASKRCNN_V2 = Family(
@@ -223,6 +229,7 @@ MASKRCNN_V2 = Family(
     left_out=_COUNTERS,
     model=TORCHVISION_V2,
     categories=COCO_WITH_GAPS,
+    shrink="bilinear",
     remarks=(_BACKGROUND,),
 )
 

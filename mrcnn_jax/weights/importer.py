@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax import cli
@@ -43,7 +44,7 @@ def import_weights(
     variables = network.variables()
 
     known = _categories(network, categories)
-    config = Config(name=name, data=COCO_CANVASES, model=model)
+    config = Config(name=name, data=replace(COCO_CANVASES, shrink=family.shrink), model=model)
     meta = Meta(
         step=0,
         stage="imported",
@@ -82,6 +83,8 @@ def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> 
     if model.resnet.norm_epsilon == 0:
         print("  for the published file and models trained from it;")
         print("  use --norm-epsilon 1e-5 for models trained from ImageNet weights")
+    if family.model is not None:
+        print(f"data.shrink: {family.shrink}, the nearest to how {family.project} shrinks images")
 
 
 def _categories(network: FileNetwork, file: Path | None) -> Categories:

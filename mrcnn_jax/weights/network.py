@@ -108,7 +108,12 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
 
 
 def _pixels_beside(path: Path) -> dict[str, Any]:
-    """The mean and standard deviation of pixels that a config.json of timm beside a file states."""
+    """The mean and standard deviation of pixels that a config.json of timm beside a file states.
+
+    Raises:
+        ConfigError: the file is not JSON, states no three numbers, or names an architecture with
+            layers that leave no trace in the tensors.
+    """
     beside = path.with_name("config.json")
     refuse_pipe(beside)
     if not beside.is_file():
@@ -119,6 +124,12 @@ def _pixels_beside(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{beside}: beside the weights, and not JSON: {error}") from None
     if not isinstance(content, dict):
         return {}
+    architecture = content.get("architecture")
+    if isinstance(architecture, str) and re.search(r"resnet(aa|blur)", architecture):
+        raise ConfigError(
+            f"{beside}: architecture: {architecture}: the tensors are those of a ResNet, but it "
+            "averages or blurs where it strides, which is not supported"
+        )
     stated = content.get("pretrained_cfg")
     found = {**content, **(stated if isinstance(stated, dict) else {})}
     fields = {"pixel_mean": "mean", "pixel_std": "std"}

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Shrink
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.weights.network import read_network, unnamed
@@ -28,10 +29,12 @@ class Origin:
     """The network that they are of; of a ResNet alone only its part of it."""
     has_heads: bool
     """Whether they are of more than a ResNet."""
+    shrink: Shrink
+    """How images were made smaller for the whole network; of a ResNet alone it says nothing."""
     class_names: tuple[str, ...]
     """Of labels 1..K; () if they are unknown, or there are no heads."""
     presumed: frozenset[str]
-    """Fields of the model that neither a config nor the weights' shapes state."""
+    """Dotted names of the fields that neither a config nor the weights' shapes state."""
     load: Callable[[], Mapping[str, np.ndarray]]
     """Reads all variables, "params/resnet/stem/kernel" for example; ConfigError if one is missing,
     of another shape or not finite."""
@@ -52,16 +55,17 @@ def open_origin(path: Path) -> Origin:
 def _of_file(path: Path) -> Origin:
     network = read_network(path)
     # Two files with the same tensors may be trained with different ones: torchvision's networks
-    # with epsilon 0 or 1e-5, ResNets with other pixels.
-    presumed = {"resnet.norm_epsilon"}
+    # with epsilon 0 or 1e-5, ResNets with other pixels, any on images made smaller elsewhere.
+    presumed = {"model.resnet.norm_epsilon", "data.shrink"}
     if not network.has_heads:
-        presumed |= {"resnet.stride_in_1x1"}
+        presumed |= {"model.resnet.stride_in_1x1"}
         if not network.pixels_stated:
-            presumed |= {"pixel_mean", "pixel_std"}
+            presumed |= {"model.pixel_mean", "model.pixel_std"}
     return Origin(
         f"{network.name} ({network.family.project})",
         network.model,
         network.has_heads,
+        network.family.shrink,
         tuple(name for _, name in network.categories),
         frozenset(presumed),
         lambda: flatten_dict(network.variables(), sep="/"),
@@ -87,6 +91,7 @@ def _of_run(run: Path) -> Origin:
         f"checkpoint {meta.name} of a run of {config.name}",
         config.model,
         len(meta.categories) > 0,  # an imported ResNet has none
+        config.data.shrink,
         tuple(name for _, name in meta.categories) if known else (),
         frozenset(),
         load,

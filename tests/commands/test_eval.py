@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Batch
 
@@ -73,10 +74,15 @@ def test_metrics_are_pycocotools_figures_of_the_written_detections(
     evaluated: tuple[dict[str, float], Path], tiny_data: Path
 ) -> None:
     metrics, out = evaluated
-    assert (
-        json.loads((out / "metrics.json").read_text())
-        == {"checkpoint": f"{sum(tiny.STAGES.values()):08d}-mask"} | metrics
+    written = json.loads((out / "metrics.json").read_text())
+    confusion = written.pop("confusion")
+    assert written == {"checkpoint": f"{sum(tiny.STAGES.values()):08d}-mask"} | metrics
+    assert (confusion["compared"], confusion["score"], metrics["at_score/score"]) == (
+        "segm",
+        0.5,
+        0.5,
     )
+    assert read_evaluation(out) == written
     truth, results = tiny.read(tiny_data, "val"), results_of(out)
     assert 0 in {annotation["id"] for annotation in truth["annotations"]}
     boxes = [
@@ -138,7 +144,7 @@ def test_every_image_and_annotation_counts_once(
         ]
 
     def found(self: Predictor, batch: Batch, prediction: Any) -> Iterator[tuple[int, Any]]:
-        seen = SimpleNamespace(coco_results=results, depth_map=None)
+        seen = SimpleNamespace(to_coco=results, depth_map=None)
         return ((row, seen) for row in np.flatnonzero(batch.valid).tolist())
 
     kept = truth["annotations"]
@@ -268,6 +274,8 @@ def test_another_data_set(
         evaluate(moved, limit=0, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--report-images: -1: must be at least 0"):
         evaluate(moved, report_images=-1, out=tmp_path / "eval")
+    with pytest.raises(ConfigError, match=r"--score: 1.5: must be in 0\.\.1"):
+        evaluate(moved, score=1.5, out=tmp_path / "eval")
 
 
 def test_fewer_categories(
@@ -294,7 +302,7 @@ def test_fewer_categories(
         in capsys.readouterr().out
     )
     names = {category["name"] for category in content["categories"]}
-    per_class = {key: value for key, value in metrics.items() if key.count("/") == 2}
+    per_class = {key: value for key, value in metrics.items() if key[4:].startswith("/AP/")}
     assert {key.split("/")[2] for key in per_class} == names
     assert per_class == {key: value for key, value in evaluated[0].items() if key in per_class}
     assert any(result["category_id"] == 7 for result in results_of(tmp_path / "eval"))

@@ -108,6 +108,7 @@ def test_a_whole_network_and_the_same_command_again(
     assert (model.resnet.depth, model.resnet.norm_epsilon) == (50, 0.0)
     assert (model.rpn.batch_norm, model.mask_head.deconv_kernel) == (False, 2)
     assert (model.num_classes, run.config.init_without_classes) == (3, True)
+    assert run.config.data.shrink == "bilinear"
     assert model.rpn.scales == (16, 32, 64, 128, 256)  # those of the config's images
     loaded = flatten_dict(run.initial, sep="/")
     assert "params/box_head/fc2/kernel" in loaded
@@ -116,6 +117,7 @@ def test_a_whole_network_and_the_same_command_again(
     why = "the outputs per class of these weights are left out: 90 classes there, 3 here\n"
     assert why in printed
     assert "  model.mask_head.deconv_kernel: 2 (the config has 3)\n" in printed
+    assert "  data.shrink: bilinear (the config has area)\n" in printed
 
     # Nothing is chosen again: not even by a file that has changed meanwhile.
     resnet_file(path.with_suffix(".safetensors"), 18)
@@ -124,6 +126,7 @@ def test_a_whole_network_and_the_same_command_again(
     config, choice = chosen(train.parse([*arguments, str(path)], "train"))
     assert choice is None
     assert (config.model, config.init_without_classes) == (model, True)
+    assert config.data.shrink == "bilinear"
     assert "weights: " not in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r": holds a run of another config: model\.rpn\.convs: 1"):
         begin("--weights", path, "--model.rpn.convs", "2", "--model.rpn.no-batch-norm")
@@ -166,6 +169,10 @@ def test_a_run_of_the_same_classes_or_others(
             "model.resnet.depth: 50, but W (resnet18 (torchvision or timm)) has 18: leave out",
         ),
         (("--weights", "RUN", "--model.fpn-channels", "9"), "model.fpn_channels: 9, but RUN (chec"),
+        (
+            ("--weights", "RUN", "--data.shrink", "bilinear"),
+            "data.shrink: bilinear, but RUN (chec",
+        ),
         (("--init-from", "W"), "init_from: W: has a ResNet-18, but model.resnet.depth is 10: --m"),
     ],
 )
@@ -196,9 +203,11 @@ def test_refusals(
         ('{"mean": [0.5, 0.5]}', "mean: [0.5, 0.5]: three numbers are needed"),
         ('{"pretrained_cfg": {"std": [1, 0, 1]}}', "std: [1, 0, 1]: three numbers are needed"),
         ('{"mean": [1, 1, NaN]}', "mean: [1, 1, nan]: three numbers are needed"),
+        ('{"architecture": "resnetaa50"}', "architecture: resnetaa50: the tensors are those of a"),
+        ('{"architecture": "resnetblur18"}', "architecture: resnetblur18: the tensors are those"),
     ],
 )
-def test_pixels_that_are_stated_wrongly(content: str, line: str, tmp_path: Path) -> None:
+def test_what_is_stated_and_cannot_be_used(content: str, line: str, tmp_path: Path) -> None:
     resnet_file(tmp_path / "model.safetensors", 18)
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError) as error:
@@ -206,7 +215,9 @@ def test_pixels_that_are_stated_wrongly(content: str, line: str, tmp_path: Path)
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: {line}")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"pretrained_cfg": 3, "hidden_size": 4}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"pretrained_cfg": 3, "hidden_size": 4, "architecture": "resnet18"}']
+)
 def test_pixels_that_are_not_stated(content: str, tmp_path: Path) -> None:
     resnet_file(tmp_path / "model.safetensors", 18)
     (tmp_path / "config.json").write_text(content)

@@ -9,17 +9,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import state_dicts
 import tiny
 from commands.test_initial_weights import resnet_file
-from exports import PICTURES, as_labelme
+from exports import PICTURES, as_labelme, picture
 
-from mrcnn_jax.commands import own_folder, train
+from mrcnn_jax.commands import check, own_folder, train
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data import reading
 from mrcnn_jax.training.open import open_run
+from mrcnn_jax.weights import network
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_a_chosen_config_opens_as_a_run(
     request = train.parse(words, "mrcnn train")
     assert isinstance(request, own_folder.Request)
     assert request.workdir == Path("runs", tiny_data.name)
-    config, _, known = own_folder.chosen_config(request)
+    config, _, known, _ = own_folder.chosen_config(request)
     assert (config.model.box_head.hidden, config.model.fpn_channels) == (16, 16)
     assert config.data.class_names == ("disc", "rectangle", "triangle")
     assert config.model.num_classes == 3
@@ -95,6 +98,30 @@ def test_weights_set_their_fields_in_what_is_chosen(
             )
     with pytest.raises(ConfigError, match="--download: needs --weights"):
         chosen(tiny_data, "--download")
+
+
+def test_a_whole_network_sets_how_images_shrink(
+    tiny_data: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also by --init-from, which tells nothing of the other fields; an option is more."""
+    monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
+    np.savez("w.npz", **state_dicts.tensors(state_dicts.published()))  # type: ignore[arg-type]
+    for option, given, shrink in (
+        ("--weights", (), "bilinear"),
+        ("--weights", ("--data.shrink", "area"), "area"),
+        ("--init-from", (), "bilinear"),
+        ("--init-from", ("--data.shrink", "area"), "area"),
+    ):
+        assert chosen(tiny_data, option, "w.npz", *given).data.shrink == shrink
+        lines = capsys.readouterr().out.splitlines()
+        (row,) = (line.split() for line in lines if "made smaller by" in line)
+        assert row[:4] == ["made", "smaller", "by", shrink]
+        assert ("given" in row) == bool(given)
+        how = f"{shrink}, as given (presumably bilinear in these weights)" if given else shrink
+        assert (f"  data.shrink: {how}" in lines) == (option == "--weights")
 
 
 def test_a_begun_run_chooses_nothing_again(
@@ -157,6 +184,35 @@ def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixt
     assert chosen("photos", "--workdir", "runs/x", "--model.resnet.depth=18") == config
     assert {path: path.read_bytes() for path in made.iterdir()} == before
     assert "found from an earlier start" in capsys.readouterr().out
+
+
+def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A data set of YOLO that is divided already, trained on twice; and as `check` sees it."""
+    for number, part in enumerate(("train", "train", "val")):
+        picture(here / "my" / "images" / part / f"{number}.png", (40 + number, 52))
+        labels = here / "my" / "labels" / part / f"{number}.txt"
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text("1 0.25 0.25 0.5 0.25 0.5 0.75")
+    yaml = "train: images/train\nval: images/val\nnames: [ape, bee]\n"
+    (here / "my" / "data.yaml").write_text(yaml)
+    config = chosen("my")
+    made = here / "runs" / "my" / "dataset"
+    assert config.data.class_names == ("ape", "bee")
+    assert config.data.train_annotations == str(made / "train.json")
+    assert config.data.val_annotations == str(made / "val.json")
+    assert config.data.train_images == config.data.val_images == str(here / "my" / "images")
+    names = {
+        side: [i["file_name"] for i in json.loads((made / f"{side}.json").read_text())["images"]]
+        for side in ("train", "val")
+    }
+    assert names == {"train": ["train/0.png", "train/1.png"], "val": ["val/2.png"]}
+    capsys.readouterr()
+    assert chosen("my") == config
+    assert "found from an earlier start" in capsys.readouterr().out
+    check.run(check.Arguments(Path("my"), cache=here / "cache"))
+    out = capsys.readouterr().out
+    assert "\ntraining:\nkept 2 images, 2 objects" in out
+    assert "\nvalidation:\nkept 1 images, 1 objects" in out
 
 
 def test_given_fields_replace_choices(

@@ -199,7 +199,7 @@ def test_a_video_is_predicted_frame_by_frame(
         assert result.get("frame") == {1: 0, 2: 1, 4: None}[result["image_id"]]
     model = api.load(kept_run)
     for number, pixels in enumerate(api.video_frames(files[0]), 1):
-        expected = model.predict(pixels, rle=True).coco_results(number)
+        expected = model.predict(pixels, rle=True).to_coco(number)
         assert [{**e, **r} for e, r in zip(expected, found[number], strict=True)] == found[number]
         assert [r["segmentation"] for r in found[number]] == [e["segmentation"] for e in expected]
 
@@ -279,7 +279,7 @@ def test_memory_does_not_grow_with_the_images(
     mask = {"size": [6, 8], "counts": 100_000 * "0"}
     detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
 
-    found = SimpleNamespace(coco_results=lambda _: [detection])
+    found = SimpleNamespace(to_coco=lambda _: [detection])
     run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
@@ -351,7 +351,7 @@ def test_large_images_are_looked_at_in_tiles(
     found = api.load(kept_run).predict(tmp_path / "c.png", tile=128, overlap=32)
     results = results_of(out)
     for number, name in ((1, "a.tif"), (3, "c.png")):
-        expected = found.coco_results(number)
+        expected = found.to_coco(number)
         assert len(expected) > 8
         source = {"file_name": str(tmp_path / name)}
         assert [r for r in results if r["image_id"] == number] == [source | r for r in expected]

@@ -50,6 +50,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
     config = load_config_file(path)
     tables = {
         "torchvision_coco": ["joint"],
+        "timm_coco": ["joint"],
         "finetune": ["joint"],
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],
@@ -294,6 +295,21 @@ def test_differences_says_from_what_to_what() -> None:
     none = replace(config, stages=())
     assert differences(none, config) == ["stages.length: 0 -> 3"]
     assert differences(none, none) == []
+
+
+def test_whole_epochs_are_written_and_hashed_as_whole_numbers(tmp_path: Path) -> None:
+    """As they were before epochs could be parts: old runs keep their hash."""
+    config = tiny.get_config()
+
+    def of(epochs: float) -> Config:
+        return replace(config, stages=(replace(config.stages[0], epochs=epochs),))
+
+    save_config(of(20.0), tmp_path / "config.json")
+    assert '"epochs": 20,' in (tmp_path / "config.json").read_text()
+    assert load_config_json(tmp_path / "config.json") == of(20)
+    assert config_hash(of(20.0)) == config_hash(of(20))
+    assert differences(of(2.0), of(2.5)) == ["stages.0.epochs: 2 -> 2.5"]
+    assert from_dict(json.loads(json.dumps(to_dict(of(2.5))))) == of(2.5)
 
 
 # -- paths -----------------------------------------------------------------------------------------

@@ -32,6 +32,16 @@ def test_a_table_goes_on_with_its_last_stage() -> None:
             extended(there, epochs)
 
 
+def test_a_stage_that_ended_in_a_part_of_an_epoch_goes_on() -> None:
+    config = tiny.get_config()
+    rpn, box, mask = config.stages
+    part = replace(config, stages=(rpn, box, replace(mask, epochs=7.4824)))
+    assert extended(part, 10).stages[-1].epochs == 2.5176  # not 2.5175999999999998
+    assert extended(part, 8.9824).stages[-1].epochs == 1.5
+    with pytest.raises(ConfigError, match=r"^--epochs 7: stage mask has 7.4824 already$"):
+        extended(part, 7)
+
+
 def test_a_name_that_is_taken_is_left() -> None:
     config = tiny.get_config()
     rpn, box, mask = config.stages

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import integer, is_number, is_text, read_json, short
+from mrcnn_jax.data.json_values import integer, is_number, is_text, read_json, read_json_list, short
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,19 @@ def test_keys_that_are_there_again_are_given_to_the_caller(tmp_path: Path) -> No
     content = read_json(tmp_path / "x.json", repeated=keys.append)
     assert content == {"a": 1, "b": {"a": 3}, "c": {"a": 1}}
     assert keys == ["a", "a"]
+
+
+def test_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('[{"a": 1}, 2]')
+    assert read_json_list(path) == [{"a": 1}, 2]
+    with pytest.raises(ConfigError, match=r"x.json: expected a JSON object, not a list$"):
+        read_json(path)
+    for text, message in (
+        ('{"a": 1}', "expected a JSON list, not a dict"),
+        ('[{"a": 1, "a": 2}]', "the key 'a' is there twice"),
+        ("[NaN]", "not JSON .*NaN"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"x.json: {message}"):
+            read_json_list(path)

@@ -26,6 +26,7 @@ from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
+from mrcnn_jax.pixels.transforms import resize_plan
 from mrcnn_jax.structures import Batch
 
 
@@ -92,6 +93,22 @@ def test_the_whole_pipeline_on_shapes(
             crowds += len(ignored)
     assert seen == Counter(image.id for image in shapes_split.dataset.images)
     assert crowds == 1
+
+
+def test_images_shrink_as_the_config_says(
+    shapes_split: Split, shapes_folder: Path, shapes_data: DataConfig
+) -> None:
+    """To a quarter: means of 16 pixels, or of the 4 in their middle."""
+    small = dataclasses.replace(shapes_data, short_side=32, long_side=32, canvases=((32, 32),))
+    plans = tuple(resize_plan(128, 128, small) for _ in shapes_split.plans)
+    split, plan = dataclasses.replace(shapes_split, plans=plans), [PlannedBatch(0, (0, 1))]
+    for shrink, cells in (("area", slice(0, 4)), ("bilinear", slice(1, 3))):
+        (batch,) = load(split, plan, dataclasses.replace(small, shrink=shrink))  # type: ignore[arg-type]
+        for row, index in enumerate(batch.indices):
+            name = split.dataset.images[index].file_name
+            whole = np.asarray(Image.open(shapes_folder / "images" / name)).astype(float)
+            means = whole.reshape(32, 4, 32, 4, 3)[:, cells, :, cells].mean((1, 3))
+            assert np.abs(batch.images[row] - means).max() <= 0.5
 
 
 def test_scaled_images_of_several_sizes(

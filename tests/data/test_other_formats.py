@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import zipfile
@@ -9,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exports import PICTURES, Drawn, as_cvat, as_labelme, as_voc
+from exports import PICTURES, Drawn, as_cvat, as_label_studio, as_labelme, as_via, as_voc, as_yolo
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.datasets.convert.common import Options
 
 
 def refusal(path: Path, images: Path | None = None) -> str:
@@ -29,6 +30,10 @@ def refusal(path: Path, images: Path | None = None) -> str:
         (as_labelme, "**/*.json", "labelme's"),
         (as_cvat, "**/annotations.xml", "CVAT's"),
         (as_voc, "Annotations/*.xml", "Pascal VOC's"),
+        (as_yolo, "data.yaml", "YOLO's"),
+        (as_via, "*.json", "VIA's"),
+        (as_label_studio, "*.json", "Label Studio's"),
+        (as_yolo, "labels/a.txt", "labels of YOLO's"),
     ],
 )
 def test_the_command_that_is_named_converts(
@@ -50,20 +55,43 @@ def test_the_command_that_is_named_converts(
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "told"),
     [
-        ("data.yaml", "train: ../images\nnc: 2\nnames: ['a', 'b']\n"),
-        ("data.yml", "path: .\nnames:\n  0: a\n"),
-        ("a.txt", "0 0.5 0.5 0.25 0.125\n1 0.1 0.1 0.1 0.1\n"),
-        ("a.txt", "12 0.5 0.5 0.25 0.125 0.3 0.7 1 1\r\n"),
+        ("data.yaml", "train: ../images\nnc: 2\nnames: ['a', 'b']\n", "YOLO's: {} data.yaml"),
+        ("my.yml", "path: .\nnames:\n  0: a\n", "YOLO's: {} my.yml"),
+        ("labels/a.txt", "0 0.5 0.5 0.25 0.125\n", "labels of YOLO's: {} labels"),
+        ("labels/a.txt", "12 0.5 0.5 0.25 0.125 0.3 0.7 1 1\r\n", "labels of YOLO's: {} labels"),
     ],
 )
-def test_yolo_has_no_converter(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    assert refusal(tmp_path / name) == (
-        f"{tmp_path / name}: no COCO file, but YOLO's, for which there is no converter yet "
-        "(export it as COCO)"
-    )
+def test_yolo(
+    name: str, content: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("labels").mkdir()
+    Path(name).write_text(content)
+    told = told.format("python -m mrcnn_jax convert yolo")
+    line = f"{name}: no COCO file, but {told} --out annotations.json"
+    assert refusal(Path(name)) == line
+    if name.startswith("labels"):
+        Path("data.yaml").touch()
+        assert refusal(Path(name)) == line.replace("yolo labels", "yolo .")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"a": {"filename": "a", "regions": []}}, "VIA's: {} via a.json"),
+        ({"_via_img_metadata": {"a": {"regions": {}}}}, "VIA's: {} via a.json"),
+        ([{"id": 1, "annotations": []}], "Label Studio's: {} label-studio a.json"),
+    ],
+)
+def test_json_of_other_tools(
+    content: object, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text(json.dumps(content))
+    told = told.format("python -m mrcnn_jax convert")
+    assert refusal(Path("a.json")) == f"a.json: no COCO file, but {told} --out annotations.json"
 
 
 def test_archives_and_videos(tmp_path: Path) -> None:

@@ -16,19 +16,22 @@ from exports import (
     Drawn,
     as_cvat,
     as_folders,
+    as_label_studio,
     as_labelme,
     as_names,
+    as_via,
     as_voc,
     as_voc_without_xml,
+    as_yolo,
 )
 from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.write import convert
 from mrcnn_jax.datasets.recognise import recognise
 
 
@@ -199,7 +202,18 @@ def converted(options: Options, out: Path) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    "written", [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_folders, as_names]
+    "written",
+    [
+        as_labelme,
+        as_cvat,
+        as_voc,
+        as_voc_without_xml,
+        as_folders,
+        as_names,
+        as_yolo,
+        as_via,
+        as_label_studio,
+    ],
 )
 @pytest.mark.parametrize("inside", [".", "export"])
 def test_exports_of_tools(
@@ -217,6 +231,96 @@ def test_exports_of_tools(
     assert result.train is None
     assert result.export is not None
     assert converted(result.export, tmp_path / "found.json") == expected
+
+
+def yolo(folder: Path, *names: str, yaml: str) -> None:
+    """A data.yaml, and images with a square of the second class each."""
+    for name in names:
+        image(folder / name)
+        labels = (folder / name.replace("images", "labels")).with_suffix(".txt")
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text("1 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75")
+    (folder / "data.yaml").write_text(f"{yaml}\nnames: [ape, bee]\n")
+
+
+def test_yolo_of_two_parts(tmp_path: Path) -> None:
+    """As Roboflow exports it: both parts are converted, with the same classes and images folder."""
+    parts = ("train", "valid", "test")
+    yolo(
+        tmp_path,
+        *(f"{part}/images/{n}.png" for part in parts for n in (1, 2)),
+        yaml="train: ../train/images\nval: ../valid/images\ntest: ../test/images\n",
+    )
+    (tmp_path / "args.yaml").write_text("train: true\nnames: x\n")
+    result = recognise(tmp_path)
+    assert result.told == (
+        f"{tmp_path}: YOLO: data.yaml: 2 classes, 2 images of train, 2 of val; not used: test"
+    )
+    square = [(2, (2.0, 2.0, 6.0, 6.0))]
+    for export, part in ((result.export, "train"), (result.val_export, "valid")):
+        assert export is not None
+        convert(replace(export, out=tmp_path / "out.json"))
+        dataset = read_coco(tmp_path / "out.json", tmp_path, DataConfig())
+        assert dataset.class_names == ("ape", "bee")
+        assert {i.file_name: [(o.label, o.box) for o in i.objects] for i in dataset.images} == {
+            f"{part}/images/1.png": square,
+            f"{part}/images/2.png": square,
+        }
+        assert export.open_images().folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("yaml", "told"),
+    [
+        ("train: images", "2 images of train"),
+        ("train: images\nval: images", "2 images of train, val has images of train, and is divi"),
+        ("train: images\nval: gone", "2 images of train; val: no 'gone' in "),
+        ("val: images", "2 images of val"),
+    ],
+)
+def test_yolo_of_one_part(yaml: str, told: str, tmp_path: Path) -> None:
+    yolo(tmp_path, "images/1.png", "images/2.png", yaml=yaml)
+    result = recognise(tmp_path)
+    assert result.told.startswith(f"{tmp_path}: YOLO: data.yaml: 2 classes, {told}")
+    assert result.val_export is None
+    assert result.export is not None
+    assert converted(result.export, tmp_path / "o.json")[0] == ("ape", "bee")
+
+
+def test_via_of_two_parts(tmp_path: Path) -> None:
+    """As of the balloon data set: the same names in both folders."""
+    for part, label in (("train", "ape"), ("val", "bee")):
+        image(tmp_path / part / "a.png")
+        shape = {"name": "rect", "x": 1, "y": 1, "width": 4, "height": 4}
+        regions = {"0": {"shape_attributes": shape, "region_attributes": {"class": label}}}
+        entry = {"filename": "a.png", "size": 9, "regions": regions}
+        (tmp_path / part / "via_region_data.json").write_text(json.dumps({"a.png9": entry}))
+    result = recognise(tmp_path)
+    assert result.told == (
+        f"{tmp_path}: VIA: train/via_region_data.json; validation: val/via_region_data.json"
+    )
+    for export, part, label in ((result.export, "train", "ape"), (result.val_export, "val", "bee")):
+        assert export is not None
+        convert(replace(export, out=tmp_path / "o.json"))
+        dataset = read_coco(tmp_path / "o.json", export.open_images().folder, DataConfig())
+        assert dataset.class_names == (label,)
+        assert [i.file_name for i in dataset.images] == [f"{part}/a.png"]
+
+
+def test_label_studios_own_json(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.png")
+    value = {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": ["ape"]}
+    drawn = {"type": "polygonlabels", "to_name": "image", "value": value}
+    drawn |= {"original_width": 8, "original_height": 8}
+    task = {"data": {"image": "/data/upload/1/a.png"}, "annotations": [{"result": [drawn]}]}
+    (tmp_path / "project-1.json").write_text(json.dumps([task]))
+    result = recognise(tmp_path)
+    assert result.told == f"{tmp_path}: Label Studio: project-1.json"
+    assert result.export is not None
+    names, images = converted(result.export, tmp_path / "o.json")
+    assert names == ("ape",)
+    assert isinstance(images, dict)
+    assert [box for _, box, _ in images["a.png"]] == [(0.0, 0.0, 4.0, 4.0)]
 
 
 def of_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
@@ -283,8 +387,8 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     (tmp_path / "masks" / "a.jpg").touch()
     assert f"{tmp_path}: masks/a.jpg is in a format that changes values, no mask" in line(tmp_path)
     (tmp_path / "masks" / "a.jpg").unlink()
-    (tmp_path / "data.yaml").touch()
-    assert "data.yaml is YOLO's, for which there is no converter yet" in line(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [a]\n")
+    assert line(tmp_path) == f"{tmp_path / 'data.yaml'}: train: no 'nowhere' in {tmp_path}"
     coco(tmp_path / "x.json", "no.png", "such.png")
     assert line(tmp_path) == (
         f"{tmp_path / 'x.json'}: none of its images is in {tmp_path}: no.png, such.png"

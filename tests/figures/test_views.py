@@ -105,7 +105,7 @@ def test_proposals_and_detections_are_those_of_prediction(
         np.testing.assert_allclose(scores, found.scores[0][found.valid[0]], atol=1e-6)
         assert len(results) > 1
         ((_, seen),) = predictor.found(batch, prediction)
-        assert results == seen.coco_results(split.dataset.images[i].id)
+        assert results == seen.to_coco(split.dataset.images[i].id)
 
 
 def test_the_mask_of_a_box_and_class_is_that_of_a_detection_there(

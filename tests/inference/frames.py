@@ -16,7 +16,8 @@ def read(path: Path) -> np.ndarray:
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (WIDTH, WIDTH))
+    size = frames[0].shape[1::-1]
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, size)
     for frame in frames:
         video.write(np.ascontiguousarray(frame[..., ::-1]))
     video.release()

@@ -38,7 +38,7 @@ def test_it_is_what_predict_writes(
     results = [
         result
         for number, detections in enumerate(found, 1)
-        for result in detections.coco_results(number)
+        for result in detections.to_coco(number)
     ]
     assert results == [
         {key: value for key, value in result.items() if key != "file_name"} for result in written
@@ -153,7 +153,7 @@ def test_low_scores_are_left_out_and_masks_may_be_rles(
     assert len(best.scores) == 4 < len(every.scores)
     np.testing.assert_array_equal(best.boxes, every.boxes[:4])
     np.testing.assert_array_equal([rle_ops.decode(rle) for rle in best.masks], every.masks[:4])
-    assert best.coco_results(3) == every.coco_results(3)[:4]
+    assert best.to_coco(3) == every.to_coco(3)[:4]
 
 
 def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:

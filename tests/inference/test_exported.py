@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,10 @@ from jax import export
 
 import mrcnn_jax
 from mrcnn_jax.commands import export as export_command
+from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.inference import exported
+from mrcnn_jax.inference.predictor import Predictor
+from mrcnn_jax.runs.run import load_run
 
 PREDICT = """
 import sys
@@ -107,6 +111,27 @@ def test_it_sees_what_the_run_sees_without_mrcnn_jax(
             assert masks.dtype == bool
             assert masks.shape == live.masks.shape
             assert (masks != live.masks).mean() < 1e-4
+
+
+def test_it_shrinks_images_as_the_run_does(artefact: Path, kept_run: Path, tiny_data: Path) -> None:
+    """Of another config only what is written beside the programs changes; files from before it was
+    written are of runs that average."""
+    run = load_run(kept_run)
+    bilinear = replace(run, config=with_fields(run.config, {"data.shrink": "bilinear"}))
+    name = tiny.read(tiny_data, "val")["images"][2]["file_name"]
+    image = cv2.resize(cv2.imread(str(tiny_data / "images" / name))[..., ::-1], (301, 222))
+    for of, styles in ((run, ("area", None)), (bilinear, ("bilinear",))):
+        meta = json.loads(next(export_command.contents(of, ""))[1])
+        assert meta["shrink"] == of.config.data.shrink == styles[0]
+        live = Predictor(of).detections(image, min_score=0.05)
+        model = exported.load(artefact)
+        for style in styles:
+            model.meta.pop("shrink")
+            model.meta |= {} if style is None else {"shrink": style}
+            found = model.predict(image, min_score=0.05)
+            np.testing.assert_allclose(found["scores"], live.scores, atol=1e-5)
+            np.testing.assert_allclose(found["boxes"], live.boxes, rtol=1e-5, atol=1e-3)
+    assert len(live.scores) > 3
 
 
 def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 import mrcnn_jax
@@ -30,6 +32,12 @@ def test_a_batch_of_one_is_its_image_scaled_to_the_canvas(model: mrcnn_jax.Model
     np.testing.assert_allclose(batch.scales[0], [height / 200, width / 300])
     assert batch.valid.tolist() == [True]
     assert not batch.ground_truth.valid.any()
+
+
+def test_a_batch_of_one_shrinks_as_the_config_says(model: mrcnn_jax.Model) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (384, 384, 3)).astype(np.uint8)
+    data = replace(model.run.config.data, shrink="bilinear")
+    np.testing.assert_array_equal(batch_of_one(image, data).images[0], image[1::3, 1::3])
 
 
 def test_parts_have_the_scale_of_the_image_they_are_like(model: mrcnn_jax.Model) -> None:

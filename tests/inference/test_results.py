@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -57,7 +59,7 @@ def _found(detections: Instances, image: int, paste: PasteStyle = "exact") -> De
 def _results(masks: bool = True, paste: PasteStyle = "exact") -> list[dict]:
     detections = _detections(masks)
     first, second = (_found(detections, image, paste) for image in (0, 1))
-    return first.coco_results(101) + second.coco_results(0)
+    return first.to_coco(101) + second.to_coco(0)
 
 
 def test_ids_boxes_and_scores_are_those_of_the_original_image() -> None:
@@ -71,6 +73,60 @@ def test_ids_boxes_and_scores_are_those_of_the_original_image() -> None:
         [r["bbox"] for r in results], [[4, 4, 16, 8], [0, 15, 30, 5], [1, 2, 4, 10]], atol=1e-6
     )
     assert all("segmentation" not in r for r in results)
+
+
+def test_labelmes_file_names_its_image(tmp_path: Path) -> None:
+    found = _found(_detections(), 0)
+    with pytest.raises(ValueError, match=r"to_labelme: this image was no file: name one"):
+        found.to_labelme(tmp_path / "x.json")
+    (tmp_path / "sub").mkdir()
+    found.to_labelme(tmp_path / "sub" / "x.json", image=tmp_path / "y.png")
+    content = json.loads((tmp_path / "sub" / "x.json").read_text())
+    assert content["imagePath"] == "../y.png"
+    assert [shape["label"] for shape in content["shapes"]] == ["a", "c"]
+    first = content["shapes"][0]["points"]
+    assert sorted(first) == [[4, 4], [4, 12], [20, 4], [20, 12]]
+    replace(found, path=tmp_path / "z.png").to_labelme(str(tmp_path / "z.json"))
+    assert json.loads((tmp_path / "z.json").read_text())["imagePath"] == "z.png"
+
+
+@pytest.mark.parametrize("kind", ["rle", "pixels", "none"])
+def test_those_with_a_score(kind: str) -> None:
+    found = _found(_detections(kind != "none"), 0)
+    if kind == "pixels":
+        assert isinstance(found.masks, tuple)
+        found = replace(found, masks=decoded(found.masks, found.size))
+    every = found.to_coco()
+    assert [r["score"] for r in every] == [0.75, 0.5]
+    for score, count in ((0.5, 2), (0.6, 1), (0.8, 0)):
+        assert found.at_least(score).to_coco() == every[:count]
+        assert len(list(found.at_least(score).each_mask())) == count
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_supervision_has_the_same(masks: bool) -> None:
+    """Without the library, only this is tested: that it is said."""
+    found = _found(_detections(masks), 0)
+    try:
+        import supervision
+    except ImportError:
+        with pytest.raises(ImportError, match=r"^to_supervision: .*pip install supervision\)$"):
+            found.to_supervision()
+        return
+    seen = found.to_supervision()
+    assert isinstance(seen, supervision.Detections)
+    assert seen.xyxy.tolist() == [[4, 4, 20, 12], [0, 15, 30, 20]]
+    assert seen.class_id.tolist() == [0, 2]
+    assert seen.confidence.tolist() == [0.75, 0.5]
+    assert seen["class_name"].tolist() == ["a", "c"]
+    if not masks:
+        assert seen.mask is None
+        return
+    expected = np.zeros((2, 20, 30), bool)
+    expected[0, 4:12, 4:20] = expected[1, 15:, :] = True
+    assert (seen.mask == expected).all()
+    assert seen.area.tolist() == [128, 150]
+    assert seen[seen.confidence > 0.6]["class_name"].tolist() == ["a"]
 
 
 def test_masks_have_the_size_of_the_original_image() -> None:
@@ -99,7 +155,7 @@ def test_a_clipped_box_does_not_move_its_mask() -> None:
         28, 0
     )  # half of it is the object: right of the box's middle
     detections.masks[0, 1] = mask
-    result = _found(detections, 0).coco_results()[1]
+    result = _found(detections, 0).to_coco()[1]
     assert result["segmentation"] == paste_rle(mask, np.array([-2, 15, 32, 25]), (20, 30))
     assert not coco_mask.decode(result["segmentation"])[:, :14].any()  # the middle of -2..32 is 15
 
@@ -126,7 +182,7 @@ def test_depth_of_a_map_is_the_median_under_each_mask() -> None:
     masks = decoded(found.masks, (20, 30))
     assert found.depths[0] == np.median(found.depth_map[masks[0]])
     assert np.isnan(found.depths[1])
-    results = json.loads(json.dumps(found.coco_results()))
+    results = json.loads(json.dumps(found.to_coco()))
     assert [result["depth"] for result in results] == [pytest.approx(float(found.depths[0])), None]
 
 
@@ -152,7 +208,7 @@ def test_without_a_depth_head_nothing_speaks_of_depth() -> None:
     found = _found(_detections(), 0)
     assert found.depths is None
     assert found.depth_map is None
-    assert all("depth" not in result for result in found.coco_results())
+    assert all("depth" not in result for result in found.to_coco())
 
 
 def test_a_result_on_a_smaller_picture() -> None:

@@ -145,6 +145,15 @@ def test_head_equals_a_loop() -> None:
     assert float(np.abs(params["deconv"]["bias"]).max()) == 0
 
 
+def test_one_output_is_the_mask_of_any_label() -> None:
+    head = MaskHead(CONFIG, 1)
+    features = np.random.default_rng(3).normal(size=(3, 3, 3, 5)).astype(np.float32)
+    labels = jnp.array([1, 2, 3], jnp.int32)
+    logits, variables = jax.jit(head.init_with_output)(jax.random.key(0), features)
+    own = head.apply(variables, features, labels)
+    np.testing.assert_allclose(true_class(own, labels), logits[..., 0], atol=1e-5)
+
+
 def test_true_class_reads_the_labels_channel() -> None:
     logits = jnp.arange(2 * 2 * 2 * 3, dtype=jnp.float32).reshape(2, 2, 2, 3)
     np.testing.assert_array_equal(

@@ -173,6 +173,15 @@ def test_boxes_read_the_level_of_their_size() -> None:
     )
 
 
+def test_class_agnostic_masks_have_one_output() -> None:
+    agnostic = replace(CONFIG, mask_head=replace(CONFIG.mask_head, class_agnostic=True))
+    for config, count in ((CONFIG, 3), (agnostic, 1)):
+        model = MaskRCNN(config)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch(CANVAS))["params"]
+        assert shapes["mask_head"]["logits"]["kernel"].shape == (8, count)
+        assert shapes["box_head"]["logits"]["kernel"].shape == (32, 4)
+
+
 def test_c4_reads_one_map_through_res5() -> None:
     """Cells of 16 pixels; res5 halves what the RoI operation gave, boxes see its average, and masks
     have twice its side."""

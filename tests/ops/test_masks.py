@@ -13,9 +13,15 @@ from .strategies import random_boxes
 
 
 def targets(
-    masks: np.ndarray, gt_boxes: np.ndarray, gt_index: np.ndarray, boxes: np.ndarray, size: int
+    masks: np.ndarray,
+    gt_boxes: np.ndarray,
+    gt_index: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+    *,
+    soft: bool = False,
 ) -> np.ndarray:
-    run = jax.jit(functools.partial(crop_targets, size=size))
+    run = jax.jit(functools.partial(crop_targets, size=size, soft=soft))
     return np.asarray(
         run(jnp.array(masks), jnp.array(gt_boxes), jnp.array(gt_index, jnp.int32), jnp.array(boxes))
     )
@@ -57,6 +63,31 @@ def test_equals_loop() -> None:
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(result[clear], (coverage >= 127.5)[clear])
     assert 0.05 < result.mean() < 0.95
+
+
+def test_soft_targets_are_the_mean_of_four_points() -> None:
+    rng = np.random.default_rng(2)
+    masks = rng.integers(0, 256, (4, 9, 9)).astype(np.uint8)
+    gt_boxes, boxes = random_boxes(rng, 4, extent=20), random_boxes(rng, 20, extent=20)
+    boxes[:4] = gt_boxes
+    gt_index = np.r_[0:4, rng.integers(0, 4, 16)]
+    points = coverage_loop(masks, gt_boxes, gt_index, boxes, 14)
+    expected = np.zeros((20, 7, 7))
+    for i, j in np.ndindex(7, 7):
+        expected[:, i, j] = points[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((1, 2)) / 255
+    result = targets(masks, gt_boxes, gt_index, boxes, 7, soft=True)
+    close = np.abs(result - expected) < 1e-4  # a point on a border may fall on its other side
+    assert close.mean() > 0.99
+    assert (np.abs(expected - 0.5) < 0.4).mean() > 0.1
+
+
+def test_a_soft_target_is_the_share_of_the_cell_that_is_covered() -> None:
+    """A disc in 112 cells, cut to its own box in 28: the mean of 4 x 4 cells each."""
+    y, x = np.mgrid[:112, :112] + 0.5
+    disc = np.where((x - 56) ** 2 + (y - 56) ** 2 < 50**2, 255, 0).astype(np.uint8)
+    box = np.array([[3, 5, 85, 61]], np.float32)
+    result = targets(disc[None], box, np.array([0]), box, 28, soft=True)[0]
+    np.testing.assert_allclose(result, disc.reshape(28, 4, 28, 4).mean((1, 3)) / 255, atol=1e-3)
 
 
 def test_by_hand() -> None:

@@ -66,6 +66,7 @@ def picture(
         "counts": counts,
         **changes,
     }
+    values = {"shrink": "area", **values}
     return Picture(**values, resized=resized or image.shape[:2])
 
 
@@ -159,6 +160,26 @@ def test_what_is_seen_of_objects_is_what_is_seen_in_the_picture() -> None:
                 assert not known[:, : max(int(x1) - 3, 0)].any()
     assert all(found[name] > 5 for name in ("mirrored", "shrunk", "lost", "cut")), found
     assert 50 < found["mirrored"] < 100
+
+
+def test_augmented_images_shrink_as_the_others_do() -> None:
+    """To a third, bilinearly, every third pixel is left; of what is pasted too."""
+    image = np.random.default_rng(3).integers(0, 256, (120, 150, 3)).astype(np.uint8)
+    masks = blobs(120, 150, 2, seed=4)
+    subject = picture(image, masks, shrink="bilinear")
+    assert (plain(dataclasses.replace(subject, resized=(40, 50))).pixels == image[1::3, 1::3]).all()
+    (scene,) = scenes(subject, AugmentConfig(scale=(1 / 3, 1 / 3)), 1)
+    assert (scene.pixels == image[1::3, 1::3]).all()
+    other = picture(255 - image, masks, shrink="bilinear")
+    config, pastes = AugmentConfig(scale=(1 / 3, 1 / 3), copy_paste=1), 0
+    for scene in scenes(subject, config, 8, lambda _: other):
+        expected = image[1::3, 1::3].copy()
+        for seen in scene.objects:
+            there = masks[seen.number][1::3, 1::3]
+            if seen.picture is other:
+                expected[there], pastes = 255 - expected[there], pastes + 1
+        assert (scene.pixels == expected).all()
+    assert pastes > 4
 
 
 def test_cut_objects_without_a_mask_keep_their_part_of_the_box() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import jax
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle_ops
 
-from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.config.schema import DataConfig, Shrink
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.ops.masks import crop_targets
 from mrcnn_jax.pixels.transforms import coverage, resize_image, resize_plan
@@ -59,9 +60,31 @@ def test_resizing_agrees_with_pillow() -> None:
     larger = np.asarray(Image.fromarray(image).resize((151, 97), Image.Resampling.BILINEAR)).astype(
         int
     )
-    assert np.abs(resize_image(image, (97, 151)) - larger).max() <= 2
+    assert np.abs(resize_image(image, (97, 151), "area") - larger).max() <= 2
     smaller = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BOX)).astype(int)
-    assert np.abs(resize_image(image, (20, 30)) - smaller).max() <= 1
+    assert np.abs(resize_image(image, (20, 30), "area") - smaller).max() <= 1
+
+
+def test_bilinear_shrinking_looks_at_the_nearest_pixels_alone() -> None:
+    """Centres of thirds lie on pixels, of halves between two; elsewhere the formula in floats."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+    third = resize_image(image, (20, 30), "bilinear")
+    np.testing.assert_array_equal(third, image[1::3, 1::3])
+    half = image.reshape(30, 2, 45, 2, 3).mean((1, 3))
+    assert np.abs(resize_image(image, (30, 45), "bilinear") - half).max() <= 0.5
+    expected: np.ndarray = image.astype(float)
+    for axis, cells in enumerate((23, 41)):
+        length = image.shape[axis]
+        places = (np.arange(cells) + 0.5) * length / cells - 0.5
+        weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(length)))
+        expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
+    found = resize_image(image, (23, 41), "bilinear")
+    assert np.abs(found - expected).max() < 0.8  # rounded, and computed in fixed point
+    assert np.abs(resize_image(image, (23, 41), "area") - expected).max() > 40
+    for shrink in get_args(Shrink):
+        np.testing.assert_array_equal(
+            resize_image(image, (61, 90), shrink), resize_image(image, (61, 90), "area")
+        )
 
 
 @pytest.mark.parametrize(

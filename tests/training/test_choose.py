@@ -123,6 +123,7 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
         TORCHVISION, num_classes=2, mask_head=replace(TORCHVISION.mask_head, samples=128)
     )
     assert config.init_without_classes
+    assert config.data.shrink == "area"
     (stage,), (known,) = config.stages, recipe.stages
     assert stage == replace(known, epochs=20, optimizer=stage.optimizer)
     assert stage.optimizer == replace(known.optimizer, warmup_steps=300)
@@ -219,7 +220,7 @@ def test_what_is_given_is_followed() -> None:
     ("wishes", "line"),
     [
         (Wishes(data=DataWishes(batch_size=0)), "data.batch_size: must be at least 1"),
-        (Wishes(stages=(StageWishes(0),)), "stages.joint.epochs: must be at least 1"),
+        (Wishes(stages=(StageWishes(0),)), "stages.joint.epochs: must be positive"),
         (Wishes(data=DataWishes(short_side=0)), "data.short_side: must be in 1..data.long_side"),
         (
             Wishes(data=DataWishes(short_side=90, long_side=64)),
@@ -233,7 +234,7 @@ def test_what_is_given_is_followed() -> None:
             Wishes(data=DataWishes(canvases=((0, 0),))),
             "data.canvases: 0 x 0: sides must be positive multiples of 32",
         ),
-        (Wishes(stages=(StageWishes(epochs=-1),)), "stages.joint.epochs: must be at least 1"),
+        (Wishes(stages=(StageWishes(epochs=-1),)), "stages.joint.epochs: must be positive"),
     ],
 )
 def test_what_is_given_may_be_wrong(wishes: Wishes, line: str) -> None:
@@ -274,6 +275,19 @@ def test_reasons_are_those_that_decided() -> None:
     assert "at most 90000 images shown" in {row.why for row in rows}
 
 
+def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
+    images = dataset(likeness(30, 900, 900, [9]))
+    start = Start(TORCHVISION, images.class_names, "bilinear")
+    wishes = Wishes(init_from="runs/a")
+    chosen = choose(images, images, device="cpu", wishes=wishes, start=start)
+    assert chosen.config.data.shrink == "bilinear"
+    (line,) = (line for line in chosen.table(chosen.config) if "--data.shrink" in line)
+    assert " ".join(line.split()) == "made smaller by bilinear as for runs/a --data.shrink"
+    alone = choose(images, images, device="cpu", wishes=Wishes(init_from="resnet50.pth"))
+    assert alone.config.data.shrink == "area"
+    assert "made smaller by" not in {row.what for row in alone.rows}
+
+
 def test_a_c4_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^init_from: runs/c4: a C4 network"):
         config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))
@@ -305,7 +319,9 @@ def test_the_table_tells_what_was_given() -> None:
 def test_every_option_of_the_table_exists() -> None:
     images = dataset(likeness(9, 90, 90, [9]))
     chosen = choose(images, images, device="cpu", wishes=Wishes())
-    for option in (option for row in chosen.rows for option in row.options):
+    options = {option for row in chosen.rows for option in row.options}
+    assert "--minutes" in options  # the only one that is no field
+    for option in options - {"--minutes"}:
         value: object = chosen.config
         for name in option.removeprefix("--").replace("-", "_").split("."):
             value = value[int(name)] if name.isdigit() else getattr(value, name)  # type: ignore[index]

@@ -284,6 +284,52 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
         assert leaf.tobytes() == saved[f"{'ema' if path in trained else 'params'}/{path}"].tobytes()
 
 
+def test_a_stage_that_ends_within_an_epoch(
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its schedule ends there too, and its end is validated, evaluated and saved. Resumed in the
+    middle of the part, it ends with the same bits."""
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    (mask,) = mask_config.stages
+    optimizer = replace(mask.optimizer, schedule="cosine")
+    config = replace(
+        mask_config,
+        stages=(replace(mask, epochs=1.5, optimizer=optimizer),),
+        save_every_steps=4,
+        keep_checkpoints=9,
+        evaluate_every_epochs=3,
+    )
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    loop.train(config, whole)
+    rows = read_metrics(whole)
+    trained = [row for row in rows if row["split"] == "train"]
+    assert [(row["step"], row["epoch"]) for row in trained] == [
+        *((step, 1) for step in range(1, 7)),
+        *((step, 2) for step in range(7, 10)),
+    ]
+    np.testing.assert_allclose(
+        [row["learning_rate"] for row in trained],
+        [0.01 * (1 + np.cos(np.pi * done / 9)) / 2 for done in range(9)],
+        rtol=1e-5,
+    )
+    validated = {row["step"]: "segm/AP" in row for row in rows if row["split"] == "val"}
+    assert validated == {6: False, 9: True}
+    end = "00000009-mask"
+    assert (latest(whole).name, latest(whole).stage_complete) == (end, True)
+
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / end)
+    assert latest(run).name == "00000008-mask"
+    loop.train(config, run)
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ours, theirs = (arrays(folder / "checkpoints" / end) for folder in (run, whole))
+    assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
+        path: leaf.tobytes() for path, leaf in theirs.items()
+    }
+    meta = [(folder / "checkpoints" / end / "meta.json").read_text() for folder in (run, whole)]
+    assert meta[0] == meta[1]
+
+
 def test_each_annotation_file_is_parsed_once_a_run(
     mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,10 +26,12 @@ from mrcnn_jax.config.files import (
 from mrcnn_jax.config.model import DepthHeadConfig, MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import with_depth
+from mrcnn_jax.data.loader import PlannedBatch, plan_epoch
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import loop
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.initial import initial_variables
+from mrcnn_jax.training.open import Progress, open_run
 
 # -- what is refused -------------------------------------------------------------------------------
 
@@ -322,6 +324,25 @@ def test_the_resnet_comes_from_a_weights_file(
         assert np.array_equal(
             loaded["batch_stats/resnet/layer4/block2/conv3/var"], file["layer4.2.bn3.running_var"]
         )
+
+
+def test_a_stage_may_end_within_an_epoch(tiny_config: Config, tmp_path: Path) -> None:
+    """Its last epoch is the first part of a whole one; the next stage begins another epoch."""
+    rpn, box, mask = tiny_config.stages
+    stages = (replace(rpn, epochs=1.5), replace(box, epochs=0.01), mask)
+    with open_run(replace(tiny_config, stages=stages), tmp_path / "run") as run:
+        assert [run.total_steps(i) for i in range(3)] == [9, 1, 6]
+        assert [run.epochs_begun(i) for i in range(3)] == [2, 1, 1]
+        assert [run.epoch_of(step) for step in (1, 6, 7, 9)] == [1, 1, 2, 2]
+        canvases = [plan.canvas for plan in run.train_split.plans]
+
+        def epoch(number: int) -> list[PlannedBatch]:
+            return plan_epoch(canvases, 2, seed=0, epoch=number, shuffle=True, repeats=run.repeats)
+
+        assert [run.plan(0, 0), run.plan(0, 1)] == [epoch(0), epoch(1)[:3]]
+        assert [run.plan(1, 0), run.plan(2, 0)] == [epoch(2)[:1], epoch(3)]
+        assert [run.is_last(Progress(0, step)) for step in (6, 8, 9)] == [False, False, True]
+        assert run.steps_done(Progress(2, 4)) == 9 + 1 + 4
 
 
 def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:

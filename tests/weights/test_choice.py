@@ -13,10 +13,11 @@ import pytest
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2
-from mrcnn_jax.weights.choice import HEADS, RESNET, Choice, choose, chosen_before
-from mrcnn_jax.weights.origin import open_origin
+from mrcnn_jax.weights.choice import HEADS, IMAGES, RESNET, Choice, choose, chosen_before
+from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2, Family
+from mrcnn_jax.weights.origin import Origin, open_origin
 
 # Fields that can be others than those of the weights: how the network is trained, which proposals
 # and detections it keeps, and which images it is made for.
@@ -35,6 +36,7 @@ FREE = {
     *(f"box_head.{name}" for name in ("score_threshold", "detections")),
     *(f"mask_head.{name}" for name in ("train_on", "match_iou", "samples", "loss", "paste")),
     *(f"mask_head.{name}" for name in ("focal_gamma", "focal_alpha", "loss_weight")),
+    "mask_head.soft_targets",
 }
 
 
@@ -108,6 +110,40 @@ def test_what_the_user_gave_stays_or_contradicts(capsys: pytest.CaptureFixture[s
     assert weights.applied(same, (*given, "model.resnet.depth")) == changed
 
 
+@pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN])
+def test_images_shrink_as_those_of_a_whole_network_did(
+    family: Family, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchvision interpolates, detectron2 averages; only a run says so."""
+    interpolates = family.project == "torchvision"
+    theirs, other = ("bilinear", "area") if interpolates else ("area", "bilinear")
+    assert family.model is not None
+    origin = Origin(
+        "somebody's",
+        family.model,
+        has_heads=True,
+        shrink=family.shrink,
+        class_names=(),
+        presumed=frozenset({"data.shrink"}),
+        load=dict,
+    )
+    config = with_fields(Config(), {"data.shrink": other})
+    assert choose(Path("w.pth"), origin).applied(config, ()).data.shrink == theirs
+    assert f"\n  data.shrink: {theirs} (the config has {other})\n" in capsys.readouterr().out
+    choose(Path("w.pth"), origin).applied(with_fields(config, {"data.shrink": theirs}), ())
+    assert f"\n  data.shrink: {theirs}\n" in capsys.readouterr().out
+
+    assert choose(Path("w.pth"), origin).applied(config, ("data.shrink",)).data.shrink == other
+    line = f"  data.shrink: {other}, as given (presumably {theirs} in these weights)\n"
+    assert line in capsys.readouterr().out
+    of_run = replace(origin, presumed=frozenset())
+    with pytest.raises(ConfigError, match=rf"^data\.shrink: {other}, but a .* has {theirs}: leave"):
+        choose(Path("a"), of_run).applied(config, ("data.shrink",))
+
+    alone = choose(Path("w.pth"), replace(origin, has_heads=False))
+    assert alone.applied(config, ()).data.shrink == other  # a ResNet saw other images
+
+
 def test_another_backbone_is_refused() -> None:
     """Its stage table could not train it."""
     with pytest.raises(ConfigError, match=r"^model\.backbone: fpn, but w\.pth needs .* with c4$"):
@@ -141,7 +177,8 @@ def test_a_run_fixes_what_its_config_says(kept_run: Path) -> None:
     assert weights.presumed == set()
     assert weights.fields["model.resnet.depth"] == 10
     assert weights.fields["model.fpn_channels"] == 8
-    assert weights.fields.keys() == {f"model.{name}" for name in (*RESNET, *HEADS)}
+    assert weights.fields.keys() == {f"model.{name}" for name in (*RESNET, *HEADS)} | {*IMAGES}
+    assert weights.fields["data.shrink"] == "area"  # its config.json is from before there were two
 
 
 def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
@@ -153,10 +190,17 @@ def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
 
 
 def test_a_run_that_began_keeps_what_was_chosen() -> None:
-    saved = Config(model=TORCHVISION_V2, init_from="w.pth", init_without_classes=True)
+    saved = Config(
+        data=DataConfig(shrink="bilinear"),
+        model=TORCHVISION_V2,
+        init_from="w.pth",
+        init_without_classes=True,
+    )
     config = with_fields(Config(init_from="w.pth"), {"model.rpn.convs": 3, "seed": 5} | NO_NORM)
     again = chosen_before(config, saved, ("seed", "model.rpn.convs"))
     assert again.init_without_classes
+    assert again.data.shrink == "bilinear"
+    assert chosen_before(config, saved, ("data.shrink",)).data.shrink == "area"
     assert (again.seed, again.model.rpn.convs) == (5, 3)  # refused when it is compared
     assert again.model.box_head.convs == 4
     assert again.model.rpn.samples == config.model.rpn.samples

@@ -72,6 +72,7 @@ def test_a_run_that_is_whole(
     )
 
     torchvision = name in (V1, V2)
+    assert run.config.data.shrink == ("bilinear" if torchvision else "area")
     assert run.category_ids == list(range(1, 91)) if torchvision else len(run.category_ids) == 80
     assert (run.class_names[1], run.class_names[13], run.class_names[90]) == (
         "person",
@@ -86,6 +87,8 @@ def test_a_run_that_is_whole(
     assert ("untested on the published file" in printed) == (not torchvision)
     assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (name == V1)
     assert ("left out: pixel_mean, pixel_std: as in the config" in printed) == (not torchvision)
+    shrink = f"data.shrink: {run.config.data.shrink}, the nearest to how {project} shrinks images\n"
+    assert shrink in printed
     assert f"python -m mrcnn_jax eval --workdir {tmp_path / 'runs' / 'a'} --annotations" in printed
 
 
@@ -144,6 +147,7 @@ def test_a_backbone_is_only_trained_from(
     assert (config.name, config.model.resnet.depth) == (f"resnet{depth}", depth)
     printed = capsys.readouterr().out
     assert "left out: fc.weight, fc.bias: the classifier" in printed
+    assert (config.data.shrink, "data.shrink" in printed) == ("area", False)
     assert (
         "next: python -m mrcnn_jax train --config CONFIG --workdir DIR "
         f"--weights {tmp_path / 'run'}" in printed

@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.write import convert
 from tools.kinds.mutations import HEIGHT, WIDTH, WrongError, mutated_bytes, one_line
 
 FORMATS = ("labelme", "cvat", "voc", "masks")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from pycocotools.cocoeval import COCOeval
 
+from mrcnn_jax.evaluation.at_score import AtScore
 from mrcnn_jax.evaluation.average_precision import FIGURES, IouType, category_names
 from mrcnn_jax.evaluation.matches import entries, iou_index
 from mrcnn_jax.figures.draw import Image
@@ -29,6 +30,7 @@ POINTS = 80  # of a training curve: more would be a blot
 def report_data(
     evaluations: Mapping[IouType, COCOeval],
     metrics: Mapping[str, float],
+    at_score: AtScore,
     read_image: Callable[[int], Image],
     *,
     heading: Mapping[str, str],
@@ -41,6 +43,7 @@ def report_data(
     Args:
         evaluations: of boxes and masks (`evaluation.average_precision.judge`).
         metrics: their figures and the recall of the proposals, as in metrics.json.
+        at_score: counts at one score.
         read_image: image id -> uint8 RGB in original pixels; called for the images of the gallery.
         heading: the top of the page, label -> text.
         config: the run's, as `config.files.to_dict` returns it.
@@ -74,6 +77,13 @@ def report_data(
             for category in masks.params.catIds
         ],
         "class_figures": {kind: _class_figures(one) for kind, one in evaluations.items()},
+        "at_score": {
+            **at_score.to_dict(),
+            "rates": [
+                {name: _known(value) for name, value in at_score.rates(label).items()}
+                for label in (*range(len(at_score.names)), None)
+            ],
+        },
         "precision": {kind: _precision_curves(one) for kind, one in evaluations.items()},
         "histogram": {kind: _score_histogram(one) for kind, one in evaluations.items()},
         "training": training_curves(rows),

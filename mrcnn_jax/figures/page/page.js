@@ -87,6 +87,28 @@ function showClasses() {
   byId("classes-table").replaceChildren(html("table", {}, html("thead", {}, groups, html("tr", {}, ...heads)), html("tbody", {}, ...rows)));
 }
 
+// Precision, recall and F1 of each class at the score of the evaluation, and which class was taken for which.
+function showConfusion() {
+  const { compared, score, names, counts, rates } = data.at_score;
+  const nothing = names.length;
+  const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+  const objects = counts.map((row) => sum(row));
+  const detections = counts.map((_, k) => sum(counts.map((row) => row[k])));
+  const seen = names.map((_, k) => k).filter((k) => objects[k] + detections[k] > 0);
+  const cells = (tag, texts) => texts.map((text) => html(tag, tag === "th" ? { scope: "col" } : {}, text));
+  const table = (place, top, rows) => byId(place).append(html("table", {}, html("thead", {}, html("tr", {}, ...cells("th", top))), html("tbody", {}, ...rows)));
+  const row = (name, ...rest) => html("tr", {}, html("th", { scope: "row" }, name), ...rest);
+  byId("confusion-text").textContent = `Detections with a score of at least ${decimal(score)} (--score), compared by ${KINDS[compared]} at an IoU of .50; rates in percent.`;
+  const rateRow = (name, k, of, found) => row(name, ...cells("td", [String(of), String(found), ...["precision", "recall", "F1"].map((rate) => percent(rates[k][rate]))]));
+  table("rates-table", ["class", "objects", "detections", "precision", "recall", "F1"], [
+    rateRow("all classes", nothing, sum(objects) - objects[nothing], sum(detections) - detections[nothing]),
+    ...seen.map((k) => rateRow(names[k], k, objects[k], detections[k])),
+  ]);
+  const cell = (k, l) => html("td", k === l && k < nothing ? { class: "right" } : {}, k === nothing && l === nothing ? "" : counts[k][l] ? String(counts[k][l]) : "·");
+  table("confusion-table", ["object ↓ detection →", ...seen.map((k) => names[k]), "missed"],
+    [...seen, nothing].map((k) => row(k === nothing ? "false" : names[k], ...[...seen, nothing].map((l) => cell(k, l)))));
+}
+
 function showConfig() {
   const flat = (value, name) => {
     const nested = value !== null && typeof value === "object" && Object.keys(value).length > 0;
@@ -401,6 +423,7 @@ function start() {
   });
 
   showFigures();
+  showConfusion();
   showConfig();
   showTraining();
   byId("score-text").textContent = decimal(state.score);

@@ -127,6 +127,29 @@ def test_histogram_counts_each_judged_detection_once(data: dict[str, Any]) -> No
     assert whole["true"][-1] + whole["false"][-1] == 1  # a score of 1 is in the last bin
 
 
+def test_rates_at_a_score_are_those_of_its_matrix(data: dict[str, Any]) -> None:
+    """Which has each object once, and each detection of the histogram from this score on."""
+    found = data["at_score"]
+    counts = np.array(found["counts"])
+    assert (found["score"], found["compared"]) == (0.5, "segm")
+    assert found["names"] == [one["name"] for one in data["classes"]]
+    assert counts[:4].sum(axis=1).tolist() == [one["objects"] for one in data["classes"]]
+    for k in range(4):
+        bins = data["histogram"]["segm"][k + 1]
+        right, wrong = (sum(bins[name][10:]) for name in ("true", "false"))
+        assert (counts[k, k], counts[:, k].sum()) == (right, right + wrong)
+        rates = found["rates"][k]
+        if k == 3:
+            assert rates == {"precision": None, "recall": None, "F1": None}
+            continue
+        assert rates["precision"] == pytest.approx(right / (right + wrong), abs=1e-5)
+        assert rates["recall"] == pytest.approx(right / data["classes"][k]["objects"], abs=1e-5)
+        parts = 1 / rates["precision"] + 1 / rates["recall"]
+        assert rates["F1"] == pytest.approx(2 / parts, abs=1e-4)
+    right, objects = np.diagonal(counts)[:3].sum(), sum(one["objects"] for one in data["classes"])
+    assert found["rates"][4]["recall"] == pytest.approx(right / objects, abs=1e-5)
+
+
 def test_training_curves_are_means_and_ranges_of_steps() -> None:
     rng = np.random.default_rng(0)
     values = rng.uniform(0, 3, 1000)

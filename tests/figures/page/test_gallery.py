@@ -11,6 +11,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from report_cases import NAMES, SIZE, case, data_of, instance, judged, picture
 
+from mrcnn_jax.evaluation.at_score import at_score
 from mrcnn_jax.evaluation.average_precision import FIGURES, judge
 from mrcnn_jax.evaluation.matches import image_qualities
 from mrcnn_jax.figures.page import render
@@ -129,6 +130,7 @@ def test_sixty_images_stay_below_15_mb() -> None:
     ]
     evaluations = judge(truth, results)
     metrics = {f"{kind}/{name}": 0.0 for kind in evaluations for name in FIGURES}
-    data = report_data(evaluations, metrics, lambda _: noise, heading={}, config={})
+    counts = at_score(evaluations["segm"], "segm", 0.5)
+    data = report_data(evaluations, metrics, counts, lambda _: noise, heading={}, config={})
     assert [len(image["detections"]) for image in data["gallery"]["images"]] == [100] * 4
     assert 8e6 < 60 / 4 * len(json.dumps(data["gallery"])) + len(render({})) < 14e6

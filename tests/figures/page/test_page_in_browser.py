@@ -124,6 +124,32 @@ def test_the_policy_stops_what_a_careless_script_would_let_in(page: Browser) -> 
     page.requests.remove("https://example.com/a.png")  # asked for, and refused
 
 
+def test_the_tables_at_one_score(page: Browser, data: dict[str, Any]) -> None:
+    """Of the classes that are there, and all together first; the matrix names misses last."""
+
+    def rows(name: str) -> list[list[str]]:
+        return page.evaluate(
+            f"[...document.querySelectorAll('#{name} tbody tr')]"
+            ".map((r) => [...r.cells].map((c) => c.textContent))"
+        )
+
+    found = data["at_score"]
+    counts = np.array(found["counts"])[[0, 1, 2, 4]][:, [0, 1, 2, 4]]
+    rates = rows("rates-table")
+    assert [row[0] for row in rates] == ["all classes", *found["names"][:3]]
+    for row, k in zip(rates, (4, 0, 1, 2), strict=True):
+        expected = [found["rates"][k][name] for name in ("precision", "recall", "F1")]
+        assert percents(row[3:]) == pytest.approx(expected, abs=6e-4)
+    assert [int(row[1]) for row in rates] == [counts[:3].sum(), *counts[:3].sum(axis=1)]
+    assert [int(row[2]) for row in rates] == [counts[:, :3].sum(), *counts[:, :3].sum(axis=0)]
+    matrix = rows("confusion-table")
+    assert [row[0] for row in matrix] == [*found["names"][:3], "false"]
+    assert [[int(cell) if cell.isdigit() else 0 for cell in row[1:]] for row in matrix] == (
+        counts.tolist()
+    )
+    assert "a score of at least .50" in text(page, "confusion-text")
+
+
 def test_tables_show_the_figures(page: Browser, data: dict[str, Any]) -> None:
     rows = page.evaluate(
         "[...document.querySelectorAll('#figures-table tbody tr')]"

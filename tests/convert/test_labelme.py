@@ -37,12 +37,12 @@ from exports import (
 from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.report import Reason
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     Options,
 )
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.data.report import Reason
 
 
 def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

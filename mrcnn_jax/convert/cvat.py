@@ -17,9 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import is_text
-from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     ImageFolder,
     Patch,
     Picture,
@@ -31,6 +29,8 @@ from mrcnn_jax.datasets.convert.common import (
     read_xml,
     rectangle,
 )
+from mrcnn_jax.data.json_values import is_text
+from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 OUTLINES = ("polygon", "box", "ellipse", "mask")

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int64
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, read_bytes
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.pixels.decode import SUFFIXES, decode_labels
+from mrcnn_jax.pixels.decode import SUFFIXES, SWAPS, decode_labels, header_size, image_kind
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.places import Box
 
@@ -109,6 +109,14 @@ class Options:
         """The images; ConfigError if there is no such folder."""
         return ImageFolder(self.images or self.image_folder())
 
+    def class_names(self) -> tuple[str, ...] | None:
+        """The export's own list of classes, in its order; None: it has none."""
+        return None
+
+    def hints(self) -> list[str]:
+        """Lines for people on what was not asked for."""
+        return []
+
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
         """The pictures of the export.
 
@@ -139,13 +147,28 @@ class RectangleOptions(Options):
 
 
 class ImageFolder:
-    """The image files in a folder and its subfolders, by relative path (with /)."""
+    """The image files in a folder and its subfolders, by relative path (with /).
 
-    def __init__(self, folder: Path, *, without: Callable[[Path], bool] = lambda _: False) -> None:
+    Args:
+        folder: the folder.
+        without: whether to leave a file out.
+        files: those that count; by default all in it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        without: Callable[[Path], bool] = lambda _: False,
+        files: Sequence[Path] | None = None,
+    ) -> None:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such image folder")
         self.folder = folder
-        found = (file for file in files_in(folder, SUFFIXES) if not without(file))
+        if files is None:
+            found = [file for file in files_in(folder, SUFFIXES) if not without(file)]
+        else:
+            found = [file for file in files if file.is_file()]
         self.files = [file.relative_to(folder).as_posix() for file in found]
         self._exact = {unicodedata.normalize("NFC", file): file for file in self.files}
         self._by_name: dict[str, list[str]] = defaultdict(list)
@@ -207,6 +230,23 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
     found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
     return sorted(file for file in found if file.is_file() and shown(file))
+
+
+def image_size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of an image; None if it cannot be decoded.
+
+    It is the stored size if that is the annotated one, else the size after the turn of EXIF.
+    `images.check_images` will treat the file in the same way: it takes the turn that gives the
+    annotated size.
+    """
+    try:
+        stored = header_size(path)
+        if stored == annotated:
+            return stored
+        kind = image_kind(path.read_bytes(), max_pixels=MAX_PIXELS)
+    except (OSError, ValueError):
+        return None
+    return stored[::-1] if kind.orientation in SWAPS else stored
 
 
 def normal_path(name: str) -> str:

@@ -17,10 +17,13 @@ from exports import (
     as_cvat,
     as_folders,
     as_label_images,
+    as_label_studio,
     as_labelme,
     as_names,
+    as_via,
     as_voc,
     as_voc_without_xml,
+    as_yolo,
     block,
     break_masks,
     checked,
@@ -30,12 +33,12 @@ from exports import (
 from pictures import tiff_pages
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     Options,
 )
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.write import convert
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,16 @@ def test_missing_and_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "write",
-    [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_label_images],
+    [
+        as_labelme,
+        as_cvat,
+        as_voc,
+        as_voc_without_xml,
+        as_label_images,
+        as_yolo,
+        as_via,
+        as_label_studio,
+    ],
     ids=lambda write: write.__name__,
 )
 def test_broken_files_are_converted_or_refused_in_a_line(

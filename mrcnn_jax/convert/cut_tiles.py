@@ -17,13 +17,13 @@ from tqdm import tqdm
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import MAX_PIXELS
+from mrcnn_jax.convert.tile_data import Tile
 from mrcnn_jax.data.images import check_images
 from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord, ObjectRecord, coco_annotation
 from mrcnn_jax.data.repair import MIN_SIDE
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.datasets.convert.common import MAX_PIXELS
-from mrcnn_jax.datasets.convert.tile_data import Tile
 from mrcnn_jax.output import whole_file
 from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.encode import write_image

@@ -25,9 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import read_json
-from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     ImageFolder,
     Options,
     Patch,
@@ -39,6 +37,8 @@ from mrcnn_jax.datasets.convert.common import (
     refuse_blended,
     value_name,
 )
+from mrcnn_jax.data.json_values import read_json
+from mrcnn_jax.data.report import Reason, Report
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2")

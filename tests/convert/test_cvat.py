@@ -28,11 +28,11 @@ from exports import (
 )
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     Options,
 )
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.write import convert
 
 
 def test_cvat_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

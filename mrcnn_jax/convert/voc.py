@@ -26,8 +26,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     ImageFolder,
     Options,
     Patch,
@@ -43,6 +42,7 @@ from mrcnn_jax.datasets.convert.common import (
     refuse_blended,
     value_name,
 )
+from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.places import Box, box_area
 
 # fmt: off

@@ -28,12 +28,12 @@ from exports import (
 )
 from PIL import Image
 
-from mrcnn_jax.data.report import Reason
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     Options,
 )
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.data.report import Reason
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB"])

@@ -17,9 +17,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.json_values import is_number, read_json, short
-from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     MAX_PIXELS,
     ImageFolder,
     Patch,
@@ -30,6 +28,8 @@ from mrcnn_jax.datasets.convert.common import (
     files_in,
     named,
 )
+from mrcnn_jax.data.json_values import is_number, read_json, short
+from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import decode_labels
 
 NO_AREA = ("point", "points", "line", "linestrip")

@@ -26,9 +26,9 @@ from exports import (
 )
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import Options, blended
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.common import Options, blended
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.write import convert
 
 
 def test_masks_beside_their_images(tmp_path: Path) -> None:

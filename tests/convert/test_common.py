@@ -18,15 +18,15 @@ from exports import (
 )
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.convert.common import (
+from mrcnn_jax.convert.common import (
     ImageFolder,
     ellipse,
     read_xml,
     rectangle,
 )
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.write import convert
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.write import convert
 
 
 def test_rectangles_are_masks_if_they_are_said_to_be(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert import cut_tiles
+from mrcnn_jax.convert.cut_tiles import cut
+from mrcnn_jax.convert.tile_data import Tile
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.datasets.convert import cut_tiles
-from mrcnn_jax.datasets.convert.cut_tiles import cut
-from mrcnn_jax.datasets.convert.tile_data import Tile
 from mrcnn_jax.pixels.windows import windows
 
 SIZE = (100, 150)

@@ -23,23 +23,25 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import (
+    MAX_PIXELS,
+    ImageFolder,
+    Options,
+    Patch,
+    Picture,
+    RectangleOptions,
+    Shape,
+    image_size,
+    read_lines,
+)
 from mrcnn_jax.data.images import tell_pages
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import coco_annotation, refuse_lost
 from mrcnn_jax.data.repair import MIN_SIDE, is_polygon
 from mrcnn_jax.data.report import Finding, Reason, Report
-from mrcnn_jax.datasets.convert.common import (
-    MAX_PIXELS,
-    ImageFolder,
-    Options,
-    Patch,
-    Picture,
-    Shape,
-    read_lines,
-)
 from mrcnn_jax.output import whole_file, write_file
-from mrcnn_jax.pixels.decode import SWAPS, header_pages, header_size, image_kind
+from mrcnn_jax.pixels.decode import header_pages
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped
 
@@ -92,8 +94,14 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
         names = tuple(sorted({item.label for image in converted for item in image.objects}))
         if not names:
             raise ConfigError(f"{options.input}: no object is left, and so no class: {why}")
+        names = options.class_names() or names
+    objects = [item for image in converted for item in image.objects]
+    boxes_alone = objects and all(item.segmentation is None for item in objects)
+    if boxes_alone and isinstance(options, RectangleOptions):
+        first = next(image.file_name for image in converted if image.objects)
+        report.add(Reason.BOXES_ALONE, first, len(objects))
     written = _written(converted, names, options, images.folder, report)
-    print("\n".join(report.lines()))
+    print("\n".join([*report.lines(), *(options.hints() if hint else ())]))
     print(f"{len(names)} classes: {', '.join(names)}")
     for path, count in written.items() if hint else ():
         print(f"{path}: {count} images; to check:")
@@ -141,7 +149,7 @@ def _images(
             report.add(Reason.NOT_LISTED, picture.name, file=options.only)
             continue
         listed += 1
-        size = None if file is None else _size(images.folder / file, picture.size)
+        size = None if file is None else image_size(images.folder / file, picture.size)
         if file is None or size is None:
             reason = Reason.MISSING if file is None else Reason.UNDECODABLE
             report.add(reason, picture.name)
@@ -172,7 +180,7 @@ def _images(
             continue
         if not options.keep_unannotated:
             report.add(Reason.UNANNOTATED, file)
-        elif (size := _size(images.folder / file, None)) is None:
+        elif (size := image_size(images.folder / file, None)) is None:
             report.add(Reason.UNDECODABLE, file)
         else:
             tell_pages(report, file, header_pages(images.folder / file))
@@ -223,23 +231,6 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
             ) from None
         report.add(Reason.EMBEDDED, picture.name)
     return file
-
-
-def _size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of an image; None if it cannot be decoded.
-
-    It is the stored size if that is the annotated one, else the size after the turn of EXIF.
-    `images.check_images` will treat the file in the same way: it takes the turn that gives the
-    annotated size.
-    """
-    try:
-        stored = header_size(path)
-        if stored == annotated:
-            return stored
-        kind = image_kind(path.read_bytes(), max_pixels=MAX_PIXELS)
-    except (OSError, ValueError):
-        return None
-    return stored[::-1] if kind.orientation in SWAPS else stored
 
 
 # -- objects ---------------------------------------------------------------------------------------

@@ -22,16 +22,19 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.label_studio import LabelStudio
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.via import Via
+from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
-from mrcnn_jax.datasets.convert.common import Options
-from mrcnn_jax.datasets.convert.cvat import Cvat
-from mrcnn_jax.datasets.convert.labelme import Labelme
-from mrcnn_jax.datasets.convert.mask_images import Masks
-from mrcnn_jax.datasets.convert.voc import Voc
-from mrcnn_jax.datasets.convert.write import convert
 
 Drawn = dict[str, list[tuple[str, np.ndarray]]]  # image -> label and mask [h, w] of its objects
 
@@ -295,6 +298,63 @@ def as_names(folder: Path, drawn: Drawn) -> Options:
         layout="name",
         keep_unannotated=True,
     )
+
+
+def as_yolo(folder: Path, drawn: Drawn) -> Options:
+    """The box around each mask, as a polygon."""
+    names = sorted({label for objects in drawn.values() for label, _ in objects})
+    (folder / "labels").mkdir(parents=True)
+    for name, objects in drawn.items():
+        picture(folder / "images" / name)
+        lines = []
+        for label, mask in objects:
+            x1, y1, x2, y2 = tight(mask)
+            corners = ((x1, y1), (x2 + 1, y1), (x2 + 1, y2 + 1), (x1, y2 + 1))
+            shares = (f"{x / WIDTH:.6f} {y / HEIGHT:.6f}" for x, y in corners)
+            lines.append(f"{names.index(label)} {' '.join(shares)}\n")
+        (folder / "labels" / f"{Path(name).stem}.txt").write_text("".join(lines))
+    yaml = f"train: images\nnames: {json.dumps(names, ensure_ascii=False)}\n"
+    (folder / "data.yaml").write_text(yaml)
+    return Yolo(folder, folder / "out.json")
+
+
+def corners_of(mask: np.ndarray) -> tuple[list[int], list[int]]:
+    """x and y of the corners of the box around a mask."""
+    x1, y1, x2, y2 = tight(mask)
+    return [x1, x2 + 1, x2 + 1, x1], [y1, y1, y2 + 1, y2 + 1]
+
+
+def as_via(folder: Path, drawn: Drawn) -> Options:
+    """The box around each mask, as a polygon."""
+    entries = {}
+    for name, objects in drawn.items():
+        picture(folder / name)
+        regions = []
+        for label, mask in objects:
+            xs, ys = corners_of(mask)
+            shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+            regions.append({"shape_attributes": shape, "region_attributes": {"class": label}})
+        entries[f"{name}9"] = {"filename": name, "size": 9, "regions": regions}
+    (folder / "via_region_data.json").write_text(json.dumps(entries))
+    return Via(folder, folder / "out.json")
+
+
+def as_label_studio(folder: Path, drawn: Drawn) -> Options:
+    """The box around each mask, as a polygon."""
+    tasks = []
+    for name, objects in drawn.items():
+        picture(folder / name)
+        results = []
+        for number, (label, mask) in enumerate(objects):
+            pairs = zip(*corners_of(mask), strict=True)
+            points = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in pairs]
+            result = {"id": str(number), "type": "polygonlabels", "to_name": "image"}
+            result |= {"value": {"points": points, "polygonlabels": [label]}}
+            results.append(result | {"original_height": HEIGHT, "original_width": WIDTH})
+        task = {"data": {"image": f"/data/upload/1/{name}"}, "annotations": [{"result": results}]}
+        tasks.append({"id": len(tasks), **task})
+    (folder / "project.json").write_text(json.dumps(tasks))
+    return LabelStudio(folder / "project.json", folder / "out.json")
 
 
 def break_masks(values: np.ndarray | bytes | None, **options: Any) -> Callable[[Path], Options]:

@@ -1,0 +1,235 @@
+"""How long the parts of a training take on this machine, measured before it begins.
+
+Steps are those of the run, on its images, from its first state: a copy of it, whose results are
+thrown away. The training that follows has the same bits as without.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from mrcnn_jax import parallel
+from mrcnn_jax.data.loader import PlannedBatch, Split, plan_once
+from mrcnn_jax.inference.predictor import Predictor
+from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.output import part_folder
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.run import Run
+from mrcnn_jax.runs.state import TrainState
+from mrcnn_jax.structures import Batch
+from mrcnn_jax.training import loop
+from mrcnn_jax.training.open import OpenRun
+from mrcnn_jax.training.watch import batches
+
+# Of each program, calls after the first: these at least, and so long. On a GPU the loader, which
+# has read ahead while a program was compiled, falls behind within it if it is too slow.
+CALLS, SECONDS = 3, 5.0
+MOST_CALLS = 200
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that the parts of a training of one stage take."""
+
+    step: float
+    """A training step, averaged over the canvases of an epoch."""
+    loading: float
+    """From the beginning of an epoch to its first batch."""
+    compiling: float
+    """What is left to be compiled after measuring, and the first variables."""
+    validation: float
+    """The losses on all validation images."""
+    evaluation: float
+    """AP on all validation images; 0 if the config does not ask for it."""
+    saving: float
+    """A checkpoint."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of a program: its first call, which compiles, and each of the next ones."""
+
+    first: float
+    each: float
+    loading: float
+    """Until a loader has its first batch."""
+
+    @property
+    def compiling(self) -> float:
+        return max(0.0, self.first - self.each)
+
+
+def measure(run: OpenRun) -> Speed:
+    """Compiles and runs the programs of a new run of one stage, on batches of the most used canvas.
+
+    Those of other canvases are taken to need as much longer as they have more pixels. In one
+    process.
+
+    Raises:
+        TrainingError: the device's memory is too small, or an image cannot be loaded.
+    """
+    run = _with_a_schedule_of_its_own(run)
+    started = time.perf_counter()
+    variables = loop.first_variables(run)
+    jax.block_until_ready(variables)
+    beginning = time.perf_counter() - started
+    state, train_step, validate = loop.compiled(run, 0, run.first_state(0, variables))
+
+    plan = run.whole_epoch(0, 0)
+    canvases = len({planned.canvas for planned in plan})
+    with loop.naming_the_batch_that_fits(run, 0, train_step, state):
+        state, training = _steps(run, train_step, state, plan)
+    compiling = beginning + canvases * training.compiling
+    trained = {"params": state.params, "batch_stats": state.batch_stats}
+    plan_of_val = plan_once(run.val_split, run.config.data.eval_batch_size)
+    key = jax.random.key(run.config.seed)
+    validating = _calls(
+        run,
+        plan_of_val,
+        lambda batch: jax.device_get(validate(trained, parallel.place_rows(batch, run.mesh), key)),
+    )
+    compiling += _again(validating, plan_of_val)
+    evaluation = 0.0
+    if run.config.evaluate_every_epochs:
+        size = run.config.data.eval_batch_size * (1 if run.mesh is None else run.mesh.size)
+        plan_of_eval = plan_once(run.val_split, size)
+        evaluating = _calls(run, plan_of_eval, _predicting(run, variables))
+        compiling += _again(evaluating, plan_of_eval)
+        evaluation = evaluating.each * _batches(run, plan_of_eval)
+    gc.collect()  # loaders refer to themselves
+    return Speed(
+        step=training.each * _batches(run, plan) / len(plan),
+        loading=training.loading,
+        compiling=compiling,
+        validation=validating.each * _batches(run, plan_of_val),
+        evaluation=evaluation,
+        saving=_saving(run, state),
+    )
+
+
+def _with_a_schedule_of_its_own(run: OpenRun) -> OpenRun:
+    """The run with a stage of a length that no other has.
+
+    The schedule is a constant of the train step: if that of an earlier run were found among the
+    compiled programs that are kept, compiling would seem to take no time.
+    """
+    steps = 10**6 + time.time_ns() % 10**6
+    (stage,) = run.config.stages
+    stage = replace(stage, epochs=steps / run.steps_per_epoch)
+    return replace(run, config=replace(run.config, stages=(stage,)))
+
+
+def _steps(
+    run: OpenRun, train_step: Any, state: TrainState, plan: Sequence[PlannedBatch]
+) -> tuple[TrainState, Timed]:
+    """Times training steps; as in training, the metrics of a step are read while the next runs."""
+    pending: Any = None
+
+    def step(batch: Batch) -> None:
+        nonlocal state, pending
+        state, metrics = train_step(state, parallel.place_rows(batch, run.mesh))
+        jax.device_get(pending)
+        pending = metrics
+
+    used = _most_used(plan)
+    epochs = math.ceil((MOST_CALLS + 1) / sum(planned.canvas == used for planned in plan))
+    long = (planned for epoch in range(epochs) for planned in run.whole_epoch(0, epoch))
+    of_canvas = [planned for planned in long if planned.canvas == used][: MOST_CALLS + 1]
+    timed = _timed(run, run.train_split, of_canvas, step, lambda: jax.device_get(pending))
+    return state, timed
+
+
+def _calls(run: OpenRun, plan: Sequence[PlannedBatch], call: Callable[[Batch], object]) -> Timed:
+    """Times a program on validation images."""
+    of_canvas = [planned for planned in plan if planned.canvas == _most_used(plan)]
+    repeated = (of_canvas * (CALLS + 1))[: MOST_CALLS + 1]
+    return _timed(run, run.val_split, repeated, call)
+
+
+def _timed(
+    run: OpenRun,
+    split: Split,
+    plan: Sequence[PlannedBatch],
+    call: Callable[[Batch], object],
+    wait: Callable[[], object] = lambda: None,
+) -> Timed:
+    """Times a call for each batch, with the loading of those after the first.
+
+    Args:
+        wait: returns when the calls before it are done.
+    """
+    clock, stage = time.perf_counter, run.config.stages[0]
+    with closing(batches(run, stage, split, plan)) as loaded:
+        batch = next(loaded)
+        started = clock()
+        call(batch)
+        wait()
+        first, begun, calls = clock() - started, clock(), 0
+        for batch in loaded:
+            call(batch)
+            calls += 1
+            if calls >= CALLS and clock() - begun >= SECONDS:
+                break
+        wait()
+        each = (clock() - begun) / calls
+    started = clock()
+    with closing(batches(run, stage, split, plan[:1])) as loaded:
+        next(loaded)
+        return Timed(first, each, clock() - started)
+
+
+def _saving(run: OpenRun, state: TrainState) -> float:
+    """Seconds of a checkpoint on the disk of the run, where it is removed again."""
+    with part_folder(run.workdir / "speed") as folder:
+        started = time.perf_counter()
+        state = state if run.mesh is None else parallel.to_host(state)
+        Checkpoints(folder, keep=1).save(state, _meta(run), run.config)
+        return time.perf_counter() - started
+
+
+def _predicting(run: OpenRun, variables: Variables) -> Callable[[Batch], object]:
+    """Detects in a batch as evaluation does, up to the masks in the images."""
+    predictor = Predictor(Run(run.config, _meta(run), parallel.to_host(variables)), run.mesh)
+    return lambda batch: list(predictor.found(batch, predictor(batch)))
+
+
+def _meta(run: OpenRun) -> Meta:
+    return Meta(
+        step=0,
+        stage=run.config.stages[0].name,
+        stage_index=0,
+        stage_step=0,
+        stage_complete=False,
+        categories=run.categories,
+        config_hash="",
+    )
+
+
+def _most_used(plan: Iterable[PlannedBatch]) -> int:
+    """The canvas of most batches."""
+    return Counter(planned.canvas for planned in plan).most_common(1)[0][0]
+
+
+def _batches(run: OpenRun, plan: Sequence[PlannedBatch]) -> float:
+    """The batches of a plan, counted as batches of its most used canvas by their pixels."""
+    pixels = [math.prod(run.config.data.canvases[planned.canvas]) for planned in plan]
+    return sum(pixels) / math.prod(run.config.data.canvases[_most_used(plan)])
+
+
+def _again(timed: Timed, plan: Iterable[PlannedBatch]) -> float:
+    """Seconds of compiling that training has yet to do for a program that does not change.
+
+    That of the most used canvas is read again if compiled programs are kept.
+    """
+    canvases = len({planned.canvas for planned in plan})
+    return timed.compiling * (canvases - bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")))

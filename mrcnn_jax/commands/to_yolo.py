@@ -1,0 +1,132 @@
+"""`convert to-yolo`: a COCO file as a data set of YOLO segmentation."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mrcnn_jax.data.records import CocoDataset
+    from mrcnn_jax.data.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToYolo:
+    """The other way: a COCO file, and perhaps one of validation, to YOLO segmentation."""
+
+    input: tyro.conf.Positional[Path]
+    """The annotation file, in COCO format."""
+    images: Path
+    """The folder that its file names are relative to."""
+    out: Path
+    """The folder of the data set, which is made: data.yaml, labels, and copies of the images."""
+    val: Path | None = None
+    """An annotation file of validation images, with the same classes or some of them."""
+    val_images: Path | None = None
+    """Their folder; by default --images."""
+
+
+def run(arguments: ToYolo) -> None:
+    """Converts, and prints what was kept and lost.
+
+    Raises:
+        ConfigError: a file cannot be used, a class of `val` is new, or `out` exists or cannot be
+            written.
+    """
+    from mrcnn_jax.config.schema import DataConfig
+    from mrcnn_jax.convert.common import MAX_PIXELS
+    from mrcnn_jax.data.reading import read_coco
+    from mrcnn_jax.inference.annotations import data_yaml
+    from mrcnn_jax.output import write_file
+
+    if arguments.val_images is not None and arguments.val is None:
+        raise ConfigError("--val-images: needs --val")
+    if arguments.out.exists():
+        raise ConfigError(f"--out: {arguments.out}: exists (choose another one)")
+    limits = DataConfig(max_pixels=MAX_PIXELS)
+    datasets = {"train": read_coco(arguments.input, arguments.images, limits)}
+    known = [(category.id, category.name) for category in datasets["train"].categories]
+    if arguments.val is not None:
+        folder = arguments.val_images or arguments.images
+        validation = read_coco(arguments.val, folder, limits)
+        datasets["val"] = validation.matched_to(known, f"{arguments.input}")
+    classes = {number: place for place, (number, _) in enumerate(known)}
+    for dataset in datasets.values():
+        _refuse(dataset)
+    try:
+        for part, dataset in datasets.items():
+            _write(dataset, classes, arguments.out, part)
+            print("\n".join(dataset.report.lines()))
+        names = [name for _, name in known]
+        write_file(arguments.out / "data.yaml", data_yaml(names, *datasets))
+    except OSError as error:
+        raise ConfigError(f"--out: {error.filename}: {error.strerror}") from None
+    print(f"{arguments.out / 'data.yaml'}: {len(known)} classes: {', '.join(names)}")
+    print(
+        f"    {cli.command('convert', 'yolo', arguments.out, '--out', 'annotations.json')} reads it"
+    )
+
+
+def _refuse(dataset: CocoDataset) -> None:
+    """ConfigError if YOLO cannot hold an image: EXIF turns it, but it is annotated as stored; or it
+    would share its label file with another one."""
+    from mrcnn_jax.convert.common import image_size
+
+    stems: dict[Path, str] = {}
+    for image in dataset.images:
+        other = stems.setdefault(Path(image.file_name).with_suffix(""), image.file_name)
+        if other != image.file_name:
+            raise ConfigError(
+                f"{dataset.annotations_path}: {other} and {image.file_name} would share a label "
+                "file"
+            )
+        size = image_size(dataset.images_dir / image.file_name, None)
+        if size not in (None, (image.height, image.width)):
+            raise ConfigError(
+                f"{dataset.images_dir / image.file_name}: {size[0]} x {size[1]} as EXIF turns it, "
+                f"which YOLO does, but annotated as {image.height} x {image.width}"
+            )
+
+
+def _write(dataset: CocoDataset, classes: dict[int, int], out: Path, part: str) -> None:
+    """Copies the images of a part and writes their labels."""
+    import numpy as np
+
+    from mrcnn_jax.convert.yolo import labels_of
+    from mrcnn_jax.data.report import Reason
+    from mrcnn_jax.inference.annotations import yolo_lines
+    from mrcnn_jax.output import write_file
+    from mrcnn_jax.pixels.rle import decoded
+
+    report: Report = dataset.report
+    for image in dataset.images:
+        copy = out / "images" / part / image.file_name
+        size = image.height, image.width
+        objects = [record for record in image.objects if not record.iscrowd]
+        for record in image.objects:
+            if record.iscrowd:
+                report.add(Reason.CROWD, record.annotation_id)
+            elif record.rle is None:
+                report.add(Reason.BOX_LINE, record.annotation_id)
+        masks = (
+            np.zeros(size, bool) if record.rle is None else decoded([record.rle], size)[0]
+            for record in objects
+        )
+        lines = yolo_lines(
+            size,
+            [classes[dataset.category_id(record.label)] for record in objects],
+            np.array([record.box for record in objects], np.float64).reshape(-1, 4),
+            masks,
+        )
+        labels = labels_of(copy)
+        for path in (copy, labels):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(dataset.images_dir / image.file_name, copy)
+        write_file(labels, "".join(f"{line}\n" for line in lines))

@@ -1,0 +1,126 @@
+"""The files of a folder that somebody has, and what they are by the keys that occur in them."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from mrcnn_jax.config.errors import ConfigError, refuse_pipe
+from mrcnn_jax.pixels.decode import SUFFIXES
+
+Kind = Literal["coco", "labelme", "via", "label_studio"]
+
+
+def walk(folder: Path, without: Path | None) -> Iterator[str]:
+    """The relative paths, with /, of the files in a folder. Links are followed, once each."""
+    seen = {os.path.realpath(without)} if without is not None else set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        is_run = "checkpoints" in folders or os.path.isfile(f"{root}/dataset/split.json")
+        if real in seen or (is_run and Path(root) != folder):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(root, name), folder).replace(os.sep, "/")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder, as relative paths."""
+
+    folder: Path
+    files: tuple[str, ...]
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        return [file for file in self.files if PurePosixPath(file).suffix.lower() in suffixes]
+
+    @functools.cached_property
+    def images(self) -> list[str]:
+        return self.with_suffix(*SUFFIXES)
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        """Images by the last part of their path."""
+        found = defaultdict(list)
+        for file in self.images:
+            found[base_name(normal(file))].append(file)
+        return found
+
+    @functools.cached_property
+    def jsons(self) -> dict[str, Kind]:
+        """JSON file -> its kind (`json_kind`); others are left out."""
+        kinds = {file: json_kind(self.folder / file) for file in self.with_suffix(".json")}
+        return {file: kind for file, kind in kinds.items() if kind is not None}
+
+    def of_kind(self, kind: Kind) -> list[str]:
+        return [file for file, its in self.jsons.items() if its == kind]
+
+    def only(self, found: list[str], what: str) -> str:
+        """The only one of `found`; ConfigError, which says `what` they are, if they are several."""
+        if len(found) > 1:
+            more = ", ..." if len(found) > 3 else ""
+            raise ConfigError(
+                f"{self.folder}: several {what}: {', '.join(found[:3])}{more}: name a folder with "
+                "one of them, or write a config that names files and folders (--config)"
+            )
+        return found[0]
+
+
+def base_name(file: str) -> str:
+    return file.rpartition("/")[2]
+
+
+def parent(file: str) -> str:
+    return file.rpartition("/")[0]
+
+
+def normal(file: str) -> str:
+    return unicodedata.normalize("NFC", file)
+
+
+def mapped(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a file, read as they are looked at."""
+    refuse_pipe(path)
+    try:
+        with path.open("rb") as opened:
+            if os.fstat(opened.fileno()).st_size == 0:
+                return b""
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def json_kind(path: Path) -> Kind | None:
+    """What wrote a JSON file, by the keys in it."""
+    content = mapped(path)
+
+    def has(key: str) -> bool:
+        return content.find(f'"{key}"'.encode()) >= 0
+
+    if has("shapes") and has("imagePath"):
+        return "labelme"
+    keys = sum(map(has, ("images", "annotations", "categories")))
+    if keys == 3:
+        return "coco"
+    if has("shape_attributes") or has("_via_img_metadata"):
+        return "via"
+    if has("annotations") and has("result") and has("to_name"):
+        return "label_studio"
+    return "coco" if keys == 2 else None
+
+
+def xml_root(path: Path) -> str | None:
+    """The name of an XML file's first element."""
+    found = re.search(rb"<([A-Za-z_][\w.-]*)[\s>]", mapped(path)[:4096])
+    return found[1].decode() if found else None

@@ -1,0 +1,169 @@
+"""What `predict` found, as the annotations of the next data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from pycocotools import mask as rle_ops
+
+from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.records import coco_annotation
+from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.inference.annotations import data_yaml, yolo_lines
+from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.output import write_file
+from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
+from mrcnn_jax.pixels.encode import write_image
+from mrcnn_jax.pixels.places import box_area
+
+Format = Literal["labelme", "yolo", "coco"]
+Frame: TypeAlias = UInt8[np.ndarray, "h w 3"]
+
+
+def open_annotations(
+    form: Format, out: Path, files: Sequence[Path], class_names: dict[int, str], report: Report
+) -> Annotations:
+    """Makes the folder of the annotations.
+
+    Args:
+        form: their format.
+        out: the folder of all results.
+        files: the images and videos that will be predicted.
+        class_names: COCO id -> name, in the order of the labels.
+        report: counts what is written as a box.
+
+    Raises:
+        ConfigError: there are annotations already, which may have been edited since.
+    """
+    return {"labelme": _Labelme, "yolo": _Yolo, "coco": _Coco}[form](
+        out / form, files, class_names, report
+    )
+
+
+class Annotations:
+    """Annotations of one format in a folder of their own; `add` picture by picture, then `end`."""
+
+    def __init__(
+        self, folder: Path, files: Sequence[Path], class_names: dict[int, str], report: Report
+    ) -> None:
+        if folder.exists():
+            raise ConfigError(
+                f"{folder}: there are annotations of an earlier call (choose another --out, or "
+                "remove them)"
+            )
+        folder.mkdir()
+        self.folder, self._class_names, self._report = folder, class_names, report
+        places = {os.path.abspath(file.parent) for file in files}
+        if any(file.suffix.lower() in VIDEO_SUFFIXES for file in files):
+            places.add(os.path.abspath(folder))
+        self._images = Path(os.path.relpath(os.path.commonpath(places)))
+        """The folder that all images and frames are in."""
+
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
+        """Writes the annotations of a picture.
+
+        Args:
+            name: of the picture among all, without a suffix.
+            file: the image or video.
+            frame: RGB pixels of a frame of the video; None of an image.
+            found: the objects to write.
+        """
+        raise NotImplementedError
+
+    def end(self) -> str:
+        """Writes what is of all pictures together; returns a line for people."""
+        raise NotImplementedError
+
+    def _file_of(self, name: str, file: Path, frame: Frame | None, place: Path) -> Path:
+        """The file of a picture; that of a frame is written."""
+        if frame is None:
+            return file
+        write_image(place / f"{name}.png", frame)
+        return place / f"{name}.png"
+
+    def _tell_boxes(self, name: str, found: Detections) -> None:
+        for row, mask in enumerate(found.each_mask(), 1):
+            if not mask.any():
+                self._report.add(Reason.FOUND_BOX, f"{name}: {row}")
+
+
+class _Labelme(Annotations):
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
+        image = self._file_of(name, file, frame, self.folder)
+        found.to_labelme(self.folder / f"{name}.json", image)
+        self._tell_boxes(name, found)
+
+    def end(self) -> str:
+        again = cli.command(
+            *("convert", "labelme", self.folder, "--images", self._images),
+            *("--out", "annotations.json"),
+        )
+        return f"annotations for labelme: {self.folder}; once corrected: {again}"
+
+
+class _Yolo(Annotations):
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
+        images, labels = self.folder / "images", self.folder / "labels"
+        for folder in (images, labels):
+            folder.mkdir(exist_ok=True)
+        if frame is None:
+            shutil.copyfile(file, images / f"{name}{file.suffix}")
+        else:
+            write_image(images / f"{name}.png", frame)
+        classes = (found.labels - 1).tolist()
+        lines = yolo_lines(found.size, classes, found.boxes, found.each_mask())
+        write_file(labels / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+        self._tell_boxes(name, found)
+
+    def end(self) -> str:
+        write_file(self.folder / "data.yaml", data_yaml(list(self._class_names.values())))
+        again = cli.command("convert", "yolo", self.folder, "--out", "annotations.json")
+        return f"YOLO's data set: {self.folder}; once corrected: {again}"
+
+
+class _Coco(Annotations):
+    """The annotations grow in the file; only the images are kept until the end."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._path = self.folder / "annotations.json"
+        self._part = self.folder / "annotations.part"
+        self._stream = self._part.open("w")
+        self._stream.write('{"annotations": [')
+        self._count = 0
+        self._listed: list[dict[str, Any]] = []
+
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
+        image = self._file_of(name, file, frame, self.folder)
+        place = os.path.relpath(image, self._images).replace(os.sep, "/")
+        number, (height, width) = len(self._listed) + 1, found.size
+        size = {"height": height, "width": width}
+        self._listed.append({"id": number, "file_name": place, **size})
+        for result, box in zip(found.to_coco(number), found.boxes.tolist(), strict=True):
+            rle = result.get("segmentation")
+            area = float(rle_ops.area(rle)) if rle else 0.0
+            rle, area = (rle, area) if area else (None, box_area(tuple(box)))
+            annotation = coco_annotation(
+                self._count + 1, number, result["category_id"], tuple(box), area, False, rle
+            )
+            text = json.dumps(annotation | {"score": result["score"]})
+            self._stream.write((",\n" if self._count else "\n") + text)
+            self._count += 1
+        self._tell_boxes(name, found)
+
+    def end(self) -> str:
+        categories = [{"id": key, "name": name} for key, name in self._class_names.items()]
+        rest = {"images": self._listed, "categories": categories}
+        self._stream.write(f"],\n{json.dumps(rest)[1:]}\n")
+        self._stream.close()
+        self._part.replace(self._path)
+        again = cli.command("check", "--annotations", self._path, "--images", self._images)
+        return f"COCO's annotations: {self._path}; once corrected: {again}"

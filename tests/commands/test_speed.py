@@ -1,0 +1,156 @@
+"""Speeds by a clock that the programs themselves move; measuring leaves a run as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mrcnn_jax.commands import speed
+from mrcnn_jax.commands.speed import Speed, measure
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.training import loop, watch
+from mrcnn_jax.training.open import OpenRun, open_run
+
+CANVASES = ((64, 96), (96, 64), (96, 96))
+
+
+class Programs:
+    """Stand for the programs of a run, and move the clock as if they were slow."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: Counter[str] = Counter()
+        self.shapes: set[tuple[str, tuple[int, ...]]] = set()
+
+    def _called(self, name: str, batch: Any, compiling: float, seconds: float) -> None:
+        self.now += seconds if self.calls[name] else compiling + seconds
+        self.calls[name] += 1
+        self.shapes.add((name, batch.images.shape))
+
+    def step(self, state: Any, batch: Any) -> Any:
+        self._called("step", batch, 30.0, 2.0)
+        return state, {"loss/total": 0.0}
+
+    def validate(self, variables: Any, batch: Any, key: Any) -> Any:
+        self._called("validate", batch, 10.0, 0.5)
+        return {"loss/total": 0.0}, None
+
+    def predict(self, run: OpenRun, variables: Any) -> Any:
+        return lambda batch: self._called("predict", batch, 8.0, 6.0)
+
+    def save(self, run: OpenRun, state: Any) -> float:
+        return 4.0
+
+    def first_variables(self, run: OpenRun) -> Any:
+        self.now += 3.0
+        return {"params": {}, "batch_stats": {}}
+
+
+@pytest.fixture
+def several(tiny_config: Config, tmp_path: Path) -> Iterator[OpenRun]:
+    """A run of one stage on images of three canvases, of 3, 2 and 1 batches in an epoch."""
+    data = replace(tiny_config.data, cache=str(tmp_path / "cache"))
+    config = replace(tiny_config, data=data, stages=tiny_config.stages[:1])
+    with open_run(config, tmp_path / "run") as run:
+        data = replace(data, short_side=64, long_side=96, canvases=CANVASES)
+        sides = {0: (64, 90), 1: (90, 64), 2: (90, 90)}
+
+        def of(split: Any, canvases: list[int]) -> Any:
+            plans = zip(split.plans, canvases, strict=True)
+            changed = (replace(plan, canvas=c, resized=sides[c]) for plan, c in plans)
+            return replace(split, plans=tuple(changed))
+
+        yield replace(
+            run,
+            config=replace(config, data=data),
+            train_split=of(run.train_split, [0] * 6 + [1] * 4 + [2]),
+            val_split=of(run.val_split, [1] * 5 + [2] * 3),
+        )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_other_canvases_count_by_their_pixels(
+    several: OpenRun, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    programs = Programs()
+    monkeypatch.setattr(
+        speed, "time", SimpleNamespace(perf_counter=lambda: programs.now, time_ns=lambda: 5)
+    )
+    monkeypatch.setattr(loop, "first_variables", programs.first_variables)
+    first = SimpleNamespace(params={}, batch_stats={})
+    monkeypatch.setattr(OpenRun, "first_state", lambda *_: first)
+    monkeypatch.setattr(
+        loop, "compiled", lambda run, index, state: (state, programs.step, programs.validate)
+    )
+    monkeypatch.setattr(speed, "_predicting", programs.predict)
+    monkeypatch.setattr(speed, "_saving", programs.save)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "folder" if kept else "")
+    pixels = 96 * 96 / (64 * 96)  # of the third canvas, as a multiple of the first and second
+
+    found = measure(several)
+    assert found == Speed(
+        step=pytest.approx(2 * (5 + pixels) / 6),
+        compiling=pytest.approx(3 + 3 * 30 + (1 if kept else 2) * 10),
+        validation=pytest.approx(0.5 * (2 + pixels)),
+        evaluation=0.0,
+        loading=0.0,  # the clock stands still
+        saving=4.0,
+    )
+    # Three steps of two seconds last longer than 5 s; of validation, eight batches are asked for.
+    assert programs.calls == {"step": 1 + 3, "validate": 1 + 7}
+    assert programs.shapes == {("step", (2, 64, 96, 3)), ("validate", (3, 96, 64, 3))}
+
+    run = replace(several, config=replace(several.config, evaluate_every_epochs=2))
+    programs.calls.clear()
+    more = measure(run)
+    assert more.evaluation == pytest.approx(6 * (2 + pixels))
+    assert more.compiling == pytest.approx(found.compiling + (1 if kept else 2) * 8)
+    assert programs.calls["predict"] == 1 + 3
+
+
+def test_no_earlier_program_is_found_for_the_schedule(
+    several: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    for moment in (1_234_567_890, 1_234_567_891):
+        monkeypatch.setattr(speed, "time", SimpleNamespace(time_ns=lambda moment=moment: moment))
+        lengths.append(speed._with_a_schedule_of_its_own(several).total_steps(0))
+    assert lengths == [1_567_890, 1_567_891]
+
+
+def test_a_run_that_was_measured_has_the_same_bits(
+    tiny_config: Config, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny run's own programs, evaluation included; nothing is left in the folder."""
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(speed, "_with_a_schedule_of_its_own", lambda run: run)  # compiled already
+    config = replace(
+        tiny_config,
+        init_from=str(tiny_run),
+        stages=tiny_config.stages[2:],
+        evaluate_every_epochs=1,
+    )
+    loop.train(config, tmp_path / "plain")
+    found: list[Speed] = []
+    left: list[set[str]] = []
+
+    def settle(run: OpenRun) -> Config:
+        found.append(measure(run))
+        left.append({path.name for path in run.workdir.iterdir()})
+        return run.config
+
+    loop.train(config, tmp_path / "measured", settle=settle)
+    ((rates,), (names,)) = found, left
+    assert all(value > 0 for value in asdict(rates).values())
+    assert names <= {".lock", "data"}
+    plain, measured = (tmp_path / name / "metrics.jsonl" for name in ("plain", "measured"))
+    assert plain.read_bytes() == measured.read_bytes()
+    assert "segm/AP" in read_metrics(tmp_path / "measured")[-1]

@@ -1,0 +1,73 @@
+"""The files of a folder by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.datasets.tree import Tree, json_kind, normal, walk, xml_root
+
+
+def test_files_are_found_once_and_hidden_ones_and_runs_never(tmp_path: Path) -> None:
+    for name in (
+        "a/x.JPG",
+        "a/x.json",
+        "b/c/x.jpg",
+        ".hidden/x.jpg",
+        "__MACOSX/x.jpg",
+        "a/.x.jpg",
+        "run/checkpoints/x.jpg",
+        "other/x.jpg",
+        "gro\u0308\u00dfe.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "again").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    tree = Tree(tmp_path, tuple(walk(tmp_path, tmp_path / "other")))
+    assert sorted(map(normal, tree.files)) == [
+        "a/x.JPG",
+        "a/x.json",
+        "b/c/x.jpg",
+        "gr\u00f6\u00dfe.png",
+    ]
+    assert sorted(map(normal, tree.images)) == ["a/x.JPG", "b/c/x.jpg", "gr\u00f6\u00dfe.png"]
+    assert tree.by_name["x.jpg"] == ["b/c/x.jpg"]
+    assert len(tree.by_name["gr\u00f6\u00dfe.png"]) == 1
+    assert tree.only(["a"], "files") == "a"
+    with pytest.raises(ConfigError, match=r"several files: a, b, c, \.\.\.: name a folder"):
+        tree.only(["a", "b", "c", "d"], "files")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"images": [], "annotations": [], "categories": []}, "coco"),
+        ({"images": [], "annotations": [], "result": 0, "to_name": 1, "categories": []}, "coco"),
+        ({"images": [], "annotations": []}, "coco"),
+        ({"images": []}, None),
+        ({"shapes": [], "imagePath": "a.png"}, "labelme"),
+        ({"a": {"regions": [{"shape_attributes": {}}]}}, "via"),
+        ({"_via_img_metadata": {}}, "via"),
+        ([{"annotations": [{"result": [{"to_name": "image"}]}]}], "label_studio"),
+        ({"name": "package"}, None),
+    ],
+)
+def test_what_wrote_a_json_file(content: object, kind: str | None, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert json_kind(tmp_path / "a.json") == kind
+
+
+def test_the_first_element(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    for text, root in (
+        ('<?xml version="1.0"?>\n<!-- x -->\n<annotations a="1">', "annotations"),
+        ("<annotation>", "annotation"),
+        ("", None),
+        ("no markup", None),
+    ):
+        path.write_text(text)
+        assert xml_root(path) == root

@@ -1,0 +1,203 @@
+"""`predict --format` with a stand-in for the network, and what converters make of its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from exports import HEIGHT, RING, WIDTH, block, objects, picture
+from PIL import Image
+
+from mrcnn_jax.commands import predict as predict_command
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.convert.labelme import Labelme
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.convert.yolo import Yolo
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.inference import api
+from mrcnn_jax.inference.results import Detections, TileCounts
+from mrcnn_jax.inference.scenes import Scene
+from mrcnn_jax.pixels.rle import encoded
+from mrcnn_jax.pixels.windows import Window
+from tests.inference.frames import write_video
+
+SQUARE, NONE = block(5, 6, 25, 30), np.zeros((HEIGHT, WIDTH), bool)
+FOUND = Detections(
+    size=(HEIGHT, WIDTH),
+    boxes=np.array([[5.0, 6, 25, 30], [2, 3, 26, 27], [1, 2, 9, 8], [0, 0, 4, 4]]),
+    labels=np.array([2, 1, 2, 1], np.int32),
+    category_ids=(90, 7, 90, 7),
+    class_names=("bee", "ape", "bee", "ape"),
+    scores=np.array([0.9, 0.8, 0.5, 0.4], np.float32),
+    masks=tuple(encoded([SQUARE, RING, NONE, SQUARE])),
+)
+
+
+@pytest.fixture
+def predict(
+    mrcnn: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Of the files of two folders with one name."""
+
+    def predict_scene(scene: Scene, *_: Any, **__: Any) -> Detections:
+        scene.read(Window(0, 0, *scene.size))
+        return replace(FOUND, tiles=TileCounts(1, 0, 0, 0, ()))
+
+    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
+    model = SimpleNamespace(
+        run=run,
+        class_names={7: "ape", 90: "bee"},
+        predict=lambda *_, **__: FOUND,
+        predict_scene=predict_scene,
+    )
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        picture(Path("photos", folder, "x.png"))
+
+    def call(*words: Any) -> int:
+        return mrcnn("predict", *words, "--workdir", "runs/a", "--out", "out")
+
+    return call
+
+
+FILES = "photos/one", "photos/two/x.png"
+
+
+def command(told: str) -> list[str]:
+    """The words behind the program of the command that a line ends with."""
+    return re.split("once corrected: .*mrcnn(?:_jax)? ", told.splitlines()[-1])[1].split()
+
+
+def assert_found(annotations: Path, images: Path, files: list[str], overlap: float) -> None:
+    dataset = read_coco(annotations, images, DataConfig())
+    assert sorted(image.file_name for image in dataset.images) == files
+    for file in files:
+        found = sorted(objects(dataset, file), key=lambda pair: -int(pair[1].sum()))
+        assert [label for label, _ in found] == ["bee", "ape", "bee"]
+        for (_, mask), expected in zip(found, (SQUARE, RING), strict=False):
+            assert (mask & expected).sum() / (mask | expected).sum() >= overlap
+        assert not found[2][1].any()
+    boxes = [o.box for o in dataset.images[0].objects]
+    assert (1.0, 2.0, 9.0, 8.0) in [tuple(np.round(box, 3).tolist()) for box in boxes]
+
+
+def test_labelme(
+    predict: Callable[..., int], mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(*FILES, "--format", "labelme") == 0
+    told = capsys.readouterr().out
+    assert "noticed 2: objects found whose mask has no pixel: annotated by their boxes (" in told
+    names = [path.name for path in sorted(Path("out/labelme").iterdir())]
+    assert names == ["00001_x.json", "00002_x.json"]
+    content = json.loads(Path("out/labelme/00002_x.json").read_text())
+    assert content["imagePath"] == "../../photos/two/x.png"
+    assert mrcnn(*command(told)) == 0
+    files = ["one/x.png", "two/x.png"]
+    assert_found(Path("annotations.json"), Path("photos"), files, 0.98)
+    # Annotations are not overwritten: somebody may have corrected them.
+    assert predict(*FILES, "--format", "labelme") == 2
+    line = "error: out/labelme: there are annotations of an earlier call (choose another --out, or "
+    assert capsys.readouterr().err.startswith(line)
+    assert predict(*FILES) == 0
+    convert(Labelme(Path("out/labelme"), Path("o.json"), images=Path("photos")))
+
+
+def test_yolo(
+    predict: Callable[..., int], mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(*FILES, "--format", "yolo") == 0
+    told = capsys.readouterr().out
+    assert (
+        Path("out/yolo/data.yaml").read_text() == 'train: images\nnames:\n  0: "ape"\n  1: "bee"\n'
+    )
+    assert mrcnn(*command(told)) == 0
+    files = ["00001_x.png", "00002_x.png"]
+    assert_found(Path("annotations.json"), Path("out/yolo/images"), files, 0.95)
+    assert Yolo(Path("out/yolo"), Path("o.json")).class_names() == ("ape", "bee")
+
+
+def test_coco(
+    predict: Callable[..., int], mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(*FILES, "--format", "coco", "--min-score", "0.45") == 0
+    told = capsys.readouterr().out
+    content = json.loads(Path("out/coco/annotations.json").read_text())
+    assert content["categories"] == [{"id": 7, "name": "ape"}, {"id": 90, "name": "bee"}]
+    assert [a["id"] for a in content["annotations"]] == [1, 2, 3, 4, 5, 6]
+    assert [a["score"] for a in content["annotations"][:3]] == pytest.approx([0.9, 0.8, 0.5])
+    assert [a["area"] for a in content["annotations"][:3]] == [480.0, float(RING.sum()), 48.0]
+    assert mrcnn(*command(told), "--cache", "cache") == 0
+    files = ["one/x.png", "two/x.png"]
+    assert_found(Path("out/coco/annotations.json"), Path("photos"), files, 1.0)
+    assert [path.name for path in Path("out/coco").iterdir()] == ["annotations.json"]
+
+
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [("labelme", "out/labelme"), ("yolo", "out/yolo/images"), ("coco", "out/coco")],
+)
+def test_frames_are_written(
+    form: str,
+    place: str,
+    predict: Callable[..., int],
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    frames = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for value in (30, 200)]
+    Path("clips").mkdir()
+    write_video(Path("clips/clip.avi"), frames)
+    assert predict("clips/clip.avi", "--format", form) == 0
+    told = capsys.readouterr().out
+    pictures = sorted(Path(place).glob("*.png"))
+    assert [path.name for path in pictures] == ["00001_clip_000000.png", "00002_clip_000001.png"]
+    for path, value in zip(pictures, (30, 200), strict=True):
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - value).max() < 20
+    more = ("--cache", "cache") if form == "coco" else ()
+    assert mrcnn(*command(told), *more) == 0
+    assert "kept 2 images, 6 objects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["labelme", "yolo", "coco"])
+def test_images_in_tiles_are_annotated_at_their_own_size(
+    form: str,
+    predict: Callable[..., int],
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their overlays are smaller. Of a TIFF, and of the frames of a video."""
+    monkeypatch.setattr(predict_command, "LONGEST_SIDE", 30)
+    pixels = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    Image.fromarray(pixels).save("photos/scan.tif")
+    write_video(Path("photos/clip.avi"), [pixels])
+    files = "photos/scan.tif", "photos/clip.avi"
+    assert predict(*files, "--format", form, "--tile", "64") == 0
+    told, name = capsys.readouterr().out, "00002_clip_000000"
+    assert f"drawn at 1/2 of the size (00001_scan.png, {name}.png)\n" in told
+    (frame,) = Path("out", form).rglob("*.png")
+    assert frame.stem == name
+    assert np.abs(np.asarray(Image.open(frame)).astype(int) - pixels).max() < 20
+    more = ("--cache", "cache") if form == "coco" else ()
+    assert mrcnn(*command(told), *more) == 0
+    again, images, files = {
+        "labelme": ("annotations.json", ".", [f"out/labelme/{name}.png", "photos/scan.tif"]),
+        "yolo": ("annotations.json", "out/yolo/images", ["00001_scan.tif", f"{name}.png"]),
+        "coco": ("out/coco/annotations.json", ".", [f"out/coco/{name}.png", "photos/scan.tif"]),
+    }[form]
+    assert_found(Path(again), Path(images), files, 0.95)
+
+
+def test_nothing_found_is_annotated_too(predict: Callable[..., int]) -> None:
+    assert predict(*FILES, "--format", "coco", "--min-score", "1") == 0
+    content = json.loads(Path("out/coco/annotations.json").read_text())
+    assert content["annotations"] == []
+    assert len(content["images"]) == 2
