@@ -90,8 +90,8 @@ class Annotations:
         return place / f"{name}.png"
 
     def _tell_boxes(self, name: str, found: Detections) -> None:
-        for row, mask in enumerate(found.each_mask(), 1):
-            if not mask.any():
+        for row, rle in enumerate(found.rles(), 1):
+            if rle is None or not rle_ops.area(rle):
                 self._report.add(Reason.FOUND_BOX, f"{name}: {row}")
 
 
@@ -119,7 +119,7 @@ class _Yolo(Annotations):
         else:
             write_image(images / f"{name}.png", frame)
         classes = (found.labels - 1).tolist()
-        lines = yolo_lines(found.size, classes, found.boxes, found.each_mask())
+        lines = yolo_lines(found.size, classes, found.boxes, found.rles())
         write_file(labels / f"{name}.txt", "".join(f"{line}\n" for line in lines))
         self._tell_boxes(name, found)
 

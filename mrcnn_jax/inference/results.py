@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,17 @@ class Detections:
             of the original image), score, and, if there are masks, segmentation (compressed RLE of
             the original image's size), and, if there is depth, depth (metres, or None).
         """
-        rles = encoded(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
         results: list[dict[str, Any]] = []
-        for row, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+        pairs = zip(self.boxes.tolist(), self.rles(), strict=True)
+        for row, ((x1, y1, x2, y2), rle) in enumerate(pairs):
             result: dict[str, Any] = {
                 "image_id": int(image_id),
                 "category_id": self.category_ids[row],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": float(self.scores[row]),
             }
-            if rles is not None:
-                result["segmentation"] = rles[row]
+            if rle is not None:
+                result["segmentation"] = rle
             if self.depths is not None:
                 depth = float(self.depths[row])
                 result["depth"] = depth if math.isfinite(depth) else None
@@ -113,7 +113,7 @@ class Detections:
             raise ValueError("to_labelme: this image was no file: name one (image=...)")
         beside = os.path.relpath(source, Path(path).parent)
         content = labelme_content(
-            beside, self.size, self.class_names, self.boxes, self.each_mask(), self.scores.tolist()
+            beside, self.size, self.class_names, self.boxes, self.rles(), self.scores.tolist()
         )
         write_file(Path(path), json.dumps(content) + "\n")
 
@@ -157,23 +157,15 @@ class Detections:
             category_ids=of(self.category_ids),
             class_names=of(self.class_names),
             scores=self.scores[kept],
-            masks=of(masks)
-            if isinstance(masks, tuple)
-            else masks
-            if masks is None
-            else masks[kept],
+            masks=masks,
             depths=None if self.depths is None else self.depths[kept],
         )
 
-    def each_mask(self) -> Iterator[Bool[np.ndarray, "h w"]]:
-        """The mask of each object, decoded one at a time; without pixels if there are no masks."""
-        for row in range(len(self.scores)):
-            if self.masks is None:
-                yield np.zeros(self.size, bool)
-            elif isinstance(self.masks, tuple):
-                yield decoded(self.masks[row : row + 1], self.size)[0]
-            else:
-                yield self.masks[row]
+    def rles(self) -> Sequence[dict[str, Any] | None]:
+        """The mask of each object as a compressed COCO RLE; Nones if there are no masks."""
+        if self.masks is None:
+            return [None] * len(self.scores)
+        return self.masks if isinstance(self.masks, tuple) else encoded(self.masks)
 
 
 def reduced(result: Mapping[str, Any], step: int) -> dict[str, Any]:

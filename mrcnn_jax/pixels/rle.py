@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.pixels.geometry import paste_region
+from mrcnn_jax.pixels.places import mask_extent
 
 PasteStyle = Literal["exact", "torchvision"]
 
@@ -132,6 +133,25 @@ def decoded(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Bool[np
     for mask, rle in zip(masks, rles, strict=True):
         mask[...] = coco_mask.decode(rle)
     return masks
+
+
+def decoded_region(
+    rle: dict[str, Any] | None,
+) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int]]:
+    """The pixels of a mask in the box around them, without ever building the image.
+
+    Args:
+        rle: compressed; None: a mask without pixels.
+
+    Returns:
+        The pixels of the box, 0 x 0 without any, and the place (y, x) of its first in the image.
+    """
+    extent = mask_extent(rle)
+    if rle is None or extent is None:
+        return np.zeros((0, 0), bool), (0, 0)
+    x1, y1, x2, y2 = map(int, extent)
+    size = y2 - y1, x2 - x1
+    return decoded([moved_rle(rle, (-y1, -x1), size)], size)[0], (y1, x1)
 
 
 def encoded(masks: Iterable[Bool[np.ndarray, "h w"]]) -> list[dict[str, Any]]:

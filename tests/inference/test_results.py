@@ -100,7 +100,7 @@ def test_those_with_a_score(kind: str) -> None:
     assert [r["score"] for r in every] == [0.75, 0.5]
     for score, count in ((0.5, 2), (0.6, 1), (0.8, 0)):
         assert found.at_least(score).to_coco() == every[:count]
-        assert len(list(found.at_least(score).each_mask())) == count
+        assert len(found.at_least(score).rles()) == count
 
 
 @pytest.mark.parametrize("masks", [True, False])

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.pixels.geometry import paste
+from mrcnn_jax.pixels.geometry import mask_box, paste
 from mrcnn_jax.pixels.rle import (
     PasteStyle,
+    decoded_region,
     decompressed,
     moved_rle,
     paste_rle,
@@ -122,6 +123,15 @@ def test_a_sampled_mask_has_the_middle_pixels(mask: np.ndarray, step: int) -> No
     sampled = mask[step // 2 :: step, step // 2 :: step]
     expected[: sampled.shape[0], : sampled.shape[1]] = sampled
     assert sampled_rle(text_of(mask), step) == text_of(expected)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=100)
+def test_the_region_of_a_mask_is_its_box(mask: np.ndarray) -> None:
+    region, (y, x) = decoded_region(text_of(mask))
+    x1, y1, x2, y2 = mask_box(mask)
+    assert (y, x, *region.shape) == (y1, x1, y2 - y1, x2 - x1)
+    np.testing.assert_array_equal(region, mask[y1:y2, x1:x2])
 
 
 def test_masks_of_huge_images_are_moved_without_them() -> None:
