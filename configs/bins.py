@@ -39,7 +39,7 @@ def get_config() -> Config:
             *(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head")),
         ),
         frozen=("resnet/(stem|layer1)/.*", "resnet/layer[234]/.*/(scale|bias)"),
-        epochs=2,
+        epochs=6,
         optimizer=replace(ADAM, learning_rate=5e-4),
     )
     return Config(
@@ -76,8 +76,9 @@ def get_config() -> Config:
             mask_head=MaskHeadConfig(
                 channels=128, deconv_kernel=2, train_on="box_samples", samples=32
             ),
-            # The loss itself is a few thousandths; the others are about 1 together.
-            depth_head=DepthHeadConfig("dense", loss_weight=20.0),
+            # The loss itself is a few thousandths; the others are about 1 together. Metres are
+            # asked for, so that an error of an image's scale counts by half, not by .15.
+            depth_head=DepthHeadConfig("dense", loss_weight=20.0, silog_lambda=0.5),
         ),
         stages=with_depth(heads, epochs=4, optimizer=ADAM, together=True),
         validate_every_epochs=2,

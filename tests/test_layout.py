@@ -50,6 +50,7 @@ ELSEWHERE = {
     "mrcnn_jax.commands.replay": (SCRIPTS, "its options; training/test_replay.py has the rest"),
     "mrcnn_jax.commands.variants": (JOBS, "each variant's stages by hand"),
     "mrcnn_jax.config.errors": ("config/test_files.py", SHARED + "an exception class"),
+    "mrcnn_jax.convert.tile_data": ("convert/test_cut_tiles.py", "a dataclass: the options"),
     "mrcnn_jax.evaluation.coco_categories": ("weights/test_importer.py", "constants"),
     "mrcnn_jax.figures.page": ("figures/page/test_page.py", "a package of one module"),
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),

@@ -1,13 +1,15 @@
 """Detect and segment objects in images, folders of images and videos with a trained run.
 
     mrcnn predict image.jpg folder/ clip.mp4 --workdir runs/a --out out/ [--checkpoint best]
-    [--weights ema]
+    [--weights ema] [--tile 1024 --overlap 128]
 
 Writes out/detections.json (COCO results, with file names, and with a depth head the distance of
 each object), out/images.json (COCO's list of the images and frames, with what was drawn of each)
 and one overlay per image or frame, with --format also annotations to correct. Prints what was
 converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
-2; the others are done. What an earlier call drew into the same folder is removed.
+2; the others are done. What an earlier call drew into the same folder is removed. With --tile,
+large images are looked at tile by tile (docs/evaluation.md); a TIFF is then read by windows,
+whatever its size.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -26,11 +28,15 @@ from mrcnn_jax.commands.arguments import OfWeights
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference.predicted_annotations import Annotations
+    from mrcnn_jax.inference.results import TileCounts
+    from mrcnn_jax.inference.tiles import Tiling
 
 DETECTIONS, IMAGES = "detections.json", "images.json"
 LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
+LONGEST_SIDE = 4096  # pixels of an overlay of tiles
 OURS = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
 
@@ -48,14 +54,19 @@ class Arguments(OfWeights):
     depth_maps: bool = False
     """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
     0 where it is unknown."""
+    tile: int | None = None
+    """Look at each image in tiles of so many pixels' side, and merge what is found in them."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share at least: objects up to this size are seen whole. By
+    default an eighth of --tile."""
 
 
 def run(arguments: Arguments) -> None:
     """Predicts and writes; image ids count images and frames from 1.
 
     Raises:
-        ConfigError: no such run, file or image folder, or `out` cannot be made or holds an
-            images.json of somebody else.
+        ConfigError: no such run, file or image folder, options that do not go together, or `out`
+            cannot be made or holds an images.json of somebody else.
         OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
     """
@@ -64,12 +75,13 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.data.caps import found_limit
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.inputs import image_files, read_pictures
+    from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
 
     report, out = Report(), arguments.out
+    tiling = _tiling(arguments)
     files = image_files(arguments.paths, report)
     model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
     if arguments.depth_maps and model.run.config.model.depth_head.kind == "none":
@@ -87,17 +99,18 @@ def run(arguments: Arguments) -> None:
         found_part.open("w") as found,
         images_part.open("w") as images,
     ):
-        results = _Results(arguments, model, report, _List(found), _List(images), annotations)
+        lists = _List(found), _List(images)
+        results = _Results(arguments, tiling, model, report, *lists, annotations)
         for file in tqdm(files, unit="file", leave=False, disable=None):
             before = results.number
             try:
-                for frame, image in read_pictures(file, model.run.config.data, report):
-                    results.add(file, frame, image)
+                for frame, picture in _pictures(file, tiling, model.run.config.data, report):
+                    results.add(file, frame, picture)
                 if results.number == before:
                     raise ConfigError(f"{file}: a video without a frame that can be decoded")
             except ConfigError as error:
                 tqdm.write(f"error: {error}", file=sys.stderr)
-                results.number += 1
+                results.number = max(results.number, before + 1)
                 failed += 1
         results.detections.end()
         results.images.end()
@@ -107,7 +120,10 @@ def run(arguments: Arguments) -> None:
         print(line)
     if results.full:
         limit = model.run.config.model.box_head.detections
-        print(found_limit(limit, results.full, arguments.min_score))
+        what = "images" if tiling is None else "tiles"
+        print(found_limit(limit, results.full, arguments.min_score, what))
+    if tiling is not None:
+        print(_tiles_line(tiling, results.tiles))
     print(
         f"{results.images.count} images, {results.detections.count} detections: "
         f"{out / DETECTIONS}, overlays in {out}"
@@ -116,6 +132,46 @@ def run(arguments: Arguments) -> None:
         print(told)
     if failed:
         sys.exit(2)
+
+
+def _tiling(arguments: Arguments) -> Tiling | None:
+    """ConfigError if there are no such tiles."""
+    from mrcnn_jax.inference.tiles import Tiling
+
+    if arguments.tile is None:
+        if arguments.overlap is not None:
+            raise ConfigError("--overlap: needs --tile")
+        return None
+    if arguments.depth_maps:
+        raise ConfigError("--depth-maps: not with --tile")
+    return Tiling.of(arguments.tile, arguments.overlap)
+
+
+def _pictures(
+    file: Path, tiling: Tiling | None, data: DataConfig, report: Report
+) -> Iterator[tuple[int | None, Any]]:
+    """The pictures of a file, with tiles as scenes; see `read_pictures`."""
+    from mrcnn_jax.inference.inputs import read_pictures
+    from mrcnn_jax.inference.scenes import ArrayScene, open_scene
+    from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
+
+    if tiling is None:
+        return read_pictures(file, data, report)
+    if file.suffix.lower() not in VIDEO_SUFFIXES:
+        return iter([(None, open_scene(file, data, report))])
+    return ((frame, ArrayScene(image)) for frame, image in read_pictures(file, data, report))
+
+
+def _tiles_line(tiling: Tiling, counts: Sequence[TileCounts]) -> str:
+    """For people: how the detections in tiles were merged."""
+    joined, repeated, cut = (
+        sum(getattr(each, name) for each in counts) for name in ("joined", "repeated", "cut")
+    )
+    return (
+        f"{sum(each.tiles for each in counts)} tiles of {tiling.tile} x {tiling.tile} pixels, "
+        f"overlap {tiling.overlap}: {joined} objects joined from pieces, {repeated} detections of "
+        f"objects seen in another tile left out, {cut} cut objects without another piece kept"
+    )
 
 
 class _List:
@@ -141,6 +197,7 @@ class _Results:
     def __init__(
         self,
         arguments: Arguments,
+        tiling: Tiling | None,
         model: Any,
         report: Report,
         detections: _List,
@@ -148,41 +205,66 @@ class _Results:
         annotations: Annotations | None,
     ) -> None:
         self._arguments, self._model, self._report = arguments, model, report
-        self._annotations = annotations
+        self._tiling, self._annotations = tiling, annotations
         self.detections, self.images = detections, images
         self.number = 0
         """Of the last picture: its image id."""
         self.full = 0
-        """Pictures with as many objects as the network finds."""
+        """Pictures, or tiles, with as many objects as the network finds."""
+        self.tiles: list[TileCounts] = []
+        """Of each picture that was looked at in tiles."""
         self.written: set[str] = set()
         """Names in `out`."""
 
-    def add(self, file: Path, frame: int | None, image: Any) -> None:
-        """Detects the objects in a picture, and writes them."""
+    def add(self, file: Path, frame: int | None, picture: Any) -> None:
+        """Detects the objects in a picture (with tiles, a scene), and writes them."""
+        from mrcnn_jax.data.report import Reason
         from mrcnn_jax.figures.draw import draw_instances
+        from mrcnn_jax.inference.results import reduced
         from mrcnn_jax.pixels.encode import write_depth, write_image
 
         out, min_score = self._arguments.out, self._arguments.min_score
         self.number += 1
-        seen = self._model.predict(image, rle=True)
+        seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
         found = seen.to_coco(self.number)
         for result in found:
             self.detections.add(source | result)
         drawn = [result for result in found if result["score"] >= min_score]
-        self.full += len(drawn) == self._model.run.config.model.box_head.detections
+        if self._tiling is None:
+            self.full += len(drawn) == self._model.run.config.model.box_head.detections
+            height, width = image.shape[:2]
+        else:
+            self.full += sum(score >= min_score for score in seen.tiles.full)
+            self.tiles.append(seen.tiles)
+            height, width = seen.size
         name = _overlay_name(self.number, file, frame, self._report)
         names = [f"{name}.png"]
+        if step > 1:
+            drawn = [reduced(result, step) for result in drawn]
+            self._report.add(Reason.REDUCED, names[0], step=step)
         write_image(out / names[0], draw_instances(image, drawn, self._model.class_names))
         if self._annotations is not None:
-            self._annotations.add(name, file, frame, image, seen.at_least(min_score))
+            pixels = None
+            if frame is not None:
+                pixels = picture if self._tiling is None else picture.image
+            self._annotations.add(name, file, pixels, seen.at_least(min_score))
         if self._arguments.depth_maps:
             names.append(f"{name}_depth.png")
             write_depth(out / names[1], seen.depth_map)
-        height, width = image.shape[:2]
         size = {"height": height, "width": width}
         self.images.add({"id": self.number, **source, **size, "pictures": names})
         self.written.update(names)
+
+    def _seen(self, picture: Any) -> tuple[Any, Any, int]:
+        """The detections, and an image to draw them into, smaller by a factor."""
+        from mrcnn_jax.inference.scenes import ReducedScene
+
+        if self._tiling is None:
+            return self._model.predict(picture, rle=True), picture, 1
+        scene = ReducedScene(picture, LONGEST_SIDE)
+        seen = self._model.predict_scene(scene, self._tiling, progress=True)
+        return seen, scene.picture, scene.step
 
 
 def _overlay_name(number: int, file: Path, frame: int | None, report: Report) -> str:

@@ -103,7 +103,6 @@ def _write(dataset: CocoDataset, classes: dict[int, int], out: Path, part: str) 
     from mrcnn_jax.data.report import Reason
     from mrcnn_jax.inference.annotations import yolo_lines
     from mrcnn_jax.output import write_file
-    from mrcnn_jax.pixels.rle import decoded
 
     report: Report = dataset.report
     for image in dataset.images:
@@ -115,15 +114,11 @@ def _write(dataset: CocoDataset, classes: dict[int, int], out: Path, part: str) 
                 report.add(Reason.CROWD, record.annotation_id)
             elif record.rle is None:
                 report.add(Reason.BOX_LINE, record.annotation_id)
-        masks = (
-            np.zeros(size, bool) if record.rle is None else decoded([record.rle], size)[0]
-            for record in objects
-        )
         lines = yolo_lines(
             size,
             [classes[dataset.category_id(record.label)] for record in objects],
             np.array([record.box for record in objects], np.float64).reshape(-1, 4),
-            masks,
+            [record.rle for record in objects],
         )
         labels = labels_of(copy)
         for path in (copy, labels):

@@ -37,16 +37,17 @@ class Cap:
         )
 
 
-def found_limit(limit: int, images: int, min_score: float) -> str:
+def found_limit(limit: int, images: int, min_score: float, what: str = "images") -> str:
     """For people: the limit of a network that found as many objects as it can.
 
     Args:
         limit: its most detections per image.
         images: how many images have that many.
         min_score: the least score of all of them.
+        what: "images", or the "tiles" of images.
     """
     return (
-        f"model.box_head.detections = {limit}: images with as many objects of score {min_score:g} "
+        f"model.box_head.detections = {limit}: {what} with as many objects of score {min_score:g} "
         f"or more: {images}: no more can be found; train with a larger one"
     )
 

@@ -43,6 +43,7 @@ def read_coco(
     lost_images: bool = False,
     depth: Path | bool = False,
     content: dict[str, Any] | None = None,
+    max_pixels: int | None = None,
 ) -> CocoDataset:
     """Reads and checks an annotation file and looks up its images.
 
@@ -54,6 +55,7 @@ def read_coco(
         depth: where depth maps are looked up: in this folder, by the names of the images, or as
             images[].depth_file says (True). False: nowhere.
         content: what `load_coco` returned for the file; None: it is loaded.
+        max_pixels: instead of that of `data`, which is limited itself.
 
     Returns:
         The data set; its `report` counts what was dropped, clipped and repaired.
@@ -75,7 +77,8 @@ def read_coco(
         raise ConfigError(
             f"{annotations}: its classes, by id, are {found}; data.class_names are {expected}"
         )
-    usable, lost = _usable_images(raw["images"], images, data.max_pixels, annotations, report)
+    limit = data.max_pixels if max_pixels is None else max_pixels
+    usable, lost = _usable_images(raw["images"], images, limit, annotations, report)
     listed = {image["id"] for image in raw["images"]}
     objects = _objects(raw["annotations"], dataset, usable, listed)
     maps = find_depth(raw["images"], usable, images, depth, report) if depth else DepthFiles()

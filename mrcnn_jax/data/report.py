@@ -114,6 +114,7 @@ class Reason(Enum):
     PASSED_OVER = "left out", "{what}: passed over"
     REPLACED = "repaired", "pictures of the earlier prediction in this folder: removed"
     LEFT = "noticed", "pictures of neither this prediction nor the one before: left in the folder"
+    REDUCED = "repaired", "pictures of images too large for one: drawn at 1/{step} of the size"
     FOUND_BOX = "noticed", "objects found whose mask has no pixel: annotated by their boxes"
     SHORTENED = "repaired", "pictures whose file's name is too long for theirs: shortened"
 
@@ -160,6 +161,21 @@ class Reason(Enum):
         "left out",
         "difficult objects: written as crowds, neither trained on nor evaluated (see --difficult)",
     )
+
+    # Of a data set that is cut into tiles.
+    CUT = "clipped", "objects that a border of a tile cuts: what lies in the tile is kept"
+    SMALL_PART = (
+        "left out",
+        "objects of which less than {share} lies in a tile: made crowds there, neither trained on "
+        "nor evaluated (see --small-parts)",
+    )
+    NO_SMALL_PART = (
+        "left out",
+        "objects of which less than {share} lies in a tile: dropped there, so they are background "
+        "(see --small-parts)",
+    )
+    NO_OBJECT = "left out", "tiles without an object (see --keep-empty)"
+    NO_DEPTH_TILES = "left out", "depth maps: they are not cut"
 
     @property
     def outcome(self) -> Outcome:

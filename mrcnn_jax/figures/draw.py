@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.pixels.rle import segmentation_rle
+from mrcnn_jax.pixels.rle import moved_rle, segmentation_rle
 
 Image = UInt8[np.ndarray, "h w 3"]
 Color = tuple[int, int, int]
@@ -238,11 +238,12 @@ def _tint_rle(canvas: Image, rle: Mapping[str, Any], color: Color) -> None:
     x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     if not width * height:
         return
+    if tuple(rle["size"]) == canvas.shape[:2]:
+        mask = coco_mask.decode(moved_rle(rle, (-y, -x), (height, width)))
+        tint(canvas, np.ascontiguousarray(mask), color, (x, y))
+        return
     mask = np.asarray(coco_mask.decode(rle))
-    if mask.shape != canvas.shape[:2]:
-        mask = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        x, y, width, height = 0, 0, canvas.shape[1], canvas.shape[0]
-    tint(canvas, np.ascontiguousarray(mask[y : y + height, x : x + width]), color, (x, y))
+    tint(canvas, cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST), color)
 
 
 def rectangle(canvas: Image, box: Float[np.ndarray, " 4"], color: Color, thickness: int) -> None:

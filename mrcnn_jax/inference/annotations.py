@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.outlines import joined, outlines, signed_area
+from mrcnn_jax.pixels.rle import decoded_region
 
-Masks = Iterable[Bool[np.ndarray, "h w"]]
+# Compressed: of large images, pixels of all masks would not fit into memory.
+Masks = Iterable[dict[str, Any] | None]
 Boxes = Float[np.ndarray, "n 4"]
 
 
@@ -40,11 +41,11 @@ def labelme_content(
         size: (height, width) in pixels.
         names: the class of each object.
         boxes: (x1, y1, x2, y2) of each object in pixels.
-        masks: of each object.
+        masks: of each object, as a compressed RLE of the image; None: it has no mask.
         scores: of each object, probabilities.
     """
     shapes = []
-    for number, (name, box, mask, score) in enumerate(
+    for number, (name, box, rle, score) in enumerate(
         zip(names, boxes.tolist(), masks, scores, strict=True), 1
     ):
         base: dict[str, Any] = {
@@ -53,16 +54,17 @@ def labelme_content(
             "flags": {},
             "mask": None,
         }
+        mask, (y, x) = decoded_region(rle)
         loops = outlines(mask)
         if not loops:
             points = [[box[:2], box[2:]]]
             kind, group = "rectangle", None
         elif min(map(signed_area, loops)) < 0:
-            x1, y1, x2, y2 = mask_box(mask)
-            points, kind, group = [[[x1, y1], [x2 - 1, y2 - 1]]], "mask", None
-            base["mask"] = _png(mask[y1:y2, x1:x2])
+            last = [x + mask.shape[1] - 1, y + mask.shape[0] - 1]
+            points, kind, group = [[[x, y], last]], "mask", None
+            base["mask"] = _png(mask)
         else:
-            points, kind = [loop.tolist() for loop in loops], "polygon"
+            points, kind = [(loop + np.array([x, y])).tolist() for loop in loops], "polygon"
             group = number if len(loops) > 1 else None
         shapes += [
             base | {"points": part, "group_id": group, "shape_type": kind} for part in points
@@ -87,14 +89,15 @@ def yolo_lines(
         size: (height, width) in pixels.
         classes: of each object, from 0.
         boxes: (x1, y1, x2, y2) of each object in pixels.
-        masks: of each object.
+        masks: of each object, as a compressed RLE of the image; None: it has no mask.
     """
     height, width = size
     lines = []
-    for number, (x1, y1, x2, y2), mask in zip(classes, boxes.tolist(), masks, strict=True):
+    for number, (x1, y1, x2, y2), rle in zip(classes, boxes.tolist(), masks, strict=True):
+        mask, (y, x) = decoded_region(rle)
         loops = outlines(mask)
         box = np.array([[(x1 + x2) / 2, (y1 + y2) / 2], [x2 - x1, y2 - y1]])
-        points = joined(loops) if loops else box
+        points = joined(loops) + np.array([x, y]) if loops else box
         shares = (points / (width, height)).ravel().tolist()
         lines.append(" ".join([str(number), *(f"{share:.6f}" for share in shares)]))
     return lines

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.inputs import (
     image_files,
@@ -31,7 +32,9 @@ from mrcnn_jax.inference.inputs import (
 )
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.inference.scenes import ArrayScene, Scene, limits, open_scene
 from mrcnn_jax.inference.test_time import MergedViews
+from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
 from mrcnn_jax.pixels.rle import decoded
 from mrcnn_jax.runs.checkpoints import Weights
 from mrcnn_jax.runs.run import Choice, Run, load_run
@@ -84,6 +87,8 @@ class Model:
         rle: bool = False,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
+        tile: int | None = None,
+        overlap: int | None = None,
         progress: bool = False,
     ) -> Any:
         """Detect objects in one image or in many, of any sizes.
@@ -97,6 +102,10 @@ class Model:
             rle: give masks as compressed COCO RLEs, not arrays: smaller, and quicker to make.
             flip: evaluate the mirrored image too, and merge (`MergedViews`).
             scales: evaluate each image at these multiples of the run's image size, and merge.
+            tile: look at each image in tiles of so many pixels' side, each at the run's image size,
+                and merge (`inference.merging`). Masks are then always RLEs, there is no depth map,
+                and a TIFF is read by windows.
+            overlap: pixels that neighbouring tiles share at least; by default an eighth of `tile`.
             progress: show a progress bar for several images.
 
         Returns:
@@ -106,7 +115,8 @@ class Model:
         Raises:
             ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
             ValueError: an image is none of those above, such as an array that is not uint8 RGB (in
-                a list, before any is predicted); there is no scale, or one is not positive.
+                a list, before any is predicted); there is no scale, or one is not positive; there
+                are no such tiles, or other views besides.
 
         Warns:
             UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
@@ -115,7 +125,14 @@ class Model:
         if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
 
+        tiling = None if tile is None else Tiling.of(tile, overlap)
+        if tiling is not None and (flip or tuple(scales) != (1.0,)):
+            raise ValueError("tile: not together with flip or scales")
+
         def one(source: Source) -> Detections:
+            if tiling is not None:
+                found = self.predict_scene(self._scene(source), tiling, min_score=min_score)
+                return replace(found, path=_path(source))
             return self._one(source, min_score, rle, flip, tuple(scales))
 
         many: Any = images
@@ -133,12 +150,47 @@ class Model:
         found = map(one, tqdm(many, unit="img", leave=False) if progress else many)
         return list(found) if isinstance(images, list | tuple) else found
 
-    def _pixels(self, image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    def predict_scene(
+        self, scene: Scene, tiling: Tiling, *, min_score: float = 0.0, progress: bool = False
+    ) -> Detections:
+        """Detect objects in the tiles of one image, and merge them (`predict` with `tile`).
+
+        Args:
+            scene: the image, as `inference.scenes` opens it.
+            tiling: its tiles.
+            min_score: merged detections below it are left out.
+            progress: show a progress bar.
+
+        Raises:
+            ConfigError: a tile cannot be read, or the image has too many pixels for run lengths.
+        """
+        config, like = self.run.config, (tiling.tile, tiling.tile)
+        return detect_in_tiles(
+            scene,
+            tiling,
+            lambda images: self._predictor.detections_of_parts(images, like=like),
+            self.run.meta.categories,
+            batch=config.data.eval_batch_size,
+            limit=config.model.box_head.detections,
+            min_score=min_score,
+            progress=progress,
+        )
+
+    def _scene(self, source: Source) -> Scene:
+        path, data = _path(source), self.run.config.data
+        if path is None:
+            return ArrayScene(self._pixels(source, limits(data)))
+        report = Report()
+        scene = open_scene(path, data, report)
+        _warn(report)
+        return scene
+
+    def _pixels(self, image: Any, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
         report, path = Report(), _path(image)
         if path is not None:
-            pixels = read_image(path, self.run.config.data, report)
+            pixels = read_image(path, data, report)
         elif isinstance(image, _BYTES):
-            pixels = read_encoded(bytes(image), self.run.config.data, report)
+            pixels = read_encoded(bytes(image), data, report)
         else:
             pixels = image_pixels(image, report)
         _warn(report)
@@ -147,7 +199,7 @@ class Model:
     def _one(
         self, source: Source, min_score: float, rle: bool, flip: bool, scales: tuple[float, ...]
     ) -> Detections:
-        image = self._pixels(source)
+        image = self._pixels(source, self.run.config.data)
         if flip or scales != (1.0,):
             found = self._views.detections(image, flip=flip, scales=scales, min_score=min_score)
         else:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +25,7 @@ from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import box_area
 
 Format = Literal["labelme", "yolo", "coco"]
+Frame: TypeAlias = UInt8[np.ndarray, "h w 3"]
 
 
 def open_annotations(
@@ -66,21 +67,13 @@ class Annotations:
         self._images = Path(os.path.relpath(os.path.commonpath(places)))
         """The folder that all images and frames are in."""
 
-    def add(
-        self,
-        name: str,
-        file: Path,
-        frame: int | None,
-        pixels: UInt8[np.ndarray, "h w 3"],
-        found: Detections,
-    ) -> None:
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
         """Writes the annotations of a picture.
 
         Args:
             name: of the picture among all, without a suffix.
             file: the image or video.
-            frame: its number in a video.
-            pixels: RGB.
+            frame: RGB pixels of a frame of the video; None of an image.
             found: the objects to write.
         """
         raise NotImplementedError
@@ -89,22 +82,22 @@ class Annotations:
         """Writes what is of all pictures together; returns a line for people."""
         raise NotImplementedError
 
-    def _file_of(self, name: str, file: Path, frame: int | None, pixels: Any, place: Path) -> Path:
+    def _file_of(self, name: str, file: Path, frame: Frame | None, place: Path) -> Path:
         """The file of a picture; that of a frame is written."""
         if frame is None:
             return file
-        write_image(place / f"{name}.png", pixels)
+        write_image(place / f"{name}.png", frame)
         return place / f"{name}.png"
 
     def _tell_boxes(self, name: str, found: Detections) -> None:
-        for row, mask in enumerate(found.each_mask(), 1):
-            if not mask.any():
+        for row, rle in enumerate(found.rles(), 1):
+            if rle is None or not rle_ops.area(rle):
                 self._report.add(Reason.FOUND_BOX, f"{name}: {row}")
 
 
 class _Labelme(Annotations):
-    def add(self, name: str, file: Path, frame: int | None, pixels: Any, found: Detections) -> None:
-        image = self._file_of(name, file, frame, pixels, self.folder)
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
+        image = self._file_of(name, file, frame, self.folder)
         found.to_labelme(self.folder / f"{name}.json", image)
         self._tell_boxes(name, found)
 
@@ -117,16 +110,16 @@ class _Labelme(Annotations):
 
 
 class _Yolo(Annotations):
-    def add(self, name: str, file: Path, frame: int | None, pixels: Any, found: Detections) -> None:
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
         images, labels = self.folder / "images", self.folder / "labels"
         for folder in (images, labels):
             folder.mkdir(exist_ok=True)
         if frame is None:
             shutil.copyfile(file, images / f"{name}{file.suffix}")
         else:
-            write_image(images / f"{name}.png", pixels)
+            write_image(images / f"{name}.png", frame)
         classes = (found.labels - 1).tolist()
-        lines = yolo_lines(found.size, classes, found.boxes, found.each_mask())
+        lines = yolo_lines(found.size, classes, found.boxes, found.rles())
         write_file(labels / f"{name}.txt", "".join(f"{line}\n" for line in lines))
         self._tell_boxes(name, found)
 
@@ -148,8 +141,8 @@ class _Coco(Annotations):
         self._count = 0
         self._listed: list[dict[str, Any]] = []
 
-    def add(self, name: str, file: Path, frame: int | None, pixels: Any, found: Detections) -> None:
-        image = self._file_of(name, file, frame, pixels, self.folder)
+    def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
+        image = self._file_of(name, file, frame, self.folder)
         place = os.path.relpath(image, self._images).replace(os.sep, "/")
         number, (height, width) = len(self._listed) + 1, found.size
         size = {"height": height, "width": width}

@@ -87,6 +87,20 @@ class Predictor:
             min_score=min_score,
         )
 
+    def detections_of_parts(
+        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], *, like: tuple[int, int]
+    ) -> list[Detections]:
+        """Detect the objects in parts of an image, all seen at the scale of an image of `like`.
+
+        Args:
+            images: at most data.eval_batch_size, which is the size of the batch; none larger than
+                `like` (height, width).
+            like: as of `batch_of`.
+        """
+        data = self.run.config.data
+        batch = batch_of(images, data, like=like, rows=data.eval_batch_size)
+        return [found for _, found in self.found(batch, self(batch))]
+
     def in_image(
         self,
         found: Instances,
@@ -172,13 +186,34 @@ def _batches(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> It
 
 def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:
     """Put an image, without ground truth, into a batch of its own."""
-    plan = resize_plan(image.shape[0], image.shape[1], data)
-    height, width = plan.resized
-    batch = blank_batch(1, data.canvases[plan.canvas])
-    batch.images[0, :height, :width] = resize_image(image, plan.resized, data.shrink)
-    return batch.replace(
-        image_sizes=np.array([plan.resized], np.int32),
-        original_sizes=np.array([image.shape[:2]], np.int32),
-        scales=np.array([plan.scale], np.float32),
-        valid=np.ones(1, bool),
-    )
+    return batch_of([image], data, like=(image.shape[0], image.shape[1]), rows=1)
+
+
+def batch_of(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    data: DataConfig,
+    *,
+    like: tuple[int, int],
+    rows: int,
+) -> Batch:
+    """Put images, without ground truth, into a batch, all at one scale.
+
+    Args:
+        images: at most `rows`, none larger than `like`.
+        data: sizes and canvases.
+        like: (height, width) of the image whose canvas and scale they get.
+        rows: size of the batch; rows without an image are not valid.
+    """
+    plan = resize_plan(*like, data)
+    batch = blank_batch(rows, data.canvases[plan.canvas])
+    for row, image in enumerate(images):
+        size = image.shape[0], image.shape[1]
+        resized = tuple(
+            max(1, side * whole // original)
+            for side, whole, original in zip(size, plan.resized, like, strict=True)
+        )
+        batch.images[row, : resized[0], : resized[1]] = resize_image(image, resized, data.shrink)
+        batch.image_sizes[row], batch.original_sizes[row] = resized, size
+        batch.scales[row] = np.divide(resized, size)
+        batch.valid[row] = True
+    return batch

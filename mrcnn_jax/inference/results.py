@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,23 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from mrcnn_jax.inference.annotations import labelme_content
 from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.geometry import depth_in_image, in_image
-from mrcnn_jax.pixels.rle import PasteStyle, decoded, encoded, paste_rle
+from mrcnn_jax.pixels.rle import PasteStyle, decoded, encoded, paste_rle, sampled_rle
 from mrcnn_jax.structures import DEPTH_STRIDE, Instances
+
+
+@dataclass(frozen=True)
+class TileCounts:
+    """How the detections of tiles became those of their image (`inference.merging`)."""
+
+    tiles: int
+    joined: int
+    """Objects that are cut in every tile, and joined from their pieces."""
+    repeated: int
+    """Detections left out, since their object was seen in another tile too."""
+    cut: int
+    """Objects that are cut, and of which no other piece was found."""
+    full: tuple[float, ...]
+    """Of each tile with as many detections as the network gives: the lowest score."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +65,8 @@ class Detections:
     """Metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere."""
     path: Path | None = None
     """The file that was read, if any."""
+    tiles: TileCounts | None = None
+    """None: the image was seen in one piece."""
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """Convert to COCO results, ready for JSON.
@@ -62,17 +79,17 @@ class Detections:
             of the original image), score, and, if there are masks, segmentation (compressed RLE of
             the original image's size), and, if there is depth, depth (metres, or None).
         """
-        rles = encoded(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
         results: list[dict[str, Any]] = []
-        for row, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+        pairs = zip(self.boxes.tolist(), self.rles(), strict=True)
+        for row, ((x1, y1, x2, y2), rle) in enumerate(pairs):
             result: dict[str, Any] = {
                 "image_id": int(image_id),
                 "category_id": self.category_ids[row],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": float(self.scores[row]),
             }
-            if rles is not None:
-                result["segmentation"] = rles[row]
+            if rle is not None:
+                result["segmentation"] = rle
             if self.depths is not None:
                 depth = float(self.depths[row])
                 result["depth"] = depth if math.isfinite(depth) else None
@@ -96,7 +113,7 @@ class Detections:
             raise ValueError("to_labelme: this image was no file: name one (image=...)")
         beside = os.path.relpath(source, Path(path).parent)
         content = labelme_content(
-            beside, self.size, self.class_names, self.boxes, self.each_mask(), self.scores.tolist()
+            beside, self.size, self.class_names, self.boxes, self.rles(), self.scores.tolist()
         )
         write_file(Path(path), json.dumps(content) + "\n")
 
@@ -140,23 +157,23 @@ class Detections:
             category_ids=of(self.category_ids),
             class_names=of(self.class_names),
             scores=self.scores[kept],
-            masks=of(masks)
-            if isinstance(masks, tuple)
-            else masks
-            if masks is None
-            else masks[kept],
+            masks=masks,
             depths=None if self.depths is None else self.depths[kept],
         )
 
-    def each_mask(self) -> Iterator[Bool[np.ndarray, "h w"]]:
-        """The mask of each object, decoded one at a time; without pixels if there are no masks."""
-        for row in range(len(self.scores)):
-            if self.masks is None:
-                yield np.zeros(self.size, bool)
-            elif isinstance(self.masks, tuple):
-                yield decoded(self.masks[row : row + 1], self.size)[0]
-            else:
-                yield self.masks[row]
+    def rles(self) -> Sequence[dict[str, Any] | None]:
+        """The mask of each object as a compressed COCO RLE; Nones if there are no masks."""
+        if self.masks is None:
+            return [None] * len(self.scores)
+        return self.masks if isinstance(self.masks, tuple) else encoded(self.masks)
+
+
+def reduced(result: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """A COCO result on a picture that is `step` times smaller each way; its mask is sampled."""
+    small = dict(result) | {"bbox": [value / step for value in result["bbox"]]}
+    if "segmentation" in result:
+        small["segmentation"] = sampled_rle(result["segmentation"], step)
+    return small
 
 
 def image_detections(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+
+from mrcnn_jax.pixels.samples import Samples, bits_of, deep_values, eight_bits, integers
 
 # Our own reports say what is wrong with a file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -50,8 +54,6 @@ KINDS = {
     "CMYK": "CMYK",
 }
 DEEP = "16-bit (scaled by 1/256)"
-# Of the values in files of 16 bits: most cameras have 10, 12 or 14, and do not say so.
-DEPTHS = (8, 10, 12, 14, 16)
 # By EXIF orientation: the turn from the stored to the upright picture (1: none).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,33 +76,6 @@ class Kind:
     orientation: int  # of EXIF, 1..8
     converted: str | None  # how it differs from 8-bit RGB
     pages: int | None = 1  # of a stack or animation, whose first is read; None: some are broken
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """The numbers that a file stores for a pixel; the defaults are for what Pillow scales."""
-
-    bits: int = 8
-    channels: int = 0  # 0: as Pillow says
-    white_is_zero: bool = False
-    signed: bool = False
-    planes: bool = False  # stored one after the other
-    multiplied: bool = False  # by alpha
-
-    @staticmethod
-    def of(image: ImageFile.ImageFile) -> _Samples:
-        """Those of an image that is not loaded yet."""
-        if not isinstance(image, TiffImageFile):
-            return _Samples(bits=16 if image.format == "PNG" and ";16" in str(image.tile) else 8)
-        tags = image.tag_v2
-        return _Samples(
-            bits=max(tags.get(ExifTags.Base.BitsPerSample, (1,))),
-            channels=tags.get(ExifTags.Base.SamplesPerPixel, 1),
-            white_is_zero=tags.get(ExifTags.Base.PhotometricInterpretation) == 0,
-            signed=2 in tags.get(339, ()),  # SampleFormat
-            planes=tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2,
-            multiplied="RGBa" in str(image.tile),
-        )
 
 
 def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
@@ -170,10 +145,10 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
 
 
 def decode_with_kind(
-    encoded: bytes, *, upright: bool, max_pixels: int
+    encoded: bytes, *, upright: bool, max_pixels: int, least_bits: int = 8
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
-    """`decode_image` and `image_kind` in one."""
-    image, kind = _decode(encoded, max_pixels)
+    """`decode_image` and `image_kind` in one; `least_bits`: `value_bits` of other parts."""
+    image, kind = _decode(encoded, max_pixels, least_bits)
     pages = _pages(Image.open(io.BytesIO(encoded), formats=FORMATS))
     return _upright(image, kind, upright), replace(kind, pages=pages)
 
@@ -191,7 +166,7 @@ def pillow_pixels(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]
     """
     try:
         bits = 16 if image.mode.startswith("I") else 8
-        rgb, converted = _rgb(image.copy(), _Samples(bits=bits), b"")
+        rgb, converted = _rgb(image.copy(), Samples(bits=bits), b"")
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
     return np.asarray(rgb), Kind(image.height, image.width, 1, converted)
@@ -220,12 +195,12 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
             raise ValueError("cut off")
         if (pages := _pages(image)) != 1:
             raise ValueError(f"{pages or 'several'} pages: a mask file has one (split it)")
-        samples = _Samples.of(image)
+        samples = Samples.of(image)
         if image.mode in ("RGB", "RGBA") and samples.bits > 8:
             raise ValueError("16-bit colours are not labels")
         # Decoded again: counting the pages moved on from the first.
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
-        values = _integers(image, samples, encoded) if image.mode == "I" else np.asarray(image)
+        values = integers(image, samples, encoded) if image.mode == "I" else np.asarray(image)
         if values.dtype.kind not in "biu":
             raise ValueError("its values are floats")
         if image.mode == "P":
@@ -273,37 +248,63 @@ def _one_label(values: Int64[np.ndarray, "h w *c"]) -> Int64[np.ndarray, "h w"]:
     return np.where(codes == 0, 0, codes | 1 << 24)
 
 
-def _decode(encoded: bytes, max_pixels: int) -> tuple[Image.Image, Kind]:
+def value_bits(encoded: bytes, *, max_pixels: int) -> int:
+    """The least of 8, 10, 12, 14 and 16 bits that holds the values of an image file, as far as the
+    scale of its pixels depends on them; otherwise 8.
+
+    Raises:
+        ValueError: as of `decode_image`.
+    """
+    with _told(encoded):
+        image, samples = _loaded(encoded, max_pixels)
+        values = deep_values(image, samples, encoded)
+        return 8 if values is None or samples.bits < 16 else bits_of(values)
+
+
+def _decode(encoded: bytes, max_pixels: int, least_bits: int = 8) -> tuple[Image.Image, Kind]:
     """The stored picture in RGB, and its kind but for the pages."""
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise ValueError(
-                f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
-            )
-        samples = _Samples.of(image)
-        if samples.channels > 4:
-            raise ValueError(f"{samples.channels} channels")
-        if image.format == "PNG" and b"IEND" not in encoded:
-            raise ValueError("cut off")  # the decoders of the other formats notice
-        if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
-            # Pillow itself would take the upper and lower bytes for pixels.
-            order = "16B" if encoded[:2] == b"MM" else "16L"
-            image.tile = [
-                tile._replace(args=(f"{tile.args[0]};{order}", *tile.args[1:]))  # type: ignore[index]
-                for tile in image.tile
-            ]
-        image.load()
+    with _told(encoded):
+        image, samples = _loaded(encoded, max_pixels)
         # Only now: in a PNG it may follow the pixels.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         turn = orientation if orientation in TURNS else 1
-        rgb, converted = _rgb(image, samples, encoded)
+        rgb, converted = _rgb(image, replace(samples, least_bits=least_bits), encoded)
         return rgb, Kind(image.height, image.width, turn, converted)
+
+
+@contextlib.contextmanager
+def _told(encoded: bytes) -> Iterator[None]:
+    """Turns whatever decoding raises into a ValueError of one line."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         what = _other_format(encoded) or _line(error)
         raise ValueError(f"not an image that can be decoded: {what}") from None
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be decoded: {_line(error)}") from None
+
+
+def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Samples]:
+    """The stored picture as Pillow decodes it; any exception if it does not."""
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
+        )
+    samples = Samples.of(image)
+    if samples.channels > 4:
+        raise ValueError(f"{samples.channels} channels")
+    if image.format == "PNG" and b"IEND" not in encoded:
+        raise ValueError("cut off")  # the decoders of the other formats notice
+    if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
+        # Pillow itself would take the upper and lower bytes for pixels.
+        order = "16B" if encoded[:2] == b"MM" else "16L"
+        image.tile = [
+            tile._replace(args=(f"{tile.args[0]};{order}", *tile.args[1:]))  # type: ignore[index]
+            for tile in image.tile
+        ]
+    image.load()
+    return image, samples
 
 
 def _pages(image: Image.Image) -> int | None:
@@ -316,15 +317,17 @@ def _pages(image: Image.Image) -> int | None:
         return None
 
 
-def _rgb(image: Image.Image, samples: _Samples, encoded: bytes) -> tuple[Image.Image, str | None]:
+def _rgb(image: Image.Image, samples: Samples, encoded: bytes) -> tuple[Image.Image, str | None]:
     """A loaded image as RGB, and how it differed from that."""
     mode = image.mode
     if mode == "F":
         raise ValueError("its values are floats (save it with 8 or 16 bits)")
     if samples.signed and samples.bits == 8 and np.asarray(image).max() > 127:
         raise ValueError("its values are negative")
+    deep = deep_values(image, samples, encoded)
     if mode.startswith("I"):
-        eight, told = _eight_bits(_integers(image, samples, encoded), samples)
+        assert deep is not None
+        eight, told = eight_bits(deep, samples)
         return Image.fromarray(eight).convert("RGB"), told
     more = {("RGB", 4): "RGBX", ("L", 2): "LX"}.get((mode, samples.channels), mode)
     parts = [] if more == "RGB" else [KINDS.get(more, f"of mode {mode}")]
@@ -332,54 +335,14 @@ def _rgb(image: Image.Image, samples: _Samples, encoded: bytes) -> tuple[Image.I
         parts = [f"{parts[0] if parts else 'RGB'} with transparency (cut off)"]
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about odd files
     if samples.bits > 8:
-        deep, wide = DEEP, None
-        # Pillow has taken the upper bytes: enough, unless the values have fewer bits.
-        if mode in ("RGB", "RGBA") and not samples.planes and not samples.multiplied:
-            wide = _by_opencv(image, encoded)
-        if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
-            eight, deep = _eight_bits(wide[..., 2::-1], samples)
+        told = DEEP
+        if deep is not None:
+            eight, told = eight_bits(deep, samples)
             image = Image.fromarray(eight)
-        parts.insert(0, deep)
+        parts.insert(0, told)
     if mode == "La":
         image = image.convert("LA")
     return image if image.mode == "RGB" else image.convert("RGB"), ", ".join(parts) or None
-
-
-def _integers(image: Image.Image, samples: _Samples, encoded: bytes) -> np.ndarray:
-    """The values of an image of 9 to 32 bits."""
-    if not samples.signed and samples.bits <= 16:
-        return np.asarray(image)
-    # Pillow does not swap the bytes of compressed big-endian files.
-    values = _by_opencv(image, encoded)
-    if values is None or values.ndim != 2 or values.dtype.kind not in "iu":
-        raise ValueError(f"its {samples.bits}-bit values cannot be read (save it with 16 bits)")
-    return values
-
-
-def _by_opencv(image: Image.Image, encoded: bytes) -> np.ndarray | None:
-    """The values as stored, BGR; None if OpenCV sees another picture than Pillow."""
-    import cv2  # late: few files need it, and --help of the converters does without it
-
-    # It would write lines of its own about what is wrong with a file.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    return values if values is not None and values.shape[:2] == image.size[::-1] else None
-
-
-def _eight_bits(values: np.ndarray, samples: _Samples) -> tuple[np.ndarray, str]:
-    """Values of more bits scaled to uint8, and how."""
-    values = np.asarray(values, np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its values are negative or have more than 16 bits")
-    # A format that says how many bits it has, or that Pillow scaled to all 16.
-    bits, stored = (samples.bits, samples.bits) if 8 < samples.bits < 16 else (16, 16)
-    if samples.bits >= 16:
-        stored = samples.bits
-        bits = next(depth for depth in DEPTHS if values.max() < 1 << depth)
-    scaled = (values >> bits - 8).astype(np.uint8)
-    told = f"{stored}-bit" + (f" with values of {bits} bits" if bits < stored else "")
-    told += f" (scaled by 1/{1 << bits - 8})" if bits > 8 else " (as they are)"
-    return 255 - scaled if samples.white_is_zero else scaled, told
 
 
 def _other_format(encoded: bytes) -> str | None:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.pixels.geometry import paste_region
+from mrcnn_jax.pixels.places import mask_extent
 
 PasteStyle = Literal["exact", "torchvision"]
 
@@ -32,13 +33,18 @@ def paste_rle(
         A compressed RLE, {"size": [height, width], "counts": str}.
     """
     region, (y0, x0) = paste_region(mask, box, size, style)
-    height, width = size
+    height = size[0]
     # COCO runs go down the columns. A 0 at both ends of each column of the region makes every run
     # start and end inside it.
     columns = np.pad(region.T, ((0, 0), (1, 1))).view(np.int8)
     steps = np.diff(columns, axis=1)
     x, y = np.nonzero(steps)  # in column order: starts and ends of runs alternate
-    edges = (x + x0) * height + y + y0
+    return _of_edges((x + x0) * height + y + y0, size)
+
+
+def _of_edges(edges: Int64[np.ndarray, " n"], size: tuple[int, int]) -> dict[str, Any]:
+    """The compressed RLE of the starts and ends of runs, in turn, which count down the columns."""
+    height, width = size
     # An object that touches the bottom continues at the top of the next column: an end and a start
     # at the same place are no edges.
     joined = np.flatnonzero(np.diff(edges) == 0)
@@ -48,12 +54,104 @@ def paste_rle(
     return _as_text(coco_mask.frPyObjects(rle, height, width))
 
 
+def moved_rle(
+    rle: Mapping[str, Any], corner: tuple[int, int], size: tuple[int, int]
+) -> dict[str, Any]:
+    """A mask in another image, encoded without ever building either.
+
+    Args:
+        rle: compressed.
+        corner: the place (y, x) in the other image of the first pixel of this one; negative values
+            cut a window out of it.
+        size: (height, width) of the other image; what lies outside is cut off.
+
+    Returns:
+        A compressed RLE of `size`.
+    """
+    x, top, bottom = _column_runs(rle)
+    top, bottom = (np.clip(rows + corner[0], 0, size[0]) for rows in (top, bottom))
+    x = x + corner[1]
+    return _of_column_runs(x, top, bottom, size)
+
+
+def sampled_rle(rle: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """A mask in its image made smaller: of each square of `step` pixels' side, the middle one.
+
+    Args:
+        rle: compressed.
+        step: of an image [H, W], the smaller one has ceil(H / step) x ceil(W / step) pixels; the
+            squares at its ends may be cut off, and are empty without their middle.
+
+    Returns:
+        A compressed RLE of the smaller image.
+    """
+    x, top, bottom = _column_runs(rle)
+    middle = step // 2
+    here = x % step == middle
+    top, bottom = (-(-(rows[here] - middle) // step) for rows in (top, bottom))
+    size = -(-rle["size"][0] // step), -(-rle["size"][1] // step)
+    return _of_column_runs(x[here] // step, top, bottom, size)
+
+
+def _column_runs(
+    rle: Mapping[str, Any],
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """The runs of a compressed RLE, divided at the columns' ends: x, first row, row after the last.
+
+    They are in the order of the columns.
+    """
+    height, counts = rle["size"][0], rle["counts"]
+    runs = decompressed(counts.decode() if isinstance(counts, bytes) else counts)
+    assert runs is not None  # of our own making
+    ends = np.cumsum(runs, dtype=np.int64)
+    stops = ends[1::2]
+    starts = ends[::2][: len(stops)]
+    starts, stops = starts[starts < stops], stops[starts < stops]
+    columns = (stops - 1) // height - starts // height + 1
+    within = np.arange(columns.sum()) - np.repeat(np.cumsum(columns) - columns, columns)
+    x = np.repeat(starts // height, columns) + within
+    top = np.maximum(np.repeat(starts, columns) - x * height, 0)
+    bottom = np.minimum(np.repeat(stops, columns) - x * height, height)
+    return x, top, bottom
+
+
+def _of_column_runs(
+    x: Int64[np.ndarray, " n"],
+    top: Int64[np.ndarray, " n"],
+    bottom: Int64[np.ndarray, " n"],
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """The inverse of `_column_runs`; what has no row, or lies beside the image, is left out."""
+    here = (x >= 0) & (x < size[1]) & (top < bottom)
+    starts = x[here] * size[0]
+    return _of_edges(np.stack([starts + top[here], starts + bottom[here]], axis=1).ravel(), size)
+
+
 def decoded(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Bool[np.ndarray, "n h w"]:
     """The masks of RLEs of an image of `size` (height, width)."""
     masks = np.zeros((len(rles), *size), bool)
     for mask, rle in zip(masks, rles, strict=True):
         mask[...] = coco_mask.decode(rle)
     return masks
+
+
+def decoded_region(
+    rle: dict[str, Any] | None,
+) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int]]:
+    """The pixels of a mask in the box around them, without ever building the image.
+
+    Args:
+        rle: compressed; None: a mask without pixels.
+
+    Returns:
+        The pixels of the box, 0 x 0 without any, and the place (y, x) of its first in the image.
+    """
+    extent = mask_extent(rle)
+    if rle is None or extent is None:
+        return np.zeros((0, 0), bool), (0, 0)
+    x1, y1, x2, y2 = map(int, extent)
+    size = y2 - y1, x2 - x1
+    return decoded([moved_rle(rle, (-y1, -x1), size)], size)[0], (y1, x1)
 
 
 def encoded(masks: Iterable[Bool[np.ndarray, "h w"]]) -> list[dict[str, Any]]:

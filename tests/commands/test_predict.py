@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
@@ -307,3 +308,85 @@ def test_results_need_a_folder(kept_run: Path, tiny_data: Path, tmp_path: Path) 
     taken.touch()
     with pytest.raises(ConfigError, match="taken: cannot be created: File exists"):
         predict_files(kept_run, [tiny_data / "images"], taken)
+
+
+def test_large_images_are_looked_at_in_tiles(
+    kept_run: Path,
+    programs: None,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As from Python; overlays are smaller, and what was merged is told. A TIFF may be larger than
+    data.max_pixels; one that ends too early is named, and the others are done."""
+    files = sorted((tiny_data / "images").glob("val*.png"))[:4]
+    rows = [np.concatenate([read(file) for file in files[i : i + 2]], axis=1) for i in (0, 2)]
+    scene = Image.fromarray(np.concatenate(rows))
+    scene.save(tmp_path / "a.tif", tiffinfo={278: 16})
+    whole = (tmp_path / "a.tif").read_bytes()
+    start = int.from_bytes(whole[4:8], "little")
+    assert start == 8  # its tags come first
+    (tmp_path / "b.tif").write_bytes(whole[:-9])
+    scene.save(tmp_path / "c.png")
+    config = json.loads((kept_run / "config.json").read_text())
+    config["data"]["max_pixels"] = 256 * 256 - 1
+    shutil.copytree(kept_run, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(predict, "LONGEST_SIDE", 100)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        predict.run(
+            predict.Arguments(
+                workdir=tmp_path / "run",
+                paths=tuple(tmp_path / name for name in ("a.tif", "b.tif", "c.png")),
+                out=out,
+                min_score=0.0,
+                tile=128,
+                overlap=32,
+            )
+        )
+    told, errors = capsys.readouterr()
+    assert errors == f"error: {tmp_path / 'b.tif'}: not an image that can be decoded: cut off\n"
+    found = api.load(kept_run).predict(tmp_path / "c.png", tile=128, overlap=32)
+    results = results_of(out)
+    for number, name in ((1, "a.tif"), (3, "c.png")):
+        expected = found.to_coco(number)
+        assert len(expected) > 8
+        source = {"file_name": str(tmp_path / name)}
+        assert [r for r in results if r["image_id"] == number] == [source | r for r in expected]
+    images = json.loads((out / "images.json").read_text())
+    assert [(i["id"], i["height"], i["width"]) for i in images] == [(1, 256, 256), (3, 256, 256)]
+    for image in images:
+        picture = cv2.imread(str(out / image["pictures"][0]))
+        assert picture.shape[0] == picture.shape[1]
+        assert picture.std() > 0
+    counts = found.tiles
+    assert counts is not None
+    assert counts.tiles == 9
+    assert (
+        f"18 tiles of 128 x 128 pixels, overlap 32: {2 * counts.joined} objects joined from "
+        f"pieces, {2 * counts.repeated} detections of objects seen in another tile left out, "
+        f"{2 * counts.cut} cut objects without another piece kept\n"
+    ) in told
+    reduced = "00001_a.png, 00003_c.png"
+    assert f"pictures of images too large for one: drawn at 1/3 of the size ({reduced})\n" in told
+    full = 2 * len(counts.full)
+    assert full
+    assert f"detections = 8: tiles with as many objects of score 0 or more: {full}:" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"overlap": 8}, "--overlap: needs --tile"),
+        ({"tile": 128, "depth_maps": True}, "--depth-maps: not with --tile"),
+        ({"tile": 16}, "tile: 16: at least 32 pixels"),
+        ({"tile": 64, "overlap": 64}, r"overlap: 64: must be in 0\.\.63"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused_first(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        predict.run(predict.Arguments(workdir=tmp_path, paths=(tmp_path,), **options))

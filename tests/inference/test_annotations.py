@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.write import convert
 from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.inference.annotations import labelme_content, yolo_lines
+from mrcnn_jax.pixels.rle import encoded, moved_rle
 
 BOXES = np.array([[10.0, 20.0, 23.0, 30.0]])
 PARTS = block(2, 2, 12, 9) | block(40, 30, 50, 38)
@@ -33,7 +35,7 @@ MASKS = {
 
 def test_labelme_by_hand() -> None:
     ring = block(1, 1, 4, 4) & ~block(2, 2, 3, 3)
-    masks = [block(4, 6, 14, 9), PARTS, ring, NONE]
+    masks = encoded([block(4, 6, 14, 9), PARTS, ring, NONE])
     boxes = np.repeat(BOXES, 4, axis=0)
     content = labelme_content("../a.png", (40, 52), list("abcd"), boxes, masks, [0.5, 1, 0, 0.25])
     assert [content[key] for key in ("imagePath", "imageHeight", "imageWidth", "imageData")] == [
@@ -56,7 +58,7 @@ def test_labelme_by_hand() -> None:
 
 def test_yolo_by_hand() -> None:
     square, box = yolo_lines(
-        (40, 52), [3, 0], np.repeat(BOXES, 2, 0), [block(13, 10, 26, 20), NONE]
+        (40, 52), [3, 0], np.repeat(BOXES, 2, 0), [*encoded([block(13, 10, 26, 20)]), None]
     )
     number, *values = square.split()
     assert number == "3"
@@ -65,9 +67,30 @@ def test_yolo_by_hand() -> None:
     assert box == f"0 {16.5 / 52:.6f} 0.625000 0.250000 0.250000"
 
 
+def test_objects_in_huge_images_are_outlined_without_their_pixels() -> None:
+    """In 20,000 x 20,000 pixels as in a small image, in its place."""
+    size, (y, x) = (20_000, 20_000), (18_000, 15_000)
+    small = encoded([block(4, 6, 14, 9), block(1, 1, 4, 4) & ~block(2, 2, 3, 3)])
+    large = [moved_rle(rle, (y, x), size) for rle in small]
+    boxes, names = np.repeat(BOXES, 2, axis=0), list("ab")
+    tracemalloc.start()
+    try:
+        content = labelme_content("a.tif", size, names, boxes, large, [0.5, 0.5])
+        lines = yolo_lines(size, [0, 1], boxes, large)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    square, ring = content["shapes"]
+    corners = [[x + 4, y + 6], [x + 4, y + 9], [x + 14, y + 6], [x + 14, y + 9]]
+    assert sorted(square["points"]) == corners
+    assert ring["points"] == [[x + 1, y + 1], [x + 3, y + 3]]
+    values = np.array(lines[0].split()[1:], float).reshape(-1, 2) * 20_000
+    assert sorted(np.round(values, 3).tolist()) == corners
+
+
 @pytest.mark.parametrize("form", ["labelme", "yolo"])
 def test_the_converters_read_the_masks_again(form: str, tmp_path: Path) -> None:
-    names, masks = list(MASKS), list(MASKS.values())
+    names, masks = list(MASKS), encoded(MASKS.values())
     boxes, scores = np.repeat(BOXES, len(names), axis=0), [0.5] * len(names)
     picture(tmp_path / "images" / "a.png")
     options: Options

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from exports import HEIGHT, RING, WIDTH, block, objects, picture
 from PIL import Image
 
+from mrcnn_jax.commands import predict as predict_command
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.labelme import Labelme
@@ -20,8 +23,10 @@ from mrcnn_jax.convert.write import convert
 from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.inference import api
-from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.inference.results import Detections, TileCounts
+from mrcnn_jax.inference.scenes import Scene
 from mrcnn_jax.pixels.rle import encoded
+from mrcnn_jax.pixels.windows import Window
 from tests.inference.frames import write_video
 
 SQUARE, NONE = block(5, 6, 25, 30), np.zeros((HEIGHT, WIDTH), bool)
@@ -41,9 +46,17 @@ def predict(
     mrcnn: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
     """Of the files of two folders with one name."""
+
+    def predict_scene(scene: Scene, *_: Any, **__: Any) -> Detections:
+        scene.read(Window(0, 0, *scene.size))
+        return replace(FOUND, tiles=TileCounts(1, 0, 0, 0, ()))
+
     run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
     model = SimpleNamespace(
-        run=run, class_names={7: "ape", 90: "bee"}, predict=lambda *_, **__: FOUND
+        run=run,
+        class_names={7: "ape", 90: "bee"},
+        predict=lambda *_, **__: FOUND,
+        predict_scene=predict_scene,
     )
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     monkeypatch.chdir(tmp_path)
@@ -61,7 +74,7 @@ FILES = "photos/one", "photos/two/x.png"
 
 def command(told: str) -> list[str]:
     """The words behind the program of the command that a line ends with."""
-    return told.splitlines()[-1].partition("once corrected: ")[2].split()[3:]
+    return re.split("once corrected: .*mrcnn(?:_jax)? ", told.splitlines()[-1])[1].split()
 
 
 def assert_found(annotations: Path, images: Path, files: list[str], overlap: float) -> None:
@@ -151,6 +164,36 @@ def test_frames_are_written(
     more = ("--cache", "cache") if form == "coco" else ()
     assert mrcnn(*command(told), *more) == 0
     assert "kept 2 images, 6 objects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["labelme", "yolo", "coco"])
+def test_images_in_tiles_are_annotated_at_their_own_size(
+    form: str,
+    predict: Callable[..., int],
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their overlays are smaller. Of a TIFF, and of the frames of a video."""
+    monkeypatch.setattr(predict_command, "LONGEST_SIDE", 30)
+    pixels = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    Image.fromarray(pixels).save("photos/scan.tif")
+    write_video(Path("photos/clip.avi"), [pixels])
+    files = "photos/scan.tif", "photos/clip.avi"
+    assert predict(*files, "--format", form, "--tile", "64") == 0
+    told, name = capsys.readouterr().out, "00002_clip_000000"
+    assert f"drawn at 1/2 of the size (00001_scan.png, {name}.png)\n" in told
+    (frame,) = Path("out", form).rglob("*.png")
+    assert frame.stem == name
+    assert np.abs(np.asarray(Image.open(frame)).astype(int) - pixels).max() < 20
+    more = ("--cache", "cache") if form == "coco" else ()
+    assert mrcnn(*command(told), *more) == 0
+    again, images, files = {
+        "labelme": ("annotations.json", ".", [f"out/labelme/{name}.png", "photos/scan.tif"]),
+        "yolo": ("annotations.json", "out/yolo/images", ["00001_scan.tif", f"{name}.png"]),
+        "coco": ("out/coco/annotations.json", ".", [f"out/coco/{name}.png", "photos/scan.tif"]),
+    }[form]
+    assert_found(Path(again), Path(images), files, 0.95)
 
 
 def test_nothing_found_is_annotated_too(predict: Callable[..., int]) -> None:

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.pixels.geometry import paste
-from mrcnn_jax.pixels.rle import PasteStyle, decompressed, paste_rle, segmentation_rle
+from mrcnn_jax.pixels.geometry import mask_box, paste
+from mrcnn_jax.pixels.rle import (
+    PasteStyle,
+    decoded_region,
+    decompressed,
+    moved_rle,
+    paste_rle,
+    sampled_rle,
+    segmentation_rle,
+)
 
 SIZE = (23, 31)
 
@@ -83,3 +91,54 @@ def test_run_lengths_are_those_of_a_loop(mask: np.ndarray) -> None:
             value = pixel
         runs[-1] += 1
     assert decompressed(coco_mask.encode(np.asfortranarray(mask))["counts"].decode()) == runs
+
+
+MASKS = arrays(
+    np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20)), elements=st.integers(0, 1)
+)
+
+
+def text_of(mask: np.ndarray) -> dict[str, object]:
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+@given(MASKS, st.integers(-22, 22), st.integers(-22, 22), st.integers(1, 25), st.integers(1, 25))
+@settings(deadline=None, max_examples=200)
+def test_a_moved_mask_is_that_of_its_pixels(
+    mask: np.ndarray, y: int, x: int, height: int, width: int
+) -> None:
+    expected = np.zeros((height, width), np.uint8)
+    for row, column in np.argwhere(mask).tolist():
+        if 0 <= row + y < height and 0 <= column + x < width:
+            expected[row + y, column + x] = 1
+    assert moved_rle(text_of(mask), (y, x), (height, width)) == text_of(expected)
+
+
+@given(MASKS, st.integers(1, 6))
+@settings(deadline=None, max_examples=100)
+def test_a_sampled_mask_has_the_middle_pixels(mask: np.ndarray, step: int) -> None:
+    height, width = (-(-side // step) for side in mask.shape)
+    expected = np.zeros((height, width), np.uint8)
+    sampled = mask[step // 2 :: step, step // 2 :: step]
+    expected[: sampled.shape[0], : sampled.shape[1]] = sampled
+    assert sampled_rle(text_of(mask), step) == text_of(expected)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=100)
+def test_the_region_of_a_mask_is_its_box(mask: np.ndarray) -> None:
+    region, (y, x) = decoded_region(text_of(mask))
+    x1, y1, x2, y2 = mask_box(mask)
+    assert (y, x, *region.shape) == (y1, x1, y2 - y1, x2 - x1)
+    np.testing.assert_array_equal(region, mask[y1:y2, x1:x2])
+
+
+def test_masks_of_huge_images_are_moved_without_them() -> None:
+    """20,000 x 20,000 pixels, of which the mask has 12; as bytes too."""
+    small = np.ones((3, 4), np.uint8)
+    encoded = coco_mask.encode(np.asfortranarray(small))
+    far = moved_rle(encoded, (19_990, 19_995), (20_000, 20_000))
+    assert coco_mask.area(far) == 12
+    assert coco_mask.toBbox(far).tolist() == [19_995, 19_990, 4, 3]
+    assert moved_rle(far, (-19_990, -19_995), (3, 4)) == text_of(small)

@@ -1,0 +1,98 @@
+"""Detection in an image that is too large to be seen in one piece: tile by tile, then merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.inference.merging import Found, detections, in_image, merge
+from mrcnn_jax.inference.results import Detections, TileCounts
+from mrcnn_jax.inference.scenes import Scene
+from mrcnn_jax.pixels.tiff_windows import MOST
+from mrcnn_jax.pixels.windows import Window, check_tiles, windows
+
+Detect: TypeAlias = Callable[[Sequence[UInt8[np.ndarray, "h w 3"]]], Sequence[Detections]]
+"""The detections in each of some images, with masks as RLEs."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is looked at.
+
+    Raises:
+        ConfigError: (a ValueError) there are no such tiles.
+    """
+
+    tile: int
+    """Side of a tile in pixels of the image."""
+    overlap: int
+    """Pixels that neighbouring tiles share at least: objects up to this size are seen whole."""
+
+    def __post_init__(self) -> None:
+        check_tiles(self.tile, self.overlap)
+
+    @staticmethod
+    def of(tile: int, overlap: int | None) -> Tiling:
+        """By default an eighth of a tile is shared."""
+        return Tiling(tile, tile // 8 if overlap is None else overlap)
+
+
+def detect_in_tiles(
+    scene: Scene,
+    tiling: Tiling,
+    detect: Detect,
+    categories: Sequence[tuple[int, str]],
+    *,
+    batch: int,
+    limit: int,
+    min_score: float = 0.0,
+    progress: bool = False,
+) -> Detections:
+    """Detect the objects in the tiles of an image, and merge them as `inference.merging` says.
+
+    In memory are the tiles of a batch, and of each detection its box and run lengths.
+
+    Args:
+        scene: the image.
+        tiling: its tiles.
+        detect: finds the objects in up to `batch` tiles.
+        categories: (COCO id, name) of label 1, 2, ..., K.
+        batch: tiles that `detect` is given at once.
+        limit: the most objects that it finds in one.
+        min_score: merged detections below it are left out.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: a tile cannot be read, or the image has too many pixels for run lengths.
+    """
+    height, width = scene.size
+    if height * width >= MOST:
+        raise ConfigError(f"image: {height} x {width}: COCO's masks have fewer than {MOST} pixels")
+    places = windows(scene.size, tiling.tile, tiling.overlap)
+    found: list[Found] = []
+    full: list[float] = []
+    each = _each(scene, places, detect, batch)
+    bar = tqdm(
+        each, total=len(places), unit="tile", leave=False, disable=None if progress else True
+    )
+    for number, seen in enumerate(bar):
+        if len(seen.scores) >= limit:
+            full.append(float(seen.scores.min()))
+        found += in_image(seen, number, places[number], scene.size)
+    merged = merge(found, places, scene.size)
+    counts = TileCounts(len(places), merged.joined, merged.repeated, merged.cut, tuple(full))
+    result = detections(merged.objects, scene.size, categories, min_score=min_score)
+    return replace(result, tiles=counts)
+
+
+def _each(
+    scene: Scene, places: Sequence[Window], detect: Detect, batch: int
+) -> Iterator[Detections]:
+    for first in range(0, len(places), batch):
+        yield from detect([scene.read(place) for place in places[first : first + batch]])

@@ -1,0 +1,279 @@
+"""Detections of tiles merged, against those of the whole image.
+
+The detector sees perfectly (tests/inference/perfect.py): what is merged wrongly shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.inference.merging import Merged, detections, in_image, merge
+from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.pixels.rle import encoded
+from mrcnn_jax.pixels.windows import Window, windows
+from tests.inference.perfect import CATEGORIES, as_set, seen
+
+
+def in_tiles(scene: np.ndarray, tile: int, overlap: int) -> tuple[Detections, Merged]:
+    places = windows(scene.shape, tile, overlap)
+    found = [
+        item
+        for number, w in enumerate(places)
+        for item in in_image(seen(scene[w.y1 : w.y2, w.x1 : w.x2]), number, w, scene.shape)
+    ]
+    merged = merge(found, places, scene.shape)
+    return detections(merged.objects, scene.shape, CATEGORIES), merged
+
+
+def drawn(shapes: list[tuple[int, int, int, int, int]], size: tuple[int, int]) -> np.ndarray:
+    """Ellipses and rectangles, each of a colour of its own, the later ones above."""
+    scene = np.zeros(size, np.uint8)
+    for colour, (y, x, height, width, kind) in enumerate(shapes, 1):
+        centre, axes = (x, y), (width, height)
+        if kind:
+            cv2.ellipse(scene, centre, axes, 0, 0, 360, colour, cv2.FILLED)
+        else:
+            low, high = (x - width, y - height), (x + width, y + height)
+            cv2.rectangle(scene, low, high, colour, cv2.FILLED)
+    return scene
+
+
+SHAPES = st.lists(
+    st.tuples(
+        st.integers(0, 200),
+        st.integers(0, 260),
+        st.integers(2, 60),
+        st.integers(2, 90),
+        st.integers(0, 1),
+    ),
+    max_size=12,
+)
+
+
+@given(SHAPES, st.integers(48, 300), st.integers(12, 40))
+@settings(deadline=None, max_examples=60)
+def test_a_scene_in_tiles_is_the_scene_in_one_piece(
+    shapes: list[tuple[int, int, int, int, int]], tile: int, overlap: int
+) -> None:
+    """Equal to the pixel where no object hides another: smaller than the overlap, larger than
+    tiles, at all borders and corners."""
+    alone: list[tuple[int, int, int, int, int]] = []
+    for shape in shapes:
+        before = drawn(alone, (200, 260)) > 0
+        if not (before & (drawn([shape], (200, 260)) > 0)).any():
+            alone.append(shape)
+    scene = drawn(alone, (200, 260))
+    found, merged = in_tiles(scene, tile, overlap)
+    assert as_set(found) == as_set(seen(scene))
+    assert merged.cut == 0
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_an_object_on_four_tiles_is_one() -> None:
+    """Cut in each of them, and in all of them larger than what they share."""
+    scene = np.zeros((160, 160), np.uint8)
+    cv2.circle(scene, (80, 80), 60, 3, cv2.FILLED)
+    places = windows(scene.shape, 96, 32)
+    assert len(places) == 4
+    found, merged = in_tiles(scene, 96, 32)
+    assert (merged.joined, merged.repeated, merged.cut) == (1, 0, 0)
+    [mask] = found.masks
+    np.testing.assert_array_equal(coco_mask.decode(mask), scene > 0)
+    assert found.boxes.tolist() == [[20, 20, 141, 141]]
+
+
+def test_an_object_in_the_overlap_is_seen_whole_and_once() -> None:
+    """Twice as a whole; and cut in one tile, whole in the other."""
+    scene = np.zeros((64, 160), np.uint8)
+    cv2.circle(scene, (80, 20), 8, 3, cv2.FILLED)
+    cv2.circle(scene, (62, 50), 9, 6, cv2.FILLED)
+    found, merged = in_tiles(scene, 96, 32)
+    assert as_set(found) == as_set(seen(scene))
+    assert (merged.joined, merged.repeated, merged.cut) == (0, 2, 0)
+
+
+def test_touching_objects_of_a_class_stay_apart() -> None:
+    """Side by side across a border, above each other along it."""
+    scene = np.zeros((160, 160), np.uint8)
+    for colour, (y1, x1, y2, x2) in {
+        3: (10, 20, 40, 150),
+        6: (40, 20, 70, 150),
+        9: (70, 20, 150, 80),
+        12: (70, 80, 150, 150),
+    }.items():
+        scene[y1:y2, x1:x2] = colour
+    found, merged = in_tiles(scene, 96, 24)
+    assert as_set(found) == as_set(seen(scene))
+    assert len(found.scores) == 4
+    assert merged.cut == 0
+
+
+def test_one_tile_is_left_as_it_is() -> None:
+    """Also what a detector sees twice there."""
+    scene = np.zeros((80, 90), np.uint8)
+    cv2.circle(scene, (40, 40), 20, 3, cv2.FILLED)
+    twice = seen(scene)
+    both = [*in_image(twice, 0, Window(0, 0, 80, 90), scene.shape)] * 2
+    merged = merge(both, [Window(0, 0, 80, 90)], scene.shape)
+    assert len(merged.objects) == 2
+    assert (merged.joined, merged.repeated, merged.cut) == (0, 0, 0)
+
+
+def box_found(
+    window: Window, label: int, box: tuple[int, int, int, int], score: float
+) -> Detections:
+    """One rectangle, in pixels of the tile."""
+    mask = np.zeros(window.size, bool)
+    x1, y1, x2, y2 = box
+    mask[y1:y2, x1:x2] = True
+    return Detections(
+        size=window.size,
+        boxes=np.array([box], np.float64),
+        labels=np.array([label], np.int32),
+        category_ids=(5,),
+        class_names=("disc",),
+        scores=np.array([score], np.float32),
+        masks=tuple(encoded([mask])),
+    )
+
+
+LEFT, RIGHT, SIZE = Window(0, 0, 100, 100), Window(0, 60, 100, 160), (100, 160)
+
+
+def two(
+    left: tuple[int, int, int, int],
+    right: tuple[int, int, int, int],
+    scores: tuple[float, float],
+    labels: tuple[int, int] = (1, 1),
+) -> Merged:
+    """A rectangle seen in each of two tiles that share columns 60 to 100; boxes of the image."""
+    shifted = right[0] - 60, right[1], right[2] - 60, right[3]
+    found = [
+        *in_image(box_found(LEFT, labels[0], left, scores[0]), 0, LEFT, SIZE),
+        *in_image(box_found(RIGHT, labels[1], shifted, scores[1]), 1, RIGHT, SIZE),
+    ]
+    return merge(found, [LEFT, RIGHT], SIZE)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "scores", "objects", "counts"),
+    [
+        # Cut in both: joined, with the higher score.
+        ((20, 20, 100, 40), (60, 20, 140, 40), (0.6, 0.8), [(20, 20, 140, 40, 0.8)], (1, 0, 0)),
+        # Their masks differ by less than half in the strip: joined.
+        ((20, 20, 100, 40), (60, 25, 140, 45), (0.6, 0.8), [(20, 20, 140, 45, 0.8)], (1, 0, 0)),
+        # By more: two objects, each cut.
+        (
+            (20, 20, 100, 40),
+            (60, 30, 140, 50),
+            (0.6, 0.8),
+            [(60, 30, 140, 50, 0.8), (20, 20, 100, 40, 0.6)],
+            (0, 0, 2),
+        ),
+        # Whole in one, cut in the other: the whole one, with the higher score.
+        ((70, 20, 100, 40), (70, 20, 130, 42), (0.9, 0.5), [(70, 20, 130, 42, 0.9)], (0, 1, 0)),
+        # It reaches further than the one that seems whole: joined to it.
+        ((20, 20, 98, 40), (66, 20, 90, 40), (0.9, 0.5), [(20, 20, 98, 40, 0.9)], (1, 0, 0)),
+        # Whole in both: the better one.
+        ((65, 20, 90, 40), (66, 20, 91, 40), (0.9, 0.8), [(65, 20, 90, 40, 0.9)], (0, 1, 0)),
+        # Cut, without a partner: kept.
+        (
+            (20, 20, 100, 40),
+            (90, 60, 120, 80),
+            (0.9, 0.8),
+            [(20, 20, 100, 40, 0.9), (90, 60, 120, 80, 0.8)],
+            (0, 0, 1),
+        ),
+        # Cut, and a part of a better one: dropped.
+        ((80, 20, 100, 30), (70, 10, 130, 42), (0.4, 0.5), [(70, 10, 130, 42, 0.5)], (0, 1, 0)),
+        # But a worse one, which covers more, takes nothing away.
+        (
+            (80, 20, 100, 30),
+            (70, 10, 130, 42),
+            (0.9, 0.1),
+            [(80, 20, 100, 30, 0.9), (70, 10, 130, 42, 0.1)],
+            (0, 0, 1),
+        ),
+    ],
+)
+def test_the_rule(
+    left: tuple[int, int, int, int],
+    right: tuple[int, int, int, int],
+    scores: tuple[float, float],
+    objects: list[tuple[float, ...]],
+    counts: tuple[int, int, int],
+) -> None:
+    merged = two(left, right, scores)
+    found = [(*item.box.tolist(), pytest.approx(item.score)) for item in merged.objects]
+    assert found == objects
+    assert (merged.joined, merged.repeated, merged.cut) == counts
+
+
+def test_classes_are_apart() -> None:
+    merged = two((65, 20, 90, 40), (65, 20, 90, 40), (0.9, 0.8), (1, 2))
+    assert [item.label for item in merged.objects] == [1, 2]
+
+
+def test_an_object_has_one_detection_of_a_tile() -> None:
+    """Of two that a tile sees, the one that agrees better is joined with the other tile's."""
+    found = [
+        *in_image(box_found(LEFT, 1, (20, 24, 100, 42), 0.7), 0, LEFT, SIZE),
+        *in_image(box_found(LEFT, 1, (20, 20, 100, 40), 0.6), 0, LEFT, SIZE),
+        *in_image(box_found(RIGHT, 1, (0, 20, 80, 40), 0.5), 1, RIGHT, SIZE),
+    ]
+    merged = merge(found, [LEFT, RIGHT], SIZE)
+    boxes = [item.box.tolist() for item in merged.objects]
+    assert boxes == [[20, 24, 100, 42], [20, 20, 140, 40]]
+    assert [item.score for item in merged.objects] == pytest.approx([0.7, 0.6])
+
+
+@pytest.mark.parametrize("score", [0.7, 0.95])
+def test_objects_that_agree_once_they_are_joined_are_one(score: float) -> None:
+    """A bar is seen whole in the middle tile. The others see a half of it each, and something above
+    and below: too much for either to agree with the bar, not for both together."""
+    places = [Window(0, 0, 100, 100), Window(0, 80, 100, 180), Window(0, 40, 100, 140)]
+    bar, more = np.zeros((2, 100, 180), bool)
+    bar[40:60, 50:130] = True
+    more[:80, 80:100] = True
+    found = []
+    for number, (mask, sure, box) in enumerate(
+        (
+            (bar | more, 0.9, (50, 0, 100, 80)),
+            (bar | more, 0.8, (0, 0, 50, 80)),
+            (bar, score, (10, 40, 90, 60)),
+        )
+    ):
+        window = mask[:, places[number].x1 : places[number].x2]
+        there = replace(box_found(places[number], 1, box, sure), masks=tuple(encoded([window])))
+        found += in_image(there, number, places[number], (100, 180))
+    assert [item.cut for item in found] == [True, True, False]
+    [item] = merge(found, places, (100, 180)).objects
+    np.testing.assert_array_equal(coco_mask.decode(item.mask), bar | more if score < 0.9 else bar)
+    assert item.score == pytest.approx(max(score, 0.9))
+
+
+@pytest.mark.parametrize("gap", [4, 5])
+def test_what_is_near_a_border_of_its_tile_is_cut(gap: int) -> None:
+    """1 % of 400 pixels, at each side; not at a border of the image."""
+    tile = Window(100, 100, 500, 500)
+    boxes = [(gap, 90, 200, 200), (90, gap, 200, 200)]
+    boxes += [(90, 90, 400 - gap, 200), (90, 90, 200, 400 - gap)]
+    for box in boxes:
+        [inner] = in_image(box_found(tile, 1, box, 0.5), 0, tile, (600, 600))
+        assert inner.cut == (gap == 4)
+        assert inner.box.tolist() == [side + 100 for side in box]
+        [outer] = in_image(box_found(tile, 1, box, 0.5), 0, Window(0, 0, 400, 400), (400, 400))
+        assert not outer.cut
+
+
+def test_nothing_is_merged_to_nothing() -> None:
+    merged = merge([], [LEFT, RIGHT], SIZE)
+    assert merged.objects == ()
+    assert detections(merged.objects, SIZE, CATEGORIES).boxes.shape == (0, 4)

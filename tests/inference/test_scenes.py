@@ -1,0 +1,87 @@
+"""Windows of images in files and in memory, and the smaller picture that is kept of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.inference import scenes
+from mrcnn_jax.inference.scenes import ArrayScene, ReducedScene, TiffScene, open_scene
+from mrcnn_jax.pixels.windows import Window, windows
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+SMALL = DataConfig(max_pixels=100)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.tif", TiffScene), ("a.png", ArrayScene)])
+def test_files_are_scenes(tmp_path: Path, name: str, kind: type) -> None:
+    """Whatever data.max_pixels says."""
+    Image.fromarray(PIXELS).save(tmp_path / name)
+    report = Report()
+    scene = open_scene(tmp_path / name, SMALL, report)
+    assert isinstance(scene, kind)
+    assert scene.size == (60, 90)
+    np.testing.assert_array_equal(scene.read(Window(10, 20, 30, 70)), PIXELS[10:30, 20:70])
+    assert not report.findings
+
+
+def test_files_are_told_of(tmp_path: Path) -> None:
+    image = Image.fromarray(PIXELS).convert("L")
+    image.save(tmp_path / "a.tif", save_all=True, append_images=[image])
+    report = Report()
+    open_scene(tmp_path / "a.tif", SMALL, report)
+    assert sorted(text for _, text in report.findings) == [
+        "images that are grey: converted to 8-bit RGB",
+        "images with 2 pages or frames: only the first is read",
+    ]
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.tif: No such file or directory"):
+        open_scene(tmp_path / "missing.tif", SMALL, Report())
+    (tmp_path / "b.tif").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"b\.tif: not an image that can be decoded"):
+        open_scene(tmp_path / "b.tif", SMALL, Report())
+    for name in ("c.tif", "c.png"):
+        Image.fromarray(PIXELS).save(tmp_path / name, tiffinfo={278: 60})
+    monkeypatch.setattr(scenes, "AT_ONCE", 60 * 90 - 1)
+    with pytest.raises(
+        ConfigError, match=r"c\.png: 60 x 90 is over 5399 pixels, .* TIFF of 8 or 16 bits"
+    ):
+        open_scene(tmp_path / "c.png", SMALL, Report())
+    scene = open_scene(tmp_path / "c.tif", SMALL, Report())
+    with pytest.raises(ConfigError, match=r"c\.tif: its strips are too large: 60 x 90"):
+        scene.read(Window(0, 0, 60, 90))
+    (tmp_path / "c.tif").unlink()
+    with pytest.raises(ConfigError, match=r"c\.tif: .*No such file"):
+        scene.read(Window(0, 0, 9, 9))
+
+
+def test_a_smaller_picture_is_kept() -> None:
+    """The mean of each square, by a loop, wherever the windows end; small scenes as they are."""
+    scene = ReducedScene(ArrayScene(PIXELS), 18)
+    for window in windows(scene.size, 33, 10):
+        scene.read(window)
+    expected = np.array(
+        [
+            [PIXELS[y : y + 5, x : x + 5].mean((0, 1)) for x in range(0, 90, 5)]
+            for y in range(0, 60, 5)
+        ]
+    )
+    np.testing.assert_allclose(scene.picture, expected, atol=0.51)
+    coarse = PIXELS[:12, :18]
+    scene = ReducedScene(ArrayScene(coarse.repeat(5, axis=0).repeat(5, axis=1)), 18)
+    assert scene.step == 5
+    for window in windows(scene.size, 37, 0):
+        assert scene.read(window).shape == (37, 37, 3)
+    np.testing.assert_array_equal(scene.picture, coarse)
+    scene = ReducedScene(ArrayScene(PIXELS), 90)
+    for window in windows(scene.size, 33, 10):
+        scene.read(window)
+    np.testing.assert_array_equal(scene.picture, PIXELS)
