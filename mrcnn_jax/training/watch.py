@@ -24,6 +24,7 @@ from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Meta, flatten
+from mrcnn_jax.runs.loggers import open_loggers
 from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
@@ -77,18 +78,18 @@ class Watch:
     def __init__(self, run: OpenRun) -> None:
         first = parallel.is_first()
         self.run = run
-        self.log = MetricsLog(run.workdir) if first else None
+        self.log = MetricsLog(run.workdir, open_loggers(run.config, run.workdir)) if first else None
         self.profiler = Profiler(run.workdir / "profile") if run.config.profile and first else None
         self._predictor: Predictor | None = None
 
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.profiler is not None:
             self.profiler.end()
         if self.log is not None:
-            self.log.close()
+            self.log.close(failed=kind is not None)
 
     def begin(self, stage: StageConfig) -> None:
         """Call before the steps of a stage."""

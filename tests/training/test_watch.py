@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import checkpoints
 from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.loggers import Service
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.training import loop, watch
 from mrcnn_jax.training import open as opening
@@ -107,6 +109,48 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         path: saved[path].tobytes() for path in kept
     }
     assert state.key.tobytes() == saved["key"].tobytes()
+
+
+def test_loggers_are_given_all_rows_and_one_that_fails_ends_nothing(
+    mask_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With sessions in the place of services."""
+    sent: list[tuple[int, dict[str, float]]] = []
+    ends: list[bool] = []
+
+    def fail(rows: Any) -> None:
+        raise OSError("no route to host")
+
+    taking = SimpleNamespace(new=True, send=sent.extend, end=ends.append)
+    failing = SimpleNamespace(new=True, send=fail, end=ends.append)
+    services = {"wandb": taking, "mlflow": failing}
+    monkeypatch.setattr(
+        watch,
+        "open_loggers",
+        lambda config, workdir: [
+            Service(name, lambda name=name: services[name]) for name in config.loggers
+        ],
+    )
+    monkeypatch.setattr(opening, "refuse_missing", lambda names: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    loop.train(replace(mask_config, loggers=("wandb", "mlflow")), tmp_path / "run")
+    fields = ("stage", "step", "epoch", "split")
+    rows = read_metrics(tmp_path / "run")
+    assert {row["split"] for row in rows} == {"train", "val"}
+    assert sent == [
+        (
+            row["step"],
+            {f"mask/{row['split']}/{name}": row[name] for name in row if name not in fields},
+        )
+        for row in rows
+    ]
+    assert ends == [False]
+    out = capsys.readouterr().out
+    assert out.count("no route to host") == 1
+    assert "\ndone; next: " in out
 
 
 @pytest.fixture
