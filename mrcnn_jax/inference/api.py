@@ -36,6 +36,7 @@ from mrcnn_jax.inference.scenes import ArrayScene, Scene, limits, open_scene
 from mrcnn_jax.inference.test_time import MergedViews
 from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
 from mrcnn_jax.pixels.rle import decoded
+from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Weights
 from mrcnn_jax.runs.run import Choice, Run, load_run
 
@@ -50,15 +51,20 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
     """Load a run.
 
     Args:
-        run: its folder (the --workdir of training, the --out of an import of weights).
+        run: its folder (the --workdir of training, the --out of an import of weights, the --to of
+            `share`), or a model of the Hugging Face Hub, hf://org/name or hf://org/name@revision,
+            which is fetched unless huggingface_hub's cache holds it.
         checkpoint: the newest intact one, or the one of the best mask AP, if the run measured it.
         weights: the parameters themselves ("raw"), or their moving average ("ema").
 
     Raises:
         ConfigError: (a ValueError) one line that names the file: the folder holds no config, no
-            such checkpoint or weights, a damaged one, or no more than a backbone.
+            such checkpoint or weights, a damaged one, or no more than a backbone; or there is no
+            such model on the Hub, or huggingface_hub is not installed.
+        cli.Failure: (a RuntimeError) the Hub cannot be reached.
     """
-    return Model(load_run(Path(run), checkpoint, weights))
+    folder = hub.fetch(run) if isinstance(run, str) and run.startswith(hub.SCHEME) else Path(run)
+    return Model(load_run(folder, checkpoint, weights))
 
 
 class Model:

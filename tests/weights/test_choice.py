@@ -8,7 +8,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
@@ -182,9 +184,16 @@ def test_a_run_fixes_what_its_config_says(kept_run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "resnet.pth").touch()
     with pytest.raises(
-        ConfigError, match=r": holds no checkpoint \(to start from .*/model\.safetensors\)$"
+        ConfigError, match=r": holds no checkpoint \(to start from .*/resnet\.pth\)$"
+    ):
+        open_origin(tmp_path)
+    # timm's folders have the name that those of the Hub's layout have.
+    safetensors.numpy.save_file({"conv1.weight": np.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ConfigError,
+        match=r"/model\.safetensors: not written by mrcnn_jax \(to .* name the file, not",
     ):
         open_origin(tmp_path)
 
