@@ -10,7 +10,8 @@ import pytest
 import state_dicts
 
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
-from mrcnn_jax.weights.families import MASKRCNN, Family, family_of
+from mrcnn_jax.weights.families import MASKRCNN, family_of
+from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.importer import import_weights
 from mrcnn_jax.weights.mapping import assign, fill
 from mrcnn_jax.weights.tensors import read_tensors
@@ -49,7 +50,7 @@ def test_every_format_of_a_state_dict(name: str, tmp_path: Path) -> None:
     arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
     np.savez(tmp_path / "weights.npz", **arrays)  # type: ignore[arg-type]
     for file in ("zip.pth", "stream.pth", "parallel.pt", "weights.safetensors", "weights.npz"):
-        found = read_tensors(tmp_path / file)
+        found = read_tensors(tmp_path / file).tensors
         assert found.keys() == arrays.keys(), file
         assert all(
             np.array_equal(found[key], arrays[key]) and found[key].dtype == arrays[key].dtype
@@ -64,7 +65,7 @@ def test_narrow_types_of_torch(tmp_path: Path) -> None:
         torch.save(
             {"a": values.to(dtype), "b": values.to(dtype).t()[1:3]}, tmp_path / "weights.pth"
         )
-        found = read_tensors(tmp_path / "weights.pth")
+        found = read_tensors(tmp_path / "weights.pth").tensors
         np.testing.assert_array_equal(
             found["a"].astype(np.float32), values.to(dtype).float().numpy()
         )
