@@ -18,6 +18,7 @@ from torchvision.models import resnet50
 from torchvision.ops import batched_nms, roi_align
 
 STRIDES = (4, 8, 16, 32, 64)
+STYLES = {"mmdet": "pytorch", "caffe": "caffe"}  # by the names of cases
 PIXELS = {  # 0..255: mean, standard deviation
     "pytorch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # RGB
     "caffe": ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),  # BGR

@@ -34,8 +34,8 @@ from mrcnn_jax.weights.mmdetection import MASK_RCNN, with_meta
 FAMILIES = {
     "v1": MASKRCNN,
     "v2": MASKRCNN_V2,
-    "mmdet pytorch": MASK_RCNN,
-    "mmdet caffe": with_meta(MASK_RCNN, {"cfg": "style='caffe', bgr_to_rgb=False"}, "parity"),
+    "mmdet": MASK_RCNN,
+    "caffe": with_meta(MASK_RCNN, {"cfg": "style='caffe', bgr_to_rgb=False"}, "parity"),
 }
 
 

@@ -59,6 +59,26 @@ def test_every_format_of_a_state_dict(name: str, tmp_path: Path) -> None:
     import_weights(tmp_path / "stream.pth", tmp_path / "run")
 
 
+class Log:
+    """Stands for an object of mmengine in a checkpoint."""
+
+
+def test_a_checkpoint_with_objects(tmp_path: Path) -> None:
+    """mmdetection's training checkpoint, as torch writes it, with optimiser and log."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    meta = {"cfg": "style='caffe'", "dataset_meta": {"classes": ("a", "b")}, "log": Log()}
+    content = {"meta": meta, "state_dict": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    for new in (True, False):
+        torch.save(content, tmp_path / "epoch_1.pth", _use_new_zipfile_serialization=new)
+        found = read_tensors(tmp_path / "epoch_1.pth")
+        assert found.tensors.keys() == {"weight", "bias"}
+        np.testing.assert_array_equal(found.tensors["weight"], layer.weight.detach().numpy())
+        assert found.meta["dataset_meta"] == {"classes": ("a", "b")}
+
+
 def test_narrow_types_of_torch(tmp_path: Path) -> None:
     values = torch.randn(4, 6)
     for dtype in (torch.float16, torch.bfloat16):
