@@ -74,7 +74,7 @@ def _of_file(path: Path) -> Origin:
         if not network.pixels_stated:
             presumed |= {"model.pixel_mean", "model.pixel_std"}
     return Origin(
-        f"{network.name} ({network.family.project})",
+        network.title,
         network.model,
         network.has_heads,
         network.family.shrink,
@@ -88,7 +88,7 @@ def _of_run(run: Path) -> Origin:
     checkpoints = Checkpoints(run, keep=1)
     meta = checkpoints.latest()
     if meta is None:
-        files = sorted(path.name for path in run.iterdir() if path.suffix in SUFFIXES)
+        files = sorted(path.name for path in run.iterdir() if path.name.endswith(SUFFIXES))
         hint = f" (to start from a file in it, name the file: {run / files[0]})" if files else ""
         raise ConfigError(f"{run}: holds no checkpoint{hint}")
 

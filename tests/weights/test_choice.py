@@ -16,9 +16,11 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, DataConfig
-from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.config.tables import DETECTRON2_C4, MMDETECTION, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.choice import HEADS, IMAGES, RESNET, Choice, choose, chosen_before
-from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2, Family
+from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2
+from mrcnn_jax.weights.family import Family
+from mrcnn_jax.weights.mmdetection import MASK_RCNN
 from mrcnn_jax.weights.origin import Origin, open_origin
 
 # Fields that can be others than those of the weights: how the network is trained, which proposals
@@ -68,7 +70,7 @@ def choice(model: ModelConfig, *presumed: str, names: tuple[str, ...] = ()) -> C
     return Choice(Path("w.pth"), "somebody's", fields, presumed, model.num_classes, names)
 
 
-@pytest.mark.parametrize("model", [TORCHVISION, TORCHVISION_V2])
+@pytest.mark.parametrize("model", [TORCHVISION, TORCHVISION_V2, MMDETECTION])
 def test_the_network_becomes_that_of_the_weights(
     model: ModelConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,12 +114,12 @@ def test_what_the_user_gave_stays_or_contradicts(capsys: pytest.CaptureFixture[s
     assert weights.applied(same, (*given, "model.resnet.depth")) == changed
 
 
-@pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN])
+@pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN, MASK_RCNN])
 def test_images_shrink_as_those_of_a_whole_network_did(
     family: Family, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torchvision interpolates, detectron2 averages; only a run says so."""
-    interpolates = family.project == "torchvision"
+    """torchvision and mmdetection interpolate, detectron2 averages; only a run says so."""
+    interpolates = family.project != "detectron2"
     theirs, other = ("bilinear", "area") if interpolates else ("area", "bilinear")
     assert family.model is not None
     origin = Origin(
