@@ -177,8 +177,8 @@ def test_turned_small_and_like_named_images(tmp_path: Path) -> None:
     """EXIF is followed as in training; files of one name have a folder each."""
     options = written(
         tmp_path,
-        [annotation(n, disc(50, 75, 40), image=n) for n in (1, 2, 3)],
-        {1: "a.png", 2: "a.tif", 3: "b.png"},
+        [annotation(n, disc(50, 75, 40), image=n) for n in range(1, 7)],
+        {1: "a.png", 2: "a.tif", 3: "b.png", 4: "c.tif.png", 5: "c.png", 6: "c.tif"},
     )
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -189,6 +189,9 @@ def test_turned_small_and_like_named_images(tmp_path: Path) -> None:
         "a/00000_00000.png",
         "a.tif/00000_00000.png",
         "b/00000_00000.png",
+        "c.tif/00000_00000.png",
+        "c/00000_00000.png",
+        "c.tif_2/00000_00000.png",
     ]
     for image in content["images"]:
         pixels = cv2.imread(str(options.out / "images" / image["file_name"]), cv2.IMREAD_COLOR)
