@@ -118,8 +118,10 @@ class Yolo(RectangleOptions):
         return found
 
     def _orphans(self, folder: Path, images: Path) -> Iterator[Picture]:
-        """The label files of a folder whose image is not in that of the images."""
-        stems = {file.stem for file in images.iterdir() if file.suffix.lower() in SUFFIXES}
+        """The label files of a folder whose image is neither listed nor in that of the images."""
+        stems = {file.stem for file in self._images() if file.parent == images}
+        if images.is_dir():
+            stems |= {file.stem for file in images.iterdir() if file.suffix.lower() in SUFFIXES}
         for path in sorted(folder.glob("*.txt")):
             if path.stem not in stems and path.name not in NO_LABELS:
                 shapes = self._shapes(path, (1, 1), self.data.names)

@@ -181,6 +181,20 @@ def test_labels_without_an_image_are_missing_images(
     assert "dropped 2: annotations of a dropped image (lost.txt: line 1, lost.txt: line 2)" in text
 
 
+def test_a_list_may_name_images_of_a_folder_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its labels are counted once, as of an image that is missing."""
+    write(tmp_path, f"train: list.txt\n{NAMES}", {"images/a.png": SQUARE})
+    (tmp_path / "list.txt").write_text("images/a.png\r\nimages/b.png\r\ngone/images/c.png\r\n")
+    (tmp_path / "labels" / "b.txt").write_text(SQUARE)
+    (tmp_path / "gone" / "labels").mkdir(parents=True)
+    (tmp_path / "gone" / "labels" / "c.txt").write_text(SQUARE)
+    convert(Yolo(tmp_path, tmp_path / "out.json", allow_missing=True))
+    text = capsys.readouterr().out
+    assert "dropped 2: images whose file is missing (images/b.png, gone/images/c.png)" in text
+
+
 def test_turned_photographs_are_counted_as_they_are_seen(tmp_path: Path) -> None:
     from PIL import Image
 
