@@ -109,11 +109,13 @@ def _checked(options: Tile) -> CocoDataset:
     Raises:
         ConfigError: as of `read_coco` and `check_images`; an image is too large.
     """
-    content = load_coco(options.annotations, Report())
+    of_file = Report()
+    content = load_coco(options.annotations, of_file)
     data = DataConfig(max_pixels=MAX_PIXELS)
     dataset = read_coco(
         options.annotations, options.images, data, content=content, max_pixels=MOST - 1
     )
+    dataset.report.findings.update(of_file.findings)
     for image in content["images"]:
         if image.get("depth_file") is not None:
             dataset.report.add(Reason.NO_DEPTH_TILES, image["id"])

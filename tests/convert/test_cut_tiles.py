@@ -244,6 +244,19 @@ def test_huge_images_are_read_by_windows(tmp_path: Path, monkeypatch: pytest.Mon
         cut(replace(options, out=tmp_path / "other"))
 
 
+def test_the_conversion_of_a_large_image_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = written(tmp_path, [annotation(1, disc(50, 50, 9))], {7: "large.tif"})
+    Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 9).save(tmp_path / "images" / "large.tif")
+    monkeypatch.setattr(cut_tiles, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
+    cut(options)
+    assert (
+        "images that are 16-bit with values of 12 bits (scaled by 1/16): converted to 8-bit RGB (7)"
+        in (capsys.readouterr().out)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -269,3 +282,11 @@ def test_depth_maps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options.annotations.write_text(json.dumps(content))
     cut(options)
     assert "left out 1: depth maps: they are not cut (7)" in capsys.readouterr().out
+
+
+def test_repeated_keys_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = written(tmp_path, [annotation(1, disc(50, 50, 9))])
+    text = options.annotations.read_text()
+    options.annotations.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1, "iscrowd": 0'))
+    cut(options)
+    assert "dropped 1: values of a JSON object whose key is there again" in capsys.readouterr().out
