@@ -288,3 +288,16 @@ def test_a_count_of_classes_names_them(tmp_path: Path) -> None:
     options = break_yolo("train: images\nnc: 2")(tmp_path)
     convert(options)
     assert checked(options, tmp_path / "cache").class_names == ("class_0", "class_1")
+
+
+def test_names_are_in_one_unicode_form(tmp_path: Path) -> None:
+    """As labels are, whichever form data.yaml and --skip have."""
+    yaml = "train: images\nnames: [cafe\u0301, the\u0301]\n"
+    write(tmp_path, yaml, {"images/a.png": f"{SQUARE}\n{line(POLYGON)}"})
+    convert(Yolo(tmp_path, tmp_path / "out.json"))
+    names = [c["name"] for c in json.loads((tmp_path / "out.json").read_text())["categories"]]
+    assert names == ["caf\u00e9", "th\u00e9"]
+    convert(Yolo(tmp_path, tmp_path / "out.json", skip=("cafe\u0301",)))
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["th\u00e9"]
+    assert len(content["annotations"]) == 1
