@@ -42,7 +42,7 @@ def run(arguments: ToYolo) -> None:
             `out` exists or cannot be written.
     """
     from mrcnn_jax.config.schema import DataConfig
-    from mrcnn_jax.convert.common import MAX_PIXELS
+    from mrcnn_jax.convert.common import MAX_PIXELS, normal_label
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.inference.annotations import data_yaml
     from mrcnn_jax.output import write_file
@@ -59,7 +59,7 @@ def run(arguments: ToYolo) -> None:
         validation = read_coco(arguments.val, folder, limits)
         datasets["val"] = validation.matched_to(known, f"{arguments.input}")
     classes = {number: place for place, (number, _) in enumerate(known)}
-    names = [name.strip() for _, name in known]
+    names = [normal_label(name) for _, name in known]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{arguments.input}: categories: {twice!r} is there twice")
