@@ -122,7 +122,7 @@ class Model:
             ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
             ValueError: an image is none of those above, such as an array that is not uint8 RGB (in
                 a list, before any is predicted); there is no scale, or one is not positive; there
-                are no such tiles, or other views besides.
+                are no such tiles, or other views besides; `overlap` without `tile`.
 
         Warns:
             UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
@@ -132,6 +132,8 @@ class Model:
             raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
 
         tiling = None if tile is None else Tiling.of(tile, overlap)
+        if tiling is None and overlap is not None:
+            raise ValueError("overlap: needs tile")
         if tiling is not None and (flip or tuple(scales) != (1.0,)):
             raise ValueError("tile: not together with flip or scales")
 

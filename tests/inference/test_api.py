@@ -186,6 +186,8 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
     for scales in ((), (1.0, 0.0), (float("nan"),)):
         with pytest.raises(ValueError, match="scales: "):
             model.predict(np.zeros((5, 7, 3), np.uint8), scales=scales)
+    with pytest.raises(ValueError, match="overlap: needs tile"):
+        model.predict(np.zeros((5, 7, 3), np.uint8), overlap=8)
 
 
 def test_what_the_documentation_says_runs(
