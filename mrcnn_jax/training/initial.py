@@ -17,8 +17,9 @@ from mrcnn_jax.training.stages import trained
 from mrcnn_jax.weights.origin import Origin, open_origin
 from mrcnn_jax.weights.published import PUBLISHED
 
-_BOX_OUTPUTS = r"params/box_head/(logits|deltas)/(kernel|bias)"
-_MASK_OUTPUTS = r"params/mask_head/(points/)?logits/(kernel|bias)"
+# Leaves with one output per class, and those that have it unless masks are class-agnostic.
+_CLASSES = r"params/box_head/(logits|deltas)/(kernel|bias)"
+_MASKS = r"params/mask_head/(points/)?logits/(kernel|bias)"
 # Fields that change the meaning of the same parameters.
 _MEANING = (
     "model.pixel_mean",
@@ -89,15 +90,15 @@ def initial_variables(
 
 def _per_class(config: Config) -> re.Pattern[str]:
     """The leaves of a run that have an output per class."""
-    masks = () if config.model.mask_head.class_agnostic else (_MASK_OUTPUTS,)
-    return re.compile("|".join((_BOX_OUTPUTS, *masks)))
+    masks = () if config.model.mask_head.class_agnostic else (_MASKS,)
+    return re.compile("|".join((_CLASSES, *masks)))
 
 
 def _left_out(source: Iterable[str], origin: Origin, config: Config) -> list[str]:
     """The outputs of the weights that are not those of the run, whatever their shapes."""
     patterns = [_per_class(config)] if config.init_without_classes else []
     if origin.model.mask_head.class_agnostic != config.model.mask_head.class_agnostic:
-        patterns.append(re.compile(_MASK_OUTPUTS))
+        patterns.append(re.compile(_MASKS))
     return sorted(path for path in source if any(p.fullmatch(path) for p in patterns))
 
 
