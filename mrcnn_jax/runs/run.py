@@ -19,6 +19,7 @@ from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
 from mrcnn_jax.output import part_folder, remove_abandoned
+from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.hub_folder import (
@@ -110,8 +111,15 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
 
     Raises:
         ConfigError: the folder holds no config or another one than the checkpoint, no such
-            checkpoint, (imported) no more than a backbone, or weights that are not finite.
+            checkpoint, (imported) no more than a backbone, or weights that are not finite; or it is
+            an address on the Hub.
     """
+    if workdir.parts[:1] == ("hf:",):  # a Path has lost one of the slashes
+        name, _, revision = "/".join(workdir.parts[1:]).partition("@")
+        of = f" --revision {revision}" if revision else ""
+        raise ConfigError(
+            f"{hub.SCHEME}{name}: a folder is needed here: hf download {name}{of} --local-dir DIR"
+        )
     if is_hub_folder(workdir):
         return {"raw": _of_hub_folder(workdir, checkpoint)}
     of_run = load_config_json(workdir / "config.json")

@@ -149,8 +149,9 @@ def _categories(meta: Mapping[Any, Any]) -> Categories:
     """The classes that a checkpoint names, with COCO's ids if they are COCO's; () if unknown."""
     for table in (meta, meta.get("dataset_meta")):
         for key in ("CLASSES", "classes"):
-            names = table.get(key) if isinstance(table, dict) else None
-            if not isinstance(names, list | tuple) or not all(map(_is_name, names)):
+            names: Any = table.get(key) if isinstance(table, dict) else None
+            # Exactly these: what stands for another object in a pickle is a named tuple.
+            if type(names) not in (list, tuple) or not all(map(_is_name, names)):
                 continue
             # Early files of 2.x write "traffic_light".
             if [name.replace("_", " ") for name in names] == [name for _, name in COCO]:

@@ -118,6 +118,9 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
+    masks = assigned.get("params/mask_head/logits/bias")
+    if masks is not None and tensors[masks.name].size == 1 < model.num_classes:
+        model = replace(model, mask_head=replace(model.mask_head, class_agnostic=True))
     return FileNetwork(path, family, model, tensors, assigned, bool(stated))
 
 

@@ -114,6 +114,16 @@ def test_what_the_user_gave_stays_or_contradicts(capsys: pytest.CaptureFixture[s
     assert weights.applied(same, (*given, "model.resnet.depth")) == changed
 
 
+def test_masks_of_no_class_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """With weights whose masks are per class, as all published ones are: all else is of use."""
+    name = "model.mask_head.class_agnostic"
+    changed = choice(TORCHVISION).applied(with_fields(Config(), {name: True}), {name})
+    assert changed.model.mask_head.class_agnostic
+    line = f"  {name}: True, as given (these weights have False: their mask outputs are left out)"
+    assert line in capsys.readouterr().out.splitlines()
+    assert not choice(TORCHVISION).applied(changed, ()).model.mask_head.class_agnostic
+
+
 @pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN, MASK_RCNN])
 def test_images_shrink_as_those_of_a_whole_network_did(
     family: Family, capsys: pytest.CaptureFixture[str]

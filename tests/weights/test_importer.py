@@ -118,6 +118,23 @@ def test_a_run_that_is_whole(
     assert f"python -m mrcnn_jax eval --workdir {tmp_path / 'runs' / 'a'} --annotations" in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [(FPN, "roi_heads.mask_head.predictor"), (MMDET, "roi_head.mask_head.conv_logits")],
+)
+def test_class_agnostic_masks_are_seen(name: str, layer: str, tmp_path: Path) -> None:
+    """detectron2's CLS_AGNOSTIC_MASK, mmdetection's class_agnostic: the shape tells."""
+    shapes = SHAPES[name]()
+    for part in ("weight", "bias"):
+        shapes[f"{layer}.{part}"] = (1, *shapes[f"{layer}.{part}"][1:])
+    path = write(tmp_path / "a.npz", shapes)
+    found = network.read_network(path)
+    assert (found.model.num_classes, found.model.mask_head.class_agnostic) == (80, True)
+    kernel = found.variables()["params"]["mask_head"]["logits"]["kernel"]
+    with np.load(path) as file:
+        np.testing.assert_array_equal(kernel[:, 0], file[f"{layer}.weight"][0, :, 0, 0])
+
+
 def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
     content = json.loads(
         (data_folder / "coco_mini" / "annotations" / "val_full80.json").read_text()

@@ -125,6 +125,17 @@ def write(path: Path, meta: dict[str, Any], **shapes: int) -> Path:
     return path
 
 
+class Names:
+    """An object that a checkpoint may hold in place of a list."""
+
+
+def test_an_object_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is one class, the object's type would be its name."""
+    monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
+    path = write(tmp_path / "a.pth", {"dataset_meta": {"classes": Names()}}, classes=1)
+    assert open_origin(path).class_names == ()
+
+
 def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two classes, caffe style, 101 layers: what it says reaches the weights and their title."""
     monkeypatch.setattr(network, "family_of", state_dicts.narrow_family_of)
