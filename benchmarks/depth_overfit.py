@@ -1,6 +1,6 @@
 """Overfits the dense depth head to a few photographs of real rooms with depth.
 
-    python benchmarks/depth_overfit.py [--images 4] [--epochs 150] [--loss silog]
+    python benchmarks/depth_overfit.py [--images 4] [--epochs 400] [--loss silog]
 
 Reads sunrgbd30 (30 images of SUN RGB-D with depth maps, 16-bit PNG at 8000 a metre) and ResNet-18
 weights from $MRCNN_DATA, trains the FPN and the depth head on a frozen ResNet, and evaluates on the
@@ -104,7 +104,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--loss", choices=("silog", "berhu", "l1"), default="silog")
     arguments = parser.parse_args()
 

@@ -166,7 +166,7 @@ def build(weights: Path, *, classes: int, data: DataConfig) -> Any:
 
     from mrcnn_jax.weights.tensors import read_tensors
 
-    body, tensors = resnet50(norm_layer=FrozenBatchNorm2d), read_tensors(weights)
+    body, tensors = resnet50(norm_layer=FrozenBatchNorm2d), read_tensors(weights).tensors
     needed = {
         name: tuple(tensor.shape)
         for name, tensor in body.state_dict().items()

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.weights.families import FAMILIES, Family, family_of
+from mrcnn_jax.weights.families import FAMILIES, family_of
+from mrcnn_jax.weights.family import Family
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTH = 4
@@ -81,18 +82,82 @@ def resnet(depth: int, width: int = WIDTH) -> Shapes:
     return shapes | {"fc.weight": (10, channels), "fc.bias": (10,)}
 
 
+def moco() -> Shapes:
+    """MoCo v2 by its published names; `dino`, `moco_v3` and `swav` alike."""
+    both = {
+        f"module.{encoder}.{name.replace('fc.', 'fc.2.')}": shape
+        for encoder in ("encoder_q", "encoder_k")
+        for name, shape in resnet(50).items()
+    }
+    return {"module.queue": (10, 8), "module.queue_ptr": (1,)} | both
+
+
+def swav() -> Shapes:
+    heads = {"projection_head.0.weight": (8, 16 * WIDTH), "prototypes.weight": (3, 8)}
+    trunk = {name: shape for name, shape in resnet(50).items() if not name.startswith("fc.")}
+    return {f"module.{name}": shape for name, shape in (trunk | heads).items()}
+
+
+def dino() -> Shapes:
+    trunk = {name: shape for name, shape in resnet(50).items() if not name.startswith("fc.")}
+    head = {"head.mlp.0.weight": (8, 16 * WIDTH), "head.last_layer.weight_g": (3, 1)}
+    return {f"backbone.{name}": shape for name, shape in trunk.items()} | head
+
+
+def moco_v3() -> Shapes:
+    base = {f"module.base_encoder.{name}": shape for name, shape in resnet(50).items()}
+    momentum = {name.replace("base", "momentum"): shape for name, shape in base.items()}
+    return base | momentum | {"module.predictor.0.weight": (8, 8)}
+
+
+def mmdetection(classes: int = 80, depth: int = 50) -> Shapes:
+    """mask-rcnn_r50_fpn by mmdetection's published names, 2.x and 3.x."""
+    shapes = {
+        f"backbone.{name}": shape
+        for name, shape in resnet(depth).items()
+        if not name.startswith("fc.")
+    }
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = (shape[1] if name.endswith("upsample") else shape[0],)
+
+    for i in range(4):
+        layer(f"neck.lateral_convs.{i}.conv", 16, 4 * WIDTH * 2**i, 1, 1)
+        layer(f"neck.fpn_convs.{i}.conv", 16, 16, 3, 3)
+        layer(f"roi_head.mask_head.convs.{i}.conv", 16, 16, 3, 3)
+    layer("rpn_head.rpn_conv", 16, 16, 3, 3)
+    layer("rpn_head.rpn_cls", 3, 16, 1, 1)
+    layer("rpn_head.rpn_reg", 12, 16, 1, 1)
+    layer("roi_head.bbox_head.fc_cls", classes + 1, 64)
+    layer("roi_head.bbox_head.fc_reg", 4 * classes, 64)
+    layer("roi_head.bbox_head.shared_fcs.0", 64, 16 * 49)
+    layer("roi_head.bbox_head.shared_fcs.1", 64, 64)
+    layer("roi_head.mask_head.upsample", 16, 16, 2, 2)
+    layer("roi_head.mask_head.conv_logits", classes, 16, 1, 1)
+    return shapes
+
+
 def detectron2(kind: str, classes: int = 80) -> Shapes:
-    """mask_rcnn_R_50_FPN or _C4 by detectron2's published names, with the buffers of the zoo's
-    older files."""
+    """mask_rcnn_R_50_FPN, _C4 or (LSJ) _FPN_100ep_LSJ by detectron2's published names, with the
+    buffers of the zoo's older files."""
     shapes: Shapes = {"pixel_mean": (3, 1, 1), "pixel_std": (3, 1, 1)}
 
     def layer(name: str, *shape: int) -> None:
         shapes[f"{name}.weight"] = shape
         shapes[f"{name}.bias"] = (shape[1] if name.endswith("deconv") else shape[0],)
 
-    trunk = "backbone.bottom_up." if kind == "FPN" else "backbone."
+    def conv_norm(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.norm.{part}"] = shape[:1]
+        shapes[f"{name}.norm.num_batches_tracked"] = ()
+
+    live, fpn = kind == "LSJ", kind != "C4"
+    three = conv_norm if live else layer
+    trunk = "backbone.bottom_up." if fpn else "backbone."
     for name, shape in resnet(50).items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+        if name.startswith("fc.") or (name.endswith("num_batches_tracked") and not live):
             continue
         place = f"{trunk}{name}" if name.startswith("layer") else f"{trunk}stem.{name}"
         for i in (1, 2, 3, 4):
@@ -106,21 +171,24 @@ def detectron2(kind: str, classes: int = 80) -> Shapes:
             shape
         )
 
-    fpn = kind == "FPN"
     features, pooled = (16, 64) if fpn else (16 * WIDTH, 32 * WIDTH)
     anchors = 3 if fpn else 15
-    layer("proposal_generator.rpn_head.conv", features, features, 3, 3)
+    for conv in ("conv.conv0", "conv.conv1") if live else ("conv",):
+        layer(f"proposal_generator.rpn_head.{conv}", features, features, 3, 3)
     layer("proposal_generator.rpn_head.objectness_logits", anchors, features, 1, 1)
     layer("proposal_generator.rpn_head.anchor_deltas", 4 * anchors, features, 1, 1)
     if fpn:
         for i in (2, 3, 4, 5):
-            layer(f"backbone.fpn_lateral{i}", 16, 4 * WIDTH * 2 ** (i - 2), 1, 1)
-            layer(f"backbone.fpn_output{i}", 16, 16, 3, 3)
+            three(f"backbone.fpn_lateral{i}", 16, 4 * WIDTH * 2 ** (i - 2), 1, 1)
+            three(f"backbone.fpn_output{i}", 16, 16, 3, 3)
             shapes[f"proposal_generator.anchor_generator.cell_anchors.{i - 2}"] = (3, 4)
         layer("roi_heads.box_head.fc1", 64, 16 * 49)
-        layer("roi_heads.box_head.fc2", 64, 64)
         for i in (1, 2, 3, 4):
-            layer(f"roi_heads.mask_head.mask_fcn{i}", 16, 16, 3, 3)
+            three(f"roi_heads.mask_head.mask_fcn{i}", 16, 16, 3, 3)
+            if live:
+                conv_norm(f"roi_heads.box_head.conv{i}", 16, 16, 3, 3)
+        if not live:
+            layer("roi_heads.box_head.fc2", 64, 64)
     shapes[f"proposal_generator.anchor_generator.cell_anchors.{4 if fpn else 0}"] = (anchors, 4)
     layer("roi_heads.box_predictor.cls_score", classes + 1, pooled)
     layer("roi_heads.box_predictor.bbox_pred", 4 * classes, pooled)

@@ -23,6 +23,7 @@ SOURCE = (
     "requirements-bins.txt",
     "requirements-cuda.txt",
     "requirements-dev.txt",
+    "requirements-hub.txt",
     "README.md",
     "LICENSE",
 )

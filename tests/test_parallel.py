@@ -278,6 +278,8 @@ def test_evaluation_sees_each_image_once(
             )
         found = json.loads((folder / "eval" / "metrics.json").read_text())
         assert found.pop("checkpoint") == load_run(one["mask"][1]).meta.name
+        own = json.loads((tmp_path / "metrics.json").read_text())
+        assert found.pop("confusion") == own["confusion"]
         assert found.keys() == metrics.keys()
         np.testing.assert_allclose(list(found.values()), list(metrics.values()), atol=1e-3)
 

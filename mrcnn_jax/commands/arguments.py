@@ -26,8 +26,9 @@ def fields_given(words: Iterable[str]) -> frozenset[str]:
 class FromWeights:
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Of a new run: weights to start from, whose depth, batch norm and other constants the config
-    then gets: a run's folder, a file of torchvision's, detectron2's or timm's, or the name of
-    published ones, such as torchvision-coco-v1."""
+    then gets: a run's folder, a file of torchvision, detectron2, mmdetection, timm or MoCo, for
+    example, the name of published ones, such as torchvision-coco-v1, or hf://org/name, a model of
+    mrcnn_jax on the Hugging Face Hub."""
     download: bool = False
     """Fetch the published weights that --weights names, unless that was done before."""
 
@@ -58,9 +59,7 @@ class OfWeights(OfCheckpoint):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToHandOn(OfWeights):
-    out: Path
-    """The new file or folder."""
+class WithCard(OfWeights):
     weights_licence: str | None = None
     """Licence of the weights that the run started from, for the model card; by default the card
     says that it is not stated."""

@@ -16,10 +16,11 @@ import json
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrcnn_jax.commands.arguments import ToHandOn as Arguments
+from mrcnn_jax.commands.arguments import WithCard
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import whole_file
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from jax.export import Exported
 
     from mrcnn_jax.runs.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(WithCard):
+    out: Path
+    """The new file."""
+
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OTHER_FORMATS = {".onnx", ".pt", ".pth", ".torchscript", ".engine", ".tflite", ".safetensors"}

@@ -1,11 +1,11 @@
-"""Import weights of torchvision or detectron2 as the folder of a run.
+"""Import weights of torchvision, detectron2 or mmdetection as the folder of a run.
 
     mrcnn import weights.pth --out runs/tv [--categories coco.json] [--norm-epsilon 1e-5]
 
-The file (.pth, .pt, .pkl, .safetensors or .npz) holds torchvision's ResNet-18/34/50/101,
-maskrcnn_resnet50_fpn or maskrcnn_resnet50_fpn_v2, or detectron2's mask_rcnn_R_50_FPN or
-mask_rcnn_R_50_C4. eval and predict take the new folder. To train from such a file, give
-it to `train --weights` as it is.
+The file (.pth, .pt, .pkl, .pth.tar, .safetensors or .npz) holds a ResNet-18/34/50/101 of
+torchvision, timm or a self-supervised project, or a Mask R-CNN of torchvision, detectron2 or
+mmdetection; docs/weights.md lists them. eval and predict take the new folder. To train from such a
+file, give it to `train --weights` as it is.
 """
 
 from __future__ import annotations

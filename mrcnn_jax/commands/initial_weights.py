@@ -9,6 +9,7 @@ from pathlib import Path
 from mrcnn_jax import parallel
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.runs import hub
 from mrcnn_jax.weights.choice import Choice, choose, chosen_before
 from mrcnn_jax.weights.origin import open_origin
 from mrcnn_jax.weights.published import locate
@@ -22,9 +23,10 @@ def with_weights(
     Args:
         config: of the run.
         workdir: the run's folder.
-        weights: a file, a run's folder, or the name of published weights.
+        weights: as of `published.locate`.
         given: dotted names of the fields that the user gave.
-        download: fetch published weights that are not in the cache.
+        download: fetch published weights that are not in the cache, and of a new run a model of
+            the Hub.
 
     Returns:
         The config with the fields that the weights fix, and the choice; None if the run made it
@@ -33,9 +35,12 @@ def with_weights(
     Raises:
         ConfigError: the weights cannot be used, or an option contradicts them.
     """
-    path = parallel.in_turn(lambda: locate(weights, download=download))
+    begun = (workdir / "config.json").exists()
+    # A model of the Hub may have changed since the run began from it.
+    fetch = download and not (begun and weights.startswith(hub.SCHEME))
+    path = parallel.in_turn(lambda: locate(weights, download=fetch))
     config = replace(config, init_from=str(path))
-    if (workdir / "config.json").exists():
+    if begun:
         return chosen_before(config, load_config_json(workdir / "config.json"), given), None
     choice = choose(path, open_origin(path))
     return choice.applied(config, given), choice

@@ -40,7 +40,11 @@ def refuse_several_processes() -> None:
     import jax
 
     count = jax.process_count()
-    require(count == 1, f"--minutes: measures in one process, here are {count}: --stages.0.epochs")
+    require(
+        count == 1,
+        f"--minutes: measures in a single process, and this run has {count}: give "
+        "--stages.0.epochs instead",
+    )
 
 
 def late(minutes: float, seconds: float) -> str | None:

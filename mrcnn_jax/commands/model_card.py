@@ -66,7 +66,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     size = sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"]))
     licence = weights_licence or UNKNOWN
     if config.init_from is not None:
-        file = Path(config.init_from).name
+        file = str(meta.environment.get("weights", Path(config.init_from).name))
         published = any(file == row.file for row in PUBLISHED.values())
         at = f" (a file of this name is published at {BASE}{file})" if published else ""
         part = ", without its outputs per class" if config.init_without_classes else ""

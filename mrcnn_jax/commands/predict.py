@@ -81,6 +81,8 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.runs.run import make_folder
 
     report, out = Report(), arguments.out
+    if not 0 <= arguments.min_score <= 1:
+        raise ConfigError(f"--min-score: {arguments.min_score}: must be in 0..1")
     tiling = _tiling(arguments)
     files = image_files(arguments.paths, report)
     model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mrcnn_jax.data.records import CocoDataset
+    from mrcnn_jax.data.records import CocoDataset, ImageRecord
     from mrcnn_jax.data.report import Report
 
 
@@ -37,11 +38,11 @@ def run(arguments: ToYolo) -> None:
     """Converts, and prints what was kept and lost.
 
     Raises:
-        ConfigError: a file cannot be used, a class of `val` is new, or `out` exists or cannot be
-            written.
+        ConfigError: a file cannot be used, two classes have one name, a class of `val` is new, or
+            `out` exists or cannot be written.
     """
     from mrcnn_jax.config.schema import DataConfig
-    from mrcnn_jax.convert.common import MAX_PIXELS
+    from mrcnn_jax.convert.common import MAX_PIXELS, normal_label
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.inference.annotations import data_yaml
     from mrcnn_jax.output import write_file
@@ -58,45 +59,73 @@ def run(arguments: ToYolo) -> None:
         validation = read_coco(arguments.val, folder, limits)
         datasets["val"] = validation.matched_to(known, f"{arguments.input}")
     classes = {number: place for place, (number, _) in enumerate(known)}
-    for dataset in datasets.values():
-        _refuse(dataset)
+    names = [normal_label(name) for _, name in known]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{arguments.input}: categories: {twice!r} is there twice")
+    datasets = {part: _usable(dataset) for part, dataset in datasets.items()}
+    corners = any(
+        record.rle is not None and not record.iscrowd
+        for dataset in datasets.values()
+        for image in dataset.images
+        for record in image.objects
+    )
     try:
         for part, dataset in datasets.items():
-            _write(dataset, classes, arguments.out, part)
+            _write(dataset, classes, arguments.out, part, corners)
             print("\n".join(dataset.report.lines()))
-        names = [name for _, name in known]
         write_file(arguments.out / "data.yaml", data_yaml(names, *datasets))
     except OSError as error:
         raise ConfigError(f"--out: {error.filename}: {error.strerror}") from None
+    if arguments.val is None:
+        print("no validation images, without which Ultralytics does not train (see --val)")
     print(f"{arguments.out / 'data.yaml'}: {len(known)} classes: {', '.join(names)}")
     print(
         f"    {cli.command('convert', 'yolo', arguments.out, '--out', 'annotations.json')} reads it"
     )
 
 
-def _refuse(dataset: CocoDataset) -> None:
-    """ConfigError if YOLO cannot hold an image: EXIF turns it, but it is annotated as stored; or it
-    would share its label file with another one."""
-    from mrcnn_jax.convert.common import image_size
+def _usable(dataset: CocoDataset) -> CocoDataset:
+    """The data set without images that cannot be decoded.
 
-    stems: dict[Path, str] = {}
+    Raises:
+        ConfigError: too many are lost, or YOLO cannot hold one: EXIF turns it, but it is annotated
+            as stored; or it would share its label file with another one.
+    """
+    from mrcnn_jax.convert.common import image_size
+    from mrcnn_jax.data.report import Reason
+
+    stems: dict[Path, ImageRecord] = {}
+    lost = list(dataset.lost)
+    images = []
     for image in dataset.images:
-        other = stems.setdefault(Path(image.file_name).with_suffix(""), image.file_name)
-        if other != image.file_name:
+        file = os.path.normpath(image.file_name)
+        other = stems.setdefault(Path(file).with_suffix(""), image)
+        if other is not image:
             raise ConfigError(
-                f"{dataset.annotations_path}: {other} and {image.file_name} would share a label "
-                "file"
+                f"{dataset.annotations_path}: images {other.id} ({other.file_name}) and "
+                f"{image.id} ({image.file_name}) would share a label file"
             )
         size = image_size(dataset.images_dir / image.file_name, None)
-        if size not in (None, (image.height, image.width)):
+        if size is None:
+            dataset.report.add(Reason.UNDECODABLE, image.id)
+            lost.append(f"{image.file_name} ({Reason.UNDECODABLE.text})")
+            continue
+        if size != (image.height, image.width):
             raise ConfigError(
                 f"{dataset.images_dir / image.file_name}: {size[0]} x {size[1]} as EXIF turns it, "
                 f"which YOLO does, but annotated as {image.height} x {image.width}"
             )
+        images.append(image)
+    dataset = replace(dataset, lost=tuple(lost)).with_images(images)
+    dataset.refuse_lost_images()
+    return dataset
 
 
-def _write(dataset: CocoDataset, classes: dict[int, int], out: Path, part: str) -> None:
-    """Copies the images of a part and writes their labels."""
+def _write(
+    dataset: CocoDataset, classes: dict[int, int], out: Path, part: str, corners: bool
+) -> None:
+    """Copies the images of a part and writes their labels (`corners`: of `yolo_lines`)."""
     import numpy as np
 
     from mrcnn_jax.convert.yolo import labels_of
@@ -113,12 +142,14 @@ def _write(dataset: CocoDataset, classes: dict[int, int], out: Path, part: str) 
             if record.iscrowd:
                 report.add(Reason.CROWD, record.annotation_id)
             elif record.rle is None:
-                report.add(Reason.BOX_LINE, record.annotation_id)
+                reason = Reason.BOX_POLYGON if corners else Reason.BOX_LINE
+                report.add(reason, record.annotation_id)
         lines = yolo_lines(
             size,
             [classes[dataset.category_id(record.label)] for record in objects],
             np.array([record.box for record in objects], np.float64).reshape(-1, 4),
             [record.rle for record in objects],
+            corners=corners,
         )
         labels = labels_of(copy)
         for path in (copy, labels):

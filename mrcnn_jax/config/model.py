@@ -260,7 +260,7 @@ class MaskHeadConfig:
     """One mask for whatever is in the box, which all classes train, in place of one per class."""
     soft_targets: bool = False
     """Targets are the share of a cell that the object covers (as in torchvision), in place of 0 or
-    1 at one half; only with loss bce."""
+    1 at one half; only with loss bce. Those of `refine`'s points stay 0 or 1."""
     loss: Literal["bce", "focal", "softmax"] = "bce"
     """Loss of a pixel. bce, focal: on the mask of the true class alone; softmax: all classes and a
     background of logit 0 compete (the comparison in the paper)."""

@@ -333,6 +333,11 @@ class Config:
     shard_parameters: bool = field(default=False, metadata=RUNTIME)
     """Spread parameters and optimiser state over the devices instead of copying them to each: less
     memory, more communication."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(
+        default=("tensorboard",), metadata=RUNTIME
+    )
+    """Where the numbers of metrics.jsonl are shown as well: TensorBoard (files in the run's
+    folder), Weights & Biases, MLflow."""
     profile: bool = field(default=False, metadata=RUNTIME)
     """Write a trace of a few steps of each stage to <workdir>/profile, for TensorBoard's profiler
     or ui.perfetto.dev."""
@@ -343,6 +348,7 @@ class Config:
         require(
             len(set(names)) == len(names), f"stages: two have the same name: {', '.join(names)}"
         )
+        require(len(set(self.loggers)) == len(self.loggers), "loggers: one is named twice")
         require(
             self.init_from is not None or not self.init_without_classes,
             "init_without_classes: needs init_from",

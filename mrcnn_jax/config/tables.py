@@ -263,6 +263,27 @@ DETECTRON2_FPN = ModelConfig(
     mask_head=MaskHeadConfig(deconv_kernel=2, train_on="box_samples", samples=128),
 )
 
+# detectron2's new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ: the layers of torchvision's V2.
+DETECTRON2_LSJ = dataclasses.replace(
+    DETECTRON2_FPN,
+    fpn_norm="frozen_batch",
+    rpn=dataclasses.replace(DETECTRON2_FPN.rpn, convs=2),
+    box_head=dataclasses.replace(DETECTRON2_FPN.box_head, convs=4, fcs=1, norm="frozen_batch"),
+    mask_head=dataclasses.replace(DETECTRON2_FPN.mask_head, norm="frozen_batch"),
+)
+
+# mmdetection's mask-rcnn_r50_fpn (2.x, 3.x): detectron2's heads on torchvision's ResNet and pixels.
+# Anchors of 8 strides are these scales, and standard deviations of .1 .1 .2 .2 of the box head's
+# deltas these box weights. Its level rule adds 1e-6 before it takes the logarithm, which is 3.6e-7
+# after it at the second of the three limits.
+MMDETECTION = dataclasses.replace(
+    DETECTRON2_FPN,
+    pixel_mean=ModelConfig.pixel_mean,
+    pixel_std=ModelConfig.pixel_std,
+    resnet=ResNetConfig(),
+    roi=dataclasses.replace(DETECTRON2_FPN.roi, level_epsilon=3.6e-7),
+)
+
 # detectron2's mask_rcnn_R_50_C4: one map of stride 16, res5 on each box.
 DETECTRON2_C4 = dataclasses.replace(
     DETECTRON2_FPN,

@@ -110,7 +110,8 @@ class Options:
         return ImageFolder(self.images or self.image_folder())
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The export's own list of classes, in its order; None: it has none."""
+        """The export's own list of classes, in its order, as `normal_label` spells them; None: it
+        has none."""
         return None
 
     def hints(self) -> list[str]:
@@ -252,6 +253,11 @@ def image_size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int]
 def normal_path(name: str) -> str:
     """A relative path as `ImageFolder` spells it: with /, in NFC, without "./"."""
     return str(PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))))
+
+
+def normal_label(name: str) -> str:
+    """A class name as it is written: in NFC, without outer spaces."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,13 +20,13 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import MAX_PIXELS
 from mrcnn_jax.convert.tile_data import Tile
-from mrcnn_jax.data.images import check_images
+from mrcnn_jax.data.images import check_images, tell_kind
 from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord, ObjectRecord, coco_annotation
 from mrcnn_jax.data.repair import MIN_SIDE
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.output import whole_file
-from mrcnn_jax.pixels.decode import decode_image
+from mrcnn_jax.pixels.decode import Kind, decode_image
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, mask_extent
 from mrcnn_jax.pixels.rle import moved_rle
@@ -72,8 +73,7 @@ def cut(options: Tile) -> None:
     names: set[str] = set()
     for image in tqdm(dataset.images, unit="image", leave=False, disable=None):
         read = _reader(options.images / image.file_name, image)
-        path = PurePosixPath(image.file_name)
-        stem = str(path if str(path.with_suffix("")) in names else path.with_suffix(""))
+        stem = _new_stem(PurePosixPath(image.file_name), names)
         names.add(stem)
         for window in windows((image.height, image.width), options.tile, overlap):
             name = f"{stem}/{window.y1:05d}_{window.x1:05d}.png"
@@ -93,24 +93,36 @@ def cut(options: Tile) -> None:
     print(f"    {cli.command('check', *files)}")
 
 
+def _new_stem(path: PurePosixPath, taken: set[str]) -> str:
+    """The name of an image's folder: without its suffix, unless another image has that already."""
+    counted = (f"{path}_{number}" for number in itertools.count(2))
+    return next(
+        stem
+        for stem in itertools.chain((str(path.with_suffix("")), str(path)), counted)
+        if stem not in taken
+    )
+
+
 def _checked(options: Tile) -> CocoDataset:
     """The data set, whose images are known to be decodable as far as they are not read by windows.
 
     Raises:
         ConfigError: as of `read_coco` and `check_images`; an image is too large.
     """
-    content = load_coco(options.annotations, Report())
+    of_file = Report()
+    content = load_coco(options.annotations, of_file)
     data = DataConfig(max_pixels=MAX_PIXELS)
     dataset = read_coco(
         options.annotations, options.images, data, content=content, max_pixels=MOST - 1
     )
+    dataset.report.findings.update(of_file.findings)
     for image in content["images"]:
         if image.get("depth_file") is not None:
             dataset.report.add(Reason.NO_DEPTH_TILES, image["id"])
     large = [image for image in dataset.images if image.height * image.width > MAX_PIXELS]
-    others = [image for image in dataset.images if image not in large]
+    others = [image for image in dataset.images if image.height * image.width <= MAX_PIXELS]
     for image in large:
-        _refuse_large(options.images / image.file_name, image)
+        tell_kind(dataset.report, image.id, _kind_of_large(options.images / image.file_name, image))
     if others:
         with tempfile.TemporaryDirectory() as cache:
             checked, _ = check_images(dataset.with_images(others), Path(cache), data)
@@ -119,7 +131,7 @@ def _checked(options: Tile) -> CocoDataset:
     return dataset
 
 
-def _refuse_large(path: Path, image: ImageRecord) -> None:
+def _kind_of_large(path: Path, image: ImageRecord) -> Kind:
     """ConfigError if a large image is not read by windows, or has another size than annotated."""
     try:
         found = open_windows(path, max_pixels=MAX_PIXELS)
@@ -135,6 +147,7 @@ def _refuse_large(path: Path, image: ImageRecord) -> None:
         raise ConfigError(
             f"{path}: is {found.size[0]} x {found.size[1]}, annotated as {size[0]} x {size[1]}"
         )
+    return found.kind
 
 
 def _reader(path: Path, image: ImageRecord) -> Read:

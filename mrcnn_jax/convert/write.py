@@ -10,7 +10,6 @@ import base64
 import contextlib
 import difflib
 import json
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from mrcnn_jax.convert.common import (
     RectangleOptions,
     Shape,
     image_size,
+    normal_label,
     read_lines,
 )
 from mrcnn_jax.data.images import tell_pages
@@ -111,16 +111,12 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
 
 def _names(path: Path) -> tuple[str, ...]:
     """The class names in a text file."""
-    names = tuple(name for line in read_lines(path) if (name := _normal(line)) not in NO_NAMES)
+    names = tuple(name for line in read_lines(path) if (name := normal_label(line)) not in NO_NAMES)
     (name, times), *_ = Counter(names).most_common(1) or [("", 0)]
     if times != 1:
         problem = f"{name!r} is named {times} times" if names else "no names"
         raise ConfigError(f"{path}: {problem}")
     return names
-
-
-def _normal(label: str) -> str:
-    return unicodedata.normalize("NFC", label.strip())
 
 
 # -- images ----------------------------------------------------------------------------------------
@@ -245,10 +241,11 @@ def _objects(
 ) -> tuple[_Object, ...]:
     """The shapes of a picture as objects; those of one label and group are one."""
     groups: dict[Hashable, list[Shape]] = defaultdict(list)
+    skipped = set(map(normal_label, options.skip))
     for number, shape in enumerate(picture.shapes):
-        label, name = _normal(shape.label), f"{picture.name}: {shape.where}"
+        label, name = normal_label(shape.label), f"{picture.name}: {shape.where}"
         where = f"{picture.where}: {shape.where}"
-        if label in options.skip or shape.label in options.skip:
+        if label in skipped:
             report.add(Reason.SKIPPED, name, label=label)
             continue
         if not is_text(label):
@@ -307,7 +304,7 @@ def _object(
     segmentation: list[list[float]] | RLE | None = rle
     if usable and all(shape.patch is None for shape in usable):
         segmentation = [shape.polygon for shape in usable if shape.polygon is not None]
-    return _Object(_normal(shapes[0].label), segmentation, box, area, iscrowd)
+    return _Object(normal_label(shapes[0].label), segmentation, box, area, iscrowd)
 
 
 def _extent(shape: Shape) -> Box | None:

@@ -25,6 +25,7 @@ from mrcnn_jax.convert.common import (
     files_in,
     image_size,
     named,
+    normal_label,
     read_lines,
 )
 from mrcnn_jax.data.json_values import is_number, is_text, read_bytes, short
@@ -85,7 +86,8 @@ class Yolo(RectangleOptions):
         return ImageFolder(folder, files=[folder / file for file in files])
 
     def class_names(self) -> tuple[str, ...]:
-        return tuple(name for name in self.data.names if name not in self.skip)
+        skipped = set(map(normal_label, self.skip))
+        return tuple(name for name in self.data.names if name not in skipped)
 
     def hints(self) -> list[str]:
         others = [part for part in self.data.images if part != self.part]
@@ -118,8 +120,10 @@ class Yolo(RectangleOptions):
         return found
 
     def _orphans(self, folder: Path, images: Path) -> Iterator[Picture]:
-        """The label files of a folder whose image is not in that of the images."""
-        stems = {file.stem for file in images.iterdir() if file.suffix.lower() in SUFFIXES}
+        """The label files of a folder whose image is neither listed nor in that of the images."""
+        stems = {file.stem for file in self._images() if file.parent == images}
+        if images.is_dir():
+            stems |= {file.stem for file in images.iterdir() if file.suffix.lower() in SUFFIXES}
         for path in sorted(folder.glob("*.txt")):
             if path.stem not in stems and path.name not in NO_LABELS:
                 shapes = self._shapes(path, (1, 1), self.data.names)
@@ -268,7 +272,7 @@ def _names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
             raise ConfigError(f"{path}: names: {short(name)} is not a name (in quotes it may be)")
     if count is not None and count != len(names):
         raise ConfigError(f"{path}: nc is {short(count)}, but there are {len(names)} names")
-    texts = tuple(str(name).strip() for name in names)
+    texts = tuple(normal_label(str(name)) for name in names)
     twice = next((name for name in texts if texts.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{path}: names: {twice!r} is there twice")

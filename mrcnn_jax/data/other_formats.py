@@ -47,7 +47,7 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
     root = re.search(r"<([A-Za-z_][\w.-]*)[\s>]", text)
     if text.startswith("<") and root is not None:
         return _of_xml(root[1], path)
-    if text.startswith("[") and '"annotations"' in text:
+    if text.startswith("[") and '"annotations"' in text and '"images"' not in text:
         return f"Label Studio's: {_convert('label-studio', path)}"
     if suffix in (".yaml", ".yml") and re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
         return f"YOLO's: {_convert('yolo', path)}"

@@ -144,7 +144,12 @@ class Reason(Enum):
     CANCELLED = "left out", "annotations that were cancelled"
     OLDER = "left out", "annotations of an image that has a newer one"
     CROWD = "left out", "annotations with iscrowd 1: YOLO has none"
-    BOX_LINE = "noticed", "annotations without a mask: written as boxes, four numbers in a line"
+    BOX_LINE = "noticed", "annotations without a mask, as all here: written as boxes"
+    BOX_POLYGON = (
+        "noticed",
+        "annotations without a mask: written as polygons of four corners (Ultralytics drops all "
+        "polygons of a data set with boxes)",
+    )
     NO_LABEL_FILE = "noticed", "images without a label file: read as images without objects"
     BOXES_ALONE = (
         "noticed",

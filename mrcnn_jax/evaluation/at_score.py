@@ -9,7 +9,7 @@ with it is highest, if that is at least .5. So the diagonal of the matrix has th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,17 @@ class AtScore:
             "names": list(self.names),
             "counts": self.counts.tolist(),
         }
+
+
+def shown(evaluations: Mapping[IouType, COCOeval]) -> IouType:
+    """What the confusion matrix compares: masks, or boxes if no object has a mask.
+
+    Args:
+        evaluations: of boxes and masks (`average_precision.judge`).
+    """
+    # Objects without a mask are crowds there.
+    truth = evaluations["segm"].cocoGt.dataset["annotations"]
+    return "bbox" if all(annotation["iscrowd"] for annotation in truth) else "segm"
 
 
 def at_score(evaluation: COCOeval, kind: IouType, score: float) -> AtScore:

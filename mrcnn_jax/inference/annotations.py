@@ -2,7 +2,7 @@
 
 Outlines are those of `pixels.outlines`. Neither format has a polygon with a hole: labelme gets such
 an object as a mask. YOLO has one polygon per object: parts and holes are joined by seams of no
-width. An object whose mask has no pixel is a box.
+width. An object whose mask has no pixel is a box, in YOLO beside polygons one of four corners.
 """
 
 from __future__ import annotations
@@ -81,23 +81,36 @@ def labelme_content(
 
 
 def yolo_lines(
-    size: tuple[int, int], classes: Sequence[int], boxes: Boxes, masks: Masks
+    size: tuple[int, int],
+    classes: Sequence[int],
+    boxes: Boxes,
+    masks: Masks,
+    *,
+    corners: bool,
 ) -> list[str]:
     """The lines of YOLO's label file of an image.
+
+    Ultralytics reads the four numbers of a box as two points where the file has a polygon, too, and
+    drops all polygons of a data set that has boxes: so it has to be one or the other.
 
     Args:
         size: (height, width) in pixels.
         classes: of each object, from 0.
         boxes: (x1, y1, x2, y2) of each object in pixels.
         masks: of each object, as a compressed RLE of the image; None: it has no mask.
+        corners: an object without a pixel is a polygon of four points, not a box of four numbers.
     """
     height, width = size
     lines = []
     for number, (x1, y1, x2, y2), rle in zip(classes, boxes.tolist(), masks, strict=True):
         mask, (y, x) = decoded_region(rle)
         loops = outlines(mask)
-        box = np.array([[(x1 + x2) / 2, (y1 + y2) / 2], [x2 - x1, y2 - y1]])
-        points = joined(loops) + np.array([x, y]) if loops else box
+        if loops:
+            points = joined(loops) + np.array([x, y])
+        elif corners:
+            points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+        else:
+            points = np.array([[(x1 + x2) / 2, (y1 + y2) / 2], [x2 - x1, y2 - y1]])
         shares = (points / (width, height)).ravel().tolist()
         lines.append(" ".join([str(number), *(f"{share:.6f}" for share in shares)]))
     return lines

@@ -36,6 +36,7 @@ from mrcnn_jax.inference.scenes import ArrayScene, Scene, limits, open_scene
 from mrcnn_jax.inference.test_time import MergedViews
 from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
 from mrcnn_jax.pixels.rle import decoded
+from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Weights
 from mrcnn_jax.runs.run import Choice, Run, load_run
 
@@ -50,15 +51,20 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
     """Load a run.
 
     Args:
-        run: its folder (the --workdir of training, the --out of an import of weights).
+        run: its folder (the --workdir of training, the --out of an import of weights, the --to of
+            `share`), or a model of the Hugging Face Hub, hf://org/name or hf://org/name@revision,
+            which is fetched unless huggingface_hub's cache holds it.
         checkpoint: the newest intact one, or the one of the best mask AP, if the run measured it.
         weights: the parameters themselves ("raw"), or their moving average ("ema").
 
     Raises:
         ConfigError: (a ValueError) one line that names the file: the folder holds no config, no
-            such checkpoint or weights, a damaged one, or no more than a backbone.
+            such checkpoint or weights, a damaged one, or no more than a backbone; or there is no
+            such model on the Hub, or huggingface_hub is not installed.
+        cli.Failure: (a RuntimeError) the Hub cannot be reached.
     """
-    return Model(load_run(Path(run), checkpoint, weights))
+    folder = hub.fetch(run) if isinstance(run, str) and run.startswith(hub.SCHEME) else Path(run)
+    return Model(load_run(folder, checkpoint, weights))
 
 
 class Model:
@@ -116,7 +122,7 @@ class Model:
             ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
             ValueError: an image is none of those above, such as an array that is not uint8 RGB (in
                 a list, before any is predicted); there is no scale, or one is not positive; there
-                are no such tiles, or other views besides.
+                are no such tiles, or other views besides; `overlap` without `tile`.
 
         Warns:
             UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
@@ -126,6 +132,8 @@ class Model:
             raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
 
         tiling = None if tile is None else Tiling.of(tile, overlap)
+        if tiling is None and overlap is not None:
+            raise ValueError("overlap: needs tile")
         if tiling is not None and (flip or tuple(scales) != (1.0,)):
             raise ValueError("tile: not together with flip or scales")
 

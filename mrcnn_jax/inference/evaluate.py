@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.loader import Split, plan_once
-from mrcnn_jax.evaluation.at_score import AtScore, at_score
+from mrcnn_jax.evaluation.at_score import AtScore, at_score, shown
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
@@ -131,6 +131,4 @@ def evaluate(
     metrics |= proposal_recall(
         [proposals[i][0] for i in indices], truths, limit=config.model.rpn.proposals
     )
-    has_masks = any(o.rle is not None for image in seen.images for o in image.objects)
-    chosen = found["segm" if has_masks else "bbox"]
-    return Evaluation(metrics, results, proposals, ground_truth, matches, chosen)
+    return Evaluation(metrics, results, proposals, ground_truth, matches, found[shown(matches)])

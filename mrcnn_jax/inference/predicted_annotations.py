@@ -119,7 +119,8 @@ class _Yolo(Annotations):
         else:
             write_image(images / f"{name}.png", frame)
         classes = (found.labels - 1).tolist()
-        lines = yolo_lines(found.size, classes, found.boxes, found.rles())
+        corners = found.masks is not None
+        lines = yolo_lines(found.size, classes, found.boxes, found.rles(), corners=corners)
         write_file(labels / f"{name}.txt", "".join(f"{line}\n" for line in lines))
         self._tell_boxes(name, found)
 

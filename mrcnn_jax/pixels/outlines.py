@@ -50,8 +50,11 @@ def joined(loops: list[Float[np.ndarray, "n 2"]]) -> Float[np.ndarray, "n 2"]:
     nearest point of those before."""
     whole = loops[0]
     for loop in loops[1:]:
-        distances = ((whole[:, None] - loop[None]) ** 2).sum(-1)
-        i, j = np.unravel_index(distances.argmin(), distances.shape)
+        # Point by point: all pairs of two long outlines would not fit into memory.
+        distances = (((whole - point) ** 2).sum(-1) for point in loop)
+        nearest = [(found.min(), found.argmin()) for found in distances]
+        j = min(range(len(loop)), key=nearest.__getitem__)
+        i = nearest[j][1]
         there = np.roll(loop, -j, axis=0)
         whole = np.concatenate([whole[: i + 1], there, there[:1], whole[i:]])
     return whole

@@ -399,17 +399,24 @@ def _mask_ap(meta: Meta) -> float:
     return meta.mask_ap
 
 
+def parse_meta(values: Any) -> Meta:
+    """Inverse of `dataclasses.asdict`, after a way through JSON.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is not that.
+    """
+    values["categories"] = tuple((int(number), str(name)) for number, name in values["categories"])
+    meta = Meta(**values)
+    kinds = {"step": int, "stage_index": int, "stage_step": int, "stage_complete": bool}
+    for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():
+        if type(getattr(meta, name)) is not kind:
+            raise TypeError(f"{name} is no {kind.__name__}")
+    return meta
+
+
 def _read_meta(folder: Path) -> Meta:
     try:
-        values = json.loads((folder / _META).read_bytes())
-        values["categories"] = tuple(
-            (int(number), str(name)) for number, name in values["categories"]
-        )
-        meta = Meta(**values)
-        kinds = {"step": int, "stage_index": int, "stage_step": int, "stage_complete": bool}
-        for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():
-            if type(getattr(meta, name)) is not kind:
-                raise TypeError(f"{name} is no {kind.__name__}")
+        meta = parse_meta(json.loads((folder / _META).read_bytes()))
         if meta.name != folder.name:
             raise ValueError(f"of {meta.name}")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

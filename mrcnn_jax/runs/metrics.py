@@ -1,4 +1,4 @@
-"""A run's numbers: rows of `metrics.jsonl`, TensorBoard events drawn from them, and times.
+"""A run's numbers: rows of `metrics.jsonl`, which loggers are given too, and times.
 
     {"stage": "rpn", "step": 20, "epoch": 1, "split": "train", "loss/total": 0.71,
      "loss/rpn_objectness": 0.42}
@@ -13,18 +13,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import named, whole_file
+from mrcnn_jax.runs.loggers import Logger
 from mrcnn_jax.runs.logs import METRICS, TIMING
 
 Row = dict[str, Any]
@@ -45,18 +40,15 @@ def read_metrics(workdir: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard/<stage>/<split>`.
+    """Appends rows to `<workdir>/metrics.jsonl` and gives them to the loggers.
 
     Close it, or use it in a `with`.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, loggers: Sequence[Logger] = ()) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / METRICS
-        self.events = workdir / "tensorboard"
-        # Not tensorboardX.SummaryWriter: on a full disk its threads and exit handlers print
-        # tracebacks of their own.
-        self._writers: dict[tuple[str, str], EventsWriter] = {}
+        self.loggers = loggers
         if self.path.exists():
             _cut_last_line(self.path)
         self._file = self.path.open("a", encoding="utf-8")
@@ -83,13 +75,14 @@ class MetricsLog:
         with named(self.path):
             self._file.write(_line(row))
             self._file.flush()
-            self._draw(row)
+            for logger in self.loggers:
+                _log(logger, row)
 
     def sync(self) -> None:
         """Wait until rows and events are on the disk: they must be as safe as the checkpoint."""
         os.fsync(self._file.fileno())
-        for writer in self._writers.values():
-            writer.flush()
+        for logger in self.loggers:
+            logger.sync()
 
     def truncate(self, stages: Sequence[str], stage_index: int, step: int) -> None:
         """Remove all rows after the checkpoint from which a run is resumed.
@@ -114,44 +107,34 @@ class MetricsLog:
                 )
             if (stages.index(row["stage"]), row["step"]) <= (stage_index, step):
                 kept.append((line, row))
-        self.close()
+        self._file.close()
         with whole_file(self.path) as part, part.open("wb") as file:
             file.writelines(line for line, _ in kept)
             file.flush()
             os.fsync(file.fileno())
         self._file = self.path.open("a", encoding="utf-8")
-        # Events cannot be taken back one by one: they are drawn again.
-        shutil.rmtree(self.events, ignore_errors=True)
-        for _, row in kept:
-            self._draw(row)
+        for logger in self.loggers:
+            if logger.restart():
+                for _, row in kept:
+                    _log(logger, row)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """Close the file and the loggers; `failed`: the run was stopped."""
         self._file.close()
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        for logger in self.loggers:
+            logger.close(failed=failed)
 
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
 
-    def _draw(self, row: Row) -> None:
-        """Add events, in a TensorBoard run for each stage and split so that splits share charts."""
-        key = (row["stage"], row["split"])
-        if key not in self._writers:
-            folder = self.events / key[0] / key[1]
-            folder.mkdir(parents=True, exist_ok=True)
-            self._writers[key] = EventsWriter(str(folder / "events"))
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name not in _FIELDS
-        ]
-        self._writers[key].write_event(
-            Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
-        )
+
+def _log(logger: Logger, row: Row) -> None:
+    prefix = f"{row['stage']}/{row['split']}/"
+    values = {f"{prefix}{name}": row[name] for name in row if name not in _FIELDS}
+    logger.log(row["step"], values)
 
 
 def _line(row: Row) -> str:

@@ -19,8 +19,16 @@ from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
 from mrcnn_jax.output import part_folder, remove_abandoned
+from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
+from mrcnn_jax.runs.hub_folder import (
+    WEIGHTS,
+    Source,
+    is_hub_folder,
+    read_hub_folder,
+    source_of,
+)
 from mrcnn_jax.runs.state import TrainState
 
 Choice = Literal["newest", "best"]
@@ -35,6 +43,8 @@ class Run:
     variables: Variables
     weights: Weights = "raw"
     """"ema": in `variables` the moving average replaces the parameters that it averages."""
+    source: Source | None = None
+    """Of a model in the Hub's layout: which one it is."""
 
     @property
     def category_ids(self) -> list[int]:
@@ -71,7 +81,7 @@ def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "r
     """Load a run from its folder.
 
     Args:
-        workdir: the run's folder.
+        workdir: the run's folder, or a model in the Hub's layout (`hub_folder`).
         checkpoint: the newest intact one, or the one of the best mask AP
             (`Config.evaluate_every_epochs`).
         weights: the parameters themselves ("raw"), or with the moving average of those that the
@@ -101,8 +111,17 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
 
     Raises:
         ConfigError: the folder holds no config or another one than the checkpoint, no such
-            checkpoint, (imported) no more than a backbone, or weights that are not finite.
+            checkpoint, (imported) no more than a backbone, or weights that are not finite; or it is
+            an address on the Hub.
     """
+    if workdir.parts[:1] == ("hf:",):  # a Path has lost one of the slashes
+        name, _, revision = "/".join(workdir.parts[1:]).partition("@")
+        of = f" --revision {revision}" if revision else ""
+        raise ConfigError(
+            f"{hub.SCHEME}{name}: a folder is needed here: hf download {name}{of} --local-dir DIR"
+        )
+    if is_hub_folder(workdir):
+        return {"raw": _of_hub_folder(workdir, checkpoint)}
     of_run = load_config_json(workdir / "config.json")
     checkpoints = Checkpoints(workdir, keep=1)
     meta = checkpoints.latest() if checkpoint == "newest" else checkpoints.best()
@@ -119,6 +138,14 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
         start = cli.command("train", "--weights", workdir)
         raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: {start}")
     return {name: Run(config, meta, variables, name) for name, variables in found.items()}
+
+
+def _of_hub_folder(folder: Path, checkpoint: Choice) -> Run:
+    if checkpoint == "best":
+        raise ConfigError(f"{folder}: holds one checkpoint only, and none that is its best")
+    config, meta, variables = read_hub_folder(folder)
+    refuse_not_finite(flatten_dict(variables, sep="/"), f"{folder / WEIGHTS}")
+    return Run(config, meta, variables, source=source_of(folder))
 
 
 # Names of data, which are others where a run or its data was moved.

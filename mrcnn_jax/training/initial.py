@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from mrcnn_jax.training.stages import trained
 from mrcnn_jax.weights.origin import Origin, open_origin
 from mrcnn_jax.weights.published import PUBLISHED
 
-# Leaves with one output per class.
-_CLASSES = re.compile(r"params/(box_head/(logits|deltas)|mask_head/(points/)?logits)/(kernel|bias)")
+# Leaves with one output per class, and those that have it unless masks are class-agnostic.
+_CLASSES = r"params/box_head/(logits|deltas)/(kernel|bias)"
+_MASKS = r"params/mask_head/(points/)?logits/(kernel|bias)"
 # Fields that change the meaning of the same parameters.
 _MEANING = (
     "model.pixel_mean",
@@ -33,8 +34,9 @@ def initial_variables(
 ) -> Variables:
     """Reads the part of the variables that `config.init_from` holds, and prints what was loaded.
 
-    Every variable of the same path is loaded, without the outputs per class if the config says so.
-    A path that only one of the two has is listed; another shape is an error.
+    Every variable of the same path is loaded, without the outputs per class if the config says so,
+    and without those of masks if one of the two has them per class and the other one for all
+    classes. A path that only one of the two has is listed; another shape is an error.
 
     Args:
         shapes: all variables of the network, arrays or `jax.ShapeDtypeStruct`.
@@ -60,7 +62,8 @@ def initial_variables(
     names = "/resnet/layer4/", "/res5/"
     theirs, ours = names if "res5" in shapes["params"] else names[::-1]
     source = {path.replace(theirs, ours): leaf for path, leaf in source.items()}
-    left_out = sorted(filter(_CLASSES.fullmatch, source)) if config.init_without_classes else []
+    per_class = _per_class(config)
+    left_out = _left_out(source, origin, config)
     source = {path: leaf for path, leaf in source.items() if path not in left_out}
     loaded = {path: source[path] for path in target if path in source}
     _refuse_other_shapes(loaded, target, config)
@@ -80,9 +83,23 @@ def initial_variables(
             f"({sum(path.startswith('params/') for path in loaded)} tensors); {others}: random"
         )
     _warn_of_other_constants(path, origin, config)
-    if any(map(_CLASSES.fullmatch, loaded)):
+    if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)
     return unflatten_dict(loaded, sep="/")
+
+
+def _per_class(config: Config) -> re.Pattern[str]:
+    """The leaves of a run that have an output per class."""
+    masks = () if config.model.mask_head.class_agnostic else (_MASKS,)
+    return re.compile("|".join((_CLASSES, *masks)))
+
+
+def _left_out(source: Iterable[str], origin: Origin, config: Config) -> list[str]:
+    """The outputs of the weights that are not those of the run, whatever their shapes."""
+    patterns = [_per_class(config)] if config.init_without_classes else []
+    if origin.model.mask_head.class_agnostic != config.model.mask_head.class_agnostic:
+        patterns.append(re.compile(_MASKS))
+    return sorted(path for path in source if any(p.fullmatch(path) for p in patterns))
 
 
 def _refuse_other_shapes(
@@ -92,7 +109,8 @@ def _refuse_other_shapes(
     differing = {path: pair for path, pair in sizes.items() if pair[0] != pair[1]}
     if not differing:
         return
-    if all(_CLASSES.fullmatch(path) and a[:-1] == b[:-1] for path, (a, b) in differing.items()):
+    per_class = _per_class(config)
+    if all(per_class.fullmatch(path) and a[:-1] == b[:-1] for path, (a, b) in differing.items()):
         raise ConfigError(
             f"init_from: {config.init_from}: not for {config.model.num_classes} classes: "
             f"{', '.join(differing)} (--init-without-classes starts these from random weights)"

@@ -30,6 +30,7 @@ from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.output import remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.loggers import refuse_missing
 from mrcnn_jax.runs.logs import METRICS
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.state import TrainState
@@ -166,6 +167,7 @@ def open_run(
     if not config.stages:
         raise ConfigError("stages: the config has none")
     config = resolve_paths(config)
+    parallel.in_turn(lambda: refuse_missing(config.loggers) if parallel.is_first() else None)
     mesh = parallel.data_mesh()
     parallel.refuse_uneven(config.data.batch_size, mesh)
     with ExitStack() as stack:

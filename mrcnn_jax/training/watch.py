@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,9 @@ from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.checkpoints import Meta, flatten
+from mrcnn_jax.runs.environment import environment
+from mrcnn_jax.runs.hub_folder import is_hub_folder, source_of
+from mrcnn_jax.runs.loggers import open_loggers
 from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
@@ -77,18 +81,19 @@ class Watch:
     def __init__(self, run: OpenRun) -> None:
         first = parallel.is_first()
         self.run = run
-        self.log = MetricsLog(run.workdir) if first else None
+        self.log = MetricsLog(run.workdir, open_loggers(run.config, run.workdir)) if first else None
         self.profiler = Profiler(run.workdir / "profile") if run.config.profile and first else None
         self._predictor: Predictor | None = None
+        self._environment = environment() | _started_from(run)
 
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.profiler is not None:
             self.profiler.end()
         if self.log is not None:
-            self.log.close()
+            self.log.close(failed=kind is not None)
 
     def begin(self, stage: StageConfig) -> None:
         """Call before the steps of a stage."""
@@ -172,6 +177,7 @@ class Watch:
             stage_step=progress.step,
             stage_complete=complete,
             categories=run.categories,
+            environment=self._environment,
             config_hash=config_hash(run.config),
             best_metric=progress.best,
             mask_ap=progress.mask_ap,
@@ -206,6 +212,18 @@ class Watch:
     ) -> None:
         if self.log is not None:
             self.log.write(stage=stage.name, step=step, epoch=epoch, split=split, values=values)
+
+
+def _started_from(run: OpenRun) -> dict[str, str | int]:
+    """For the environment of a run that began from a model in the Hub's layout: which one."""
+    names = ("weights", "weights_sha256")
+    if run.resumed_from is not None:
+        before = run.resumed_from.environment
+        return {name: before[name] for name in names if name in before}
+    if run.config.init_from is None or not is_hub_folder(Path(run.config.init_from)):
+        return {}
+    source = source_of(Path(run.config.init_from))
+    return dict(zip(names, (source.name, source.sha256), strict=True))
 
 
 def _keep_failed(

@@ -22,6 +22,7 @@ RESNET = (
     "pixel_std",
 )
 """Fields of `ModelConfig` that a ResNet's parameters have their shape or meaning by."""
+_CLASS_AGNOSTIC = "mask_head.class_agnostic"  # if another is given, the mask outputs start anew
 HEADS = (
     "backbone",
     "fpn_channels",
@@ -34,7 +35,7 @@ HEADS = (
         for name in ("convs", "conv_channels", "norm", "fcs", "hidden", "pool_size", "box_weights")
     ),
     *(f"mask_head.{name}" for name in ("channels", "convs", "norm", "deconv_kernel", "pool_size")),
-    "mask_head.class_agnostic",
+    _CLASS_AGNOSTIC,
 )
 """The same of those of all other modules. Anchor scales and the sizes that belong to FPN levels are
 not among them: they go with the size of the images."""
@@ -74,12 +75,18 @@ class Choice:
             if differs and name == "model.backbone":
                 # The stage table names the modules of a backbone.
                 raise ConfigError(f"{name}: {own}, but {self.path} needs a config with {value}")
-            if differs and name in given and name not in self.presumed:
+            new_masks = name == f"model.{_CLASS_AGNOSTIC}"
+            if differs and name in given and not (name in self.presumed or new_masks):
                 raise ConfigError(
                     f"{name}: {own}, but {self.path} ({self.title}) has {value}: leave out "
                     f"--{name.replace('_', '-')}, or take other weights"
                 )
-            if differs and name in given:
+            if differs and name in given and new_masks:
+                lines.append(
+                    f"  {name}: {own}, as given (these weights have {value}: their mask outputs "
+                    "are left out)"
+                )
+            elif differs and name in given:
                 lines.append(f"  {name}: {own}, as given (presumably {value} in these weights)")
             elif differs:
                 lines.append(f"  {name}: {value} (the config has {own})")

@@ -17,7 +17,7 @@ from mrcnn_jax.config.tables import COCO_CANVASES
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.run import refuse_taken, write_run
-from mrcnn_jax.weights.families import Family
+from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.network import FileNetwork, read_network, unnamed
 
 
@@ -56,8 +56,7 @@ def import_weights(
     )
     write_run(out, config, variables, meta)
     print(
-        f"{source}: {name} ({family.project}), {len(tensors)} tensors, "
-        f"{len(network.assigned)} of them used"
+        f"{source}: {network.title}, {len(tensors)} tensors, {len(network.assigned)} of them used"
     )
     _print_choices(family, tensors, model)
     if not network.has_heads:

@@ -19,7 +19,9 @@ from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth, ResNet
-from mrcnn_jax.weights.families import Family, family_of
+from mrcnn_jax.weights import mmdetection
+from mrcnn_jax.weights.families import family_of
+from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.mapping import Assigned, assign, fill
 from mrcnn_jax.weights.tensors import read_tensors
 
@@ -40,7 +42,14 @@ class FileNetwork:
     @property
     def name(self) -> str:
         """Name of the network, "resnet50" for example."""
-        return self.family.name if self.has_heads else f"resnet{self.model.resnet.depth}"
+        depth = str(self.model.resnet.depth)
+        return self.family.name.replace("50", depth) if self.has_heads else f"resnet{depth}"
+
+    @property
+    def title(self) -> str:
+        """The name, whose it is and what is presumed of it."""
+        presumed = f"; presumably {self.family.presumed}" if self.family.presumed else ""
+        return f"{self.name} ({self.family.project}{presumed})"
 
     @property
     def has_heads(self) -> bool:
@@ -49,7 +58,10 @@ class FileNetwork:
 
     @property
     def categories(self) -> Categories:
-        """Those of the family's published file if it has as many, else (): unknown."""
+        """Those that the file names, or the family's published file, if it has as many.
+
+        Else (): unknown.
+        """
         known = self.family.categories
         return known if len(known) == self.model.num_classes else ()
 
@@ -87,8 +99,10 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
         ConfigError: the file cannot be read, is of no known family, or has a tensor without a place
             or blocks of no known ResNet.
     """
-    tensors = read_tensors(path)
+    tensors, meta = read_tensors(path)
     family = family_of(tensors, str(path))
+    if family.mark == mmdetection.MASK_RCNN.mark:
+        family = mmdetection.with_meta(family, meta, str(path))
     assigned = assign(tensors, family.rules, family.left_out, str(path))
     _refuse_other_constants(family, tensors, path)
     if norm_epsilon is None:
@@ -104,6 +118,9 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
+    masks = assigned.get("params/mask_head/logits/bias")
+    if masks is not None and tensors[masks.name].size == 1 < model.num_classes:
+        model = replace(model, mask_head=replace(model.mask_head, class_agnostic=True))
     return FileNetwork(path, family, model, tensors, assigned, bool(stated))
 
 

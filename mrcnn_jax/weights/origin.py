@@ -12,9 +12,11 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import Shrink
-from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.config.schema import Config, Shrink
+from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.finite import refuse_not_finite
+from mrcnn_jax.runs.hub_folder import is_hub_folder
+from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.weights.network import read_network, unnamed
 from mrcnn_jax.weights.tensors import SUFFIXES
 
@@ -44,12 +46,22 @@ def open_origin(path: Path) -> Origin:
     """Reads what weights are of.
 
     Args:
-        path: the folder of a run, or a file of one of `families.FAMILIES`.
+        path: the folder of a run, a model in the Hub's layout, or a file of one of
+            `families.FAMILIES`.
 
     Raises:
-        ConfigError: a folder without a checkpoint, or a file as of `network.read_network`.
+        ConfigError: a folder without a checkpoint, one as of `load_run`, or a file as of
+            `network.read_network`.
     """
+    if is_hub_folder(path):
+        return _of_hub_folder(path)
     return _of_run(path) if path.is_dir() else _of_file(path)
+
+
+def _of_hub_folder(folder: Path) -> Origin:
+    run = load_run(folder)
+    title = f"checkpoint {run.meta.name} of a run of {run.config.name} ({run.source})"
+    return _of_checkpoint(title, run.config, run.meta, lambda: flatten_dict(run.variables, sep="/"))
 
 
 def _of_file(path: Path) -> Origin:
@@ -62,7 +74,7 @@ def _of_file(path: Path) -> Origin:
         if not network.pixels_stated:
             presumed |= {"model.pixel_mean", "model.pixel_std"}
     return Origin(
-        f"{network.name} ({network.family.project})",
+        network.title,
         network.model,
         network.has_heads,
         network.family.shrink,
@@ -76,7 +88,7 @@ def _of_run(run: Path) -> Origin:
     checkpoints = Checkpoints(run, keep=1)
     meta = checkpoints.latest()
     if meta is None:
-        files = sorted(path.name for path in run.iterdir() if path.suffix in SUFFIXES)
+        files = sorted(path.name for path in run.iterdir() if path.name.endswith(SUFFIXES))
         hint = f" (to start from a file in it, name the file: {run / files[0]})" if files else ""
         raise ConfigError(f"{run}: holds no checkpoint{hint}")
 
@@ -86,9 +98,16 @@ def _of_run(run: Path) -> Origin:
         return leaves
 
     config = checkpoints.config(meta) or load_config_json(run / "config.json")
+    title = f"checkpoint {meta.name} of a run of {config.name}"
+    return _of_checkpoint(title, config, meta, load)
+
+
+def _of_checkpoint(
+    title: str, config: Config, meta: Meta, load: Callable[[], Mapping[str, np.ndarray]]
+) -> Origin:
     known = meta.categories != unnamed(len(meta.categories))
     return Origin(
-        f"checkpoint {meta.name} of a run of {config.name}",
+        title,
         config.model,
         len(meta.categories) > 0,  # an imported ResNet has none
         config.data.shrink,

@@ -3,7 +3,9 @@
 A pickle is a program. `pickle.Unpickler`, however few names it may look up, dies of a few hostile
 bytes (a deeply nested key overflows the C stack, a large memo index takes all memory) and sets
 attributes of whatever it may make. So the program is interpreted here, opcode by opcode: it makes
-numbers, strings, containers and what `_NAMES` lists, and can call nothing else.
+numbers, strings, containers and what `_NAMES` lists, and can call nothing else. Training
+checkpoints hold objects of other classes beside their tensors (mmengine's logs, argparse's
+arguments): nothing is looked up for them, and a name stands where each would be.
 """
 
 from __future__ import annotations
@@ -22,32 +24,47 @@ import numpy as np
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of torch's older stream
 _MAX_RANK = 8
+_WRAPPERS = ("model", "state_dict", "teacher")
 
 
-def read_pickled(data: bytes) -> dict[str, np.ndarray]:
-    """Reads the named tensors of a .pkl or .pth file, as read-only arrays.
+class Pickled(NamedTuple):
+    """Content of a file."""
 
-    They may lie under "model" or "state_dict" (detectron2's zoo, training checkpoints).
+    tensors: dict[str, np.ndarray]
+    """Read-only."""
+    meta: Mapping[Any, Any]
+    """What the file has under "meta", beside its table of tensors (mmdetection): numbers, strings
+    and containers, and other values that are not to be used."""
+
+
+def read_pickled(data: bytes) -> Pickled:
+    """Reads the named tensors of a .pkl or .pth file.
+
+    They may lie under "model" or "state_dict" (detectron2's zoo, training checkpoints) or "teacher"
+    (DINO). Whatever else such a file holds is not used.
 
     Args:
         data: content of the file: torch's zip archive, its older stream of pickles and storages, or
             a single pickle.
 
     Raises:
-        Exception: of any kind, if the file is damaged or asks for anything but numbers, strings,
-            containers and arrays.
+        Exception: of any kind, if the file is damaged, or the table of tensors holds anything else.
     """
     content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
-    for wrapper in ("model", "state_dict"):
+    meta: Any = {}
+    for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+            meta, content = content.get("meta"), content[wrapper]
             break
+    _refuse_foreign(content)
     if not isinstance(content, dict):
         raise ValueError("holds no table of tensors")
-    return {name: _resolve(name, value, storages) for name, value in content.items()}
+    tensors = {name: _resolve(name, value, storages) for name, value in content.items()}
+    return Pickled(tensors, meta if isinstance(meta, dict) else {})
 
 
 def _resolve(name: Any, value: Any, storages: Mapping[str, np.ndarray]) -> np.ndarray:
+    _refuse_foreign(value)
     if isinstance(value, _Tensor):
         if value.storage.key not in storages:
             raise ValueError(f"{name!r:.80}: its storage is missing")
@@ -124,6 +141,20 @@ def _numbers(data: bytes, dtype: np.dtype, order: str) -> np.ndarray:
 
 
 # -- what a pickle may make ------------------------------------------------------------------------
+
+
+class _Foreign(NamedTuple):
+    """An object of another class, or the class or function itself: none of it is kept."""
+
+    name: str
+
+
+def _refuse_foreign(value: Any) -> None:
+    if isinstance(value, _Foreign):
+        raise ValueError(
+            f"asks for {value.name:.80}; only tensors, arrays and containers are read"
+            " (save model.state_dict() alone)"
+        )
 
 
 class _Storage(NamedTuple):
@@ -318,25 +349,33 @@ class _Machine:
         return self.pop(len(self.stack) - self.marks.pop())
 
     def extend(self, items: list[Any]) -> None:
-        _expect(self.stack[-1], list).extend(items)
+        if not isinstance(self.stack[-1], _Foreign):
+            _expect(self.stack[-1], list).extend(items)
 
     def update(self, items: list[Any]) -> None:
         pairs = zip(items[::2], items[1::2], strict=True)
+        if isinstance(self.stack[-1], _Foreign):
+            return
         _expect(self.stack[-1], dict).update((_checked_key(key), value) for key, value in pairs)
 
     def remember(self, place: int) -> None:
         self.memo[place] = self.stack[-1]
 
     def find(self, name: str) -> None:
-        if name not in _NAMES:
-            raise ValueError(
-                f"asks for {name:.80}; only tensors, arrays and containers are read"
-                " (save model.state_dict() alone)"
-            )
-        self.stack.append(_NAMES[name])
+        self.stack.append(_NAMES[name] if name in _NAMES else _Foreign(name))
+
+    def make(self) -> None:
+        """NEWOBJ: an object of a class, of which only the name stays."""
+        kind, _ = self.pop(2)
+        if not isinstance(kind, _Foreign):
+            raise ValueError("opcode NEWOBJ is of no tensor, array or container")
+        self.stack.append(kind)
 
     def call(self) -> None:
         function, arguments = self.pop(2)
+        if isinstance(function, _Foreign):
+            self.stack.append(function)
+            return
         if not callable(function):
             raise ValueError("calls what is no function")
         result = function(*arguments)
@@ -346,7 +385,7 @@ class _Machine:
     def build(self) -> None:
         (state,) = self.pop(1)
         # The state of a dict is the attributes of torch's OrderedDict: versions of modules.
-        if not isinstance(self.stack[-1], dict):
+        if not isinstance(self.stack[-1], dict | _Foreign):
             _expect(self.stack[-1], _Array | _DType).build(state)
 
     def declare(self) -> None:
@@ -388,6 +427,7 @@ _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": lambda machine, name: machine.find(name.replace(" ", ".")),
     "STACK_GLOBAL": lambda machine, _: machine.find(".".join(machine.pop(2))),
     "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.make(),
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.declare(),
 }

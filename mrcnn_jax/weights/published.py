@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import remove_abandoned, whole_file
+from mrcnn_jax.runs import hub
 
 BASE = "https://download.pytorch.org/models/"
 LICENCE = "no licence of the weights is stated (that of torchvision's code is BSD-3-Clause)"
@@ -58,8 +59,8 @@ def locate(weights: str, *, download: bool) -> Path:
     """Finds the weights that the option --weights names; fetches them only if `download` says so.
 
     Args:
-        weights: a file or folder, looked up in the working directory and then in $MRCNN_DATA, or
-            one of the names in `PUBLISHED`.
+        weights: a file or folder, looked up in the working directory and then in $MRCNN_DATA; one
+            of the names in `PUBLISHED`; or a model of the Hugging Face Hub, hf://org/name.
         download: fetch the published file unless it was fetched before.
 
     Returns:
@@ -69,6 +70,8 @@ def locate(weights: str, *, download: bool) -> Path:
         ConfigError: there is nothing of that name, or it is published and was not fetched.
         cli.Failure: the download failed.
     """
+    if weights.startswith(hub.SCHEME):
+        return hub.fetch(weights, download=download).resolve()
     for folder in ("", os.environ.get("MRCNN_DATA", "")):
         path = Path(folder, weights)
         if path.exists():

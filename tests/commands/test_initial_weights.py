@@ -18,6 +18,7 @@ from mrcnn_jax.commands.initial_weights import with_weights
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.runs import hub
 from mrcnn_jax.training.open import OpenRun, open_run
 from mrcnn_jax.weights import network
 from mrcnn_jax.weights.choice import Choice
@@ -130,6 +131,21 @@ def test_a_whole_network_and_the_same_command_again(
     assert "weights: " not in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r": holds a run of another config: model\.rpn\.convs: 1"):
         begin("--weights", path, "--model.rpn.convs", "2", "--model.rpn.no-batch-norm")
+
+
+def test_the_same_command_again_takes_no_newer_model_of_the_hub(
+    kept_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be another start, and the run's folder refused for it."""
+    newest = tmp_path / "newest"
+    monkeypatch.setattr(hub, "fetch", lambda _, *, download: newest if download else kept_run)
+    asked = Config(), tmp_path / "run", "hf://org/name", ()
+    config, choice = with_weights(*asked, download=False)
+    assert (config.init_from, choice is None) == (str(kept_run.resolve()), False)
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run" / "config.json")
+    again, choice = with_weights(*asked, download=True)
+    assert (again.init_from, choice) == (config.init_from, None)
 
 
 @pytest.mark.parametrize("changed", [False, True])

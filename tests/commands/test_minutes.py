@@ -272,5 +272,5 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     minutes.refuse_several_processes()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"^--minutes: measures in one process, here are 2"):
+    with pytest.raises(ConfigError, match=r"^--minutes: measures in a single .* has 2: give"):
         minutes.refuse_several_processes()

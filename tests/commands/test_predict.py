@@ -383,9 +383,10 @@ def test_large_images_are_looked_at_in_tiles(
         ({"tile": 128, "depth_maps": True}, "--depth-maps: not with --tile"),
         ({"tile": 16}, "tile: 16: at least 32 pixels"),
         ({"tile": 64, "overlap": 64}, r"overlap: 64: must be in 0\.\.63"),
+        ({"min_score": 50.0}, r"--min-score: 50\.0: must be in 0\.\.1"),
     ],
 )
-def test_tiles_that_cannot_be_are_refused_first(
+def test_options_that_cannot_be_are_refused_first(
     tmp_path: Path, options: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):

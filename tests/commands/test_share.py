@@ -17,7 +17,7 @@ from mrcnn_jax.commands import share
 from mrcnn_jax.commands.model_card import model_card, without_folders, without_paths
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
-from mrcnn_jax.runs import manifest
+from mrcnn_jax.runs import hub, manifest
 from mrcnn_jax.runs.run import load_run, write_run
 from mrcnn_jax.weights.published import PUBLISHED
 
@@ -84,6 +84,88 @@ def test_what_is_handed_on(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert theirs.meta.environment["xla_flags"] == "--xla_dump_to=dump --xla_gpu_autotune_level=0"
     assert theirs.config.data.train_annotations == "instances_train.json"
     assert theirs.config.init_from == "resnet18.npz"
+
+
+def test_what_is_handed_on_in_the_hubs_layout(run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "shared"
+    share.run(share.Arguments(workdir=run, to=str(out), licence="Apache-2.0"))
+    assert sorted(path.name for path in out.parent.rglob("*") if path.is_file()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    hand_on(run, tmp_path / "as_run")
+    ours, theirs = load_run(tmp_path / "as_run"), load_run(out)
+    assert (theirs.config, theirs.meta) == (ours.config, ours.meta)
+    here, there = flatten_dict(load_run(run).variables), flatten_dict(theirs.variables)
+    assert here.keys() == there.keys()
+    assert all(np.array_equal(here[path], there[path]) for path in here)
+    for folder in (tmp_path, run.parent, tiny_data, "/home/me", ROOT, "../mine"):
+        held = [path for path in out.iterdir() if str(folder).encode() in path.read_bytes()]
+        assert held == [], folder
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: mrcnn_jax\n")
+    assert card.endswith((tmp_path / "as_run" / "README.md").read_text())
+
+
+def test_what_is_handed_on_to_the_hub(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mrcnn: Callable[..., int],
+) -> None:
+    """With a stand-in for the upload, which tests/runs/test_hub.py has."""
+    sent: dict[str, bytes] = {}
+
+    def upload(address: str, folder: Path) -> str:
+        sent.update({path.name: path.read_bytes() for path in folder.iterdir()})
+        return f"{address}@0f0f"
+
+    monkeypatch.setattr(hub, "upload", upload)
+    monkeypatch.setattr(hub, "refuse_unusable", lambda address: (address, None))
+    assert mrcnn("share", "--workdir", run, "--to", "hf://org/name") == 0
+    assert "hf://org/name@0f0f: model.safetensors, config.json" in capsys.readouterr().out
+    share.run(share.Arguments(workdir=run, to=str(tmp_path / "here")))
+    assert sent == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    assert b"license: unknown" in sent["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "share: needs --out or --to, one of them"),
+        (["--out", "a", "--to", "b"], "share: needs --out or --to, one of them"),
+        (["--out", "a", "--licence", "MIT"], "--licence: goes with --to"),
+        (["--to", "hf://org"], "hf://org: an address on the Hub is hf://org/name"),
+        (["--to", "hf://org/name@main"], "leave @ out"),
+    ],
+)
+def test_mistakes_of_where_to(
+    options: list[str],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mrcnn("share", "--workdir", run, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_card_names_the_model_of_the_hub_that_a_run_started_from(
+    kept_run: Path, tmp_path: Path
+) -> None:
+    source = load_run(kept_run)
+    address = f"hf://org/name@{'0f' * 20}"
+    meta = replace(source.meta, environment=source.meta.environment | {"weights": address})
+    config = replace(source.config, init_from=f"/cache/models--org--name/snapshots/{'0f' * 20}")
+    write_run(tmp_path / "run", config, source.variables, meta)
+    hand_on(tmp_path / "run", tmp_path / "shared")
+    assert f"`{address}`. Its licence: not st" in (tmp_path / "shared" / "README.md").read_text()
 
 
 def test_the_card_of_a_start_from_published_weights(kept_run: Path, tmp_path: Path) -> None:

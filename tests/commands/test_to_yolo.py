@@ -73,7 +73,8 @@ def test_both_parts_by_hand(
     assert mrcnn("convert", "to-yolo", "t.json", *words) == 0
     told = capsys.readouterr().out
     assert "left out 1: annotations with iscrowd 1: YOLO has none (12)" in told
-    assert "noticed 1: annotations without a mask: written as boxes, four numbers in a" in told
+    assert "noticed 1: annotations without a mask: written as polygons of four corners (" in told
+    assert "no validation images" not in told
     assert Path("my/data.yaml").read_text() == (
         'train: images/train\nval: images/val\nnames:\n  0: "bee"\n  1: "ape"\n'
     )
@@ -82,7 +83,8 @@ def test_both_parts_by_hand(
     assert values[0] == "1"
     pairs = {(float(x), float(y)) for x, y in zip(values[1::2], values[2::2], strict=True)}
     assert pairs == {(0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)}
-    assert box == "0 0.500000 0.500000 0.500000 0.500000"
+    corners = (0.25, 0.25, 0.75, 0.25, 0.75, 0.75, 0.25, 0.75)
+    assert box == " ".join(["0", *(f"{share:.6f}" for share in corners)])
     assert Path("my/labels/train/sub/b.txt").read_text() == ""
     assert Path("my/images/train/sub/b.jpg").read_bytes() == Path("photos/sub/b.jpg").read_bytes()
     assert mrcnn("convert", "yolo", "my", "--part", "val", "--out", "back.json") == 0
@@ -90,6 +92,20 @@ def test_both_parts_by_hand(
     ((label, mask),) = objects(back, "val/images/c.png")
     assert label == "ape"
     assert (mask == block(13, 10, 39, 30)).all()
+
+
+def test_boxes_alone_stay_four_numbers(
+    here: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A crowd's mask is not written, so there is no polygon beside the box."""
+    picture(here / "a.png")
+    annotations = [square(0, 1, segmentation=[]), square(0, 1, iscrowd=1)]
+    coco(here / "t.json", {1: "ape"}, annotations, a="a.png")
+    assert mrcnn("convert", "to-yolo", "t.json", "--images", ".", "--out", "my") == 0
+    told = capsys.readouterr().out
+    assert "noticed 1: annotations without a mask, as all here: written as boxes (10)" in told
+    assert "no validation images, without which Ultralytics does not train (see --val)" in told
+    assert Path("my/labels/train/a.txt").read_text() == "0 0.500000 0.500000 0.500000 0.500000\n"
 
 
 def test_mistakes(
@@ -103,12 +119,19 @@ def test_mistakes(
     coco(here / "turned.json", {1: "ape"}, [square(0, 1)], a="turned.jpg")
     picture(here / "a.png")
     coco(here / "both.json", {1: "ape"}, [square(0, 1)], a="a.jpg", b="./a.png")
+    coco(here / "same.json", {1: "ape"}, [square(0, 1)], a="a.jpg", b="./a.jpg")
+    coco(here / "names.json", {1: "ape", 2: "ape "}, [square(0, 1)], a="a.jpg")
+    (here / "broken.png").write_bytes((here / "a.png").read_bytes()[:-40])
+    coco(here / "broken.json", {1: "ape"}, [square(0, 1)], a="broken.png")
     coco(here / "other.json", {1: "bee"}, [square(0, 1)], a="a.jpg")
     for words, line in (
         (("t.json", "--val-images", "."), "--val-images: needs --val"),
         (("none.json",), "none.json: No such file"),
         (("turned.json",), "turned.jpg: 52 x 40 as EXIF turns it, which YOLO does, but annotated"),
-        (("both.json",), "both.json: a.jpg and ./a.png would share a label file"),
+        (("both.json",), "both.json: images 0 (a.jpg) and 1 (./a.png) would share a label file"),
+        (("same.json",), "same.json: images 0 (a.jpg) and 1 (./a.jpg) would share a label file"),
+        (("names.json",), "names.json: categories: 'ape' is there twice"),
+        (("broken.json",), "broken.json: no usable image is left: dropped 1: images that"),
         (("t.json", "--val", "other.json"), "other.json: categories that t.json does not have"),
     ):
         assert mrcnn("convert", "to-yolo", *words, "--images", ".", "--out", "my") == 2

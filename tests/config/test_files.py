@@ -275,6 +275,7 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "evaluate_every_epochs",
         "feature_cache_gib",
         "deterministic",
+        "loggers",
         "profile",
         "skip_non_finite",
         "shard_parameters",

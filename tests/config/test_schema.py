@@ -75,6 +75,7 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: Config(stages=(stage(), stage())), "stages: two have the same name: rpn, rpn"),
         (lambda: Config(keep_checkpoints=0), "keep_checkpoints"),
         (lambda: Config(skip_non_finite=-1), "skip_non_finite"),
+        (lambda: Config(loggers=("wandb", "wandb")), "loggers: one is named twice"),
         (lambda: DistributedConfig("host", 2, 0), "distributed.coordinator: 'host'"),
         (lambda: DistributedConfig("host:1234", None, 0), "distributed.processes"),
         (lambda: DistributedConfig("host:1234", 2), "distributed.index"),

@@ -177,8 +177,8 @@ def test_turned_small_and_like_named_images(tmp_path: Path) -> None:
     """EXIF is followed as in training; files of one name have a folder each."""
     options = written(
         tmp_path,
-        [annotation(n, disc(50, 75, 40), image=n) for n in (1, 2, 3)],
-        {1: "a.png", 2: "a.tif", 3: "b.png"},
+        [annotation(n, disc(50, 75, 40), image=n) for n in range(1, 7)],
+        {1: "a.png", 2: "a.tif", 3: "b.png", 4: "c.tif.png", 5: "c.png", 6: "c.tif"},
     )
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -189,6 +189,9 @@ def test_turned_small_and_like_named_images(tmp_path: Path) -> None:
         "a/00000_00000.png",
         "a.tif/00000_00000.png",
         "b/00000_00000.png",
+        "c.tif/00000_00000.png",
+        "c/00000_00000.png",
+        "c.tif_2/00000_00000.png",
     ]
     for image in content["images"]:
         pixels = cv2.imread(str(options.out / "images" / image["file_name"]), cv2.IMREAD_COLOR)
@@ -241,6 +244,19 @@ def test_huge_images_are_read_by_windows(tmp_path: Path, monkeypatch: pytest.Mon
         cut(replace(options, out=tmp_path / "other"))
 
 
+def test_the_conversion_of_a_large_image_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = written(tmp_path, [annotation(1, disc(50, 50, 9))], {7: "large.tif"})
+    Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 9).save(tmp_path / "images" / "large.tif")
+    monkeypatch.setattr(cut_tiles, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
+    cut(options)
+    assert (
+        "images that are 16-bit with values of 12 bits (scaled by 1/16): converted to 8-bit RGB (7)"
+        in (capsys.readouterr().out)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -266,3 +282,11 @@ def test_depth_maps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options.annotations.write_text(json.dumps(content))
     cut(options)
     assert "left out 1: depth maps: they are not cut (7)" in capsys.readouterr().out
+
+
+def test_repeated_keys_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = written(tmp_path, [annotation(1, disc(50, 50, 9))])
+    text = options.annotations.read_text()
+    options.annotations.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1, "iscrowd": 0'))
+    cut(options)
+    assert "dropped 1: values of a JSON object whose key is there again" in capsys.readouterr().out

@@ -181,6 +181,20 @@ def test_labels_without_an_image_are_missing_images(
     assert "dropped 2: annotations of a dropped image (lost.txt: line 1, lost.txt: line 2)" in text
 
 
+def test_a_list_may_name_images_of_a_folder_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its labels are counted once, as of an image that is missing."""
+    write(tmp_path, f"train: list.txt\n{NAMES}", {"images/a.png": SQUARE})
+    (tmp_path / "list.txt").write_text("images/a.png\r\nimages/b.png\r\ngone/images/c.png\r\n")
+    (tmp_path / "labels" / "b.txt").write_text(SQUARE)
+    (tmp_path / "gone" / "labels").mkdir(parents=True)
+    (tmp_path / "gone" / "labels" / "c.txt").write_text(SQUARE)
+    convert(Yolo(tmp_path, tmp_path / "out.json", allow_missing=True))
+    text = capsys.readouterr().out
+    assert "dropped 2: images whose file is missing (images/b.png, gone/images/c.png)" in text
+
+
 def test_turned_photographs_are_counted_as_they_are_seen(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -274,3 +288,16 @@ def test_a_count_of_classes_names_them(tmp_path: Path) -> None:
     options = break_yolo("train: images\nnc: 2")(tmp_path)
     convert(options)
     assert checked(options, tmp_path / "cache").class_names == ("class_0", "class_1")
+
+
+def test_names_are_in_one_unicode_form(tmp_path: Path) -> None:
+    """As labels are, whichever form data.yaml and --skip have."""
+    yaml = "train: images\nnames: [cafe\u0301, the\u0301]\n"
+    write(tmp_path, yaml, {"images/a.png": f"{SQUARE}\n{line(POLYGON)}"})
+    convert(Yolo(tmp_path, tmp_path / "out.json"))
+    names = [c["name"] for c in json.loads((tmp_path / "out.json").read_text())["categories"]]
+    assert names == ["caf\u00e9", "th\u00e9"]
+    convert(Yolo(tmp_path, tmp_path / "out.json", skip=("cafe\u0301",)))
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["th\u00e9"]
+    assert len(content["annotations"]) == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_cases import NAMES, SIZE, case, instance, judged, mask_of
 
-from mrcnn_jax.evaluation.at_score import RATES, AtScore, at_score, table
+from mrcnn_jax.evaluation.at_score import RATES, AtScore, at_score, shown, table
 from mrcnn_jax.evaluation.average_precision import judge
 
 TRUTH, RESULTS = case()
@@ -105,6 +105,17 @@ def test_nothing_to_count() -> None:
     empty = at_score(judge(truth, [])["segm"], "segm", 0.5)
     assert empty.figures() == {f"at_score/segm/{rate}": -1 for rate in RATES}
     assert table(empty).splitlines()[1].split() == ["all", "-", "-", "-", "0", "0"]
+
+
+def test_boxes_are_shown_if_no_object_has_a_mask() -> None:
+    """A crowd is no object; of those with a mask one is enough."""
+    ground_truth, results = by_hand()
+    assert shown(judge(ground_truth, results)) == "segm"
+    *first, last = ground_truth["annotations"]
+    boxes = [a if a["iscrowd"] else {**a, "segmentation": []} for a in first]
+    assert shown(judge({**ground_truth, "annotations": [*boxes, last]}, results)) == "segm"
+    assert shown(judge({**ground_truth, "annotations": boxes}, results)) == "bbox"
+    assert shown(judge({**ground_truth, "annotations": []}, results)) == "bbox"
 
 
 def in_loops(score: float) -> np.ndarray:

@@ -57,13 +57,16 @@ def test_labelme_by_hand() -> None:
 
 
 def test_yolo_by_hand() -> None:
-    square, box = yolo_lines(
-        (40, 52), [3, 0], np.repeat(BOXES, 2, 0), [*encoded([block(13, 10, 26, 20)]), None]
-    )
+    """Ultralytics would read the four numbers of a box beside a polygon as two points."""
+    masks = [*encoded([block(13, 10, 26, 20)]), None]
+    square, box = yolo_lines((40, 52), [3, 0], np.repeat(BOXES, 2, 0), masks, corners=True)
     number, *values = square.split()
     assert number == "3"
     pairs = sorted(zip(map(float, values[::2]), map(float, values[1::2]), strict=True))
     assert pairs == [(0.25, 0.25), (0.25, 0.5), (0.5, 0.25), (0.5, 0.5)]
+    points = (10, 20), (23, 20), (23, 30), (10, 30)
+    assert box == " ".join(["0", *(f"{x / 52:.6f} {y / 40:.6f}" for x, y in points)])
+    (box,) = yolo_lines((40, 52), [0], BOXES, [None], corners=False)
     assert box == f"0 {16.5 / 52:.6f} 0.625000 0.250000 0.250000"
 
 
@@ -76,7 +79,7 @@ def test_objects_in_huge_images_are_outlined_without_their_pixels() -> None:
     tracemalloc.start()
     try:
         content = labelme_content("a.tif", size, names, boxes, large, [0.5, 0.5])
-        lines = yolo_lines(size, [0, 1], boxes, large)
+        lines = yolo_lines(size, [0, 1], boxes, large, corners=True)
         assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
         tracemalloc.stop()
@@ -99,7 +102,8 @@ def test_the_converters_read_the_masks_again(form: str, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(json.dumps(content))
         options = Labelme(tmp_path / "a.json", tmp_path / "out.json", images=tmp_path / "images")
     else:
-        lines = yolo_lines((HEIGHT, WIDTH), range(len(names)), boxes, masks)
+        size = HEIGHT, WIDTH
+        lines = yolo_lines(size, range(len(names)), boxes, masks, corners=True)
         (tmp_path / "labels").mkdir()
         (tmp_path / "labels" / "a.txt").write_text("\n".join(lines))
         (tmp_path / "data.yaml").write_text(f"train: images\nnames: {json.dumps(names)}\n")

@@ -21,6 +21,9 @@ from pycocotools import mask as rle_ops
 import mrcnn_jax
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.runs import hub
+from mrcnn_jax.runs.hub_folder import write_hub_folder
+from mrcnn_jax.runs.run import load_run
 from tests.inference.frames import read, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +186,8 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
     for scales in ((), (1.0, 0.0), (float("nan"),)):
         with pytest.raises(ValueError, match="scales: "):
             model.predict(np.zeros((5, 7, 3), np.uint8), scales=scales)
+    with pytest.raises(ValueError, match="overlap: needs tile"):
+        model.predict(np.zeros((5, 7, 3), np.uint8), overlap=8)
 
 
 def test_what_the_documentation_says_runs(
@@ -211,3 +216,26 @@ def test_importing_it_costs_nothing() -> None:
         " assert not hasattr(mrcnn_jax, 'nothing')"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_model_of_the_hub_is_fetched_and_recorded(
+    kept_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the download, which tests/runs/test_hub.py has."""
+    source = load_run(kept_run)
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0f" * 20)
+    write_hub_folder(snapshot, source.config, source.variables, source.meta, "")
+    asked: list[str] = []
+    monkeypatch.setattr(hub, "fetch", lambda address: (asked.append(address), snapshot)[1])
+    model = mrcnn_jax.load("hf://org/name@v1")
+    assert asked == ["hf://org/name@v1"]
+    assert model.class_names == {5: "disc", 7: "rectangle", 90: "triangle"}
+    assert model.run.source is not None
+    assert model.run.source.name == f"hf://org/name@{'0f' * 20}"
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
+    ours, theirs = model.predict(image), mrcnn_jax.load(kept_run).predict(image)
+    assert len(ours.scores) > 0
+    for name in ("boxes", "scores", "masks"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    mrcnn_jax.load(str(snapshot))
+    assert len(asked) == 1

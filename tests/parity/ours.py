@@ -1,4 +1,4 @@
-"""Our network with torchvision's weights, a compiled call per stage, and its losses."""
+"""Our network with a peer's weights, a compiled call per stage, and its losses."""
 
 from __future__ import annotations
 
@@ -29,12 +29,18 @@ from mrcnn_jax.pixels.transforms import coverage
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.weights.families import MASKRCNN, MASKRCNN_V2
 from mrcnn_jax.weights.mapping import assign, fill
+from mrcnn_jax.weights.mmdetection import MASK_RCNN, with_meta
 
-FAMILIES = {"v1": MASKRCNN, "v2": MASKRCNN_V2}
+FAMILIES = {
+    "v1": MASKRCNN,
+    "v2": MASKRCNN_V2,
+    "mmdet": MASK_RCNN,
+    "caffe": with_meta(MASK_RCNN, {"cfg": "style='caffe', bgr_to_rgb=False"}, "parity"),
+}
 
 
 def model_config(version: str, *, depth: int = 50, classes: int = 91) -> ModelConfig:
-    """The config of torchvision's network; `classes` has the background among them."""
+    """The config of a peer's network; `classes` has the background among them."""
     family = FAMILIES[version]
     assert family.model is not None
     epsilon = family.frozen_norm_epsilon if version == "v1" else 1e-5

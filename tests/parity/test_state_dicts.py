@@ -10,7 +10,8 @@ import pytest
 import state_dicts
 
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
-from mrcnn_jax.weights.families import MASKRCNN, Family, family_of
+from mrcnn_jax.weights.families import MASKRCNN, family_of
+from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.importer import import_weights
 from mrcnn_jax.weights.mapping import assign, fill
 from mrcnn_jax.weights.tensors import read_tensors
@@ -49,7 +50,7 @@ def test_every_format_of_a_state_dict(name: str, tmp_path: Path) -> None:
     arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
     np.savez(tmp_path / "weights.npz", **arrays)  # type: ignore[arg-type]
     for file in ("zip.pth", "stream.pth", "parallel.pt", "weights.safetensors", "weights.npz"):
-        found = read_tensors(tmp_path / file)
+        found = read_tensors(tmp_path / file).tensors
         assert found.keys() == arrays.keys(), file
         assert all(
             np.array_equal(found[key], arrays[key]) and found[key].dtype == arrays[key].dtype
@@ -58,13 +59,33 @@ def test_every_format_of_a_state_dict(name: str, tmp_path: Path) -> None:
     import_weights(tmp_path / "stream.pth", tmp_path / "run")
 
 
+class Log:
+    """Stands for an object of mmengine in a checkpoint."""
+
+
+def test_a_checkpoint_with_objects(tmp_path: Path) -> None:
+    """mmdetection's training checkpoint, as torch writes it, with optimiser and log."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    meta = {"cfg": "style='caffe'", "dataset_meta": {"classes": ("a", "b")}, "log": Log()}
+    content = {"meta": meta, "state_dict": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    for new in (True, False):
+        torch.save(content, tmp_path / "epoch_1.pth", _use_new_zipfile_serialization=new)
+        found = read_tensors(tmp_path / "epoch_1.pth")
+        assert found.tensors.keys() == {"weight", "bias"}
+        np.testing.assert_array_equal(found.tensors["weight"], layer.weight.detach().numpy())
+        assert found.meta["dataset_meta"] == {"classes": ("a", "b")}
+
+
 def test_narrow_types_of_torch(tmp_path: Path) -> None:
     values = torch.randn(4, 6)
     for dtype in (torch.float16, torch.bfloat16):
         torch.save(
             {"a": values.to(dtype), "b": values.to(dtype).t()[1:3]}, tmp_path / "weights.pth"
         )
-        found = read_tensors(tmp_path / "weights.pth")
+        found = read_tensors(tmp_path / "weights.pth").tensors
         np.testing.assert_array_equal(
             found["a"].astype(np.float32), values.to(dtype).float().numpy()
         )

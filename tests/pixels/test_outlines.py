@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -80,3 +82,20 @@ def test_an_outline_has_few_points_and_is_not_shifted() -> None:
     assert overlap(np.asarray(image), MASKS["disc"]) >= 0.95
     (loop,) = outlines(block(10, 20, 40, 50))
     assert sorted(loop.tolist()) == [[10, 20], [10, 50], [40, 20], [40, 50]]
+
+
+def test_long_outlines_are_joined_in_little_memory() -> None:
+    """By the shortest seam: of two circles, between the points that face each other."""
+    angles = np.linspace(0, 2 * np.pi, 3000, endpoint=False)
+    circle = 1000 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    tracemalloc.start()
+    try:
+        whole = joined([circle, circle + np.array([5000, 0])])
+        assert tracemalloc.get_traced_memory()[1] < 5e6  # all pairs are 144 MB
+    finally:
+        tracemalloc.stop()
+    assert len(whole) == 6002
+    seams = np.flatnonzero(np.hypot(*np.diff(whole, axis=0).T) > 100)
+    assert np.abs(whole[seams[0]] - (1000, 0)).max() < 1e-6
+    assert np.abs(whole[seams[0] + 1] - (4000, 0)).max() < 1e-6
+    assert len(seams) == 2

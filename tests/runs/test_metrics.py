@@ -16,6 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.runs.loggers import TensorBoard
 from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics, read_timing
 
 STAGES = ("rpn", "box", "mask")
@@ -34,6 +35,11 @@ def write(log: MetricsLog, stage: str, step: int) -> None:
         log.write(
             stage=stage, step=step, epoch=step // 2, split="val", values={"loss/total": 0.1 * step}
         )
+
+
+def drawn(workdir: Path) -> MetricsLog:
+    """The log of a run, with events."""
+    return MetricsLog(workdir, [TensorBoard(workdir / "tensorboard")])
 
 
 def events(workdir: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
@@ -116,13 +122,13 @@ def test_a_resumed_run_has_the_rows_and_events_of_an_uninterrupted_one(
     tmp_path: Path, stage_index: int, step: int
 ) -> None:
     everything = [(stage, s) for stage in STAGES for s in range(1, 6)]
-    with MetricsLog(tmp_path / "whole") as log:
+    with drawn(tmp_path / "whole") as log:
         for stage, s in everything:
             write(log, stage, s)
-    with MetricsLog(tmp_path / "cut") as log:
+    with drawn(tmp_path / "cut") as log:
         for stage, s in everything[:12]:  # killed after step 2 of the third stage
             write(log, stage, s)
-    with MetricsLog(tmp_path / "cut") as log:
+    with drawn(tmp_path / "cut") as log:
         log.truncate(STAGES, stage_index, step)
         for stage, s in everything:
             if (STAGES.index(stage), s) > (stage_index, step):
@@ -134,7 +140,7 @@ def test_a_resumed_run_has_the_rows_and_events_of_an_uninterrupted_one(
 
 
 def test_events_hold_the_values(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path) as log:
+    with drawn(tmp_path) as log:
         for step in range(1, 5):
             write(log, "box", step)
     found = events(tmp_path)
@@ -208,7 +214,7 @@ def test_rows_and_events_are_on_the_disk_after_a_sync(
     monkeypatch.setattr(
         os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), real(number))
     )
-    with MetricsLog(tmp_path) as log:
+    with drawn(tmp_path) as log:
         write(log, "rpn", 2)
         assert synced == []
         log.sync()

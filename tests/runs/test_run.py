@@ -46,6 +46,20 @@ def test_it_holds_no_moving_average() -> None:
         load_run(FOLDER, weights="ema")
 
 
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        ("hf://org/name", "hf download org/name --local-dir DIR"),
+        ("hf://org/name@v1", "hf download org/name --revision v1 --local-dir DIR"),
+    ],
+)
+def test_an_address_on_the_hub_is_no_folder(address: str, command: str) -> None:
+    """As of predict --workdir, whose value is a path."""
+    with pytest.raises(ConfigError) as error:
+        load_run(Path(address))
+    assert str(error.value) == f"hf://org/name: a folder is needed here: {command}"
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     return shutil.copytree(FOLDER, tmp_path / "run")

@@ -270,6 +270,38 @@ def test_other_classes_are_left_out_when_asked_for(
         refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, loaded={})
 
 
+AGNOSTIC = replace(FPN, mask_head=replace(FPN.mask_head, class_agnostic=True))
+MASK_LEAVES = {path for path in CLASS_LEAVES if path.startswith("params/mask_head/")}
+
+
+def test_masks_of_no_class_are_kept_with_other_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is it said that they keep the weights of their label."""
+    source = write_run(tmp_path, AGNOSTIC, categories=((1, "a"), (2, "b")))
+    target = replace(AGNOSTIC, num_classes=5)
+    config = Config(model=target, init_from=str(tmp_path), init_without_classes=True)
+    loaded = flat(initial_variables(shapes(target), config, ("b", "a", "c", "d", "e")))
+    assert loaded.keys() == source.keys() - CLASS_LEAVES | MASK_LEAVES
+    assert all(np.array_equal(loaded[path], source[path]) for path in MASK_LEAVES)
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"not for 5 classes: .*box_head") as caught:
+        load(tmp_path, target)
+    assert "mask_head" not in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+def test_masks_of_no_class_and_masks_of_classes_are_not_exchanged(
+    classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a single class gives both the same shape; boxes keep their classes."""
+    ours, theirs = (replace(model, num_classes=classes) for model in (FPN, AGNOSTIC))
+    for model, start in ((ours, theirs), (theirs, ours)):
+        source = write_run(tmp_path / str(model is ours), start)
+        assert load(tmp_path / str(model is ours), model).keys() == source.keys() - MASK_LEAVES
+        assert f"; left out: {', '.join(sorted(MASK_LEAVES))}\n" in capsys.readouterr().out
+
+
 def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:
     write_run(tmp_path, FPN)
     with pytest.raises(

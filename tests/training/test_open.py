@@ -59,6 +59,16 @@ def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_confi
     )
 
 
+def test_a_logger_that_is_not_installed_is_refused_first(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = replace(tiny_config, loggers=("tensorboard", "wandb"))
+    with pytest.raises(ConfigError, match=r"^loggers: wandb is not installed \(pip install .*\)$"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def without_mask_head(config: Config) -> Config:
     """A mistake in the last stage's table."""
     last = config.stages[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,7 +27,10 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import checkpoints
 from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.hub_folder import write_hub_folder
+from mrcnn_jax.runs.loggers import Service
 from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training import loop, watch
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.optimizer import learning_rate
@@ -107,6 +112,74 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         path: saved[path].tobytes() for path in kept
     }
     assert state.key.tobytes() == saved["key"].tobytes()
+
+
+def test_loggers_are_given_all_rows_and_one_that_fails_ends_nothing(
+    mask_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With sessions in the place of services."""
+    sent: list[tuple[int, dict[str, float]]] = []
+    ends: list[bool] = []
+
+    def fail(rows: Any) -> None:
+        raise OSError("no route to host")
+
+    taking = SimpleNamespace(new=True, send=sent.extend, end=ends.append)
+    failing = SimpleNamespace(new=True, send=fail, end=ends.append)
+    services = {"wandb": taking, "mlflow": failing}
+    monkeypatch.setattr(
+        watch,
+        "open_loggers",
+        lambda config, workdir: [
+            Service(name, lambda name=name: services[name]) for name in config.loggers
+        ],
+    )
+    monkeypatch.setattr(opening, "refuse_missing", lambda names: None)
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    loop.train(replace(mask_config, loggers=("wandb", "mlflow")), tmp_path / "run")
+    fields = ("stage", "step", "epoch", "split")
+    rows = read_metrics(tmp_path / "run")
+    assert {row["split"] for row in rows} == {"train", "val"}
+    assert sent == [
+        (
+            row["step"],
+            {f"mask/{row['split']}/{name}": row[name] for name in row if name not in fields},
+        )
+        for row in rows
+    ]
+    assert ends == [False]
+    out = capsys.readouterr().out
+    assert out.count("no route to host") == 1
+    assert "\ndone; next: " in out
+
+
+def test_a_run_records_the_model_that_it_started_from(
+    tiny_run: Path, mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every checkpoint, and also once it was resumed."""
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0f" * 20)
+    source = load_run(tiny_run)
+    write_hub_folder(snapshot, source.config, source.variables, source.meta, "")
+    monkeypatch.setattr(watch, "curves", lambda *_: None)
+    loop.train(replace(mask_config, init_from=str(snapshot)), tmp_path / "run")
+    meta = latest(tmp_path / "run")
+    digest = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
+    wanted = {"weights": f"hf://org/name@{'0f' * 20}", "weights_sha256": digest}
+    assert wanted.items() <= meta.environment.items()
+    resumed = watch._started_from(SimpleNamespace(resumed_from=meta))  # type: ignore[arg-type]
+    assert resumed == wanted
+    # The same bits as from the run itself: every variable was loaded.
+    loop.train(mask_config, tmp_path / "from_run")
+    assert "weights" not in latest(tmp_path / "from_run").environment
+    ours, theirs = (
+        arrays(tmp_path / name / "checkpoints" / meta.name) for name in ("run", "from_run")
+    )
+    assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
+        path: leaf.tobytes() for path, leaf in theirs.items()
+    }
 
 
 @pytest.fixture

@@ -8,15 +8,19 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, DataConfig
-from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.config.tables import DETECTRON2_C4, MMDETECTION, TORCHVISION, TORCHVISION_V2
 from mrcnn_jax.weights.choice import HEADS, IMAGES, RESNET, Choice, choose, chosen_before
-from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2, Family
+from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2
+from mrcnn_jax.weights.family import Family
+from mrcnn_jax.weights.mmdetection import MASK_RCNN
 from mrcnn_jax.weights.origin import Origin, open_origin
 
 # Fields that can be others than those of the weights: how the network is trained, which proposals
@@ -66,7 +70,7 @@ def choice(model: ModelConfig, *presumed: str, names: tuple[str, ...] = ()) -> C
     return Choice(Path("w.pth"), "somebody's", fields, presumed, model.num_classes, names)
 
 
-@pytest.mark.parametrize("model", [TORCHVISION, TORCHVISION_V2])
+@pytest.mark.parametrize("model", [TORCHVISION, TORCHVISION_V2, MMDETECTION])
 def test_the_network_becomes_that_of_the_weights(
     model: ModelConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,12 +114,22 @@ def test_what_the_user_gave_stays_or_contradicts(capsys: pytest.CaptureFixture[s
     assert weights.applied(same, (*given, "model.resnet.depth")) == changed
 
 
-@pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN])
+def test_masks_of_no_class_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """With weights whose masks are per class, as all published ones are: all else is of use."""
+    name = "model.mask_head.class_agnostic"
+    changed = choice(TORCHVISION).applied(with_fields(Config(), {name: True}), {name})
+    assert changed.model.mask_head.class_agnostic
+    line = f"  {name}: True, as given (these weights have False: their mask outputs are left out)"
+    assert line in capsys.readouterr().out.splitlines()
+    assert not choice(TORCHVISION).applied(changed, ()).model.mask_head.class_agnostic
+
+
+@pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN, MASK_RCNN])
 def test_images_shrink_as_those_of_a_whole_network_did(
     family: Family, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torchvision interpolates, detectron2 averages; only a run says so."""
-    interpolates = family.project == "torchvision"
+    """torchvision and mmdetection interpolate, detectron2 averages; only a run says so."""
+    interpolates = family.project != "detectron2"
     theirs, other = ("bilinear", "area") if interpolates else ("area", "bilinear")
     assert family.model is not None
     origin = Origin(
@@ -182,9 +196,16 @@ def test_a_run_fixes_what_its_config_says(kept_run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "resnet.pth").touch()
     with pytest.raises(
-        ConfigError, match=r": holds no checkpoint \(to start from .*/model\.safetensors\)$"
+        ConfigError, match=r": holds no checkpoint \(to start from .*/resnet\.pth\)$"
+    ):
+        open_origin(tmp_path)
+    # timm's folders have the name that those of the Hub's layout have.
+    safetensors.numpy.save_file({"conv1.weight": np.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ConfigError,
+        match=r"/model\.safetensors: not written by mrcnn_jax \(to .* name the file, not",
     ):
         open_origin(tmp_path)
 

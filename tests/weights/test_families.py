@@ -19,7 +19,11 @@ from mrcnn_jax.weights.families import FAMILIES, RESNET, family_of
 from mrcnn_jax.weights.mapping import assign, fill
 
 Tensors = dict[str, np.ndarray]
-LEFT_OUT = ("fc.", "pixel", "proposal_generator.anchor")
+LEFT_OUT = (
+    *("fc.", "pixel", "proposal_generator.anchor"),
+    *("queue", "encoder_q.fc", "encoder_k.", "base_encoder.fc", "momentum_encoder", "predictor"),
+    *("projection_head", "prototypes", "head."),
+)
 
 
 def load(name: str, tensors: Tensors, depth: Any = 50) -> dict[str, np.ndarray]:
@@ -172,6 +176,61 @@ def detectron2_fpn(t: Tensors) -> dict[str, np.ndarray]:
     }
 
 
+def detectron2_lsj(t: Tensors) -> dict[str, np.ndarray]:
+    rpn, box, mask = "proposal_generator.rpn_head", "roi_heads.box_head", "roi_heads.mask_head"
+    heads = detectron2_heads(t | {f"{rpn}.conv.weight": t[f"{rpn}.conv.conv0.weight"]})
+    return {
+        **heads,
+        "params/resnet/stem/kernel": conv(t["backbone.bottom_up.stem.conv1.weight"][:, ::-1]),
+        "params/fpn/lateral2/kernel": conv(t["backbone.fpn_lateral2.weight"]),
+        **norm_of(t, "backbone.fpn_lateral5.norm", "fpn/lateral5"),
+        **norm_of(t, "backbone.fpn_output3.norm", "fpn/output3"),
+        "params/rpn/conv2/kernel": conv(t[f"{rpn}.conv.conv1.weight"]),
+        "params/rpn/conv2/bias": t[f"{rpn}.conv.conv1.bias"],
+        "params/box_head/conv3/kernel": conv(t[f"{box}.conv3.weight"]),
+        **norm_of(t, f"{box}.conv4.norm", "box_head/conv4"),
+        "params/box_head/fc1/kernel": flattened(t[f"{box}.fc1.weight"]),
+        "params/mask_head/conv2/kernel": conv(t[f"{mask}.mask_fcn2.weight"]),
+        **norm_of(t, f"{mask}.mask_fcn1.norm", "mask_head/conv1"),
+    }
+
+
+def mmdetection(t: Tensors) -> dict[str, np.ndarray]:
+    box, mask = "roi_head.bbox_head", "roi_head.mask_head"
+    last_first = [80, *range(80)]
+    return {
+        "params/resnet/stem/kernel": conv(t["backbone.conv1.weight"]),
+        **norm_of(t, "backbone.layer1.0.downsample.1", "resnet/layer1/block0/downsample"),
+        "params/fpn/lateral2/kernel": dense(t["neck.lateral_convs.0.conv.weight"]),
+        "params/fpn/lateral5/bias": t["neck.lateral_convs.3.conv.bias"],
+        "params/fpn/output4/kernel": conv(t["neck.fpn_convs.2.conv.weight"]),
+        "params/rpn/conv1/kernel": conv(t["rpn_head.rpn_conv.weight"]),
+        "params/rpn/logits/kernel": dense(t["rpn_head.rpn_cls.weight"]),
+        "params/rpn/deltas/kernel": dense(t["rpn_head.rpn_reg.weight"]),
+        "params/box_head/fc1/kernel": flattened(t[f"{box}.shared_fcs.0.weight"]),
+        "params/box_head/fc2/kernel": dense(t[f"{box}.shared_fcs.1.weight"]),
+        "params/box_head/logits/kernel": dense(t[f"{box}.fc_cls.weight"][last_first]),
+        "params/box_head/logits/bias": t[f"{box}.fc_cls.bias"][last_first],
+        "params/box_head/deltas/kernel": dense(t[f"{box}.fc_reg.weight"]),
+        "params/box_head/deltas/bias": t[f"{box}.fc_reg.bias"],
+        "params/mask_head/conv1/kernel": conv(t[f"{mask}.convs.0.conv.weight"]),
+        "params/mask_head/deconv/kernel": t[f"{mask}.upsample.weight"].transpose(2, 3, 0, 1),
+        "params/mask_head/logits/kernel": dense(t[f"{mask}.conv_logits.weight"]),
+    }
+
+
+def of_prefix(prefix: str) -> Callable[[Tensors], dict[str, np.ndarray]]:
+    """A ResNet whose names begin so."""
+    return lambda t: resnet(
+        {name.removeprefix(prefix): tensor for name, tensor in t.items() if name.startswith(prefix)}
+    )
+
+
+def without_module(shapes: state_dicts.Shapes) -> state_dicts.Shapes:
+    """As `read_tensors` returns them."""
+    return {name.removeprefix("module."): shape for name, shape in shapes.items()}
+
+
 def detectron2_c4(t: Tensors) -> dict[str, np.ndarray]:
     return {
         **detectron2_heads(t),
@@ -194,6 +253,24 @@ CASES: dict[
     ),
     "detectron2 fpn": ("mask_rcnn_R_50_FPN", lambda: state_dicts.detectron2("FPN"), detectron2_fpn),
     "detectron2 c4": ("mask_rcnn_R_50_C4", lambda: state_dicts.detectron2("C4"), detectron2_c4),
+    "detectron2 lsj": (
+        "mask_rcnn_R_50_FPN_LSJ",
+        lambda: state_dicts.detectron2("LSJ"),
+        detectron2_lsj,
+    ),
+    "mmdetection": ("mask-rcnn_r50_fpn", state_dicts.mmdetection, mmdetection),
+    "moco": (
+        "resnet_encoder_q",
+        lambda: without_module(state_dicts.moco()),
+        of_prefix("encoder_q."),
+    ),
+    "moco v3": (
+        "resnet_base_encoder",
+        lambda: without_module(state_dicts.moco_v3()),
+        of_prefix("base_encoder."),
+    ),
+    "swav": ("resnet", lambda: without_module(state_dicts.swav()), resnet),
+    "dino": ("resnet_backbone", state_dicts.dino, of_prefix("backbone.")),
     **{
         f"resnet{depth}": ("resnet", lambda depth=depth: state_dicts.resnet(depth), resnet)
         for depth in state_dicts.BLOCKS
@@ -232,7 +309,11 @@ def test_a_tensor_less_or_more_is_named(case: str) -> None:
     family, tensors = state_dicts.family(name), state_dicts.tensors(shapes())
     with pytest.raises(ConfigError, match=r"file: roi_heads\.extra\.weight: unknown tensor"):
         assign([*tensors, "roi_heads.extra.weight"], family.rules, family.left_out, "file")
-    needed = next(tensor for tensor in tensors if tensor.endswith("conv2.weight"))
+    needed = next(
+        tensor
+        for tensor in tensors
+        if tensor.endswith("conv2.weight") and not tensor.startswith(LEFT_OUT)
+    )
     depth = int(case.removeprefix("resnet")) if case.startswith("resnet") else 50
     with pytest.raises(ConfigError, match=r"file: no tensor for params/.*/conv2/kernel$"):
         load(name, {key: tensor for key, tensor in tensors.items() if key != needed}, depth)
@@ -252,4 +333,6 @@ def test_families_are_told_apart_by_their_marks() -> None:
         family_of(["encoder.weight"], "file")
     with pytest.raises(ConfigError, match=rf"file: names of several families: {first}, {last}$"):
         family_of([RESNET.mark, "roi_heads.res5.0.conv1.weight"], "file")
+    with pytest.raises(ConfigError, match=r"file: bbox_head\.fc_cls\.weight: a name of mmd.* 1\.x"):
+        family_of(["backbone.layer1.0.conv1.weight", "bbox_head.fc_cls.weight"], "file")
     assert len({family.mark for family in FAMILIES}) == len(FAMILIES), names

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +18,29 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
-from mrcnn_jax.config.tables import DETECTRON2_C4, DETECTRON2_FPN, TORCHVISION, TORCHVISION_V2
+from mrcnn_jax.config.tables import (
+    DETECTRON2_C4,
+    DETECTRON2_FPN,
+    DETECTRON2_LSJ,
+    MMDETECTION,
+    TORCHVISION,
+    TORCHVISION_V2,
+)
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.weights import network
 from mrcnn_jax.weights.importer import import_weights
 
 V1, V2 = "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"
 FPN, C4 = "mask_rcnn_R_50_FPN", "mask_rcnn_R_50_C4"
+LSJ, MMDET = "mask_rcnn_R_50_FPN_LSJ", "mask-rcnn_r50_fpn"
 SHAPES = {
     V1: lambda: state_dicts.recorded(V1),
     V2: lambda: state_dicts.recorded(V2),
     FPN: lambda: state_dicts.detectron2("FPN"),
     C4: lambda: state_dicts.detectron2("C4"),
+    LSJ: lambda: state_dicts.detectron2("LSJ"),
+    MMDET: state_dicts.mmdetection,
     "published": state_dicts.published,
 }
 
@@ -48,7 +61,14 @@ def write(path: Path, shapes: state_dicts.Shapes) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [(V1, TORCHVISION), (V2, TORCHVISION_V2), (FPN, DETECTRON2_FPN), (C4, DETECTRON2_C4)],
+    [
+        (V1, TORCHVISION),
+        (V2, TORCHVISION_V2),
+        (FPN, DETECTRON2_FPN),
+        (C4, DETECTRON2_C4),
+        (LSJ, DETECTRON2_LSJ),
+        (MMDET, MMDETECTION),
+    ],
 )
 def test_a_run_that_is_whole(
     name: str, model: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -62,17 +82,19 @@ def test_a_run_that_is_whole(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["a"]
     leaves = flatten_dict(run.variables, sep="/")
     tensors = state_dicts.tensors(SHAPES[name]())
-    stem = (
-        "backbone.body.bn1"
-        if name in (V1, V2)
-        else f"backbone.{'bottom_up.' if name == FPN else ''}stem.conv1.norm"
-    )
+    stem = {
+        V1: "backbone.body.bn1",
+        V2: "backbone.body.bn1",
+        C4: "backbone.stem.conv1.norm",
+        MMDET: "backbone.bn1",
+    }.get(name, "backbone.bottom_up.stem.conv1.norm")
     np.testing.assert_array_equal(
         leaves["batch_stats/resnet/stem/mean"], tensors[f"{stem}.running_mean"]
     )
 
     torchvision = name in (V1, V2)
-    assert run.config.data.shrink == ("bilinear" if torchvision else "area")
+    detectron2 = name in (FPN, C4, LSJ)
+    assert run.config.data.shrink == ("area" if detectron2 else "bilinear")
     assert run.category_ids == list(range(1, 91)) if torchvision else len(run.category_ids) == 80
     assert (run.class_names[1], run.class_names[13], run.class_names[90]) == (
         "person",
@@ -82,14 +104,35 @@ def test_a_run_that_is_whole(
     assert run.class_names.get(12) == ("N/A 12" if torchvision else None)
     printed = capsys.readouterr().out
     used = len(leaves)
-    project = "torchvision" if torchvision else "detectron2"
-    assert f"{source}: {name} ({project}), {len(tensors)} tensors, {used} of them used" in printed
+    project = "detectron2" if detectron2 else "torchvision" if torchvision else "mmdetection"
+    presumed = "; presumably style pytorch: no config in the file says caffe"
+    title = f"{name} ({project}{presumed if name == MMDET else ''})"
+    assert f"{source}: {title}, {len(tensors)} tensors, {used} of them used" in printed
     assert ("untested on the published file" in printed) == (not torchvision)
-    assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (name == V1)
-    assert ("left out: pixel_mean, pixel_std: as in the config" in printed) == (not torchvision)
+    assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (
+        name in (V1, MMDET)
+    )
+    assert ("left out: pixel_mean, pixel_std: as in the config" in printed) == detectron2
     shrink = f"data.shrink: {run.config.data.shrink}, the nearest to how {project} shrinks images\n"
     assert shrink in printed
     assert f"python -m mrcnn_jax eval --workdir {tmp_path / 'runs' / 'a'} --annotations" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [(FPN, "roi_heads.mask_head.predictor"), (MMDET, "roi_head.mask_head.conv_logits")],
+)
+def test_class_agnostic_masks_are_seen(name: str, layer: str, tmp_path: Path) -> None:
+    """detectron2's CLS_AGNOSTIC_MASK, mmdetection's class_agnostic: the shape tells."""
+    shapes = SHAPES[name]()
+    for part in ("weight", "bias"):
+        shapes[f"{layer}.{part}"] = (1, *shapes[f"{layer}.{part}"][1:])
+    path = write(tmp_path / "a.npz", shapes)
+    found = network.read_network(path)
+    assert (found.model.num_classes, found.model.mask_head.class_agnostic) == (80, True)
+    kernel = found.variables()["params"]["mask_head"]["logits"]["kernel"]
+    with np.load(path) as file:
+        np.testing.assert_array_equal(kernel[:, 0], file[f"{layer}.weight"][0, :, 0, 0])
 
 
 def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
@@ -160,6 +203,50 @@ def test_a_backbone_is_only_trained_from(
         load_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--categories: .*: a resnet has no classes"):
         import_weights(tmp_path / "weights.npz", tmp_path / "other", categories=tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "project", "left_out"),
+    [
+        (state_dicts.moco, "MoCo", "queue, queue_ptr: the queue of keys"),
+        (state_dicts.moco_v3, "MoCo v3", "predictor.0.weight: the predictor"),
+        (state_dicts.swav, "torchvision or timm", "projection_head.0.weight, prototypes.weight: a"),
+        (state_dicts.dino, "DINO or others", "head.mlp.0.weight, head.last_layer.weight_g: a pro"),
+    ],
+)
+def test_a_self_supervised_resnet(
+    shapes: Callable[[], state_dicts.Shapes],
+    project: str,
+    left_out: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its prefix goes, and what is not its trunk is left out by name; a tensor more is refused."""
+    tensors = state_dicts.tensors(shapes())
+    source = tmp_path / "pretrain.pth.tar"
+    table = "teacher" if project.startswith("DINO") else "state_dict"
+    others = {"student": {"no": "tensor"}, "optimizer": {}, "args": argparse.Namespace(lr=0.1)}
+    source.write_bytes(pickle.dumps(others | {table: tensors}, protocol=2))
+    import_weights(source, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert f"{source}: resnet50 ({project}), {len(tensors)} tensors, 265 of them used" in printed
+    assert f"left out: {left_out}" in printed
+    (stem,) = (
+        name
+        for name in tensors
+        if name.endswith("bn1.running_mean") and "layer" not in name
+        if not re.search("encoder_k|momentum", name)
+    )
+    variables = Checkpoints(tmp_path / "run", keep=1)
+    meta = variables.latest()
+    assert meta is not None
+    found = flatten_dict(variables.restore_weights(meta)["raw"], sep="/")
+    np.testing.assert_array_equal(found["batch_stats/resnet/stem/mean"], tensors[stem])
+
+    more = tensors | {f"{stem.removesuffix('bn1.running_mean')}layer9.weight": np.zeros(3)}
+    source.write_bytes(pickle.dumps({table: more}, protocol=2))
+    with pytest.raises(ConfigError, match=r"layer9\.weight: unknown tensor"):
+        import_weights(source, tmp_path / "other")
 
 
 def narrow_to(shapes: state_dicts.Shapes, classes: int) -> state_dicts.Shapes:
@@ -259,7 +346,7 @@ def test_an_imported_run_is_evaluated(
             r"no known ResNet has blocks \[3, 4, 6, 4\]",
         ),
         (
-            {"backbone.fpn_lateral2.weight": np.zeros(3)},
+            {"backbone.fpn_lateral2.bias": np.zeros(3)},
             "of several families: maskrcnn_resnet50_fpn ",
         ),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pickle
@@ -22,6 +23,11 @@ from mrcnn_jax.weights.pickles import read_pickled
 RECORDED = Path(__file__).parent / "recorded"
 FILES = ("state_dict_zip.pth", "state_dict_stream.pth")
 
+
+def read(data: bytes) -> dict[str, np.ndarray]:
+    return read_pickled(data).tensors
+
+
 # As record.py makes them, in NumPy.
 EXPECTED = {
     "matrix": (np.arange(12.0).reshape(3, 4) / 8).astype(np.float32),
@@ -41,7 +47,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_both_serialisations_of_torch(name: str) -> None:
-    found = read_pickled((RECORDED / name).read_bytes())
+    found = read((RECORDED / name).read_bytes())
     assert found.keys() == EXPECTED.keys()
     for key, expected in EXPECTED.items():
         assert (found[key].dtype, found[key].shape) == (expected.dtype, expected.shape), key
@@ -70,7 +76,7 @@ def test_pickled_arrays(protocol: int, core: bytes) -> None:
     if protocol < 4:  # by later ones the name's length would have to be mended too
         assert b"numpy._core" in data
         data = data.replace(b"numpy._core", core)
-    found = read_pickled(data)
+    found = read(data)
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype, name
@@ -79,7 +85,7 @@ def test_pickled_arrays(protocol: int, core: bytes) -> None:
 
 def test_one_array_under_two_names() -> None:
     array = np.arange(3.0)
-    found = read_pickled(pickle.dumps({"a": array, "b": array}))
+    found = read(pickle.dumps({"a": array, "b": array}))
     np.testing.assert_array_equal(found["a"], found["b"])
 
 
@@ -168,7 +174,7 @@ def test_by_hand(make: Callable[..., bytes]) -> None:
         t=tensor(shape=(3, 2), strides=(1, 3)),
         s=tensor(offset=1, shape=(2,), strides=(4,)),
     )
-    found = read_pickled(make(content, {"0": SIX.tobytes()}))
+    found = read(make(content, {"0": SIX.tobytes()}))
     np.testing.assert_array_equal(found["w"], SIX.reshape(2, 3))
     np.testing.assert_array_equal(found["t"], SIX.reshape(2, 3).T)
     np.testing.assert_array_equal(found["s"], SIX[1::4])
@@ -186,7 +192,7 @@ def test_big_endian_archive(kind: str, values: np.ndarray) -> None:
     size = values.itemsize
     swapped = values.view(f"u{size}").byteswap().tobytes()
     for order, raw in ((b"big", swapped), (b"little", values.tobytes())):
-        found = read_pickled(archive(table(w=tensor(storage(kind=kind))), {"0": raw}, order))["w"]
+        found = read(archive(table(w=tensor(storage(kind=kind))), {"0": raw}, order))["w"]
         assert found.dtype == values.dtype
         np.testing.assert_array_equal(found, values.reshape(2, 3))
 
@@ -209,10 +215,57 @@ def test_commands_are_not_run(protocol: int, tmp_path: Path) -> None:
     evil = pickle.dumps({"w": Command(f"touch {tmp_path / 'ran'}")}, protocol=protocol)
     for data in (evil, archive(evil, {}), stream(evil, {})):
         with pytest.raises(ValueError, match=rf"asks for {os.system.__module__}\.system"):
-            read_pickled(data)
+            read(data)
     assert not list(tmp_path.iterdir())
     pickle.loads(evil)  # and it would have
     assert (tmp_path / "ran").exists()
+
+
+class Log:
+    """As mmengine's HistoryBuffer: attributes alone, among them arrays."""
+
+    def __init__(self) -> None:
+        self.max_length, self.history = 1_000_000, np.arange(3.0)
+
+
+class Settings(dict):
+    """As mmengine's ConfigDict: a container of another class."""
+
+
+@pytest.mark.parametrize("protocol", [2, 3])  # torch writes 2
+def test_objects_beside_the_tensors_are_not_made(protocol: int, tmp_path: Path) -> None:
+    """Not even a command is run; what mmdetection states as text is kept."""
+    names = ("cell", "crown")
+    beside = {
+        "meta": {
+            "cfg": "style='caffe'",
+            "epoch": 12,
+            "dataset_meta": {"classes": names},
+            "log": Log(),
+            "settings": Settings(a=1),
+            "loss": np.float64(0.5),
+            "hook": Command(f"touch {tmp_path / 'ran'}"),
+        },
+        "optimizer": {"state": {0: {"step": np.int64(3), "of": Log}}, "seen": {1, 2}},
+        "arguments": argparse.Namespace(lr=0.1, lists=[Log(), Settings(b=Log())]),
+    }
+    data = pickle.dumps({**beside, "state_dict": {"w": SIX}}, protocol)
+    found = read_pickled(data)
+    assert found.tensors.keys() == {"w"}
+    np.testing.assert_array_equal(found.tensors["w"], SIX)
+    assert not list(tmp_path.iterdir())
+    assert found.meta["cfg"] == "style='caffe'"
+    assert found.meta["epoch"] == 12
+    assert found.meta["dataset_meta"] == {"classes": names}
+    assert not {Log, Settings, np.float64} & set(map(type, found.meta.values()))
+
+    among = pickle.dumps({**beside, "state_dict": {"w": SIX, "log": Log()}}, protocol)
+    with pytest.raises(ValueError, match=r"asks for .*test_pickles\.Log; only tensors, arrays"):
+        read_pickled(among)
+    with pytest.raises(ValueError, match=r"asks for .*test_pickles\.Log; only tensors, arrays"):
+        read_pickled(pickle.dumps(Log(), protocol))
+    with pytest.raises(ValueError, match=r"'meta': not a tensor"):  # no table under a known name
+        read_pickled(pickle.dumps({"meta": {}, "w": SIX}, protocol))
 
 
 @pytest.mark.parametrize(
@@ -229,9 +282,9 @@ def test_commands_are_not_run(protocol: int, tmp_path: Path) -> None:
 def test_other_names_are_refused(name: str) -> None:
     module, attribute = name.rsplit(".", 1)
     with pytest.raises(ValueError, match=f"asks for {name}; only tensors, arrays and containers"):
-        read_pickled(b"\x80\x02}" + op("w") + named(module, attribute) + b"s.")
+        read(b"\x80\x02}" + op("w") + named(module, attribute) + b"s.")
     with pytest.raises(ValueError, match=f"asks for {name};"):
-        read_pickled(b"\x80\x04}" + op("w") + op(module) + op(attribute) + b"\x93s.")
+        read(b"\x80\x04}" + op("w") + op(module) + op(attribute) + b"\x93s.")
 
 
 def array(shape: Any = (2, 3), code: str = "f4", order: str = "<", text: bool = True) -> bytes:
@@ -344,7 +397,7 @@ LIES = {
 @pytest.mark.parametrize("make", [archive, stream])
 def test_lies_are_refused(message: str, lie: bytes, make: Callable[..., bytes]) -> None:
     with pytest.raises((ValueError, LookupError), match=message):
-        read_pickled(make(table(w=lie), {"0": SIX.tobytes()}))
+        read(make(table(w=lie), {"0": SIX.tobytes()}))
 
 
 def test_arrays_by_hand() -> None:
@@ -354,7 +407,7 @@ def test_arrays_by_hand() -> None:
         (array((6,), "i4"), SIX.view("<i4")),
         (array((6,), order=">"), SIX.view(">f4")),
     ):
-        np.testing.assert_array_equal(read_pickled(table(w=lie))["w"], expected)
+        np.testing.assert_array_equal(read(table(w=lie))["w"], expected)
 
 
 def bombs() -> dict[str, bytes]:
@@ -410,7 +463,7 @@ def test_bombs_are_refused_at_once(bomb: str) -> None:
     data = bombs()[bomb]
     started = time.perf_counter()
     with pytest.raises((ValueError, LookupError, OverflowError)):
-        read_pickled(data)
+        read(data)
     assert time.perf_counter() - started < 10
 
 
@@ -419,7 +472,7 @@ def test_truncated_files(name: str) -> None:
     whole = (RECORDED / name).read_bytes()
     for size in range(len(whole)):
         with pytest.raises((ValueError, LookupError, EOFError, zipfile.BadZipFile)):
-            read_pickled(whole[:size])
+            read(whole[:size])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pickletools")
@@ -438,7 +491,7 @@ def test_damaged_files_are_read_or_refused(name: str) -> None:
             .tobytes()
         )
         try:
-            found = read_pickled(damaged)
+            found = read(damaged)
         except Exception:
             refused += 1
         else:

@@ -145,3 +145,18 @@ def test_names_end_in_the_digits() -> None:
     assert {row.digits for row in PUBLISHED.values()} == {
         *("bf2d0c1e", "73cbd019", "f37072fd", "b627a593", "0676ba61", "11ad3fa6", "63fe2227")
     }
+
+
+def test_a_model_of_the_hub_is_fetched_only_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(address: str, *, download: bool) -> Path:
+        asked.append((address, download))
+        return tmp_path
+
+    monkeypatch.setattr(published.hub, "fetch", fetch)
+    for download in (False, True):
+        assert locate("hf://org/name@v1", download=download) == tmp_path
+    assert asked == [("hf://org/name@v1", False), ("hf://org/name@v1", True)]
