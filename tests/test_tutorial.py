@@ -30,7 +30,8 @@ def test_the_tutorial_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.Mo
     names: dict[str, Any] = {}
     cells = [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
     for cell in cells:
-        source = "".join(cell["source"]).replace("count, epochs = 2000, 8", "count, epochs = 64, 12")
+        source = "".join(cell["source"])
+        source = source.replace("count, epochs = 2000, 8", "count, epochs = 64, 12")
         exec(compile(source, f"{NOTEBOOK.name}: {cell['id']}", "exec"), names)
     assert (names["count"], names["epochs"]) == (64, 12)
     kept = [output for cell in cells for output in cell["outputs"]]
