@@ -82,7 +82,8 @@ def write_hub_folder(
     """
     leaves = flatten_dict(variables, sep="/")
     tensors = {path: np.ascontiguousarray(leaf) for path, leaf in leaves.items()}
-    header = {"format": "flax", _HEADER: json.dumps(dataclasses.asdict(meta))}
+    # One entry: safetensors writes several in any order, and the file would have another hash.
+    header = {_HEADER: json.dumps(dataclasses.asdict(meta))}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with part_folder(out) as folder:

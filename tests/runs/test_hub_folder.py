@@ -66,7 +66,7 @@ def test_three_files_with_every_variable_under_its_path(source: Run, written: Pa
     assert list(written.parent.iterdir()) == [written]
     header, data = parts(written / "model.safetensors")
     meta = header.pop("__metadata__")
-    assert meta["format"] == "flax"
+    assert list(meta) == ["checkpoint"]  # of several, the order is left to chance
     assert json.loads(meta["checkpoint"])["categories"] == [
         [5, "disc"],
         [7, "rectangle"],
