@@ -17,25 +17,19 @@ Hardware: one GPU. Time and AP: not yet measured.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
+from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import AugmentConfig, Config, OptimizerConfig, ParamGroup
-from mrcnn_jax.config.tables import COCO_CANVASES, TORCHVISION, joint
+from mrcnn_jax.config.tables import joint
 
 
 def get_config() -> Config:
-    return Config(
+    config = load_config_file(Path(__file__).with_name("torchvision_coco.py"))
+    return replace(
+        config,
         name="timm_coco",
-        data=replace(
-            COCO_CANVASES,
-            train_annotations="annotations/instances_train2017.json",
-            train_images="train2017",
-            val_annotations="annotations/instances_val2017.json",
-            val_images="val2017",
-            keep_empty=False,
-            augment=AugmentConfig(flip=0.5),
-            batch_size=16,
-        ),
-        model=replace(TORCHVISION, num_classes=80),
+        data=replace(config.data, augment=AugmentConfig(flip=0.5), batch_size=16),
         stages=joint(
             train=(
                 ParamGroup("resnet/layer[234]/.*"),

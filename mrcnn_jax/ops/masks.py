@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
-HALF = 127.5  # of a coverage of 0..255
+_HALF = 127.5  # of a coverage of 0..255
 
 _Axis = tuple[Bool[Array, "n s"], Int32[Array, "n s"], Int32[Array, "n s"], Float32[Array, "n s"]]
 
@@ -98,7 +98,7 @@ def crop_targets(
     )
     if soft:
         return coverage.reshape(-1, size, 2, size, 2).mean((2, 4)) / 255
-    return (coverage >= HALF).astype(jnp.float32)
+    return (coverage >= _HALF).astype(jnp.float32)
 
 
 def point_targets(
@@ -117,4 +117,4 @@ def point_targets(
     gt = gt_boxes[gt_index]
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
     x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))
-    return (_coverage(masks, gt_index[:, None], x, y) >= HALF).astype(jnp.float32)
+    return (_coverage(masks, gt_index[:, None], x, y) >= _HALF).astype(jnp.float32)

@@ -160,7 +160,8 @@ def test_canvas(case: Case, measured: Measured) -> None:
             case.stages.config.rpn, case.theirs.canvas.shape[1:3], case.stages.config.strides
         )
     )
-    np.testing.assert_allclose(anchors, case.theirs.anchors, rtol=1e-6, atol=0)
+    rounded = case.name.startswith(("mmdet", "caffe"))  # sides that are no whole pixels
+    np.testing.assert_allclose(anchors, case.theirs.anchors, rtol=1e-6 * rounded, atol=0)
 
 
 def test_backbone(case: Case, measured: Measured) -> None:
