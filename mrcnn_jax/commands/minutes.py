@@ -12,7 +12,7 @@ from mrcnn_jax.config.schema import Config
 
 if TYPE_CHECKING:
     from mrcnn_jax.commands.speed import Speed
-    from mrcnn_jax.training.choose import Chosen
+    from mrcnn_jax.training.choices import Chosen
 
 # Of the time, and seconds at least: starting Python, curves, and steps slower than the first ones.
 RESERVE, LEAST_RESERVE = 0.05, 5.0

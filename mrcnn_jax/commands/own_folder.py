@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.convert.common import Options
     from mrcnn_jax.data.records import CocoDataset
     from mrcnn_jax.data.split import Part
-    from mrcnn_jax.training.choose import Chosen
+    from mrcnn_jax.training.choices import Chosen
     from mrcnn_jax.training.open import OpenRun
     from mrcnn_jax.weights.choice import Choice
 

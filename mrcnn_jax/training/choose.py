@@ -1,14 +1,15 @@
 """Chooses a config for a data set: every value by a rule that is stated and can be overruled.
 
-The constants come from recipes that were tried: `configs/finetune.py` from imported weights, and
-the network and optimiser of `configs/shapes.py`, all heads together, from random ones.
+The constants come from recipes that were tried: `configs/finetune.py` from imported weights, on a
+CPU `configs/finetune_cpu.py` from those of a ResNet alone, and the network and optimiser of
+`configs/shapes.py`, all heads together, from random ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,11 +19,11 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
 from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, Shrink, StageConfig
-from mrcnn_jax.config.tables import TORCHVISION, joint
+from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.geometry import resize_plan
+from mrcnn_jax.training.choices import Chosen, Row
 from mrcnn_jax.training.fitting import MULTIPLE, choose_canvases, choose_scales, object_sides
 from mrcnn_jax.training.wishes import DataWishes, Wishes
 
@@ -30,6 +31,7 @@ Device = Literal["cpu", "gpu"]
 
 SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
 LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
+WITHIN: dict[Device, float] = {"cpu": 0.75, "gpu": 0.95}  # of the images keep the short side
 ENLARGED = 1.5  # at most, for nine images in ten
 SMALLEST = 32  # px: of a short side
 VIEWS: dict[Device, int] = {"cpu": 3000, "gpu": 6000}  # images shown, over all epochs
@@ -37,6 +39,16 @@ RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is smal
 EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
 MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
 WARMUP = 500  # updates at most, and a tenth of all
+OF_NETWORK = {  # by the name of the recipe
+    "shapes": "small, as weights are random (--weights)",
+    "finetune": "torchvision's, around the ResNet of the weights",
+    "finetune_cpu": "torchvision's, half as wide around the ResNet of the weights: fast on a CPU",
+}
+TRAINED = {
+    "finetune": "all but the stem, res2 and batch norms",
+    "finetune_cpu": "res5 without batch norms, FPN and heads",
+}
+PARTS = ("resnet", "fpn", "rpn", "box_head", "mask_head")
 RARE = 0.1  # of the images with the most frequent class: classes with fewer are repeated
 
 
@@ -47,37 +59,6 @@ class Start:
     model: ModelConfig
     class_names: tuple[str, ...]
     shrink: Shrink = "area"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A choice: what it is, its value in a config, why, and the options that change it."""
-
-    what: str
-    value: Callable[[Config], str]
-    why: str
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A config, and the reasons for it."""
-
-    config: Config
-    rows: tuple[Row, ...]
-
-    def table(self, config: Config, given: Collection[str] = ()) -> list[str]:
-        """The choices in lines.
-
-        Args:
-            config: the chosen one, with what was given in place of choices.
-            given: options on the command line.
-        """
-        rows = [("chosen", "value", "why", "changed by")]
-        for row in self.rows:
-            why = "given" if set(row.options) & set(given) else row.why
-            rows.append((row.what, row.value(config), why, " ".join(row.options)))
-        return text_table(rows, left=4)
 
 
 def choose(
@@ -103,13 +84,14 @@ def choose(
     Raises:
         ConfigError: a value given cannot be used; a start of which no training is known.
     """
-    data, of_data = _data(train, val, device, wishes.data)
+    recipe = _recipe(device, wishes, start)
+    data, of_data = _data(train, val, device, recipe, wishes.data)
     if start is not None:
         data = replace(data, shrink=start.shrink)
         why = f"as for {wishes.init_from}"
         of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
-    model, of_model = _model(train, val, device, data, wishes, start)
-    data, stage, of_stage = _training(train, device, data, model, wishes)
+    model, of_model = _model(train, val, device, data, recipe, wishes, start)
+    data, stage, of_stage = _training(train, device, data, model, recipe, wishes)
     names = () if start is None else start.class_names
     config = Config(
         name=name,
@@ -123,17 +105,33 @@ def choose(
     return Chosen(config, (*of_data, *of_model, *of_stage))
 
 
+def _recipe(device: Device, wishes: Wishes, start: Start | None) -> Config:
+    """The config that the network, the stage and the augmentation are taken from."""
+    everything = tuple(ParamGroup(f"{part}/.*") for part in PARTS)
+    if wishes.init_from is None:
+        shapes, augment = load_config_file("shapes"), load_config_file("finetune").data.augment
+        stages = joint(everything, epochs=1, optimizer=shapes.stages[0].optimizer)
+        return replace(shapes, data=replace(shapes.data, augment=augment), stages=stages)
+    if start is None:
+        return load_config_file("finetune_cpu" if device == "cpu" else "finetune")
+    recipe = load_config_file("finetune")
+    if start.model.resnet.norm == "live":
+        stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
+        recipe = replace(recipe, stages=stages)
+    return recipe
+
+
 # -- data ------------------------------------------------------------------------------------------
 
 
 def _data(
-    train: CocoDataset, val: CocoDataset, device: Device, wishes: DataWishes
+    train: CocoDataset, val: CocoDataset, device: Device, recipe: Config, wishes: DataWishes
 ) -> tuple[DataConfig, list[Row]]:
     if wishes.canvases is not None:
         DataConfig(short_side=1, long_side=1, canvases=wishes.canvases)  # refuses what is none
     sides = np.array([(i.height, i.width) for i in (*train.images, *val.images)])
     short, long = sides.min(1), sides.max(1)
-    own, aspect = np.quantile(short, 0.1), np.quantile(long / short, 0.95)
+    own, aspect = np.quantile(short, 0.1), np.quantile(long / short, WITHIN[device])
     most = min(SHORT_SIDE[device], wishes.long_side or SHORT_SIDE[device])
     short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
     why = f"most on a {device.upper()}"
@@ -157,7 +155,6 @@ def _data(
     canvases = wishes.canvases or choose_canvases(resized, short_side, long_side)
     counts = _counts(train) + _counts(val)
     crowds = [sum(o.iscrowd for o in i.objects) for i in (*train.images, *val.images)]
-    augment = load_config_file("finetune").data.augment
     data = DataConfig(
         root=None,
         train_annotations=str(train.annotations_path.resolve()),
@@ -171,7 +168,7 @@ def _data(
         max_objects=max(16, _rounded(max(counts), 8)),
         max_ignored=max(20, _rounded(max(crowds), 8)),
         max_pixels=wishes.max_pixels,
-        augment=augment,
+        augment=recipe.data.augment,
     )
     used = [
         canvases[resize_plan(height, width, short_side, long_side, canvases)[0]]
@@ -190,7 +187,7 @@ def _data(
         Row(
             "image sides, px",
             lambda c: f"short {c.data.short_side}, long {c.data.long_side}",
-            f"{why}; 95 % are at most {aspect:.2f} : 1",
+            f"{why}; {WITHIN[device]:.0%} are at most {aspect:.2f} : 1",
             ("--data.short-side", "--data.long-side"),
         ),
         Row(
@@ -205,7 +202,7 @@ def _data(
                 f"flip {c.data.augment.flip:g}, scale "
                 f"{c.data.augment.scale[0]:g}..{c.data.augment.scale[1]:g}"
             ),
-            "configs/finetune.py; flip 0 if left and right differ in meaning",
+            "flip 0 if left and right differ in meaning",
             ("--data.augment.flip", "--data.augment.scale"),
         ),
         Row(
@@ -238,6 +235,7 @@ def _model(
     val: CocoDataset,
     device: Device,
     data: DataConfig,
+    recipe: Config,
     wishes: Wishes,
     start: Start | None,
 ) -> tuple[ModelConfig, list[Row]]:
@@ -248,10 +246,8 @@ def _model(
                 f"init_from: {wishes.init_from}: a C4 network, for which nothing is chosen: write "
                 "a config (configs/coco300_c4.py is one)"
             )
-    elif wishes.init_from is not None:
-        base, why = TORCHVISION, "torchvision's, around the ResNet of the weights"
     else:
-        base, why = load_config_file("shapes").model, "small, as weights are random (--weights)"
+        base, why = recipe.model, OF_NETWORK[recipe.name]
     sides = object_sides(train, data)
     scales = choose_scales(sides, _usual_scale(base, data, start))
     low, high = np.quantile(sides, (0.05, 0.95))
@@ -285,9 +281,9 @@ def _model(
     return model, [
         Row(
             "network",
-            lambda c: f"ResNet-{c.model.resnet.depth}-FPN, width {c.model.resnet.width}",
+            lambda c: f"ResNet-{c.model.resnet.depth}, FPN of {c.model.fpn_channels} channels",
             why,
-            ("--model.resnet.depth",),
+            ("--model.resnet.depth", "--model.fpn-channels"),
         ),
         Row(
             "anchors, px",
@@ -323,20 +319,19 @@ def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> in
 
 
 def _training(
-    train: CocoDataset, device: Device, data: DataConfig, model: ModelConfig, wishes: Wishes
+    train: CocoDataset,
+    device: Device,
+    data: DataConfig,
+    model: ModelConfig,
+    recipe: Config,
+    wishes: Wishes,
 ) -> tuple[DataConfig, StageConfig, list[Row]]:
-    recipe, source = load_config_file("finetune").stages[0], "configs/finetune.py"
-    heads = tuple(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head"))
-    whole = wishes.init_from is None or model.resnet.norm == "live"
-    if whole:
-        optimizer = recipe.optimizer
+    (stage,), source = recipe.stages, f"configs/{recipe.name}.py"
+    optimizer, trained, why_trained = stage.optimizer, TRAINED.get(recipe.name), f"as in {source}"
+    if not stage.frozen:
+        trained, why_trained = "everything", "batch norms are live"
         if wishes.init_from is None:
-            optimizer = load_config_file("shapes").stages[0].optimizer
-            source = "configs/shapes.py"
-        (recipe,) = joint((ParamGroup("resnet/.*"), *heads), epochs=1, optimizer=optimizer)
-    why_trained = "batch norms are live" if whole else f"as in {source}"
-    why_trained = "weights are random" if wishes.init_from is None else why_trained
-    optimizer = recipe.optimizer
+            why_trained = "weights are random"
     batch = optimizer.batch_size if wishes.data.batch_size is None else wishes.data.batch_size
     threshold, rare = _repeats(train)
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
@@ -352,7 +347,7 @@ def _training(
     epochs = epochs if wishes.stages[0].epochs is None else wishes.stages[0].epochs
     updates = epochs * math.ceil(images / batch)
     warmup = int(max(0, min(WARMUP, updates // 10)))  # other checks name what is below 0
-    stage = replace(recipe, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
+    stage = replace(stage, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
     why = f"{views} images shown would be {views / images:.3g}; {least} to {most} are allowed"
     if epochs < least:
         why = f"at most {MOST_VIEWS} images shown"
@@ -360,11 +355,7 @@ def _training(
         data,
         stage,
         [
-            Row(
-                "trained",
-                lambda c: "everything" if whole else "all but the stem, res2 and batch norms",
-                why_trained,
-            ),
+            Row("trained", lambda _: trained, why_trained),
             Row(
                 "batch",
                 lambda c: f"{c.data.batch_size} images",

@@ -52,6 +52,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
         "torchvision_coco": ["joint"],
         "timm_coco": ["joint"],
         "finetune": ["joint"],
+        "finetune_cpu": ["joint"],
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],
         "bins_depth": ["depth"],

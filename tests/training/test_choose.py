@@ -101,6 +101,28 @@ def test_on_a_cpu_it_is_the_profile_of_coco300() -> None:
     assert config.data.batch_size == 2
 
 
+def test_a_resnet_alone_trains_a_narrow_network_on_a_cpu() -> None:
+    """The network and the stage of configs/finetune_cpu.py; of a detector, its own network."""
+    images = likeness(300, 300, 450, [20, 60, 200])
+    recipe = load_config_file("finetune_cpu")
+    config = config_of(images, init_from="resnet50.pth")
+    assert config.data.augment == recipe.data.augment
+    assert config.data.canvases == recipe.data.canvases
+    heads = replace(recipe.model.mask_head, samples=8)
+    assert config.model == replace(recipe.model, num_classes=2, mask_head=heads)
+    assert config.stages == recipe.stages
+    wide = config_of(images, init_from="runs/tv", start=Start(TORCHVISION, ("person",)))
+    assert wide.model.fpn_channels == 256
+    assert wide.stages[0].train == load_config_file("finetune").stages[0].train
+    assert config_of(images, "gpu", init_from="resnet50.pth").model.fpn_channels == 256
+
+
+def test_on_a_cpu_three_images_in_four_keep_the_short_side() -> None:
+    images = likeness(30, 400, 600, [9]) + likeness(9, 400, 900, [9])
+    assert config_of(images).data.long_side == 480
+    assert config_of(images, "gpu").data.long_side == 1333
+
+
 def test_on_a_gpu_it_is_torchvisions() -> None:
     """Photographs of COCO's size, with objects of COCO's sizes."""
     config = config_of(
@@ -205,7 +227,13 @@ def test_crowded_images() -> None:
 def test_what_is_given_is_followed() -> None:
     images = likeness(300, 300, 450, [20, 60])
     wishes = DataWishes(short_side=160, batch_size=6)
-    config = config_of(images, data=wishes, stages=(StageWishes(1),), init_from="resnet50.pth")
+    config = config_of(
+        images,
+        data=wishes,
+        stages=(StageWishes(1),),
+        init_from="runs/tv",
+        start=Start(TORCHVISION, ("person",)),
+    )
     assert (config.data.short_side, config.data.long_side) == (160, 256)
     assert config.data.canvases == ((160, 256), (256, 160))
     optimizer = config.stages[0].optimizer
@@ -291,29 +319,6 @@ def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
 def test_a_c4_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^init_from: runs/c4: a C4 network"):
         config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))
-
-
-def test_the_table_tells_what_was_given() -> None:
-    images = dataset(likeness(9, 90, 90, [9]))
-    chosen = choose(images, images, device="cpu", wishes=Wishes())
-    lines = chosen.table(chosen.config)
-    assert 10 <= len(lines) <= 16
-    assert all(row.why for row in chosen.rows)
-    other = replace(chosen.config, model=replace(chosen.config.model, num_classes=7))
-    other = replace(other, data=replace(other.data, max_objects=99))
-    changed = {
-        before.split("  ")[0]: after
-        for before, after in zip(lines, chosen.table(other, ["--data.max-objects"]), strict=True)
-        if before.split() != after.split()
-    }
-    assert set(changed) == {"classes", "most objects"}
-    assert changed["most objects"].split() == [
-        "most",
-        "objects",
-        "99",
-        "given",
-        "--data.max-objects",
-    ]
 
 
 def test_every_option_of_the_table_exists() -> None:
