@@ -113,10 +113,16 @@ class MetricsLog:
             file.flush()
             os.fsync(file.fileno())
         self._file = self.path.open("a", encoding="utf-8")
-        for logger in self.loggers:
-            if logger.restart():
-                for _, row in kept:
-                    _log(logger, row)
+        _begin(self.loggers, kept)
+
+    def add(self, loggers: Sequence[Logger]) -> None:
+        """Gives rows to more loggers, and the earlier ones to those that can begin anew.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        self.loggers = (*self.loggers, *loggers)
+        _begin(loggers, _read(self.path))
 
     def close(self, *, failed: bool = False) -> None:
         """Close the file and the loggers; `failed`: the run was stopped."""
@@ -129,6 +135,13 @@ class MetricsLog:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.close(failed=kind is not None)
+
+
+def _begin(loggers: Sequence[Logger], rows: Sequence[tuple[bytes, Row]]) -> None:
+    for logger in loggers:
+        if logger.restart():
+            for _, row in rows:
+                _log(logger, row)
 
 
 def _log(logger: Logger, row: Row) -> None:

@@ -8,10 +8,8 @@ CPU `configs/finetune_cpu.py` from those of a ResNet alone, and the network and 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -23,11 +21,16 @@ from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.geometry import resize_plan
+from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch
 from mrcnn_jax.training.choices import Chosen, Row
-from mrcnn_jax.training.fitting import MULTIPLE, choose_canvases, choose_scales, object_sides
+from mrcnn_jax.training.fitting import (
+    MULTIPLE,
+    choose_canvases,
+    choose_repeats,
+    choose_scales,
+    object_sides,
+)
 from mrcnn_jax.training.wishes import DataWishes, Wishes
-
-Device = Literal["cpu", "gpu"]
 
 SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
 LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
@@ -49,7 +52,6 @@ TRAINED = {
     "finetune_cpu": "res5 without batch norms, FPN and heads",
 }
 PARTS = ("resnet", "fpn", "rpn", "box_head", "mask_head")
-RARE = 0.1  # of the images with the most frequent class: classes with fewer are repeated
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def choose(
     val: CocoDataset,
     *,
     device: Device,
+    devices: Devices = ONE,
     wishes: Wishes,
     start: Start | None = None,
     name: str = "own",
@@ -75,7 +78,7 @@ def choose(
     Args:
         train: training images, with one object at least.
         val: validation images.
-        device: what trains.
+        device, devices: what trains.
         wishes: values that are given; those that depend on them follow.
         start: the run that `wishes.init_from` names; None: it names a file with a ResNet, or
             nothing, and weights are random.
@@ -91,7 +94,7 @@ def choose(
         why = f"as for {wishes.init_from}"
         of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
     model, of_model = _model(train, val, device, data, recipe, wishes, start)
-    data, stage, of_stage = _training(train, device, data, model, recipe, wishes)
+    data, stage, of_stage = _training(train, device, devices, data, model, recipe, wishes)
     names = () if start is None else start.class_names
     config = Config(
         name=name,
@@ -321,6 +324,7 @@ def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> in
 def _training(
     train: CocoDataset,
     device: Device,
+    devices: Devices,
     data: DataConfig,
     model: ModelConfig,
     recipe: Config,
@@ -332,13 +336,14 @@ def _training(
         trained, why_trained = "everything", "batch norms are live"
         if wishes.init_from is None:
             why_trained = "weights are random"
-    batch = optimizer.batch_size if wishes.data.batch_size is None else wishes.data.batch_size
-    threshold, rare = _repeats(train)
+    threshold, rare = choose_repeats(train)
+    images = int(repeat_factors(train, threshold).sum())
+    chosen = choose_batch(optimizer, source, device, devices, data, model, images)
+    batch = chosen.size if wishes.data.batch_size is None else wishes.data.batch_size
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
     if optimizer.name == "sgd":
         rate = optimizer.learning_rate * batch / optimizer.batch_size
         optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)
-    images = int(repeat_factors(train, threshold).sum())
     least, most = EPOCHS[device]
     views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
     epochs: float = min(max(round(views / images), least), most)
@@ -359,7 +364,7 @@ def _training(
             Row(
                 "batch",
                 lambda c: f"{c.data.batch_size} images",
-                f"as in {source}",
+                chosen.why,
                 ("--data.batch-size",),
             ),
             Row(
@@ -385,12 +390,3 @@ def _training(
             ),
         ],
     )
-
-
-def _repeats(dataset: CocoDataset) -> tuple[float, int]:
-    """The threshold below which classes are repeated, 0 if none is rare, and how many are."""
-    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
-    images_with = Counter(label for found in labels for label in found)
-    wanted = RARE * max(images_with.values())
-    rare = sum(count < wanted for count in images_with.values())
-    return (wanted / len(labels) if rare else 0.0), rare

@@ -98,6 +98,7 @@ def _train(watch: Watch, stop: StopSignal) -> None:
         command = f"{cli.command_line()}\n".encode(errors="backslashreplace")
         with (run.workdir / COMMANDS).open("ab") as file:
             file.write(command)
+    watch.open_loggers()
     for cap in caps(run.train_split.dataset, run.config.data, run.config.model):
         print(cap.line())
     canvases = len({plan.canvas for plan in run.train_split.plans})

@@ -81,7 +81,7 @@ class Watch:
     def __init__(self, run: OpenRun) -> None:
         first = parallel.is_first()
         self.run = run
-        self.log = MetricsLog(run.workdir, open_loggers(run.config, run.workdir)) if first else None
+        self.log = MetricsLog(run.workdir) if first else None
         self.profiler = Profiler(run.workdir / "profile") if run.config.profile and first else None
         self._predictor: Predictor | None = None
         self._environment = environment() | _started_from(run)
@@ -94,6 +94,11 @@ class Watch:
             self.profiler.end()
         if self.log is not None:
             self.log.close(failed=kind is not None)
+
+    def open_loggers(self) -> None:
+        """Call when nothing refuses the run any more: services show one that could not begin."""
+        if self.log is not None:
+            self.log.add(open_loggers(self.run.config, self.run.workdir))
 
     def begin(self, stage: StageConfig) -> None:
         """Call before the steps of a stage."""

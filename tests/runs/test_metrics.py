@@ -191,6 +191,23 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
         read_metrics(tmp_path)
 
 
+def test_a_logger_that_is_added_has_the_rows_that_were_kept(tmp_path: Path) -> None:
+    """As one that was there from the start."""
+    for name in ("there", "added"):
+        with MetricsLog(tmp_path / name) as log:
+            for step in (1, 2, 3):
+                write(log, "rpn", step)
+        board = TensorBoard(tmp_path / name / "tensorboard")
+        with MetricsLog(tmp_path / name, [board] if name == "there" else []) as log:
+            log.truncate(STAGES, 0, 2)
+            if name == "added":
+                log.add([board])
+            write(log, "rpn", 4)
+    found = events(tmp_path / "added")
+    assert [step for step, _ in found["rpn/train", "loss/total"]] == [1, 2, 4]
+    assert found == events(tmp_path / "there")
+
+
 def test_a_foreign_stage_is_named(tmp_path: Path) -> None:
     with MetricsLog(tmp_path) as log:
         write(log, "joint", 1)

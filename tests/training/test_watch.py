@@ -156,6 +156,18 @@ def test_loggers_are_given_all_rows_and_one_that_fails_ends_nothing(
     assert "\ndone; next: " in out
 
 
+def test_loggers_are_opened_after_the_last_refusal(
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of another run's stage, which are met when the rows to keep are read."""
+    monkeypatch.setattr(watch, "open_loggers", lambda *_: pytest.fail("a service has the run"))
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "rpn", "step": 1, "epoch": 1, "split": "train", "loss/total": 0.5}\n'
+    )
+    with pytest.raises(ConfigError, match=r"stage 'rpn' is not one of this run's: mask$"):
+        loop.train(mask_config, tmp_path)
+
+
 def test_a_run_records_the_model_that_it_started_from(
     tiny_run: Path, mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
