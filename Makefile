@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= runs/shapes
 DEMO_DATA ?= runs/shapes_data
 
-.PHONY: demo test test-fast parity gpu-compile lint clean help
+.PHONY: demo test test-fast parity gpu-compile package docs lint clean help
 
 help:
 	@echo "make demo       generate data, train three stages, evaluate, draw (5 to 9 minutes on 2 cores)"
@@ -13,18 +13,27 @@ help:
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
 	@echo "make gpu-compile  compile for an NVIDIA GPU, which need not be there, and check (3 minutes)"
+	@echo "make package    build wheel and sdist into dist/, install each into an empty environment, predict"
+	@echo "make docs       build the documentation's site into build/docs/"
 	@echo "make lint       check style and types"
 	@echo "make clean      remove the environment, caches and the demo's runs"
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: requirements.txt | $(VENV)/.made
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt | $(VENV)/.made
+	$(BIN)/pip install --quiet -r requirements-docs.txt
 	@touch $@
 
 $(DEMO_DATA)/.generated: mrcnn_jax/datasets/shapes.py | $(VENV)/.installed
@@ -64,10 +73,20 @@ gpu-compile: $(VENV)/.installed-dev
 		echo "make gpu-compile: nothing is compiled, its wheels cannot be installed: $$(echo "$$why" | tail -1)"; \
 	fi
 
+package: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	MRCNN_DIST=$(abspath dist) $(BIN)/python -m pytest -n 0 tests/package
+
+# Without a network. A broken link or anchor is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "build/docs/index.html"
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache $(DEMO) $(DEMO_DATA)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache build dist mrcnn_jax.egg-info $(DEMO) $(DEMO_DATA)

@@ -1,17 +1,22 @@
-"""The result of `pip install .`: the package with its recipes and page, typed, and `mrcnn`."""
+"""The result of `pip install .`: the package with its recipes and page, typed, and `mrcnn`; what
+it requires, and its version. tests/package has the built files, in environments of their own."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from mrcnn_jax import __version__
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.runs import hub, loggers
 
 ROOT = Path(__file__).parent.parent
 SOURCE = (
@@ -19,13 +24,9 @@ SOURCE = (
     "configs",
     "pyproject.toml",
     "setup.py",
-    "requirements.txt",
-    "requirements-bins.txt",
-    "requirements-cuda.txt",
-    "requirements-dev.txt",
-    "requirements-hub.txt",
     "README.md",
     "LICENSE",
+    *(path.name for path in ROOT.glob("requirements*.txt")),
 )
 
 
@@ -135,3 +136,51 @@ def test_the_command(
     else:
         assert (status, output, errors.count("\n")) == (2, "", 1)
         assert errors.startswith(message)
+
+
+def requirements(file: str) -> list[tuple[Requirement, str]]:
+    """The requirements of a file, each with the comment right above it."""
+    found, comment = [], ""
+    for line in (ROOT / file).read_text().splitlines():
+        if line.startswith("#"):
+            comment += line
+        else:
+            found.append((Requirement(line), comment))
+            comment = ""
+    return found
+
+
+def test_the_extras(installed: Path) -> None:
+    """One for each file, and each on the page that lists them."""
+    (path,) = installed.glob("mrcnn_jax-*.dist-info/METADATA")
+    extras = set(re.findall(r"^Provides-Extra: (.*)$", path.read_text(), re.MULTILINE))
+    assert extras == {path.stem.split("-")[1] for path in ROOT.glob("requirements-*.txt")}
+    page = (ROOT / "docs" / "installing.md").read_text()
+    assert extras == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+
+
+@pytest.mark.parametrize("file", [path.name for path in ROOT.glob("requirements*.txt")])
+def test_an_upper_bound_has_a_reason(file: str) -> None:
+    for need, comment in requirements(file):
+        for bound in need.specifier:
+            reason = f"{bound.version} breaks" in comment
+            assert bound.operator == ">=" or reason, f"{file}: {need}: which version breaks what?"
+
+
+def test_messages_ask_for_what_the_extras_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = {f"'{need}'" for need, _ in requirements("requirements-loggers.txt")}
+    assert set(loggers._PACKAGES.values()) == brought
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    ((need, _),) = requirements("requirements-hub.txt")
+    with pytest.raises(ConfigError, match=rf"pip install '{re.escape(str(need))}'"):
+        hub.fetch("hf://a/b")
+
+
+def test_the_version_is_the_changelogs() -> None:
+    """The newest one that has a date."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    releases = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert releases[0] == __version__
+    titles = re.findall(r"^## (.*?)(?: - .*)?$", changelog, re.MULTILINE)
+    assert [title for title in titles if title != "Unreleased"] == releases
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
