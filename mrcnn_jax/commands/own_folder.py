@@ -261,7 +261,9 @@ def chosen_config(request: Request) -> Opening:
     from mrcnn_jax import parallel
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
+    from mrcnn_jax.training.batch import Devices
     from mrcnn_jax.training.choose import Start, choose
+    from mrcnn_jax.training.memory import device_memory
     from mrcnn_jax.weights.choice import choose as choose_weights
     from mrcnn_jax.weights.origin import open_origin
     from mrcnn_jax.weights.published import locate
@@ -284,10 +286,13 @@ def chosen_config(request: Request) -> Opening:
         read_coco(part.annotations.resolve(), part.images.resolve(), data) for part in parts
     )
     train_set.refuse_without_objects()
+    known = [bytes_ for bytes_ in parallel.gather(device_memory()) if bytes_ is not None]
+    memory = min(known, default=None)
     chosen: Chosen = choose(
         train_set,
         val_set,
         device="cpu" if jax.default_backend() == "cpu" else "gpu",
+        devices=Devices(jax.device_count(), memory),
         wishes=wishes,
         start=start,
         name=request.folder.resolve().name,

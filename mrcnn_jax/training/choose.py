@@ -7,10 +7,8 @@ the network and optimiser of `configs/shapes.py`, all heads together, from rando
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -23,10 +21,15 @@ from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.output import text_table
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.fitting import MULTIPLE, choose_canvases, choose_scales, object_sides
+from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch
+from mrcnn_jax.training.fitting import (
+    MULTIPLE,
+    choose_canvases,
+    choose_repeats,
+    choose_scales,
+    object_sides,
+)
 from mrcnn_jax.training.wishes import DataWishes, Wishes
-
-Device = Literal["cpu", "gpu"]
 
 SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
 LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
@@ -37,7 +40,6 @@ RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is smal
 EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
 MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
 WARMUP = 500  # updates at most, and a tenth of all
-RARE = 0.1  # of the images with the most frequent class: classes with fewer are repeated
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def choose(
     val: CocoDataset,
     *,
     device: Device,
+    devices: Devices = ONE,
     wishes: Wishes,
     start: Start | None = None,
     name: str = "own",
@@ -94,7 +97,7 @@ def choose(
     Args:
         train: training images, with one object at least.
         val: validation images.
-        device: what trains.
+        device, devices: what trains.
         wishes: values that are given; those that depend on them follow.
         start: the run that `wishes.init_from` names; None: it names a file with a ResNet, or
             nothing, and weights are random.
@@ -109,7 +112,7 @@ def choose(
         why = f"as for {wishes.init_from}"
         of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
     model, of_model = _model(train, val, device, data, wishes, start)
-    data, stage, of_stage = _training(train, device, data, model, wishes)
+    data, stage, of_stage = _training(train, device, devices, data, model, wishes)
     names = () if start is None else start.class_names
     config = Config(
         name=name,
@@ -323,7 +326,12 @@ def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> in
 
 
 def _training(
-    train: CocoDataset, device: Device, data: DataConfig, model: ModelConfig, wishes: Wishes
+    train: CocoDataset,
+    device: Device,
+    devices: Devices,
+    data: DataConfig,
+    model: ModelConfig,
+    wishes: Wishes,
 ) -> tuple[DataConfig, StageConfig, list[Row]]:
     recipe, source = load_config_file("finetune").stages[0], "configs/finetune.py"
     heads = tuple(ParamGroup(f"{head}/.*") for head in ("fpn", "rpn", "box_head", "mask_head"))
@@ -337,13 +345,14 @@ def _training(
     why_trained = "batch norms are live" if whole else f"as in {source}"
     why_trained = "weights are random" if wishes.init_from is None else why_trained
     optimizer = recipe.optimizer
-    batch = optimizer.batch_size if wishes.data.batch_size is None else wishes.data.batch_size
-    threshold, rare = _repeats(train)
+    threshold, rare = choose_repeats(train)
+    images = int(repeat_factors(train, threshold).sum())
+    chosen = choose_batch(optimizer, source, device, devices, data, model, images)
+    batch = chosen.size if wishes.data.batch_size is None else wishes.data.batch_size
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
     if optimizer.name == "sgd":
         rate = optimizer.learning_rate * batch / optimizer.batch_size
         optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)
-    images = int(repeat_factors(train, threshold).sum())
     least, most = EPOCHS[device]
     views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
     epochs: float = min(max(round(views / images), least), most)
@@ -368,7 +377,7 @@ def _training(
             Row(
                 "batch",
                 lambda c: f"{c.data.batch_size} images",
-                f"as in {source}",
+                chosen.why,
                 ("--data.batch-size",),
             ),
             Row(
@@ -394,12 +403,3 @@ def _training(
             ),
         ],
     )
-
-
-def _repeats(dataset: CocoDataset) -> tuple[float, int]:
-    """The threshold below which classes are repeated, 0 if none is rare, and how many are."""
-    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
-    images_with = Counter(label for found in labels for label in found)
-    wanted = RARE * max(images_with.values())
-    rare = sum(count < wanted for count in images_with.values())
-    return (wanted / len(labels) if rare else 0.0), rare

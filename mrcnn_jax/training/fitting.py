@@ -1,8 +1,9 @@
-"""Fits canvases to the shapes of images, and anchors to the sizes of objects."""
+"""Fits canvases to shapes of images, anchors to sizes of objects, and repetitions to classes."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from mrcnn_jax.pixels.geometry import resize_plan
 MULTIPLE = 32
 SAVED = 0.1  # of all pixels: a further canvas, which is another program to compile, must save it
 REACH = 1.5  # an anchor is for objects up to this much smaller or larger
+RARE = 0.1  # of the images with the most frequent class: classes with fewer are repeated
 
 Canvas = tuple[int, int]
 
@@ -116,3 +118,16 @@ def choose_scales(sides: Float[np.ndarray, " n"], usual: int) -> tuple[int, ...]
     if missed(smallest)[0] > 0 and missed(usual)[0] < 1:
         smallest = usual
     return tuple(smallest * 2**level for level in range(5))
+
+
+def choose_repeats(dataset: CocoDataset) -> tuple[float, int]:
+    """The threshold of `repeat_factors`, 0 if no class is rare, and how many classes are.
+
+    Args:
+        dataset: with one object at least.
+    """
+    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
+    images_with = Counter(label for found in labels for label in found)
+    wanted = RARE * max(images_with.values())
+    rare = sum(count < wanted for count in images_with.values())
+    return (wanted / len(labels) if rare else 0.0), rare

@@ -1,7 +1,11 @@
-"""Device memory of a train step, and the largest batch that fits in it."""
+"""Memory: of a train step, of the devices, and the largest batch that fits in it."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +22,64 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     assert sizes is not None  # CPU and GPU compilers know
     own_results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + own_results + sizes.temp_size_in_bytes
+
+
+def device_memory() -> int | None:
+    """Bytes that a training may take on each device of this process.
+
+    Of a GPU, what JAX takes for itself, three quarters by default; of a CPU, an even part of what
+    the host has available. None: not known.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+        return min((limit for limit in limits if limit is not None), default=None)
+    available = host_memory()
+    return None if available is None else available // len(devices)
+
+
+def host_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that programs of this process can still have; None: not known (no Linux).
+
+    Args:
+        root: where proc/ and sys/ are.
+
+    Returns:
+        The least of what the host has available and what each control group of the process
+        (containers are such) leaves, where pages of files that are not in use count as free.
+    """
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    if found is None:
+        return None
+    return max(0, min([1024 * int(found[1]), *_left_by_groups(root)]))
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        # Limits of groups further up hold as well. Inside a container only its own may be there.
+        folder = base / group.lstrip("/")
+        for each in (folder, *(above for above in folder.parents if above.is_relative_to(base))):
+            with suppress(ValueError):  # "max", or no such file
+                left = int(_text(each / names[0])) - int(_text(each / names[1]))
+                unused = re.search(
+                    rf"^{names[2]} (\d+)$", _text(each / "memory.stat"), re.MULTILINE
+                )
+                yield left + (0 if unused is None else int(unused[1]))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def out_of_memory(

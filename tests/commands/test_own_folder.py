@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data import reading
+from mrcnn_jax.training import memory
 from mrcnn_jax.training.open import open_run
 from mrcnn_jax.weights import network
 
@@ -69,6 +71,21 @@ def test_a_chosen_config_opens_as_a_run(
     with open_run(config, request.workdir, known=known) as run:
         assert len(run.train_split.plans) == tiny.TRAIN
     assert loaded == {"instances_train.json": 1, "instances_val.json": 1}
+
+
+def test_the_batch_follows_the_memory_of_this_machine(
+    tiny_data: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for gib, size in ((90, 8), (1, 1)):
+        monkeypatch.setattr(memory, "device_memory", lambda gib=gib: gib * 2**30)
+        assert chosen(tiny_data).data.batch_size == size
+    assert re.search(
+        r"\n *batch +1 images +8 need about \d\.\d GiB, over 80% of 1.0 ", capsys.readouterr().out
+    )
+    assert chosen(tiny_data, "--data.batch-size", "6").data.batch_size == 6
 
 
 def test_weights_set_their_fields_in_what_is_chosen(

@@ -19,7 +19,8 @@ from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.transforms import resize_plan
-from mrcnn_jax.training.choose import Device, Start, choose
+from mrcnn_jax.training.batch import Device, Devices
+from mrcnn_jax.training.choose import Start, choose
 from mrcnn_jax.training.stages import labels
 from mrcnn_jax.training.wishes import DataWishes, StageWishes, Wishes
 
@@ -291,6 +292,22 @@ def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
 def test_a_c4_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^init_from: runs/c4: a C4 network"):
         config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))
+
+
+def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
+    """1000 images in batches of 16 are 63 updates an epoch."""
+    images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
+    start, devices = Start(TORCHVISION, ("person",)), Devices(1, 80 * 2**30)
+    recipe = load_config_file("finetune").stages[0].optimizer
+    for wanted, size, why in ((None, 16, "the most; needs about 19.9 GiB"), (6, 6, "")):
+        wishes = Wishes(data=DataWishes(batch_size=wanted), init_from="runs/tv")
+        chosen = choose(images, images, device="gpu", devices=devices, wishes=wishes, start=start)
+        optimizer = chosen.config.stages[0].optimizer
+        assert (chosen.config.data.batch_size, optimizer.batch_size) == (size, size)
+        assert optimizer.learning_rate == pytest.approx(recipe.learning_rate * size / 2)
+        assert optimizer.warmup_steps == min(500, 12 * -(-1000 // size) // 10)
+        (line,) = (line for line in chosen.table(chosen.config) if "--data.batch-size" in line)
+        assert why in line
 
 
 def test_the_table_tells_what_was_given() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,13 @@ from mrcnn_jax.models.mask_rcnn import example_batch
 from mrcnn_jax.models.resnet import ResNet
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.memory import GIB, out_of_memory, program_bytes
+from mrcnn_jax.training.memory import (
+    GIB,
+    device_memory,
+    host_memory,
+    out_of_memory,
+    program_bytes,
+)
 
 MODEL = ResNet(ResNetConfig(depth=10, width=8))
 CANVAS = (192, 256)
@@ -138,3 +145,90 @@ def test_other_errors_are_not_explained(state: TrainState) -> None:
         )
         is None
     )
+
+
+# -- of the machine --------------------------------------------------------------------------------
+
+
+def machine(root: Path, cgroups: str, **files: str) -> Path:
+    """The files that Linux tells its memory in: 8 GiB in all, 6 GiB of them available."""
+    contents = {
+        "proc/meminfo": f"MemTotal: {8 * 2**20} kB\nMemFree: 9 kB\nMemAvailable:  {6 * 2**20} kB\n",
+        "proc/self/cgroup": cgroups,
+    }
+    for name, content in {**contents, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def of_group(folder: str, limit: str, used: str, unused: int = 0) -> dict[str, str]:
+    stat = f"anon 7\ninactive_file {unused}\nactive_file 9\n"
+    here = f"sys/fs/cgroup/{folder}"
+    return {f"{here}memory.max": limit, f"{here}memory.current": used, f"{here}memory.stat": stat}
+
+
+NEW, OLD = "0::/a/b\n", "5:cpuset:/\n4:hugetlb,memory:/a\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "gib"),
+    [
+        ("", {}, 6),
+        (NEW, {}, 6),
+        (NEW, of_group("a/b/", "max\n", "5\n"), 6),
+        (NEW, of_group("a/b/", f"{4 * GIB}\n", f"{3 * GIB}\n"), 1),
+        (NEW, of_group("a/b/", f"{4 * GIB}\n", f"{3 * GIB}\n", unused=2 * GIB), 3),
+        (NEW, of_group("a/b/", f"{9 * GIB}\n", "0\n"), 6),
+        # That of a group further up, and in a container, where only its own is to be seen.
+        (NEW, of_group("a/b/", "max", "1") | of_group("a/", f"{3 * GIB}", f"{GIB}"), 2),
+        (NEW, of_group("", f"{3 * GIB}", f"{GIB}"), 2),
+        (NEW, of_group("", f"{3 * GIB}", f"{4 * GIB}"), 0),
+        (
+            OLD,
+            {
+                "sys/fs/cgroup/memory/a/memory.limit_in_bytes": f"{4 * GIB}\n",
+                "sys/fs/cgroup/memory/a/memory.usage_in_bytes": f"{3 * GIB}\n",
+                "sys/fs/cgroup/memory/a/memory.stat": f"cache 1\ntotal_inactive_file {GIB}\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1\n",
+            },
+            2,
+        ),
+    ],
+)
+def test_the_memory_that_is_available_is_the_least_that_is_left(
+    groups: str, files: dict[str, str], gib: float, tmp_path: Path
+) -> None:
+    assert host_memory(machine(tmp_path, groups, **files)) == gib * GIB
+
+
+def test_without_linuxs_files_the_memory_is_not_known(tmp_path: Path) -> None:
+    assert host_memory(tmp_path) is None
+
+
+def test_devices_of_a_cpu_share_what_this_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = device_memory()
+    total = int(re.findall(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+    assert whole is not None
+    assert 0 < whole <= total
+    monkeypatch.setattr(jax, "local_devices", lambda: 4 * jax.devices()[:1])
+    assert device_memory() == pytest.approx(whole / 4, rel=0.3)  # others use it, too
+
+
+def test_a_gpu_tells_what_jax_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of several; no device machine is needed for that."""
+
+    class Gpu:
+        platform = "gpu"
+
+        def __init__(self, limit: int | None) -> None:
+            self._limit = limit
+
+        def memory_stats(self) -> dict[str, int] | None:
+            return None if self._limit is None else {"bytes_limit": self._limit, "bytes_in_use": 3}
+
+    for limits, found in (((7, 5), 5), ((None,), None), ((None, 9), 9)):
+        monkeypatch.setattr(jax, "local_devices", lambda limits=limits: [Gpu(n) for n in limits])
+        assert device_memory() == found

@@ -1,0 +1,130 @@
+"""The batch of a config that is chosen: as many images as memory and the data set allow.
+
+What a step needs is estimated, not compiled, from figures of docs/speed.md and benchmarks/LOG.md at
+800 x 1344 pixels (bytes that XLA reports). The shares that are left for what it does not report
+(cuDNN's workspaces, fragments) are wide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
+from mrcnn_jax.training.memory import GIB
+
+Device = Literal["cpu", "gpu"]
+
+LARGEST = 16  # images: no recipe here was tried with more
+LEAST_UPDATES = 50  # of an epoch, for a batch larger than the recipe's
+SHARE = 0.8  # of the memory, for a step by its estimate
+
+# ResNet-50-FPN in float32: bytes per image and pixel of the canvas. Of a GPU, 10.2 GiB at batch 16
+# less 1.72 at batch 2 in bfloat16, twice (2.98 and 19.6 GiB in float32 agree); of a CPU, 4.9 GiB at
+# batch 2 less what an image does not add.
+PER_PIXEL: dict[Device, int] = {"gpu": 1210, "cpu": 2200}
+# Bytes whatever the batch: weights, gradients and momentum; of a CPU also the process around it.
+FIXED: dict[Device, float] = {"gpu": 0.5 * GIB, "cpu": 1.4 * GIB}
+# ResNet-101 keeps 17 blocks of res4 more: 1024 + 2 * 256 channels at a 256th of the pixels each.
+DEEPER = 4 * 17 * (1024 + 2 * 256) / 256
+# The IoU of anchors and objects, 215 MB at batch 2 and 100 objects: a byte a pixel and object.
+OBJECTS = 100
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What trains."""
+
+    count: int = 1
+    """A batch is spread over so many, evenly."""
+    memory: int | None = None
+    """Bytes that training may take on each; None: not known."""
+
+
+ONE = Devices()
+
+
+@dataclass(frozen=True)
+class ChosenBatch:
+    """Images per step, over all devices."""
+
+    size: int
+    why: str
+
+
+def choose_batch(
+    optimizer: OptimizerConfig,
+    source: str,
+    device: Device,
+    devices: Devices,
+    data: DataConfig,
+    model: ModelConfig,
+    images: int,
+) -> ChosenBatch:
+    """Chooses a batch.
+
+    It is the recipe's, or fewer images where these do not fit into four fifths of the memory: half
+    as many until they do. On a GPU with SGD, whose rate follows the batch, it is doubled up to 16
+    images as long as it fits and an epoch keeps 50 updates. It is always a multiple of the number
+    of devices.
+
+    Args:
+        optimizer: the recipe's; its `batch_size` is the recipe's batch.
+        source: the recipe's name.
+        device: what trains.
+        devices: how many, and their memory.
+        data: canvases and most objects of an image.
+        model: the network.
+        images: of an epoch, repetitions counted.
+    """
+    step, memory = devices.count, devices.memory
+    recipe = size = math.ceil(optimizer.batch_size / step) * step
+    why = f"as in {source}"
+    if recipe != optimizer.batch_size:
+        why += f", made a multiple of the {step} devices"
+    if memory is None:
+        return ChosenBatch(size, f"{why}; the memory is not known")
+    image = image_bytes(device, data, model)
+
+    def needs(batch: int) -> float:
+        return FIXED[device] + batch // step * image
+
+    room = SHARE * memory
+
+    def too_much(batch: int) -> str:
+        needed, there = needs(batch) / GIB, memory / GIB
+        return f"{batch} need about {needed:.1f} GiB, over {SHARE:.0%} of {there:.1f}"
+
+    while needs(size) > room and size > step:
+        size = max(step, size // 2 // step * step)
+    if size < recipe:
+        return ChosenBatch(size, too_much(recipe))
+    if device == "cpu":
+        return ChosenBatch(size, f"{why}; more would be no faster on a CPU")
+    if optimizer.name != "sgd":
+        return ChosenBatch(size, why)
+    while 2 * size <= LARGEST:
+        if needs(2 * size) > room:
+            return ChosenBatch(size, too_much(2 * size))
+        updates = math.ceil(images / (2 * size))
+        if updates < LEAST_UPDATES:
+            why = f"{2 * size} would leave {updates} updates an epoch, under {LEAST_UPDATES}"
+            return ChosenBatch(size, why)
+        size *= 2
+    return ChosenBatch(size, f"the most; needs about {needs(size) / GIB:.1f} GiB")
+
+
+def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:
+    """Estimates the bytes that one more image adds to a training step.
+
+    A narrow network's maps are all taken to be as wide, in proportion, as the wider of its ResNet
+    and its FPN.
+    """
+    wide = max(model.fpn_channels / 256, model.resnet.width / 64)
+    per_pixel = wide * (PER_PIXEL[device] + DEEPER * (model.resnet.depth > 50))
+    if device == "gpu" and model.compute_dtype == "bfloat16":
+        per_pixel /= 2
+    per_pixel += max(0, data.max_objects - OBJECTS)
+    return per_pixel * max(height * width for height, width in data.canvases)
