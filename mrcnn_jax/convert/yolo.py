@@ -90,7 +90,8 @@ class Yolo(RectangleOptions):
         return tuple(name for name in self.data.names if name not in skipped)
 
     def hints(self) -> list[str]:
-        others = [part for part in self.data.images if part != self.part]
+        images = self.data.images
+        others = [part for part in images if images[part] != images.get(self.part)]
         return [f"not converted: {', '.join(others)} (see --part)"] if others else []
 
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:

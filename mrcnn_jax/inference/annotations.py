@@ -121,9 +121,11 @@ def data_yaml(names: Sequence[str], *parts: str) -> str:
 
     Args:
         names: of the classes 0, 1, 2, ...
-        parts: "train", "val", each a folder of images/; none: images/ itself is "train".
+        parts: "train", "val", each a folder of images/; none: images/ itself is both, since
+            Ultralytics refuses a file that lacks one.
     """
-    folders = [f"{part}: images/{part}\n" for part in parts] or ["train: images\n"]
+    both = ["train: images\n", "val: images  # the same: name others to measure by\n"]
+    folders = [f"{part}: images/{part}\n" for part in parts] or both
     quoted = (json.dumps(name, ensure_ascii=False) for name in names)
     classes = [f"  {number}: {name}\n" for number, name in enumerate(quoted)]
     return "".join([*folders, "names:\n", *classes])
