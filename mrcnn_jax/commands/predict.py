@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -90,12 +91,13 @@ def run(arguments: Arguments) -> None:
         raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
     make_folder(out)
     earlier = _listed(out)
-    annotations = None
+    made: AbstractContextManager[Annotations | None] = nullcontext()
     if arguments.format is not None:
-        annotations = open_annotations(arguments.format, out, files, model.class_names, report)
+        made = open_annotations(arguments.format, out, files, model.class_names, report)
     failed = 0
     # They get their names when they are whole.
     with (
+        made as annotations,
         whole_file(out / DETECTIONS) as found_part,
         whole_file(out / IMAGES) as images_part,
         found_part.open("w") as found,
@@ -116,7 +118,7 @@ def run(arguments: Arguments) -> None:
                 failed += 1
         results.detections.end()
         results.images.end()
-    told = None if annotations is None else annotations.end()
+        told = None if annotations is None else annotations.end()
     _remove_earlier(out, earlier, files, results.written, report)
     for line in report.lines()[1:]:
         print(line)

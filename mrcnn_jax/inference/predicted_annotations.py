@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.annotations import data_yaml, yolo_lines
 from mrcnn_jax.inference.results import Detections
-from mrcnn_jax.output import write_file
+from mrcnn_jax.output import part_folder, write_file
 from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import box_area
@@ -28,10 +29,11 @@ Format = Literal["labelme", "yolo", "coco"]
 Frame: TypeAlias = UInt8[np.ndarray, "h w 3"]
 
 
+@contextmanager
 def open_annotations(
     form: Format, out: Path, files: Sequence[Path], class_names: dict[int, str], report: Report
-) -> Annotations:
-    """Makes the folder of the annotations.
+) -> Iterator[Annotations]:
+    """Makes the folder of the annotations, which has its name once they are all there.
 
     Args:
         form: their format.
@@ -43,24 +45,35 @@ def open_annotations(
     Raises:
         ConfigError: there are annotations already, which may have been edited since.
     """
-    return {"labelme": _Labelme, "yolo": _Yolo, "coco": _Coco}[form](
-        out / form, files, class_names, report
-    )
+    folder = out / form
+    if folder.exists():
+        raise ConfigError(
+            f"{folder}: there are annotations of an earlier call (choose another --out, or "
+            "remove them)"
+        )
+    made = {"labelme": _Labelme, "yolo": _Yolo, "coco": _Coco}[form]
+    with part_folder(folder) as part:
+        yield made(folder, part, files, class_names, report)
 
 
 class Annotations:
-    """Annotations of one format in a folder of their own; `add` picture by picture, then `end`."""
+    """Annotations of one format in a folder of their own; `add` picture by picture, then `end`.
+
+    Args:
+        folder: theirs in the end.
+        part: theirs until then, beside it, so that relative paths are the same.
+        files, class_names, report: as of `open_annotations`.
+    """
 
     def __init__(
-        self, folder: Path, files: Sequence[Path], class_names: dict[int, str], report: Report
+        self,
+        folder: Path,
+        part: Path,
+        files: Sequence[Path],
+        class_names: dict[int, str],
+        report: Report,
     ) -> None:
-        if folder.exists():
-            raise ConfigError(
-                f"{folder}: there are annotations of an earlier call (choose another --out, or "
-                "remove them)"
-            )
-        folder.mkdir()
-        self.folder, self._class_names, self._report = folder, class_names, report
+        self.folder, self._part, self._class_names, self._report = folder, part, class_names, report
         places = {os.path.abspath(file.parent) for file in files}
         if any(file.suffix.lower() in VIDEO_SUFFIXES for file in files):
             places.add(os.path.abspath(folder))
@@ -80,14 +93,19 @@ class Annotations:
 
     def end(self) -> str:
         """Writes what is of all pictures together; returns a line for people."""
+        told = self._finish()
+        self._part.rename(self.folder)
+        return told
+
+    def _finish(self) -> str:
         raise NotImplementedError
 
-    def _file_of(self, name: str, file: Path, frame: Frame | None, place: Path) -> Path:
+    def _file_of(self, name: str, file: Path, frame: Frame | None) -> Path:
         """The file of a picture; that of a frame is written."""
         if frame is None:
             return file
-        write_image(place / f"{name}.png", frame)
-        return place / f"{name}.png"
+        write_image(self._part / f"{name}.png", frame)
+        return self._part / f"{name}.png"
 
     def _tell_boxes(self, name: str, found: Detections) -> None:
         for row, rle in enumerate(found.rles(), 1):
@@ -97,11 +115,11 @@ class Annotations:
 
 class _Labelme(Annotations):
     def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
-        image = self._file_of(name, file, frame, self.folder)
-        found.to_labelme(self.folder / f"{name}.json", image)
+        image = self._file_of(name, file, frame)
+        found.to_labelme(self._part / f"{name}.json", image)
         self._tell_boxes(name, found)
 
-    def end(self) -> str:
+    def _finish(self) -> str:
         again = cli.command(
             *("convert", "labelme", self.folder, "--images", self._images),
             *("--out", "annotations.json"),
@@ -111,7 +129,7 @@ class _Labelme(Annotations):
 
 class _Yolo(Annotations):
     def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
-        images, labels = self.folder / "images", self.folder / "labels"
+        images, labels = self._part / "images", self._part / "labels"
         for folder in (images, labels):
             folder.mkdir(exist_ok=True)
         if frame is None:
@@ -124,8 +142,8 @@ class _Yolo(Annotations):
         write_file(labels / f"{name}.txt", "".join(f"{line}\n" for line in lines))
         self._tell_boxes(name, found)
 
-    def end(self) -> str:
-        write_file(self.folder / "data.yaml", data_yaml(list(self._class_names.values())))
+    def _finish(self) -> str:
+        write_file(self._part / "data.yaml", data_yaml(list(self._class_names.values())))
         again = cli.command("convert", "yolo", self.folder, "--out", "annotations.json")
         return f"YOLO's data set: {self.folder}; once corrected: {again}"
 
@@ -135,15 +153,14 @@ class _Coco(Annotations):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._path = self.folder / "annotations.json"
-        self._part = self.folder / "annotations.part"
-        self._stream = self._part.open("w")
+        self._stream = (self._part / "annotations.json").open("w")
         self._stream.write('{"annotations": [')
         self._count = 0
         self._listed: list[dict[str, Any]] = []
 
     def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
-        image = self._file_of(name, file, frame, self.folder)
+        image = self._file_of(name, file, frame)
+        image = image if frame is None else self.folder / image.name
         place = os.path.relpath(image, self._images).replace(os.sep, "/")
         number, (height, width) = len(self._listed) + 1, found.size
         size = {"height": height, "width": width}
@@ -160,11 +177,11 @@ class _Coco(Annotations):
             self._count += 1
         self._tell_boxes(name, found)
 
-    def end(self) -> str:
+    def _finish(self) -> str:
         categories = [{"id": key, "name": name} for key, name in self._class_names.items()]
         rest = {"images": self._listed, "categories": categories}
         self._stream.write(f"],\n{json.dumps(rest)[1:]}\n")
         self._stream.close()
-        self._part.replace(self._path)
-        again = cli.command("check", "--annotations", self._path, "--images", self._images)
-        return f"COCO's annotations: {self._path}; once corrected: {again}"
+        path = self.folder / "annotations.json"
+        again = cli.command("check", "--annotations", path, "--images", self._images)
+        return f"COCO's annotations: {path}; once corrected: {again}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,37 @@ def test_coco(
     files = ["one/x.png", "two/x.png"]
     assert_found(Path("out/coco/annotations.json"), Path("photos"), files, 1.0)
     assert [path.name for path in Path("out/coco").iterdir()] == ["annotations.json"]
+
+
+@pytest.mark.parametrize("form", ["labelme", "yolo", "coco"])
+def test_a_call_that_was_killed_is_no_obstacle(
+    form: str, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder as it is at the second image, at which another call fails."""
+    calls = []
+
+    def second(*_: Any, **__: Any) -> Detections:
+        calls.append(1)
+        if len(calls) == 1:
+            return FOUND
+        assert not Path("out", form).exists()
+        shutil.copytree("out", "killed")
+        raise OSError(28, "No space left on device")
+
+    whole = api.load(Path("runs/a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            api, "load", lambda *_, **__: SimpleNamespace(**vars(whole) | {"predict": second})
+        )
+        assert predict(*FILES, "--format", form) == 1
+    assert not Path("out", form).exists()
+    shutil.rmtree("out")
+    Path("killed").rename("out")
+    assert [path for path in Path("out").iterdir() if form in path.name]
+    assert predict(*FILES, "--format", form) == 0
+    names = {path.name for path in Path("out").iterdir()}
+    pictures = {"00001_x.png", "00002_x.png"}
+    assert names == {form, "detections.json", "images.json", *pictures}
 
 
 @pytest.mark.parametrize(
