@@ -6,6 +6,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +26,7 @@ from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord, ObjectRecord, coco_annotation
 from mrcnn_jax.data.repair import MIN_SIDE
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import part_folder, remove_abandoned, whole_file
 from mrcnn_jax.pixels.decode import Kind, decode_image
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, mask_extent
@@ -53,23 +54,54 @@ class _Part:
         return box_area(self.box) if self.rle is None else float(rle_ops.area(self.rle))
 
 
+_Cut = tuple[str, Window, list[_Part]]  # a tile: the name of its image, its place and objects
+
+
 def cut(options: Tile) -> None:
     """Cuts a data set into tiles, writes them, and prints what was kept and lost.
 
     Raises:
-        ConfigError: the data set or an option is unusable, or `out` is not empty. Nothing but
-            tiles' images is written then.
+        ConfigError: the data set or an option is unusable, or `out` is not empty. Nothing is
+            written then.
         OSError: a file cannot be written; has its name.
     """
     overlap = options.tile // 8 if options.overlap is None else options.overlap
     check_tiles(options.tile, overlap)
     if not 0 <= options.least_share <= 1:
         raise ConfigError(f"--least-share: {options.least_share} is not a share in 0..1")
-    if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
-        raise ConfigError(f"--out: {options.out}: is there already (name a new folder)")
+    out = options.out
+    if out.is_dir():
+        remove_abandoned(out)  # by a call that was killed
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"--out: {out}: is there already (name a new folder)")
     dataset = _checked(options)
-    report, folder = dataset.report, options.out / IMAGES
-    tiles: list[tuple[str, Window, list[_Part]]] = []
+    with _made(out), part_folder(out / IMAGES) as folder:
+        tiles = _cut(dataset, options, overlap, folder)
+        _write(_content(tiles, dataset, options), out, folder, dataset.report)
+    print("\n".join(dataset.report.lines()))
+    print(f"{len(dataset.images)} images: {len(tiles)} tiles in {out}; to check:")
+    files = "--annotations", out / ANNOTATIONS, "--images", out / IMAGES
+    print(f"    {cli.command('check', *files)}")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that is there, and is removed after an error if it was not and is empty."""
+    there = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _cut(dataset: CocoDataset, options: Tile, overlap: int, folder: Path) -> list[_Cut]:
+    """Writes the images of the tiles that are kept; ConfigError if none is."""
+    report = dataset.report
+    tiles: list[_Cut] = []
     names: set[str] = set()
     for image in tqdm(dataset.images, unit="image", leave=False, disable=None):
         read = _reader(options.images / image.file_name, image)
@@ -86,11 +118,7 @@ def cut(options: Tile) -> None:
             tiles.append((name, window, parts))
     if not tiles:
         raise ConfigError(f"{options.annotations}: no tile has an object")
-    _write(_content(tiles, dataset, options), options.out / ANNOTATIONS, folder, report)
-    print("\n".join(report.lines()))
-    print(f"{len(dataset.images)} images: {len(tiles)} tiles in {options.out}; to check:")
-    files = "--annotations", options.out / ANNOTATIONS, "--images", folder
-    print(f"    {cli.command('check', *files)}")
+    return tiles
 
 
 def _new_stem(path: PurePosixPath, taken: set[str]) -> str:
@@ -210,9 +238,7 @@ def _is_crowd(part: _Part, options: Tile) -> bool:
     return part.source.iscrowd or part.share < options.least_share
 
 
-def _content(
-    tiles: list[tuple[str, Window, list[_Part]]], dataset: CocoDataset, options: Tile
-) -> dict[str, Any]:
+def _content(tiles: list[_Cut], dataset: CocoDataset, options: Tile) -> dict[str, Any]:
     """The annotation file; images and annotations are numbered from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -235,11 +261,15 @@ def _content(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _write(content: dict[str, Any], path: Path, folder: Path, report: Report) -> None:
-    """Writes the file; the report gets what is kept in it, and what `read_coco` finds in it."""
-    with whole_file(path) as part:
+def _write(content: dict[str, Any], out: Path, folder: Path, report: Report) -> None:
+    """Writes the file, and gives the images' folder and it their names in `out`.
+
+    The report gets what is kept in the file, and what `read_coco` finds in it.
+    """
+    with whole_file(out / ANNOTATIONS) as part:
         part.write_text(json.dumps(content) + "\n")
         read = read_coco(part, folder, DataConfig(max_pixels=MAX_PIXELS))
+        folder.rename(out / IMAGES)
     report.kept = read.report.kept
     for key, finding in read.report.findings.items():
         report.findings.setdefault(key, finding)

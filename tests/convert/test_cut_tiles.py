@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -290,3 +291,33 @@ def test_repeated_keys_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     options.annotations.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1, "iscrowd": 0'))
     cut(options)
     assert "dropped 1: values of a JSON object whose key is there again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_call_that_was_killed_is_no_obstacle(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder as it is at the second image, at which another call fails."""
+    images = {7: "a.png", 9: "b.png"}
+    masks = [annotation(n, disc(50, 50, 30), image=n) for n in images]
+    options = written(tmp_path, masks, images)
+    if there:
+        options.out.mkdir()
+    reader = cut_tiles._reader
+
+    def second(path: Path, *rest: Any) -> Any:
+        if path.name == "b.png":
+            shutil.copytree(options.out, tmp_path / "killed")
+            raise ConfigError("b.png: cannot be decoded after all")
+        return reader(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cut_tiles, "_reader", second)
+        with pytest.raises(ConfigError, match="after all"):
+            cut(options)
+    assert options.out.exists() == there
+    assert list(tmp_path.glob("killed/*"))
+    for out in (options.out, tmp_path / "killed"):
+        cut(replace(options, out=out))
+        assert {path.name for path in out.iterdir()} == {"annotations.json", "images"}
+        assert len(read(replace(options, out=out))["images"]) == 8
