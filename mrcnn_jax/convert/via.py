@@ -1,15 +1,19 @@
-"""VGG Image Annotator, versions 1 and 2: a project, or its annotations exported as JSON.
+"""VGG Image Annotator, versions 1 and 2: a project, or its annotations exported as JSON or CSV.
 
 An entry for each image has its file's name and regions: polygons, rectangles, circles and ellipses
 in pixels; an ellipse's theta is in radians, clockwise. Rectangles are boxes (`--rectangles mask`:
 outlines); points and polylines have no area. A region's class is one of its attributes. The size in
-an entry is that of the file, in bytes.
+an entry is that of the file, in bytes. A CSV has a row for each region, with its shape and its
+attributes as JSON, or one with two empty objects for an image without regions.
 https://www.robots.ox.ac.uk/~vgg/software/via/
 """
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -27,11 +31,12 @@ from mrcnn_jax.convert.common import (
     files_in,
     named,
 )
-from mrcnn_jax.data.json_values import is_number, read_json, short
+from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 METADATA = "_via_img_metadata"  # of a project
+COLUMNS = ("filename", "file_size", "region_shape_attributes", "region_attributes")  # of a CSV
 NO_AREA = ("point", "polyline", "line")
 LIKELY = ("class", "label", "category", "name", "type")  # names of the attribute of the class
 CLASS = "object"  # of regions that have no attribute at all
@@ -39,7 +44,7 @@ CLASS = "object"  # of regions that have no attribute at all
 
 @dataclass(frozen=True)
 class Via(RectangleOptions):
-    """VGG Image Annotator (VIA 1 and 2): its JSON file, by default beside the images."""
+    """VGG Image Annotator (VIA 1 and 2): its JSON or CSV file, by default beside the images."""
 
     attribute: str | None = None
     """The region attribute that is the class; by default the only one, or else class, label,
@@ -58,15 +63,19 @@ class Via(RectangleOptions):
         if not self.input.is_dir():
             return self.input
         found = [path for path in sorted(self.input.glob("*.json")) if is_via(path)]
+        found = found or [path for path in sorted(self.input.glob("*.csv")) if _is_csv(path)]
         if len(found) != 1:
             what = f"several: {found[0].name}, {found[1].name}" if found else "none"
-            raise ConfigError(f"{self.input}: name the JSON file of VIA (in this folder: {what})")
+            raise ConfigError(
+                f"{self.input}: name the JSON or CSV file of VIA (in this folder: {what})"
+            )
         return found[0]
 
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
         path = self._path
         keys: list[str] = []
-        content = read_json(path, repeated=keys.append)
+        of_csv = path.suffix.lower() == ".csv"
+        content = _read_csv(path) if of_csv else read_json(path, repeated=keys.append)
         for key in keys:
             report.add(Reason.REPEATED_KEY, f"{path.name}: {short(key)}")
         entries = content.get(METADATA, content)
@@ -164,6 +173,54 @@ def is_via(path: Path) -> bool:
     """Whether a JSON file has the keys of VIA 1 or 2."""
     text = path.read_bytes()
     return b'"shape_attributes"' in text or f'"{METADATA}"'.encode() in text
+
+
+def _is_csv(path: Path) -> bool:
+    """Whether a CSV file has the columns of VIA."""
+    with path.open("rb") as file:
+        head = file.readline(1000)
+    return all(name.encode() in head for name in COLUMNS)
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    """The entries as of a JSON file; ConfigError if there are none."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an outline may have any length
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    entries: dict[str, Any] = {}
+    try:
+        names = [name.lstrip("#").strip() for name in reader.fieldnames or ()]  # VIA 1: #filename
+        missing = [name for name in COLUMNS if name not in names]
+        if missing:
+            raise ConfigError(f"{path}: not from VIA 1 or 2: no column {missing[0]}")
+        reader.fieldnames = names
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            name, size, *cells = (row[column] for column in COLUMNS)
+            shape, attributes = (
+                _of_cell(cell, f"{where}: {column}")
+                for cell, column in zip(cells, COLUMNS[2:], strict=True)
+            )
+            entry = entries.setdefault(f"{name}{size}", {"filename": name, "regions": []})
+            if shape:
+                region = {"shape_attributes": shape, "region_attributes": attributes}
+                entry["regions"].append(region)
+    except csv.Error as error:
+        raise ConfigError(f"{path}: not CSV after line {reader.line_num}: {error}") from None
+    return entries
+
+
+def _of_cell(cell: str | None, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(cell or "")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: not a JSON object: {short(cell)}")
+    return found
 
 
 def _is_entry(entry: Any) -> bool:

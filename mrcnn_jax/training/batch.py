@@ -22,8 +22,8 @@ LEAST_UPDATES = 50  # of an epoch, for a batch larger than the recipe's
 SHARE = 0.8  # of the memory, for a step by its estimate
 
 # ResNet-50-FPN in float32: bytes per image and pixel of the canvas. Of a GPU, 10.2 GiB at batch 16
-# less 1.72 at batch 2 in bfloat16, twice (2.98 GiB at batch 2 in float32 agree); of a CPU, 4.9 GiB
-# at batch 2 less what an image does not add.
+# less 1.72 at batch 2 in bfloat16, twice (2.98 and 19.6 GiB in float32 agree); of a CPU, 4.9 GiB at
+# batch 2 less what an image does not add.
 PER_PIXEL: dict[Device, int] = {"gpu": 1210, "cpu": 2200}
 # Bytes whatever the batch: weights, gradients and momentum; of a CPU also the process around it.
 FIXED: dict[Device, float] = {"gpu": 0.5 * GIB, "cpu": 1.4 * GIB}
@@ -91,10 +91,12 @@ def choose_batch(
     def needs(batch: int) -> float:
         return FIXED[device] + batch // step * image
 
-    def too_much(batch: int) -> str:
-        return f"{batch} need about {needs(batch) / GIB:.1f} GiB of {memory / GIB:.1f}"
-
     room = SHARE * memory
+
+    def too_much(batch: int) -> str:
+        needed, there = needs(batch) / GIB, memory / GIB
+        return f"{batch} need about {needed:.1f} GiB, over {SHARE:.0%} of {there:.1f}"
+
     while needs(size) > room and size > step:
         size = max(step, size // 2 // step * step)
     if size < recipe:
@@ -111,13 +113,14 @@ def choose_batch(
             why = f"{2 * size} would leave {updates} updates an epoch, under {LEAST_UPDATES}"
             return ChosenBatch(size, why)
         size *= 2
-    return ChosenBatch(size, f"the most; {too_much(size)}")
+    return ChosenBatch(size, f"the most; needs about {needs(size) / GIB:.1f} GiB")
 
 
 def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:
     """Estimates the bytes that one more image adds to a training step.
 
-    Narrow networks are taken to need as much as their wider part.
+    A narrow network's maps are all taken to be as wide, in proportion, as the wider of its ResNet
+    and its FPN.
     """
     wide = max(model.fpn_channels / 256, model.resnet.width / 64)
     per_pixel = wide * (PER_PIXEL[device] + DEEPER * (model.resnet.depth > 50))

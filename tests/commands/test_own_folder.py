@@ -83,7 +83,7 @@ def test_the_batch_follows_the_memory_of_this_machine(
         monkeypatch.setattr(memory, "device_memory", lambda gib=gib: gib * 2**30)
         assert chosen(tiny_data).data.batch_size == size
     assert re.search(
-        r"\n *batch +1 images +8 need about \d\.\d GiB of 1.0 ", capsys.readouterr().out
+        r"\n *batch +1 images +8 need about \d\.\d GiB, over 80% of 1.0 ", capsys.readouterr().out
     )
     assert chosen(tiny_data, "--data.batch-size", "6").data.batch_size == 6
 

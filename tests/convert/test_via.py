@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -166,6 +167,69 @@ def test_images_of_the_same_name_are_those_beside_the_file(
     assert [i.file_name for i in checked(options, tmp_path / "cache").images] == ["train/a.png"]
 
 
+# As VIA 2 writes them: names and JSON in quotes, quotes in them twice, CRLF.
+EXPORT = r"""
+filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes
+"a.png",123,"{}",3,0,"{""name"":""circle"",""cx"":14,""cy"":15,""r"":12.5}","{""class"":""x""}"
+"a.png",123,"{}",3,1,"{""name"":""rect"",""x"":30,""y"":20,""width"":10,""height"":15}","{""class"":""\""y""}"
+"a.png",123,"{}",3,2,"{""name"":""point"",""cx"":3,""cy"":4}","{""class"":""x""}"
+b.png,-1,"{}",0,0,"{}","{}"
+"""
+CSV = EXPORT.strip().replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize("first", ["filename", "#filename", "\ufefffilename"])
+def test_a_csv_has_the_same_regions(
+    first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder without VIA's JSON it is found."""
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "via_export_csv.csv").write_text(
+        CSV.replace("filename", first, 1), encoding="utf-8", newline=""
+    )
+    (tmp_path / "other.csv").write_text("filename,size\r\n")
+    options = Via(tmp_path, tmp_path / "out.json")
+    convert(options)
+    dataset = checked(options, tmp_path / "cache")
+    assert [image.file_name for image in dataset.images] == ["a.png", "b.png"]
+    found = objects(dataset, "a.png")
+    assert [label for label, _ in found] == ["x", '"y']
+    assert same_but_for_the_border(found[0][1], disc(14, 15, 12.5))
+    assert dataset.images[0].objects[1].box == (30.0, 20.0, 40.0, 35.0)
+    assert dataset.images[1].objects == ()
+    told = capsys.readouterr().out
+    assert "dropped 1: shapes of type point, which has no area (a.png: region 2)" in told
+
+
+def test_an_outline_in_a_csv_may_be_long(tmp_path: Path) -> None:
+    """Python's reader stops at 131,072 characters of a cell."""
+    picture(tmp_path / "a.png")
+    corners = [[3, 3], [40, 3], [40, 30], [3, 30]]
+    xs, ys = ([c[axis] for c in corners for _ in range(20_000)] for axis in (0, 1))
+    shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+    with (tmp_path / "via.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV.splitlines()[0].split(","))
+        writer.writerow(["a.png", 1, "{}", 1, 0, json.dumps(shape), '{"class": "x"}'])
+    options = Via(tmp_path / "via.csv", tmp_path / "out.json")
+    convert(options)
+    [(_, mask)] = objects(checked(options, tmp_path / "cache"), "a.png")
+    assert same_but_for_the_border(mask, block(3, 3, 40, 30))
+
+
+def table(*lines: str) -> Callable[[Path], Options]:
+    def make(folder: Path) -> Options:
+        picture(folder / "a.png")
+        (folder / "via.csv").write_text("\n".join(lines))
+        return Via(folder / "via.csv", folder / "out.json")
+
+    return make
+
+
+HEAD = CSV.splitlines()[0]
+
+
 def broken(*regions: Any, **options: Any) -> Callable[[Path], Options]:
     def make(folder: Path) -> Options:
         picture(folder / "a.png")
@@ -202,7 +266,17 @@ def text(content: str) -> Callable[[Path], Options]:
         ),
         (broken(rect(1, a="x", b="y")), r"via.json: several attributes may be the class: 'a', 'b'"),
         (broken(rect(1, a="x"), attribute="b"), r"--attribute: .*via.json has no 'b', but 'a'$"),
-        (lambda folder: Via(folder, folder / "out.json"), r"name the JSON file of VIA .*: none\)"),
+        (table("filename,file_size,region_attributes"), r"no column region_shape_attributes$"),
+        (table(""), r"via.csv: not from VIA 1 or 2: no column filename$"),
+        (table(HEAD), r"via.csv: no usable image is left"),
+        (table(HEAD, "a.png,1"), r"via.csv: line 2: region_shape_attributes: not a JSON object: "),
+        (table(HEAD, 'a.png,1,{},1,0,{},"[3]"'), r"line 2: region_attributes: not a JSON object"),
+        (table(HEAD, 'a.png,1,{},1,0,"{}"x'), r"via.csv: not CSV after line 1: "),
+        (
+            table(HEAD, 'a.png,1,{},1,0,"{""name"":""rect"",""x"":1}",{}'),
+            r"via.csv: a.png: region 0: its x, y, width, height are 1, None, None, None",
+        ),
+        (lambda folder: Via(folder, folder / "out.json"), r"name the JSON or CSV file .*: none\)"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(

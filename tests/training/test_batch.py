@@ -49,6 +49,7 @@ def batch(
         ("gpu", 2, "bfloat16", 1.72),  # docs/speed.md
         ("gpu", 16, "bfloat16", 10.2),
         ("gpu", 2, "float32", 2.98),  # gpu_compile.py --config configs/finetune.py --dtype float32
+        ("gpu", 16, "float32", 19.56),
         ("cpu", 2, "float32", 4.9 + 0.9),  # and what the process has beside the program
     ],
 )
@@ -64,7 +65,9 @@ def test_what_an_image_needs_follows_the_network() -> None:
     usual = image_bytes("gpu", LARGE, TORCHVISION)
     assert image_bytes("gpu", SMALL, TORCHVISION) / usual == pytest.approx(320 * 480 / 800 / 1344)
     deep = replace(TORCHVISION, resnet=replace(TORCHVISION.resnet, depth=101))
-    assert 1.2 < image_bytes("gpu", LARGE, deep) / usual < 1.5
+    # As finetune.py with ResNet-101 is compiled at batch 2, but for its weights.
+    needs = FIXED["gpu"] + 2 * image_bytes("gpu", LARGE, deep)
+    assert needs / GIB == pytest.approx(4.01 - 12 * 19e6 / GIB, rel=0.03)
     assert image_bytes("gpu", LARGE, load_config_file("shapes").model) == usual / 2
     # A float32 of each anchor (3 a cell of P2 to P6) and object.
     cells = sum(-(-800 // stride) * -(-1344 // stride) for stride in (4, 8, 16, 32, 64))
@@ -109,13 +112,13 @@ def test_it_is_the_largest_that_is_allowed(
 @pytest.mark.parametrize(
     ("memory", "images", "size", "why"),
     [
-        (80.0, 10_000, 16, "the most; 16 need about 19.9 GiB of 80.0"),
-        (18.0, 10_000, 8, "16 need about 19.9 GiB of 18.0"),
+        (80.0, 10_000, 16, "the most; needs about 19.9 GiB"),
+        (18.0, 10_000, 8, "16 need about 19.9 GiB, over 80% of 18.0"),
         (80.0, 300, 4, "8 would leave 38 updates an epoch, under 50"),
         (80.0, 197, 4, "8 would leave 25 updates an epoch, under 50"),  # 4 leave 50
         (80.0, 196, 2, "4 would leave 49 updates an epoch, under 50"),
-        (2.5, 10_000, 1, "2 need about 2.9 GiB of 2.5"),
-        (0.1, 10_000, 1, "2 need about 2.9 GiB of 0.1"),
+        (2.5, 10_000, 1, "2 need about 2.9 GiB, over 80% of 2.5"),
+        (0.1, 10_000, 1, "2 need about 2.9 GiB, over 80% of 0.1"),
         (None, 10_000, 2, "as in r.py; the memory is not known"),
     ],
 )
@@ -130,7 +133,7 @@ def test_on_a_cpu_it_is_two_images_or_one(memory: float, size: int) -> None:
     found = batch(memory, device="cpu", data=SMALL)
     assert found.size == size
     told = "as in r.py; more would be no faster on a CPU"
-    assert found.why == (told if size == 2 else f"2 need about 2.0 GiB of {memory}")
+    assert found.why == (told if size == 2 else f"2 need about 2.0 GiB, over 80% of {memory}")
 
 
 def test_adams_batch_does_not_grow() -> None:

@@ -327,7 +327,7 @@ def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
     start, devices = Start(TORCHVISION, ("person",)), Devices(1, 80 * 2**30)
     recipe = load_config_file("finetune").stages[0].optimizer
-    for wanted, size, why in ((None, 16, "the most; 16 need about 19.9 GiB of 80.0"), (6, 6, "")):
+    for wanted, size, why in ((None, 16, "the most; needs about 19.9 GiB"), (6, 6, "")):
         wishes = Wishes(data=DataWishes(batch_size=wanted), init_from="runs/tv")
         chosen = choose(images, images, device="gpu", devices=devices, wishes=wishes, start=start)
         optimizer = chosen.config.stages[0].optimizer
