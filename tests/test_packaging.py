@@ -24,6 +24,7 @@ SOURCE = (
     "requirements-cuda.txt",
     "requirements-dev.txt",
     "requirements-hub.txt",
+    "requirements-onnx.txt",
     "README.md",
     "LICENSE",
 )
