@@ -16,22 +16,20 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mrcnn_jax.commands.arguments import WithCard
+from mrcnn_jax.commands.export_contents import metadata, package, prediction
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import whole_file
 
 if TYPE_CHECKING:
-    import jax
     from jax.export import Exported
 
-    from mrcnn_jax.config.model import ModelConfig
-    from mrcnn_jax.models.mask_rcnn import Variables
     from mrcnn_jax.runs.run import Run
 
 
@@ -55,36 +53,47 @@ def run(arguments: Arguments) -> None:
         ConfigError: there is no such checkpoint, `out` cannot be written, or for ONNX a package is
             missing or the converted program does not detect what the run does.
     """
+    from mrcnn_jax.commands import export_onnx
     from mrcnn_jax.commands.model_card import model_card
-    from mrcnn_jax.runs.run import load_run, make_folder
+    from mrcnn_jax.runs.run import load_run, make_folder, refuse_taken
 
-    out = arguments.out
-    if arguments.format == "onnx":
-        from mrcnn_jax.commands import export_onnx
-
-        export_onnx.run(arguments)
-        return
-    if out.suffix.lower() in OTHER_FORMATS:
-        hint = f"name it {out.stem}.jaxexport"
-        if out.suffix.lower() == ".onnx":
-            hint += f", or add --format onnx with a folder, --out {out.stem}"
-        raise ConfigError(
-            f"{out}: what is written is a program for jax, not {out.suffix.lower()} ({hint})"
-        )
+    out, onnx = arguments.out, arguments.format == "onnx"
+    refuse_name_of_other_format(out, onnx=onnx)
+    if onnx:
+        export_onnx.refuse_missing_packages()
+        refuse_taken(out)
     source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
-    if out.is_dir():
+    if out.is_dir() and not onnx:
         raise ConfigError(f"{out}: is a folder")
     make_folder(out.parent)
     card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
     try:
-        with whole_file(out) as part:
-            write(part, contents(source, card))
+        if onnx:
+            size = export_onnx.write_folder(out, source, card)
+        else:
+            with whole_file(out) as part:
+                write(part, contents(source, card))
+            size = out.stat().st_size
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}") from None
     print(
         f"{out}: checkpoint {source.meta.name}, {len(source.config.data.canvases)} programs, "
-        f"{out.stat().st_size / 1e6:.1f} MB\nmodel card: unzip -p {out} README.md"
+        f"{size / 1e6:.1f} MB\nmodel card: "
+        + (str(out / "README.md") if onnx else f"unzip -p {out} README.md")
     )
+
+
+def refuse_name_of_other_format(out: Path, *, onnx: bool) -> None:
+    """Raises ConfigError if the name is of a format that is not written."""
+    suffix = out.suffix.lower()
+    if suffix not in OTHER_FORMATS:
+        return
+    if onnx:
+        raise ConfigError(f"{out}: what is written is a folder (name it {out.stem}_onnx)")
+    name = f"name it {out.stem}.jaxexport"
+    if suffix == ".onnx":
+        name = f"--format onnx --out {out.stem}_onnx writes a folder of such programs"
+    raise ConfigError(f"{out}: what is written is a program for jax, not {suffix} ({name})")
 
 
 def write(path: Path, files: Iterable[tuple[str, bytes | str]]) -> None:
@@ -131,38 +140,6 @@ def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
         yield f"programs/{height}x{width}", bytes(program(run, (height, width)).serialize())
 
 
-def metadata(run: Run) -> dict[str, Any]:
-    """What of a run `inference.exported` has to know, whatever the programs are made for."""
-    from mrcnn_jax.structures import DEPTH_STRIDE
-
-    data = run.config.data
-    return {
-        "format": 1,
-        "categories": run.meta.categories,  # of labels 1, 2, ...
-        "short_side": data.short_side,
-        "long_side": data.long_side,
-        "canvases": data.canvases,
-        "shrink": data.shrink,
-        "paste": run.config.model.mask_head.paste,
-        "depth_stride": DEPTH_STRIDE,
-        "checkpoint": run.meta.name,
-    }
-
-
-def package() -> Iterator[tuple[str, str]]:
-    """(name, content) of the files of the package mrcnn_exported."""
-    from mrcnn_jax.inference import exported
-    from mrcnn_jax.pixels import geometry
-
-    imported, text = "from mrcnn_jax.pixels.geometry import", Path(exported.__file__).read_text()
-    assert imported in text
-    yield (
-        "mrcnn_exported/__init__.py",
-        text.replace(imported, "from mrcnn_exported.geometry import"),
-    )
-    yield "mrcnn_exported/geometry.py", Path(geometry.__file__).read_text()
-
-
 def program(run: Run, canvas: tuple[int, int]) -> Exported:
     """The network for images on one canvas [H, W], as `prediction` has its arguments."""
     import jax
@@ -182,29 +159,6 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
         return jax.export.export(jax.jit(of_list), platforms=PLATFORMS)(
             *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
         )
-
-
-def prediction(model: ModelConfig, canvas: tuple[int, int]) -> Callable[..., dict[str, Any]]:
-    """The network as a function of an image on one canvas [H, W].
-
-    Its arguments are the variables, uint8 [H, W, 3] and int32 (height, width) of the image on the
-    canvas; it returns the fields of the detections, in pixels of the canvas, and depth if the
-    network has a head for it.
-    """
-    from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
-
-    network = MaskRCNN(model)
-
-    def predict(variables: Variables, image: jax.Array, size: jax.Array) -> dict[str, Any]:
-        batch = example_batch(canvas).replace(images=image[None], image_sizes=size[None])
-        prediction: Any = network.apply(variables, batch)
-        fields = {
-            name: getattr(prediction.detections, name)
-            for name in ("boxes", "labels", "scores", "valid", "masks")
-        } | ({} if prediction.depth is None else {"depth": prediction.depth})
-        return {name: field[0] for name, field in fields.items()}
-
-    return predict
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from importlib import metadata as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrcnn_jax.commands.export_contents import metadata, package, prediction
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.output import part_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mrcnn_jax.commands.export import Arguments
     from mrcnn_jax.runs.run import Run
 
 # What `pip install` needs; jax2onnx asks for an older Orbax than runs are written with, and for
@@ -36,38 +37,6 @@ CONVERTER = "--no-deps 'jax2onnx>=0.17.1,<0.18'"
 METADATA = "mrcnn_jax"  # the key in an ONNX file's metadata
 # How far the converted program may be from the run's: pixels, probabilities, metres.
 TOLERANCES = {"boxes": 1e-2, "scores": 1e-4, "masks": 1e-3, "depth": 1e-2, "labels": 0, "valid": 0}
-
-
-def run(arguments: Arguments) -> None:
-    """Writes the folder; ConfigError as `commands.export.run`."""
-    from mrcnn_jax.commands.export import OTHER_FORMATS, package
-    from mrcnn_jax.commands.model_card import model_card
-    from mrcnn_jax.output import part_folder
-    from mrcnn_jax.runs.run import load_run, make_folder, refuse_taken
-
-    out = arguments.out
-    refuse_missing_packages()
-    if out.suffix.lower() in OTHER_FORMATS:
-        raise ConfigError(f"{out}: what is written is a folder (name it {out.stem}_onnx)")
-    refuse_taken(out)
-    source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
-    make_folder(out.parent)
-    card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
-    try:
-        with part_folder(out) as part:
-            folder = part / "model"
-            (folder / "mrcnn_exported").mkdir(parents=True)
-            write_programs(source, folder)
-            for name, text in (*package(), ("README.md", card)):
-                (folder / name).write_text(text, encoding="utf-8")
-            folder.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out}: {error.strerror or error}") from None
-    size = sum(path.stat().st_size for path in out.rglob("*.onnx"))
-    print(
-        f"{out}: checkpoint {source.meta.name}, {len(source.config.data.canvases)} programs, "
-        f"{size / 1e6:.1f} MB\nmodel card: {out / 'README.md'}"
-    )
 
 
 def refuse_missing_packages() -> None:
@@ -87,16 +56,30 @@ def refuse_missing_packages() -> None:
         )
 
 
-def write_programs(run: Run, folder: Path) -> None:
-    """Writes an ONNX file per canvas and meta.json.
+def write_folder(out: Path, run: Run, card: str) -> int:
+    """Writes the folder, completely or not at all.
+
+    Returns:
+        Bytes of its programs.
 
     Raises:
         ConfigError: jax2onnx cannot convert the network, or does it wrongly.
+        OSError: the folder cannot be written.
     """
+    with part_folder(out) as part:
+        folder = part / "model"
+        (folder / "mrcnn_exported").mkdir(parents=True)
+        write_programs(run, folder)
+        for name, text in (*package(), ("README.md", card)):
+            (folder / name).write_text(text, encoding="utf-8")
+        folder.replace(out)
+    return sum(path.stat().st_size for path in out.glob("*.onnx"))
+
+
+def write_programs(run: Run, folder: Path) -> None:
+    """Writes an ONNX file per canvas and meta.json; raises as `write_folder`."""
     import jax
     import onnx
-
-    from mrcnn_jax.commands.export import metadata, prediction
 
     meta = metadata(run) | {
         "versions": {name: installed.version(name) for name in ("jax", "jax2onnx", "onnx")}
@@ -122,7 +105,7 @@ def write_programs(run: Run, folder: Path) -> None:
 
 
 def converted(function: Callable[..., dict[str, Any]], canvas: tuple[int, int], name: str) -> Any:
-    """Converts a function of `image` and `size`, as of `commands.export.prediction`, to ONNX.
+    """Converts a function of `image` and `size`, as of `prediction`, to ONNX.
 
     Returns:
         An onnx.ModelProto: `image` and `size` to the fields of the function's dict.
