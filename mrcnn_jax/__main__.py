@@ -27,7 +27,7 @@ COMMANDS = {
     "check": "Check a COCO-format data set, its images included.",
     "convert": "Convert annotations of labelme, CVAT, Pascal VOC or mask images to COCO.",
     "import": "Import weights of torchvision or detectron2 as a run.",
-    "export": "Export a run to one file that needs only jax and NumPy.",
+    "export": "Export a run to one file that needs only jax and NumPy, or to ONNX.",
     "share": "Copy a run without optimiser state and local paths, with a model card.",
     "figures": "Draw a report's figures from the folders of runs.",
     "experiments": "Train and evaluate every variant of a recipe, and tabulate them.",

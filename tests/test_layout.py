@@ -44,6 +44,7 @@ ELSEWHERE = {
     "mrcnn_jax.commands.experiment_job": (JOBS, "a job that is stopped and resumed"),
     "mrcnn_jax.commands.experiment_table": (JOBS, "the table of that job"),
     "mrcnn_jax.commands.export": ("inference/test_exported.py", "the file that it writes"),
+    "mrcnn_jax.commands.export_contents": ("inference/test_exported.py", "parts of that file"),
     "mrcnn_jax.commands.generate": (SCRIPTS, "its options; the data sets have their own"),
     "mrcnn_jax.commands.import_weights": ("weights/test_importer.py", "files of all families"),
     "mrcnn_jax.commands.model_card": ("commands/test_share.py", "the card of a shared run"),

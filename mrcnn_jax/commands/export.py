@@ -1,11 +1,13 @@
-"""Export a run to one file that predicts with jax and NumPy alone.
+"""Export a run to one file that predicts with jax and NumPy alone, or to ONNX.
 
     mrcnn export --workdir runs/a --out model.jaxexport [--checkpoint best] [--weights ema]
+    mrcnn export --workdir runs/a --out model_onnx --format onnx
 
 The file is an uncompressed zip of meta.json, the weights, one program per canvas as `jax.export`
 serializes it (StableHLO for CPU, CUDA and TPU), the package mrcnn_exported, which loads and runs it
 (docs/api.md), flatbuffers, which jax needs to read programs but does not install, and the model
-card, README.md. An existing file is replaced once the new one is complete.
+card, README.md. An existing file is replaced once the new one is complete. ONNX is a new folder
+(`commands.export_onnx`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mrcnn_jax.commands.arguments import WithCard
+from mrcnn_jax.commands.export_contents import metadata, package, prediction
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.output import whole_file
 
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Arguments(WithCard):
     out: Path
-    """The new file."""
+    """The new file, or for ONNX the new folder."""
+    format: Literal["jax", "onnx"] = "jax"
+    """jax: a file for jax and NumPy; onnx: a folder for ONNX Runtime and NumPy, which needs
+    jax2onnx to be written."""
 
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,30 +47,53 @@ OTHER_FORMATS = {".onnx", ".pt", ".pth", ".torchscript", ".engine", ".tflite", "
 
 
 def run(arguments: Arguments) -> None:
-    """Writes the file; ConfigError if there is no such checkpoint, or `out` cannot be written."""
-    from mrcnn_jax.commands.model_card import model_card
-    from mrcnn_jax.runs.run import load_run, make_folder
+    """Writes the file or folder.
 
-    out = arguments.out
-    if out.suffix.lower() in OTHER_FORMATS:
-        raise ConfigError(
-            f"{out}: what is written is a program for jax, not {out.suffix.lower()} (name it "
-            f"{out.stem}.jaxexport)"
-        )
+    Raises:
+        ConfigError: there is no such checkpoint, `out` cannot be written, or for ONNX a package is
+            missing or the converted program does not detect what the run does.
+    """
+    from mrcnn_jax.commands import export_onnx
+    from mrcnn_jax.commands.model_card import model_card
+    from mrcnn_jax.runs.run import load_run, make_folder, refuse_taken
+
+    out, onnx = arguments.out, arguments.format == "onnx"
+    refuse_name_of_other_format(out, onnx=onnx)
+    if onnx:
+        export_onnx.refuse_missing_packages()
+        refuse_taken(out)
     source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
-    if out.is_dir():
+    if out.is_dir() and not onnx:
         raise ConfigError(f"{out}: is a folder")
     make_folder(out.parent)
     card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
     try:
-        with whole_file(out) as part:
-            write(part, contents(source, card))
+        if onnx:
+            size = export_onnx.write_folder(out, source, card)
+        else:
+            with whole_file(out) as part:
+                write(part, contents(source, card))
+            size = out.stat().st_size
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}") from None
     print(
         f"{out}: checkpoint {source.meta.name}, {len(source.config.data.canvases)} programs, "
-        f"{out.stat().st_size / 1e6:.1f} MB\nmodel card: unzip -p {out} README.md"
+        f"{size / 1e6:.1f} MB\nmodel card: "
+        + (str(out / "README.md") if onnx else f"unzip -p {out} README.md")
     )
+
+
+def refuse_name_of_other_format(out: Path, *, onnx: bool) -> None:
+    """Raises ConfigError if the name is of a format that is not written."""
+    suffix = out.suffix.lower()
+    if suffix not in OTHER_FORMATS:
+        return
+    if onnx:
+        raise ConfigError(f"{out}: what is written is a folder (name it {out.stem}_onnx)")
+    name = f"name it {out.stem}.jaxexport"
+    if suffix == ".onnx":
+        name = f"--format onnx --out {out.stem}_onnx writes a folder of such programs"
+    raise ConfigError(f"{out}: what is written is a program for jax, not {suffix} ({name})")
 
 
 def write(path: Path, files: Iterable[tuple[str, bytes | str]]) -> None:
@@ -90,75 +119,44 @@ def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
     import jax
     import numpy as np
 
-    from mrcnn_jax.inference import exported
-    from mrcnn_jax.pixels import geometry
     from mrcnn_jax.runs.checkpoints import flatten
-    from mrcnn_jax.structures import DEPTH_STRIDE
 
-    data, weights = run.config.data, flatten(run.variables)
-    meta = {
-        "format": 1,
+    weights = flatten(run.variables)
+    meta = metadata(run) | {
         "platforms": PLATFORMS,
-        "categories": run.meta.categories,  # of labels 1, 2, ...
-        "short_side": data.short_side,
-        "long_side": data.long_side,
-        "canvases": data.canvases,
-        "shrink": data.shrink,
-        "paste": run.config.model.mask_head.paste,
-        "depth_stride": DEPTH_STRIDE,
         "weights": list(weights),  # in the order of the programs' arguments
-        "checkpoint": run.meta.name,
         "jax": jax.__version__,
     }
     yield "meta.json", json.dumps(meta, indent=1)
     yield "README.md", card
-    package, text = "from mrcnn_jax.pixels.geometry import", Path(exported.__file__).read_text()
-    assert package in text
-    yield (
-        "mrcnn_exported/__init__.py",
-        text.replace(package, "from mrcnn_exported.geometry import"),
-    )
-    yield "mrcnn_exported/geometry.py", Path(geometry.__file__).read_text()
+    yield from package()
     for source in sorted(Path(flatbuffers.__file__).parent.glob("*.py")):
         yield f"flatbuffers/{source.name}", source.read_text()
     for name, weight in weights.items():
         file = io.BytesIO()
         np.save(file, np.asarray(weight), allow_pickle=False)
         yield f"weights/{name}.npy", file.getvalue()
-    for height, width in data.canvases:
+    for height, width in run.config.data.canvases:
         yield f"programs/{height}x{width}", bytes(program(run, (height, width)).serialize())
 
 
 def program(run: Run, canvas: tuple[int, int]) -> Exported:
-    """The network for images on one canvas [H, W].
-
-    Its arguments are the weights, uint8 [H, W, 3] and int32 (height, width) of the image on the
-    canvas; it returns the fields of the detections, in pixels of the canvas, and depth if the
-    network has a head for it.
-    """
+    """The network for images on one canvas [H, W], as `prediction` has its arguments."""
     import jax
     import jax.numpy as jnp
 
-    from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
-
-    network = MaskRCNN(run.config.model)
     weights, structure = jax.tree.flatten(run.variables)
+    predict = prediction(run.config.model, canvas)
 
-    def predict(weights: list[jax.Array], image: jax.Array, size: jax.Array) -> dict[str, Any]:
-        batch = example_batch(canvas).replace(images=image[None], image_sizes=size[None])
-        prediction: Any = network.apply(jax.tree.unflatten(structure, weights), batch)
-        fields = {
-            name: getattr(prediction.detections, name)
-            for name in ("boxes", "labels", "scores", "valid", "masks")
-        } | ({} if prediction.depth is None else {"depth": prediction.depth})
-        return {name: field[0] for name, field in fields.items()}
+    def of_list(weights: list[jax.Array], image: jax.Array, size: jax.Array) -> dict[str, Any]:
+        return predict(jax.tree.unflatten(structure, weights), image, size)
 
     shapes = (
         [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights],
         jax.ShapeDtypeStruct((*canvas, 3), jnp.uint8),
     )
     with names_of_sources():
-        return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
+        return jax.export.export(jax.jit(of_list), platforms=PLATFORMS)(
             *shapes, jax.ShapeDtypeStruct((2,), jnp.int32)
         )
 

@@ -1,7 +1,8 @@
-"""Run an exported model with jax and NumPy alone.
+"""Run an exported model with NumPy and jax, or with NumPy and ONNX Runtime, alone.
 
-The export command copies this file and pixels/geometry.py into the exported file, a zip from which
-Python imports; mrcnn_jax is not needed to use it:
+The export command copies this file and pixels/geometry.py into what it writes, from which Python
+imports: a zip with programs for jax, or a folder with programs of ONNX. mrcnn_jax is not needed to
+use it:
 
     import sys
     sys.path.append("model.jaxexport")  # last: nothing in the file may stand in for NumPy
@@ -14,9 +15,12 @@ An exported file is a program: do not load one from somebody whose programs you 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +36,10 @@ from mrcnn_jax.pixels.geometry import (
 
 
 def load(path: Any) -> ExportedModel:
-    """Load an exported model.
+    """Load an exported model: a file for jax, or a folder for ONNX Runtime (on the CPU).
 
     Raises:
-        OSError, ValueError: `path` is not such a file, or a damaged one.
+        OSError, ValueError: `path` is neither, or damaged.
     """
     return ExportedModel(path)
 
@@ -55,22 +59,53 @@ def checked(path: Any) -> bytes:
     return content
 
 
+# A canvas, uint8 [H, W, 3], and int32 (height, width) of the image on it -> fields of detections.
+Program = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+
+
+def _for_jax(path: Any) -> tuple[dict[str, Any], list[Program]]:
+    import jax
+    from jax import export
+
+    with np.load(io.BytesIO(checked(path))) as archive:
+        meta = json.loads(archive["meta.json"])
+        weights = jax.device_put([archive[f"weights/{name}"] for name in meta["weights"]])
+        names = [f"programs/{height}x{width}" for height, width in meta["canvases"]]
+        programs = [jax.jit(export.deserialize(bytearray(archive[name])).call) for name in names]
+    return meta, [functools.partial(program, weights) for program in programs]
+
+
+def _for_onnx(folder: Path) -> tuple[dict[str, Any], list[Program]]:
+    meta, programs = json.loads((folder / "meta.json").read_text()), []
+    for name, digest in meta["programs"].items():
+        content = (folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"{folder / name}: damaged, or of another export: its SHA-256 differs")
+        programs.append(onnx_program(content))
+    return meta, programs
+
+
+def onnx_program(content: bytes) -> Program:
+    """A program of ONNX, on the CPU, from the bytes of its file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # not that it removes what it does not need
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image: np.ndarray, size: np.ndarray) -> dict[str, Any]:
+        return dict(zip(names, session.run(names, {"image": image, "size": size}), strict=True))
+
+    return run
+
+
 class ExportedModel:
-    """One program per canvas, for the platforms in `meta`; compiled when first needed."""
+    """One program per canvas, those of jax for the platforms in `meta`, compiled when needed."""
 
     def __init__(self, path: Any) -> None:
-        import jax
-        from jax import export
-
-        with np.load(io.BytesIO(checked(path))) as archive:
-            self.meta: dict[str, Any] = json.loads(archive["meta.json"])
-            self._weights = jax.device_put(
-                [archive[f"weights/{name}"] for name in self.meta["weights"]]
-            )
-            names = [f"programs/{height}x{width}" for height, width in self.meta["canvases"]]
-            self._programs = [
-                jax.jit(export.deserialize(bytearray(archive[name])).call) for name in names
-            ]
+        onnx = Path(path).is_dir()
+        self.meta, self._programs = _for_onnx(Path(path)) if onnx else _for_jax(path)
 
     def predict(self, image: np.ndarray, min_score: float = 0.0) -> dict[str, Any]:
         """Detect the objects in an image.
@@ -102,7 +137,7 @@ class ExportedModel:
         canvas = np.zeros((*self.meta["canvases"][number], 3), np.uint8)
         shrink = self.meta.get("shrink", "area")  # files without it are from before there were two
         canvas[: resized[0], : resized[1]] = resize(image, resized, shrink)
-        seen = self._programs[number](self._weights, canvas, np.array(resized, np.int32))
+        seen = self._programs[number](canvas, np.array(resized, np.int32))
         found = {name: np.asarray(value) for name, value in seen.items()}
         kept = found["valid"] & (found["scores"] >= min_score)
         boxes, clipped = in_image(found["boxes"][kept], scale, size)

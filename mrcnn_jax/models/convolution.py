@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from mrcnn_jax.ops.platforms import by_platform
 from mrcnn_jax.ops.rows import own_zeros
 
 # Cells that are computed together: 1024 to 8192 were tried (benchmarks/LOG.md).
@@ -37,7 +38,7 @@ def convolution(
         kernel: taps.
         padding: cells of zeros before and after the map, along both axes.
     """
-    return jax.lax.platform_dependent(
+    return by_platform(
         x,
         kernel,
         cpu=lambda x, kernel: _on_cpu(x, kernel, padding),
@@ -87,7 +88,7 @@ def _backward(
         ).transpose(1, 2, 0, 3)
         return of_x, of_kernel
 
-    return jax.lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=plain)
+    return by_platform(*residuals, cotangent, cpu=on_cpu, default=plain)
 
 
 convolution.defvjp(_forward, _backward)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.model import Norm
 from mrcnn_jax.models.convolution import convolution, windows
+from mrcnn_jax.ops.platforms import by_platform
 
 # He et al. 2015 for ReLU, by fan-out as is usual for ResNets (also in torchvision).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -103,7 +104,7 @@ def convolve(
     if kernel.shape[0] == 1:
         # On a CPU, a product of matrices is faster forward and backward; on a GPU, only a
         # convolution takes bias, sum and ReLU into its kernel.
-        return lax.platform_dependent(x, kernel, cpu=rows, default=plain)
+        return by_platform(x, kernel, cpu=rows, default=plain)
     if strides == 1:
         return convolution(x, kernel, (side, side))
     return plain(x, kernel)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.platforms import by_platform, is_for_onnx
 
 
 def nms(
@@ -31,21 +32,19 @@ def nms(
     boxes, scores = jax.lax.stop_gradient(
         (box_ops.sanitize(boxes, valid), jnp.where(valid, scores, 0))
     )
+    threshold = jnp.asarray(iou_threshold, jnp.float32)
+    if is_for_onnx():
+        lowest = jnp.finfo(jnp.float32).min  # a valid row may have -inf
+        left = jnp.where(valid, jnp.maximum(scores, lowest), -jnp.inf)
+        chosen = _best_by_masks(boxes[None], left[None], threshold, max_output=max_output)
+        return jnp.maximum(chosen, 0), chosen >= 0
     order = jnp.argsort(-scores)  # stable: equal scores stay in order of their index
-    kept = _greedy(boxes[order], valid[order], iou_threshold=iou_threshold)
+    kept = by_platform(
+        boxes[order], valid[order], threshold, cpu=_greedy_row_by_row, default=_greedy_in_blocks
+    )
     (positions,) = jnp.nonzero(kept, size=max_output, fill_value=0)
     filled = jnp.arange(max_output) < jnp.sum(kept)
     return jnp.where(filled, order[positions], 0).astype(jnp.int32), filled
-
-
-def _greedy(
-    boxes: Float32[Array, "n 4"], valid: Bool[Array, " n"], *, iou_threshold: float
-) -> Bool[Array, " n"]:
-    """Marks which of the boxes, sorted by falling score, are kept."""
-    threshold = jnp.asarray(iou_threshold, jnp.float32)
-    return jax.lax.platform_dependent(
-        boxes, valid, threshold, cpu=_greedy_row_by_row, default=_greedy_in_blocks
-    )
 
 
 def _greedy_row_by_row(
@@ -112,12 +111,13 @@ def multiclass_nms(
     flat = box_ops.sanitize(boxes.reshape(-1, 4), valid.reshape(-1)).reshape(boxes.shape)
     by_class = jax.lax.stop_gradient(flat).transpose(1, 0, 2)
     left = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf)).T
-    chosen = jax.lax.platform_dependent(
+    chosen = by_platform(
         by_class,
         left,
         jnp.asarray(iou_threshold, jnp.float32),
         cpu=functools.partial(_best_one_by_one, max_output=max_output),
         default=functools.partial(_best_in_blocks, max_output=max_output),
+        onnx=functools.partial(_best_by_masks, max_output=max_output),
     )
     filled = chosen >= 0
     chosen = jnp.where(filled, chosen, 0)
@@ -204,6 +204,38 @@ def _best_in_blocks(
     begin = jnp.int32(0), jnp.zeros(max_output, jnp.int32), jnp.int32(0)
     _, kept, count = jax.lax.while_loop(go_on, turn, begin)
     return jnp.where(jnp.arange(max_output) < count, kept, -1)
+
+
+def _best_by_masks(
+    by_class: Float32[Array, "k n 4"],
+    left: Float32[Array, "k n"],
+    threshold: Float32[Array, ""],
+    *,
+    max_output: int,
+) -> Int32[Array, " max_output"]:
+    """Does what `_best_one_by_one` does, for ONNX: by masks where that has an index.
+
+    jax2onnx 0.17 converts neither a scatter in a loop nor, with a batch axis, a gather by the
+    loop's own values; ONNX Runtime has no choice between truth values.
+    """
+    count = left.shape[1]
+    boxes = by_class.reshape(-1, 4)
+    places, slots = jnp.arange(len(boxes)), jnp.arange(max_output)
+    classes = places // count
+
+    def keep(slot: Int32[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, kept = carry
+        best = jnp.argmax(left)
+        box = jnp.sum(jnp.where((places == best)[:, None], boxes, 0), axis=0, keepdims=True)
+        rival = (classes == best // count) & (box_ops.iou(box, boxes)[0] > threshold)
+        place = jnp.where(jnp.max(left) > -jnp.inf, best, -1)
+        return (
+            jnp.where(rival | (places == best), -jnp.inf, left),
+            jnp.where(slots == slot, place, kept),
+        )
+
+    start = left.reshape(-1), jnp.full(max_output, -1, jnp.int32)
+    return jax.lax.fori_loop(0, max_output, keep, start)[1]
 
 
 def _settled(rivals: Bool[Array, "b b"], alive: Bool[Array, " b"]) -> Bool[Array, " b"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
+from mrcnn_jax.ops.platforms import by_platform
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
 from mrcnn_jax.ops.rows import existing_first, own_zeros
 
@@ -305,9 +306,7 @@ _scatter_box_by_box.def_vmap(_as_one_image(_scatter_box_by_box))
 def _weighted_gather_forward(
     table: Array, indices: Array, weights: Array, deterministic: bool
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    gathered = jax.lax.platform_dependent(
-        table, indices, weights, cpu=_gather_box_by_box, default=_gather
-    )
+    gathered = by_platform(table, indices, weights, cpu=_gather_box_by_box, default=_gather)
     # The backward pass reads only the table's shape and dtype: a jit does not keep its values.
     return gathered, (table, indices, weights)
 
@@ -323,7 +322,7 @@ def _weighted_gather_backward(
     def on_cpu(*boxes: Array) -> Array:
         return _scatter_box_by_box(own_zeros(sums, after=cotangent), *boxes)
 
-    gradient = jax.lax.platform_dependent(
+    gradient = by_platform(
         indices,
         weights,
         cotangent,

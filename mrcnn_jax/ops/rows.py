@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32
 
+from mrcnn_jax.ops.platforms import by_platform
+
 Rows = Any  # a tree of arrays whose first axis is the same
 Parameters = Any
 Function = Callable[[Parameters, Rows], Rows]
@@ -38,7 +40,7 @@ def of_existing_rows(
     """
     if len(valid) <= chunk:
         return function(params, rows)
-    return jax.lax.platform_dependent(
+    return by_platform(
         params,
         rows,
         cpu=lambda params, rows: _in_chunks(function, params, rows, valid, chunk),

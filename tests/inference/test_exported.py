@@ -58,14 +58,25 @@ def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".ONNX", ".pt"])
+@pytest.mark.parametrize(
+    ("suffix", "hint"),
+    [
+        (".onnx", "--format onnx --out model_onnx writes a folder of such programs"),
+        (".ONNX", "--format onnx --out model_onnx writes a folder of such programs"),
+        (".pt", "name it model.jaxexport"),
+    ],
+)
 def test_another_format_is_refused_before_the_run_is_read(
-    suffix: str, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    suffix: str,
+    hint: str,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / f"model{suffix}"
     assert mrcnn("export", "--workdir", tmp_path / "nowhere", "--out", out) == 2
-    assert f"error: {out}: what is written is a program for jax, not {suffix.lower()}" in (
-        capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"error: {out}: what is written is a program for jax, not {suffix.lower()} ({hint})\n"
     )
     assert not out.exists()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mrcnn_jax.ops.nms import _best_in_blocks, _greedy_in_blocks, multiclass_nms, nms
+from mrcnn_jax.ops.platforms import for_onnx
 
 from .strategies import QUICK, integer_boxes, random_boxes
 
@@ -118,6 +120,45 @@ def test_the_form_in_blocks_settles_long_chains() -> None:
     )
     assert np.flatnonzero(found[0]).tolist() == list(range(0, 600, 2))
     assert np.flatnonzero(found[1]).tolist() == [0, *range(2, 600, 2)]
+
+
+@QUICK
+@given(
+    integer_boxes(N),
+    hnp.arrays(np.float32, N, elements=st.sampled_from([-np.inf, 0.0, 0.25, 0.5, 1.0])),
+    hnp.arrays(bool, N),
+    st.sampled_from(THRESHOLDS),
+)
+def test_the_form_for_onnx_equals_the_greedy_loop(
+    boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, threshold: float
+) -> None:
+    """Its loop ends with `max_output`, not with n."""
+    boxes[~valid] = np.nan
+    with for_onnx():
+        for max_output in (3, N + 5):
+            assert kept(boxes, scores, valid, threshold, max_output) == greedy(
+                boxes, scores, valid, threshold, max_output
+            )
+
+
+def test_the_form_for_onnx_has_no_index_in_a_loop() -> None:
+    """Batched, as predictions are: jax2onnx and ONNX Runtime do not have these together."""
+    boxes, scores = jnp.zeros((2, N, 3, 4)), jnp.zeros((2, N, 3))
+
+    def both(boxes: jax.Array, scores: jax.Array) -> tuple[jax.Array, ...]:
+        valid = scores > -1
+        first = nms(boxes[:, 0], scores[:, 0], valid[:, 0], iou_threshold=0.5, max_output=4)
+        return (*first, *multiclass_nms(boxes, scores, valid, iou_threshold=0.5, max_output=4))
+
+    with for_onnx():
+        text = str(jax.make_jaxpr(jax.vmap(both))(boxes, scores))
+    loops = re.findall(r"(?:scan|while)\[", text)
+    names = set(re.findall(r" = ([a-z_-]+)", text))
+    assert len(loops) == 2
+    assert names & {"argmax", "select_n"} == {"argmax", "select_n"}
+    assert not names & {"platform_index", "cond", "sort", "scatter", "scatter-add", "cumsum"}
+    for body in text.split("scan[")[1:]:
+        assert "gather[" not in body.split("length=")[0]
 
 
 def test_an_iou_of_exactly_the_threshold_stays() -> None:
@@ -244,6 +285,10 @@ def test_several_classes_equal_a_loop_each(
         assert filled.tolist() == [True] * len(expected) + [False] * (count - len(expected))
         assert not rows[~filled].any()
         assert not classes[~filled].any()
+        with for_onnx():
+            by_masks = run_multiclass(boxes, scores, valid, np.float32(threshold), count)
+        for field, same in zip(by_masks, found, strict=True):
+            assert field.tolist() == same.tolist()
         for block in (4, 64):
             chosen = run_in_blocks(boxes, scores, valid, np.float32(threshold), count, block)
             empty = [-1] * (count - len(expected))

@@ -1,0 +1,233 @@
+"""A run exported to ONNX predicts without jax and mrcnn_jax, and sees what the run sees."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+
+import mrcnn_jax
+from mrcnn_jax.commands import export as export_command
+from mrcnn_jax.commands import export_onnx
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.inference import exported
+
+needs_converter = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnx", "onnxruntime")),
+    reason="jax2onnx, onnx and onnxruntime are not installed (docs/api.md)",
+)
+
+PREDICT = """
+import sys
+
+folder, images, out = sys.argv[1:]
+sys.path.append(folder)
+
+import numpy as np
+from mrcnn_exported import load
+
+model = load(folder)
+found = {}
+for name, image in np.load(images).items():
+    seen = model.predict(image, min_score=0.05)
+    found |= {f"{name}/{field}": value for field, value in seen.items()}
+loaded = {name.split(".")[0] for name in sys.modules}
+foreign = {"cv2", "jax", "flax", "pycocotools", "mrcnn_jax", "jax2onnx"} & loaded
+sys.exit(f"imports {foreign}") if foreign else np.savez(out, **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artefact") / "model_onnx"
+    export_command.run(export_command.Arguments(workdir=kept_run, out=path, format="onnx"))
+    assert list(path.parent.iterdir()) == [path]
+    return path
+
+
+@needs_converter
+def test_it_sees_what_the_run_sees_without_jax(
+    artefact: Path, kept_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """At the canvas's size, enlarged to it with padding, and shrunk to it."""
+    names = [image["file_name"] for image in tiny.read(tiny_data, "val")["images"][:3]]
+    pixels = [cv2.imread(str(tiny_data / "images" / name))[..., ::-1] for name in names]
+    images = {"a": pixels[0], "b": pixels[1][:90, :100], "c": cv2.resize(pixels[2], (301, 222))}
+    np.savez(tmp_path / "images.npz", **images)
+    arguments = [str(artefact), str(tmp_path / "images.npz"), str(tmp_path / "found.npz")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PREDICT, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    model = mrcnn_jax.load(kept_run)
+    with np.load(tmp_path / "found.npz") as found:
+        for name, image in images.items():
+            live = model.predict(image, min_score=0.05)
+            assert len(live.scores) > 3
+            for field in ("labels", "category_ids", "class_names"):
+                np.testing.assert_array_equal(found[f"{name}/{field}"], getattr(live, field))
+            np.testing.assert_allclose(found[f"{name}/scores"], live.scores, atol=1e-5)
+            np.testing.assert_allclose(found[f"{name}/boxes"], live.boxes, rtol=1e-5, atol=1e-3)
+            assert (found[f"{name}/masks"] != live.masks).mean() < 1e-4
+
+
+@needs_converter
+def test_a_file_says_all_that_is_needed_to_use_it_alone(artefact: Path, kept_run: Path) -> None:
+    """And nothing of the machine it was made on."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        artefact / "128x128.onnx", providers=["CPUExecutionProvider"]
+    )
+    inputs = {each.name: (each.shape, each.type) for each in session.get_inputs()}
+    assert inputs == {
+        "image": ([128, 128, 3], "tensor(uint8)"),
+        "size": ([2], "tensor(int32)"),
+    }
+    shapes = {each.name: each.shape for each in session.get_outputs()}
+    assert shapes == {
+        "boxes": [8, 4],
+        "labels": [8],
+        "scores": [8],
+        "valid": [8],
+        "masks": [8, 8, 8],
+    }
+    inside = json.loads(session.get_modelmeta().custom_metadata_map["mrcnn_jax"])
+    beside = json.loads((artefact / "meta.json").read_text())
+    assert inside.pop("canvas") == [128, 128]
+    assert list(beside.pop("programs")) == ["128x128.onnx"]
+    assert inside == beside
+    assert inside["categories"] == [[5, "disc"], [7, "rectangle"], [90, "triangle"]]
+    assert set(inside["versions"]) == {"jax", "jax2onnx", "onnx"}
+    assert "disc (5), rectangle (7), triangle (90)" in (artefact / "README.md").read_text()
+    for path in artefact.rglob("*"):
+        for folder in (kept_run.parent, Path(__file__).parents[2]):
+            assert path.is_dir() or str(folder).encode() not in path.read_bytes()
+
+
+@needs_converter
+def test_flipped_bits_are_found(artefact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "flipped"
+    folder.mkdir()
+    (folder / "meta.json").write_bytes((artefact / "meta.json").read_bytes())
+    whole = (artefact / "128x128.onnx").read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (folder / "128x128.onnx").write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"128x128\.onnx: damaged, or of another export"):
+            exported.load(folder)
+
+
+def brightness(image: Any, size: Any) -> dict[str, Any]:
+    """A network of its own: one box, whose score is the mean of what lies on the canvas."""
+    import jax.numpy as jnp
+
+    return {"boxes": jnp.float32(size)[None].repeat(2, 1), "scores": jnp.mean(image / 255.0)[None]}
+
+
+@needs_converter
+def test_a_program_that_detects_something_else_is_refused() -> None:
+    """Each field within its tolerance, also if what is there is not a number."""
+    content = export_onnx.converted(brightness, (8, 16), "8x16.onnx").SerializeToString()
+    image = export_onnx.picture((8, 16))
+    assert image.std() > 10
+    found = exported.onnx_program(content)(image, np.array([8, 16], np.int32))
+    np.testing.assert_allclose(found["scores"], [image.mean() / 255], rtol=1e-6)
+    np.testing.assert_array_equal(found["boxes"], [[8, 8, 16, 16]])
+
+    for field, change, ok in (
+        ("scores", 5e-5, True),
+        ("scores", 2e-4, False),
+        ("boxes", 5e-3, True),
+        ("boxes", -2e-2, False),
+        ("boxes", np.nan, False),
+    ):
+
+        def other(image: Any, size: Any, field: str = field, change: float = change) -> Any:
+            found = brightness(image, size)
+            return found | {field: found[field] + change}
+
+        if ok:
+            export_onnx.refuse_other_detections(content, other, image, "8x16.onnx")
+        else:
+            with pytest.raises(ConfigError, match=rf"8x16\.onnx: the converted program's {field}"):
+                export_onnx.refuse_other_detections(content, other, image, "8x16.onnx")
+
+
+@needs_converter
+def test_what_jax2onnx_does_not_know_is_refused_in_one_line() -> None:
+    import jax
+
+    def determinant(image: Any, size: Any) -> dict[str, Any]:
+        return {"boxes": jax.pure_callback(lambda: np.float32(0), jax.numpy.float32(0))}
+
+    with pytest.raises(ConfigError) as caught:
+        export_onnx.converted(determinant, (4, 4), "4x4.onnx")
+    assert "cannot convert this network: NotImplementedError: " in str(caught.value)
+    assert "pure_callback" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_packages_are_named_with_what_installs_them(
+    kept_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mrcnn: Callable[..., int],
+) -> None:
+    find, hidden = importlib.util.find_spec, {"jax2onnx", "onnx", "onnxruntime", "onnx_ir"}
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in hidden else find(name, *rest) or "there",
+    )
+    monkeypatch.chdir(tmp_path)
+    export = ("export", "--workdir", kept_run, "--out", "new", "--format", "onnx")
+    assert mrcnn(*export) == 2
+    assert capsys.readouterr().err == (
+        "error: --format onnx: jax2onnx, onnx, onnx_ir, onnxruntime are not installed (pip install "
+        "onnx onnx-ir onnxruntime; pip install --no-deps 'jax2onnx>=0.17.1,<0.18')\n"
+    )
+    hidden -= {"onnx", "onnxruntime", "onnx_ir"}
+    assert mrcnn(*export) == 2
+    assert capsys.readouterr().err == (
+        "error: --format onnx: jax2onnx is not installed (pip install --no-deps "
+        "'jax2onnx>=0.17.1,<0.18')\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mrcnn: Callable[..., int],
+) -> None:
+    """Before the run is read. What is there stays."""
+    monkeypatch.setattr(export_onnx, "refuse_missing_packages", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    Path("old").mkdir()
+    Path("old/file").write_text("old")
+    for out, message in (
+        ("model.onnx", "model.onnx: what is written is a folder (name it model_onnx)"),
+        ("old", "old: exists and is not an empty folder (choose another --out)"),
+        ("new", "nowhere/config.json: no such file (is this a run's folder?)"),
+    ):
+        assert mrcnn("export", "--workdir", "nowhere", "--out", out, "--format", "onnx") == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
