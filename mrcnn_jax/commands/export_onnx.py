@@ -11,6 +11,7 @@ picture, and nothing is written unless it detects there what the run does.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import logging
@@ -41,7 +42,7 @@ TOLERANCES = {"boxes": 1e-2, "scores": 1e-4, "masks": 1e-3, "depth": 1e-2, "labe
 
 def refuse_missing_packages() -> None:
     """Raises ConfigError, with the commands that help, unless jax2onnx and others are installed."""
-    missing = {name for name in (*PACKAGES, "jax2onnx") if importlib.util.find_spec(name) is None}
+    missing = {name for name in (*PACKAGES, "jax2onnx") if not _is_installed(name)}
     commands = []
     if missing - {"jax2onnx"}:
         needed = sorted({PACKAGES[name] for name in missing if name in PACKAGES})
@@ -54,6 +55,21 @@ def refuse_missing_packages() -> None:
             f"--format onnx: {', '.join(sorted(missing))} {are} not installed "
             f"({'; '.join(commands)})"
         )
+    for name in PACKAGES:
+        _imported(name)
+
+
+def _is_installed(name: str) -> bool:
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None  # not a folder of that name here
+
+
+def _imported(name: str) -> Any:
+    """A package; ConfigError if something that it needs is missing or of another version."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(f"--format onnx: {name} does not import: {_one_line(error)}") from error
 
 
 def write_folder(out: Path, run: Run, card: str) -> int:
@@ -135,8 +151,7 @@ def converted(function: Callable[..., dict[str, Any]], canvas: tuple[int, int], 
         # what is traced already has none of them.
         traced = jax.make_jaxpr(flat)(*inputs)
     with quiet():
-        from jax2onnx import to_onnx
-
+        to_onnx = _imported("jax2onnx").to_onnx
         try:
             return to_onnx(
                 jaxpr_as_fun(traced),
@@ -146,11 +161,14 @@ def converted(function: Callable[..., dict[str, Any]], canvas: tuple[int, int], 
                 output_names=fields,
             )
         except Exception as error:  # whatever a converter raises of a network it does not know
-            reason = " ".join(str(error).split())
             raise ConfigError(
                 f"--format onnx: jax2onnx {installed.version('jax2onnx')} cannot convert this "
-                f"network: {type(error).__name__}: {reason:.300}"
+                f"network: {_one_line(error)}"
             ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def refuse_other_detections(

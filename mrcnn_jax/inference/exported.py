@@ -77,6 +77,8 @@ def _for_jax(path: Any) -> tuple[dict[str, Any], list[Program]]:
 
 def _for_onnx(folder: Path) -> tuple[dict[str, Any], list[Program]]:
     meta, programs = json.loads((folder / "meta.json").read_text()), []
+    if "programs" not in meta:  # an unpacked file, for example
+        raise ValueError(f"{folder}: no folder of `mrcnn export --format onnx`")
     for name, digest in meta["programs"].items():
         content = (folder / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:

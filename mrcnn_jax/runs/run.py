@@ -265,7 +265,9 @@ def write_run(
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise ConfigError if `out` exists and is not an empty folder."""
+    """Raise ConfigError if `out` exists and is not an empty folder, or has no name of its own."""
+    if out.name in ("", ".."):  # what is whole is renamed to it
+        raise ConfigError(f"{out}: name a new folder (choose another --out)")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: exists and is not an empty folder (choose another --out)")
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,13 @@ def test_a_file_says_all_that_is_needed_to_use_it_alone(artefact: Path, kept_run
             assert path.is_dir() or str(folder).encode() not in path.read_bytes()
 
 
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    """A file for jax, unpacked."""
+    (tmp_path / "meta.json").write_text('{"format": 1, "platforms": ["cpu"]}')
+    with pytest.raises(ValueError, match=r"no folder of `mrcnn export --format onnx`"):
+        exported.load(tmp_path)
+
+
 @needs_converter
 def test_flipped_bits_are_found(artefact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "flipped"
@@ -191,10 +199,11 @@ def test_missing_packages_are_named_with_what_installs_them(
     mrcnn: Callable[..., int],
 ) -> None:
     find, hidden = importlib.util.find_spec, {"jax2onnx", "onnx", "onnxruntime", "onnx_ir"}
+    there = ModuleSpec("there", None, origin="there")
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name, *rest: None if name in hidden else find(name, *rest) or "there",
+        lambda name, *rest: None if name in hidden else find(name, *rest) or there,
     )
     monkeypatch.chdir(tmp_path)
     export = ("export", "--workdir", kept_run, "--out", "new", "--format", "onnx")
@@ -212,6 +221,26 @@ def test_missing_packages_are_named_with_what_installs_them(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_there_but_of_no_use_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of a package's name, which Python takes for one, and a package that lacks another."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in ("onnx", "onnx_ir", "onnxruntime", "jax2onnx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=r"jax2onnx, onnx, onnx_ir, onnxruntime are not inst"):
+        export_onnx.refuse_missing_packages()
+    for name in ("onnx", "onnx_ir", "onnxruntime", "jax2onnx"):
+        (tmp_path / name / "__init__.py").write_text("import none_such" * (name == "onnx_ir"))
+    importlib.invalidate_caches()
+    with pytest.raises(ConfigError) as caught:
+        export_onnx.refuse_missing_packages()
+    assert str(caught.value) == (
+        "--format onnx: onnx_ir does not import: ModuleNotFoundError: No module named 'none_such'"
+    )
+
+
 def test_mistakes_are_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -225,6 +254,7 @@ def test_mistakes_are_one_line(
     Path("old/file").write_text("old")
     for out, message in (
         ("model.onnx", "model.onnx: what is written is a folder (name it model_onnx)"),
+        (".", ".: name a new folder (choose another --out)"),
         ("old", "old: exists and is not an empty folder (choose another --out)"),
         ("new", "nowhere/config.json: no such file (is this a run's folder?)"),
     ):
