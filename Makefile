@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/shapes
 DEMO_DATA ?= runs/shapes_data
+ifdef PIP_CONSTRAINT  # tests call pip in other folders
+override PIP_CONSTRAINT := $(foreach file,$(PIP_CONSTRAINT),$(or $(realpath $(file)),$(file)))
+export PIP_CONSTRAINT
+endif
 
 .PHONY: demo test test-fast parity gpu-compile package docs lint clean help
 
