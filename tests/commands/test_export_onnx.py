@@ -191,6 +191,21 @@ def test_what_jax2onnx_does_not_know_is_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_onnx_runtime_refuses_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an older one does with a newer program."""
+
+    def too_new(content: bytes) -> Any:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL :\nUnsupported model IR version: 99")
+
+    monkeypatch.setattr(exported, "onnx_program", too_new)
+    with pytest.raises(ConfigError) as caught:
+        export_onnx.refuse_other_detections(b"", brightness, np.zeros((2, 2, 3)), "2x2.onnx")
+    assert str(caught.value) == (
+        "--format onnx: 2x2.onnx: ONNX Runtime does not run what jax2onnx made of this network: "
+        "RuntimeError: [ONNXRuntimeError] : 1 : FAIL : Unsupported model IR version: 99"
+    )
+
+
 def test_missing_packages_are_named_with_what_installs_them(
     kept_run: Path,
     tmp_path: Path,
@@ -224,7 +239,7 @@ def test_missing_packages_are_named_with_what_installs_them(
 def test_what_is_there_but_of_no_use_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of a package's name, which Python takes for one, and a package that lacks another."""
+    """Folders of packages' names, which Python takes for such; a package that lacks another."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in ("onnx", "onnx_ir", "onnxruntime", "jax2onnx"):
         monkeypatch.delitem(sys.modules, name, raising=False)
