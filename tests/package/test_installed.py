@@ -29,7 +29,8 @@ class Installed:
     def __init__(self, folder: Path) -> None:
         self.bin, self.work = folder / "env" / "bin", folder / "work"
         self.work.mkdir()
-        kept = ("PIP_", "LANG", "SSL_", "REQUESTS_", "HTTP", "http", "TMPDIR")
+        kept = ("PIP_", "LANG", "SSL_", "REQUESTS_", "HTTP", "http", "NO_PROXY", "no_proxy")
+        kept += ("TMPDIR", "LD_LIBRARY_PATH")  # Python itself may need the last
         self.environment = {
             name: value for name, value in os.environ.items() if name.startswith(kept)
         } | {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
@@ -46,6 +47,17 @@ class Installed:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
+
+
+def test_an_environment_has_what_python_and_pip_need_and_nothing_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = {"LD_LIBRARY_PATH": "/opt/python/lib", "no_proxy": "a.b", "https_proxy": "http://c.d"}
+    for name, value in (needed | {"PYTHONPATH": "/a", "VIRTUAL_ENV": "/b"}).items():
+        monkeypatch.setenv(name, value)
+    environment = Installed(tmp_path).environment
+    assert needed.items() <= environment.items()
+    assert not {"PYTHONPATH", "VIRTUAL_ENV"} & set(environment)
 
 
 def built(pattern: str) -> Path:
