@@ -98,6 +98,7 @@ def write_programs(run: Run, folder: Path) -> None:
     import jax
     import onnx
 
+    cpu = _cpu()
     meta = metadata(run) | {
         "versions": {name: installed.version(name) for name in ("jax", "jax2onnx", "onnx")}
     }
@@ -114,11 +115,24 @@ def write_programs(run: Run, folder: Path) -> None:
         program = converted(alone, canvas, name)
         onnx.helper.set_model_props(program, {METADATA: json.dumps(meta | {"canvas": canvas})})
         content = program.SerializeToString()
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(cpu):
             refuse_other_detections(content, jax.jit(alone), picture(canvas), name)
         (folder / name).write_bytes(content)
         digests[name] = hashlib.sha256(content).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta | {"programs": digests}, indent=1))
+
+
+def _cpu() -> Any:
+    """The device to compare on, where ONNX Runtime is too; ConfigError if jax is kept from it."""
+    import jax
+
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:
+        raise ConfigError(
+            "--format onnx: programs are compared on the CPU, which $JAX_PLATFORMS leaves out (add "
+            ",cpu)"
+        ) from None
 
 
 def converted(function: Callable[..., dict[str, Any]], canvas: tuple[int, int], name: str) -> Any:

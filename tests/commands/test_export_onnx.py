@@ -206,6 +206,13 @@ def test_what_onnx_runtime_refuses_is_refused_in_one_line(monkeypatch: pytest.Mo
     )
 
 
+def test_jax_without_its_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX_PLATFORMS=cuda on a GPU."""
+    monkeypatch.setattr("jax._src.xla_bridge.backends", lambda: {"cuda": None})
+    with pytest.raises(ConfigError, match=r"which \$JAX_PLATFORMS leaves out \(add ,cpu\)$"):
+        export_onnx._cpu()
+
+
 def test_missing_packages_are_named_with_what_installs_them(
     kept_run: Path,
     tmp_path: Path,
