@@ -331,11 +331,10 @@ def _training(
     wishes: Wishes,
 ) -> tuple[DataConfig, StageConfig, list[Row]]:
     (stage,), source = recipe.stages, f"configs/{recipe.name}.py"
-    optimizer, trained, why_trained = stage.optimizer, TRAINED.get(recipe.name), f"as in {source}"
-    if not stage.frozen:
-        trained, why_trained = "everything", "batch norms are live"
-        if wishes.init_from is None:
-            why_trained = "weights are random"
+    optimizer, trained = stage.optimizer, "everything"
+    why_trained = "weights are random" if wishes.init_from is None else "batch norms are live"
+    if stage.frozen:
+        trained, why_trained = TRAINED[recipe.name], f"as in {source}"
     threshold, rare = choose_repeats(train)
     images = int(repeat_factors(train, threshold).sum())
     chosen = choose_batch(optimizer, source, device, devices, data, model, images)
