@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs of tests are compiled in an eighth of the time (4.5 s of processor time for 35, a joint
 # step of tests/tiny.py), which outweighs what slower code costs on networks of this size. XLA's
 # passes over the program stay those of every run; the machine code comes from its older code
-# generator, with little effort by LLVM. Processes that a test starts inherit it. tests/parity has
-# the usual code generator, and what asks for `optimised` compiles as users do.
+# generator, where jaxlib still has it, with little effort by LLVM. Processes that a test starts
+# inherit it. tests/parity has the usual code generator, and what asks for `optimised` compiles as
+# users do.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_parallel_codegen_split_count=1"
+    # jaxlib 0.12.0.1 ends the process at a flag that it no longer has
+    + " --xla_cpu_use_fusion_emitters=false"
+    * version("jaxlib").startswith("0.10."),
 )
 
 import jax

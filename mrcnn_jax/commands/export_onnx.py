@@ -10,6 +10,7 @@ picture, and nothing is written unless it detects there what the run does.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -107,16 +108,14 @@ def write_programs(run: Run, folder: Path) -> None:
     digests = {}
     for canvas in run.config.data.canvases:
         predict = prediction(model, canvas)
-
-        def alone(image: Any, size: Any, predict: Any = predict) -> dict[str, Any]:
-            return predict(run.variables, image, size)
-
         name = f"{canvas[0]}x{canvas[1]}.onnx"
-        program = converted(alone, canvas, name)
+        program = converted(functools.partial(predict, run.variables), canvas, name)
         onnx.helper.set_model_props(program, {METADATA: json.dumps(meta | {"canvas": canvas})})
         content = program.SerializeToString()
         with jax.default_device(cpu):
-            refuse_other_detections(content, jax.jit(alone), picture(canvas), name)
+            # Weights are arguments: the compiler would take minutes to fold constants.
+            detect = functools.partial(jax.jit(predict), run.variables)
+            refuse_other_detections(content, detect, picture(canvas), name)
         (folder / name).write_bytes(content)
         digests[name] = hashlib.sha256(content).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta | {"programs": digests}, indent=1))

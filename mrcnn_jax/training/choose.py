@@ -1,8 +1,8 @@
 """Chooses a config for a data set: every value by a rule that is stated and can be overruled.
 
 The constants come from recipes that were tried: `configs/finetune.py` from imported weights, on a
-CPU `configs/finetune_cpu.py` from those of a ResNet alone, and the network and optimiser of
-`configs/shapes.py`, all heads together, from random ones.
+CPU `configs/finetune_cpu.py` from those of a ResNet alone, and `configs/scratch.py` from random
+ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
-from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, Shrink, StageConfig
+from mrcnn_jax.config.schema import Config, DataConfig, Shrink, StageConfig
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
@@ -43,7 +43,7 @@ EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # lea
 MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
 WARMUP = 500  # updates at most, and a tenth of all
 OF_NETWORK = {  # by the name of the recipe
-    "shapes": "small, as weights are random (--weights)",
+    "scratch": "small, as weights are random (--weights)",
     "finetune": "torchvision's, around the ResNet of the weights",
     "finetune_cpu": "torchvision's, half as wide around the ResNet of the weights: fast on a CPU",
 }
@@ -51,7 +51,6 @@ TRAINED = {
     "finetune": "all but the stem, res2 and batch norms",
     "finetune_cpu": "res5 without batch norms, FPN and heads",
 }
-PARTS = ("resnet", "fpn", "rpn", "box_head", "mask_head")
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,13 @@ def choose(
 
 def _recipe(device: Device, wishes: Wishes, start: Start | None) -> Config:
     """The config that the network, the stage and the augmentation are taken from."""
-    everything = tuple(ParamGroup(f"{part}/.*") for part in PARTS)
     if wishes.init_from is None:
-        shapes, augment = load_config_file("shapes"), load_config_file("finetune").data.augment
-        stages = joint(everything, epochs=1, optimizer=shapes.stages[0].optimizer)
-        return replace(shapes, data=replace(shapes.data, augment=augment), stages=stages)
+        return load_config_file("scratch")
     if start is None:
         return load_config_file("finetune_cpu" if device == "cpu" else "finetune")
     recipe = load_config_file("finetune")
     if start.model.resnet.norm == "live":
+        everything = load_config_file("scratch").stages[0].train
         stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
         recipe = replace(recipe, stages=stages)
     return recipe

@@ -53,6 +53,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
         "timm_coco": ["joint"],
         "finetune": ["joint"],
         "finetune_cpu": ["joint"],
+        "scratch": ["joint"],
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],
         "bins_depth": ["depth"],

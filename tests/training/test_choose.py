@@ -200,12 +200,16 @@ def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -
     assert labels(config.stages[0], params)
 
 
-def test_random_weights_train_the_demos_network() -> None:
-    demo = load_config_file("shapes")
+def test_random_weights_train_the_network_of_scratch() -> None:
+    recipe = load_config_file("scratch")
     config = config_of(likeness(9, 90, 90, [9]))
-    assert config.model.resnet == demo.model.resnet
-    assert config.stages[0].optimizer.learning_rate == demo.stages[0].optimizer.learning_rate
-    assert config.stages[0].frozen == ()
+    assert config.model.resnet == recipe.model.resnet
+    assert config.model.box_head == replace(recipe.model.box_head, detections=100)
+    assert config.model.mask_head == recipe.model.mask_head
+    (stage,), (known,) = config.stages, recipe.stages
+    assert (stage.train, stage.frozen) == (known.train, ())
+    warmup = stage.optimizer.warmup_steps
+    assert stage.optimizer == replace(known.optimizer, warmup_steps=warmup)
     assert config.data.batch_size == 8
 
 
