@@ -98,7 +98,7 @@ def test_weights_set_their_fields_in_what_is_chosen(
     assert (config.model.resnet.norm_epsilon, config.init_without_classes) == (0.1, False)
     out = capsys.readouterr().out
     assert "\n  model.resnet.depth: 18 (the config has 50)\n" in out
-    assert "ResNet-18-FPN, width 4 " in out  # in the table
+    assert "ResNet-18, FPN of 128 channels " in out  # in the table
     run = here / "runs" / tiny_data.name
     run.mkdir(parents=True)
     save_config(resolve_paths(config), run / "config.json")
