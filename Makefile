@@ -12,7 +12,7 @@ endif
 .PHONY: demo test test-fast parity gpu-compile package docs lint clean help
 
 help:
-	@echo "make demo       generate data, train three stages, evaluate, draw (5 to 9 minutes on 2 cores)"
+	@echo "make demo       generate data, train, evaluate, draw (16 minutes on 2 slow cores)"
 	@echo "make test       run all tests (8 to 20 minutes on 2 cores)"
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
@@ -46,7 +46,7 @@ $(DEMO_DATA)/.generated: mrcnn_jax/datasets/shapes.py | $(VENV)/.installed
 
 # Run again after an interruption, `make demo` resumes.
 demo: $(VENV)/.installed $(DEMO_DATA)/.generated
-	$(BIN)/python train.py --config configs/shapes.py --workdir $(DEMO) --data.root $(DEMO_DATA)
+	$(BIN)/python train.py $(DEMO_DATA) --workdir $(DEMO) --stages.0.epochs 3 --data.augment.scale 1 1
 	$(BIN)/python eval.py --workdir $(DEMO)
 
 test: $(VENV)/.installed-dev

@@ -1,9 +1,11 @@
-"""The demo: a small network from random weights on generated shapes, in minutes on 2 CPU cores.
+"""The report's three stages with a small network from random weights, on generated shapes.
 
     mrcnn generate shapes --out runs/shapes_data --train 4000
     python train.py --config configs/shapes.py --workdir runs/shapes --data.root runs/shapes_data
 
-`make demo` does both, trains all three stages, evaluates and draws.
+All heads together, as `make demo` trains them: configs/scratch.py.
+
+Hardware: 2 CPU cores, minutes.
 """
 
 from mrcnn_jax.config.model import (
