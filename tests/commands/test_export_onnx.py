@@ -207,8 +207,12 @@ def test_what_onnx_runtime_refuses_is_refused_in_one_line(monkeypatch: pytest.Mo
 
 
 def test_jax_without_its_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAX_PLATFORMS=cuda on a GPU."""
-    monkeypatch.setattr("jax._src.xla_bridge.backends", lambda: {"cuda": None})
+    """JAX_PLATFORMS=cuda on a GPU, where jax raises this."""
+
+    def devices(platform: str) -> list[Any]:
+        raise RuntimeError(f"Unknown backend {platform}")
+
+    monkeypatch.setattr("jax.devices", devices)
     with pytest.raises(ConfigError, match=r"which \$JAX_PLATFORMS leaves out \(add ,cpu\)$"):
         export_onnx._cpu()
 
