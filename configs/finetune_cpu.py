@@ -10,7 +10,7 @@ Its AP: docs/results.md.
         --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\
         --weights torchvision-resnet50-v2 --download
 
-Hardware: 2 CPU cores, 4 GiB.
+Hardware: 2 CPU cores.
 """
 
 from dataclasses import replace
