@@ -43,7 +43,7 @@ def get_config() -> Config:
             ),
             roi=replace(TORCHVISION.roi, canonical_size=112.0),
             box_head=replace(TORCHVISION.box_head, samples=128),
-            # One mask for all classes, of soft cells: few images teach one better than several.
+            # One mask for all classes: few images have to teach only one.
             mask_head=replace(
                 TORCHVISION.mask_head,
                 channels=128,
