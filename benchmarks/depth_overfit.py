@@ -24,7 +24,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig, ResNetConfig  # noqa: E402
+from mrcnn_jax.config.heads import DepthHeadConfig  # noqa: E402
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig  # noqa: E402
 from mrcnn_jax.config.schema import (  # noqa: E402
     Config,
     DataConfig,

@@ -13,15 +13,8 @@ Time, AP and depth errors: docs/depth.md.
 
 from dataclasses import replace
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    DepthHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint, with_depth
 

@@ -6,7 +6,8 @@
 Time and AP: docs/results.md.
 """
 
-from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 

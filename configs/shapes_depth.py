@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.model import DepthHeadConfig
+from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import joint, with_depth
 

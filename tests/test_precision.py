@@ -16,13 +16,8 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import load, open_split, plan_epoch

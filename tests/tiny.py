@@ -8,14 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import staged
 from mrcnn_jax.datasets.shapes import write_shapes

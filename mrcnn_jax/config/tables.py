@@ -7,14 +7,8 @@ import itertools
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup, StageConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-3)

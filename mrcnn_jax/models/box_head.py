@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.model import BoxHeadConfig
+from mrcnn_jax.config.heads import BoxHeadConfig
 from mrcnn_jax.models.layers import Dense, conv_relu, he_normal_fan_out, relu
 from mrcnn_jax.models.outputs import Outputs, outputs
 from mrcnn_jax.models.rpn import inside_crowd

@@ -19,12 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config.model import (
-    DepthHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PointRendConfig,
-)
+from mrcnn_jax.config.heads import DepthHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.models.layers import cell_mask, conv_relu
 from mrcnn_jax.models.mask_head import mask_samples
 from mrcnn_jax.models.outputs import Outputs, outputs

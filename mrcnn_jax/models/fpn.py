@@ -7,7 +7,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mrcnn_jax.config.model import Norm
+from mrcnn_jax.config.heads import Norm
 from mrcnn_jax.models.layers import Conv, ConvNorm, Pointwise
 
 

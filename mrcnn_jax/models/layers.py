@@ -19,7 +19,7 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from mrcnn_jax.config.model import Norm
+from mrcnn_jax.config.heads import Norm
 from mrcnn_jax.models.convolution import convolution, windows
 from mrcnn_jax.ops.platforms import by_platform
 

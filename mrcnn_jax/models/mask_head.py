@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
-from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
 from mrcnn_jax.models.convolution import convolution
 from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu

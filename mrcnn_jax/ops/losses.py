@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int, Num
 
-from mrcnn_jax.config.model import BoxLoss
+from mrcnn_jax.config.heads import BoxLoss
 from mrcnn_jax.ops import boxes as box_ops
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
+from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, DataConfig, Shrink, StageConfig
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import repeat_factors

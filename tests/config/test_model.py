@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PointRendConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 
 
 @pytest.mark.parametrize(
@@ -34,22 +27,6 @@ from mrcnn_jax.config.model import (
         (lambda: RPNConfig(train_proposals=0), "model.rpn.train_proposals"),
         (lambda: RoIConfig(sampling_ratio=-1), "model.roi.sampling_ratio"),
         (lambda: RoIConfig(max_sampling_ratio=0), "model.roi.max_sampling_ratio"),
-        (lambda: BoxHeadConfig(fcs=-1), "model.box_head.fcs"),
-        (lambda: MaskHeadConfig(focal_alpha=0.0), "model.mask_head.focal_alpha"),
-        (lambda: PointRendConfig(steps=5), "model.mask_head.refine.steps"),
-        (lambda: PointRendConfig(points=0), "model.mask_head.refine.points"),
-        (
-            lambda: PointRendConfig(uncertain_fraction=1.5),
-            "model.mask_head.refine.uncertain_fraction",
-        ),
-        (
-            lambda: MaskHeadConfig(loss="focal", refine=PointRendConfig(steps=2)),
-            "model.mask_head.refine.steps: needs",
-        ),
-        (
-            lambda: MaskHeadConfig(loss="softmax", refine=PointRendConfig(steps=2)),
-            "model.mask_head.refine.steps: needs",
-        ),
         (
             lambda: ModelConfig(backbone="c4", mask_head=MaskHeadConfig(refine=PointRendConfig(1))),
             "model.mask_head.refine.steps: the C4",
@@ -59,7 +36,6 @@ from mrcnn_jax.config.model import (
         (lambda: RPNConfig(negative_iou=0.8), "model.rpn.negative_iou"),
         (lambda: RPNConfig(positive_fraction=0.0), "model.rpn.positive_fraction"),
         (lambda: RPNConfig(proposals=0), "model.rpn.proposals"),
-        (lambda: BoxHeadConfig(detections=0), "model.box_head.detections"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:

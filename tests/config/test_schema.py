@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
+from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import (
     AugmentConfig,
     Config,

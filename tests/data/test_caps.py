@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.config.model import BoxHeadConfig, MaskHeadConfig, ModelConfig, RPNConfig
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, RPNConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord

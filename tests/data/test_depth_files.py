@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.model import DepthHeadConfig, ModelConfig
+from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig
 from mrcnn_jax.data import depth_files
 from mrcnn_jax.data.depth_files import depth_source

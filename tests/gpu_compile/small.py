@@ -3,13 +3,8 @@ benchmarks/gpu_compile.py."""
 
 from __future__ import annotations
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint, staged
 

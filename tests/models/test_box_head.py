@@ -18,7 +18,7 @@ from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
 from test_rpn import assert_loss_laws, decode_loop, encode_loop, instances, near, smooth_l1_loop
 
-from mrcnn_jax.config.model import BoxHeadConfig
+from mrcnn_jax.config.heads import BoxHeadConfig
 from mrcnn_jax.models.box_head import (
     BoxHead,
     BoxOutput,

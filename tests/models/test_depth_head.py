@@ -15,12 +15,8 @@ import pytest
 from ops import laws
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.model import (
-    DepthHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PointRendConfig,
-)
+from mrcnn_jax.config.heads import DepthHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.models.depth_head import (
     DepthHead,
     box_depth,

@@ -18,7 +18,7 @@ from ops.test_masks import coverage_loop
 from test_resnet import numpy_conv
 from test_rpn import assert_loss_laws, instances, near
 
-from mrcnn_jax.config.model import MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.mask_head import (
     MaskHead,
     MaskSamples,

@@ -14,15 +14,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ops.test_points import bilinear_loop
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PointRendConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import (
     MaskRCNN,

@@ -11,13 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import ResNet

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.model import BoxLoss, RoIConfig
+from mrcnn_jax.config.heads import BoxLoss
+from mrcnn_jax.config.model import RoIConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses, masks, matching, roi, sampling
 from mrcnn_jax.ops.nms import nms

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config.model import BoxLoss
+from mrcnn_jax.config.heads import BoxLoss
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 

@@ -20,7 +20,7 @@ from write_run_fixture import EXPECTED, FOLDER, LIMIT, digest, get_config, seen
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences
-from mrcnn_jax.config.model import DepthHeadConfig
+from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.data.loader import depth_of
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run, open_data, write_run

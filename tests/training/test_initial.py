@@ -17,14 +17,8 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, save_config
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PointRendConfig,
-    ResNetConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2, joint, staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch

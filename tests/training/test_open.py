@@ -23,7 +23,7 @@ from mrcnn_jax.config.files import (
     resolve_paths,
     save_config,
 )
-from mrcnn_jax.config.model import DepthHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.heads import DepthHeadConfig, MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import with_depth
 from mrcnn_jax.data.loader import PlannedBatch, plan_epoch

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 from mrcnn_jax.commands import eval as evaluation
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.training import loop
 

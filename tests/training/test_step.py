@@ -17,16 +17,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ops import laws
 
-from mrcnn_jax.config.model import (
-    BoxHeadConfig,
-    DepthHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PointRendConfig,
-    ResNetConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise

@@ -1,0 +1,40 @@
+"""Options of the heads that make no sense."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: BoxHeadConfig(fcs=-1), "model.box_head.fcs"),
+        (lambda: MaskHeadConfig(focal_alpha=0.0), "model.mask_head.focal_alpha"),
+        (lambda: PointRendConfig(steps=5), "model.mask_head.refine.steps"),
+        (lambda: PointRendConfig(points=0), "model.mask_head.refine.points"),
+        (
+            lambda: PointRendConfig(uncertain_fraction=1.5),
+            "model.mask_head.refine.uncertain_fraction",
+        ),
+        (
+            lambda: MaskHeadConfig(loss="focal", refine=PointRendConfig(steps=2)),
+            "model.mask_head.refine.steps: needs",
+        ),
+        (
+            lambda: MaskHeadConfig(loss="softmax", refine=PointRendConfig(steps=2)),
+            "model.mask_head.refine.steps: needs",
+        ),
+        (lambda: BoxHeadConfig(detections=0), "model.box_head.detections"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:
+    """In one line that begins with the field."""
+    with pytest.raises(ConfigError, match=rf"\A{re.escape(field)}.*\Z"):
+        make()
