@@ -46,7 +46,7 @@ def refuse_missing_packages() -> None:
     missing = {name for name in (*PACKAGES, "jax2onnx") if not _is_installed(name)}
     commands = []
     if missing - {"jax2onnx"}:
-        needed = sorted({PACKAGES[name] for name in missing if name in PACKAGES})
+        needed = [package for name, package in PACKAGES.items() if name in missing]
         commands.append(f"pip install {' '.join(needed)}")
     if "jax2onnx" in missing:
         commands.append(f"pip install {CONVERTER}")
