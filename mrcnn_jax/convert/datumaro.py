@@ -40,12 +40,12 @@ from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
 from mrcnn_jax.pixels.geometry import mask_box
 
-OUTLINES = ("polygon", "mask", "ellipse", "rotated_bbox")
+OUTLINES = ("polygon", "mask", "ellipse")
 NO_AREA = ("label", "caption", "points", "polyline", "skeleton", "cuboid_2d", "cuboid_3d")
 NOT_DRAWN = ("hash_key", "feature_vector")  # of Datumaro's own searches
 OTHER_MEDIA = ("point_cloud", "video", "video_frame")
 # How many numbers an annotation of a type has; a polygon's count is checked with its image.
-COUNTS = {"bbox": 4, "ellipse": 4, "rotated_bbox": 5}
+COUNTS = {"bbox": 4, "ellipse": 4}
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,6 @@ class Datumaro(RectangleOptions):
             x1, y1, x2, y2 = values
             radii = abs(x2 - x1) / 2, abs(y2 - y1) / 2
             polygon = ellipse((x1 + x2) / 2, (y1 + y2) / 2, *radii, degrees)
-        elif kind == "rotated_bbox":
-            x, y, w, h, turn = values
-            polygon = rectangle((x - w / 2, y - h / 2, x + w / 2, y + h / 2), turn)
         else:
             x, y, w, h = values
             if key is not None and key in outlined:
