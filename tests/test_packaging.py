@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mrcnn_jax import __version__
+from mrcnn_jax.commands import export_onnx
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.runs import hub, loggers
 
@@ -170,6 +171,8 @@ def test_an_upper_bound_has_a_reason(file: str) -> None:
 def test_messages_ask_for_what_the_extras_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     brought = {f"'{need}'" for need, _ in requirements("requirements-loggers.txt")}
     assert set(loggers._PACKAGES.values()) == brought
+    brought = {f"'{need}'" for need, _ in requirements("requirements-onnx.txt")}
+    assert set(export_onnx.PACKAGES.values()) == brought
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     ((need, _),) = requirements("requirements-hub.txt")
     with pytest.raises(ConfigError, match=rf"pip install '{re.escape(str(need))}'"):

@@ -22,7 +22,8 @@ import numpy as np
 
 from mrcnn_jax.config.schema import Config, OptimizerConfig
 from mrcnn_jax.inference.predictor import Predictor, batch_of_one
-from mrcnn_jax.runs.checkpoints import Checkpoints, flatten
+from mrcnn_jax.runs.arrays import flatten
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.runs.state import TrainState

@@ -34,7 +34,8 @@ from mrcnn_jax.commands.model_card import model_card
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.inference.exported import checked
-from mrcnn_jax.runs.checkpoints import Checkpoints, flatten
+from mrcnn_jax.runs.arrays import flatten
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.logs import TIMING
 from mrcnn_jax.runs.run import Run, load_run, open_data
 

@@ -1,8 +1,8 @@
 """Convert the export of an annotation tool to an annotation file in COCO's format, or cut a data
 set in COCO's format into tiles.
 
-    mrcnn convert labelme|cvat|voc|masks|yolo|via|label-studio INPUT --out annotations.json
-    [--images DIR] [--split 0.1]
+    mrcnn convert labelme|cvat|voc|masks|yolo|via|label-studio|supervisely|datumaro INPUT
+    --out annotations.json [--images DIR] [--split 0.1]
     mrcnn convert to-yolo annotations.json --images DIR --out my_yolo
     mrcnn convert tile annotations.json --images DIR --out tiles/ [--tile 1024 --overlap 128]
 
@@ -20,9 +20,11 @@ import tyro
 from mrcnn_jax.commands import to_yolo
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.datumaro import Datumaro
 from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.tile_data import Tile
 from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.voc import Voc
@@ -36,6 +38,8 @@ Arguments = (
     | Annotated[Yolo, tyro.conf.subcommand("yolo")]
     | Annotated[Via, tyro.conf.subcommand("via")]
     | Annotated[LabelStudio, tyro.conf.subcommand("label-studio")]
+    | Annotated[Supervisely, tyro.conf.subcommand("supervisely")]
+    | Annotated[Datumaro, tyro.conf.subcommand("datumaro")]
     | Annotated[to_yolo.ToYolo, tyro.conf.subcommand("to-yolo")]
     | Annotated[Tile, tyro.conf.subcommand("tile")]
 )

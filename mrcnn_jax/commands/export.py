@@ -119,7 +119,7 @@ def contents(run: Run, card: str) -> Iterator[tuple[str, bytes | str]]:
     import jax
     import numpy as np
 
-    from mrcnn_jax.runs.checkpoints import flatten
+    from mrcnn_jax.runs.arrays import flatten
 
     weights = flatten(run.variables)
     meta = metadata(run) | {

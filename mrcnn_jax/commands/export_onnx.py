@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from mrcnn_jax.runs.run import Run
 
-# What `pip install` needs; jax2onnx asks for an older Orbax than runs are written with, and for
-# packages that only its examples use.
-PACKAGES = {"onnx": "onnx", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"}
+# What `pip install` needs, as in requirements-onnx.txt; jax2onnx asks for an older Orbax than runs
+# are written with, and for packages that only its examples use.
+PACKAGES = {"onnx": "'onnx>=1.20'", "onnx_ir": "'onnx-ir>=1'", "onnxruntime": "'onnxruntime>=1.24'"}
 CONVERTER = "--no-deps 'jax2onnx>=0.17.1,<0.18'"
 METADATA = "mrcnn_jax"  # the key in an ONNX file's metadata
 # How far the converted program may be from the run's: pixels, probabilities, metres.
@@ -46,7 +46,7 @@ def refuse_missing_packages() -> None:
     missing = {name for name in (*PACKAGES, "jax2onnx") if not _is_installed(name)}
     commands = []
     if missing - {"jax2onnx"}:
-        needed = sorted({PACKAGES[name] for name in missing if name in PACKAGES})
+        needed = [package for name, package in PACKAGES.items() if name in missing]
         commands.append(f"pip install {' '.join(needed)}")
     if "jax2onnx" in missing:
         commands.append(f"pip install {CONVERTER}")

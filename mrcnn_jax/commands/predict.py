@@ -95,7 +95,7 @@ def run(arguments: Arguments) -> None:
     if arguments.format is not None:
         made = open_annotations(arguments.format, out, files, model.class_names, report)
     failed = 0
-    # They get their names when they are whole.
+    # They get their names when they are whole, the annotations last: they are not replaced.
     with (
         made as annotations,
         whole_file(out / DETECTIONS) as found_part,

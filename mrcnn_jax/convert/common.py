@@ -111,7 +111,7 @@ class Options:
 
     def class_names(self) -> tuple[str, ...] | None:
         """The export's own list of classes, in its order, as `normal_label` spells them; None: it
-        has none."""
+        has none. Labels that are not in it follow, sorted."""
         return None
 
     def hints(self) -> list[str]:

@@ -26,7 +26,7 @@ from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord, ObjectRecord, coco_annotation
 from mrcnn_jax.data.repair import MIN_SIDE
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.output import part_folder, remove_abandoned, whole_file
+from mrcnn_jax.output import part_folder
 from mrcnn_jax.pixels.decode import Kind, decode_image
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, mask_extent
@@ -70,14 +70,16 @@ def cut(options: Tile) -> None:
     if not 0 <= options.least_share <= 1:
         raise ConfigError(f"--least-share: {options.least_share} is not a share in 0..1")
     out = options.out
-    if out.is_dir():
-        remove_abandoned(out)  # by a call that was killed
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"--out: {out}: is there already (name a new folder)")
+    place = out.resolve()  # a link to an empty folder stays one
+    if out.is_mount() or place == Path.cwd():
+        raise ConfigError(f"--out: {out}: cannot be replaced (name a new folder in it)")
     dataset = _checked(options)
-    with _made(out), part_folder(out / IMAGES) as folder:
-        tiles = _cut(dataset, options, overlap, folder)
-        _write(_content(tiles, dataset, options), out, folder, dataset.report)
+    with _made(place.parent), part_folder(place) as part:
+        tiles = _cut(dataset, options, overlap, part / IMAGES)
+        _write(_content(tiles, dataset, options), part, dataset.report)
+        part.rename(place)  # also over an empty folder
     print("\n".join(dataset.report.lines()))
     print(f"{len(dataset.images)} images: {len(tiles)} tiles in {out}; to check:")
     files = "--annotations", out / ANNOTATIONS, "--images", out / IMAGES
@@ -261,15 +263,14 @@ def _content(tiles: list[_Cut], dataset: CocoDataset, options: Tile) -> dict[str
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _write(content: dict[str, Any], out: Path, folder: Path, report: Report) -> None:
-    """Writes the file, and gives the images' folder and it their names in `out`.
+def _write(content: dict[str, Any], folder: Path, report: Report) -> None:
+    """Writes the file beside the images.
 
     The report gets what is kept in the file, and what `read_coco` finds in it.
     """
-    with whole_file(out / ANNOTATIONS) as part:
-        part.write_text(json.dumps(content) + "\n")
-        read = read_coco(part, folder, DataConfig(max_pixels=MAX_PIXELS))
-        folder.rename(out / IMAGES)
+    path = folder / ANNOTATIONS
+    path.write_text(json.dumps(content) + "\n")
+    read = read_coco(path, folder / IMAGES, DataConfig(max_pixels=MAX_PIXELS))
     report.kept = read.report.kept
     for key, finding in read.report.findings.items():
         report.findings.setdefault(key, finding)

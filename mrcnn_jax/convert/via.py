@@ -63,7 +63,7 @@ class Via(RectangleOptions):
         if not self.input.is_dir():
             return self.input
         found = [path for path in sorted(self.input.glob("*.json")) if is_via(path)]
-        found = found or [path for path in sorted(self.input.glob("*.csv")) if _is_csv(path)]
+        found = found or [path for path in sorted(self.input.glob("*.csv")) if is_csv(path)]
         if len(found) != 1:
             what = f"several: {found[0].name}, {found[1].name}" if found else "none"
             raise ConfigError(
@@ -171,14 +171,19 @@ def _pairs(xs: Any, ys: Any) -> list[float]:
 
 def is_via(path: Path) -> bool:
     """Whether a JSON file has the keys of VIA 1 or 2."""
-    text = path.read_bytes()
+    text = read_bytes(path) if path.is_file() else b""
     return b'"shape_attributes"' in text or f'"{METADATA}"'.encode() in text
 
 
-def _is_csv(path: Path) -> bool:
+def is_csv(path: Path) -> bool:
     """Whether a CSV file has the columns of VIA."""
-    with path.open("rb") as file:
-        head = file.readline(1000)
+    if not path.is_file():  # such as a folder of that name
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.readline(1000)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     return all(name.encode() in head for name in COLUMNS)
 
 

@@ -94,7 +94,8 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
         names = tuple(sorted({item.label for image in converted for item in image.objects}))
         if not names:
             raise ConfigError(f"{options.input}: no object is left, and so no class: {why}")
-        names = options.class_names() or names
+        own = options.class_names() or ()
+        names = (*own, *(name for name in names if name not in own))
     objects = [item for image in converted for item in image.objects]
     boxes_alone = objects and all(item.segmentation is None for item in objects)
     if boxes_alone and isinstance(options, RectangleOptions):

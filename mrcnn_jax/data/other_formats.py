@@ -30,6 +30,10 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
             isinstance(entry, dict) and "regions" in entry for entry in entries.values()
         ):
             return f"VIA's: {_convert('via', path)}"
+        if "objects" in content and "size" in content:
+            return f"Supervisely's: {_convert('supervisely', _project(path))}"
+        if "items" in content and "categories" in content:
+            return f"Datumaro's: {_convert('datumaro', path)}"
         return None
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
@@ -49,6 +53,8 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
         return _of_xml(root[1], path)
     if text.startswith("[") and '"annotations"' in text and '"images"' not in text:
         return f"Label Studio's: {_convert('label-studio', path)}"
+    if suffix == ".csv" and "region_shape_attributes" in text.partition("\n")[0]:
+        return f"VIA's: {_convert('via', path)}"
     if suffix in (".yaml", ".yml") and re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
         return f"YOLO's: {_convert('yolo', path)}"
     if re.match(r"\d+( +-?[\d.]+){4,} *(\r?\n|$)", text):
@@ -60,6 +66,12 @@ def _with_data_yaml(path: Path) -> Path:
     """The folder above a file, of at most three, that has a data.yaml, else the nearest."""
     above = [*path.parents][:3]
     return next((folder for folder in above if (folder / "data.yaml").is_file()), above[0])
+
+
+def _project(path: Path) -> Path:
+    """The folder of Supervisely's project: above that of the data set, if it has a meta.json."""
+    dataset = path.parent.parent
+    return dataset.parent if (dataset.parent / "meta.json").is_file() else dataset
 
 
 def _of_xml(root: str, path: Path) -> str | None:

@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,11 +19,13 @@ from typing import Literal
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.datumaro import Datumaro
 from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.mask_images import LOSSY, Masks, without_mask
 from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
-from mrcnn_jax.convert.via import Via
+from mrcnn_jax.convert.supervisely import Supervisely
+from mrcnn_jax.convert.via import Via, is_csv
 from mrcnn_jax.convert.voc import Voc
 from mrcnn_jax.convert.yolo import PARTS, Yolo
 from mrcnn_jax.data.split import Part
@@ -31,8 +33,8 @@ from mrcnn_jax.datasets.tree import Tree, base_name, mapped, normal, parent, wal
 
 LOOKED_FOR = (
     "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, JSON of labelme, "
-    "VIA and Label Studio, CVAT's annotations.xml, Pascal VOC's XML or SegmentationObject/, and "
-    "folders of masks"
+    "VIA (or its CSV), Label Studio, Supervisely and Datumaro, CVAT's annotations.xml, Pascal "
+    "VOC's XML or SegmentationObject/, and folders of masks"
 )
 ROLES = {
     "train": "train",
@@ -86,7 +88,8 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     if (folder / "checkpoints").is_dir() and (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: is the folder of a run, not one of images and annotations")
     tree = Tree(folder, tuple(walk(folder, without)))
-    for look in (_coco, _yolo, _labelme, _via, _label_studio, _cvat, _voc, _masks):
+    looks = (_coco, _yolo, _labelme, _via, _label_studio, _supervisely, _datumaro)
+    for look in (*looks, _cvat, _voc, _masks):
         found = look(tree)
         if found is not None:
             return found
@@ -229,23 +232,69 @@ def _labelme(tree: Tree) -> Recognised | None:
 
 
 def _via(tree: Tree) -> Recognised | None:
-    """One JSON file, or one for training and one for validation."""
+    """One file, or one for training and one for validation."""
     found = tree.of_kind("via")
+    found = found or [file for file in tree.with_suffix(".csv") if is_csv(tree.folder / file)]
+    return _of_files(tree, found, "VIA", lambda path: Via(path, OUT, images=tree.folder))
+
+
+def _datumaro(tree: Tree) -> Recognised | None:
+    """One subset, or one for training and one for validation."""
+    found = tree.of_kind("datumaro")
+    return _of_files(tree, found, "Datumaro", lambda path: Datumaro(path, OUT, images=tree.folder))
+
+
+def _of_files(
+    tree: Tree, found: list[str], tool: str, options: Callable[[Path], Options]
+) -> Recognised | None:
+    """The export of a tool that writes a file, or one for training and one for validation.
+
+    `options` are those of a file; both must have the same images folder.
+    """
     if not found:
         return None
     by_role = defaultdict(list)
     for file in found:
         by_role[_role(file)].append(file)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
-    first = tree.only(train, "JSON files of VIA that may be the training images'")
-    told, val = f"{tree.folder}: VIA: {first}", None
+    first = tree.only(train, f"files of {tool} that may be the training images'")
+    told, used, val = f"{tree.folder}: {tool}: {first}", [first], None
     if by_role["val"] and train is not by_role["val"]:
-        second = tree.only(by_role["val"], "JSON files of VIA of validation images")
+        second = tree.only(by_role["val"], f"files of {tool} of validation images")
         told += f"; validation: {second}"
-        val = Via(tree.folder / second, OUT, images=tree.folder)
-    return Recognised(
-        told, export=Via(tree.folder / first, OUT, images=tree.folder), val_export=val
-    )
+        used.append(second)
+        val = options(tree.folder / second)
+    unused = [file for file in found if file not in used]
+    told += f"; not used: {', '.join(unused)}" if unused else ""
+    return Recognised(told, export=options(tree.folder / first), val_export=val)
+
+
+def _supervisely(tree: Tree) -> Recognised | None:
+    """A project; if its data sets are named so, some for training and some for validation."""
+    files = tree.of_kind("supervisely")
+    if not files:
+        return None
+    metas = [parent(file) for file in tree.files if base_name(file) == "meta.json"]
+    sets = list(dict.fromkeys(parent(parent(file)) for file in files))
+    above = [[meta for meta in metas if _is_inside(one, meta)] for one in sets]
+    roots = {max(found, key=len, default="") for found in above}
+    root = tree.only(sorted(roots), "projects of Supervisely")
+    by_role = defaultdict(list)
+    for one in sets:
+        inside = posixpath.relpath(one or ".", root or ".")
+        by_role[_role(inside)].append(inside)
+    train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
+    val = [] if train is by_role["val"] else by_role["val"]
+    unused = [one for named in by_role.values() if named not in (train, val) for one in named]
+    told = f"{tree.folder}: Supervisely: {', '.join(train)}"
+    told += f"; validation: {', '.join(val)}" if val else ""
+    told += f"; not used: {', '.join(unused)}" if unused else ""
+    parts = [Supervisely(tree.folder / root, OUT, datasets=tuple(named)) for named in (train, val)]
+    return Recognised(told, export=parts[0], val_export=parts[1] if val else None)
+
+
+def _is_inside(file: str, folder: str) -> bool:
+    return folder in ("", file) or file.startswith(f"{folder}/")
 
 
 def _label_studio(tree: Tree) -> Recognised | None:

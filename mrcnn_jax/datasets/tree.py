@@ -16,7 +16,7 @@ from typing import Literal
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.pixels.decode import SUFFIXES
 
-Kind = Literal["coco", "labelme", "via", "label_studio"]
+Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]
 
 
 def walk(folder: Path, without: Path | None) -> Iterator[str]:
@@ -117,6 +117,10 @@ def json_kind(path: Path) -> Kind | None:
         return "via"
     if has("annotations") and has("result") and has("to_name"):
         return "label_studio"
+    if path.parent.name == "ann" and has("objects") and has("size"):
+        return "supervisely"
+    if has("items") and has("labels") and has("categories") and not has("images"):
+        return "datumaro"
     return "coco" if keys == 2 else None
 
 

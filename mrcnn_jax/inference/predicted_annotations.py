@@ -33,7 +33,10 @@ Frame: TypeAlias = UInt8[np.ndarray, "h w 3"]
 def open_annotations(
     form: Format, out: Path, files: Sequence[Path], class_names: dict[int, str], report: Report
 ) -> Iterator[Annotations]:
-    """Makes the folder of the annotations, which has its name once they are all there.
+    """Makes the folder of the annotations, which has its name once the block has ended.
+
+    What else is written of the same pictures should be in place by then: a later call refuses a
+    folder that is there, and is to find nothing in the way of one that was killed.
 
     Args:
         form: their format.
@@ -54,6 +57,7 @@ def open_annotations(
     made = {"labelme": _Labelme, "yolo": _Yolo, "coco": _Coco}[form]
     with part_folder(folder) as part:
         yield made(folder, part, files, class_names, report)
+        part.rename(folder)
 
 
 class Annotations:
@@ -93,11 +97,6 @@ class Annotations:
 
     def end(self) -> str:
         """Writes what is of all pictures together; returns a line for people."""
-        told = self._finish()
-        self._part.rename(self.folder)
-        return told
-
-    def _finish(self) -> str:
         raise NotImplementedError
 
     def _file_of(self, name: str, file: Path, frame: Frame | None) -> Path:
@@ -119,7 +118,7 @@ class _Labelme(Annotations):
         found.to_labelme(self._part / f"{name}.json", image)
         self._tell_boxes(name, found)
 
-    def _finish(self) -> str:
+    def end(self) -> str:
         again = cli.command(
             *("convert", "labelme", self.folder, "--images", self._images),
             *("--out", "annotations.json"),
@@ -142,7 +141,7 @@ class _Yolo(Annotations):
         write_file(labels / f"{name}.txt", "".join(f"{line}\n" for line in lines))
         self._tell_boxes(name, found)
 
-    def _finish(self) -> str:
+    def end(self) -> str:
         write_file(self._part / "data.yaml", data_yaml(list(self._class_names.values())))
         again = cli.command("convert", "yolo", self.folder, "--out", "annotations.json")
         return f"YOLO's data set: {self.folder}; once corrected: {again}"
@@ -177,7 +176,7 @@ class _Coco(Annotations):
             self._count += 1
         self._tell_boxes(name, found)
 
-    def _finish(self) -> str:
+    def end(self) -> str:
         categories = [{"id": key, "name": name} for key, name in self._class_names.items()]
         rest = {"images": self._listed, "categories": categories}
         self._stream.write(f"],\n{json.dumps(rest)[1:]}\n")

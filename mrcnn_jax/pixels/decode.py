@@ -217,6 +217,31 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
     return values
 
 
+def opacity(encoded: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
+    """How opaque the pixels of a PNG are that holds a mask.
+
+    Args:
+        encoded: the file's bytes.
+        max_pixels: a larger picture is not decoded.
+
+    Returns:
+        Its alpha, 0 to 255, also that of a palette; without any, the largest of its colours.
+
+    Raises:
+        ValueError: the file is no PNG, cut off, or over `max_pixels`.
+    """
+    with _told(encoded):
+        image = Image.open(io.BytesIO(encoded), formats=("PNG",))
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.height} x {image.width} is over {max_pixels} pixels")
+        if b"IEND" not in encoded:
+            raise ValueError("cut off")
+        image.load()
+        if "A" in image.getbands() or "transparency" in image.info:
+            return np.asarray(image.convert("RGBA"))[..., 3]
+        return np.asarray(image.convert("RGB")).max(axis=2)
+
+
 def _refuse_palette(image: Image.Image, values: np.ndarray) -> None:
     """ValueError if black, the background, has another index than 0 (after a change of colours)."""
     colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)

@@ -18,16 +18,12 @@ is never read, never removed, and no training goes on beside it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,14 +31,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.output import text_table
 from mrcnn_jax.runs import logs, manifest
+from mrcnn_jax.runs.arrays import ArrayFolders, flatten, refuse_other_leaves
 from mrcnn_jax.runs.environment import changes, environment
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Params
@@ -55,7 +50,6 @@ _ITEMS = {
     "training": ("opt_state", "step", "skipped", "key"),
 }
 Weights = Literal["raw", "ema"]
-_SHOWN_LEAVES = 20  # of each kind, where a checkpoint does not fit
 _NAME = re.compile(
     r"\d{8,}-[a-z0-9_]+"
 )  # `Meta.name`: nothing else in the folder is ours to remove
@@ -104,7 +98,7 @@ class Checkpoints:
         """Keep the newest `keep` (at least 1), the last of each completed stage and the best."""
         self.folder = workdir.absolute() / "checkpoints"  # orbax takes no relative path
         self.keep = keep
-        self._checkpointer = _checkpointer()
+        self._arrays = ArrayFolders()
 
     def save(self, state: TrainState, meta: Meta, config: Config | None = None) -> None:
         """Write a checkpoint, then remove those that are no longer kept.
@@ -152,10 +146,7 @@ class Checkpoints:
                 for path, leaf in flat.items()
                 if path.split("/")[0] in fields
             }
-            with _os_errors():
-                self._checkpointer.save(hidden / item, arrays)
-                # Orbax writes the name of the folder into it, and looks only whether it is there.
-                (hidden / item / "commit_success.txt").write_text("saved\n")
+            self._arrays.save(hidden / item, arrays)
         if config is not None:
             save_config(config, hidden / "config.json")
         logs.record(self.folder.parent, hidden)
@@ -242,10 +233,10 @@ class Checkpoints:
         saved = {
             path: leaf
             for item in _ITEMS
-            for path, leaf in self._checkpointer.restore(folder / item).items()
+            for path, leaf in self._arrays.restore(folder / item).items()
         }
         wanted = flatten(template)
-        _compare(saved, wanted, folder)
+        refuse_other_leaves(saved, wanted, folder)
         # Copies: a donated buffer must not be memory that NumPy owns.
         return jax.tree.unflatten(
             jax.tree.structure(template), [jnp.array(saved[path]) for path in wanted]
@@ -261,7 +252,7 @@ class Checkpoints:
         Raises:
             ConfigError: a file of the checkpoint is damaged.
         """
-        flat = self._checkpointer.restore(_verified(self.folder / meta.name) / "model")
+        flat = self._arrays.restore(_verified(self.folder / meta.name) / "model")
         average = {
             f"params/{path.removeprefix('ema/')}": flat.pop(path)
             for path in list(flat)
@@ -337,63 +328,6 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    """Create one that waits for no other process: all of them read, only the first one writes."""
-    if jax.process_count() == 1:
-        return ocp.PyTreeCheckpointer()
-    index = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
-    )
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
-    )
-
-
-def flatten(state: Any) -> dict[str, Any]:
-    """Flatten a state to {"params/rpn/conv1/kernel": leaf, ...} in the order of `jax.tree.leaves`.
-
-    Checkpoints are stored by path, not as trees: optax's states hold named tuples and empty nodes,
-    which only a template can give back.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _compare(saved: dict[str, np.ndarray], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise ConfigError with a table of the leaves that are missing, extra or different."""
-
-    def kind(leaves: dict[str, Any], path: str) -> str:
-        return (
-            f"{np.dtype(leaves[path].dtype).name}[{', '.join(map(str, leaves[path].shape))}]"
-            if path in leaves
-            else "-"
-        )
-
-    kinds = {
-        "missing": [path for path in wanted if path not in saved],
-        "extra": [path for path in saved if path not in wanted],
-        "differing": [
-            path for path in wanted if path in saved and kind(saved, path) != kind(wanted, path)
-        ],
-    }
-    if not any(kinds.values()):
-        return
-    rows = [("", "leaf", "checkpoint", "this model")]
-    for what, paths in kinds.items():
-        rows += [
-            (what, path, kind(saved, path), kind(wanted, path)) for path in paths[:_SHOWN_LEAVES]
-        ]
-        if len(paths) > _SHOWN_LEAVES:
-            rows.append((what, f"... and {len(paths) - _SHOWN_LEAVES} more", "", ""))
-    counts = ", ".join(f"{len(paths)} {what}" for what, paths in kinds.items() if paths)
-    raise ConfigError(
-        "\n  ".join(
-            [f"{folder}: does not fit this model and stage: {counts}", *text_table(rows, left=4)]
-        )
-    )
-
-
 def _mask_ap(meta: Meta) -> float:
     assert meta.mask_ap is not None
     return meta.mask_ap
@@ -422,29 +356,3 @@ def _read_meta(folder: Path) -> Meta:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{folder / _META}: damaged: {error}") from None
     return meta
-
-
-def _without_late_writers(hook: Callable[[Any], None], unraisable: Any) -> None:
-    """Hide that threads of orbax, which still write other arrays, find nobody to report to."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)
-
-
-@contextmanager
-def _os_errors() -> Iterator[None]:
-    """Turn orbax's logged traceback and ValueError, which holds the error number, into OSError."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    hook = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_without_late_writers, hook)
-    try:
-        yield
-        sys.unraisablehook = hook  # after an error the threads go on
-    except ValueError as error:
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
-    finally:
-        logger.setLevel(level)

@@ -18,6 +18,7 @@ from mrcnn_jax.training.memory import GIB
 Device = Literal["cpu", "gpu"]
 
 LARGEST = 8  # images: at the rate of 0.02 that torchvision and detectron2 have for 16
+USUAL = 16
 LEAST_UPDATES = 50  # of an epoch, for a batch larger than the recipe's
 SHARE = 0.8  # of the memory, for a step by its estimate
 
@@ -114,6 +115,25 @@ def choose_batch(
             return ChosenBatch(size, why)
         size *= 2
     return ChosenBatch(size, f"the most; needs about {needs(size) / GIB:.1f} GiB")
+
+
+def rate_for(optimizer: OptimizerConfig, batch: int) -> tuple[float, str]:
+    """SGD's learning rate for a batch, and why.
+
+    It is the recipe's in proportion to the batch, but only up to 8 images: larger batches were not
+    trained here, and torchvision and detectron2 have half as much for an image. So it stays until
+    their 16, and from there on follows the batch as theirs does.
+
+    Args:
+        optimizer: the recipe's, with its rate for its own batch.
+        batch: images per step.
+    """
+    rate = optimizer.learning_rate * batch / optimizer.batch_size
+    if batch <= LARGEST:
+        return rate, "the rate for this batch"
+    most = optimizer.learning_rate * LARGEST / optimizer.batch_size
+    why = f"the rate of {LARGEST} images up to {USUAL}, above in proportion (not tried here)"
+    return max(most, most * batch / USUAL), why
 
 
 def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:

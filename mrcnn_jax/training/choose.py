@@ -22,7 +22,7 @@ from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch
+from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch, rate_for
 from mrcnn_jax.training.choices import Chosen, Row
 from mrcnn_jax.training.fitting import (
     MULTIPLE,
@@ -338,8 +338,9 @@ def _training(
     chosen = choose_batch(optimizer, source, device, devices, data, model, images)
     batch = chosen.size if wishes.data.batch_size is None else wishes.data.batch_size
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
+    of_rate = "the rate for this batch"
     if optimizer.name == "sgd":
-        rate = optimizer.learning_rate * batch / optimizer.batch_size
+        rate, of_rate = rate_for(optimizer, batch)
         optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)
     least, most = EPOCHS[device]
     views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
@@ -376,7 +377,7 @@ def _training(
                     f"{c.stages[0].optimizer.name}, {c.stages[0].optimizer.learning_rate:g}, "
                     f"warm-up {c.stages[0].optimizer.warmup_steps}"
                 ),
-                f"the rate for this batch; a tenth of the updates warms up, {WARMUP} at most",
+                f"{of_rate}; a tenth of the updates warms up, {WARMUP} at most",
                 ("--stages.0.optimizer.learning-rate", "--stages.0.optimizer.warmup-steps"),
             ),
             Row(

@@ -25,7 +25,7 @@ from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
-from mrcnn_jax.runs.checkpoints import flatten
+from mrcnn_jax.runs.arrays import flatten
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.logs import COMMANDS
 from mrcnn_jax.runs.metrics import MetricsLog

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,7 @@ from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.data.copies import note_copies
-from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
-from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.output import remove_abandoned
@@ -38,6 +35,7 @@ from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.features import refuse_unusable_cache
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
+from mrcnn_jax.training.splits import categories_of, read_splits, refuse_without_depth
 from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
 from mrcnn_jax.weights.choice import Choice
 
@@ -101,7 +99,7 @@ class OpenRun:
     @property
     def categories(self) -> tuple[tuple[int, str], ...]:
         """(id, name) of labels 1..K."""
-        return _categories(self.train_split.dataset)
+        return categories_of(self.train_split.dataset)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
@@ -217,7 +215,7 @@ def _open(
 ) -> OpenRun:
     """The refusals that follow in a locked folder, the cheap ones first."""
     data = config.data
-    train_set, val_set = _data_sets(config, known)
+    train_set, val_set = read_splits(config, known)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     checkpoints.refuse_incomplete()
     resumed_from = checkpoints.latest()
@@ -254,7 +252,7 @@ def _open(
         print("\n".join(dataset.report.lines()))
         if dataset.depth is not None:
             print(dataset.depth.line(len(dataset.images)))
-    _refuse_without_depth(config, train_split.dataset, val_split.dataset)
+    refuse_without_depth(config, train_split.dataset, val_split.dataset)
     refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     run = OpenRun(
@@ -291,74 +289,6 @@ def _without_other_classes(config: Config, weights: Choice | None, dataset: Coco
     return replace(config, init_without_classes=True)
 
 
-def _data_sets(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDataset, CocoDataset]:
-    """The training and the validation file, with the same categories: as many as the model's."""
-    data = config.data
-    train_set = _data_set(config, "train", known, data.class_names)
-    if len(train_set.categories) != config.model.num_classes:
-        names = ", ".join(train_set.class_names)
-        raise ConfigError(
-            f"model.num_classes: {config.model.num_classes}, but {train_set.annotations_path} has "
-            f"{len(train_set.categories)}: {names}"
-        )
-    train_set.refuse_without_objects()
-    # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
-    val_set = _data_set(config, "val", known, ())
-    val_set = val_set.matched_to(_categories(train_set), f"{train_set.annotations_path}")
-    missing = [c.name for c in train_set.categories if c not in val_set.categories]
-    if missing:
-        raise ConfigError(
-            f"{val_set.annotations_path}: 'categories' lacks {', '.join(map(repr, missing))} of "
-            f"{train_set.annotations_path} (it may be without annotations there)"
-        )
-    _refuse_without_depth(config, train_set, val_set)
-    note_copies(train_set, val_set)
-    return train_set, val_set
-
-
-def _data_set(
-    config: Config,
-    split: Literal["train", "val"],
-    known: Sequence[CocoDataset],
-    class_names: tuple[str, ...],
-) -> CocoDataset:
-    """The data set of a split, read unless it is known as it would be read."""
-    names = (getattr(config.data, f"{split}_{what}") for what in ("annotations", "images"))
-    annotations, images = map(Path, names)
-    depth = depth_source(config, split)
-    for dataset in known:
-        same = (dataset.annotations_path, dataset.images_dir) == (annotations, images)
-        if same and not depth and class_names in ((), dataset.class_names):
-            return dataset
-    return read_coco(
-        annotations, images, replace(config.data, class_names=class_names), depth=depth
-    )
-
-
-def _refuse_without_depth(config: Config, train_set: CocoDataset, val_set: CocoDataset) -> None:
-    """ConfigError if a stage has the loss depth, for which both data sets need depths."""
-    if not any("depth" in stage.losses for stage in config.stages):
-        return
-    for dataset, name in ((train_set, "train_depth"), (val_set, "val_depth")):
-        folder = getattr(config.data, name)
-        why = None
-        if not dataset.has_depth and folder is None:
-            why = (
-                f"none of its images has a depth_file: write these, or give data.{name}, a folder "
-                "of depth maps with the images' names"
-            )
-        elif not dataset.has_depth:
-            why = f"data.{name}: {folder} has no .png or .npy with the name of an image"
-        elif dataset.depth is not None and dataset.depth.metres is None:
-            why = f"not one pixel of its {dataset.depth.maps} depth maps is known"
-        if why is not None:
-            raise ConfigError(f"{dataset.annotations_path}: no depth for the loss depth: {why}")
-
-
-def _categories(dataset: CocoDataset) -> tuple[tuple[int, str], ...]:
-    return tuple((category.id, category.name) for category in dataset.categories)
-
-
 def _refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, meta: Meta) -> None:
     """Raises ConfigError if a checkpoint is of another config, or of other categories."""
     # A version of this project with one more field has another hash for the same config: the
@@ -366,7 +296,7 @@ def _refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, met
     if meta.config_hash != config_hash(config):
         text = f"{workdir}: checkpoint {meta.name} is of another config"
         _refuse_differences(workdir / "checkpoints" / meta.name / "config.json", config, text)
-    categories = _categories(dataset)
+    categories = categories_of(dataset)
     if meta.categories != categories:
         raise ConfigError(
             f"{config.data.train_annotations}: categories {categories}, but the run began with "

@@ -24,7 +24,8 @@ from mrcnn_jax.inference.evaluate import evaluate
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
-from mrcnn_jax.runs.checkpoints import Meta, flatten
+from mrcnn_jax.runs.arrays import flatten
+from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.environment import environment
 from mrcnn_jax.runs.hub_folder import is_hub_folder, source_of
 from mrcnn_jax.runs.loggers import open_loggers

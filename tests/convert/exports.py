@@ -9,6 +9,8 @@ import base64
 import io
 import itertools
 import json
+import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,11 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
+from mrcnn_jax.convert.datumaro import Datumaro
 from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.mask_images import Masks
+from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.voc import Voc
 from mrcnn_jax.convert.write import convert
@@ -44,6 +48,16 @@ rows, columns = np.mgrid[:HEIGHT, :WIDTH]
 
 def disc(x: float, y: float, radius: float) -> np.ndarray:
     return np.hypot(columns + 0.5 - x, rows + 0.5 - y) <= radius
+
+
+def oval(cx: float, cy: float, rx: float, ry: float, degrees: float) -> np.ndarray:
+    """An ellipse that is turned clockwise, by its equation."""
+    x, y, turn = columns + 0.5 - cx, rows + 0.5 - cy, math.radians(degrees)
+    along, across = (
+        x * math.cos(turn) + y * math.sin(turn),
+        y * math.cos(turn) - x * math.sin(turn),
+    )
+    return (along / rx) ** 2 + (across / ry) ** 2 <= 1
 
 
 def block(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
@@ -355,6 +369,62 @@ def as_label_studio(folder: Path, drawn: Drawn) -> Options:
         tasks.append({"id": len(tasks), **task})
     (folder / "project.json").write_text(json.dumps(tasks))
     return LabelStudio(folder / "project.json", folder / "out.json")
+
+
+def supervisely_bitmap(label: str, mask: np.ndarray, **more: Any) -> dict[str, Any]:
+    """As its SDK packs one: a palette whose first colour is transparent."""
+    x1, y1, x2, y2 = tight(mask)
+    image, file = Image.fromarray(mask[y1 : y2 + 1, x1 : x2 + 1].astype(np.uint8)), io.BytesIO()
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(file, "PNG", transparency=0)
+    data = base64.b64encode(zlib.compress(file.getvalue())).decode()
+    bitmap = {"data": data, "origin": [x1, y1]}
+    return {"geometryType": "bitmap", "classTitle": label, "tags": [], "bitmap": bitmap, **more}
+
+
+def supervisely_file(
+    path: Path, objects: list[Any], size: tuple[int, int] = (HEIGHT, WIDTH), **more: Any
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"description": "", "tags": [], "size": {"height": size[0], "width": size[1]}}
+    path.write_text(json.dumps(content | {"objects": objects} | more))
+
+
+def as_supervisely(folder: Path, drawn: Drawn) -> Options:
+    labels = sorted({label for objects in drawn.values() for label, _ in objects})
+    for name, objects in drawn.items():
+        picture(folder / "ds" / "img" / name)
+        bitmaps = [supervisely_bitmap(label, mask) for label, mask in objects]
+        supervisely_file(folder / "ds" / "ann" / f"{name}.json", bitmaps)
+    classes = [{"title": label, "shape": "bitmap", "color": "#00FF12"} for label in labels]
+    (folder / "meta.json").write_text(json.dumps({"classes": classes, "tags": []}))
+    return Supervisely(folder, folder / "out.json", images=folder / "ds" / "img")
+
+
+def datumaro_file(path: Path, labels: list[Any], items: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = [
+        {"name": n, "parent": "", "attributes": []} if isinstance(n, str) else n for n in labels
+    ]
+    categories = {"label": {"labels": named, "attributes": []}}
+    path.write_text(json.dumps({"infos": {}, "categories": categories, "items": items}))
+
+
+def as_datumaro(folder: Path, drawn: Drawn) -> Options:
+    labels = sorted({label for objects in drawn.values() for label, _ in objects})
+    items = []
+    for name, objects in drawn.items():
+        picture(folder / "images" / "default" / name)
+        annotations = []
+        for number, (label, mask) in enumerate(objects):
+            rle = rle_ops.encode(np.asfortranarray(mask.astype(np.uint8)))
+            rle = {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+            one = {"id": number, "type": "mask", "attributes": {"occluded": False}, "group": 0}
+            annotations.append(one | {"label_id": labels.index(label), "rle": rle, "z_order": 0})
+        image = {"path": name, "size": [HEIGHT, WIDTH]}
+        items.append({"id": Path(name).stem, "annotations": annotations, "image": image})
+    datumaro_file(folder / "annotations" / "default.json", labels, items)
+    return Datumaro(folder, folder / "out.json", images=folder / "images" / "default")
 
 
 def break_masks(values: np.ndarray | bytes | None, **options: Any) -> Callable[[Path], Options]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,27 +298,79 @@ def test_repeated_keys_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_call_that_was_killed_is_no_obstacle(
     there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder as it is at the second image, at which another call fails."""
+    """The folders as they are at the second image and at each rename, at which another call fails:
+    until the end there is nothing in the new one."""
     images = {7: "a.png", 9: "b.png"}
     masks = [annotation(n, disc(50, 50, 30), image=n) for n in images]
-    options = written(tmp_path, masks, images)
+    options = written(tmp_path / "data", masks, images)
+    options = replace(options, out=tmp_path / "new" / "tiles")
     if there:
-        options.out.mkdir()
-    reader = cut_tiles._reader
+        options.out.mkdir(parents=True)
+    moments = []
 
-    def second(path: Path, *rest: Any) -> Any:
-        if path.name == "b.png":
-            shutil.copytree(options.out, tmp_path / "killed")
-            raise ConfigError("b.png: cannot be decoded after all")
-        return reader(path, *rest)
+    def keep(*_: Any) -> None:
+        moments.append(tmp_path / f"killed{len(moments)}")
+        shutil.copytree(options.out.parent, moments[-1])
 
+    def watched(function: Any, moment: Callable[..., bool]) -> Any:
+        def call(*arguments: Any) -> Any:
+            if moment(*arguments):
+                keep()
+            return function(*arguments)
+
+        return call
+
+    def of_new(_: Path, target: Path) -> bool:
+        return Path(target).is_relative_to(options.out.parent)
+
+    reader = watched(cut_tiles._reader, lambda path, *_: path.name == "b.png")
     with monkeypatch.context() as patch:
-        patch.setattr(cut_tiles, "_reader", second)
+        patch.setattr(cut_tiles, "_reader", reader)
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, watched(getattr(Path, name), of_new))
+        cut(options)
+    assert len(read(options)["images"]) == 8
+    assert len(moments) >= 2
+    for folder in moments:
+        assert list((folder / "tiles").glob("*")) == []
+        assert len(list(folder.glob(".*"))) == 1
+        again = replace(options, out=folder / "tiles")
+        cut(again)
+        assert [path.name for path in folder.iterdir()] == ["tiles"]
+        assert {path.name for path in again.out.iterdir()} == {"annotations.json", "images"}
+        assert len(read(again)["images"]) == 8
+
+
+def test_an_error_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = written(tmp_path, [annotation(1, disc(50, 50, 9))])
+
+    def fails(*_: Any) -> Any:
+        raise ConfigError("a.png: cannot be decoded after all")
+
+    monkeypatch.setattr(cut_tiles, "_reader", fails)
+    before = sorted(tmp_path.iterdir())
+    for out in ("out", "new/out"):
         with pytest.raises(ConfigError, match="after all"):
-            cut(options)
-    assert options.out.exists() == there
-    assert list(tmp_path.glob("killed/*"))
-    for out in (options.out, tmp_path / "killed"):
-        cut(replace(options, out=out))
-        assert {path.name for path in out.iterdir()} == {"annotations.json", "images"}
-        assert len(read(replace(options, out=out))["images"]) == 8
+            cut(replace(options, out=tmp_path / out))
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_links_and_disks_as_new_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = written(tmp_path, [annotation(1, disc(50, 50, 9))])
+    (tmp_path / "empty").mkdir()
+    options.out.symlink_to(tmp_path / "empty")
+    cut(options)
+    assert options.out.is_symlink()
+    assert read(options)["images"]
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    with pytest.raises(ConfigError, match=r"--out: /proc: is there already"):
+        cut(replace(options, out=Path("/proc")))
+    with pytest.raises(ConfigError, match=r"--out: .: cannot be replaced \(name a new folder"):
+        cut(replace(options, out=Path()))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == disk)
+    with pytest.raises(ConfigError, match=r"--out: .*disk: cannot be replaced"):
+        cut(replace(options, out=disk))

@@ -9,17 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from exports import (
-    HEIGHT,
     POLYGON,
-    WIDTH,
     block,
     by_pillow,
     checked,
     disc,
     objects,
+    oval,
     picture,
     refuses,
     same_but_for_the_border,
@@ -55,17 +53,6 @@ def write(path: Path, entries: dict[str, Any], *, project: bool = False) -> None
             "_via_image_id_list": list(content),
         }
     path.write_text(json.dumps(content))
-
-
-def oval(cx: float, cy: float, rx: float, ry: float, degrees: float) -> np.ndarray:
-    """An ellipse that is turned clockwise, by its equation."""
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    x, y, turn = columns + 0.5 - cx, rows + 0.5 - cy, math.radians(degrees)
-    along, across = (
-        x * math.cos(turn) + y * math.sin(turn),
-        y * math.cos(turn) - x * math.sin(turn),
-    )
-    return (along / rx) ** 2 + (across / ry) ** 2 <= 1
 
 
 SHAPES = [
@@ -247,6 +234,15 @@ def text(content: str) -> Callable[[Path], Options]:
     return make
 
 
+def folders(*names: str) -> Callable[[Path], Options]:
+    def make(folder: Path) -> Options:
+        for name in names:
+            (folder / name).mkdir()
+        return Via(folder, folder / "out.json")
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -277,6 +273,7 @@ def text(content: str) -> Callable[[Path], Options]:
             r"via.csv: a.png: region 0: its x, y, width, height are 1, None, None, None",
         ),
         (lambda folder: Via(folder, folder / "out.json"), r"name the JSON or CSV file .*: none\)"),
+        (folders("x.csv", "x.json"), r"name the JSON or CSV file .*: none\)"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(

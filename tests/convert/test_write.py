@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from exports import (
     TWO,
     Drawn,
     as_cvat,
+    as_datumaro,
     as_folders,
     as_label_images,
     as_label_studio,
     as_labelme,
     as_names,
+    as_supervisely,
     as_via,
     as_voc,
     as_voc_without_xml,
@@ -43,7 +46,17 @@ from mrcnn_jax.convert.write import convert
 
 @pytest.mark.parametrize(
     "write",
-    [as_labelme, as_cvat, as_voc, as_voc_without_xml, as_label_images, as_folders, as_names],
+    [
+        as_labelme,
+        as_cvat,
+        as_voc,
+        as_voc_without_xml,
+        as_label_images,
+        as_folders,
+        as_names,
+        as_supervisely,
+        as_datumaro,
+    ],
     ids=lambda write: write.__name__,
 )
 def test_masks_come_back_as_they_were_drawn(
@@ -231,6 +244,8 @@ def test_missing_and_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture
         as_yolo,
         as_via,
         as_label_studio,
+        as_supervisely,
+        as_datumaro,
     ],
     ids=lambda write: write.__name__,
 )
@@ -272,7 +287,7 @@ def test_broken_files_are_converted_or_refused_in_a_line(
             broken = broken or bytearray(b" ")
         path.write_bytes(broken)
         try:
-            convert(options)
+            convert(replace(options))  # which may keep what it has read
         except ConfigError as error:
             refused.append(str(error))
         path.write_bytes(files[path])

@@ -10,7 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exports import PICTURES, Drawn, as_cvat, as_label_studio, as_labelme, as_via, as_voc, as_yolo
+from exports import (
+    PICTURES,
+    Drawn,
+    as_cvat,
+    as_datumaro,
+    as_label_studio,
+    as_labelme,
+    as_supervisely,
+    as_via,
+    as_voc,
+    as_yolo,
+)
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
@@ -33,6 +44,8 @@ def refusal(path: Path, images: Path | None = None) -> str:
         (as_yolo, "data.yaml", "YOLO's"),
         (as_via, "*.json", "VIA's"),
         (as_label_studio, "*.json", "Label Studio's"),
+        (as_supervisely, "*/ann/*.json", "Supervisely's"),
+        (as_datumaro, "annotations/*.json", "Datumaro's"),
         (as_yolo, "labels/a.txt", "labels of YOLO's"),
     ],
 )
@@ -92,6 +105,13 @@ def test_json_of_other_tools(
     Path("a.json").write_text(json.dumps(content))
     told = told.format("python -m mrcnn_jax convert")
     assert refusal(Path("a.json")) == f"a.json: no COCO file, but {told} --out annotations.json"
+
+
+def test_a_csv_of_via(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("filename,region_shape_attributes,region_attributes\n")
+    told = "python -m mrcnn_jax convert via a.csv --out annotations.json"
+    assert refusal(Path("a.csv")) == f"a.csv: no COCO file, but VIA's: {told}"
 
 
 def test_archives_and_videos(tmp_path: Path) -> None:

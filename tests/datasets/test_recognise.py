@@ -13,16 +13,23 @@ import numpy as np
 import pytest
 from exports import (
     PICTURES,
+    RING,
     Drawn,
     as_cvat,
+    as_datumaro,
     as_folders,
     as_label_studio,
     as_labelme,
     as_names,
+    as_supervisely,
     as_via,
     as_voc,
     as_voc_without_xml,
     as_yolo,
+    datumaro_file,
+    picture,
+    supervisely_bitmap,
+    supervisely_file,
 )
 from PIL import Image
 
@@ -213,6 +220,8 @@ def converted(options: Options, out: Path) -> list[object]:
         as_yolo,
         as_via,
         as_label_studio,
+        as_supervisely,
+        as_datumaro,
     ],
 )
 @pytest.mark.parametrize("inside", [".", "export"])
@@ -305,6 +314,89 @@ def test_via_of_two_parts(tmp_path: Path) -> None:
         dataset = read_coco(tmp_path / "o.json", export.open_images().folder, DataConfig())
         assert dataset.class_names == (label,)
         assert [i.file_name for i in dataset.images] == [f"{part}/a.png"]
+
+
+CELLS = """filename,file_size,region_shape_attributes,region_attributes
+{}.png,9,"{{""name"":""rect"",""x"":1,""y"":2,""width"":4,""height"":3}}","{{""class"":""{}""}}"
+"""
+
+
+def test_vias_csv(tmp_path: Path) -> None:
+    """Of one part and of two; a project in JSON goes before it, and other tables are nothing."""
+    folder = tmp_path / "set"
+    for part, name in (("train", "a"), ("val", "b")):
+        image(folder / part / f"{name}.png")
+    (folder / "table.csv").write_text("filename,file_size\na.png,9\n")
+    (folder / "folder.csv").mkdir()
+    for part, name, told in (
+        ("train", "a", "VIA: train/via_export_csv.csv"),
+        ("val", "b", "VIA: train/via_export_csv.csv; validation: val/via_export_csv.csv"),
+    ):
+        (folder / part / "via_export_csv.csv").write_text(CELLS.format(name, part))
+        result = recognise(folder)
+        assert result.told == f"{folder}: {told}"
+    assert result.export is not None
+    assert result.val_export is not None
+    for export, part, name in ((result.export, "train", "a"), (result.val_export, "val", "b")):
+        box = [(1, (1.0, 2.0, 5.0, 5.0), None)]
+        assert converted(export, tmp_path / "o.json") == [(part,), {f"{name}.png": box}]
+    (folder / "project.json").write_text('{"_via_img_metadata": {}}')
+    assert recognise(folder).told == f"{folder}: VIA: project.json"
+
+
+def test_supervisely_of_data_sets(tmp_path: Path) -> None:
+    """By their names; a project in a folder beside another meta.json."""
+    folder = tmp_path / "set"
+    root = folder / "cells"
+    as_supervisely_of(root, "train_1", "train_2", "val", "test")
+    (folder / "meta.json").write_text("{}")
+    result = recognise(folder)
+    assert result.told == (
+        f"{folder}: Supervisely: train_1, train_2; validation: val; not used: test"
+    )
+    places = []
+    for export in (result.export, result.val_export):
+        assert export is not None
+        convert(replace(export, out=tmp_path / "o.json"))
+        dataset = read_coco(tmp_path / "o.json", export.open_images().folder, DataConfig())
+        assert dataset.class_names == ("unused", "cell")
+        places.append([i.file_name for i in dataset.images])
+        assert export.open_images().folder == root
+    assert places == [["train_1/img/a.png", "train_2/img/a.png"], ["val/img/a.png"]]
+    as_supervisely_of(folder / "others", "ds")
+    with pytest.raises(ConfigError, match="several projects of Supervisely: cells, others: name"):
+        recognise(folder)
+
+
+def as_supervisely_of(root: Path, *datasets: str) -> None:
+    for place in datasets:
+        picture(root / place / "img" / "a.png")
+        drawn = [supervisely_bitmap("cell", RING)]
+        supervisely_file(root / place / "ann" / "a.png.json", drawn)
+    classes = [{"title": title, "shape": "bitmap"} for title in ("unused", "cell")]
+    (root / "meta.json").write_text(json.dumps({"classes": classes}))
+
+
+def test_datumaro_of_subsets(tmp_path: Path) -> None:
+    """The same names in all; both parts have the classes of the file in its order."""
+    for subset in ("train", "val", "test"):
+        image(tmp_path / "images" / subset / "a.png")
+        drawn = {"type": "bbox", "bbox": [1, 2, 4, 3], "label_id": 1, "group": 0}
+        items = [{"id": "a", "image": {"path": "a.png"}, "annotations": [drawn]}]
+        datumaro_file(tmp_path / "annotations" / f"{subset}.json", ["bee", "ape"], items)
+    result = recognise(tmp_path)
+    files = [f"annotations/{subset}.json" for subset in ("train", "val", "test")]
+    assert result.told == (
+        f"{tmp_path}: Datumaro: {files[0]}; validation: {files[1]}; not used: {files[2]}"
+    )
+    for export, subset in ((result.export, "train"), (result.val_export, "val")):
+        assert export is not None
+        convert(replace(export, out=tmp_path / "o.json"))
+        dataset = read_coco(tmp_path / "o.json", tmp_path, DataConfig())
+        assert dataset.class_names == ("bee", "ape")
+        assert {i.file_name: [o.box for o in i.objects] for i in dataset.images} == {
+            f"images/{subset}/a.png": [(1.0, 2.0, 5.0, 5.0)]
+        }
 
 
 def test_label_studios_own_json(tmp_path: Path) -> None:

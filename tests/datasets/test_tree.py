@@ -53,12 +53,21 @@ def test_files_are_found_once_and_hidden_ones_and_runs_never(tmp_path: Path) -> 
         ({"a": {"regions": [{"shape_attributes": {}}]}}, "via"),
         ({"_via_img_metadata": {}}, "via"),
         ([{"annotations": [{"result": [{"to_name": "image"}]}]}], "label_studio"),
+        ({"categories": {"label": {"labels": []}}, "items": [{"annotations": []}]}, "datumaro"),
+        ({"objects": [], "size": {}}, None),
         ({"name": "package"}, None),
     ],
 )
 def test_what_wrote_a_json_file(content: object, kind: str | None, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert json_kind(tmp_path / "a.json") == kind
+
+
+def test_annotations_of_supervisely_lie_in_ann(tmp_path: Path) -> None:
+    path = tmp_path / "ann" / "a.png.json"
+    path.parent.mkdir()
+    path.write_text('{"size": {"height": 1, "width": 1}, "objects": []}')
+    assert json_kind(path) == "supervisely"
 
 
 def test_the_first_element(tmp_path: Path) -> None:

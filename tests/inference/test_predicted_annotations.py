@@ -179,6 +179,38 @@ def test_a_call_that_was_killed_is_no_obstacle(
     assert names == {form, "detections.json", "images.json", *pictures}
 
 
+@pytest.mark.parametrize("form", ["labelme", "yolo", "coco"])
+def test_a_kill_between_two_renames_is_no_obstacle(
+    form: str, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder as it is at each rename: the annotations' own, which a later call would refuse,
+    comes last."""
+    moments: list[Path] = []
+
+    def watched(rename: Any) -> Any:
+        def call(self: Path, target: Path) -> Path:
+            if Path(target).parent == Path("out"):
+                moments.append(Path(f"killed{len(moments)}"))
+                shutil.copytree("out", moments[-1])
+            return rename(self, target)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, watched(getattr(Path, name)))
+        assert predict(*FILES, "--format", form) == 0
+    whole = {path.name for path in Path("out").rglob("*")}
+    assert len(moments) >= 3
+    last = {path.name for path in moments[-1].iterdir() if not path.name.startswith(".")}
+    assert last == {path.name for path in Path("out").iterdir()} - {form}
+    for folder in moments:
+        shutil.rmtree("out")
+        folder.rename("out")
+        assert predict(*FILES, "--format", form) == 0
+        assert {path.name for path in Path("out").rglob("*")} == whole
+
+
 @pytest.mark.parametrize(
     ("form", "place"),
     [("labelme", "out/labelme"), ("yolo", "out/yolo/images"), ("coco", "out/coco")],

@@ -26,6 +26,7 @@ from mrcnn_jax.pixels.decode import (
     header_pages,
     header_size,
     image_kind,
+    opacity,
     pillow_pixels,
 )
 
@@ -441,6 +442,44 @@ def test_what_is_no_label_image_is_refused(file: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         decode_labels(file, max_pixels=600)
     assert "\n" not in str(raised.value)
+
+
+def palette(values: np.ndarray, **options: Any) -> bytes:
+    image = Image.fromarray(values)
+    image.putpalette([0, 0, 0, 9, 8, 7])
+    return encoded(image, "PNG", **options)
+
+
+MASK = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+ALPHA = np.array([[0, 255, 3], [128, 0, 0]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (palette(MASK, transparency=0), MASK * 255),
+        (palette(MASK), MASK * 9),
+        (by_cv2(ALPHA, ".png"), ALPHA),
+        (encoded(Image.fromarray(np.dstack([MASK, ALPHA]), "LA"), "PNG"), ALPHA),
+        (encoded(Image.fromarray(np.dstack([MASK] * 3 + [ALPHA]), "RGBA"), "PNG"), ALPHA),
+        (encoded(Image.fromarray(MASK > 0), "PNG"), MASK * 255),
+    ],
+)
+def test_the_opacity_of_a_mask(file: bytes, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(opacity(file, max_pixels=6), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "limit", "message"),
+    [
+        (palette(MASK), 5, "2 x 3 is over 5 pixels"),
+        (palette(MASK)[:-12], 6, "cut off"),
+        (encoded(PICTURE, "BMP"), LIMIT, "unknown format"),
+    ],
+)
+def test_what_is_no_png_of_a_mask_is_refused(file: bytes, limit: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        opacity(file, max_pixels=limit)
 
 
 def test_opencv_writes_no_lines_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:

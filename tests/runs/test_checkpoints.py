@@ -245,7 +245,7 @@ def test_a_save_killed_at_any_moment_leaves_the_previous_one(
 
     with monkeypatch.context() as patch:
         if moment == "data":
-            patch.setattr(run._checkpointer, "save", die)
+            patch.setattr(run._arrays, "save", die)
         elif moment == "meta":
             patch.setattr(Path, "write_text", die)
         elif moment == "flush":
@@ -402,40 +402,11 @@ def test_a_future_that_was_given_up_does_not_crowd_out_the_present(run: Checkpoi
     assert run.latest() == meta(25)
 
 
-def test_another_model_is_refused_with_a_table_of_the_leaves(run: Checkpoints) -> None:
+def test_another_model_is_refused(run: Checkpoints) -> None:
     run.save(STATE, meta(3))
-    params = {
-        "resnet": STATE.params["resnet"],
-        "fpn": {"kernel": jnp.ones(8), "bias": jnp.ones(1)},
-        "rpn": {"conv": {"half": jnp.ones(3)}},
-    }
-    with pytest.raises(ConfigError) as caught:
+    params = STATE.params | {"fpn": {"kernel": jnp.ones(8)}}
+    with pytest.raises(ConfigError, match=r"00000003-rpn: does not fit this model .*: 1 differing"):
         run.restore(STATE.replace(params=params), meta(3))
-    first, *table = str(caught.value).split("\n")
-    assert first == (
-        f"{run.folder / '00000003-rpn'}: does not fit this model and stage: 1 missing, 1 extra, "
-        "2 differing"
-    )
-    assert table == [
-        "             leaf                    checkpoint     this model",
-        "  missing    params/fpn/bias         -              float32[1]",
-        "  extra      params/rpn/conv/kernel  float32[2, 3]  -",
-        "  differing  params/fpn/kernel       float32[7]     float32[8]",
-        "  differing  params/rpn/conv/half    bfloat16[3]    float32[3]",
-    ]
-
-
-def test_long_tables_of_leaves_are_cut(run: Checkpoints) -> None:
-    run.save(STATE, meta(3))
-    extra = {f"leaf{i:02}": jnp.ones(2) for i in range(23)}
-    with pytest.raises(ConfigError) as caught:
-        run.restore(STATE.replace(params=STATE.params | extra), meta(3))
-    first, _, *rows = str(caught.value).split("\n")
-    assert first.endswith(": 23 missing")
-    assert [row.split()[:2] for row in rows[:-1]] == [
-        ["missing", f"params/leaf{i:02}"] for i in range(20)
-    ]
-    assert rows[-1].split() == ["missing", "...", "and", "3", "more"]
 
 
 @pytest.mark.filterwarnings(

@@ -19,6 +19,7 @@ from mrcnn_jax.training.batch import (
     Devices,
     choose_batch,
     image_bytes,
+    rate_for,
 )
 from mrcnn_jax.training.memory import GIB
 
@@ -148,3 +149,17 @@ def test_several_devices_share_a_batch() -> None:
     assert batch(80.0, 100, count=8).size == 8
     why = "as in r.py, made a multiple of the 8 devices; the memory is not known"
     assert batch(None, count=8) == ChosenBatch(8, why)
+
+
+@pytest.mark.parametrize(
+    ("size", "rate"),
+    [
+        *[(1, 0.0025), (2, 0.005), (6, 0.015), (8, 0.02)],  # in proportion, as configs/finetune.py
+        *[(9, 0.02), (16, 0.02)],  # torchvision's and detectron2's, for 16 images
+        *[(24, 0.03), (32, 0.04), (64, 0.08)],  # in proportion to that
+    ],
+)
+def test_the_rate_follows_the_batch_and_never_leaves_what_is_usual(size: int, rate: float) -> None:
+    found, why = rate_for(load_config_file("finetune").stages[0].optimizer, size)
+    assert found == pytest.approx(rate)
+    assert ("not tried here" in why) == (size > 8)

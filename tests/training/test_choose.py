@@ -342,6 +342,20 @@ def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
         assert why in line
 
 
+def test_the_rate_of_a_large_batch_is_explained() -> None:
+    """On 16 GPUs, too, where the recipe's batch becomes one image on each."""
+    images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
+    start = Start(TORCHVISION, ("person",))
+    given = (Wishes(data=DataWishes(batch_size=32), init_from="runs/tv"), Devices())
+    many = (Wishes(init_from="runs/tv"), Devices(16))
+    for (wishes, devices), size, rate in ((given, 32, 0.04), (many, 16, 0.02)):
+        chosen = choose(images, images, device="gpu", devices=devices, wishes=wishes, start=start)
+        optimizer = chosen.config.stages[0].optimizer
+        assert (optimizer.learning_rate, optimizer.batch_size) == (pytest.approx(rate), size)
+        (why,) = (row.why for row in chosen.rows if row.what == "optimiser")
+        assert why.startswith("the rate of 8 images up to 16, above in proportion (not tried here)")
+
+
 def test_every_option_of_the_table_exists() -> None:
     images = dataset(likeness(9, 90, 90, [9]))
     chosen = choose(images, images, device="cpu", wishes=Wishes())

@@ -25,7 +25,7 @@ from whole_runs import ENDS, ROOT, arrays, assert_same_bits, latest, script
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.runs import checkpoints
+from mrcnn_jax.runs.arrays import flatten
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.hub_folder import write_hub_folder
 from mrcnn_jax.runs.loggers import Service
@@ -297,15 +297,15 @@ def test_a_state_that_is_not_finite_is_not_saved(
     """An update can leave the range of numbers although loss and gradient did not: as if one had,
     at the second step."""
 
-    def flatten(state: Any) -> dict[str, Any]:
-        leaves = checkpoints.flatten(state)
+    def overflowed(state: Any) -> dict[str, Any]:
+        leaves = flatten(state)
         return (
             leaves
             if state.step == 1
             else leaves | {"opt_state/nu/rpn/logits/bias": np.array([1.0, np.inf])}
         )
 
-    monkeypatch.setattr(watch, "flatten", flatten)
+    monkeypatch.setattr(watch, "flatten", overflowed)
     with pytest.raises(
         loop.TrainingError,
         match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite "

@@ -1,0 +1,91 @@
+"""The training and the validation set of a run: read, and refused where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.copies import note_copies
+from mrcnn_jax.data.depth_files import depth_source
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
+
+
+def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the validation file, with the same categories: as many as the model's.
+
+    Args:
+        config: with resolved paths.
+        known: data sets that `read_coco` has read before; they are not read again.
+
+    Raises:
+        ConfigError: a file cannot be used, or not beside the other one or for this model.
+    """
+    data = config.data
+    train_set = _data_set(config, "train", known, data.class_names)
+    if len(train_set.categories) != config.model.num_classes:
+        names = ", ".join(train_set.class_names)
+        raise ConfigError(
+            f"model.num_classes: {config.model.num_classes}, but {train_set.annotations_path} has "
+            f"{len(train_set.categories)}: {names}"
+        )
+    train_set.refuse_without_objects()
+    # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
+    val_set = _data_set(config, "val", known, ())
+    val_set = val_set.matched_to(categories_of(train_set), f"{train_set.annotations_path}")
+    missing = [c.name for c in train_set.categories if c not in val_set.categories]
+    if missing:
+        raise ConfigError(
+            f"{val_set.annotations_path}: 'categories' lacks {', '.join(map(repr, missing))} of "
+            f"{train_set.annotations_path} (it may be without annotations there)"
+        )
+    refuse_without_depth(config, train_set, val_set)
+    note_copies(train_set, val_set)
+    return train_set, val_set
+
+
+def _data_set(
+    config: Config,
+    split: Literal["train", "val"],
+    known: Sequence[CocoDataset],
+    class_names: tuple[str, ...],
+) -> CocoDataset:
+    """The data set of a split, read unless it is known as it would be read."""
+    names = (getattr(config.data, f"{split}_{what}") for what in ("annotations", "images"))
+    annotations, images = map(Path, names)
+    depth = depth_source(config, split)
+    for dataset in known:
+        same = (dataset.annotations_path, dataset.images_dir) == (annotations, images)
+        if same and not depth and class_names in ((), dataset.class_names):
+            return dataset
+    return read_coco(
+        annotations, images, replace(config.data, class_names=class_names), depth=depth
+    )
+
+
+def refuse_without_depth(config: Config, train_set: CocoDataset, val_set: CocoDataset) -> None:
+    """ConfigError if a stage has the loss depth, for which both data sets need depths."""
+    if not any("depth" in stage.losses for stage in config.stages):
+        return
+    for dataset, name in ((train_set, "train_depth"), (val_set, "val_depth")):
+        folder = getattr(config.data, name)
+        why = None
+        if not dataset.has_depth and folder is None:
+            why = (
+                f"none of its images has a depth_file: write these, or give data.{name}, a folder "
+                "of depth maps with the images' names"
+            )
+        elif not dataset.has_depth:
+            why = f"data.{name}: {folder} has no .png or .npy with the name of an image"
+        elif dataset.depth is not None and dataset.depth.metres is None:
+            why = f"not one pixel of its {dataset.depth.maps} depth maps is known"
+        if why is not None:
+            raise ConfigError(f"{dataset.annotations_path}: no depth for the loss depth: {why}")
+
+
+def categories_of(dataset: CocoDataset) -> tuple[tuple[int, str], ...]:
+    return tuple((category.id, category.name) for category in dataset.categories)
