@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,12 @@ def _device(meta: Meta) -> str:
 
 def _markdown(table: dict[str, Any], columns: dict[str, str]) -> str:
     seeds, rows = table["seeds"], table["rows"]
-    stages = " / ".join(rows[0]["seconds_per_epoch"])
-    head = ["variant", *columns.values(), f"s an epoch ({stages})", "parameters", "command"]
+    stages = tuple(rows[0]["seconds_per_epoch"])
+    times = f"s an epoch ({' / '.join(stages)})"
+    head = ["variant", *columns.values(), times, "parameters", "command"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        by_stage = row["seconds_per_epoch"].values()
-        seconds = " / ".join(spread(values, "{:.1f}".format) for values in by_stage)
+        seconds = by_stage(row["seconds_per_epoch"], stages)
         metrics = [spread(row["metrics"][name], _share) for name in columns]
         size, command = f"{row['parameters']:,}", f"`{row['command']}`"
         lines.append([row["variant"], *metrics, seconds, size, command])
@@ -143,6 +143,15 @@ def _markdown(table: dict[str, Any], columns: dict[str, str]) -> str:
         "median over the epochs of a stage, compilation included, validation not.\n"
     )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{notes}"
+
+
+def by_stage(seconds: Mapping[str, Sequence[float]], head: Sequence[str]) -> str:
+    """Seconds per epoch of each stage, with its name if the stages are not those of the `head`."""
+    named = tuple(seconds) != tuple(head)
+    return " / ".join(
+        (f"{stage} " if named else "") + spread(values, "{:.1f}".format)
+        for stage, values in seconds.items()
+    )
 
 
 def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:

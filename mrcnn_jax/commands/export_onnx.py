@@ -104,7 +104,7 @@ def write_programs(run: Run, folder: Path) -> None:
         "versions": {name: installed.version(name) for name in ("jax", "jax2onnx", "onnx")}
     }
     # ONNX Runtime has no bfloat16 on a CPU. The parameters are float32 anyway.
-    model = replace(run.config.model, compute_dtype="float32")
+    model = replace(run.network, compute_dtype="float32")
     digests = {}
     for canvas in run.config.data.canvases:
         predict = prediction(model, canvas)

@@ -208,7 +208,7 @@ def _meta(run: OpenRun) -> Meta:
         step=0,
         stage=run.config.stages[0].name,
         stage_index=0,
-        stage_step=0,
+        stage_step=1,  # all heads that the stage trains take part
         stage_complete=False,
         categories=run.categories,
         config_hash="",

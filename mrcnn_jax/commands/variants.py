@@ -55,6 +55,12 @@ def _joint(config: Config) -> Config:
     )
 
 
+def _cascade(config: Config) -> Config:
+    """Two further box heads with the paper's thresholds, each trained as the first one is."""
+    config = _model("box_head", class_agnostic=True, cascade=(0.6, 0.7))(config)
+    return replace(config, stages=tables.with_cascade(config.stages, 2))
+
+
 @dataclass(frozen=True)
 class Variant:
     """One change of the baseline."""
@@ -87,6 +93,9 @@ VARIANTS = (
     Variant("anchor_ratios", "one", _model("rpn", ratios=(1.0,))),
     Variant("mask_activation", "softmax", _model("mask_head", loss="softmax")),
     Variant("training", "joint", _joint),
+    Variant("box_loss", "giou", _model("box_head", box_loss="giou")),
+    Variant("boxes", "class-agnostic", _model("box_head", class_agnostic=True)),
+    Variant("boxes", "cascade", _cascade),
 )
 EXPERIMENTS = tuple(dict.fromkeys(variant.experiment for variant in VARIANTS))
 
@@ -141,6 +150,8 @@ class Chain:
 _UNREACHED: dict[Loss, set[str]] = {
     "rpn": {"roi", "box_head", "mask_head"},
     "box": {"mask_head"},
+    "box2": {"mask_head"},
+    "box3": {"mask_head"},
     "mask": set(),
 }
 """Parts of `config.model` that a loss does not reach."""
@@ -150,10 +161,15 @@ def _what_counts(config: Config) -> Config:
     """`config`, of one stage, without the parts of the model that none of its losses reaches.
 
     Where it is equal, training is. `init_from` is part of it, so the stages before are equal too.
+    What is frozen is all that is not trained, further box heads or not.
     """
-    unread = set.intersection(*(_UNREACHED[loss] for loss in config.stages[0].losses))
+    (stage,) = config.stages
+    unread = set.intersection(*(_UNREACHED[loss] for loss in stage.losses))
     default = {part: getattr(ModelConfig(), part) for part in unread}
-    return replace(config, model=replace(config.model, **default))
+    model = replace(config.model, **default)
+    if stage.losses == ("box",):
+        model = replace(model, box_head=replace(model.box_head, cascade=()))
+    return replace(config, model=model, stages=(replace(stage, frozen=()),))
 
 
 def plan(recipe: Config, workdir: Path, *, seeds: int) -> list[list[Chain]]:

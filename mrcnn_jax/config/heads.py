@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mrcnn_jax.config.errors import require, require_at_least
@@ -60,14 +61,64 @@ class BoxHeadConfig:
     """Detections with a side shorter than this (canvas pixels), or without area, are dropped."""
     detections: int = 20
     """Most detections per image."""
+    class_agnostic: bool = False
+    """One box for each proposal, which all classes train, in place of one per class."""
+    cascade: tuple[float, ...] = ()
+    """One or two further heads, box_head2 and box_head3, each trained on the boxes that the head
+    before refined (Cai & Vasconcelos 2018): the IoU with an object above which a box is foreground
+    for each. Their 0.6 0.7 go with foreground_iou 0.5. Needs class_agnostic."""
+    cascade_box_weights: tuple[float, float] = (2.0, 3.0)
+    """Factors on box_weights in the second and third head, whose deltas are smaller."""
+    cascade_loss_weights: tuple[float, float] = (0.5, 0.25)
+    """Factors on both losses of the second and third head."""
 
     def __post_init__(self) -> None:
         require(
             0 < self.positive_fraction <= 1, "model.box_head.positive_fraction: must be in (0, 1]"
         )
+        self._check_cascade()
         require_at_least(1, self, "model.box_head.", "hidden", "conv_channels", "pool_size")
         require_at_least(1, self, "model.box_head.", "samples", "detections")
         require_at_least(0, self, "model.box_head.", "convs", "fcs", "min_size", "smooth_l1_beta")
+
+    def _check_cascade(self) -> None:
+        prefix = "model.box_head.cascade"
+        require(len(self.cascade) <= 2, f"{prefix}: at most two further heads")
+        require(
+            len(self.cascade) == 0 or self.class_agnostic,
+            f"{prefix}: needs model.box_head.class_agnostic: a box is refined before its class is "
+            "known",
+        )
+        thresholds = (self.foreground_iou, *self.cascade, 1.0)
+        require(
+            len(self.cascade) == 0 or all(a < b for a, b in itertools.pairwise(thresholds)),
+            f"{prefix}: {self.cascade}: must rise from model.box_head.foreground_iou, "
+            f"{self.foreground_iou:g}, and stay below 1",
+        )
+        require(min(self.cascade_box_weights) > 0, f"{prefix}_box_weights: must be positive")
+        require(min(self.cascade_loss_weights) >= 0, f"{prefix}_loss_weights: must be at least 0")
+
+    @property
+    def heads(self) -> tuple[BoxHeadConfig, ...]:
+        """Options of each head by itself, first to last: one without a cascade."""
+        further = zip(
+            self.cascade, self.cascade_box_weights, self.cascade_loss_weights, strict=False
+        )
+        x, y, width, height = self.box_weights
+        return (
+            replace(self, cascade=()),
+            *(
+                replace(
+                    self,
+                    cascade=(),
+                    foreground_iou=iou,
+                    box_weights=(factor * x, factor * y, factor * width, factor * height),
+                    class_loss_weight=share * self.class_loss_weight,
+                    box_loss_weight=share * self.box_loss_weight,
+                )
+                for iou, factor, share in further
+            ),
+        )
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,11 @@ class ModelConfig:
                 f"model.depth_head.kind: {self.depth_head.kind} needs model.backbone fpn: C4 has "
                 "no P2..P5",
             )
+            require(
+                len(self.box_head.cascade) == 0,
+                "model.box_head.cascade: needs model.backbone fpn: res5 (C4) would run on every "
+                "box again for each head",
+            )
 
     @property
     def strides(self) -> tuple[int, ...]:

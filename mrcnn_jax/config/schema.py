@@ -217,7 +217,16 @@ class ParamGroup:
     """Factor on the learning rate."""
 
 
-Loss = Literal["rpn", "box", "mask", "depth"]
+Loss = Literal[
+    "rpn",
+    "box",
+    "box2",
+    "box3",
+    "mask",
+    "depth",
+]
+BOX_LOSSES: tuple[Loss, ...] = ("box", "box2", "box3")
+"""Those of the box head, and of the further heads of a cascade."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +236,8 @@ class StageConfig:
     name: str
     """Name of the stage, of a-z, 0-9 and _."""
     losses: tuple[Loss, ...]
-    """Losses that are added up: rpn, box, mask, depth."""
+    """Losses that are added up: rpn, box, mask, depth; box2 and box3 of a cascade's further
+    heads."""
     train: tuple[ParamGroup, ...]
     """Parameters that are trained."""
     frozen: tuple[str, ...] = ()
@@ -358,6 +368,12 @@ class Config:
                 "depth" not in stage.losses or self.model.depth_head.kind != "none",
                 f"stages.{stage.name}.losses: depth needs model.depth_head.kind dense or roi",
             )
+            for heads, loss in enumerate(BOX_LOSSES):
+                require(
+                    loss not in stage.losses or len(self.model.box_head.cascade) >= heads,
+                    f"stages.{stage.name}.losses: {loss} needs model.box_head.cascade with "
+                    f"{heads} further head{'s' * (heads > 1)}",
+                )
         head = self.model.depth_head.kind
         require(
             self.data.augment.copy_paste == 0 or head == "none",

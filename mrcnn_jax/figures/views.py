@@ -282,7 +282,7 @@ def _each(
     `see` is compiled once per canvas.
     """
     apply = jax.jit(
-        nn.apply(see, MaskRCNN(run.config.model)),
+        nn.apply(see, MaskRCNN(run.network)),
         **compile_options(deterministic=run.config.deterministic),
     )
     variables = jax.device_put(run.variables)

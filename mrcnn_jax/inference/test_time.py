@@ -58,7 +58,7 @@ class MergedViews:
         self._predictor = predictor
         config = predictor.run.config
         options = compile_options(deterministic=config.deterministic)
-        network = MaskRCNN(config.model)
+        network = MaskRCNN(predictor.run.network)
         self._detect = jax.jit(nn.apply(_detect, network), **options)
         self._masks = jax.jit(nn.apply(_masks, network), **options)
         self._merge = jax.jit(lambda found: _merge(found, config.model), **options)

@@ -5,6 +5,8 @@ Report table 2; Girshick 2015, section 2.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -28,7 +30,7 @@ from mrcnn_jax.structures import Batch, Instances
 class BoxOutput(flax.struct.PyTreeNode):
     """Predictions for R boxes, always float32.
 
-    Class 0 is the background; deltas exist for the K foreground classes only.
+    Class 0 is the background; deltas exist for the K foreground classes only, or once for all.
     """
 
     logits: Float[Array, "*r classes"]
@@ -38,7 +40,8 @@ class BoxOutput(flax.struct.PyTreeNode):
 class BoxHead(nn.Module):
     """Convolutions, fully connected layers, then class logits and one box per foreground class.
 
-    The report has no convolution and two fully connected layers on the flattened RoI features.
+    The report has no convolution and two fully connected layers on the flattened RoI features. A
+    class-agnostic head has a single box.
     """
 
     config: BoxHeadConfig
@@ -63,12 +66,13 @@ class BoxHead(nn.Module):
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
         classes, normal = self.num_classes, nn.initializers.normal
+        kinds = 1 if config.class_agnostic else classes
         logits, deltas = outputs(
             x,
             Outputs(classes + 1, normal(0.01), name="logits"),
-            Outputs(4 * classes, normal(0.001), name="deltas"),
+            Outputs(4 * kinds, normal(0.001), name="deltas"),
         )
-        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], classes, 4))
+        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], kinds, 4))
 
 
 class BoxSamples(flax.struct.PyTreeNode):
@@ -102,32 +106,52 @@ def box_samples(
 ) -> BoxSamples:
     """Samples `config.samples` of one image's proposals and ground-truth boxes.
 
-    At most `positive_fraction` of them are foreground; background takes the places that are left. A
-    candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it is
-    background, unless it lies in a crowd region.
+    At most `positive_fraction` of them are foreground; background takes the places that are left.
+    Which they are says `matched`.
     """
-    candidates = concatenate_boxes(proposals, ground_truth)
+    candidates = matched(concatenate_boxes(proposals, ground_truth), ground_truth, ignore, config)
+    samples = sample(
+        key,
+        positive=candidates.foreground,
+        negative=candidates.background,
+        count=config.samples,
+        positive_fraction=config.positive_fraction,
+    )
+    chosen = candidates.boxes[samples.indices]
+    gt_index = candidates.gt_index[samples.indices]
+    assert ground_truth.labels is not None
+    return BoxSamples(
+        boxes=chosen,
+        labels=jnp.where(samples.positive & samples.valid, ground_truth.labels[gt_index], 0),
+        deltas=box_ops.encode(candidates.gt_boxes[gt_index], chosen, weights=config.box_weights),
+        valid=samples.valid,
+    )
+
+
+class Matched(NamedTuple):
+    """The boxes of one image as a box head may be trained on them."""
+
+    boxes: Float[Array, "n 4"]  # without what invalid rows held
+    gt_boxes: Float[Array, "g 4"]  # the same of the ground truth
+    gt_index: Int32[Array, " n"]
+    foreground: Bool[Array, " n"]
+    background: Bool[Array, " n"]
+
+
+def matched(
+    candidates: Instances, ground_truth: Instances, ignore: Instances, config: BoxHeadConfig
+) -> Matched:
+    """Tells foreground from background among the candidates of one image.
+
+    A candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it
+    is background, unless it lies in a crowd region.
+    """
     boxes = box_ops.sanitize(candidates.boxes, candidates.valid)
     gt_boxes = box_ops.sanitize(ground_truth.boxes, ground_truth.valid)
     matches = match(box_ops.iou(boxes, gt_boxes), ground_truth.valid)
     foreground = candidates.valid & (matches.iou > config.foreground_iou)
     background = candidates.valid & ~foreground & ~inside_crowd(boxes, ignore, config.crowd_overlap)
-    samples = sample(
-        key,
-        positive=foreground,
-        negative=background,
-        count=config.samples,
-        positive_fraction=config.positive_fraction,
-    )
-    chosen = boxes[samples.indices]
-    gt_index = matches.gt_index[samples.indices]
-    assert ground_truth.labels is not None
-    return BoxSamples(
-        boxes=chosen,
-        labels=jnp.where(samples.positive & samples.valid, ground_truth.labels[gt_index], 0),
-        deltas=box_ops.encode(gt_boxes[gt_index], chosen, weights=config.box_weights),
-        valid=samples.valid,
-    )
+    return Matched(boxes, gt_boxes, matches.gt_index, foreground, background)
 
 
 def draw_box_samples(
@@ -155,16 +179,18 @@ def box_loss(
 ) -> dict[str, Float[Array, ""]]:
     """Cross-entropy of a batch's samples, and box loss on the true class's deltas of foreground.
 
-    Both are divided by the number of samples.
+    Both are divided by the number of samples. Class-agnostic deltas are those of any class.
     """
     valid = samples.valid & image_valid[:, None]
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
-    # Not by index: the gradient would be a sum into places.
-    foreground_labels = jnp.arange(1, output.deltas.shape[-2] + 1)
-    own = labels[..., None] == foreground_labels.reshape(*(1,) * labels.ndim, -1)
-    deltas = jnp.sum(losses.keep(output.deltas, own), axis=-2)
+    if config.class_agnostic:
+        deltas = output.deltas[..., 0, :]
+    else:  # not by index: the gradient would be a sum into places
+        foreground_labels = jnp.arange(1, output.deltas.shape[-2] + 1)
+        own = labels[..., None] == foreground_labels.reshape(*(1,) * labels.ndim, -1)
+        deltas = jnp.sum(losses.keep(output.deltas, own), axis=-2)
     box = losses.box_regression(
         losses.keep(deltas, foreground),
         losses.keep(samples.deltas, foreground),
@@ -184,7 +210,7 @@ def box_detections(
     """The best `config.detections` boxes of one image after per-class NMS.
 
     Args:
-        output: predictions for the proposals, [P, K+1] and [P, K, 4].
+        output: predictions for the proposals, [P, K+1] and [P, K, 4], or [P, 1, 4].
         proposals: boxes in canvas pixels.
         image_size: (height, width) that boxes are clipped to, pixels.
 
@@ -192,11 +218,24 @@ def box_detections(
         Refined boxes in canvas pixels, best first, with labels 1..K and probabilities as scores.
     """
     scores = jax.nn.softmax(output.logits, axis=-1)[:, 1:]
+    return best_detections(scores, output.deltas, proposals, image_size, config)
+
+
+def best_detections(
+    scores: Float[Array, "p k"],
+    deltas: Float[Array, "p kinds 4"],
+    proposals: Instances,
+    image_size: Int32[Array, " 2"],
+    config: BoxHeadConfig,
+) -> Instances:
+    """As `box_detections`, from the probabilities of the foreground classes."""
     anchors = box_ops.sanitize(proposals.boxes, proposals.valid)[:, None]
     boxes = box_ops.decode(
-        output.deltas, jnp.broadcast_to(anchors, output.deltas.shape), weights=config.box_weights
+        deltas, jnp.broadcast_to(anchors, deltas.shape), weights=config.box_weights
     )
     boxes = box_ops.clip(boxes, image_size)
+    if config.class_agnostic:
+        boxes = jnp.broadcast_to(boxes, (*scores.shape, 4))
     sides = boxes[..., 2:] - boxes[..., :2]
     valid = (
         proposals.valid[:, None]

@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Loss
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
+from mrcnn_jax.models.cascade import MODULES as BOX_HEADS
+from mrcnn_jax.models.cascade import cascade_detections
 from mrcnn_jax.models.depth_head import DepthHead, box_depth_layers
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
@@ -39,12 +41,17 @@ Variables = dict[str, Any]
 def modules_of(loss: Loss, config: ModelConfig) -> set[str]:
     """The modules of `MaskRCNN` that a loss reads: its own head and all below it."""
     trunk = {"resnet", "fpn"} if config.backbone == "fpn" else {"resnet"}
-    boxes = trunk | {"rpn", "box_head"} | ({"res5"} if config.backbone == "c4" else set())
+    box = trunk | {"rpn", "box_head"} | ({"res5"} if config.backbone == "c4" else set())
+    boxes = box | set(BOX_HEADS[: len(config.box_head.heads)])
     match loss:
         case "rpn":
             return trunk | {"rpn"}
         case "box":
-            return boxes
+            return box
+        case "box2":
+            return box | set(BOX_HEADS[:2])
+        case "box3":
+            return box | set(BOX_HEADS)
         case "mask":
             return boxes | {"mask_head"}
         case "depth":
@@ -68,8 +75,8 @@ class Prediction(flax.struct.PyTreeNode):
 class MaskRCNN(nn.Module):
     """Mask R-CNN with the modules `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`.
 
-    There is a `depth_head` as well if the config asks for one. Targets and losses are functions
-    beside each head, outside the modules.
+    There is a `depth_head` as well if the config asks for one, and `box_head2` and `box_head3` of a
+    cascade. Targets and losses are functions beside each head, outside the modules.
     """
 
     config: ModelConfig
@@ -86,7 +93,8 @@ class MaskRCNN(nn.Module):
             self.resnet = ResNet(config.resnet, last=4, remat=config.remat, dtype=dtype)
             self.res5 = stage(config.resnet, 5, remat=config.remat, dtype=dtype, name="res5")
         self.rpn = RPNHead(config.rpn, config.strides, dtype=dtype)
-        self.box_head = BoxHead(config.box_head, config.num_classes, dtype=dtype)
+        for name in BOX_HEADS[: len(config.box_head.heads)]:
+            setattr(self, name, BoxHead(config.box_head, config.num_classes, dtype=dtype))
         kinds = 1 if config.mask_head.class_agnostic else config.num_classes
         self.mask_head = MaskHead(config.mask_head, kinds, dtype=dtype)
         self.depth_head: Any = None
@@ -114,13 +122,18 @@ class MaskRCNN(nn.Module):
         valid: Bool[Array, "b n"],
         *,
         live: bool = False,
+        head: int = 0,
     ) -> BoxOutput:
-        """Class logits and deltas of boxes in canvas pixels; `live` concerns res5 (C4)."""
+        """Class logits and deltas of boxes in canvas pixels; `live` concerns res5 (C4).
+
+        Args:
+            head: number of the head in a cascade, from 0.
+        """
         size = self.config.box_head.pool_size
         pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
-        return self._rows(self.box_head, (pooled,), valid, chunk=_BOXES)
+        return self._rows(getattr(self, BOX_HEADS[head]), (pooled,), valid, chunk=_BOXES)
 
     def masks(
         self,
@@ -272,9 +285,13 @@ class MaskRCNN(nn.Module):
                 assert_never(self.config.depth_head.kind)
 
     def detections(self, features: Pyramid, proposals: Instances, batch: Batch) -> Instances:
-        """The box head's best boxes of each image."""
+        """The box head's best boxes of each image; of a cascade, its last head's."""
+        config = self.config.box_head
+        if config.cascade:
+            predict = functools.partial(self.boxes, features)
+            return cascade_detections(proposals, batch.image_sizes, config, predict=predict)
         output = self.boxes(features, proposals.boxes, proposals.valid)
-        detect = functools.partial(box_detections, config=self.config.box_head)
+        detect = functools.partial(box_detections, config=config)
         return jax.vmap(detect)(output, proposals, batch.image_sizes)
 
 

@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
-from mrcnn_jax.config.schema import Config, Loss
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
@@ -69,12 +70,21 @@ class Run:
         """
         model, stages = self.config.model, self.config.stages
         heads = set(get_args(Loss)) - ({"depth"} if model.depth_head.kind == "none" else set())
+        heads -= set(BOX_LOSSES[len(model.box_head.heads) :])
         if not stages:
             return frozenset(heads)
         begun = stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
         losses = [loss for stage in begun for loss in stage.losses]
         modules = set().union(*(modules_of(loss, model) for loss in losses))
         return frozenset(loss for loss in heads if modules_of(loss, model) <= modules)
+
+    @property
+    def network(self) -> ModelConfig:
+        """The network that predicts: without the last heads of a cascade while they are random."""
+        model, trained = self.config.model, self.trained
+        known = sum(loss in trained for loss in BOX_LOSSES)
+        cascade = model.box_head.cascade[: max(0, known - 1)]
+        return replace(model, box_head=replace(model.box_head, cascade=cascade))
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:

@@ -17,8 +17,9 @@ from mrcnn_jax.training.stages import trained
 from mrcnn_jax.weights.origin import Origin, open_origin
 from mrcnn_jax.weights.published import PUBLISHED
 
-# Leaves with one output per class, and those that have it unless masks are class-agnostic.
-_CLASSES = r"params/box_head/(logits|deltas)/(kernel|bias)"
+# Leaves with one output per class, and those that have it unless boxes or masks are class-agnostic.
+_CLASSES = r"params/box_head[23]?/logits/(kernel|bias)"
+_BOXES = r"params/box_head[23]?/deltas/(kernel|bias)"
 _MASKS = r"params/mask_head/(points/)?logits/(kernel|bias)"
 # Fields that change the meaning of the same parameters.
 _MEANING = (
@@ -35,8 +36,8 @@ def initial_variables(
     """Reads the part of the variables that `config.init_from` holds, and prints what was loaded.
 
     Every variable of the same path is loaded, without the outputs per class if the config says so,
-    and without those of masks if one of the two has them per class and the other one for all
-    classes. A path that only one of the two has is listed; another shape is an error.
+    and without those of boxes or masks if one of the two has them per class and the other one for
+    all classes. A path that only one of the two has is listed; another shape is an error.
 
     Args:
         shapes: all variables of the network, arrays or `jax.ShapeDtypeStruct`.
@@ -90,15 +91,18 @@ def initial_variables(
 
 def _per_class(config: Config) -> re.Pattern[str]:
     """The leaves of a run that have an output per class."""
+    boxes = () if config.model.box_head.class_agnostic else (_BOXES,)
     masks = () if config.model.mask_head.class_agnostic else (_MASKS,)
-    return re.compile("|".join((_CLASSES, *masks)))
+    return re.compile("|".join((_CLASSES, *boxes, *masks)))
 
 
 def _left_out(source: Iterable[str], origin: Origin, config: Config) -> list[str]:
     """The outputs of the weights that are not those of the run, whatever their shapes."""
     patterns = [_per_class(config)] if config.init_without_classes else []
-    if origin.model.mask_head.class_agnostic != config.model.mask_head.class_agnostic:
-        patterns.append(re.compile(_MASKS))
+    for head, outputs in (("box_head", _BOXES), ("mask_head", _MASKS)):
+        theirs, ours = (getattr(model, head) for model in (origin.model, config.model))
+        if theirs.class_agnostic != ours.class_agnostic:
+            patterns.append(re.compile(outputs))
     return sorted(path for path in source if any(p.fullmatch(path) for p in patterns))
 
 

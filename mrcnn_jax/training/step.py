@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mrcnn_jax.config.schema import Loss, StageConfig
-from mrcnn_jax.models.box_head import box_loss, draw_box_samples
+from mrcnn_jax.config.schema import BOX_LOSSES, Loss, StageConfig
+from mrcnn_jax.models.box_head import draw_box_samples
+from mrcnn_jax.models.cascade import box_losses
 from mrcnn_jax.models.depth_head import box_depth_loss, depth_loss
 from mrcnn_jax.models.mask_head import mask_losses
 from mrcnn_jax.models.mask_rcnn import (
@@ -94,9 +95,15 @@ def stage_losses(
 
     if "rpn" in losses:
         values |= rpn_losses(keys.rpn, output, batch, config.rpn, config.strides, mesh)
-    if "box" in losses:
-        predicted = model.boxes(features, samples.boxes, samples.valid, live="res5" in live)
-        values |= box_loss(predicted, samples, batch.valid, config.box_head)
+    if not set(BOX_LOSSES).isdisjoint(losses):
+        values |= box_losses(
+            samples,
+            batch,
+            config.box_head,
+            losses,
+            predict=functools.partial(model.boxes, features, live="res5" in live),
+            mesh=mesh,
+        )
     found = samples.foreground
     if config.mask_head.train_on == "detections" and ("mask" in losses or of_boxes):
         found = jax.lax.stop_gradient(model.detections(features, proposals, batch))

@@ -22,7 +22,8 @@ RESNET = (
     "pixel_std",
 )
 """Fields of `ModelConfig` that a ResNet's parameters have their shape or meaning by."""
-_CLASS_AGNOSTIC = "mask_head.class_agnostic"  # if another is given, the mask outputs start anew
+# If another is given, or a cascade needs it, these outputs start anew.
+_CLASS_AGNOSTIC = {"box_head.class_agnostic": "box", "mask_head.class_agnostic": "mask"}
 HEADS = (
     "backbone",
     "fpn_channels",
@@ -35,10 +36,11 @@ HEADS = (
         for name in ("convs", "conv_channels", "norm", "fcs", "hidden", "pool_size", "box_weights")
     ),
     *(f"mask_head.{name}" for name in ("channels", "convs", "norm", "deconv_kernel", "pool_size")),
-    _CLASS_AGNOSTIC,
+    *_CLASS_AGNOSTIC,
 )
 """The same of those of all other modules. Anchor scales and the sizes that belong to FPN levels are
-not among them: they go with the size of the images."""
+not among them: they go with the size of the images. A cascade is not either: its further heads are
+modules that weights may lack, as a depth head is."""
 IMAGES = ("data.shrink",)
 """Fields of `Config` that a whole network is used to: how its images were made."""
 
@@ -75,15 +77,17 @@ class Choice:
             if differs and name == "model.backbone":
                 # The stage table names the modules of a backbone.
                 raise ConfigError(f"{name}: {own}, but {self.path} needs a config with {value}")
-            new_masks = name == f"model.{_CLASS_AGNOSTIC}"
-            if differs and name in given and not (name in self.presumed or new_masks):
+            outputs = _CLASS_AGNOSTIC.get(name.removeprefix("model."))
+            if differs and name in given and not (name in self.presumed or outputs):
                 raise ConfigError(
                     f"{name}: {own}, but {self.path} ({self.title}) has {value}: leave out "
                     f"--{name.replace('_', '-')}, or take other weights"
                 )
-            if differs and name in given and new_masks:
+            in_cascade = outputs == "box" and len(config.model.box_head.cascade) > 0
+            if differs and outputs and (name in given or in_cascade):
+                why = "as given" if name in given else "for model.box_head.cascade"
                 lines.append(
-                    f"  {name}: {own}, as given (these weights have {value}: their mask outputs "
+                    f"  {name}: {own}, {why} (these weights have {value}: their {outputs} outputs "
                     "are left out)"
                 )
             elif differs and name in given:

@@ -7,6 +7,7 @@ are UNTESTED ON THE PUBLISHED FILES.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from mrcnn_jax.config.errors import ConfigError
@@ -351,15 +352,25 @@ FAMILIES = (
 )
 
 
+# The second box head of detectron2 and of mmdetection.
+_CASCADE = re.compile(r"roi_heads\.box_predictor\.1\..*|roi_head\.bbox_head\.1\..*")
+
+
 def family_of(names: Collection[str], source: str) -> Family:
     """Recognises the family of a file by the names of its tensors.
 
     A file with mmdetection's mark has that of RESNET_BACKBONE too, and is mmdetection's.
 
     Raises:
-        ConfigError: no family has its mark among `names`, or several have; `source` is the file.
+        ConfigError: no family has its mark among `names`, or several have, or they are those of a
+            cascade of box heads; `source` is the file.
     """
     mmdetection.refuse_first_version(names, source)
+    cascade = min(filter(_CASCADE.fullmatch, names), default=None)
+    if cascade is not None:
+        raise ConfigError(
+            f"{source}: {cascade}: of a Cascade R-CNN, whose box heads are not imported"
+        )
     found = [family for family in FAMILIES if family.mark in names]
     if mmdetection.MASK_RCNN in found and RESNET_BACKBONE in found:
         found.remove(RESNET_BACKBONE)

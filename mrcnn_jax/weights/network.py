@@ -118,6 +118,9 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
+    boxes = assigned.get("params/box_head/deltas/bias")
+    if boxes is not None and tensors[boxes.name].size == 4 < 4 * model.num_classes:
+        model = replace(model, box_head=replace(model.box_head, class_agnostic=True))
     masks = assigned.get("params/mask_head/logits/bias")
     if masks is not None and tensors[masks.name].size == 1 < model.num_classes:
         model = replace(model, mask_head=replace(model.mask_head, class_agnostic=True))

@@ -22,7 +22,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import experiments
 from mrcnn_jax.commands.experiment_job import Record
-from mrcnn_jax.commands.experiment_table import seconds_per_epoch, spread
+from mrcnn_jax.commands.experiment_table import by_stage, seconds_per_epoch, spread
 from mrcnn_jax.commands.experiments import Arguments
 from mrcnn_jax.commands.variants import VARIANTS, Chain, StageRun, load_recipe, plan
 from mrcnn_jax.config import tables
@@ -54,6 +54,19 @@ CHAINS = {
     ),
     "mask_activation softmax": ("baseline/rpn", "baseline/box", "mask_activation-softmax/mask"),
     "training joint": ("training-joint/joint",),
+    "box_loss giou": ("baseline/rpn", "box_loss-giou/box", "box_loss-giou/mask"),
+    "boxes class-agnostic": (
+        "baseline/rpn",
+        "boxes-class-agnostic/box",
+        "boxes-class-agnostic/mask",
+    ),
+    "boxes cascade": (
+        "baseline/rpn",
+        "boxes-class-agnostic/box",
+        "boxes-cascade/box2",
+        "boxes-cascade/box3",
+        "boxes-cascade/mask",
+    ),
 }
 # What the last run of a variant has otherwise than the baseline's, beside where it starts.
 CHANGES = {
@@ -75,6 +88,12 @@ CHANGES = {
     "anchor_ratios one": {"model.rpn.ratios: (0.5, 1.0, 2.0) -> (1.0,)"},
     "mask_activation softmax": {"model.mask_head.loss: 'bce' -> 'softmax'"},
     "training joint": set(),
+    "box_loss giou": {"model.box_head.box_loss: 'smooth_l1' -> 'giou'"},
+    "boxes class-agnostic": {"model.box_head.class_agnostic: False -> True"},
+    "boxes cascade": {
+        "model.box_head.class_agnostic: False -> True",
+        "model.box_head.cascade: () -> (0.6, 0.7)",
+    },
 }
 PRETRAINED = replace(
     tiny.get_config(),
@@ -118,7 +137,7 @@ def test_shared_stages_are_one_run(seed: int) -> None:
         for title, folders in CHAINS.items()
     }
     runs = {run for chain in found.values() for run in chain.runs}
-    assert len(runs) == len({run.folder for run in runs}) == 17
+    assert len(runs) == len({run.folder for run in runs}) == 24
     assert {run.config.seed for run in runs} == {seed}
 
 
@@ -161,6 +180,12 @@ def test_what_each_stage_trains(recipe: Config) -> None:
     assert [trained_modules(run) for run in found["backbone c4"].runs] == [
         {"rpn"} | resnet,
         {"res5", "box_head"},
+        {"mask_head"},
+    ]
+    assert [trained_modules(run) for run in found["boxes cascade"].runs[1:]] == [
+        {"box_head"},
+        {"box_head2"},
+        {"box_head3"},
         {"mask_head"},
     ]
     (joint,) = found["training joint"].runs
@@ -217,7 +242,7 @@ def test_mistakes() -> None:
 def test_recipes_of_this_repository(name: str, tmp_path: Path) -> None:
     """Every variant can be made of them, and C4 trains the ResNet in stage 1 if they do."""
     found = chains(load_config_file(ROOT / "configs" / f"{name}.py"))
-    assert len({run for chain in found.values() for run in chain.runs}) == 17
+    assert len({run for chain in found.values() for run in chain.runs}) == 24
     trains = [
         "resnet/.*" in {group.pattern for group in found[title].runs[0].stage.train}
         for title in ("baseline", "backbone c4")
@@ -433,6 +458,13 @@ def test_seconds_of_epochs_that_were_cut() -> None:
     )
     assert seconds_per_epoch([cut, *whole], steps=6) == 4.0
     assert seconds_per_epoch([cut], steps=6) == 27.0
+
+
+def test_stages_that_are_not_those_of_the_head_are_named() -> None:
+    head = ("rpn", "box", "mask")
+    seconds = {"rpn": [1.0], "box": [2.0, 4.0], "mask": [3.0]}
+    assert by_stage(seconds, head) == "1.0 / 3.0 ± 1.4 / 3.0"
+    assert by_stage({"rpn": [1.0], "box2": [2.0]}, head) == "rpn 1.0 / box2 2.0"
 
 
 def test_signals_stop_the_job() -> None:

@@ -21,6 +21,7 @@ from mrcnn_jax.commands import figures
 from mrcnn_jax.commands.figures import Arguments, column_titles, draw
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
+from mrcnn_jax.config.tables import with_cascade
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -176,6 +177,27 @@ def test_which_heads_are_trained(kept_run: Path) -> None:
         "mask",
     }  # it was started from a run that had the others
     assert trained((), stage_index=0, stage_step=0) == {"rpn", "box", "mask"}  # imported
+
+
+def test_a_cascade_predicts_by_the_heads_that_are_trained(kept_run: Path) -> None:
+    whole = load_run(kept_run)
+    box_head = replace(whole.config.model.box_head, class_agnostic=True, cascade=(0.6, 0.7))
+    config = replace(whole.config, model=replace(whole.config.model, box_head=box_head))
+    config = replace(config, stages=with_cascade(config.stages, 2))
+    found = {}
+    for index, row in enumerate(config.stages):
+        run = Run(config, replace(whole.meta, stage_index=index, stage_step=1), {})
+        found[row.name] = (run.network.box_head.cascade, set(run.trained))
+    assert found == {
+        "rpn": ((), {"rpn"}),
+        "box": ((), {"rpn", "box"}),
+        "box2": ((0.6,), {"rpn", "box", "box2"}),
+        "box3": ((0.6, 0.7), {"rpn", "box", "box2", "box3"}),
+        "mask": ((0.6, 0.7), {"rpn", "box", "box2", "box3", "mask"}),
+    }
+    imported = replace(config, stages=())
+    assert Run(imported, whole.meta, {}).network == config.model
+    assert whole.network == whole.config.model
 
 
 def test_runs_of_other_data_are_not_compared(

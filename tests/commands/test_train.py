@@ -67,6 +67,20 @@ def test_a_run_gives_its_config(tmp_path: Path) -> None:
     assert (new.config, new.workdir, new.resumed) == (config, Path("b"), False)
 
 
+def test_the_table_follows_a_cascade() -> None:
+    """On the command line; a config that names the heads stays as it is."""
+    words = "--model.box-head.class-agnostic --model.box-head.cascade 0.6 0.7"
+    start = "--config", "shapes", "--workdir", "a"
+    parsed = parse(*start, *words.split())
+    assert [row.name for row in parsed.config.stages] == ["rpn", "box", "box2", "box3", "mask"]
+    assert parsed.notes == (
+        "stages: rpn (rpn), box (box), box2 (box2), box3 (box3), mask (mask), with the heads of "
+        "model.box_head.cascade",
+    )
+    assert parse("--config", "shapes_cascade", "--workdir", "a").notes == ()
+    assert parse(*start).notes == ()
+
+
 @pytest.mark.parametrize(
     ("words", "canvases"),
     [

@@ -57,6 +57,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],
         "bins_depth": ["depth"],
+        "shapes_cascade": ["rpn", "box", "box2", "box3", "mask"],
     }
     expected = tables.get(path.stem, ["rpn", "box", "mask"])
     assert [stage.name for stage in config.stages] == expected

@@ -10,6 +10,7 @@ import pytest
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.model import ModelConfig
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,36 @@ from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfi
             "model.mask_head.refine.steps: needs",
         ),
         (lambda: BoxHeadConfig(detections=0), "model.box_head.detections"),
+        (
+            lambda: BoxHeadConfig(cascade=(0.6,)),
+            "model.box_head.cascade: needs model.box_head.class_agnostic",
+        ),
+        (
+            lambda: BoxHeadConfig(class_agnostic=True, cascade=(0.4, 0.7)),
+            "model.box_head.cascade: (0.4, 0.7): must rise from model.box_head.foreground_iou, 0.4",
+        ),
+        (
+            lambda: BoxHeadConfig(class_agnostic=True, cascade=(0.6, 1.0)),
+            "model.box_head.cascade: (0.6, 1.0): must rise",
+        ),
+        (
+            lambda: BoxHeadConfig(class_agnostic=True, cascade=(0.5, 0.6, 0.7)),
+            "model.box_head.cascade: at most two",
+        ),
+        (
+            lambda: BoxHeadConfig(cascade_box_weights=(2.0, 0.0)),
+            "model.box_head.cascade_box_weights: must be positive",
+        ),
+        (
+            lambda: BoxHeadConfig(cascade_loss_weights=(-1.0, 0.0)),
+            "model.box_head.cascade_loss_weights: must be at least 0",
+        ),
+        (
+            lambda: ModelConfig(
+                backbone="c4", box_head=BoxHeadConfig(class_agnostic=True, cascade=(0.6,))
+            ),
+            "model.box_head.cascade: needs model.backbone fpn",
+        ),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:

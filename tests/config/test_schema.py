@@ -11,13 +11,14 @@ import pytest
 import tiny
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import (
     AugmentConfig,
     Config,
     DataConfig,
     DistributedConfig,
+    Loss,
     OptimizerConfig,
     StageConfig,
 )
@@ -100,3 +101,19 @@ def test_pasted_objects_have_no_depth() -> None:
         "data.augment.copy_paste: must be 0 with model.depth_head.kind dense: the depth of pasted "
         "objects is not that of the scene"
     )
+
+
+@pytest.mark.parametrize(
+    ("heads", "loss", "line"),
+    [
+        (0, "box2", "box2 needs model.box_head.cascade with 1 further head"),
+        (1, "box3", "box3 needs model.box_head.cascade with 2 further heads"),
+    ],
+)
+def test_a_loss_of_a_further_box_head_needs_the_head(heads: int, loss: Loss, line: str) -> None:
+    box_head = BoxHeadConfig(class_agnostic=True, cascade=(0.6, 0.7)[:heads])
+    with pytest.raises(ConfigError) as error:
+        Config(model=ModelConfig(box_head=box_head), stages=(stage(losses=(loss,)),))
+    assert str(error.value) == f"stages.rpn.losses: {line}"
+    box_head = replace(box_head, class_agnostic=True, cascade=(0.6, 0.7))
+    Config(model=ModelConfig(box_head=box_head), stages=(stage(losses=(loss,)),))

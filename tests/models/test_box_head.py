@@ -391,6 +391,34 @@ def test_detections_equal_a_loop(scale: float, background: float, size: tuple[in
     )  # the background, though often likeliest, is never a detection
 
 
+def test_one_box_for_all_classes_is_that_box_for_each() -> None:
+    """Loss and detections of a class-agnostic head are those of a head with equal boxes."""
+    agnostic = replace(CONFIG, class_agnostic=True)
+    output, samples = batch()
+    single = output.replace(deltas=output.deltas[:, :, :1])
+    each = output.replace(deltas=jnp.repeat(single.deltas, CLASSES, axis=2))
+    all_images = np.ones(3, bool)
+    (_, ours), gradient = VALUE_AND_GRAD(single, samples, all_images, config=agnostic)
+    (_, expected), by_class = VALUE_AND_GRAD(each, samples, all_images, config=CONFIG)
+    for name, value in expected.items():
+        assert float(ours[name]) == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(gradient.deltas[:, :, 0], by_class.deltas.sum(2), rtol=1e-6)
+
+    predicted = predictions(7, 1.0)
+    single = predicted.replace(deltas=predicted.deltas[:, :1])
+    each = predicted.replace(deltas=jnp.repeat(single.deltas, CLASSES, axis=1))
+    found, expected = (
+        jax.jit(box_detections, static_argnames="config")(
+            output, instances(PROPOSALS, PROPOSALS_VALID), jnp.array([60, 50]), config=config
+        )
+        for output, config in ((single, agnostic), (each, CONFIG))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    head = BoxHead(replace(agnostic, hidden=8), CLASSES)
+    shapes = jax.eval_shape(head.init_with_output, jax.random.key(0), np.zeros((5, 4, 4, 6)))[0]
+    assert (shapes.logits.shape, shapes.deltas.shape) == ((5, CLASSES + 1), (5, 1, 4))
+
+
 def test_invalid_proposals_have_no_part_in_detections() -> None:
     detect = jax.jit(
         lambda output, proposals: box_detections(output, proposals, jnp.array([60, 50]), CONFIG)

@@ -296,6 +296,28 @@ def test_masks_of_no_class_and_masks_of_classes_are_not_exchanged(
         assert f"; left out: {', '.join(sorted(MASK_LEAVES))}\n" in capsys.readouterr().out
 
 
+def test_boxes_of_no_class_and_a_cascade_start_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest of the box head is of use; without classes no head's logits are."""
+    source = write_run(tmp_path / "plain", FPN)
+    box_head = replace(FPN.box_head, class_agnostic=True, cascade=(0.6, 0.7))
+    cascade = replace(FPN, box_head=box_head)
+    deltas = {f"params/box_head/deltas/{leaf}" for leaf in ("kernel", "bias")}
+    assert load(tmp_path / "plain", cascade).keys() == source.keys() - deltas
+    printed = capsys.readouterr().out
+    assert f"; left out: {', '.join(sorted(deltas))}\n" in printed
+    assert "random: params/box_head2/" in printed
+    whole = write_run(tmp_path / "cascade", cascade)
+    other = replace(cascade, num_classes=5)
+    logits = {
+        f"params/box_head{i}/logits/{leaf}" for i in ("", 2, 3) for leaf in ("kernel", "bias")
+    }
+    assert load(tmp_path / "cascade", other, without_classes=True).keys() == whole.keys() - (
+        logits | MASK_LEAVES
+    )
+
+
 def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:
     write_run(tmp_path, FPN)
     with pytest.raises(

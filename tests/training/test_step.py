@@ -156,12 +156,16 @@ def rpn_runner(variables: Variables) -> Runner:
 DENSE, ROI = (
     replace(CONFIG, depth_head=DepthHeadConfig(kind, channels=8)) for kind in ("dense", "roi")
 )
+CASCADE = replace(
+    CONFIG, box_head=replace(CONFIG.box_head, class_agnostic=True, cascade=(0.6, 0.7))
+)
 
 
 @pytest.mark.parametrize(
     ("loss", "config"),
     [(loss, config) for loss in ("rpn", "box", "mask") for config in (CONFIG, C4)]
-    + [("depth", DENSE), ("depth", ROI)],
+    + [("depth", DENSE), ("depth", ROI)]
+    + [(loss, CASCADE) for loss in ("box", "box2", "box3", "mask")],
 )
 def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, config: ModelConfig) -> None:
     """Flax makes the parameters of the modules that are called, and of no other."""

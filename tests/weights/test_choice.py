@@ -44,7 +44,12 @@ FREE = {
 }
 
 
-LACKING = {"depth_head", "refine"}  # modules that weights may lack
+# Modules that weights may lack.
+LACKING = {
+    "depth_head",
+    "refine",
+    *(f"box_head.cascade{name}" for name in ("", "_box_weights", "_loss_weights")),
+}
 
 
 def fields_of(config: Any, prefix: str = "") -> set[str]:
@@ -122,6 +127,23 @@ def test_masks_of_no_class_may_be_given(capsys: pytest.CaptureFixture[str]) -> N
     line = f"  {name}: True, as given (these weights have False: their mask outputs are left out)"
     assert line in capsys.readouterr().out.splitlines()
     assert not choice(TORCHVISION).applied(changed, ()).model.mask_head.class_agnostic
+
+
+def test_a_cascade_keeps_its_boxes_of_no_class(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether the command line says so or the config: no published weights have them."""
+    name, none = "model.box_head.class_agnostic", {"model.box_head.class_agnostic": True}
+    cascade = with_fields(Config(), none | {"model.box_head.cascade": (0.6, 0.7)})
+    why = "(these weights have False: their box outputs are left out)"
+    for config, given, line in (
+        (with_fields(Config(), none), {name}, f"  {name}: True, as given {why}"),
+        (cascade, set(), f"  {name}: True, for model.box_head.cascade {why}"),
+    ):
+        changed = choice(TORCHVISION).applied(config, given)
+        assert changed.model.box_head.class_agnostic
+        assert changed.model.box_head.cascade == config.model.box_head.cascade
+        assert line in capsys.readouterr().out.splitlines()
+    changed = choice(TORCHVISION).applied(with_fields(Config(), none), ())
+    assert not changed.model.box_head.class_agnostic
 
 
 @pytest.mark.parametrize("family", [MASKRCNN, MASKRCNN_V2, MASK_RCNN_FPN, MASK_RCNN])

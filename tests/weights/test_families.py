@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -335,4 +336,7 @@ def test_families_are_told_apart_by_their_marks() -> None:
         family_of([RESNET.mark, "roi_heads.res5.0.conv1.weight"], "file")
     with pytest.raises(ConfigError, match=r"file: bbox_head\.fc_cls\.weight: a name of mmd.* 1\.x"):
         family_of(["backbone.layer1.0.conv1.weight", "bbox_head.fc_cls.weight"], "file")
+    for name in ("roi_heads.box_predictor.1.cls_score.bias", "roi_head.bbox_head.1.fc_cls.bias"):
+        with pytest.raises(ConfigError, match=rf"file: {re.escape(name)}: of a Cascade R-CNN, "):
+            family_of(["backbone.layer1.0.conv1.weight", name], "file")
     assert len({family.mark for family in FAMILIES}) == len(FAMILIES), names

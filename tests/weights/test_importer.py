@@ -135,6 +135,23 @@ def test_class_agnostic_masks_are_seen(name: str, layer: str, tmp_path: Path) ->
         np.testing.assert_array_equal(kernel[:, 0], file[f"{layer}.weight"][0, :, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [(FPN, "roi_heads.box_predictor.bbox_pred"), (MMDET, "roi_head.bbox_head.fc_reg")],
+)
+def test_class_agnostic_boxes_are_seen(name: str, layer: str, tmp_path: Path) -> None:
+    """detectron2's CLS_AGNOSTIC_BBOX_REG, mmdetection's reg_class_agnostic: the shape tells."""
+    shapes = SHAPES[name]()
+    for part in ("weight", "bias"):
+        shapes[f"{layer}.{part}"] = (4, *shapes[f"{layer}.{part}"][1:])
+    path = write(tmp_path / "a.npz", shapes)
+    found = network.read_network(path)
+    assert (found.model.num_classes, found.model.box_head.class_agnostic) == (80, True)
+    kernel = found.variables()["params"]["box_head"]["deltas"]["kernel"]
+    with np.load(path) as file:
+        np.testing.assert_array_equal(kernel, file[f"{layer}.weight"].T)
+
+
 def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
     content = json.loads(
         (data_folder / "coco_mini" / "annotations" / "val_full80.json").read_text()
