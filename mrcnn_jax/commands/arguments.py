@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.tables import with_mask_iou_head
 
 
 def fields_given(words: Iterable[str]) -> frozenset[str]:
@@ -20,6 +22,28 @@ def fields_given(words: Iterable[str]) -> frozenset[str]:
     """
     names = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
     return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
+
+
+@dataclass(frozen=True)
+class _MaskIoUHead:
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
+class _Heads:
+    mask_iou_head: _MaskIoUHead = _MaskIoUHead()
+
+
+@dataclass(frozen=True)
+class _Model:
+    model: _Heads = _Heads()
+
+
+def with_heads(config: Config, words: Sequence[str]) -> Config:
+    """The config with the stages of a head that an option adds, which options may then change."""
+    plain = [word for word in words if word not in ("-h", "--help")]
+    head = tyro.cli(_Model, args=plain, return_unknown_args=True)[0].model.mask_iou_head
+    return with_mask_iou_head(config) if head.enabled else config
 
 
 @dataclass(frozen=True, kw_only=True)

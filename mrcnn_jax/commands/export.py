@@ -146,7 +146,7 @@ def program(run: Run, canvas: tuple[int, int]) -> Exported:
     import jax.numpy as jnp
 
     weights, structure = jax.tree.flatten(run.variables)
-    predict = prediction(run.config.model, canvas)
+    predict = prediction(run.network, canvas)
 
     def of_list(weights: list[jax.Array], image: jax.Array, size: jax.Array) -> dict[str, Any]:
         return predict(jax.tree.unflatten(structure, weights), image, size)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import FromWeights, fields_given
+from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
 from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
 def _overridden(config: Config, workdir: Path, words: Sequence[str], program: str) -> Config:
     return tyro.cli(
         tyro.conf.AvoidSubcommands[_Options],
-        default=_Options(workdir=workdir, fields=config),
+        default=_Options(workdir=workdir, fields=with_heads(config, words)),
         args=words,
         prog=program,
         description=__doc__,

@@ -28,7 +28,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import own_folder
-from mrcnn_jax.commands.arguments import FromWeights, fields_given
+from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     differences,
@@ -136,7 +136,7 @@ def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
             f"--minutes: goes with a folder of data: {program} my/ --minutes M (of a config the "
             "length is --stages.0.epochs; a run that goes on keeps its own)"
         )
-    config, notes = _with_canvases(load_config_file(file), fields)
+    config, notes = _with_canvases(with_heads(load_config_file(file), fields), fields)
     if given.weights is not None:
         config = replace(config, init_from=given.weights)  # other fields may need one
     config = tyro.cli(

@@ -87,6 +87,9 @@ VARIANTS = (
     Variant("anchor_ratios", "one", _model("rpn", ratios=(1.0,))),
     Variant("mask_activation", "softmax", _model("mask_head", loss="softmax")),
     Variant("training", "joint", _joint),
+    Variant("mask_classes", "agnostic", _model("mask_head", class_agnostic=True)),
+    # A fourth stage, which trains the head alone: boxes and masks are the baseline's.
+    Variant("mask_scoring", "iou", tables.with_mask_iou_head),
 )
 EXPERIMENTS = tuple(dict.fromkeys(variant.experiment for variant in VARIANTS))
 
@@ -139,21 +142,28 @@ class Chain:
 
 
 _UNREACHED: dict[Loss, set[str]] = {
-    "rpn": {"roi", "box_head", "mask_head"},
-    "box": {"mask_head"},
-    "mask": set(),
+    "rpn": {"roi", "box_head", "mask_head", "mask_iou_head"},
+    "box": {"mask_head", "mask_iou_head"},
+    "mask": {"mask_iou_head"},
+    "mask_iou": set(),
+    "depth": set(),
 }
 """Parts of `config.model` that a loss does not reach."""
 
 
 def _what_counts(config: Config) -> Config:
-    """`config`, of one stage, without the parts of the model that none of its losses reaches.
+    """`config`, of one stage, without what none of its losses reaches: parts of the model, and the
+    pattern that freezes the mask-IoU head.
 
     Where it is equal, training is. `init_from` is part of it, so the stages before are equal too.
     """
     unread = set.intersection(*(_UNREACHED[loss] for loss in config.stages[0].losses))
     default = {part: getattr(ModelConfig(), part) for part in unread}
-    return replace(config, model=replace(config.model, **default))
+    (stage,) = config.stages
+    if "mask_iou_head" in unread:
+        frozen = tuple(pattern for pattern in stage.frozen if pattern != tables.MASK_IOU)
+        stage = replace(stage, frozen=frozen)
+    return replace(config, model=replace(config.model, **default), stages=(stage,))
 
 
 def plan(recipe: Config, workdir: Path, *, seeds: int) -> list[list[Chain]]:

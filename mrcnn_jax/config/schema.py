@@ -217,7 +217,7 @@ class ParamGroup:
     """Factor on the learning rate."""
 
 
-Loss = Literal["rpn", "box", "mask", "depth"]
+Loss = Literal["rpn", "box", "mask", "mask_iou", "depth"]
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class StageConfig:
     name: str
     """Name of the stage, of a-z, 0-9 and _."""
     losses: tuple[Loss, ...]
-    """Losses that are added up: rpn, box, mask, depth."""
+    """Losses that are added up: rpn, box, mask, mask_iou, depth."""
     train: tuple[ParamGroup, ...]
     """Parameters that are trained."""
     frozen: tuple[str, ...] = ()
@@ -239,6 +239,11 @@ class StageConfig:
     """Keep a moving average of the trained parameters (average = decay * average + (1 - decay) *
     parameter after every update) and evaluate it beside them, with their batch statistics. It does
     not affect training: the next stage starts from the parameters themselves. 0: off."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of all parameters, trained ones first."""
+        return (*(group.pattern for group in self.train), *self.frozen)
 
     def __post_init__(self) -> None:
         require(
@@ -252,7 +257,7 @@ class StageConfig:
         if float(self.epochs).is_integer():  # written and hashed as 20, not 20.0
             object.__setattr__(self, "epochs", int(self.epochs))
         require(0 <= self.ema_decay < 1, f"{where}.ema_decay: must be in [0, 1)")
-        for pattern in (*(group.pattern for group in self.train), *self.frozen):
+        for pattern in self.patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -317,7 +322,7 @@ class Config:
     """Epochs between two computations of the losses on the validation images."""
     evaluate_every_epochs: int = field(default=0, metadata=RUNTIME)
     """Epochs between two evaluations of COCO AP (and depth) on the validation images, each with a
-    checkpoint, in stages that train masks or depth; 0: never."""
+    checkpoint, in stages that train masks, their IoU or depth; 0: never."""
     cache_features: Literal["off", "float32", "float16"] = "off"
     """Keep the features and proposals of frozen modules in the data cache, as numbers of this type,
     instead of computing them in every epoch; for images that are not augmented."""
@@ -357,6 +362,10 @@ class Config:
             require(
                 "depth" not in stage.losses or self.model.depth_head.kind != "none",
                 f"stages.{stage.name}.losses: depth needs model.depth_head.kind dense or roi",
+            )
+            require(
+                "mask_iou" not in stage.losses or self.model.mask_iou_head.enabled,
+                f"stages.{stage.name}.losses: mask_iou needs model.mask_iou_head.enabled",
             )
         head = self.model.depth_head.kind
         require(

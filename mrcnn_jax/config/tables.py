@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError
@@ -99,6 +100,66 @@ def with_depth(
         train = (*last.train, ParamGroup(head))
         rows[-1] = dataclasses.replace(last, losses=(*last.losses, "depth"), train=train)
     return (*rows, depth)
+
+
+MASK_IOU = "mask_iou_head/.*"  # the pattern of the mask-IoU head
+
+
+def with_mask_iou(
+    table: tuple[StageConfig, ...],
+    *,
+    epochs: float | None = None,
+    optimizer: OptimizerConfig | None = None,
+) -> tuple[StageConfig, ...]:
+    """Adds the training of the mask-IoU head.
+
+    A row that trains masks together with boxes (`joint`) trains it too, as in the paper. After the
+    masks' row of `staged` comes another one, which trains it alone: masks stay as they are.
+
+    Args:
+        table: stages of a network without a mask-IoU head.
+        epochs: of a row of its own; None: as many as the masks' row has.
+        optimizer: the same.
+    """
+    probe = MASK_IOU.replace(".*", "ious/kernel")
+
+    def without(row: StageConfig) -> StageConfig:
+        covered = any(re.fullmatch(pattern, probe) for pattern in row.patterns)
+        return row if covered else dataclasses.replace(row, frozen=(*row.frozen, MASK_IOU))
+
+    rows = [without(row) for row in table]
+    place = max((i for i, row in enumerate(table) if "mask" in row.losses), default=None)
+    if place is None:
+        return tuple(rows)
+    row = table[place]
+    if "box" in row.losses:
+        covered = without(row) == row
+        rows[place] = dataclasses.replace(
+            row,
+            losses=(*row.losses, "mask_iou"),
+            train=row.train if covered else (*row.train, ParamGroup(MASK_IOU)),
+        )
+        return tuple(rows)
+    own = dataclasses.replace(
+        row,
+        name="mask_iou",
+        losses=("mask_iou",),
+        train=(ParamGroup(MASK_IOU),),
+        frozen=row.patterns,
+        epochs=row.epochs if epochs is None else epochs,
+        optimizer=optimizer or row.optimizer,
+    )
+    return (*rows[: place + 1], own, *rows[place + 1 :])
+
+
+def with_mask_iou_head(config: Config) -> Config:
+    """Turns the mask-IoU head on; unless some row trains it, the table is `with_mask_iou`'s."""
+    head = dataclasses.replace(config.model.mask_iou_head, enabled=True)
+    stages = config.stages
+    if not any("mask_iou" in row.losses for row in stages):
+        stages = with_mask_iou(stages)
+    model = dataclasses.replace(config.model, mask_iou_head=head)
+    return dataclasses.replace(config, model=model, stages=stages)
 
 
 def joint(

@@ -37,7 +37,7 @@ class Predictor:
 
     def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
         self.run, self.mesh = run, mesh
-        network = MaskRCNN(run.config.model)
+        network = MaskRCNN(run.network)
         apply: Any = network.apply
         if mesh is not None:
             everywhere, rows = PartitionSpec(), PartitionSpec(parallel.AXIS)

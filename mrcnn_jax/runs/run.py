@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, Loss
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
@@ -69,12 +70,20 @@ class Run:
         """
         model, stages = self.config.model, self.config.stages
         heads = set(get_args(Loss)) - ({"depth"} if model.depth_head.kind == "none" else set())
+        heads -= set() if model.mask_iou_head.enabled else {"mask_iou"}
         if not stages:
             return frozenset(heads)
         begun = stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
         losses = [loss for stage in begun for loss in stage.losses]
         modules = set().union(*(modules_of(loss, model) for loss in losses))
         return frozenset(loss for loss in heads if modules_of(loss, model) <= modules)
+
+    @property
+    def network(self) -> ModelConfig:
+        """What predicts: the network, without a mask-IoU head that is still random."""
+        model = self.config.model
+        head = replace(model.mask_iou_head, enabled="mask_iou" in self.trained)
+        return replace(model, mask_iou_head=head)
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:

@@ -54,6 +54,13 @@ CHAINS = {
     ),
     "mask_activation softmax": ("baseline/rpn", "baseline/box", "mask_activation-softmax/mask"),
     "training joint": ("training-joint/joint",),
+    "mask_classes agnostic": ("baseline/rpn", "baseline/box", "mask_classes-agnostic/mask"),
+    "mask_scoring iou": (
+        "baseline/rpn",
+        "baseline/box",
+        "baseline/mask",
+        "mask_scoring-iou/mask_iou",
+    ),
 }
 # What the last run of a variant has otherwise than the baseline's, beside where it starts.
 CHANGES = {
@@ -75,6 +82,8 @@ CHANGES = {
     "anchor_ratios one": {"model.rpn.ratios: (0.5, 1.0, 2.0) -> (1.0,)"},
     "mask_activation softmax": {"model.mask_head.loss: 'bce' -> 'softmax'"},
     "training joint": set(),
+    "mask_classes agnostic": {"model.mask_head.class_agnostic: False -> True"},
+    "mask_scoring iou": {"model.mask_iou_head.enabled: False -> True"},
 }
 PRETRAINED = replace(
     tiny.get_config(),
@@ -118,7 +127,7 @@ def test_shared_stages_are_one_run(seed: int) -> None:
         for title, folders in CHAINS.items()
     }
     runs = {run for chain in found.values() for run in chain.runs}
-    assert len(runs) == len({run.folder for run in runs}) == 17
+    assert len(runs) == len({run.folder for run in runs}) == 19
     assert {run.config.seed for run in runs} == {seed}
 
 
@@ -163,6 +172,10 @@ def test_what_each_stage_trains(recipe: Config) -> None:
         {"res5", "box_head"},
         {"mask_head"},
     ]
+    scored = found["mask_scoring iou"].runs
+    assert scored[:3] == found["baseline"].runs
+    assert trained_modules(scored[3]) == {"mask_iou_head"}
+    assert scored[3].stage.epochs == scored[2].stage.epochs
     (joint,) = found["training joint"].runs
     assert trained_modules(joint) == {"fpn", "rpn", "box_head", "mask_head"} | resnet
     assert joint.stage.losses == ("rpn", "box", "mask")
@@ -217,7 +230,7 @@ def test_mistakes() -> None:
 def test_recipes_of_this_repository(name: str, tmp_path: Path) -> None:
     """Every variant can be made of them, and C4 trains the ResNet in stage 1 if they do."""
     found = chains(load_config_file(ROOT / "configs" / f"{name}.py"))
-    assert len({run for chain in found.values() for run in chain.runs}) == 17
+    assert len({run for chain in found.values() for run in chain.runs}) == 19
     trains = [
         "resnet/.*" in {group.pattern for group in found[title].runs[0].stage.train}
         for title in ("baseline", "backbone c4")

@@ -53,6 +53,20 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     )
 
 
+def test_an_option_turns_a_head_on_with_its_training() -> None:
+    """A stage of its own, which options may change, or a loss beside the others."""
+    head = ("--model.mask-iou-head.enabled", "--model.mask-iou-head.channels", "8")
+    config = parse("--config", TINY, "--workdir", "a", *head, "--stages.3.epochs", "5").config
+    assert (config.model.mask_iou_head.enabled, config.model.mask_iou_head.channels) == (True, 8)
+    assert [stage.name for stage in config.stages] == ["rpn", "box", "mask", "mask_iou"]
+    assert config.stages[3].epochs == 5
+    (stage,) = parse("--config", "finetune", "--workdir", "a", *head).config.stages
+    assert stage.losses == ("rpn", "box", "mask", "mask_iou")
+    assert "mask_iou_head/.*" in {group.pattern for group in stage.train}
+    config = parse("--config", TINY, "--workdir", "a", "--model.mask-iou-head.channels", "8").config
+    assert config.stages == tiny.get_config().stages
+
+
 def test_a_run_gives_its_config(tmp_path: Path) -> None:
     """All of it but how its processes found each other; options go before it."""
     config = replace(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences
-from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.config.tables import canvases_for, extended
+from mrcnn_jax.config.schema import DataConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.tables import (
+    ADAM,
+    MASK_IOU,
+    canvases_for,
+    extended,
+    joint,
+    staged,
+    with_depth,
+    with_mask_iou,
+    with_mask_iou_head,
+)
 
 
 def test_a_table_goes_on_with_its_last_stage() -> None:
@@ -60,6 +72,49 @@ def test_added_rows_are_the_same_run() -> None:
     other = replace(longer, stages=(config.stages[0], *longer.stages[2:]))
     assert "stages.1.name: 'box' -> 'mask'" in differences(config, other)
     assert differences(replace(config, stages=()), config) == ["stages.length: 0 -> 3"]
+
+
+def matching(stage: StageConfig, path: str) -> list[str]:
+    return [pattern for pattern in stage.patterns if re.fullmatch(pattern, path)]
+
+
+@pytest.mark.parametrize("backbone", ["fpn", "c4"])
+def test_the_mask_iou_head_has_a_row_after_the_masks(backbone: Any) -> None:
+    """In which it alone is trained, with the optimiser of the masks, or another; then others."""
+    table = with_depth(staged(pretrained=True, backbone=backbone, epochs=(4, 3, 2)), epochs=7)
+    found = with_mask_iou(table)
+    assert [stage.name for stage in found] == ["rpn", "box", "mask", "mask_iou", "depth"]
+    own = found[3]
+    assert (own.losses, own.train) == (("mask_iou",), (ParamGroup(MASK_IOU),))
+    assert (own.epochs, own.optimizer) == (2, table[2].optimizer)
+    for stage in found:
+        assert matching(stage, "mask_iou_head/fc1/kernel") == [MASK_IOU]
+        for path in ("resnet/a", "rpn/a", "box_head/a", "mask_head/a", "depth_head/a"):
+            assert len(matching(stage, path)) == 1, (stage.name, path)
+    others = [replace(stage, frozen=stage.frozen[:-1]) for stage in found if stage is not own]
+    assert tuple(others) == table
+    other = with_mask_iou(table, epochs=9, optimizer=ADAM)[3]
+    assert other == replace(own, epochs=9, optimizer=ADAM)
+
+
+def test_a_row_of_all_heads_trains_the_mask_iou_head_too() -> None:
+    plain = joint(train=(ParamGroup("rpn/.*"),), frozen=("resnet/.*",), epochs=1)
+    (found,) = with_mask_iou(plain)
+    assert found.losses == ("rpn", "box", "mask", "mask_iou")
+    assert found.train == (ParamGroup("rpn/.*"), ParamGroup(MASK_IOU))
+    assert found.frozen == plain[0].frozen
+    everything = joint(train=(ParamGroup(".*"),), epochs=1)
+    (found,) = with_mask_iou(everything)  # a pattern may match it already
+    assert found == replace(everything[0], losses=(*everything[0].losses, "mask_iou"))
+    only_boxes = staged(pretrained=True)[:2]
+    assert [stage.losses for stage in with_mask_iou(only_boxes)] == [("rpn",), ("box",)]
+
+
+def test_a_config_with_the_head_is_trained_and_stays() -> None:
+    found = with_mask_iou_head(tiny.get_config())
+    assert found.model.mask_iou_head.enabled
+    assert [stage.name for stage in found.stages] == ["rpn", "box", "mask", "mask_iou"]
+    assert with_mask_iou_head(found) == found
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ FREE = {
 }
 
 
-LACKING = {"depth_head", "refine"}  # modules that weights may lack
+LACKING = {"depth_head", "mask_iou_head", "refine"}  # modules that weights may lack
 
 
 def fields_of(config: Any, prefix: str = "") -> set[str]:
