@@ -56,6 +56,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
         "scratch": ["joint"],
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],
+        "shapes_scoring": ["rpn", "box", "mask", "mask_iou"],
         "bins_depth": ["depth"],
     }
     expected = tables.get(path.stem, ["rpn", "box", "mask"])

@@ -17,8 +17,10 @@ import mrcnn_jax
 from mrcnn_jax.commands.export_contents import metadata, prediction
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
 from mrcnn_jax.config.tables import with_mask_iou_head
+from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.exported import ExportedModel
 from mrcnn_jax.inference.merging import detections, in_image, merge
+from mrcnn_jax.inference.predicted_annotations import open_annotations
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
@@ -95,6 +97,22 @@ def test_a_least_score_is_one_of_masks(scored: mrcnn_jax.Model, folder: Path) ->
         assert found.thresholded.min() >= least
         assert len(found.scores) == kept.sum()
     assert whole.at_least(least).to_coco() == expected
+
+
+def test_annotations_say_the_scores(scored: mrcnn_jax.Model, folder: Path, tmp_path: Path) -> None:
+    """COCO's both; labelme's description, of which there is one, that of the mask."""
+    file = folder / "0.png"
+    found, report = scored.predict(str(file), rle=True), Report()
+    for form in ("coco", "labelme"):
+        with open_annotations(form, tmp_path, [file], scored.class_names, report) as made:
+            made.add("0", file, None, found)
+            made.end()
+    written = json.loads((tmp_path / "coco" / "annotations.json").read_text())["annotations"]
+    assert [one["score"] for one in written] == found.scores.tolist()
+    assert [one["mask_score"] for one in written] == found.mask_scores.tolist()
+    shapes = json.loads((tmp_path / "labelme" / "0.json").read_text())["shapes"]
+    told = {f"{score:.3f}" for score in found.mask_scores.tolist()}
+    assert {shape["description"] for shape in shapes} == told
 
 
 def test_an_exported_program_has_them(run: Run, scored: mrcnn_jax.Model, folder: Path) -> None:

@@ -81,8 +81,10 @@ def test_head_equals_a_loop(side: int) -> None:
 
 def test_the_paper_s_layers_are_the_default() -> None:
     """Four convolutions on 14 x 14 x 257, the last to 7 x 7, two layers of 1024, K outputs."""
-    assert not MaskIoUHeadConfig().enabled
-    model = MaskRCNN(replace(ModelConfig(), mask_iou_head=MaskIoUHeadConfig(enabled=True)))
+    assert not ModelConfig().mask_iou_head.enabled
+    head = MaskIoUHeadConfig(enabled=True)
+    config = replace(CONFIG, fpn_channels=256, mask_head=MaskHeadConfig(), mask_iou_head=head)
+    model = MaskRCNN(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch(CANVAS))["params"]
     found = {name: leaf["kernel"].shape for name, leaf in shapes["mask_iou_head"].items()}
     assert found == {
@@ -176,16 +178,23 @@ def test_it_sees_the_probabilities_of_the_boxs_class_before_refinement(kind: str
     np.testing.assert_allclose(ious[0], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("config", [CONFIG, C4], ids=["fpn", "c4"])
-def test_predictions_are_those_of_a_network_without_and_have_mask_scores(
-    config: ModelConfig,
-) -> None:
-    """C4 too: its features and masks have half the side."""
-    model = MaskRCNN(replace(config, mask_iou_head=HEAD))
+def test_c4_gives_it_features_and_masks_of_half_the_side() -> None:
+    model = MaskRCNN(replace(C4, mask_iou_head=HEAD))
+    prediction, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), batch())
+    head = variables["params"]["mask_iou_head"]
+    channels = variables["params"]["mask_head"]["deconv"]["kernel"].shape[2]
+    assert head["conv1"]["kernel"].shape == (3, 3, channels + 1, 4)
+    assert head["fc1"]["kernel"].shape == (2 * 2 * 4, 6)  # 3 x 3 cells, then 2 x 2
+    assert prediction.detections.masks.shape[2:] == (6, 6)
+    assert prediction.detections.mask_scores.shape == (3, 6)
+
+
+def test_predictions_are_those_of_a_network_without_and_have_mask_scores() -> None:
+    model = MaskRCNN(replace(CONFIG, mask_iou_head=HEAD))
     ours = initialise(model, example_batch(CANVAS), seed=0)
     theirs = {**ours, "params": {k: v for k, v in ours["params"].items() if k != "mask_iou_head"}}
     with_head = jax.tree.map(np.asarray, jax.jit(model.apply)(ours, batch()))
-    without = jax.tree.map(np.asarray, jax.jit(MaskRCNN(config).apply)(theirs, batch()))
+    without = jax.tree.map(np.asarray, jax.jit(MaskRCNN(CONFIG).apply)(theirs, batch()))
     assert without.detections.mask_scores is None
     found = with_head.detections
     assert found.mask_scores.shape == found.scores.shape
