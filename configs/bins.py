@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig, MaskHeadConfig
 from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig, OptimizerConfig, ParamGroup
-from mrcnn_jax.config.tables import joint, with_depth
+from mrcnn_jax.config.tables import joint
 
 ADAM = OptimizerConfig(
     name="adam", learning_rate=1e-3, clip_norm=1.0, schedule="cosine", warmup_steps=100

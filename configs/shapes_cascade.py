@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.optional_heads import with_cascade
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.config.tables import with_cascade
 
 
 def get_config() -> Config:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.config.schema import Config, ParamGroup
-from mrcnn_jax.config.tables import joint, with_depth
+from mrcnn_jax.config.tables import joint
 
 
 def get_config() -> Config:

@@ -40,6 +40,8 @@ class Instances(flax.struct.PyTreeNode):
     # Ground truth: uint8 coverage 0..255 of the object inside its own box, on M x M cells.
     # Detections: float32 mask probabilities in [0, 1] inside the box.
     masks: UInt8[AnyArray, "*b n m m"] | Float[AnyArray, "*b n m m"] | None = None
+    # Detections of a network with a mask-IoU head: score * predicted IoU of the mask.
+    mask_scores: Float[AnyArray, "*b n"] | None = None
     # False for a valid object without a mask (only a box annotated, or lost in resizing).
     has_mask: Bool[AnyArray, "*b n"] | None = None
 

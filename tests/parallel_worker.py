@@ -25,8 +25,9 @@ from mrcnn_jax import parallel
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.files import from_dict
 from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.config.schema import DistributedConfig, ParamGroup, StageConfig
-from mrcnn_jax.config.tables import joint, with_depth
+from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import load, open_split, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.initialise import initialise

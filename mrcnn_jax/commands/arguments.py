@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.config.tables import following_cascade
 
 
 def fields_given(words: Iterable[str]) -> frozenset[str]:
@@ -24,13 +24,13 @@ def fields_given(words: Iterable[str]) -> frozenset[str]:
     return frozenset(re.sub(r"(^|\.)no_", r"\1", name.replace("-", "_")) for name in names)
 
 
-def with_box_heads(config: Config) -> tuple[Config, tuple[str, ...]]:
-    """The config whose table has all box heads of its cascade, and a line if they were added."""
-    followed = following_cascade(config)
+def with_heads(config: Config) -> tuple[Config, tuple[str, ...]]:
+    """The config whose table has all heads of its network, and a line if some were added."""
+    followed = following_heads(config)
     if followed == config:
         return config, ()
     rows = ", ".join(f"{row.name} ({' '.join(row.losses)})" for row in followed.stages)
-    return followed, (f"stages: {rows}, with the heads of model.box_head.cascade",)
+    return followed, (f"stages: {rows}, with the heads of the network",)
 
 
 @dataclass(frozen=True, kw_only=True)

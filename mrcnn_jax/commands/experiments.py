@@ -30,7 +30,7 @@ class Arguments:
     the report's own, elsewhere."""
     only: tuple[str, ...] = ()
     """Only these experiments (and the baseline): backbone, roi_op, mask_loss, anchor_ratios,
-    mask_activation, training; baseline: it alone."""
+    mask_activation, training, box_loss, boxes, mask_classes, mask_scoring; baseline: it alone."""
     seeds: int | None = None
     """How many seeds, from the recipe's own on; by default 1 on a CPU and 3 elsewhere."""
     data_root: str | None = None

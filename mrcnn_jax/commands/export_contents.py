@@ -50,8 +50,8 @@ def prediction(model: ModelConfig, canvas: tuple[int, int]) -> Callable[..., dic
     """The network as a function of an image on one canvas [H, W].
 
     Its arguments are the variables, uint8 [H, W, 3] and int32 (height, width) of the image on the
-    canvas; it returns the fields of the detections, in pixels of the canvas, and depth if the
-    network has a head for it.
+    canvas; it returns the fields of the detections, in pixels of the canvas, and mask scores and
+    depth if the network has heads for them.
     """
     from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 
@@ -62,8 +62,8 @@ def prediction(model: ModelConfig, canvas: tuple[int, int]) -> Callable[..., dic
         prediction: Any = network.apply(variables, batch)
         fields = {
             name: getattr(prediction.detections, name)
-            for name in ("boxes", "labels", "scores", "valid", "masks")
-        } | ({} if prediction.depth is None else {"depth": prediction.depth})
-        return {name: field[0] for name, field in fields.items()}
+            for name in ("boxes", "labels", "scores", "valid", "masks", "mask_scores")
+        } | {"depth": prediction.depth}
+        return {name: field[0] for name, field in fields.items() if field is not None}
 
     return predict

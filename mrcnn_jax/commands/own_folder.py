@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_box_heads
+from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
 from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
@@ -300,7 +300,7 @@ def chosen_config(request: Request) -> Opening:
     config = _overridden(chosen.config, request.workdir, request.words, request.program)
     if choice is not None:
         config = choice.applied(config, fields_given(request.given))
-    config, notes = with_box_heads(config)
+    config, notes = with_heads(config)
     for note in notes:
         print(note)
     if wishes.minutes is None:

@@ -48,7 +48,8 @@ class Arguments(OfWeights):
     out: Path = Path("predictions")
     """The folder of the results."""
     min_score: float = 0.5
-    """Lowest score of the detections drawn and annotated (detections.json has them all)."""
+    """Lowest score of the detections drawn and annotated (detections.json has them all); of mask
+    scores, where a mask-IoU head gives them."""
     format: Literal["labelme", "yolo", "coco"] | None = None
     """Also write those drawn as annotations to correct and train on, into a folder of this name in
     the folder of the results."""
@@ -223,6 +224,7 @@ class _Results:
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
         """Detects the objects in a picture (with tiles, a scene), and writes them."""
         from mrcnn_jax.data.report import Reason
+        from mrcnn_jax.evaluation.average_precision import mask_score
         from mrcnn_jax.figures.draw import draw_instances
         from mrcnn_jax.inference.results import reduced
         from mrcnn_jax.pixels.encode import write_depth, write_image
@@ -234,9 +236,11 @@ class _Results:
         found = seen.to_coco(self.number)
         for result in found:
             self.detections.add(source | result)
-        drawn = [result for result in found if result["score"] >= min_score]
+        drawn = [result for result in found if mask_score(result) >= min_score]
         if self._tiling is None:
-            self.full += len(drawn) == self._model.run.config.model.box_head.detections
+            # The network keeps the best by class, whatever their masks.
+            counted = sum(result["score"] >= min_score for result in found)
+            self.full += counted == self._model.run.config.model.box_head.detections
             height, width = image.shape[:2]
         else:
             self.full += sum(score >= min_score for score in seen.tiles.full)

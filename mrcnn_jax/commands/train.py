@@ -28,7 +28,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import own_folder
-from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_box_heads
+from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     differences,
@@ -146,7 +146,7 @@ def parse(argv: Sequence[str], program: str) -> Arguments | own_folder.Request:
         prog=program,
         description=__doc__,
     ).fields
-    config, more = with_box_heads(config)
+    config, more = with_heads(config)
     workdir = given.resume or given.workdir
     if workdir is None:
         raise ConfigError(f"--workdir DIR, the run's folder, is missing ({program} --help)")

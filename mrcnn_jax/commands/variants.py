@@ -11,6 +11,7 @@ from mrcnn_jax.config import tables
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, resolve_paths
 from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config, Loss, StageConfig
 
 
@@ -58,7 +59,12 @@ def _joint(config: Config) -> Config:
 def _cascade(config: Config) -> Config:
     """Two further box heads with the paper's thresholds, each trained as the first one is."""
     config = _model("box_head", class_agnostic=True, cascade=(0.6, 0.7))(config)
-    return replace(config, stages=tables.with_cascade(config.stages, 2))
+    return following_heads(config)
+
+
+def _mask_scoring(config: Config) -> Config:
+    """A fourth stage, which trains the head alone: boxes and masks are the baseline's."""
+    return following_heads(_model("mask_iou_head", enabled=True)(config))
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ VARIANTS = (
     Variant("box_loss", "giou", _model("box_head", box_loss="giou")),
     Variant("boxes", "class-agnostic", _model("box_head", class_agnostic=True)),
     Variant("boxes", "cascade", _cascade),
+    Variant("mask_classes", "agnostic", _model("mask_head", class_agnostic=True)),
+    Variant("mask_scoring", "iou", _mask_scoring),
 )
 EXPERIMENTS = tuple(dict.fromkeys(variant.experiment for variant in VARIANTS))
 
@@ -148,17 +156,20 @@ class Chain:
 
 
 _UNREACHED: dict[Loss, set[str]] = {
-    "rpn": {"roi", "box_head", "mask_head"},
-    "box": {"mask_head"},
-    "box2": {"mask_head"},
-    "box3": {"mask_head"},
-    "mask": set(),
+    "rpn": {"roi", "box_head", "mask_head", "mask_iou_head"},
+    "box": {"mask_head", "mask_iou_head"},
+    "box2": {"mask_head", "mask_iou_head"},
+    "box3": {"mask_head", "mask_iou_head"},
+    "mask": {"mask_iou_head"},
+    "mask_iou": set(),
+    "depth": set(),
 }
 """Parts of `config.model` that a loss does not reach."""
 
 
 def _what_counts(config: Config) -> Config:
-    """`config`, of one stage, without the parts of the model that none of its losses reaches.
+    """`config`, of one stage, without what none of its losses reaches: parts of the model, and the
+    pattern that freezes the mask-IoU head.
 
     Where it is equal, training is. `init_from` is part of it, so the stages before are equal too.
     What is frozen is all that is not trained, further box heads or not.

@@ -1,4 +1,4 @@
-"""Options of the box, mask and depth heads; `config.model` has the rest of the network."""
+"""Options of the heads behind the RPN; `config.model` has the rest of the network."""
 
 from __future__ import annotations
 
@@ -212,6 +212,29 @@ class MaskHeadConfig:
             self.refine.steps == 0 or self.loss == "bce",
             "model.mask_head.refine.steps: needs model.mask_head.loss bce",
         )
+
+
+@dataclass(frozen=True)
+class MaskIoUHeadConfig:
+    """Mask-IoU head (Mask Scoring R-CNN, Huang et al. 2019): how well masks cover their objects."""
+
+    enabled: bool = False
+    """Predict the IoU of each mask with its object, and rank masks by class score * IoU (mask_score
+    in the results); boxes keep the class score."""
+    channels: int = 256
+    """Channels of its convolutions."""
+    convs: int = 4
+    """Number of 3x3 convolutions; the last one has stride 2."""
+    fcs: int = 2
+    """Number of fully connected layers after them."""
+    hidden: int = 1024
+    """Width of the fully connected layers."""
+    loss_weight: float = 1.0
+    """Factor on its loss, half the squared error of the IoU."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "model.mask_iou_head.", "channels", "convs", "hidden")
+        require_at_least(0, self, "model.mask_iou_head.", "fcs", "loss_weight")
 
 
 @dataclass(frozen=True)

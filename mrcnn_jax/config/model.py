@@ -14,6 +14,7 @@ from mrcnn_jax.config.heads import (
     BoxLoss,
     DepthHeadConfig,
     MaskHeadConfig,
+    MaskIoUHeadConfig,
     Norm,
 )
 
@@ -175,6 +176,7 @@ class ModelConfig:
     box_head: BoxHeadConfig = BoxHeadConfig()
     mask_head: MaskHeadConfig = MaskHeadConfig()
     depth_head: DepthHeadConfig = DepthHeadConfig()
+    mask_iou_head: MaskIoUHeadConfig = MaskIoUHeadConfig()
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.", "num_classes", "fpn_channels")

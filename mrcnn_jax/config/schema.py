@@ -223,6 +223,7 @@ Loss = Literal[
     "box2",
     "box3",
     "mask",
+    "mask_iou",
     "depth",
 ]
 BOX_LOSSES: tuple[Loss, ...] = ("box", "box2", "box3")
@@ -236,8 +237,8 @@ class StageConfig:
     name: str
     """Name of the stage, of a-z, 0-9 and _."""
     losses: tuple[Loss, ...]
-    """Losses that are added up: rpn, box, mask, depth; box2 and box3 of a cascade's further
-    heads."""
+    """Losses that are added up: rpn, box, mask, mask_iou, depth; box2 and box3 of a cascade's
+    further heads."""
     train: tuple[ParamGroup, ...]
     """Parameters that are trained."""
     frozen: tuple[str, ...] = ()
@@ -249,6 +250,11 @@ class StageConfig:
     """Keep a moving average of the trained parameters (average = decay * average + (1 - decay) *
     parameter after every update) and evaluate it beside them, with their batch statistics. It does
     not affect training: the next stage starts from the parameters themselves. 0: off."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of all parameters, trained ones first."""
+        return (*(group.pattern for group in self.train), *self.frozen)
 
     def __post_init__(self) -> None:
         require(
@@ -262,7 +268,7 @@ class StageConfig:
         if float(self.epochs).is_integer():  # written and hashed as 20, not 20.0
             object.__setattr__(self, "epochs", int(self.epochs))
         require(0 <= self.ema_decay < 1, f"{where}.ema_decay: must be in [0, 1)")
-        for pattern in (*(group.pattern for group in self.train), *self.frozen):
+        for pattern in self.patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -327,7 +333,7 @@ class Config:
     """Epochs between two computations of the losses on the validation images."""
     evaluate_every_epochs: int = field(default=0, metadata=RUNTIME)
     """Epochs between two evaluations of COCO AP (and depth) on the validation images, each with a
-    checkpoint, in stages that train masks or depth; 0: never."""
+    checkpoint, in stages that train masks, their IoU or depth; 0: never."""
     cache_features: Literal["off", "float32", "float16"] = "off"
     """Keep the features and proposals of frozen modules in the data cache, as numbers of this type,
     instead of computing them in every epoch; for images that are not augmented."""
@@ -374,6 +380,10 @@ class Config:
                     f"stages.{stage.name}.losses: {loss} needs model.box_head.cascade with "
                     f"{heads} further head{'s' * (heads > 1)}",
                 )
+            require(
+                "mask_iou" not in stage.losses or self.model.mask_iou_head.enabled,
+                f"stages.{stage.name}.losses: mask_iou needs model.mask_iou_head.enabled",
+            )
         head = self.model.depth_head.kind
         require(
             self.data.augment.copy_paste == 0 or head == "none",

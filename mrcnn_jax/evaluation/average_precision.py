@@ -3,7 +3,8 @@
 pycocotools is given copies without the things that trip it up: annotations are numbered from 1 (it
 takes a match with id 0 for no match), `info`, `area` and `iscrowd` may be missing, and there may be
 no results at all. Boxes and masks are evaluated separately, so that the area of a detection is that
-of its box for boxes and of its mask for masks. "boundary" evaluates masks by the smaller of two
+of its box for boxes and of its mask for masks. Boxes are ranked by "score", masks by "mask_score"
+where a result has one (Mask Scoring R-CNN). "boundary" evaluates masks by the smaller of two
 IoUs: their own and that of their boundaries (`evaluation.boundary`).
 
 COCO counts the best 100 detections of a class in an image. Where an image of another data set has
@@ -95,11 +96,12 @@ def judge(
                 f"results: category_id {result['category_id']} (image {result['image_id']}): "
                 "not in the ground truth"
             )
-        score = result.get("score")
-        if not isinstance(score, int | float | np.number) or not math.isfinite(score):
-            raise ConfigError(
-                f"results: image_id {result['image_id']}: score {score}: not a finite number"
-            )
+        for name in ("score", "mask_score"):
+            score = result.get(name, None if name == "score" else 0)
+            if not isinstance(score, int | float | np.number) or not math.isfinite(score):
+                raise ConfigError(
+                    f"results: image_id {result['image_id']}: {name} {score}: not a finite number"
+                )
 
     limit = detection_limit(ground_truth)
     evaluations: dict[IouType, COCOeval] = {}
@@ -126,6 +128,11 @@ def detection_limit(ground_truth: Mapping[str, Any]) -> int:
     objects = (a for a in ground_truth["annotations"] if not a.get("iscrowd"))
     counts = Counter((a["image_id"], a["category_id"]) for a in objects)
     return max([LIMIT, *counts.values()])
+
+
+def mask_score(result: Mapping[str, Any]) -> float:
+    """The score of a result's mask: its mask_score, or its score if it has no other."""
+    return float(result.get("mask_score", result["score"]))
 
 
 def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
@@ -238,11 +245,12 @@ def _truth(
 def _detection(
     result: dict[str, Any], sizes: dict[int, tuple[int, int]], kind: IouType
 ) -> dict[str, Any]:
-    """A copy of a result with the area of its box or mask, which decides on small or large."""
+    """A copy of a result with the score of its box or mask, and its area: small or large."""
     name = f"results: image_id {result['image_id']}"
     if kind != "bbox":
         rle = _rle(result.get("segmentation"), sizes[result["image_id"]], name)
-        return {**result, "iscrowd": 0, "segmentation": rle, "area": float(coco_mask.area(rle))}
+        own = {"segmentation": rle, "area": float(coco_mask.area(rle))}
+        return {**result, "score": mask_score(result), "iscrowd": 0, **own}
     if "bbox" not in result:
         raise ConfigError(f"{name}: no bbox")
     if not all(map(math.isfinite, result["bbox"])):

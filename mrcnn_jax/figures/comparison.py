@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mrcnn_jax.evaluation.average_precision import mask_score
 from mrcnn_jax.evaluation.proposals import recalled
 from mrcnn_jax.figures.draw import (
     MISSED,
@@ -50,7 +51,7 @@ def detections_figure(
     for i, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
         shown = {f"ground truth ({len(truth)})": truth}
         for title, results in detections.items():
-            found = [result for result in results[i] if result["score"] >= min_score]
+            found = [result for result in results[i] if mask_score(result) >= min_score]
             shown[f"{title}: score >= {min_score:g} ({len(found)})"] = found
         size = drawn_size(image, columns)
         cells = [draw_instances(image, objects, class_names, size) for objects in shown.values()]

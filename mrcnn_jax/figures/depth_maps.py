@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.ticker import MaxNLocator
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.evaluation.average_precision import mask_score
 from mrcnn_jax.evaluation.depth_errors import depth_figures, known, object_depth
 from mrcnn_jax.figures.draw import (
     FONT,
@@ -130,7 +131,7 @@ def scale_bar(limits: tuple[float, float], width: int, name: str = DEPTHS) -> Im
 
 def _drawn(example: DepthExample, class_names: Mapping[int, str], min_score: float) -> Image:
     maps = _maps(example)
-    found = [result for result in example.found if result["score"] >= min_score]
+    found = [result for result in example.found if mask_score(result) >= min_score]
     shown = {
         f"ground truth ({len(example.objects)}), true distance": (
             example.objects,

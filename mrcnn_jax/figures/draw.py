@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.evaluation.average_precision import mask_score
 from mrcnn_jax.pixels.rle import moved_rle, segmentation_rle
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -63,8 +64,8 @@ def draw_instances(
     Args:
         image: uint8 RGB [H, W, 3].
         instances: COCO results or annotations in pixels of the image: bbox [x, y, width, height],
-            category_id and, if there, score, segmentation and iscrowd (drawn grey). The best scores
-            are on top.
+            category_id and, if there, score (or mask_score besides, which then counts),
+            segmentation and iscrowd (drawn grey). The best scores are on top.
         class_names: category id -> name.
         size: (height, width) to draw at; by default the image's own, enlarged to a short side of
             SHORT_SIDE but a long side of at most ENLARGED_LONG_SIDE.
@@ -79,7 +80,7 @@ def draw_instances(
         CROWD if instance.get("iscrowd") else PALETTE[i % len(PALETTE)]
         for i, instance in enumerate(instances)
     ]
-    order = sorted(range(len(instances)), key=lambda i: instances[i].get("score", 1.0))
+    order = sorted(range(len(instances)), key=lambda i: _score(instances[i], 1.0))
     for i in order:
         if instances[i].get("segmentation"):
             rle = segmentation_rle(instances[i]["segmentation"], image.shape[:2])
@@ -114,10 +115,15 @@ def distance_label(metres: float | None) -> str:
     return "" if metres is None or not math.isfinite(metres) else f" {metres:.2f} m"
 
 
+def _score(instance: Mapping[str, Any], default: float) -> float:
+    """Of a result; in a user's annotations, a field of another name may mean anything."""
+    return mask_score(instance) if "score" in instance else default
+
+
 def _text(instance: Mapping[str, Any], class_names: Mapping[int, str]) -> str:
     text = class_label(instance, class_names)
     if "score" in instance:
-        text += f" {instance['score']:.2f}"
+        text += f" {mask_score(instance):.2f}"
         # Of results alone: in a user's annotations, a field of that name may mean anything.
         text += distance_label(instance.get("depth"))
     return text

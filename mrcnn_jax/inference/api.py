@@ -104,7 +104,8 @@ class Model:
                 as it is; a file's name, or its bytes); a list or tuple of images; a folder; or
                 another iterable of images (`video_frames`), of which one at a time is in memory.
             min_score: detections below it are left out, as are those below the run's
-                model.box_head.score_threshold.
+                model.box_head.score_threshold; where a mask-IoU head gives mask scores, it is
+                compared with these.
             rle: give masks as compressed COCO RLEs, not arrays: smaller, and quicker to make.
             flip: evaluate the mirrored image too, and merge (`MergedViews`).
             scales: evaluate each image at these multiples of the run's image size, and merge.

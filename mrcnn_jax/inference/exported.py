@@ -114,7 +114,8 @@ class ExportedModel:
 
         Args:
             image: uint8 RGB [H, W, 3].
-            min_score: detections below it are left out.
+            min_score: detections below it are left out; it is compared with mask_scores, if there
+                are any.
 
         Returns:
             A dict of N detections, best first:
@@ -124,6 +125,8 @@ class ExportedModel:
                 class_names: list of N names.
                 scores: float32 [N], probabilities.
                 masks: bool [N, H, W].
+            If the network has a mask-IoU head:
+                mask_scores: float32 [N], scores * predicted IoUs of the masks.
             If the network has a depth head:
                 depths: float32 [N], metres from the camera (median over the mask).
                 depth_map: float32 [H, W], metres of each pixel, NaN where it is unknown.
@@ -141,7 +144,7 @@ class ExportedModel:
         canvas[: resized[0], : resized[1]] = resize(image, resized, shrink)
         seen = self._programs[number](canvas, np.array(resized, np.int32))
         found = {name: np.asarray(value) for name, value in seen.items()}
-        kept = found["valid"] & (found["scores"] >= min_score)
+        kept = found["valid"] & (found.get("mask_scores", found["scores"]) >= min_score)
         boxes, clipped = in_image(found["boxes"][kept], scale, size)
         masks = np.zeros((len(boxes), *size), bool)
         for mask, probabilities, box in zip(masks, found["masks"][kept], boxes, strict=True):
@@ -149,10 +152,10 @@ class ExportedModel:
             mask[y : y + region.shape[0], x : x + region.shape[1]] = region
         labels = found["labels"][kept]
         categories = [self.meta["categories"][label - 1] for label in labels.tolist()]
-        depth = {}
+        more = {"mask_scores": found["mask_scores"][kept]} if "mask_scores" in found else {}
         if "depth" in found:
             of_canvas = found["depth"].ndim == 2
-            depth["depth_map"], depth["depths"] = depth_in_image(
+            more["depth_map"], more["depths"] = depth_in_image(
                 found["depth"] if of_canvas else found["depth"][kept],
                 found["masks"][kept],
                 boxes,
@@ -161,7 +164,7 @@ class ExportedModel:
                 stride=self.meta["depth_stride"],
                 style=self.meta["paste"],
             )
-        return depth | {
+        return more | {
             "boxes": clipped,
             "labels": labels,
             "category_ids": [number for number, _ in categories],

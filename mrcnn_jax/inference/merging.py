@@ -6,7 +6,7 @@
 2. A detection is cut if its box comes within `margin` pixels of a border of its tile that is not
    the image's. Of an object's detections, the best one that is not cut gives mask and box. Pieces
    that it covers by less than AGREE are added, and if all are cut, all are joined. The score is
-   the highest.
+   the highest; the mask score, where there is one, the highest of those that make the mask.
 3. Of what is left, best first, a detection is a repetition if a better one of its class from other
    tiles has a mask IoU of at least AGREE with it, or, if it is cut, covers at least that share of
    it. Other cut detections stay as they are.
@@ -50,6 +50,7 @@ class Found:
     box: Float64[np.ndarray, " 4"]
     mask: RLE
     cut: bool
+    mask_score: float | None = None
     depth: float | None = None
     pieces: int = 1
     """Detections that its mask is joined from."""
@@ -95,6 +96,7 @@ def in_image(
             box=found.boxes[row] + [x, y, x, y],
             mask=moved_rle(mask, (y, x), size),
             cut=bool((close & inner).any()),
+            mask_score=None if found.mask_scores is None else float(found.mask_scores[row]),
             depth=None if found.depths is None else float(found.depths[row]),
         )
 
@@ -166,6 +168,7 @@ def _one(group: Sequence[Found]) -> Found:
     corners = np.array([part.box for part in parts])
     largest = max(parts, key=lambda part: int(coco_mask.area(part.mask)))
     merged = coco_mask.merge([part.mask for part in parts]) if len(parts) > 1 else parts[0].mask
+    mask_scores = [part.mask_score for part in parts if part.mask_score is not None]
     return Found(
         windows=frozenset().union(*(item.windows for item in group)),
         label=group[0].label,
@@ -173,6 +176,7 @@ def _one(group: Sequence[Found]) -> Found:
         box=np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)]),
         mask=merged,
         cut=best is None,
+        mask_score=max(mask_scores, default=None),
         depth=largest.depth,
         pieces=len(parts),
     )
@@ -236,10 +240,15 @@ def detections(
         merged: best first.
         size: (height, width) of the image.
         categories: (COCO id, name) of label 1, 2, ..., K.
-        min_score: detections below it are left out.
+        min_score: detections below it are left out (`Detections.thresholded`).
     """
-    kept = [item for item in merged if item.score >= min_score]
+
+    def score(item: Found) -> float:
+        return item.score if item.mask_score is None else item.mask_score
+
+    kept = [item for item in merged if score(item) >= min_score]
     masks = tuple(moved_rle(item.mask, (0, 0), size) for item in kept)
+    has_scores = any(item.mask_score is not None for item in kept)
     has_depth = any(item.depth is not None for item in kept)
     return Detections(
         size=size,
@@ -249,5 +258,8 @@ def detections(
         class_names=tuple(categories[item.label - 1][1] for item in kept),
         scores=np.array([item.score for item in kept], np.float32),
         masks=masks,
+        mask_scores=np.array([item.mask_score for item in kept], np.float32)
+        if has_scores
+        else None,
         depths=np.array([item.depth for item in kept], np.float32) if has_depth else None,
     )

@@ -171,7 +171,8 @@ class _Coco(Annotations):
             annotation = coco_annotation(
                 self._count + 1, number, result["category_id"], tuple(box), area, False, rle
             )
-            text = json.dumps(annotation | {"score": result["score"]})
+            scores = {name: result[name] for name in ("score", "mask_score") if name in result}
+            text = json.dumps(annotation | scores)
             self._stream.write((",\n" if self._count else "\n") + text)
             self._count += 1
         self._tell_boxes(name, found)

@@ -56,6 +56,11 @@ class Detections:
 
     None: the network has no mask head.
     """
+    mask_scores: Float32[np.ndarray, " n"] | None = None
+    """Of the masks: probability of the class * predicted IoU of the mask, at most the former.
+
+    None: the network has no mask-IoU head, or one that is not trained yet.
+    """
     depths: Float32[np.ndarray, " n"] | None = None
     """Metres from the camera: the median of the depth map over each mask; NaN if it has no pixel.
 
@@ -68,6 +73,11 @@ class Detections:
     tiles: TileCounts | None = None
     """None: the image was seen in one piece."""
 
+    @property
+    def thresholded(self) -> Float32[np.ndarray, " n"]:
+        """What a least score is compared with: `mask_scores`, or `scores` where there are none."""
+        return self.scores if self.mask_scores is None else self.mask_scores
+
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """Convert to COCO results, ready for JSON.
 
@@ -77,7 +87,8 @@ class Detections:
         Returns:
             For each detection a dict: image_id, category_id, bbox ([x, y, width, height] in pixels
             of the original image), score, and, if there are masks, segmentation (compressed RLE of
-            the original image's size), and, if there is depth, depth (metres, or None).
+            the original image's size), if there are mask scores, mask_score, and, if there is
+            depth, depth (metres, or None).
         """
         results: list[dict[str, Any]] = []
         pairs = zip(self.boxes.tolist(), self.rles(), strict=True)
@@ -90,6 +101,8 @@ class Detections:
             }
             if rle is not None:
                 result["segmentation"] = rle
+            if self.mask_scores is not None:
+                result["mask_score"] = float(self.mask_scores[row])
             if self.depths is not None:
                 depth = float(self.depths[row])
                 result["depth"] = depth if math.isfinite(depth) else None
@@ -113,7 +126,7 @@ class Detections:
             raise ValueError("to_labelme: this image was no file: name one (image=...)")
         beside = os.path.relpath(source, Path(path).parent)
         content = labelme_content(
-            beside, self.size, self.class_names, self.boxes, self.rles(), self.scores.tolist()
+            beside, self.size, self.class_names, self.boxes, self.rles(), self.thresholded.tolist()
         )
         write_file(Path(path), json.dumps(content) + "\n")
 
@@ -122,7 +135,7 @@ class Detections:
 
         Returns:
             xyxy float32 [N, 4], mask bool [N, H, W] or None, confidence float32 [N], class_id (0 is
-            the first class) and data["class_name"].
+            the first class), data["class_name"] and, if there are mask scores, data["mask_score"].
 
         Raises:
             ImportError: supervision is not installed.
@@ -131,18 +144,20 @@ class Detections:
             import supervision
         except ImportError as error:
             raise ImportError(f"to_supervision: {error} (pip install supervision)") from None
-        masks = self.masks
+        masks, data = self.masks, {"class_name": np.array(self.class_names, str)}
+        if self.mask_scores is not None:
+            data["mask_score"] = self.mask_scores
         return supervision.Detections(
             xyxy=self.boxes.astype(np.float32),
             mask=decoded(masks, self.size) if isinstance(masks, tuple) else masks,
             confidence=self.scores,
             class_id=self.labels.astype(int) - 1,
-            data={"class_name": np.array(self.class_names, str)},
+            data=data,
         )
 
     def at_least(self, score: float) -> Detections:
-        """Those with this score or a higher one."""
-        kept = np.flatnonzero(self.scores >= score).tolist()
+        """Those with this score or a higher one: `thresholded`."""
+        kept = np.flatnonzero(self.thresholded >= score).tolist()
 
         def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(values[row] for row in kept)
@@ -158,6 +173,7 @@ class Detections:
             class_names=of(self.class_names),
             scores=self.scores[kept],
             masks=masks,
+            mask_scores=None if self.mask_scores is None else self.mask_scores[kept],
             depths=None if self.depths is None else self.depths[kept],
         )
 
@@ -191,18 +207,19 @@ def image_detections(
 
     Args:
         found: NumPy leaves: boxes float32 in pixels of the canvas, labels 1..K, scores, valid, and
-            masks (float32 probabilities [N, M, M]) or None.
+            masks (float32 probabilities [N, M, M]) and mask_scores, or None.
         scale: (y, x): canvas pixels = original pixels * scale.
         size: (height, width) of the original image.
         categories: (COCO id, name) of label 1, 2, ..., K.
         paste: how masks become pixels (`pixels.geometry.paste_region`).
         depth: metres, of the canvas or of the cells of each box (`Prediction.depth`).
         stride: canvas pixels between the cells of a depth map.
-        min_score: detections below it are left out.
+        min_score: detections below it are left out (`Detections.thresholded`).
     """
     assert found.scores is not None
+    scores = found.scores if found.mask_scores is None else found.mask_scores
     kept = found.valid.copy()
-    kept[kept] = found.scores[kept] >= min_score  # the scores of invalid rows may be anything
+    kept[kept] = scores[kept] >= min_score  # the scores of invalid rows may be anything
     found = jax.tree.map(lambda field: field[kept], found)
     assert found.labels is not None
     assert found.scores is not None
@@ -226,6 +243,7 @@ def image_detections(
         class_names=tuple(categories[label - 1][1] for label in numbers),
         scores=found.scores,
         masks=masks,
+        mask_scores=found.mask_scores,
         depths=depths,
         depth_map=depth_map,
     )

@@ -51,7 +51,8 @@ class MergedViews:
 
     The boxes of all views go through one per-class NMS, which keeps the best of each object with
     its score. Then every view predicts masks for the boxes that are left, and their probabilities
-    are averaged, as is their depth. The features of all views stay on the device until then.
+    are averaged, as are their predicted IoUs and their depth. The features of all views stay on the
+    device until then.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -77,7 +78,7 @@ class MergedViews:
             image: uint8 RGB, original pixels.
             flip: use mirrored views too.
             scales: multiples of the run's image size, a view each.
-            min_score: detections below it are left out.
+            min_score: detections below it are left out (`Detections.thresholded`).
 
         Returns:
             The merged detections, with masks as RLEs.
@@ -96,19 +97,24 @@ class MergedViews:
                 found.append(seen.replace(boxes=views[-1].to_image(seen.boxes)))
         together = jax.tree.map(lambda *fields: np.concatenate(fields), *found)
         merged = jax.device_get(self._merge(together))
-        masks, depths = [], []
+        masks, ious, depths = [], [], []
         for view in views:
             boxes, step = view.to_canvas(merged.boxes), 1 if view.mirrored_width is None else -1
-            here, depth = self._masks(variables, view.features, boxes, merged.labels, merged.valid)
+            here, iou, depth = self._masks(
+                variables, view.features, boxes, merged.labels, merged.valid
+            )
             masks.append(np.asarray(here)[..., ::step])
+            if iou is not None:
+                ious.append(np.clip(iou, 0, 1))
             if view.depth is not None:
                 depth = depth_map(
                     np.asarray(view.depth), view.scale, image.shape[:2], stride=DEPTH_STRIDE
                 )
             if depth is not None:
                 depths.append(np.asarray(depth)[..., ::step])
+        scores = merged.scores * np.mean(ious, axis=0) if ious else None
         return self._predictor.in_image(
-            merged.replace(masks=np.mean(masks, axis=0)),
+            merged.replace(masks=np.mean(masks, axis=0), mask_scores=scores),
             np.ones(2, np.float32),
             image.shape[:2],
             depth=np.mean(depths, axis=0) if depths else None,
@@ -143,12 +149,14 @@ def _masks(
     boxes: Float[Array, "n 4"],
     labels: Int32[Array, " n"],
     valid: Bool[Array, " n"],
-) -> tuple[Float[Array, "n m m"], Float[Array, "n m m"] | None]:
-    """The masks of boxes, and the depth of their cells if it is of boxes."""
-    masks = model.instance_masks(features, boxes[None], labels[None], valid[None])[0]
-    if model.config.depth_head.kind != "roi":
-        return masks, None
-    return masks, jnp.exp(model.box_log_depth(features, boxes[None], valid[None]))[0]
+) -> tuple[Float[Array, "n m m"], Float[Array, " n"] | None, Float[Array, "n m m"] | None]:
+    """The masks of boxes, their IoUs if there is a head for them, and the depth of their cells if
+    it is of boxes."""
+    masks, ious = model.judged_masks(features, boxes[None], labels[None], valid[None])
+    depth = None
+    if model.config.depth_head.kind == "roi":
+        depth = jnp.exp(model.box_log_depth(features, boxes[None], valid[None]))[0]
+    return masks[0], None if ious is None else ious[0], depth
 
 
 def _merge(found: Instances, config: ModelConfig) -> Instances:

@@ -148,18 +148,19 @@ class Conv(nn.Module):
     features: int
     kernel_init: Any
     use_bias: bool = True
+    strides: int = 1
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w i"], fold: ChannelNorm | None = None
-    ) -> Float[Array, "b h w o"]:
+    ) -> Float[Array, "b h2 w2 o"]:
         kernel = self.param(
             "kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32
         )
         if fold is not None:
             kernel = kernel * _wide(fold.factor)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), 1)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides)
         if fold is not None:
             return add_bias(y, fold.offset)
         if not self.use_bias:

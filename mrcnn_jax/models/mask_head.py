@@ -213,29 +213,26 @@ def mask_samples(
 
 def mask_losses(
     keys: PRNGKeyArray,
-    found: Instances,
+    logits: Float[Array, "b s m m k"],
+    samples: MaskSamples,
     batch: Batch,
     config: MaskHeadConfig,
     *,
-    size: int,
-    predict: Callable[[Array, Array, Array | None], Array],
     refine: Callable[[Array, Array, Array, Array, Array], Array],
     mesh: Mesh | None = None,
-) -> tuple[dict[str, Float[Array, ""]], MaskSamples]:
-    """Chooses boxes of every image, and compares the masks predicted in them with their targets.
+) -> dict[str, Float[Array, ""]]:
+    """Compares the masks predicted in the boxes of a batch, and their points, with their targets.
 
     Args:
         keys: `ImageKeys.points`.
-        found: boxes of each image to choose from, as in `mask_samples`.
-        size: side of the predicted masks, pixels.
-        predict: `MaskRCNN.masks` on the features of the batch.
-        refine: `MaskRCNN.points` on these features; called if `config.refine` has steps.
+        logits: `MaskRCNN.mask_logits` of the samples.
+        samples: `mask_samples` of every image.
+        batch: with the ground truth.
+        config: which loss.
+        refine: `MaskRCNN.points` on the features of the batch; called if `config.refine` has steps.
         mesh: the devices that the rows of `batch` are spread over.
     """
     truth = batch.ground_truth
-    samples = per_image(lambda f, gt: mask_samples(f, gt, config, size), mesh)(found, truth)
-    of_all = config.loss == "softmax"  # the only one that compares classes
-    logits = predict(samples.boxes, samples.valid, None if of_all else samples.labels)
     values = mask_loss(logits, samples, batch.valid, config)
     if config.refine.steps:
         coarse = true_class(logits, samples.labels)
@@ -243,7 +240,7 @@ def mask_losses(
         points = draw(keys, coarse, samples, truth)
         refined = refine(samples.boxes, samples.labels, samples.valid, coarse, points.points)
         values |= point_loss(refined, points, samples, batch.valid, config.refine)
-    return values, samples
+    return values
 
 
 def true_class(

@@ -22,6 +22,7 @@ from mrcnn_jax.models.cascade import cascade_detections
 from mrcnn_jax.models.depth_head import DepthHead, box_depth_layers
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
+from mrcnn_jax.models.mask_iou_head import MaskIoUHead, mask_scores, of_class
 from mrcnn_jax.models.resnet import ResNet, stage
 from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide
@@ -54,6 +55,8 @@ def modules_of(loss: Loss, config: ModelConfig) -> set[str]:
             return box | set(BOX_HEADS)
         case "mask":
             return boxes | {"mask_head"}
+        case "mask_iou":
+            return boxes | {"mask_head", "mask_iou_head"}
         case "depth":
             below = boxes if config.depth_head.kind == "roi" else trunk
             return below | {"depth_head"}
@@ -65,7 +68,8 @@ class Prediction(flax.struct.PyTreeNode):
     """Proposals and detections of a batch; boxes in canvas pixels."""
 
     proposals: Instances  # [B, P]: boxes, scores
-    # [B, D]: boxes, labels 1..K, scores, masks float32 [B, D, M, M] (probabilities of the label)
+    # [B, D]: boxes, labels 1..K, scores, masks float32 [B, D, M, M] (probabilities of the label);
+    # with a mask-IoU head, mask_scores
     detections: Instances
     # Metres from the camera. A dense head's: at stride 4 of the canvas, where the image is; a RoI
     # head's: of the cells of each detection's box. None without a depth head.
@@ -75,8 +79,9 @@ class Prediction(flax.struct.PyTreeNode):
 class MaskRCNN(nn.Module):
     """Mask R-CNN with the modules `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`.
 
-    There is a `depth_head` as well if the config asks for one, and `box_head2` and `box_head3` of a
-    cascade. Targets and losses are functions beside each head, outside the modules.
+    There are a `depth_head` and a `mask_iou_head` as well if the config asks for them, and
+    `box_head2` and `box_head3` of a cascade. Targets and losses are functions beside each head,
+    outside the modules.
     """
 
     config: ModelConfig
@@ -97,6 +102,8 @@ class MaskRCNN(nn.Module):
             setattr(self, name, BoxHead(config.box_head, config.num_classes, dtype=dtype))
         kinds = 1 if config.mask_head.class_agnostic else config.num_classes
         self.mask_head = MaskHead(config.mask_head, kinds, dtype=dtype)
+        if config.mask_iou_head.enabled:
+            self.mask_iou_head = MaskIoUHead(config.mask_iou_head, kinds, dtype=dtype)
         self.depth_head: Any = None
         if config.depth_head.kind == "dense":
             self.depth_head = DepthHead(config.depth_head, config.strides[:4], dtype=dtype)
@@ -143,9 +150,50 @@ class MaskRCNN(nn.Module):
         labels: Int32[Array, "b n"] | None = None,
     ) -> Float[Array, "b n m m k"]:
         """Mask logits of boxes in canvas pixels, one mask per class; with labels, K = 1."""
-        pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
+        return self._mask_logits(self.mask_features(features, boxes, valid), valid, labels)
+
+    def mask_features(
+        self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]
+    ) -> Float[Array, "b n p p c"]:
+        """What the mask head and the mask-IoU head see of boxes in canvas pixels."""
+        return self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
+
+    def mask_logits(
+        self,
+        pooled: Float[Array, "b n p p c"],
+        labels: Int32[Array, "b n"],
+        valid: Bool[Array, "b n"],
+    ) -> Float[Array, "b n m m k"]:
+        """Mask logits of `mask_features`: of the label's class, or, where classes compete, of all.
+
+        They do in the loss softmax alone.
+        """
+        of_all = self.config.mask_head.loss == "softmax"
+        return self._mask_logits(pooled, valid, None if of_all else labels)
+
+    def _mask_logits(
+        self, pooled: Float[Array, "b n p p c"], valid: Array, labels: Array | None
+    ) -> Float[Array, "b n m m k"]:
         inputs = (pooled,) if labels is None else (pooled, labels)
         return self._rows(self.mask_head, inputs, valid, chunk=_MASKS)
+
+    def mask_ious(
+        self,
+        pooled: Float[Array, "b n p p c"],
+        masks: Float[Array, "b n m m"],
+        labels: Int32[Array, "b n"],
+        valid: Bool[Array, "b n"],
+    ) -> Float[Array, "b n"]:
+        """The predicted IoU of masks with their objects, not clipped.
+
+        Args:
+            pooled: `mask_features` of the boxes.
+            masks: the probabilities of the labels' masks, before any refinement.
+            labels: 1..K.
+            valid: boxes that exist.
+        """
+        ious = self._rows(self.mask_iou_head, (pooled, masks), valid, chunk=_MASKS)
+        return of_class(ious, labels)
 
     def log_depth(self, features: Pyramid, batch: Batch) -> Float[Array, "b h4 w4"]:
         """The dense head's log depth (metres) at stride 4 of the canvas."""
@@ -185,14 +233,28 @@ class MaskRCNN(nn.Module):
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b n m m"]:
         """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured."""
-        of_all = self.config.mask_head.loss == "softmax"
-        logits = self.masks(features, boxes, valid, None if of_all else labels)
-        refine = self.config.mask_head.refine
+        return self.judged_masks(features, boxes, labels, valid)[0]
+
+    def judged_masks(
+        self,
+        features: Pyramid,
+        boxes: Float[Array, "b n 4"],
+        labels: Int32[Array, "b n"],
+        valid: Bool[Array, "b n"],
+    ) -> tuple[Float[Array, "b n m m"], Float[Array, "b n"] | None]:
+        """`instance_masks`, and the predicted IoU of each; None without a mask-IoU head."""
+        config, refine = self.config.mask_head, self.config.mask_head.refine
+        pooled, ious = self.mask_features(features, boxes, valid), None
+        logits = self.mask_logits(pooled, labels, valid)
+        if self.config.mask_iou_head.enabled:
+            masks = mask_probabilities(logits, labels, config)
+            ious = self.mask_ious(pooled, masks, labels, valid)
         if not refine.steps:
-            return mask_probabilities(logits, labels, self.config.mask_head)
+            return mask_probabilities(logits, labels, config), ious
         coarse = true_class(logits, labels)
         predict = functools.partial(self.points, features, boxes, labels, valid, coarse)
-        return jax.nn.sigmoid(subdivide(coarse, predict, steps=refine.steps, count=refine.points))
+        refined = subdivide(coarse, predict, steps=refine.steps, count=refine.points)
+        return jax.nn.sigmoid(refined), ious
 
     def _rows(
         self, head: nn.Module, inputs: tuple[Array, ...], valid: Bool[Array, "b n"], *, chunk: int
@@ -260,10 +322,13 @@ class MaskRCNN(nn.Module):
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
         assert detections.labels is not None
-        masks = self.instance_masks(features, detections.boxes, detections.labels, detections.valid)
+        assert detections.scores is not None
+        place = detections.boxes, detections.labels, detections.valid
+        masks, ious = self.judged_masks(features, *place)
+        scores = None if ious is None else mask_scores(detections.scores, ious)
         return Prediction(
             proposals=proposals,
-            detections=detections.replace(masks=masks),
+            detections=detections.replace(masks=masks, mask_scores=scores),
             depth=self.depth(features, detections, batch),
         )
 

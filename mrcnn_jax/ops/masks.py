@@ -118,3 +118,46 @@ def point_targets(
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
     x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))
     return (_coverage(masks, gt_index[:, None], x, y) >= _HALF).astype(jnp.float32)
+
+
+def area_outside(
+    masks: UInt8[Array, "g m m"],
+    gt_boxes: Float32[Array, "g 4"],
+    gt_index: Int32[Array, " n"],
+    boxes: Float32[Array, "n 4"],
+    *,
+    size: int,
+) -> Float32[Array, " n"]:
+    """The area of each box's object outside the box, in cells of size x size of the box.
+
+    With c the coverage (0..1) of the cells of the object's own box, G the pixels of one of them, B
+    those of a cell of the box, and x, y the shares of each column and row that are inside the box,
+    it is the sum of c * (1 - x * y), times G / B.
+
+    Args:
+        masks, gt_boxes, gt_index, boxes: as in `crop_targets`.
+        size: cells of the box along a side.
+
+    Returns:
+        Areas, exactly 0 where the box holds the object's. They are finite but mean nothing for
+        boxes or objects that are invalid or have no area.
+    """
+    gt = gt_boxes[gt_index]
+    cells = masks.shape[-1]
+    starts = jnp.arange(cells, dtype=jnp.float32)[None, :]
+
+    def inside(axis: int) -> Float32[Array, "n m"]:
+        extent = gt[:, axis + 2] - gt[:, axis]
+        extent = jnp.where(extent > 0, extent, 1)
+        # Divided first: a side that both boxes share is exactly 0 or `cells`.
+        low, high = ((boxes[:, i] - gt[:, axis]) / extent * cells for i in (axis, axis + 2))
+        shared = jnp.minimum(high[:, None], starts + 1) - jnp.maximum(low[:, None], starts)
+        return jnp.clip(shared, 0, 1)
+
+    def cell_area(boxes: Float32[Array, "n 4"], side: int) -> Float32[Array, " n"]:
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / side**2
+        return jnp.where(area > 0, area, 1)
+
+    lost = 1 - inside(1)[:, :, None] * inside(0)[:, None, :]
+    outside = jnp.sum(masks[gt_index].astype(jnp.float32) * lost, axis=(-2, -1)) / 255
+    return outside * cell_area(gt, cells) / cell_area(boxes, size)

@@ -71,6 +71,7 @@ class Run:
         model, stages = self.config.model, self.config.stages
         heads = set(get_args(Loss)) - ({"depth"} if model.depth_head.kind == "none" else set())
         heads -= set(BOX_LOSSES[len(model.box_head.heads) :])
+        heads -= set() if model.mask_iou_head.enabled else {"mask_iou"}
         if not stages:
             return frozenset(heads)
         begun = stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
@@ -80,11 +81,15 @@ class Run:
 
     @property
     def network(self) -> ModelConfig:
-        """The network that predicts: without the last heads of a cascade while they are random."""
+        """The network that predicts: without heads of a cascade or of mask IoU that are random."""
         model, trained = self.config.model, self.trained
         known = sum(loss in trained for loss in BOX_LOSSES)
         cascade = model.box_head.cascade[: max(0, known - 1)]
-        return replace(model, box_head=replace(model.box_head, cascade=cascade))
+        return replace(
+            model,
+            box_head=replace(model.box_head, cascade=cascade),
+            mask_iou_head=replace(model.mask_iou_head, enabled="mask_iou" in trained),
+        )
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:

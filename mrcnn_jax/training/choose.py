@@ -278,6 +278,7 @@ def _model(
         box_head=replace(box_head, detections=max(100, 2 * most)),
         mask_head=replace(base.mask_head, train_on="box_samples", samples=masks),
         depth_head=DepthHeadConfig(),
+        mask_iou_head=replace(base.mask_iou_head, enabled=False),
     )
     return model, [
         Row(

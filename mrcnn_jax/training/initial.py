@@ -20,7 +20,7 @@ from mrcnn_jax.weights.published import PUBLISHED
 # Leaves with one output per class, and those that have it unless boxes or masks are class-agnostic.
 _CLASSES = r"params/box_head[23]?/logits/(kernel|bias)"
 _BOXES = r"params/box_head[23]?/deltas/(kernel|bias)"
-_MASKS = r"params/mask_head/(points/)?logits/(kernel|bias)"
+_MASKS = r"params/(mask_head/(points/)?logits|mask_iou_head/ious)/(kernel|bias)"
 # Fields that change the meaning of the same parameters.
 _MEANING = (
     "model.pixel_mean",

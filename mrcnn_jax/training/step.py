@@ -17,7 +17,8 @@ from mrcnn_jax.config.schema import BOX_LOSSES, Loss, StageConfig
 from mrcnn_jax.models.box_head import draw_box_samples
 from mrcnn_jax.models.cascade import box_losses
 from mrcnn_jax.models.depth_head import box_depth_loss, depth_loss
-from mrcnn_jax.models.mask_head import mask_losses
+from mrcnn_jax.models.mask_head import mask_losses, mask_probabilities, mask_samples
+from mrcnn_jax.models.mask_iou_head import mask_iou_loss
 from mrcnn_jax.models.mask_rcnn import (
     MaskRCNN,
     Pyramid,
@@ -27,7 +28,7 @@ from mrcnn_jax.models.mask_rcnn import (
 )
 from mrcnn_jax.models.rpn import rpn_losses
 from mrcnn_jax.ops.sampling import image_keys
-from mrcnn_jax.parallel import replicated
+from mrcnn_jax.parallel import per_image, replicated
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances, Params
 from mrcnn_jax.training import stages
@@ -104,26 +105,44 @@ def stage_losses(
             predict=functools.partial(model.boxes, features, live="res5" in live),
             mesh=mesh,
         )
-    found = samples.foreground
-    if config.mask_head.train_on == "detections" and ("mask" in losses or of_boxes):
+    found, masks = samples.foreground, {"mask", "mask_iou"} & set(losses)
+    if config.mask_head.train_on == "detections" and (masks or of_boxes):
         found = jax.lax.stop_gradient(model.detections(features, proposals, batch))
-    if "mask" in losses:
-        of_masks, chosen = mask_losses(
-            keys.points,
-            found,
-            batch,
-            config.mask_head,
-            size=config.mask_size,
-            predict=functools.partial(model.masks, features),
-            refine=functools.partial(model.points, features),
-            mesh=mesh,
-        )
+    if masks:
+        of_masks, left_out = _mask_losses(model, features, found, batch, keys.points, losses)
         values |= of_masks
-        counts["mask_boxes_left_out"] = jnp.sum(chosen.left_out)
+        counts["mask_boxes_left_out"] = jnp.sum(left_out)
     if of_boxes:
         predict = functools.partial(model.box_log_depth, features)
         values |= box_depth_loss(found, batch, config, predict=predict, mesh=mesh)
     return values, proposals, counts
+
+
+def _mask_losses(
+    model: MaskRCNN,
+    features: Pyramid,
+    found: Instances,
+    batch: Batch,
+    keys: PRNGKeyArray,
+    losses: Collection[Loss],
+) -> tuple[Losses, Array]:
+    """The losses of masks and of their IoUs on boxes chosen from `found`, and how many are left
+    out."""
+    config, head, mesh = model.config, model.config.mask_head, model.mesh
+    choose = per_image(lambda f, gt: mask_samples(f, gt, head, config.mask_size), mesh)
+    chosen = choose(found, batch.ground_truth)
+    pooled = model.mask_features(features, chosen.boxes, chosen.valid)
+    logits = model.mask_logits(pooled, chosen.labels, chosen.valid)
+    values: Losses = {}
+    if "mask" in losses:
+        refine = functools.partial(model.points, features)
+        values |= mask_losses(keys, logits, chosen, batch, head, refine=refine, mesh=mesh)
+    if "mask_iou" in losses:
+        masks = mask_probabilities(logits, chosen.labels, head)
+        # Its gradient reaches the mask head and the features, as in the published code.
+        ious = model.mask_ious(pooled, masks, chosen.labels, chosen.valid)
+        values |= mask_iou_loss(ious, masks, chosen, batch, config.mask_iou_head, mesh=mesh)
+    return values, chosen.left_out
 
 
 class TrainStep(Protocol):

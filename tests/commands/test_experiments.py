@@ -67,6 +67,13 @@ CHAINS = {
         "boxes-cascade/box3",
         "boxes-cascade/mask",
     ),
+    "mask_classes agnostic": ("baseline/rpn", "baseline/box", "mask_classes-agnostic/mask"),
+    "mask_scoring iou": (
+        "baseline/rpn",
+        "baseline/box",
+        "baseline/mask",
+        "mask_scoring-iou/mask_iou",
+    ),
 }
 # What the last run of a variant has otherwise than the baseline's, beside where it starts.
 CHANGES = {
@@ -94,6 +101,8 @@ CHANGES = {
         "model.box_head.class_agnostic: False -> True",
         "model.box_head.cascade: () -> (0.6, 0.7)",
     },
+    "mask_classes agnostic": {"model.mask_head.class_agnostic: False -> True"},
+    "mask_scoring iou": {"model.mask_iou_head.enabled: False -> True"},
 }
 PRETRAINED = replace(
     tiny.get_config(),
@@ -137,7 +146,7 @@ def test_shared_stages_are_one_run(seed: int) -> None:
         for title, folders in CHAINS.items()
     }
     runs = {run for chain in found.values() for run in chain.runs}
-    assert len(runs) == len({run.folder for run in runs}) == 24
+    assert len(runs) == len({run.folder for run in runs}) == 26
     assert {run.config.seed for run in runs} == {seed}
 
 
@@ -188,6 +197,10 @@ def test_what_each_stage_trains(recipe: Config) -> None:
         {"box_head3"},
         {"mask_head"},
     ]
+    scored = found["mask_scoring iou"].runs
+    assert scored[:3] == found["baseline"].runs
+    assert trained_modules(scored[3]) == {"mask_iou_head"}
+    assert scored[3].stage.epochs == scored[2].stage.epochs
     (joint,) = found["training joint"].runs
     assert trained_modules(joint) == {"fpn", "rpn", "box_head", "mask_head"} | resnet
     assert joint.stage.losses == ("rpn", "box", "mask")
@@ -242,7 +255,7 @@ def test_mistakes() -> None:
 def test_recipes_of_this_repository(name: str, tmp_path: Path) -> None:
     """Every variant can be made of them, and C4 trains the ResNet in stage 1 if they do."""
     found = chains(load_config_file(ROOT / "configs" / f"{name}.py"))
-    assert len({run for chain in found.values() for run in chain.runs}) == 24
+    assert len({run for chain in found.values() for run in chain.runs}) == 26
     trains = [
         "resnet/.*" in {group.pattern for group in found[title].runs[0].stage.train}
         for title in ("baseline", "backbone c4")

@@ -21,7 +21,7 @@ from mrcnn_jax.commands import figures
 from mrcnn_jax.commands.figures import Arguments, column_titles, draw
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
-from mrcnn_jax.config.tables import with_cascade
+from mrcnn_jax.config.optional_heads import with_cascade
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta

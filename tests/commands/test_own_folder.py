@@ -20,7 +20,8 @@ from exports import PICTURES, as_labelme, picture
 from mrcnn_jax.commands import check, own_folder, train
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
-from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.heads import MaskIoUHeadConfig
+from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.data import reading
 from mrcnn_jax.training import memory
 from mrcnn_jax.training.open import open_run
@@ -243,6 +244,18 @@ def test_given_fields_replace_choices(
     lines = capsys.readouterr().out.splitlines()
     told = [line.split("  ")[0] for line in lines if " given " in line]
     assert told == ["image sides, px", "most objects", "epochs"]
+
+
+def test_a_mask_iou_head_that_is_given_is_trained_with_the_rest(
+    tiny_data: Path, here: Path
+) -> None:
+    (plain,) = chosen(tiny_data).stages
+    config = chosen(tiny_data, "--model.mask-iou-head.enabled", "--model.mask-iou-head.hidden", 64)
+    (stage,) = config.stages
+    assert config.model.mask_iou_head == MaskIoUHeadConfig(enabled=True, hidden=64)
+    assert stage.losses == (*plain.losses, "mask_iou")
+    assert stage.train == (*plain.train, ParamGroup("mask_iou_head/.*"))
+    assert (stage.epochs, stage.optimizer) == (plain.epochs, plain.optimizer)
 
 
 def test_the_weights_give_their_constants(tiny_data: Path, kept_run: Path, here: Path) -> None:

@@ -53,6 +53,24 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     )
 
 
+def test_an_option_turns_a_head_on_with_its_training() -> None:
+    """A stage of its own, or a loss beside the others; a line says so."""
+    head = ("--model.mask-iou-head.enabled", "--model.mask-iou-head.channels", "8")
+    parsed = parse("--config", TINY, "--workdir", "a", *head)
+    config = parsed.config
+    assert (config.model.mask_iou_head.enabled, config.model.mask_iou_head.channels) == (True, 8)
+    assert [stage.name for stage in config.stages] == ["rpn", "box", "mask", "mask_iou"]
+    assert parsed.notes == (
+        "stages: rpn (rpn), box (box), mask (mask), mask_iou (mask_iou), with the heads of the "
+        "network",
+    )
+    (stage,) = parse("--config", "finetune", "--workdir", "a", *head).config.stages
+    assert stage.losses == ("rpn", "box", "mask", "mask_iou")
+    assert "mask_iou_head/.*" in {group.pattern for group in stage.train}
+    config = parse("--config", TINY, "--workdir", "a", "--model.mask-iou-head.channels", "8").config
+    assert config.stages == tiny.get_config().stages
+
+
 def test_a_run_gives_its_config(tmp_path: Path) -> None:
     """All of it but how its processes found each other; options go before it."""
     config = replace(
@@ -75,7 +93,7 @@ def test_the_table_follows_a_cascade() -> None:
     assert [row.name for row in parsed.config.stages] == ["rpn", "box", "box2", "box3", "mask"]
     assert parsed.notes == (
         "stages: rpn (rpn), box (box), box2 (box2), box3 (box3), mask (mask), with the heads of "
-        "model.box_head.cascade",
+        "the network",
     )
     assert parse("--config", "shapes_cascade", "--workdir", "a").notes == ()
     assert parse(*start).notes == ()

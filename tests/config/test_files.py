@@ -56,6 +56,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
         "scratch": ["joint"],
         "bins": ["joint", "depth"],
         "shapes_depth": ["joint", "depth"],
+        "shapes_scoring": ["rpn", "box", "mask", "mask_iou"],
         "bins_depth": ["depth"],
         "shapes_cascade": ["rpn", "box", "box2", "box3", "mask"],
     }

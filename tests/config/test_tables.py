@@ -9,14 +9,10 @@ import tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences
-from mrcnn_jax.config.schema import DataConfig, ParamGroup
+from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.config.tables import (
     canvases_for,
     extended,
-    following_cascade,
-    joint,
-    staged,
-    with_cascade,
 )
 
 
@@ -67,65 +63,6 @@ def test_added_rows_are_the_same_run() -> None:
     other = replace(longer, stages=(config.stages[0], *longer.stages[2:]))
     assert "stages.1.name: 'box' -> 'mask'" in differences(config, other)
     assert differences(replace(config, stages=()), config) == ["stages.length: 0 -> 3"]
-
-
-def test_each_head_of_a_cascade_is_a_row() -> None:
-    """By hand: what each row trains, and what it freezes besides."""
-    table = staged(pretrained=True, epochs=(1, 2, 3))
-    trunk, further = {"resnet/.*", "fpn/.*", "rpn/.*"}, {"box_head2/.*", "box_head3/.*"}
-    assert {
-        row.name: (row.losses, {group.pattern for group in row.train}, set(row.frozen), row.epochs)
-        for row in with_cascade(table, 2)
-    } == {
-        "rpn": (
-            ("rpn",),
-            {"fpn/.*", "rpn/.*"},
-            {"resnet/.*", "box_head/.*", "mask_head/.*"} | further,
-            1,
-        ),
-        "box": (("box",), {"box_head/.*"}, trunk | {"mask_head/.*"} | further, 2),
-        "box2": (
-            ("box2",),
-            {"box_head2/.*"},
-            trunk | {"mask_head/.*", "box_head/.*", "box_head3/.*"},
-            2,
-        ),
-        "box3": (
-            ("box3",),
-            {"box_head3/.*"},
-            trunk | {"mask_head/.*", "box_head/.*", "box_head2/.*"},
-            2,
-        ),
-        "mask": (("mask",), {"mask_head/.*"}, trunk | {"box_head/.*"} | further, 3),
-    }
-    assert [row.name for row in with_cascade(table, 1)] == ["rpn", "box", "box2", "mask"]
-
-
-def test_a_joint_table_trains_all_heads_of_a_cascade() -> None:
-    train = (ParamGroup("fpn/.*"), ParamGroup("box_head/fc.*", 0.1), ParamGroup("mask_head/.*"))
-    (row,) = with_cascade(joint(train, ("resnet/.*", "box_head/[ld].*"), epochs=1), 2)
-    assert row.losses == ("rpn", "box", "box2", "box3", "mask")
-    assert row.train == (
-        *train,
-        ParamGroup("box_head2/fc.*", 0.1),
-        ParamGroup("box_head3/fc.*", 0.1),
-    )
-    assert set(row.frozen) == {
-        "resnet/.*",
-        "box_head/[ld].*",
-        "box_head2/[ld].*",
-        "box_head3/[ld].*",
-    }
-
-
-def test_a_table_follows_the_cascade_once() -> None:
-    config = tiny.get_config()
-    assert following_cascade(config) == config
-    box_head = replace(config.model.box_head, class_agnostic=True, cascade=(0.6,))
-    config = replace(config, model=replace(config.model, box_head=box_head))
-    followed = following_cascade(config)
-    assert [row.name for row in followed.stages] == ["rpn", "box", "box2", "mask"]
-    assert following_cascade(followed) == followed
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mrcnn_jax.evaluation.average_precision import (
     evaluate,
     judge,
     limit_line,
+    mask_score,
     table,
 )
 from mrcnn_jax.evaluation.coco_categories import COCO as COCO_CATEGORIES
@@ -146,6 +148,46 @@ def test_figures_equal_pycocotools_used_directly(kind: Any) -> None:
     for i, name in enumerate(NAMES.values()):
         assert metrics[f"{kind}/AP/{name}"] == direct.eval["precision"][:, :, i, 0, 2].mean()
     assert set(metrics) == {f"{kind}/{figure}" for figure in (*FIGURES, "AP/cat", "AP/dog")}
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_masks_are_ranked_by_their_own_scores(kind: Any) -> None:
+    """As pycocotools ranks results that have only these; boxes by the scores of their classes."""
+    truth = _ground_truth()
+    rng = np.random.default_rng(5)
+    results = [
+        {**result, "mask_score": result["score"] * rng.uniform()} for result in _perturbed(truth)
+    ]
+    own = "score" if kind == "bbox" else "mask_score"
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    plain = [{**{key: one[key] for key in keys}, "score": one[own]} for one in results]
+    metrics = evaluate(truth, results, iou_types=(kind,))
+    direct = _direct(truth, plain, kind)
+    assert [metrics[f"{kind}/{figure}"] for figure in FIGURES] == direct.stats.tolist()
+    other = {"bbox": "mask_score", "segm": "score"}[kind]
+    swapped = [{**one, "score": one[other], "mask_score": one[other]} for one in results]
+    assert evaluate(truth, swapped, iou_types=(kind,)) != metrics
+    first = judge(truth, results, iou_types=(kind,))[kind].cocoDt.anns[1]
+    assert first["score"] == results[0][own]
+    with pytest.raises(ConfigError, match=r"^results: image_id 0: mask_score nan: not a finite"):
+        evaluate(truth, [{**results[0], "image_id": 0, "mask_score": math.nan}])
+
+
+def test_by_hand_a_better_mask_comes_first() -> None:
+    """Two detections of one object: the better class score has the mask that misses it."""
+    truth = _ground_truth(images=1)
+    truth["annotations"] = truth["annotations"][:1]
+    (right,) = _as_results(truth)
+    missed = coco_mask.encode(np.asfortranarray(1 - coco_mask.decode(right["segmentation"])))
+    wrong = {**right, "segmentation": missed}
+    found = [{**wrong, "score": 0.9}, {**right, "score": 0.8}]
+    assert evaluate(truth, found)["segm/AP"] == pytest.approx(0.5, abs=0.01)
+    scored = [{**one, "mask_score": score} for one, score in zip(found, (0.3, 0.7), strict=True)]
+    metrics = evaluate(truth, scored)
+    assert metrics["segm/AP"] == pytest.approx(1)
+    assert metrics["bbox/AP"] == pytest.approx(1)
+    assert mask_score(scored[0]) == 0.3
+    assert mask_score(found[0]) == 0.9
 
 
 @pytest.mark.data

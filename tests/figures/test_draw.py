@@ -85,6 +85,17 @@ def test_labels_say_class_score_and_distance(monkeypatch: pytest.MonkeyPatch) ->
     assert written == ["near", "far"]  # the best first
 
 
+def test_a_mask_score_takes_the_place_of_the_score() -> None:
+    """In labels, and for what is on top; an annotation's field of that name is the user's own."""
+    assert draw._text({**OBJECT, "mask_score": 0.314}, NAMES) == "nucleus 0.31"
+    annotation = {key: value for key, value in OBJECT.items() if key != "score"}
+    assert draw._text({**annotation, "mask_score": "good"}, NAMES) == "nucleus"
+    draw_instances(GREY, [{**annotation, "mask_score": "good"}], NAMES)
+    pair = [{**OBJECT, "mask_score": 0.2}, {**OBJECT, "score": 0.8, "mask_score": 0.7}]
+    image = draw_instances(GREY, pair, NAMES)
+    assert tuple(image[260, 100]) == PALETTE[1]
+
+
 def test_every_object_has_its_colour_and_crowds_are_grey() -> None:
     objects = [
         {**OBJECT, "bbox": [50 + 130 * i, 200, 100, 100], "segmentation": None} for i in range(3)

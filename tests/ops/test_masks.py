@@ -6,8 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mrcnn_jax.ops.masks import crop_targets
+from mrcnn_jax.ops.masks import area_outside, crop_targets
 
 from .strategies import random_boxes
 
@@ -124,4 +125,41 @@ def test_rows_of_no_use_are_finite() -> None:
     masks = np.full((3, 4, 4), 255, np.uint8)
     gt_boxes = np.array([[np.nan] * 4, [5, 5, 5, 9], [1e9] * 4], np.float32)
     boxes = np.array([[0, 0, 8, 8], [0, 0, 8, 8], [np.nan] * 4, [1e9] * 4], np.float32)
-    assert (targets(masks, gt_boxes, np.array([0, 1, 2, 2]), boxes, 3) == 0).all()
+    index = np.array([0, 1, 2, 2], np.int32)
+    assert (targets(masks, gt_boxes, index, boxes, 3) == 0).all()
+    assert np.isfinite(area_outside(*map(jnp.array, (masks, gt_boxes, index, boxes)), size=3)[1])
+    boxes, gt_boxes = np.ones((4, 4), np.float32), np.ones((3, 4), np.float32)  # without an area
+    assert np.isfinite(area_outside(*map(jnp.array, (masks, gt_boxes, index, boxes)), size=3)).all()
+
+
+def test_area_outside_by_hand() -> None:
+    """An object of 8 x 8 pixels, its left half covered; a cell of the box is 4 x 2 pixels."""
+    masks = np.zeros((1, 4, 4), np.uint8)
+    masks[0, :, :2] = 255
+    own, index = np.array([[10, 20, 18, 28]], np.float32), np.zeros(4, np.int32)
+    boxes = np.array(
+        [[10, 20, 18, 24], [9, 15, 17, 19], [13, 20, 21, 24], [10, 21, 18, 25]], np.float32
+    )
+    found = area_outside(*map(jnp.array, (masks, own, index, boxes)), size=2)
+    # 4 x 8 pixels are covered; inside are 4 x 4, none, 1 x 4 and 4 x 4.
+    np.testing.assert_allclose(found, [16 / 8, 32 / 8, 28 / 8, 16 / 8], rtol=1e-6)
+
+
+def test_area_outside_equals_sums_over_points() -> None:
+    rng = np.random.default_rng(3)
+    masks = rng.integers(0, 256, (3, 5, 5)).astype(np.uint8)
+    own, boxes = random_boxes(rng, 3, extent=20), random_boxes(rng, 12, extent=20)
+    index = rng.integers(0, 3, 12).astype(np.int32)
+    boxes[0] = own[index[0]] + np.float32([-1, -1, 1, 1])
+    found = np.asarray(area_outside(*map(jnp.array, (masks, own, index, boxes)), size=6))
+    for k, box, area in zip(index, boxes.astype(float), found, strict=True):
+        gt = own[k].astype(float)
+        at = (np.arange(400) + 0.5) / 400
+        x, y = (gt[i] + at * (gt[i + 2] - gt[i]) for i in (0, 1))
+        inside = ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None]
+        covered = np.kron(masks[k] / 255, np.ones((80, 80)))
+        pixels = (gt[2] - gt[0]) * (gt[3] - gt[1]) / 400**2
+        cell = (box[2] - box[0]) * (box[3] - box[1]) / 36
+        outside, whole = (part.sum() * pixels / cell for part in (covered * ~inside, covered))
+        assert area == pytest.approx(outside, abs=0.01 * whole)
+    assert found[0] == 0

@@ -20,8 +20,9 @@ from training.test_step import (
 )
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.optional_heads import with_cascade
 from mrcnn_jax.config.schema import BOX_LOSSES, Config, ParamGroup
-from mrcnn_jax.config.tables import joint, staged, with_cascade
+from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training.stages import labels, refuse_random_frozen

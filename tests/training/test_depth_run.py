@@ -19,8 +19,8 @@ from mrcnn_jax.commands import predict as predict_command
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.config.tables import with_depth
 from mrcnn_jax.datasets.shapes import write_shapes
 from mrcnn_jax.evaluation.depth_errors import NAMES
 from mrcnn_jax.inference.exported import load

@@ -26,8 +26,9 @@ from training.test_step import (
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
-from mrcnn_jax.config.tables import joint, staged, with_depth
+from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training.step import make_validation_step

@@ -13,8 +13,8 @@ import tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.config.tables import with_depth
 from mrcnn_jax.training import loop
 from mrcnn_jax.training import open as opening
 

@@ -17,7 +17,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ops import laws
 
-from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.heads import (
+    BoxHeadConfig,
+    DepthHeadConfig,
+    MaskHeadConfig,
+    MaskIoUHeadConfig,
+    PointRendConfig,
+)
 from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import joint, staged
@@ -165,7 +171,11 @@ CASCADE = replace(
     ("loss", "config"),
     [(loss, config) for loss in ("rpn", "box", "mask") for config in (CONFIG, C4)]
     + [("depth", DENSE), ("depth", ROI)]
-    + [(loss, CASCADE) for loss in ("box", "box2", "box3", "mask")],
+    + [(loss, CASCADE) for loss in ("box", "box2", "box3", "mask")]
+    + [
+        ("mask_iou", replace(config, mask_iou_head=MaskIoUHeadConfig(True, channels=8, hidden=8)))
+        for config in (CONFIG, C4)
+    ],
 )
 def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, config: ModelConfig) -> None:
     """Flax makes the parameters of the modules that are called, and of no other."""

@@ -47,6 +47,7 @@ FREE = {
 # Modules that weights may lack.
 LACKING = {
     "depth_head",
+    "mask_iou_head",
     "refine",
     *(f"box_head.cascade{name}" for name in ("", "_box_weights", "_loss_weights")),
 }
