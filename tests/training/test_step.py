@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from ops import laws
 
 from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig, MaskHeadConfig, PointRendConfig
-from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
@@ -161,6 +161,7 @@ DENSE, ROI = (
 @pytest.mark.parametrize(
     ("loss", "config"),
     [(loss, config) for loss in ("rpn", "box", "mask") for config in (CONFIG, C4)]
+    + [("mask", replace(CONFIG, trunk="convnext", convnext=ConvNeXtConfig((1, 1, 1, 1))))]
     + [("depth", DENSE), ("depth", ROI)],
 )
 def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, config: ModelConfig) -> None:
@@ -279,6 +280,53 @@ def test_c4_trains_res5_with_the_box_head_alone() -> None:
         assert moved(runner.start.batch_stats, state.batch_stats) == statistics
         expected = runner.once(poisoned(batch(0), np.nan))
         jax.tree.map(np.testing.assert_array_equal, (state, metrics), expected)
+
+
+def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_alone() -> None:
+    """With few branches left: by the image's index, where the ConvNeXt is trained."""
+    trunk = ConvNeXtConfig((1, 1, 1, 1), (4, 6, 8, 10), layer_scale=1.0)
+    config = replace(CONFIG, trunk="convnext", convnext=trunk)
+    model = MaskRCNN(config)
+    variables = jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
+    heads = tuple(ParamGroup(f"{name}/.*") for name in ("fpn", "rpn", "box_head", "mask_head"))
+    adamw = OptimizerConfig(name="adamw", weight_decay=0.1, decay_vectors=False)
+    (part,) = joint(
+        (ParamGroup(r"convnext/(stage[234]|norm\d)/.*"), *heads),
+        ("convnext/(stem|stage1)/.*",),
+        epochs=1,
+        optimizer=adamw,
+    )
+    state, metrics = (runner := Runner(part, variables, model)).once(batch(0))
+    assert all(np.isfinite(value) for value in metrics.values())
+    paths = set(flatten_dict(variables["params"], sep="/"))
+    frozen = {path for path in paths if path.startswith(("convnext/stem/", "convnext/stage1/"))}
+    assert moved(runner.start.params, state.params) == paths - frozen
+
+    # Without a gradient, weight decay alone moves: kernels, but no norm, bias or factor.
+    optimizer = make_optimizer(part, variables["params"], total_steps=9)
+    nothing = jax.tree.map(jnp.zeros_like, variables["params"])
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(
+            nothing, optimizer.init(variables["params"]), variables["params"]
+        )
+    decayed = {path for path, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
+    assert decayed == {path for path in paths - frozen if path.endswith("/kernel")}
+
+    dropping = MaskRCNN(replace(config, convnext=replace(trunk, drop_path=0.9)))
+    (none,) = joint(heads, ("convnext/.*",), epochs=1, optimizer=adamw)
+    for stage, same in ((part, False), (none, True)):
+        losses = [
+            Runner(stage, variables, each).once(batch(0))[1]["loss/total"]
+            for each in (model, dropping)
+        ]
+        assert (losses[0] == losses[1]) == same
+    values = [
+        jax.jit(make_validation_step(each, part), compiler_options=QUICK_COMPILE)(
+            variables, batch(0), jax.random.key(0)
+        )[0]["loss/total"]
+        for each in (model, dropping)
+    ]
+    assert values[0] == values[1]
 
 
 def test_all_heads_together_without_inference_in_the_step(variables: Variables) -> None:
