@@ -64,7 +64,7 @@ def _parameters(preset: Config | ModelConfig) -> str:
         )
     rows += [
         (path, _shape(leaf), "statistic")
-        for path, leaf in sorted(flatten_dict(variables["batch_stats"], sep="/").items())
+        for path, leaf in sorted(flatten_dict(variables.get("batch_stats", {}), sep="/").items())
     ]
     return "".join(f"{path:<40}{shape:<24}{kind}".rstrip() + "\n" for path, shape, kind in rows)
 

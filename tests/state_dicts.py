@@ -4,7 +4,7 @@ fit."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +108,105 @@ def moco_v3() -> Shapes:
     base = {f"module.base_encoder.{name}": shape for name, shape in resnet(50).items()}
     momentum = {name.replace("base", "momentum"): shape for name, shape in base.items()}
     return base | momentum | {"module.predictor.0.weight": (8, 8)}
+
+
+CONVNEXT = {"blocks": (1, 2, 3, 1), "channels": (4, 6, 8, 10)}
+
+
+def _convnext(
+    layers: Mapping[str, str], *, factors: tuple[int, ...] = (), pointwise: tuple[int, ...] = ()
+) -> Shapes:
+    """A ConvNeXt under a project's names of its layers, with {i} (stage, from 0) and {j} (block).
+
+    Args:
+        layers: "stem", "stem_norm", "half_norm", "half", "depthwise", "norm", "expand", "project",
+            "gamma", "last" (the norm before the classifier) and "classifier" -> name.
+        factors, pointwise: further sides of gamma, and of the two layers of a block.
+    """
+    shapes: Shapes = {}
+
+    def add(name: str, shape: tuple[int, ...], i: int = 0, j: int = 0) -> None:
+        place = layers[name].format(i=i, j=j, before=2 * i, after=2 * i + 1)
+        shapes[f"{place}.weight"] = shape
+        shapes[f"{place}.bias"] = shape[:1]
+
+    before = 3
+    for i, (blocks, c) in enumerate(zip(*CONVNEXT.values(), strict=True)):
+        if i == 0:
+            add("stem", (c, 3, 4, 4))
+            add("stem_norm", (c,))
+        else:
+            add("half_norm", (before,), i)
+            add("half", (c, before, 2, 2), i)
+        for j in range(blocks):
+            add("depthwise", (c, 1, 7, 7), i, j)
+            add("norm", (c,), i, j)
+            add("expand", (4 * c, c, *pointwise), i, j)
+            add("project", (c, 4 * c, *pointwise), i, j)
+            shapes[layers["gamma"].format(i=i, j=j, after=2 * i + 1)] = (c, *factors)
+        before = c
+    add("last", (before,))
+    add("classifier", (5, before))
+    return shapes
+
+
+def convnext_timm(pointwise: tuple[int, ...] = ()) -> Shapes:
+    block = "stages.{i}.blocks.{j}"
+    return _convnext(
+        {
+            "stem": "stem.0",
+            "stem_norm": "stem.1",
+            "half_norm": "stages.{i}.downsample.0",
+            "half": "stages.{i}.downsample.1",
+            "depthwise": f"{block}.conv_dw",
+            "norm": f"{block}.norm",
+            "expand": f"{block}.mlp.fc1",
+            "project": f"{block}.mlp.fc2",
+            "gamma": f"{block}.gamma",
+            "last": "head.norm",
+            "classifier": "head.fc",
+        },
+        pointwise=pointwise,
+    )
+
+
+def convnext_authors() -> Shapes:
+    block = "stages.{i}.{j}"
+    return _convnext(
+        {
+            "stem": "downsample_layers.0.0",
+            "stem_norm": "downsample_layers.0.1",
+            "half_norm": "downsample_layers.{i}.0",
+            "half": "downsample_layers.{i}.1",
+            "depthwise": f"{block}.dwconv",
+            "norm": f"{block}.norm",
+            "expand": f"{block}.pwconv1",
+            "project": f"{block}.pwconv2",
+            "gamma": f"{block}.gamma",
+            "last": "norm",
+            "classifier": "head",
+        }
+    )
+
+
+def convnext_torchvision() -> Shapes:
+    block = "features.{after}.{j}"
+    return _convnext(
+        {
+            "stem": "features.0.0",
+            "stem_norm": "features.0.1",
+            "half_norm": "features.{before}.0",
+            "half": "features.{before}.1",
+            "depthwise": f"{block}.block.0",
+            "norm": f"{block}.block.2",
+            "expand": f"{block}.block.3",
+            "project": f"{block}.block.5",
+            "gamma": f"{block}.layer_scale",
+            "last": "classifier.0",
+            "classifier": "classifier.2",
+        },
+        factors=(1, 1),
+    )
 
 
 def mmdetection(classes: int = 80, depth: int = 50) -> Shapes:

@@ -3,9 +3,9 @@
     mrcnn import weights.pth --out runs/tv [--categories coco.json] [--norm-epsilon 1e-5]
 
 The file (.pth, .pt, .pkl, .pth.tar, .safetensors or .npz) holds a ResNet-18/34/50/101 of
-torchvision, timm or a self-supervised project, or a Mask R-CNN of torchvision, detectron2 or
-mmdetection; docs/weights.md lists them. eval and predict take the new folder. To train from such a
-file, give it to `train --weights` as it is.
+torchvision, timm or a self-supervised project, a ConvNeXt of timm, torchvision or its authors, or a
+Mask R-CNN of torchvision, detectron2 or mmdetection; docs/weights.md lists them. eval and predict
+take the new folder. To train from such a file, give it to `train --weights` as it is.
 """
 
 from __future__ import annotations

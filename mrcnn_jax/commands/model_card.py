@@ -78,7 +78,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     lines = [
         f"# {_text(config.name)}",
         "",
-        f"Mask R-CNN on a ResNet-{model.resnet.depth}-{model.backbone.upper()}, {size:,} "
+        f"Mask R-CNN on a {model.trunk_name}-{model.backbone.upper()}, {size:,} "
         "parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint "
         f"{run.title}{'' if meta.stage_complete else ', whose stage is not complete'}. "
         "Made with mrcnn_jax.",

@@ -259,6 +259,7 @@ def chosen_config(request: Request) -> Opening:
     import jax
 
     from mrcnn_jax import parallel
+    from mrcnn_jax.config.model import ModelConfig
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.training.batch import Devices
@@ -268,7 +269,7 @@ def chosen_config(request: Request) -> Opening:
     from mrcnn_jax.weights.origin import open_origin
     from mrcnn_jax.weights.published import locate
 
-    wishes, start, choice = request.wishes, None, None
+    wishes, start, choice, trunk = request.wishes, None, None, ModelConfig.trunk
     if request.weights is not None:
         name = request.weights
         path = parallel.in_turn(lambda: locate(name, download=request.download)).resolve()
@@ -278,6 +279,7 @@ def chosen_config(request: Request) -> Opening:
         origin = open_origin(path)
         if request.weights is not None:
             choice = choose_weights(path, origin)
+        trunk = origin.model.trunk
         if origin.has_heads:
             start = Start(origin.model, origin.class_names, origin.shrink)
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
@@ -295,6 +297,7 @@ def chosen_config(request: Request) -> Opening:
         devices=Devices(jax.device_count(), memory),
         wishes=wishes,
         start=start,
+        trunk=trunk,
         name=request.folder.resolve().name,
     )
     config = _overridden(chosen.config, request.workdir, request.words, request.program)

@@ -29,8 +29,9 @@ def _staged(config: Config, backbone: Literal["fpn", "c4"]) -> tuple[StageConfig
     """The three stages of `config` as `tables.staged` has them for a backbone."""
     rpn, box, mask = config.stages
     return tables.staged(
-        pretrained="resnet/.*" in rpn.frozen,
+        pretrained=f"{config.model.trunk}/.*" in rpn.frozen,
         backbone=backbone,
+        trunk=config.model.trunk,
         epochs=(rpn.epochs, box.epochs, mask.epochs),
         optimizers=(rpn.optimizer, box.optimizer, mask.optimizer),
     )

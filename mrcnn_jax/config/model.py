@@ -18,6 +18,9 @@ from mrcnn_jax.config.heads import (
     Norm,
 )
 
+Trunk = Literal["resnet", "convnext"]
+"""Networks whose maps the pyramid is built on, by the names of their modules."""
+
 
 @dataclass(frozen=True)
 class ResNetConfig:
@@ -40,6 +43,44 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.resnet.", "width")
         require_at_least(0, self, "model.resnet.", "norm_epsilon")
+
+
+@dataclass(frozen=True)
+class ConvNeXtConfig:
+    """ConvNeXt backbone (Liu et al. 2022); the default sizes are those of ConvNeXt-T."""
+
+    blocks: tuple[int, int, int, int] = (3, 3, 9, 3)
+    """Number of blocks in each of the four stages."""
+    channels: tuple[int, int, int, int] = (96, 192, 384, 768)
+    """Channels of each stage."""
+    layer_scale: float = 1e-6
+    """What the factors on the residual branches (layer scale) start from, without weights."""
+    drop_path: float = 0.0
+    """Share of the residual branches that a training step leaves out, image by image, in the last
+    block; it rises linearly from 0 in the first one (stochastic depth, Huang et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "channels"):
+            require(min(getattr(self, name)) >= 1, f"model.convnext.{name}: must be at least 1")
+        require_at_least(0, self, "model.convnext.", "layer_scale")
+        require(0 <= self.drop_path < 1, "model.convnext.drop_path: must be in [0, 1)")
+
+    @property
+    def name(self) -> str:
+        """The published name, "ConvNeXt-T" for example; "ConvNeXt" for other sizes."""
+        size = CONVNEXT_SIZES.get((self.blocks, self.channels))
+        return "ConvNeXt" if size is None else f"ConvNeXt-{size}"
+
+
+_FOUR = tuple[int, int, int, int]
+CONVNEXT_SIZES: dict[tuple[_FOUR, _FOUR], str] = {
+    ((3, 3, 9, 3), (96, 192, 384, 768)): "T",
+    ((3, 3, 27, 3), (96, 192, 384, 768)): "S",
+    ((3, 3, 27, 3), (128, 256, 512, 1024)): "B",
+    ((3, 3, 27, 3), (192, 384, 768, 1536)): "L",
+    ((3, 3, 27, 3), (256, 512, 1024, 2048)): "XL",
+}
+"""Blocks and channels -> the published size."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +200,7 @@ class ModelConfig:
     always float32."""
     remat: bool = False
     """Save memory at the price of a longer step: the backward pass recomputes what is inside the
-    ResNet's blocks."""
+    blocks of the ResNet or ConvNeXt."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from the RGB values (0..1) of the images."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -170,7 +211,10 @@ class ModelConfig:
     """Channels of the pyramid's maps."""
     fpn_norm: Norm = "none"
     """Normalisation of the pyramid's convolutions: none or frozen_batch (imported batch norm)."""
+    trunk: Trunk = "resnet"
+    """The network before the pyramid: resnet, or convnext (with backbone fpn only)."""
     resnet: ResNetConfig = ResNetConfig()
+    convnext: ConvNeXtConfig = ConvNeXtConfig()
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
@@ -191,6 +235,11 @@ class ModelConfig:
             )
         else:
             require(
+                self.trunk == "resnet",
+                f"model.trunk: {self.trunk} needs model.backbone fpn: C4 runs a ResNet's res5 on "
+                "each box",
+            )
+            require(
                 self.mask_head.refine.steps == 0,
                 "model.mask_head.refine.steps: the C4 backbone has no finer map to refine masks by",
             )
@@ -204,6 +253,16 @@ class ModelConfig:
                 "model.box_head.cascade: needs model.backbone fpn: res5 (C4) would run on every "
                 "box again for each head",
             )
+
+    @property
+    def trunk_name(self) -> str:
+        """What is before the pyramid or the C4 map, "ResNet-50" or "ConvNeXt-T" for example."""
+        return self.convnext.name if self.trunk == "convnext" else f"ResNet-{self.resnet.depth}"
+
+    @property
+    def live_norm(self) -> bool:
+        """Whether the trunk has batch norm by the statistics of the batch."""
+        return self.trunk == "resnet" and self.resnet.norm == "live"
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -8,14 +8,8 @@ from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
-from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
-from mrcnn_jax.config.schema import (
-    Config,
-    DataConfig,
-    OptimizerConfig,
-    ParamGroup,
-    StageConfig,
-)
+from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig, Trunk
+from mrcnn_jax.config.schema import Config, DataConfig, OptimizerConfig, ParamGroup, StageConfig
 
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -25,19 +19,21 @@ def staged(
     *,
     pretrained: bool,
     backbone: Literal["fpn", "c4"] = "fpn",
+    trunk: Trunk = "resnet",
     epochs: tuple[float, float, float] = (20, 20, 20),
     optimizers: tuple[OptimizerConfig, OptimizerConfig, OptimizerConfig] = (ADAM, ADAM, SGD),
 ) -> tuple[StageConfig, StageConfig, StageConfig]:
     """Makes the report's three stages: RPN, box head, mask head. Each freezes the earlier ones.
 
     Args:
-        pretrained: True: the imported ResNet stays frozen. False: stage 1 trains it too, since
+        pretrained: True: the imported trunk stays frozen. False: stage 1 trains it too, since
             random weights must not be frozen under trained ones.
         backbone: c4: res5 runs on each box, so it is trained with the box head and frozen with it.
+        trunk: the network's `ModelConfig.trunk`.
         epochs: epochs of each stage.
         optimizers: optimiser of each stage.
     """
-    resnet = "resnet/.*"
+    below = f"{trunk}/.*"
     neck = ("fpn/.*",) if backbone == "fpn" else ()
     box_head = ("box_head/.*",) if backbone == "fpn" else ("res5/.*", "box_head/.*")
     base = tuple(ParamGroup(pattern) for pattern in (*neck, "rpn/.*"))
@@ -45,8 +41,8 @@ def staged(
         StageConfig(
             name="rpn",
             losses=("rpn",),
-            train=base if pretrained else (ParamGroup(resnet), *base),
-            frozen=(*((resnet,) if pretrained else ()), *box_head, "mask_head/.*"),
+            train=base if pretrained else (ParamGroup(below), *base),
+            frozen=(*((below,) if pretrained else ()), *box_head, "mask_head/.*"),
             optimizer=optimizers[0],
             epochs=epochs[0],
         ),
@@ -58,7 +54,7 @@ def staged(
                 ParamGroup(pattern, 0.1 if pretrained and pattern == "res5/.*" else 1.0)
                 for pattern in box_head
             ),
-            frozen=(resnet, *neck, "rpn/.*", "mask_head/.*"),
+            frozen=(below, *neck, "rpn/.*", "mask_head/.*"),
             optimizer=optimizers[1],
             epochs=epochs[1],
         ),
@@ -66,7 +62,7 @@ def staged(
             name="mask",
             losses=("mask",),
             train=(ParamGroup("mask_head/.*"),),
-            frozen=(resnet, *neck, "rpn/.*", *box_head),
+            frozen=(below, *neck, "rpn/.*", *box_head),
             optimizer=optimizers[2],
             epochs=epochs[2],
         ),

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt8
 
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Loss
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
 from mrcnn_jax.models.cascade import MODULES as BOX_HEADS
 from mrcnn_jax.models.cascade import cascade_detections
+from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.depth_head import DepthHead, box_depth_layers
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
@@ -41,7 +42,7 @@ Variables = dict[str, Any]
 
 def modules_of(loss: Loss, config: ModelConfig) -> set[str]:
     """The modules of `MaskRCNN` that a loss reads: its own head and all below it."""
-    trunk = {"resnet", "fpn"} if config.backbone == "fpn" else {"resnet"}
+    trunk: set[str] = {config.trunk, *(("fpn",) if config.backbone == "fpn" else ())}
     box = trunk | {"rpn", "box_head"} | ({"res5"} if config.backbone == "c4" else set())
     boxes = box | set(BOX_HEADS[: len(config.box_head.heads)])
     match loss:
@@ -79,9 +80,9 @@ class Prediction(flax.struct.PyTreeNode):
 class MaskRCNN(nn.Module):
     """Mask R-CNN with the modules `resnet`, `fpn` (or `res5`), `rpn`, `box_head` and `mask_head`.
 
-    There are a `depth_head` and a `mask_iou_head` as well if the config asks for them, and
-    `box_head2` and `box_head3` of a cascade. Targets and losses are functions beside each head,
-    outside the modules.
+    The config may ask for `convnext` in place of `resnet`, for `box_head2` and `box_head3` of a
+    cascade, and for a `depth_head` and a `mask_iou_head` as well. Targets and losses are functions
+    beside each head, outside the modules.
     """
 
     config: ModelConfig
@@ -92,7 +93,10 @@ class MaskRCNN(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         if config.backbone == "fpn":
-            self.resnet = ResNet(config.resnet, remat=config.remat, dtype=dtype)
+            if config.trunk == "convnext":
+                self.convnext = ConvNeXt(config.convnext, remat=config.remat, dtype=dtype)
+            else:
+                self.resnet = ResNet(config.resnet, remat=config.remat, dtype=dtype)
             self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=dtype)
         else:
             self.resnet = ResNet(config.resnet, last=4, remat=config.remat, dtype=dtype)
@@ -110,11 +114,22 @@ class MaskRCNN(nn.Module):
         elif config.depth_head.kind == "roi":
             self.depth_head = MaskHead(box_depth_layers(config.mask_head), 1, dtype=dtype)
 
-    def features(self, batch: Batch, *, live: bool = False) -> Pyramid:
-        """P2..P6, or C4; `live`: normalise by batch statistics where the config asks for it."""
+    def features(
+        self, batch: Batch, *, live: bool = False, keys: PRNGKeyArray | None = None
+    ) -> Pyramid:
+        """P2..P6, or C4.
+
+        Args:
+            batch: images.
+            live: normalise by batch statistics where the config asks for it.
+            keys: a key for each image, by which a ConvNeXt leaves branches out; None: none is.
+        """
         sizes = batch.image_sizes
         pixels = normalise(batch.images, sizes, self.config)
-        maps = self.resnet(pixels, image_sizes=sizes, valid=batch.valid, live=live)
+        if self.config.trunk == "convnext":
+            maps = self.convnext(pixels, image_sizes=sizes, valid=batch.valid, keys=keys)
+        else:
+            maps = self.resnet(pixels, image_sizes=sizes, valid=batch.valid, live=live)
         return self.fpn(maps) if self.config.backbone == "fpn" else {"c4": maps["c4"]}
 
     def propose(self, features: Pyramid, batch: Batch, *, live: bool = False) -> RPNOutput:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Num, PRNGKeyArray
 
+_DROP = 0x64726F70  # far from the few numbers that `image_keys` folds in
+
 
 class ImageKeys(NamedTuple):
     """Random keys of each image in a batch, one per draw."""
@@ -36,6 +38,15 @@ def image_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> ImageKeys:
         return ImageKeys(rpn, box, points=jax.random.fold_in(image, 2))  # 0 and 1: as `split`
 
     return jax.vmap(keys_of)(indices)
+
+
+def drop_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> PRNGKeyArray:
+    """The key of each image by which branches of the network are left out; as of `image_keys`."""
+
+    def key_of(index: Int32[Array, ""]) -> PRNGKeyArray:
+        return jax.random.fold_in(jax.random.fold_in(key, index), _DROP)
+
+    return jax.vmap(key_of)(indices)
 
 
 @flax.struct.dataclass

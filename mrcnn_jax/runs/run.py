@@ -149,7 +149,7 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
     found = checkpoints.restore_weights(meta)
     for variables in found.values():
         refuse_not_finite(flatten_dict(variables, sep="/"), f"{workdir}: checkpoint {meta.name}")
-    if set(found["raw"]["params"]) == {"resnet"}:
+    if set(found["raw"]["params"]) in ({"resnet"}, {"convnext"}):
         start = cli.command("train", "--weights", workdir)
         raise ConfigError(f"{workdir}: holds only a backbone, to train a detector from: {start}")
     return {name: Run(config, meta, variables, name) for name, variables in found.items()}

@@ -26,6 +26,12 @@ SHARE = 0.8  # of the memory, for a step by its estimate
 # less 1.72 at batch 2 in bfloat16, twice (2.98 and 19.6 GiB in float32 agree); of a CPU, 4.9 GiB at
 # batch 2 less what an image does not add.
 PER_PIXEL: dict[Device, int] = {"gpu": 1210, "cpu": 2200}
+# Of those, what the maps of ResNet-50 take, in float32: its blocks keep the outputs of their
+# convolutions, 3 (64 + 64 + 256) channels at a 16th of the pixels and so on.
+OF_RESNET = 4 * (20 + 72 + 48 + 36 + 9)
+# Maps that a block of a ConvNeXt keeps, each as wide as the block: its input, the depthwise
+# convolution's output, the norm's two, the four-fold layer before and after GELU, and its output.
+OF_BLOCK = 4 * 13
 # Bytes whatever the batch: weights, gradients and momentum; of a CPU also the process around it.
 FIXED: dict[Device, float] = {"gpu": 0.5 * GIB, "cpu": 1.4 * GIB}
 # ResNet-101 keeps 17 blocks of res4 more: 1024 + 2 * 256 channels at a 256th of the pixels each.
@@ -140,10 +146,15 @@ def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:
     """Estimates the bytes that one more image adds to a training step.
 
     A narrow network's maps are all taken to be as wide, in proportion, as the wider of its ResNet
-    and its FPN.
+    and its FPN. The maps of a ConvNeXt's blocks are counted in place of those of a ResNet-50.
     """
-    wide = max(model.fpn_channels / 256, model.resnet.width / 64)
-    per_pixel = wide * (PER_PIXEL[device] + DEEPER * (model.resnet.depth > 50))
+    if model.trunk == "convnext":
+        sizes = zip(model.convnext.blocks, model.convnext.channels, strict=True)
+        per_pixel = model.fpn_channels / 256 * (PER_PIXEL[device] - OF_RESNET)
+        per_pixel += OF_BLOCK * sum(n * width / 16 / 4**i for i, (n, width) in enumerate(sizes))
+    else:
+        wide = max(model.fpn_channels / 256, model.resnet.width / 64)
+        per_pixel = wide * (PER_PIXEL[device] + DEEPER * (model.resnet.depth > 50))
     if device == "gpu" and model.compute_dtype == "bfloat16":
         per_pixel /= 2
     per_pixel += max(0, data.max_objects - OBJECTS)

@@ -2,7 +2,7 @@
 
 The constants come from recipes that were tried: `configs/finetune.py` from imported weights, on a
 CPU `configs/finetune_cpu.py` from those of a ResNet alone, and `configs/scratch.py` from random
-ones.
+ones. With a ConvNeXt in place of the ResNet they are the same but for optimiser and layers trained.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.heads import DepthHeadConfig
-from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import Config, DataConfig, Shrink, StageConfig
+from mrcnn_jax.config.model import ModelConfig, Trunk
+from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, Shrink, StageConfig
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch, rate_for
+from mrcnn_jax.training.batch import LARGEST, ONE, Device, Devices, choose_batch, rate_for
 from mrcnn_jax.training.choices import Chosen, Row
 from mrcnn_jax.training.fitting import (
     MULTIPLE,
@@ -45,12 +45,15 @@ MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
 WARMUP = 500  # updates at most, and a tenth of all
 OF_NETWORK = {  # by the name of the recipe
     "scratch": "small, as weights are random (--weights)",
-    "finetune": "torchvision's, around the ResNet of the weights",
-    "finetune_cpu": "torchvision's, half as wide around the ResNet of the weights: fast on a CPU",
+    "finetune": "torchvision's, around the {} of the weights",
+    "finetune_cpu": "torchvision's, half as wide around the {} of the weights: fast on a CPU",
 }
-TRAINED = {
-    "finetune": "all but the stem, res2 and batch norms",
-    "finetune_cpu": "res5 without batch norms, FPN and heads",
+NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
+TRAINED: dict[tuple[str, Trunk], str] = {
+    ("finetune", "resnet"): "all but the stem, res2 and batch norms",
+    ("finetune", "convnext"): "all but the stem and its first stage",
+    ("finetune_cpu", "resnet"): "res5 without batch norms, FPN and heads",
+    ("finetune_cpu", "convnext"): "its last stage, the maps' norms, FPN and heads",
 }
 
 
@@ -71,6 +74,7 @@ def choose(
     devices: Devices = ONE,
     wishes: Wishes,
     start: Start | None = None,
+    trunk: Trunk = "resnet",
     name: str = "own",
 ) -> Chosen:
     """Chooses a config for a data set; the paths in it are those of the data sets.
@@ -80,14 +84,15 @@ def choose(
         val: validation images.
         device, devices: what trains.
         wishes: values that are given; those that depend on them follow.
-        start: the run that `wishes.init_from` names; None: it names a file with a ResNet, or
+        start: the run that `wishes.init_from` names; None: it names a file with a trunk alone, or
             nothing, and weights are random.
+        trunk: the one of that file.
         name: of the config.
 
     Raises:
         ConfigError: a value given cannot be used; a start of which no training is known.
     """
-    recipe = _recipe(device, wishes, start)
+    recipe = _recipe(device, wishes, start, trunk)
     data, of_data = _data(train, val, device, recipe, wishes.data)
     if start is not None:
         data = replace(data, shrink=start.shrink)
@@ -108,18 +113,46 @@ def choose(
     return Chosen(config, (*of_data, *of_model, *of_stage))
 
 
-def _recipe(device: Device, wishes: Wishes, start: Start | None) -> Config:
+def _recipe(device: Device, wishes: Wishes, start: Start | None, trunk: Trunk) -> Config:
     """The config that the network, the stage and the augmentation are taken from."""
     if wishes.init_from is None:
         return load_config_file("scratch")
     if start is None:
-        return load_config_file("finetune_cpu" if device == "cpu" else "finetune")
+        recipe = load_config_file("finetune_cpu" if device == "cpu" else "finetune")
+        return recipe if trunk == "resnet" else _around_convnext(recipe)
     recipe = load_config_file("finetune")
+    if start.model.trunk == "convnext":
+        return _around_convnext(recipe)
     if start.model.resnet.norm == "live":
         everything = load_config_file("scratch").stages[0].train
         stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
         recipe = replace(recipe, stages=stages)
     return recipe
+
+
+def _around_convnext(recipe: Config) -> Config:
+    """`recipe` with a ConvNeXt, trained by AdamW as configs/convnext.py does.
+
+    The same of its stages are trained, with all their norms.
+    """
+    (stage,), like = recipe.stages, load_config_file("convnext")
+    first, *heads = stage.train
+    last = "4" if recipe.name == "finetune_cpu" else "234"
+    trained = ParamGroup(f"convnext/(stage[{last}]|norm[2345])/.*", first.lr_scale)
+    others = "".join(number for number in "1234" if number not in last)
+    optimizer = stage.optimizer
+    if optimizer.name == "sgd":
+        optimizer = replace(like.stages[0].optimizer, schedule="cosine", batch_size=LARGEST)
+    return replace(
+        recipe,
+        model=replace(recipe.model, trunk="convnext"),
+        stages=joint(
+            (trained, *heads),
+            (f"convnext/(stem|stage[{others}])/.*",),
+            epochs=stage.epochs,
+            optimizer=optimizer,
+        ),
+    )
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -248,7 +281,7 @@ def _model(
                 "a config (configs/coco300_c4.py is one)"
             )
     else:
-        base, why = recipe.model, OF_NETWORK[recipe.name]
+        base, why = recipe.model, OF_NETWORK[recipe.name].format(NAMES[recipe.model.trunk])
     sides = object_sides(train, data)
     scales = choose_scales(sides, _usual_scale(base, data, start))
     low, high = np.quantile(sides, (0.05, 0.95))
@@ -283,9 +316,12 @@ def _model(
     return model, [
         Row(
             "network",
-            lambda c: f"ResNet-{c.model.resnet.depth}, FPN of {c.model.fpn_channels} channels",
+            lambda c: f"{c.model.trunk_name}, FPN of {c.model.fpn_channels} channels",
             why,
-            ("--model.resnet.depth", "--model.fpn-channels"),
+            (
+                *(("--model.resnet.depth",) if base.trunk == "resnet" else ()),
+                "--model.fpn-channels",
+            ),
         ),
         Row(
             "anchors, px",
@@ -333,7 +369,7 @@ def _training(
     optimizer, trained = stage.optimizer, "everything"
     why_trained = "weights are random" if wishes.init_from is None else "batch norms are live"
     if stage.frozen:
-        trained, why_trained = TRAINED[recipe.name], f"as in {source}"
+        trained, why_trained = TRAINED[recipe.name, recipe.model.trunk], f"as in {source}"
     threshold, rare = choose_repeats(train)
     images = int(repeat_factors(train, threshold).sum())
     chosen = choose_batch(optimizer, source, device, devices, data, model, images)

@@ -1,4 +1,4 @@
-"""The initial weights of a run: random, a ResNet or Mask R-CNN from a file, or those of a run."""
+"""The initial weights of a run: random, a trunk or Mask R-CNN from a file, or those of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.training.stages import trained
@@ -45,19 +46,14 @@ def initial_variables(
         class_names: of labels 1..K of the new run, compared with those of the weights.
 
     Raises:
-        ConfigError: a file of another kind, another depth, or a tensor of another shape (named).
+        ConfigError: a file of another kind, another trunk, or a tensor of another shape (named).
     """
     if config.init_from is None:
         _tell_of_random_weights(shapes, config)
         return {}
     path = Path(config.init_from)
     origin = open_origin(path)
-    depth = config.model.resnet.depth
-    if origin.model.resnet.depth != depth:
-        raise ConfigError(
-            f"init_from: {path}: has a ResNet-{origin.model.resnet.depth}, but model.resnet.depth "
-            f"is {depth}: --model.resnet.depth {origin.model.resnet.depth} fits it"
-        )
+    _refuse_other_trunk(path, origin.model, config.model)
     target, source = flatten_dict(shapes, sep="/"), origin.load()
     # The same blocks have another name in a C4 network.
     names = "/resnet/layer4/", "/res5/"
@@ -77,7 +73,7 @@ def initial_variables(
         rest = "".join(f"; {what}: {', '.join(paths)}" for what, paths in lists.items() if paths)
         print(f"{path}: {len(loaded)} of {len(target)} tensors loaded{rest}")
     else:
-        modules = [name for name in ("resnet", "res5") if name in shapes["params"]]
+        modules = [name for name in (config.model.trunk, "res5") if name in shapes["params"]]
         others = ", ".join(sorted(shapes["params"].keys() - set(modules)))
         print(
             f"{path.name}: loaded into {', '.join(modules)} "
@@ -87,6 +83,28 @@ def initial_variables(
     if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)
     return unflatten_dict(loaded, sep="/")
+
+
+def _refuse_other_trunk(path: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
+    if theirs.trunk != ours.trunk:
+        raise ConfigError(
+            f"init_from: {path}: has a {theirs.trunk_name}, but model.trunk is {ours.trunk}: it "
+            f"needs a config with {theirs.trunk}"
+        )
+    if theirs.trunk == "convnext":
+        for name in ("blocks", "channels"):
+            there, here = (getattr(model.convnext, name) for model in (theirs, ours))
+            if there != here:
+                fits = " ".join(map(str, there))
+                raise ConfigError(
+                    f"init_from: {path}: has a ConvNeXt of {name} {fits}, but model.convnext.{name}"
+                    f" is {' '.join(map(str, here))}: --model.convnext.{name} {fits} fits it"
+                )
+    elif theirs.resnet.depth != ours.resnet.depth:
+        raise ConfigError(
+            f"init_from: {path}: has a ResNet-{theirs.resnet.depth}, but model.resnet.depth "
+            f"is {ours.resnet.depth}: --model.resnet.depth {theirs.resnet.depth} fits it"
+        )
 
 
 def _per_class(config: Config) -> re.Pattern[str]:
@@ -152,8 +170,15 @@ def _tell_of_random_weights(shapes: Variables, config: Config) -> None:
 
     It does if its ResNet has live batch norm, all of which a stage trains.
     """
-    model, resnet = config.model, shapes["params"]["resnet"]
-    whole = flatten_dict(resnet).keys()
+    model = config.model
+    if model.trunk == "convnext":
+        name = "torchvision-convnext-tiny"
+        print(
+            "the ConvNeXt starts from random weights, a poor start on photographs; better: "
+            f"--weights {name} --download ({PUBLISHED[name]}; others: docs/weights.md)"
+        )
+        return
+    whole = flatten_dict(shapes["params"]["resnet"]).keys()
     if model.resnet.norm == "live" and any(
         flatten_dict(trained(stage, shapes["params"]).get("resnet", {})).keys() == whole
         for stage in config.stages

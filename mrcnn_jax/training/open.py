@@ -230,7 +230,7 @@ def _open(
     shapes: Variables = jax.eval_shape(
         lambda batch: model.init(jax.random.key(0), batch), example_batch(data.canvases[0])
     )
-    live = {"resnet"} if config.model.resnet.norm == "live" else set()
+    live = {"resnet"} if config.model.live_norm else set()
     for stage in config.stages:
         refuse_partly_live(stage, shapes["params"], live)
     initial: Variables = {}

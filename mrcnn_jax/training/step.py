@@ -27,7 +27,7 @@ from mrcnn_jax.models.mask_rcnn import (
     select_proposals,
 )
 from mrcnn_jax.models.rpn import rpn_losses
-from mrcnn_jax.ops.sampling import image_keys
+from mrcnn_jax.ops.sampling import drop_keys, image_keys
 from mrcnn_jax.parallel import per_image, replicated
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances, Params
@@ -58,7 +58,8 @@ def stage_losses(
         model: bound to its variables.
         key: of this step's random draws.
         losses: the heads whose losses are wanted.
-        live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics.
+        live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics, or
+            ("convnext") leave branches out.
         known: of this batch; what it holds is not computed again.
 
     Returns:
@@ -68,7 +69,10 @@ def stage_losses(
     config, mesh, keys = model.config, model.mesh, image_keys(key, batch.indices)
     needed = set().union(*(modules_of(loss, config) for loss in losses))
     if known is None:
-        features = model.features(batch, live="resnet" in live)
+        drop = "convnext" in live and config.convnext.drop_path > 0
+        features = model.features(
+            batch, live="resnet" in live, keys=drop_keys(key, batch.indices) if drop else None
+        )
     else:
         features = {
             name: leaf.astype(config.compute_dtype) for name, leaf in known.features.items()

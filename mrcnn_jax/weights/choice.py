@@ -13,7 +13,9 @@ from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.weights.origin import Origin
 
+_TRUNK = "trunk"
 RESNET = (
+    _TRUNK,
     "resnet.depth",
     "resnet.width",
     "resnet.stride_in_1x1",
@@ -22,6 +24,8 @@ RESNET = (
     "pixel_std",
 )
 """Fields of `ModelConfig` that a ResNet's parameters have their shape or meaning by."""
+CONVNEXT = (_TRUNK, "convnext.blocks", "convnext.channels", "pixel_mean", "pixel_std")
+"""The same of those of a ConvNeXt."""
 # If another is given, or a cascade needs it, these outputs start anew.
 _CLASS_AGNOSTIC = {"box_head.class_agnostic": "box", "mask_head.class_agnostic": "mask"}
 HEADS = (
@@ -74,7 +78,9 @@ class Choice:
         for name, value in self.fields.items():
             own = attrgetter(name)(config)
             differs = own != value
-            if differs and name == "model.backbone":
+            if name == f"model.{_TRUNK}" and not differs:
+                continue  # the lines of its sizes say so
+            if differs and name in ("model.backbone", f"model.{_TRUNK}"):
                 # The stage table names the modules of a backbone.
                 raise ConfigError(f"{name}: {own}, but {self.path} needs a config with {value}")
             outputs = _CLASS_AGNOSTIC.get(name.removeprefix("model."))
@@ -95,7 +101,7 @@ class Choice:
             elif differs:
                 lines.append(f"  {name}: {value} (the config has {own})")
                 values[name] = value
-            elif name in IMAGES or name.removeprefix("model.") in RESNET:
+            elif name in IMAGES or name.removeprefix("model.") in {*RESNET, *CONVNEXT}:
                 lines.append(f"  {name}: {value}")
             else:
                 same += 1
@@ -129,7 +135,8 @@ def choose(path: Path, origin: Origin) -> Choice:
         path: a run's folder or a weights file.
         origin: what is known of it.
     """
-    names = (*RESNET, *(HEADS if origin.has_heads else ()))
+    trunk = CONVNEXT if origin.model.trunk == "convnext" else RESNET
+    names = (*trunk, *(HEADS if origin.has_heads else ()))
     fields = {f"model.{name}": attrgetter(name)(origin.model) for name in names}
     return Choice(
         path,
@@ -149,5 +156,8 @@ def chosen_before(config: Config, saved: Config, given: Collection[str]) -> Conf
         saved: of the run.
         given: as of `Choice.applied`; a field that differs from the run's is refused later.
     """
-    names = {f"model.{name}" for name in (*RESNET, *HEADS)} | {*IMAGES, "init_without_classes"}
+    names = {f"model.{name}" for name in (*RESNET, *CONVNEXT, *HEADS)} | {
+        *IMAGES,
+        "init_without_classes",
+    }
     return with_fields(config, {name: attrgetter(name)(saved) for name in names - set(given)})

@@ -1,4 +1,4 @@
-"""Name maps of ResNets and of torchvision's, detectron2's and mmdetection's Mask R-CNNs.
+"""Name maps of ResNets, ConvNeXts and of torchvision's, detectron2's and mmdetection's Mask R-CNNs.
 
 A family is recognised by a tensor that no other has. The maps of detectron2, mmdetection and
 self-supervised ResNets were made from their sources and from the names in their users' logs; they
@@ -19,7 +19,7 @@ from mrcnn_jax.config.tables import (
     TORCHVISION_V2,
 )
 from mrcnn_jax.evaluation.coco_categories import COCO, COCO_WITH_GAPS
-from mrcnn_jax.weights import mmdetection
+from mrcnn_jax.weights import convnext_families, mmdetection
 from mrcnn_jax.weights.family import (
     COUNTERS,
     Family,
@@ -343,6 +343,7 @@ FAMILIES = (
     RESNET_ENCODER_Q,
     RESNET_BASE_ENCODER,
     RESNET_BACKBONE,
+    *convnext_families.FAMILIES,
     MASKRCNN,
     MASKRCNN_V2,
     mmdetection.MASK_RCNN,

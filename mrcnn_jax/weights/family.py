@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Shrink
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.weights.mapping import Layout, Rule, convolution
@@ -27,7 +27,9 @@ class Family:
     left_out: Mapping[str, str]
     """Pattern of names -> why they are left out."""
     model: ModelConfig | None
-    """None: a ResNet without heads."""
+    """None: a ResNet or ConvNeXt without heads."""
+    trunk: Trunk = "resnet"
+    """The network, if there are no heads."""
     categories: Categories = ()
     """Those of the published file."""
     frozen_norm_epsilon: float = 1e-5

@@ -40,6 +40,8 @@ def import_weights(
     """
     refuse_taken(out)
     network = read_network(source, norm_epsilon=norm_epsilon)
+    if network.model.trunk == "convnext" and norm_epsilon is not None:
+        raise ConfigError(f"--norm-epsilon: {source}: a ConvNeXt has no batch norm")
     family, model, tensors, name = network.family, network.model, network.tensors, network.name
     variables = network.variables()
 
@@ -78,6 +80,9 @@ def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> 
             print(f"left out: {', '.join(found[:2])}{more}: {reason}")
     for remark in family.remarks:
         print(remark)
+    if model.trunk == "convnext":
+        print("norms of the backbone's four maps, which a classifier lacks: ones and zeros")
+        return
     print(f"batch norm: epsilon {model.resnet.norm_epsilon:g}")
     if model.resnet.norm_epsilon == 0:
         print("  for the published file and models trained from it;")

@@ -17,9 +17,10 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.evaluation.coco_categories import Categories
+from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.models.resnet import DEPTHS, Depth, ResNet
-from mrcnn_jax.weights import mmdetection
+from mrcnn_jax.weights import convnext_families, mmdetection
 from mrcnn_jax.weights.families import family_of
 from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.mapping import Assigned, assign, fill
@@ -41,7 +42,9 @@ class FileNetwork:
 
     @property
     def name(self) -> str:
-        """Name of the network, "resnet50" for example."""
+        """Name of the network, "resnet50" or "convnext_tiny" for example."""
+        if self.model.trunk == "convnext":
+            return _CONVNEXTS.get(self.model.trunk_name, "convnext")
         depth = str(self.model.resnet.depth)
         return self.family.name.replace("50", depth) if self.has_heads else f"resnet{depth}"
 
@@ -66,7 +69,7 @@ class FileNetwork:
         return known if len(known) == self.model.num_classes else ()
 
     def variables(self) -> dict[str, Any]:
-        """Fills all variables of the network, NumPy float32: those of "resnet" if that is all.
+        """Fills all variables of the network, NumPy float32: those of its trunk if that is all.
 
         Raises:
             ConfigError: names the tensor that is missing, of another shape or not finite.
@@ -77,10 +80,25 @@ class FileNetwork:
                 lambda batch: MaskRCNN(self.model).init(key, batch), example_batch((64, 64))
             )
         else:
-            resnet = ResNet(self.model.resnet)
-            found = jax.eval_shape(lambda: resnet.init(key, jnp.zeros((1, 64, 64, 3))))
-            template = {kind: {"resnet": tree} for kind, tree in found.items()}
-        return fill(template, self.assigned, self.tensors, str(self.path))
+            convnext = self.model.trunk == "convnext"
+            trunk = ConvNeXt(self.model.convnext) if convnext else ResNet(self.model.resnet)
+            found = jax.eval_shape(lambda: trunk.init(key, jnp.zeros((1, 64, 64, 3))))
+            if convnext:
+                found = {"params": convnext_families.without_norms(found["params"])}
+            template = {kind: {self.model.trunk: tree} for kind, tree in found.items()}
+        filled = fill(template, self.assigned, self.tensors, str(self.path))
+        if self.model.trunk == "convnext":
+            return convnext_families.with_norms(filled, self.model.convnext)
+        return filled
+
+
+_CONVNEXTS = {
+    "ConvNeXt-T": "convnext_tiny",
+    "ConvNeXt-S": "convnext_small",
+    "ConvNeXt-B": "convnext_base",
+    "ConvNeXt-L": "convnext_large",
+    "ConvNeXt-XL": "convnext_xlarge",
+}
 
 
 def unnamed(count: int) -> Categories:
@@ -97,7 +115,7 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
 
     Raises:
         ConfigError: the file cannot be read, is of no known family, or has a tensor without a place
-            or blocks of no known ResNet.
+            or blocks of no known ResNet or ConvNeXt.
     """
     tensors, meta = read_tensors(path)
     family = family_of(tensors, str(path))
@@ -110,6 +128,10 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
         norm_epsilon = 1e-5 if live else family.frozen_norm_epsilon
     stated = _pixels_beside(path) if family.model is None else {}
     model = family.model or replace(ModelConfig(), **stated)
+    if family.trunk == "convnext":
+        convnext = convnext_families.sizes(assigned, tensors, str(path))
+        model = replace(model, trunk="convnext", convnext=convnext)
+        return FileNetwork(path, family, model, tensors, assigned, bool(stated))
     resnet = replace(model.resnet, depth=_depth(assigned, path), norm_epsilon=norm_epsilon)
     stem = assigned.get("params/resnet/stem/kernel")
     if stem is not None and tensors[stem.name].ndim == 4 and len(tensors[stem.name]) > 0:

@@ -28,9 +28,9 @@ class Origin:
     title: str
     """What they are, "maskrcnn_resnet50_fpn (torchvision)" for example."""
     model: ModelConfig
-    """The network that they are of; of a ResNet alone only its part of it."""
+    """The network that they are of; of a ResNet or ConvNeXt alone only its part of it."""
     has_heads: bool
-    """Whether they are of more than a ResNet."""
+    """Whether they are of more than a ResNet or ConvNeXt."""
     shrink: Shrink
     """How images were made smaller for the whole network; of a ResNet alone it says nothing."""
     class_names: tuple[str, ...]
@@ -109,7 +109,7 @@ def _of_checkpoint(
     return Origin(
         title,
         config.model,
-        len(meta.categories) > 0,  # an imported ResNet has none
+        len(meta.categories) > 0,  # an imported ResNet or ConvNeXt has none
         config.data.shrink,
         tuple(name for _, name in meta.categories) if known else (),
         frozenset(),

@@ -52,6 +52,8 @@ PUBLISHED = {
     "torchvision-resnet50": Published("resnet50-0676ba61.pth", 97.8),
     "torchvision-resnet50-v2": Published("resnet50-11ad3fa6.pth", 97.8),
     "torchvision-resnet101": Published("resnet101-63fe2227.pth", 170.5),
+    "torchvision-convnext-tiny": Published("convnext_tiny-983f1562.pth", 109.1),
+    "torchvision-convnext-small": Published("convnext_small-0c510722.pth", 191.7),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import state_dicts
 import tiny
 from commands.test_initial_weights import resnet_file
@@ -116,6 +117,27 @@ def test_weights_set_their_fields_in_what_is_chosen(
             )
     with pytest.raises(ConfigError, match="--download: needs --weights"):
         chosen(tiny_data, "--download")
+
+
+def test_a_file_of_a_convnext_chooses_its_trunk(
+    tiny_data: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = state_dicts.tensors(state_dicts.convnext_timm())
+    safetensors.numpy.save_file(tensors, "c.safetensors")
+    config = chosen(tiny_data, "--weights", "c.safetensors", "--model.fpn-channels", "8")
+    assert (config.model.trunk, config.model.convnext.channels) == ("convnext", (4, 6, 8, 10))
+    assert config.init_from == str(here / "c.safetensors")
+    out = capsys.readouterr().out
+    assert (
+        "\n  model.convnext.channels: (4, 6, 8, 10) (the config has (96, 192, 384, 768))\n" in out
+    )
+    assert "ConvNeXt, FPN of 8 channels " in out  # in the table
+    with open_run(config, here / "run") as run:
+        assert set(run.initial["params"]) == {"convnext"}
+    with pytest.raises(
+        ConfigError, match=r"^model\.trunk: resnet, but .* needs a config with conv"
+    ):
+        chosen(tiny_data, "--weights", "c.safetensors", "--model.trunk", "resnet")
 
 
 def test_a_whole_network_sets_how_images_shrink(

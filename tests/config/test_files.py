@@ -51,6 +51,7 @@ def test_every_config_loads_and_survives_json(path: Path, tmp_path: Path) -> Non
     tables = {
         "torchvision_coco": ["joint"],
         "timm_coco": ["joint"],
+        "convnext": ["joint"],
         "finetune": ["joint"],
         "finetune_cpu": ["joint"],
         "scratch": ["joint"],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
-from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,14 @@ from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConf
     [
         (lambda: ResNetConfig(width=0), "model.resnet.width"),
         (lambda: ResNetConfig(norm_epsilon=-1.0), "model.resnet.norm_epsilon"),
+        (lambda: ConvNeXtConfig(blocks=(3, 3, 0, 3)), "model.convnext.blocks"),
+        (lambda: ConvNeXtConfig(channels=(0, 1, 1, 1)), "model.convnext.channels"),
+        (lambda: ConvNeXtConfig(layer_scale=-1.0), "model.convnext.layer_scale"),
+        (lambda: ConvNeXtConfig(drop_path=1.0), "model.convnext.drop_path"),
+        (
+            lambda: ModelConfig(trunk="convnext", backbone="c4"),
+            "model.trunk: convnext needs model.backbone fpn",
+        ),
         (lambda: RPNConfig(scales=()), "model.rpn.scales"),
         (
             lambda: ModelConfig(rpn=RPNConfig(scales=(32, 64))),
@@ -42,3 +51,18 @@ def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: st
     """In one line that begins with the field."""
     with pytest.raises(ConfigError, match=rf"\A{re.escape(field)}.*\Z"):
         make()
+
+
+def test_the_trunk_has_a_name() -> None:
+    tiny = ModelConfig(trunk="convnext")
+    small = replace(tiny, convnext=ConvNeXtConfig(blocks=(3, 3, 27, 3)))
+    other = replace(tiny, convnext=ConvNeXtConfig(channels=(8, 16, 32, 64)))
+    names = [model.trunk_name for model in (ModelConfig(), tiny, small, other)]
+    assert names == ["ResNet-50", "ConvNeXt-T", "ConvNeXt-S", "ConvNeXt"]
+
+
+def test_live_norm_is_of_a_resnet_alone() -> None:
+    live = ModelConfig(resnet=ResNetConfig(norm="live"))
+    assert live.live_norm
+    assert not replace(live, trunk="convnext").live_norm
+    assert not ModelConfig().live_norm

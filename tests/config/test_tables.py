@@ -10,10 +10,7 @@ import tiny
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.config.tables import (
-    canvases_for,
-    extended,
-)
+from mrcnn_jax.config.tables import canvases_for, extended, staged
 
 
 def test_a_table_goes_on_with_its_last_stage() -> None:
@@ -79,3 +76,13 @@ def test_canvases_hold_images_lying_and_upright(
 ) -> None:
     assert canvases_for(*sides) == canvases
     DataConfig(short_side=sides[0], long_side=sides[1], canvases=canvases)  # which refuses smaller
+
+
+def test_stages_name_the_trunk() -> None:
+    """And nothing else differs."""
+    for pretrained in (False, True):
+        table, other = (
+            repr(staged(pretrained=pretrained, trunk=trunk)) for trunk in ("resnet", "convnext")
+        )
+        assert other == table.replace("resnet/", "convnext/")
+        assert "convnext/" in other

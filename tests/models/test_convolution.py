@@ -62,3 +62,22 @@ def test_whole_numbers_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         padded[:, i : i + 6, j : j + 7] @ kernel[i, j] for i in range(3) for j in range(3)
     )
     np.testing.assert_array_equal(convolution.convolution(x, kernel, (1, 1)), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 9, 4), (1, 20, 17)])
+@pytest.mark.parametrize("taps", [3, 7])
+def test_a_kernel_per_channel_equals_xlas_form(size: tuple[int, int, int], taps: int) -> None:
+    """Maps smaller than the kernel too, and the gradients of both arguments."""
+    rng = np.random.default_rng(2)
+    x, cotangent = (rng.normal(size=(*size, 6)).astype(np.float32) for _ in range(2))
+    kernel = rng.normal(size=(taps, taps, 1, 6)).astype(np.float32)
+    (y, of_y), (z, of_z) = (
+        jax.vjp(f, x, kernel)
+        for f in (jax.jit(convolution.depthwise), jax.jit(convolution._grouped))
+    )
+    np.testing.assert_allclose(y, z, atol=3e-5)
+    for a, b in zip(of_y(jnp.asarray(cotangent)), of_z(jnp.asarray(cotangent)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    narrow = jax.jit(convolution.depthwise)(*(jnp.asarray(a, jnp.bfloat16) for a in (x, kernel)))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_allclose(narrow.astype(jnp.float32), z, atol=0.2)

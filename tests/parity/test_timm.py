@@ -1,13 +1,16 @@
-"""timm's ResNets, saved as on its hub: their features, and those that only look like ResNets."""
+"""timm's ResNets and ConvNeXts, saved as on its hub: their features, and networks that only look
+like one of them."""
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import state_dicts
 from parity import real, seeded
 from parity.compare import RELATIVE, Measured, relative_error
 
@@ -16,12 +19,17 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
+from torchvision.models import convnext_tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ResNetConfig
+from mrcnn_jax.models.convnext import ConvNeXt, Stage
 from mrcnn_jax.models.mask_rcnn import normalise
 from mrcnn_jax.models.resnet import DEPTHS, ResNet
-from mrcnn_jax.weights.network import read_network
+from mrcnn_jax.weights import convnext_families
+from mrcnn_jax.weights.families import family_of
+from mrcnn_jax.weights.mapping import assign, fill
+from mrcnn_jax.weights.network import FileNetwork, read_network
 
 PIXELS = {"mean": (0.5, 0.45, 0.4), "std": (0.3, 0.25, 0.2)}
 
@@ -59,6 +67,138 @@ def test_features(depth: int, data_folder: Path, tmp_path: Path, measured: Measu
     for level, expected in zip(("c2", "c3", "c4", "c5"), maps, strict=True):
         error = relative_error(np.asarray(found[level]), expected.numpy().transpose(0, 2, 3, 1))
         measured(f"timm: {level.upper()}", f"resnet{depth}", error, RELATIVE)
+
+
+def stages_of(network: FileNetwork, image: np.ndarray) -> dict[str, np.ndarray]:
+    """{"stage1": map before its norm, ...} of our ConvNeXt."""
+    ours = ConvNeXt(network.model.convnext)
+    apply = functools.partial(
+        ours.apply,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, Stage),
+    )
+    variables = {"params": network.variables()["params"]["convnext"]}
+    canvas = normalise(image[None], np.array([image.shape[:2]], np.int32), network.model)
+    _, seen = jax.jit(apply)(variables, canvas)
+    return {
+        name: np.asarray(seen["intermediates"][name]["__call__"][0])
+        for name in ("stage1", "stage2", "stage3", "stage4")
+    }
+
+
+# Of sides of 32: timm's convolutions leave out the rest.
+def cut(image: np.ndarray) -> np.ndarray:
+    return image[: image.shape[0] // 32 * 32, : image.shape[1] // 32 * 32]
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "convnext_nano"])
+def test_features_of_a_convnext(
+    name: str, data_folder: Path, tmp_path: Path, measured: Measured
+) -> None:
+    """The second has convolutions of one tap where the first has fully connected layers."""
+    theirs = saved(name, tmp_path)
+    network = read_network(tmp_path / "model.safetensors")
+    assert network.pixels_stated
+    assert network.name == ("convnext_tiny" if name == "convnext_tiny" else "convnext")
+    image = cut(real.image(data_folder, real.IMAGES[0], 203))
+    mean, std = (torch.tensor(PIXELS[kind])[:, None, None] for kind in ("mean", "std"))
+    with torch.no_grad():
+        pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
+        maps = theirs.forward_intermediates(
+            ((pixels - mean) / std)[None], indices=[0, 1, 2, 3], intermediates_only=True
+        )
+    found = stages_of(network, image)
+    for number, expected in enumerate(maps, start=1):
+        ours = found[f"stage{number}"]
+        error = relative_error(ours, expected.numpy().transpose(0, 2, 3, 1))
+        measured(f"timm: ConvNeXt's stage {number}", name, error, RELATIVE)
+
+
+def test_the_authors_names_are_those_that_timm_reads(tmp_path: Path, measured: Measured) -> None:
+    """timm turns a file of theirs into its own names; both forms give its features."""
+    shapes, seed = state_dicts.convnext_authors(), 1
+    tensors = {
+        name: torch.from_numpy(values)
+        for name, values in seeded.seeded_tensors(shapes, seed=seed).items()
+    }
+    depths, dims = state_dicts.CONVNEXT.values()
+    model = timm.models.convnext.ConvNeXt(depths=depths, dims=dims, num_classes=5).eval()
+    model.load_state_dict(timm.models.convnext.checkpoint_filter_fn({"model": tensors}, model))
+    save_file(tensors, tmp_path / "authors.safetensors")
+    save_file(model.state_dict(), tmp_path / "timm.safetensors")
+    image = np.random.default_rng(2).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    for file in ("authors", "timm"):
+        network = read_network(tmp_path / f"{file}.safetensors")
+        pixels = normalise(image[None], np.array([(64, 96)], np.int32), network.model)
+        with torch.no_grad():
+            maps = model.forward_intermediates(
+                torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2),
+                indices=[0, 1, 2, 3],
+                intermediates_only=True,
+            )
+        found = stages_of(network, image)
+        for number, expected in enumerate(maps, start=1):
+            ours = found[f"stage{number}"]
+            error = relative_error(ours, expected.numpy().transpose(0, 2, 3, 1))
+            measured(f"timm: ConvNeXt's stage {number}", f"names of {file}", error, RELATIVE)
+
+
+def test_features_of_torchvisions_convnext(tmp_path: Path, measured: Measured) -> None:
+    model = convnext_tiny(weights=None).eval()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tensors = seeded.seeded_tensors(shapes, seed=0)
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
+    torch.save(model.state_dict(), tmp_path / "convnext_tiny.pth")
+    network = read_network(tmp_path / "convnext_tiny.pth")
+    assert network.title == "convnext_tiny (torchvision)"
+    image = np.random.default_rng(3).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    pixels = normalise(image[None], np.array([(64, 96)], np.int32), network.model)
+    found = stages_of(network, image)
+    x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        for number in range(1, 5):
+            x = model.features[2 * number - 1](model.features[2 * number - 2](x))
+            ours = found[f"stage{number}"]
+            error = relative_error(ours, x.numpy().transpose(0, 2, 3, 1))
+            measured(f"torchvision: ConvNeXt's stage {number}", "convnext_tiny", error, RELATIVE)
+
+
+def test_other_networks_with_the_tensors_of_a_convnext(tmp_path: Path) -> None:
+    """Of all that timm makes by its ConvNeXt class, what is read computes the same."""
+    read, refused = set(), set()
+    for name in timm.list_models(module="convnext"):
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        # Of large ones only their names and shapes are looked at.
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+        try:
+            family = family_of(tensors, name)
+            assigned = assign(tensors, family.rules, family.left_out, name)
+            sizes = convnext_families.sizes(assigned, tensors, name)
+            template = jax.eval_shape(
+                lambda sizes=sizes: ConvNeXt(sizes).init(
+                    jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3))
+                )
+            )
+            params = convnext_families.without_norms(template["params"])
+            fill({"params": {"convnext": params}}, assigned, tensors, name)
+        except ConfigError:
+            refused.add(name)
+            continue
+        read.add(name)
+        modules = list(model.modules())
+        norms = [m for m in modules if isinstance(m, torch.nn.LayerNorm)]
+        assert norms
+        assert {norm.eps for norm in norms} == {1e-6}
+        blocks = [m for m in modules if isinstance(m, timm.models.convnext.ConvNeXtBlock)]
+        for block in blocks:
+            act = block.mlp.act
+            assert isinstance(act, torch.nn.GELU)
+            assert act.approximate == "none"
+            assert block.use_conv_mlp in (False, True)
+    assert {"convnext_tiny", "convnext_small", "convnext_base", "convnext_large"} <= read
+    assert all(re.match("convnextv2|.*_(ols|rms)$|convnext_xxlarge", name) for name in refused)
 
 
 def test_other_networks_with_the_tensors_of_a_resnet(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import TORCHVISION
 from mrcnn_jax.training.batch import (
     FIXED,
+    OF_RESNET,
     ChosenBatch,
     Device,
     Devices,
@@ -163,3 +164,16 @@ def test_the_rate_follows_the_batch_and_never_leaves_what_is_usual(size: int, ra
     found, why = rate_for(load_config_file("finetune").stages[0].optimizer, size)
     assert found == pytest.approx(rate)
     assert ("not tried here" in why) == (size > 8)
+
+
+def test_a_convnext_needs_what_its_blocks_keep() -> None:
+    """Counted map by map at 800 x 1344, beside torchvision's network without its ResNet."""
+    model = replace(TORCHVISION, trunk="convnext")
+    usual, found = (image_bytes("gpu", LARGE, each) for each in (TORCHVISION, model))
+    kept = 0
+    for blocks, channels, stride in ((3, 96, 4), (3, 192, 8), (9, 384, 16), (3, 768, 32)):
+        cells = 800 * 1344 / stride**2
+        kept += blocks * (5 * channels + 8 * channels) * cells * 4
+    assert found - usual == pytest.approx(kept - OF_RESNET * 800 * 1344, rel=0.03)
+    half = replace(model, convnext=replace(model.convnext, channels=(48, 96, 192, 384)))
+    assert usual - OF_RESNET * 800 * 1344 < image_bytes("gpu", LARGE, half) < found

@@ -321,6 +321,45 @@ def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
     assert "made smaller by" not in {row.what for row in alone.rows}
 
 
+@pytest.mark.parametrize(("device", "recipe"), [("cpu", "finetune_cpu"), ("gpu", "finetune")])
+def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str) -> None:
+    """But the optimiser of configs/convnext.py on a GPU; every parameter is trained or frozen."""
+    images = dataset(likeness(300, 600, 900, [20, 60, 200]))
+    wishes = Wishes(init_from="convnext.safetensors")
+    chosen = choose(images, images, device=device, wishes=wishes, trunk="convnext")
+    like = choose(images, images, device=device, wishes=wishes).config
+    config, (stage,) = chosen.config, chosen.config.stages
+    assert replace(config.model, trunk="resnet") == like.model
+    assert (stage.optimizer.name, stage.optimizer.decay_vectors) == ("adamw", False)
+    same = replace(stage, train=(), frozen=(), optimizer=like.stages[0].optimizer)
+    assert same == replace(like.stages[0], train=(), frozen=())
+    if device == "gpu":
+        theirs = load_config_file("convnext").stages[0].optimizer
+        assert stage.optimizer.learning_rate == theirs.learning_rate
+        assert config.data.batch_size == 8
+    else:
+        assert stage.optimizer == like.stages[0].optimizer
+    lines = (GOLDEN / "convnext.parameters.txt").read_text().splitlines()
+    paths = {tuple(line.split()[0].split("/")): None for line in lines}
+    kinds = labels(stage, unflatten_dict(paths))["convnext"]
+    trained = {name for name, tree in kinds.items() if "frozen" not in str(tree)}
+    last = {"stage4", "norm2", "norm3", "norm4", "norm5"}
+    assert trained == (last if device == "cpu" else last | {"stage2", "stage3"})
+    rows = {row.what: (row.value(config), row.why, row.options) for row in chosen.rows}
+    assert rows["network"][0].startswith("ConvNeXt-T, FPN of ")
+    assert "ConvNeXt" in rows["network"][1]
+    assert rows["network"][2] == ("--model.fpn-channels",)
+    assert "stage" in rows["trained"][0]
+    assert rows["trained"][1] == f"as in configs/{recipe}.py"
+
+
+def test_a_run_with_a_convnext_is_trained_like_one() -> None:
+    start = Start(replace(TORCHVISION, trunk="convnext"), ("person",))
+    config = config_of(likeness(9, 90, 90, [9]), init_from="runs/a", start=start)
+    assert config.model.trunk == "convnext"
+    assert config.stages[0].frozen == ("convnext/(stem|stage[1])/.*",)
+
+
 def test_a_c4_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^init_from: runs/c4: a C4 network"):
         config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import state_dicts
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, save_config
 from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
-from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RPNConfig
+from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2, joint, staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
@@ -42,6 +42,11 @@ C4 = replace(
     backbone="c4",
     box_head=BoxHeadConfig(fcs=0, pool_size=14),
     mask_head=MaskHeadConfig(channels=8, convs=0, pool_size=14),
+)
+CONVNEXT = replace(
+    FPN,
+    trunk="convnext",
+    convnext=ConvNeXtConfig(**state_dicts.CONVNEXT),  # type: ignore[arg-type]
 )
 CLASS_LAYERS = ("box_head/logits", "box_head/deltas", "mask_head/logits", "mask_head/points/logits")
 CLASS_LEAVES = {f"params/{layer}/{leaf}" for layer in CLASS_LAYERS for leaf in ("kernel", "bias")}
@@ -129,6 +134,14 @@ def test_random_weights_are_told(
         assert f"{published.file}, {published.mebibytes:.0f} MiB, SHA-256 " in printed
 
 
+def test_random_weights_of_a_convnext_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(model=CONVNEXT, stages=joint((ParamGroup(".*"),), (), epochs=1))
+    assert initial_variables(shapes(CONVNEXT), config) == {}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("the ConvNeXt starts from random weights, a poor start on photographs")
+    assert "--weights torchvision-convnext-tiny --download (https://" in line
+
+
 # -- from a file -----------------------------------------------------------------------------------
 
 
@@ -138,6 +151,46 @@ def test_a_file_of_a_resnet(resnet_file: Path, capsys: pytest.CaptureFixture[str
     count = sum(path.startswith("params/") for path in loaded)
     expected = f"loaded into resnet ({count} tensors); box_head, fpn, mask_head, rpn: random"
     assert capsys.readouterr().out == f"resnet18.npz: {expected}\n"
+
+
+def test_a_file_of_a_convnext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it: its maps' norms count as known, so that a stage may freeze it."""
+    path = tmp_path / "convnext.npz"
+    np.savez(path, **state_dicts.tensors(state_dicts.convnext_timm()))  # type: ignore[arg-type]
+    loaded = load(path, CONVNEXT)
+    of_trunk = {name for name in flat(shapes(CONVNEXT)) if name.split("/")[1] == "convnext"}
+    assert loaded.keys() == of_trunk
+    expected = f"loaded into convnext ({len(loaded)} tensors); box_head, fpn, mask_head, rpn: rand"
+    assert capsys.readouterr().out == f"convnext.npz: {expected}om\n"
+    stages = staged(pretrained=True, trunk="convnext")
+    tree = unflatten_dict(loaded, sep="/")["params"]
+    refuse_random_frozen(
+        Config(model=CONVNEXT, stages=stages), shapes(CONVNEXT)["params"], loaded=tree
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (FPN, "has a ConvNeXt, but model.trunk is resnet: it needs a config with convnext"),
+        (
+            replace(CONVNEXT, convnext=replace(CONVNEXT.convnext, blocks=(3, 3, 9, 3))),
+            "has a ConvNeXt of blocks 1 2 3 1, but model.convnext.blocks is 3 3 9 3: "
+            "--model.convnext.blocks 1 2 3 1 fits it",
+        ),
+        (
+            replace(CONVNEXT, convnext=replace(CONVNEXT.convnext, channels=(4, 6, 8, 9))),
+            "has a ConvNeXt of channels 4 6 8 10, but model.convnext.channels is 4 6 8 9: "
+            "--model.convnext.channels 4 6 8 10 fits it",
+        ),
+    ],
+)
+def test_another_convnext_is_refused(model: ModelConfig, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "convnext.npz"
+    np.savez(path, **state_dicts.tensors(state_dicts.convnext_timm()))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as error:
+        load(path, model)
+    assert str(error.value) == f"init_from: {path}: {line}"
 
 
 def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

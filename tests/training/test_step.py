@@ -24,7 +24,7 @@ from mrcnn_jax.config.heads import (
     MaskIoUHeadConfig,
     PointRendConfig,
 )
-from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
@@ -170,6 +170,7 @@ CASCADE = replace(
 @pytest.mark.parametrize(
     ("loss", "config"),
     [(loss, config) for loss in ("rpn", "box", "mask") for config in (CONFIG, C4)]
+    + [("mask", replace(CONFIG, trunk="convnext", convnext=ConvNeXtConfig((1, 1, 1, 1))))]
     + [("depth", DENSE), ("depth", ROI)]
     + [(loss, CASCADE) for loss in ("box", "box2", "box3", "mask")]
     + [
@@ -293,6 +294,47 @@ def test_c4_trains_res5_with_the_box_head_alone() -> None:
         assert moved(runner.start.batch_stats, state.batch_stats) == statistics
         expected = runner.once(poisoned(batch(0), np.nan))
         jax.tree.map(np.testing.assert_array_equal, (state, metrics), expected)
+
+
+def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_alone() -> None:
+    """Branches are left out only where the ConvNeXt is trained."""
+    trunk = ConvNeXtConfig((1, 1, 1, 1), (4, 6, 8, 10), layer_scale=1.0)
+    config = replace(CONFIG, trunk="convnext", convnext=trunk)
+    model = MaskRCNN(config)
+    variables = jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
+    stage = StageConfig(
+        name="rpn",
+        losses=("rpn",),
+        train=tuple(map(ParamGroup, (r"convnext/(stage[234]|norm\d)/.*", "fpn/.*", "rpn/.*"))),
+        frozen=("convnext/(stem|stage1)/.*", "box_head/.*", "mask_head/.*"),
+        optimizer=OptimizerConfig(name="adamw", weight_decay=0.1, decay_vectors=False),
+    )
+    state, metrics = (runner := Runner(stage, variables, model)).once(batch(0))
+    assert all(np.isfinite(value) for value in metrics.values())
+    paths = set(flatten_dict(trained(stage, variables["params"]), sep="/"))
+    assert len(paths) > 40
+    assert moved(runner.start.params, state.params) == paths
+
+    # Without a gradient, weight decay alone moves: kernels, but no norm, bias or factor.
+    optimizer = make_optimizer(stage, variables["params"], total_steps=9)
+    nothing = jax.tree.map(jnp.zeros_like, variables["params"])
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(variables["params"])
+        updates, _ = optimizer.update(nothing, state, variables["params"])
+    decayed = {path for path, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
+    assert decayed == {path for path in paths if path.endswith("/kernel")}
+
+    def loss(drop_path: float, live: frozenset[str]) -> float:
+        dropping = MaskRCNN(replace(config, convnext=replace(trunk, drop_path=drop_path)))
+        losses = nn.apply(
+            lambda m, b: stage_losses(m, b, jax.random.key(0), ("rpn",), live)[0], dropping
+        )
+        found = jax.jit(losses, compiler_options=QUICK_COMPILE)(variables, batch(0))
+        return float(found["rpn_objectness"])
+
+    usual = loss(0.0, frozenset())
+    assert loss(0.9, frozenset({"fpn"})) == usual
+    assert loss(0.9, frozenset({"convnext", "fpn"})) != usual
 
 
 def test_all_heads_together_without_inference_in_the_step(variables: Variables) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import state_dicts
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, MMDETECTION, TORCHVISION, TORCHVISION_V2
-from mrcnn_jax.weights.choice import HEADS, IMAGES, RESNET, Choice, choose, chosen_before
+from mrcnn_jax.weights.choice import CONVNEXT, HEADS, IMAGES, RESNET, Choice, choose, chosen_before
 from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2
 from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.mmdetection import MASK_RCNN
@@ -27,6 +28,7 @@ from mrcnn_jax.weights.origin import Origin, open_origin
 # and detections it keeps, and which images it is made for.
 FREE = {
     *("num_classes", "compute_dtype", "remat", "resnet.norm"),
+    *("convnext.layer_scale", "convnext.drop_path"),
     *(f"rpn.{name}" for name in ("scales", "anchors_in_padding", "positive_iou", "negative_iou")),
     *(f"rpn.{name}" for name in ("anchors_across_border", "crowd_overlap", "samples")),
     *(f"rpn.{name}" for name in ("positive_fraction", "box_loss", "smooth_l1_beta", "nms_iou")),
@@ -67,8 +69,9 @@ def fields_of(config: Any, prefix: str = "") -> set[str]:
 
 def test_every_field_of_the_network_is_fixed_or_free() -> None:
     """A new field has to be put in one of the two."""
-    assert len({*RESNET, *HEADS}) + len(FREE) == len(fields_of(ModelConfig()))
-    assert {*RESNET, *HEADS} | FREE == fields_of(ModelConfig())
+    fixed = {*RESNET, *CONVNEXT, *HEADS}
+    assert len(fixed) + len(FREE) == len(fields_of(ModelConfig()))
+    assert fixed | FREE == fields_of(ModelConfig())
 
 
 def choice(model: ModelConfig, *presumed: str, names: tuple[str, ...] = ()) -> Choice:
@@ -185,6 +188,30 @@ def test_another_backbone_is_refused() -> None:
     """Its stage table could not train it."""
     with pytest.raises(ConfigError, match=r"^model\.backbone: fpn, but w\.pth needs .* with c4$"):
         choice(DETECTRON2_C4).applied(Config(), given=())
+
+
+def test_another_trunk_is_refused_and_the_sizes_of_the_same_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(state_dicts.tensors(state_dicts.convnext_timm()), path)
+    weights = choose(path, open_origin(path))
+    with pytest.raises(ConfigError, match=r"^model\.trunk: resnet, but .* needs .* with convnext$"):
+        weights.applied(Config(), given=())
+    convnext = with_fields(Config(), {"model.trunk": "convnext"})
+    with pytest.raises(ConfigError, match=r"^model\.trunk: convnext, but w\.pth needs .* resnet$"):
+        choice(TORCHVISION).applied(convnext, given=())
+    given = with_fields(convnext, {"model.pixel_mean": (0.5, 0.5, 0.5)})
+    found = weights.applied(given, given=("model.pixel_mean",)).model
+    assert (found.convnext.blocks, found.convnext.channels) == ((1, 2, 3, 1), (4, 6, 8, 10))
+    assert found.pixel_mean == (0.5, 0.5, 0.5)
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"weights: {path}: convnext (timm)",
+        "  model.convnext.blocks: (1, 2, 3, 1) (the config has (3, 3, 9, 3))",
+        "  model.convnext.channels: (4, 6, 8, 10) (the config has (96, 192, 384, 768))",
+    ]
+    with pytest.raises(ConfigError, match=r"^model\.convnext\.blocks: \(3, 3, 9, 3\), but .* has"):
+        weights.applied(convnext, given=("model.convnext.blocks",))
 
 
 @pytest.mark.parametrize(
