@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -95,8 +96,14 @@ class BoxHeadConfig:
             f"{prefix}: {self.cascade}: must rise from model.box_head.foreground_iou, "
             f"{self.foreground_iou:g}, and stay below 1",
         )
-        require(min(self.cascade_box_weights) > 0, f"{prefix}_box_weights: must be positive")
-        require(min(self.cascade_loss_weights) >= 0, f"{prefix}_loss_weights: must be at least 0")
+        require(
+            all(0 < weight < math.inf for weight in self.cascade_box_weights),
+            f"{prefix}_box_weights: must be positive and finite",
+        )
+        require(
+            all(0 <= weight < math.inf for weight in self.cascade_loss_weights),
+            f"{prefix}_loss_weights: must be at least 0 and finite",
+        )
 
     @property
     def heads(self) -> tuple[BoxHeadConfig, ...]:

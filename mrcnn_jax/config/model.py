@@ -5,6 +5,7 @@ The report is the document that this project reproduces; its constants are the d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +63,10 @@ class ConvNeXtConfig:
     def __post_init__(self) -> None:
         for name in ("blocks", "channels"):
             require(min(getattr(self, name)) >= 1, f"model.convnext.{name}: must be at least 1")
-        require_at_least(0, self, "model.convnext.", "layer_scale")
+        require(
+            0 <= self.layer_scale < math.inf,
+            "model.convnext.layer_scale: must be at least 0 and finite",
+        )
         require(0 <= self.drop_path < 1, "model.convnext.drop_path: must be in [0, 1)")
 
     @property

@@ -9,10 +9,18 @@ import dataclasses
 import itertools
 import re
 
-from mrcnn_jax.config.schema import BOX_LOSSES, Config, OptimizerConfig, ParamGroup, StageConfig
+from mrcnn_jax.config.schema import (
+    BOX_LOSSES,
+    Config,
+    Loss,
+    OptimizerConfig,
+    ParamGroup,
+    StageConfig,
+)
 from mrcnn_jax.config.tables import ADAM
 
 MASK_IOU = "mask_iou_head/.*"  # the pattern of the mask-IoU head
+_PROBE = "mask_iou_head/ious/kernel"  # one of its parameters
 
 
 def with_depth(
@@ -129,10 +137,9 @@ def with_mask_iou(
         epochs: of a row of its own; None: as many as the masks' row has.
         optimizer: the same.
     """
-    probe = MASK_IOU.replace(".*", "ious/kernel")
 
     def without(row: StageConfig) -> StageConfig:
-        covered = any(re.fullmatch(pattern, probe) for pattern in row.patterns)
+        covered = any(re.fullmatch(pattern, _PROBE) for pattern in row.patterns)
         return row if covered else dataclasses.replace(row, frozen=(*row.frozen, MASK_IOU))
 
     rows = [without(row) for row in table]
@@ -153,11 +160,18 @@ def with_mask_iou(
         name="mask_iou",
         losses=("mask_iou",),
         train=(ParamGroup(MASK_IOU),),
-        frozen=row.patterns,
+        frozen=tuple(map(_without_mask_iou, row.patterns)),
         epochs=row.epochs if epochs is None else epochs,
         optimizer=optimizer or row.optimizer,
     )
     return (*rows[: place + 1], own, *rows[place + 1 :])
+
+
+def _without_mask_iou(pattern: str) -> str:
+    """A pattern that may match the mask-IoU head, made one that does not."""
+    if re.fullmatch(pattern, _PROBE) is None:
+        return pattern
+    return f"(?!mask_iou_head/)(?:{pattern})"
 
 
 def following_heads(config: Config) -> Config:
@@ -167,12 +181,14 @@ def following_heads(config: Config) -> Config:
     """
     model, stages = config.model, config.stages
     cascade = len(model.box_head.cascade)
-    if cascade > 0 and not _names(stages, "box_head2"):
+    if cascade > 0 and not _names(stages, "box2", "box_head2"):
         stages = with_cascade(stages, cascade)
-    if model.mask_iou_head.enabled and not _names(stages, "mask_iou"):
+    if model.mask_iou_head.enabled and not _names(stages, "mask_iou", "mask_iou_head"):
         stages = with_mask_iou(stages)
     return dataclasses.replace(config, stages=stages)
 
 
-def _names(table: tuple[StageConfig, ...], head: str) -> bool:
-    return any(head in name for row in table for name in (*row.losses, *row.patterns))
+def _names(table: tuple[StageConfig, ...], loss: Loss, module: str) -> bool:
+    return any(
+        loss in row.losses or any(module in pattern for pattern in row.patterns) for row in table
+    )

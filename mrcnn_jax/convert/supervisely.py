@@ -13,7 +13,6 @@ https://developer.supervisely.com/getting-started/supervisely-annotation-format 
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import functools
 import math
@@ -247,7 +246,7 @@ def _bitmap(raw: Any, least: int) -> Patch:
     [(left, top)] = _pairs([origin], "bitmap.origin")
     try:
         png = packed = base64.b64decode(data)
-    except binascii.Error:
+    except ValueError:  # binascii's own, or not even ASCII
         raise ValueError("its bitmap.data is not base64") from None
     with contextlib.suppress(zlib.error):  # Supervisely reads a PNG as it is, too
         unpacker = zlib.decompressobj()

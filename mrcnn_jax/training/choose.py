@@ -119,10 +119,10 @@ def _recipe(device: Device, wishes: Wishes, start: Start | None, trunk: Trunk) -
         return load_config_file("scratch")
     if start is None:
         recipe = load_config_file("finetune_cpu" if device == "cpu" else "finetune")
-        return recipe if trunk == "resnet" else _around_convnext(recipe)
+        return recipe if trunk == "resnet" else _around_convnext(recipe, device)
     recipe = load_config_file("finetune")
     if start.model.trunk == "convnext":
-        return _around_convnext(recipe)
+        return _around_convnext(recipe, device)
     if start.model.resnet.norm == "live":
         everything = load_config_file("scratch").stages[0].train
         stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
@@ -130,7 +130,7 @@ def _recipe(device: Device, wishes: Wishes, start: Start | None, trunk: Trunk) -
     return recipe
 
 
-def _around_convnext(recipe: Config) -> Config:
+def _around_convnext(recipe: Config, device: Device) -> Config:
     """`recipe` with a ConvNeXt, trained by AdamW as configs/convnext.py does.
 
     The same of its stages are trained, with all their norms.
@@ -142,7 +142,8 @@ def _around_convnext(recipe: Config) -> Config:
     others = "".join(number for number in "1234" if number not in last)
     optimizer = stage.optimizer
     if optimizer.name == "sgd":
-        optimizer = replace(like.stages[0].optimizer, schedule="cosine", batch_size=LARGEST)
+        batch = LARGEST if device == "gpu" else optimizer.batch_size
+        optimizer = replace(like.stages[0].optimizer, schedule="cosine", batch_size=batch)
     return replace(
         recipe,
         model=replace(recipe.model, trunk="convnext"),
@@ -372,10 +373,13 @@ def _training(
         trained, why_trained = TRAINED[recipe.name, recipe.model.trunk], f"as in {source}"
     threshold, rare = choose_repeats(train)
     images = int(repeat_factors(train, threshold).sum())
-    chosen = choose_batch(optimizer, source, device, devices, data, model, images)
+    of_batch = source
+    if recipe.model.trunk == "convnext" and device == "gpu":
+        of_batch = "configs/convnext.py, halved"
+    chosen = choose_batch(optimizer, of_batch, device, devices, data, model, images)
     batch = chosen.size if wishes.data.batch_size is None else wishes.data.batch_size
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
-    of_rate = "the rate for this batch"
+    of_rate = "the recipe's rate, whatever the batch"
     if optimizer.name == "sgd":
         rate, of_rate = rate_for(optimizer, batch)
         optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)

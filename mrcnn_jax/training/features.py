@@ -85,7 +85,7 @@ def refuse_unusable_cache(
         raise ConfigError(f"cache_features: needs one device, there are {jax.device_count()}")
     wanted = {m for stage in config.stages if (m := frozen_modules(stage, shapes, config))}
     if not wanted:
-        raise ConfigError("cache_features: every stage trains the ResNet or the FPN")
+        raise ConfigError("cache_features: every stage trains the backbone or the FPN")
     size = sum(
         _bytes(config, split, _layout(config, model, shapes, modules, canvas), canvas)
         for modules in wanted

@@ -15,7 +15,8 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import Config, StageConfig
+from mrcnn_jax.config.schema import BOX_LOSSES, Config, StageConfig
+from mrcnn_jax.models.cascade import MODULES
 from mrcnn_jax.models.mask_rcnn import modules_of
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
@@ -101,6 +102,8 @@ def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]
 def refuse_random_frozen(config: Config, params: Params, loaded: Params) -> None:
     """Raises ConfigError if a stage trains on top of a frozen module with random weights.
 
+    Or if it trains a further head of a cascade, which other losses read as well, without its own.
+
     A module is known if an earlier stage trained it, or if `loaded`, the leaves of `params` that do
     not start at random, holds all of it.
     """
@@ -108,6 +111,9 @@ def refuse_random_frozen(config: Config, params: Params, loaded: Params) -> None
     known = params.keys() - {path[0] for path in random_paths}
     for stage in config.stages:
         heads = set(trained(stage, params))
+        for module, loss in zip(MODULES[1:], BOX_LOSSES[1:], strict=True):
+            if module in heads and loss not in stage.losses:
+                raise ConfigError(f"stages.{stage.name}: trains {module} without its loss, {loss}")
         needed = set().union(*(modules_of(loss, config.model) for loss in stage.losses))
         random = ", ".join(sorted(needed - known - heads))
         if random:

@@ -160,4 +160,7 @@ def chosen_before(config: Config, saved: Config, given: Collection[str]) -> Conf
         *IMAGES,
         "init_without_classes",
     }
-    return with_fields(config, {name: attrgetter(name)(saved) for name in names - set(given)})
+    try:
+        return with_fields(config, {name: attrgetter(name)(saved) for name in names - set(given)})
+    except ConfigError:
+        return config  # the run is of another network, which is told where the two are compared

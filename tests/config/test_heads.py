@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -50,11 +51,11 @@ from mrcnn_jax.config.model import ModelConfig
             "model.box_head.cascade: at most two",
         ),
         (
-            lambda: BoxHeadConfig(cascade_box_weights=(2.0, 0.0)),
+            lambda: BoxHeadConfig(cascade_box_weights=(2.0, math.inf)),
             "model.box_head.cascade_box_weights: must be positive",
         ),
         (
-            lambda: BoxHeadConfig(cascade_loss_weights=(-1.0, 0.0)),
+            lambda: BoxHeadConfig(cascade_loss_weights=(0.0, math.nan)),
             "model.box_head.cascade_loss_weights: must be at least 0",
         ),
         (

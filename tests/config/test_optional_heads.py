@@ -127,6 +127,30 @@ def test_a_table_follows_the_head_once() -> None:
     assert following_heads(known) == known
 
 
+@pytest.mark.parametrize("pattern", [".*", "box_head.*", "box_head[23]?/.*", "box_head/.*"])
+def test_a_table_that_has_the_losses_stays(pattern: str) -> None:
+    """As it is read from the config.json of a run, however its patterns are written."""
+    config = tiny.get_config()
+    box_head = replace(config.model.box_head, class_agnostic=True, cascade=(0.6, 0.7))
+    config = replace(
+        config,
+        model=replace(config.model, box_head=box_head, mask_iou_head=MaskIoUHeadConfig(True)),
+        stages=joint((ParamGroup(pattern),), epochs=1),
+    )
+    found = following_heads(config)
+    assert found.stages[0].losses == ("rpn", "box", "box2", "box3", "mask", "mask_iou")
+    assert following_heads(found) == found
+
+
+def test_the_row_of_a_mask_iou_head_keeps_out_of_wide_patterns() -> None:
+    *_, masks = staged(pretrained=True)
+    table = with_mask_iou((replace(masks, frozen=("(?!mask_head/).*",)),))
+    for stage, trains in zip(table, (False, True), strict=True):
+        paths = ("resnet/a", "mask_head/a", "mask_iou_head/ious/kernel", "box_head/a")
+        assert [len(matching(stage, path)) for path in paths] == [1] * 4
+        assert any(group.pattern == MASK_IOU for group in stage.train) == trains
+
+
 def test_a_table_follows_both_heads() -> None:
     """Each parameter of the network, and no other, matches exactly one pattern of each row."""
     config = tiny.get_config()

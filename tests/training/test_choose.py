@@ -331,14 +331,15 @@ def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str
     config, (stage,) = chosen.config, chosen.config.stages
     assert replace(config.model, trunk="resnet") == like.model
     assert (stage.optimizer.name, stage.optimizer.decay_vectors) == ("adamw", False)
-    same = replace(stage, train=(), frozen=(), optimizer=like.stages[0].optimizer)
-    assert same == replace(like.stages[0], train=(), frozen=())
+    theirs = like.stages[0]
+    same = replace(stage, train=theirs.train, frozen=theirs.frozen, optimizer=theirs.optimizer)
+    assert same == theirs
     if device == "gpu":
-        theirs = load_config_file("convnext").stages[0].optimizer
-        assert stage.optimizer.learning_rate == theirs.learning_rate
+        own = load_config_file("convnext").stages[0].optimizer
+        assert stage.optimizer.learning_rate == own.learning_rate
         assert config.data.batch_size == 8
     else:
-        assert stage.optimizer == like.stages[0].optimizer
+        assert stage.optimizer == theirs.optimizer
     lines = (GOLDEN / "convnext.parameters.txt").read_text().splitlines()
     paths = {tuple(line.split()[0].split("/")): None for line in lines}
     kinds = labels(stage, unflatten_dict(paths))["convnext"]
@@ -355,7 +356,16 @@ def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str
 
 def test_a_run_with_a_convnext_is_trained_like_one() -> None:
     start = Start(replace(TORCHVISION, trunk="convnext"), ("person",))
-    config = config_of(likeness(9, 90, 90, [9]), init_from="runs/a", start=start)
+    images = dataset(likeness(9, 90, 90, [9]))
+    wishes = Wishes(init_from="runs/a")
+    for device, batch, why in (
+        ("cpu", 2, "as in configs/finetune.py"),
+        ("gpu", 8, "as in configs/convnext.py, halved"),
+    ):
+        chosen = choose(images, images, device=device, wishes=wishes, start=start)
+        (row,) = (row for row in chosen.rows if row.what == "batch")
+        assert (chosen.config.data.batch_size, row.why.partition(";")[0]) == (batch, why)
+    config = chosen.config
     assert config.model.trunk == "convnext"
     assert config.stages[0].frozen == ("convnext/(stem|stage[1])/.*",)
 

@@ -93,7 +93,7 @@ def test_refusals(
 def test_stages_that_train_the_features_are_refused(tiny_config: Config, tmp_path: Path) -> None:
     first = replace(tiny_config, stages=tiny_config.stages[:1], cache_features="float16")
     with (
-        pytest.raises(ConfigError, match="every stage trains the ResNet or the FPN"),
+        pytest.raises(ConfigError, match="every stage trains the backbone or the FPN"),
         open_run(first, tmp_path / "run"),
     ):
         pass

@@ -277,4 +277,11 @@ def test_a_run_that_began_keeps_what_was_chosen() -> None:
     assert again.model.rpn.samples == config.model.rpn.samples
 
 
+def test_a_run_of_another_network_gives_nothing() -> None:
+    """So that it is told as another run, not by a field that the command did not name."""
+    model = replace(TORCHVISION, trunk="convnext")
+    config = Config(model=model, init_from="convnext.safetensors")
+    assert chosen_before(config, Config(model=DETECTRON2_C4), ("model.trunk",)) == config
+
+
 NO_NORM = {"model.rpn.batch_norm": False}
