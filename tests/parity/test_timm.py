@@ -164,9 +164,12 @@ def test_features_of_torchvisions_convnext(tmp_path: Path, measured: Measured) -
 
 
 def test_other_networks_with_the_tensors_of_a_convnext(tmp_path: Path) -> None:
-    """Of all that timm makes by its ConvNeXt class, what is read computes the same."""
-    read, refused = set(), set()
-    for name in timm.list_models(module="convnext"):
+    """Of all that timm makes by its ConvNeXt class, what is read computes the same.
+
+    But for the tiny ones for timm's own tests, which have other activations or another epsilon.
+    """
+    read, refused, values = set(), set(), torch.linspace(-4, 4, 100)
+    for name in timm.list_models(module="convnext", exclude_filters="test_*"):
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0)
         # Of large ones only their names and shapes are looked at.
@@ -193,10 +196,7 @@ def test_other_networks_with_the_tensors_of_a_convnext(tmp_path: Path) -> None:
         assert {norm.eps for norm in norms} == {1e-6}
         blocks = [m for m in modules if isinstance(m, timm.models.convnext.ConvNeXtBlock)]
         for block in blocks:
-            act = block.mlp.act
-            assert isinstance(act, torch.nn.GELU)
-            assert act.approximate == "none"
-            assert block.use_conv_mlp in (False, True)
+            assert torch.equal(block.mlp.act(values), torch.nn.functional.gelu(values))
     assert {"convnext_tiny", "convnext_small", "convnext_base", "convnext_large"} <= read
     assert all(re.match("convnextv2|.*_(ols|rms)$|convnext_xxlarge", name) for name in refused)
 
