@@ -5,8 +5,9 @@ A classifier has no norms of its maps; those of the backbone here start as ones 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,28 +56,34 @@ def _blocks(source: str, target: str, names: tuple[str, str, str, str, str]) -> 
     )
 
 
+def _network(
+    stem: tuple[str, str],
+    halving: Callable[[int], tuple[str, str]],
+    blocks: Callable[[int], str],
+    names: tuple[str, str, str, str, str],
+) -> tuple[Rule, ...]:
+    """Rules of the stem and the four stages, which are counted from 0.
+
+    Args:
+        stem: names of its convolution and its norm.
+        halving: stage 1 to 3 -> the same of what halves its resolution.
+        blocks: stage -> name of its blocks, with a group for the number of the block.
+        names: as of `_blocks`.
+    """
+    halvings = (_patches(*halving(i), f"convnext/stage{i + 1}/downsample") for i in range(1, 4))
+    stages = (_blocks(blocks(i), f"convnext/stage{i + 1}", names) for i in range(4))
+    return tuple(itertools.chain(_patches(*stem, "convnext/stem"), *halvings, *stages))
+
+
 TIMM = Family(
     name="convnext",
     project="timm",
     mark="stages.0.blocks.0.conv_dw.weight",
-    rules=(
-        *_patches(r"stem\.0", r"stem\.1", "convnext/stem"),
-        *(
-            rule
-            for i in range(4)
-            for rule in (
-                *_patches(
-                    rf"stages\.{i}\.downsample\.1",
-                    rf"stages\.{i}\.downsample\.0",
-                    f"convnext/stage{i + 1}/downsample",
-                ),
-                *_blocks(
-                    rf"stages\.{i}\.blocks\.(\d+)",
-                    f"convnext/stage{i + 1}",
-                    ("conv_dw", "norm", r"mlp\.fc1", r"mlp\.fc2", "gamma"),
-                ),
-            )
-        ),
+    rules=_network(
+        (r"stem\.0", r"stem\.1"),
+        lambda i: (rf"stages\.{i}\.downsample\.1", rf"stages\.{i}\.downsample\.0"),
+        lambda i: rf"stages\.{i}\.blocks\.(\d+)",
+        ("conv_dw", "norm", r"mlp\.fc1", r"mlp\.fc2", "gamma"),
     ),
     left_out={r"(head|norm_pre)\..*": _CLASSIFIER},
     model=None,
@@ -86,26 +93,11 @@ AUTHORS = Family(
     name="convnext_facebook",
     project="ConvNeXt's authors",
     mark="stages.0.0.dwconv.weight",
-    rules=(
-        *_patches(r"downsample_layers\.0\.0", r"downsample_layers\.0\.1", "convnext/stem"),
-        *(
-            rule
-            for i in range(1, 4)
-            for rule in _patches(
-                rf"downsample_layers\.{i}\.1",
-                rf"downsample_layers\.{i}\.0",
-                f"convnext/stage{i + 1}/downsample",
-            )
-        ),
-        *(
-            rule
-            for i in range(4)
-            for rule in _blocks(
-                rf"stages\.{i}\.(\d+)",
-                f"convnext/stage{i + 1}",
-                ("dwconv", "norm", "pwconv1", "pwconv2", "gamma"),
-            )
-        ),
+    rules=_network(
+        (r"downsample_layers\.0\.0", r"downsample_layers\.0\.1"),
+        lambda i: (rf"downsample_layers\.{i}\.1", rf"downsample_layers\.{i}\.0"),
+        lambda i: rf"stages\.{i}\.(\d+)",
+        ("dwconv", "norm", "pwconv1", "pwconv2", "gamma"),
     ),
     left_out={r"(norm|head)\..*": _CLASSIFIER},
     model=None,
@@ -116,26 +108,11 @@ TORCHVISION = Family(
     name="convnext_torchvision",
     project="torchvision",
     mark="features.1.0.layer_scale",
-    rules=(
-        *_patches(r"features\.0\.0", r"features\.0\.1", "convnext/stem"),
-        *(
-            rule
-            for i in range(1, 4)
-            for rule in _patches(
-                rf"features\.{2 * i}\.1",
-                rf"features\.{2 * i}\.0",
-                f"convnext/stage{i + 1}/downsample",
-            )
-        ),
-        *(
-            rule
-            for i in range(4)
-            for rule in _blocks(
-                rf"features\.{2 * i + 1}\.(\d+)",
-                f"convnext/stage{i + 1}",
-                (r"block\.0", r"block\.2", r"block\.3", r"block\.5", "layer_scale"),
-            )
-        ),
+    rules=_network(
+        (r"features\.0\.0", r"features\.0\.1"),
+        lambda i: (rf"features\.{2 * i}\.1", rf"features\.{2 * i}\.0"),
+        lambda i: rf"features\.{2 * i + 1}\.(\d+)",
+        (r"block\.0", r"block\.2", r"block\.3", r"block\.5", "layer_scale"),
     ),
     left_out={r"classifier\..*": _CLASSIFIER},
     model=None,

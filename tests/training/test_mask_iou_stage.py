@@ -117,8 +117,10 @@ def test_it_is_trained_with_the_others() -> None:
     assert moved(variables(SCORED)["params"], state.params) == set(start)
     assert metrics.keys() - without.keys() == {"loss/mask_iou"}
     names = {name for name in without if name.startswith("loss/")} - {"loss/total"}
-    for name in names:  # of two programs, whose rounding may choose another detection to train on
-        assert float(metrics[name]) == pytest.approx(float(without[name]), rel=1e-2), name
+    for name in names:
+        # The rounding of two programs may choose another detection to train masks on.
+        bound = 1e-2 if name == "loss/mask" else 1e-4
+        assert float(metrics[name]) == pytest.approx(float(without[name]), rel=bound), name
     total = sum(float(metrics[name]) for name in names | {"loss/mask_iou"})
     assert float(metrics["loss/total"]) == pytest.approx(total, rel=1e-5)
 
