@@ -1,8 +1,9 @@
 """Compiles the programs of a run for an NVIDIA GPU that need not be there, and says what they do.
 
     make gpu-compile                       # the programs of the tests, held to their laws
-    PYTHONPATH=.venv/gpu .venv/bin/python benchmarks/gpu_compile.py [--gpu h100 h200] [--top 15]
-        [--config configs/torchvision_coco.py --batch 2 16 --predict 1 16 --canvas 800 1344]
+    PYTHONPATH=$(ls -d .venv/gpu-*) .venv/bin/python benchmarks/gpu_compile.py [--gpu h100]
+        [--top 15] [--config configs/torchvision_coco.py --batch 2 16 --predict 1 16]
+        [--canvas 800 1344]
 
 Without --config: the joint step of torchvision_coco (batch 2 and 16) and its prediction (batch 1
 and 16), 800 x 1344, and the three stages of coco300. Prints a JSON line a program, and to standard

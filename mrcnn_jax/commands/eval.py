@@ -4,8 +4,9 @@
     [--checkpoint best]
 
 Writes eval/metrics.json, eval/detections.json (COCO results), eval/report.html, which shows it all
-on one page, and figures/. If the checkpoint holds a moving average of its weights, eval_ema/ has
-the same of it.
+on one page, and figures/; of other images than the run's own validation images, or a part of them,
+into a folder of another name. If the checkpoint holds a moving average of its weights, eval_ema/
+has the same of it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class Arguments(OfCheckpoint):
     """Also boundary AP, which compares the outlines of masks (Cheng et al. 2021). Slow on many
     images."""
     out: Path | None = None
-    """The folder of the results; by default <workdir>/eval, or <workdir>/eval_train for the
-    training images. For the moving average _ema is appended."""
+    """The folder of the results; by default <workdir>/eval, eval_train for the training images,
+    eval_on_<name> for --annotations <name>.json, and _first<limit> appended for --limit. For the
+    moving average _ema is appended."""
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
@@ -63,6 +65,22 @@ class Arguments(OfCheckpoint):
                 raise ConfigError(f"--{name}: {value}: must be at least {least}")
         if not 0 <= self.score <= 1:
             raise ConfigError(f"--score: {self.score}: must be in 0..1")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the run's own validation images are evaluated."""
+        return self.split == "val" and self.annotations is None and self.limit is None
+
+    @property
+    def results(self) -> Path:
+        """The folder of the results. Only those of the run's own evaluation are in eval/, which the
+        model card quotes."""
+        if self.out is not None:
+            return self.out
+        name = "eval" if self.split == "val" else "eval_train"
+        if self.annotations is not None:
+            name = f"eval_on_{self.annotations.stem}"
+        return self.workdir / (name if self.limit is None else f"{name}_first{self.limit}")
 
 
 def run(arguments: Arguments) -> dict[str, float]:
@@ -101,11 +119,9 @@ def run(arguments: Arguments) -> dict[str, float]:
     for cap in caps(dataset, config.data, config.model):
         if cap.field in ("model.rpn.proposals", "model.box_head.detections"):  # not of training
             print(cap.line())
-    out = arguments.out or workdir / ("eval" if arguments.split == "val" else "eval_train")
+    out = arguments.results
     folders = {name: out.with_name(f"{out.name}_ema") if name == "ema" else out for name in runs}
     parallel.in_turn(lambda: make_folder(*folders.values()) if parallel.is_first() else None)
-    # On its model card a checkpoint has the metrics of all of its own validation images.
-    whole = arguments.split == "val" and annotations is None and arguments.limit is None
     predictor = Predictor(runs["raw"], parallel.data_mesh())
     metrics: dict[str, float] = {}
     for name, version in runs.items():
@@ -125,7 +141,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         if found is None:
             continue
         folder = folders[name]
-        found.save(folder, meta.name if whole else None)
+        found.save(folder, meta.name if arguments.whole else None)
         print(
             f"{len(found.ground_truth['images'])} images, "
             f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
@@ -135,7 +151,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         if depth := depth_errors.table(found.metrics):
             print(depth)
         # The run's own figures are those of its own evaluation.
-        own = name == "raw" and arguments.out is None and arguments.split == "val"
+        own = name == "raw" and arguments.out is None and arguments.whole
         figures = (workdir if own else folder) / "figures"
         pages = draw(found, version, split, figures, rows, arguments)
         if "depth/AbsRel" in found.metrics:

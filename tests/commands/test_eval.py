@@ -212,13 +212,13 @@ def test_the_page_shows_this_evaluation(
         assert len(image["objects"]) == sum(a["image_id"] == number for a in truth["annotations"])
 
 
-def test_part_of_the_training_split(moved: Path, tiny_data: Path, tmp_path: Path) -> None:
-    evaluate(moved, split="train", limit=4, figures=0, out=tmp_path / "eval")
+def test_part_of_the_training_split(moved: Path, tiny_data: Path) -> None:
+    evaluate(moved, split="train", limit=4, figures=0)
+    out = moved / "eval_train_first4"
     first = sorted(image["id"] for image in tiny.read(tiny_data, "train")["images"])[:4]
-    assert {result["image_id"] for result in results_of(tmp_path / "eval")} == set(first)
-    assert "checkpoint" not in json.loads(
-        (tmp_path / "eval" / "metrics.json").read_text()
-    )  # a part does not stand for it
+    assert {result["image_id"] for result in results_of(out)} == set(first)
+    # a part does not stand for it
+    assert "checkpoint" not in json.loads((out / "metrics.json").read_text())
 
 
 def test_another_data_set(
@@ -286,7 +286,7 @@ def test_fewer_categories(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A data set with some of the run's categories is judged by those, as COCO does; the same id
-    under another name is none of them."""
+    under another name is none of them. The run's own evaluation stays."""
     content = tiny.read(tiny_data, "val")
     content["categories"] = [category for category in content["categories"] if category["id"] != 7]
     content["annotations"] = [
@@ -294,9 +294,10 @@ def test_fewer_categories(
     ]
     path = tmp_path / "fewer.json"
     path.write_text(json.dumps(content))
-    metrics = evaluate(
-        moved, annotations=path, images=tiny_data / "images", figures=0, out=tmp_path / "eval"
-    )
+    own = {file: file.read_bytes() for file in evaluated[1].rglob("*") if file.is_file()}
+    metrics = evaluate(moved, annotations=path, images=tiny_data / "images", figures=2)
+    assert {file: file.read_bytes() for file in evaluated[1].rglob("*") if file.is_file()} == own
+    assert not (moved / "figures" / "detections_1.png").exists()
     assert (
         f"{path} has 2 of the run's 3 categories: detections of the others do not count\n"
         in capsys.readouterr().out
@@ -305,7 +306,7 @@ def test_fewer_categories(
     per_class = {key: value for key, value in metrics.items() if key[4:].startswith("/AP/")}
     assert {key.split("/")[2] for key in per_class} == names
     assert per_class == {key: value for key, value in evaluated[0].items() if key in per_class}
-    assert any(result["category_id"] == 7 for result in results_of(tmp_path / "eval"))
+    assert any(result["category_id"] == 7 for result in results_of(moved / "eval_on_fewer"))
 
     content["categories"].append({"id": 6, "name": "hexagon"})
     path.write_text(json.dumps(content))
