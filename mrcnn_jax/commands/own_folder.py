@@ -22,7 +22,7 @@ import tyro
 from mrcnn_jax import cli
 from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
 from mrcnn_jax.commands.minutes import refuse_contradiction
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
@@ -207,6 +207,12 @@ def _train_new(request: Request) -> None:
         refuse_several_processes()
     opening = chosen_config(request)
     if minutes is not None:
+        rows = [stage.name for stage in opening.config.stages]
+        require(
+            len(rows) == 1,
+            f"--minutes: fits the epochs of one stage, but there are {len(rows)} "
+            f"({', '.join(rows)}): leave out --minutes, or --stages.0.losses",
+        )
         settle = functools.partial(_settled, request, opening.chosen)
     train(opening.config, request.workdir, opening.weights, opening.data_sets, settle)
     line = None if minutes is None else late(minutes, time.monotonic() - request.asked)
@@ -259,7 +265,6 @@ def chosen_config(request: Request) -> Opening:
     import jax
 
     from mrcnn_jax import parallel
-    from mrcnn_jax.config.model import ModelConfig
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.training.batch import Devices
@@ -269,7 +274,7 @@ def chosen_config(request: Request) -> Opening:
     from mrcnn_jax.weights.origin import open_origin
     from mrcnn_jax.weights.published import locate
 
-    wishes, start, choice, trunk = request.wishes, None, None, ModelConfig.trunk
+    wishes, start, choice, trunk = request.wishes, None, None, None
     if request.weights is not None:
         name = request.weights
         path = parallel.in_turn(lambda: locate(name, download=request.download)).resolve()
@@ -279,9 +284,10 @@ def chosen_config(request: Request) -> Opening:
         origin = open_origin(path)
         if request.weights is not None:
             choice = choose_weights(path, origin)
-        trunk = origin.model.trunk
         if origin.has_heads:
             start = Start(origin.model, origin.class_names, origin.shrink)
+        else:
+            trunk = origin.model
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
     data = DataConfig(max_pixels=wishes.data.max_pixels)
     train_set, val_set = (

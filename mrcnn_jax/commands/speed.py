@@ -212,6 +212,7 @@ def _meta(run: OpenRun) -> Meta:
         stage_complete=False,
         categories=run.categories,
         config_hash="",
+        loaded=run.loaded,
     )
 
 

@@ -276,4 +276,5 @@ class ModelConfig:
     @property
     def mask_size(self) -> int:
         """Side of the masks before refinement: twice the head's input, which res5 (C4) halves."""
-        return 2 * self.mask_head.pool_size // (1 if self.backbone == "fpn" else 2)
+        size = self.mask_head.pool_size
+        return 2 * (size if self.backbone == "fpn" else (size + 1) // 2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -206,7 +206,8 @@ class Datumaro(RectangleOptions):
             if key is not None and key in outlined:
                 return Shape(where, label, box=(x, y, x + w, y + h), group=group, iscrowd=crowd)
             if degrees % 360 == 0:
-                return self.rectangle(where, label, (x, x + w), (y, y + h), group)
+                upright = self.rectangle(where, label, (x, x + w), (y, y + h), group)
+                return replace(upright, iscrowd=crowd)
             polygon = rectangle((x, y, x + w, y + h), degrees)
         return Shape(where, label, polygon=polygon, group=group, iscrowd=crowd)
 

@@ -97,7 +97,9 @@ class LabelStudio(RectangleOptions):
                 kind = _kind(result)
                 if kind is None:
                     continue
-                identity = str(result.get("id", where))
+                identity = where if result.get("id") is None else str(result["id"])
+                if identity in drawn and _another(result, drawn[identity][2]):
+                    identity = where
                 if label := _label(result["value"]):
                     labels.setdefault(identity, label)
                 drawn.setdefault(identity, (where, kind, result))
@@ -176,6 +178,15 @@ def _label(value: dict[str, Any]) -> str | None:
     if not isinstance(lists[0], list) or len(lists[0]) > 1 or not isinstance(lists[0][0], str):
         raise ValueError(f"its labels are {short(lists[0])}, not one")
     return lists[0][0]
+
+
+def _another(result: dict[str, Any], first: dict[str, Any]) -> bool:
+    """Whether a result with the id of an earlier one is a shape of its own, not the label of it."""
+    places = (
+        {key: found for key, found in one["value"].items() if not key.endswith("labels")}
+        for one in (result, first)
+    )
+    return result["type"] == first["type"] and next(places) != next(places)
 
 
 def _size(result: dict[str, Any], known: tuple[int, int] | None) -> tuple[int, int]:

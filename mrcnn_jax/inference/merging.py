@@ -232,6 +232,8 @@ def detections(
     size: tuple[int, int],
     categories: Sequence[tuple[int, str]],
     *,
+    mask_scores: bool = False,
+    depths: bool = False,
     min_score: float = 0.0,
 ) -> Detections:
     """Convert merged detections; masks are RLEs, and there is no depth map.
@@ -240,6 +242,7 @@ def detections(
         merged: best first.
         size: (height, width) of the image.
         categories: (COCO id, name) of label 1, 2, ..., K.
+        mask_scores, depths: whether the network gives them, also where nothing was found.
         min_score: detections below it are left out (`Detections.thresholded`).
     """
 
@@ -248,8 +251,6 @@ def detections(
 
     kept = [item for item in merged if score(item) >= min_score]
     masks = tuple(moved_rle(item.mask, (0, 0), size) for item in kept)
-    has_scores = any(item.mask_score is not None for item in kept)
-    has_depth = any(item.depth is not None for item in kept)
     return Detections(
         size=size,
         boxes=np.array([item.box for item in kept], np.float64).reshape(-1, 4),
@@ -259,7 +260,7 @@ def detections(
         scores=np.array([item.score for item in kept], np.float32),
         masks=masks,
         mask_scores=np.array([item.mask_score for item in kept], np.float32)
-        if has_scores
+        if mask_scores
         else None,
-        depths=np.array([item.depth for item in kept], np.float32) if has_depth else None,
+        depths=np.array([item.depth for item in kept], np.float32) if depths else None,
     )

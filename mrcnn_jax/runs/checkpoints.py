@@ -74,6 +74,9 @@ class Meta:
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
     mask_ap: float | None = None
     """COCO mask AP on the validation images; None if not measured (`evaluate_every_epochs`)."""
+    loaded: tuple[str, ...] | None = None
+    """Modules whose parameters the run began with, all of them from other weights ("box_head" for
+    example); None: not known, of a run that an earlier version began or that was not trained."""
 
     def __post_init__(self) -> None:
         best = self.best_metric
@@ -340,6 +343,8 @@ def parse_meta(values: Any) -> Meta:
         ValueError, TypeError, KeyError: it is not that.
     """
     values["categories"] = tuple((int(number), str(name)) for number, name in values["categories"])
+    if (loaded := values.get("loaded")) is not None:
+        values["loaded"] = tuple(map(str, loaded))
     meta = Meta(**values)
     kinds = {"step": int, "stage_index": int, "stage_step": int, "stage_complete": bool}
     for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():

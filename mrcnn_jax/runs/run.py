@@ -64,7 +64,7 @@ class Run:
 
     @property
     def trained(self) -> frozenset[Loss]:
-        """Heads that are no longer random: those of the stages begun, and those these need.
+        """Heads that are not random: all that they read is known (`known_modules`).
 
         An imported network has no stages, and all heads.
         """
@@ -74,10 +74,8 @@ class Run:
         heads -= set() if model.mask_iou_head.enabled else {"mask_iou"}
         if not stages:
             return frozenset(heads)
-        begun = stages[: self.meta.stage_index + (self.meta.stage_step > 0)]
-        losses = [loss for stage in begun for loss in stage.losses]
-        modules = set().union(*(modules_of(loss, model) for loss in losses))
-        return frozenset(loss for loss in heads if modules_of(loss, model) <= modules)
+        known = known_modules(self.config, self.meta)
+        return frozenset(loss for loss in heads if modules_of(loss, model) <= known)
 
     @property
     def network(self) -> ModelConfig:
@@ -90,6 +88,17 @@ class Run:
             box_head=replace(model.box_head, cascade=cascade),
             mask_iou_head=replace(model.mask_iou_head, enabled="mask_iou" in trained),
         )
+
+
+def known_modules(config: Config, meta: Meta) -> frozenset[str]:
+    """Modules of a run with stages that are not random, at a checkpoint.
+
+    They are those that the run began with (`Meta.loaded`), and those that a loss of a stage that
+    has begun reads: training refuses a frozen module that is random there.
+    """
+    begun = config.stages[: meta.stage_index + (meta.stage_step > 0)]
+    losses = [loss for stage in begun for loss in stage.losses]
+    return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))
 
 
 def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:

@@ -32,6 +32,9 @@ OF_RESNET = 4 * (20 + 72 + 48 + 36 + 9)
 # Maps that a block of a ConvNeXt keeps, each as wide as the block: its input, the depthwise
 # convolution's output, the norm's two, the four-fold layer before and after GELU, and its output.
 OF_BLOCK = 4 * 13
+# A ConvNeXt's block has 8 channels^2 weights. What training keeps of each (itself, its gradient,
+# AdamW's two moments), where there are more than in a ConvNeXt-T, which FIXED has room for.
+PER_WEIGHT, COUNTED = 16, 26_000_000
 # Bytes whatever the batch: weights, gradients and momentum; of a CPU also the process around it.
 FIXED: dict[Device, float] = {"gpu": 0.5 * GIB, "cpu": 1.4 * GIB}
 # ResNet-101 keeps 17 blocks of res4 more: 1024 + 2 * 256 channels at a 256th of the pixels each.
@@ -93,10 +96,10 @@ def choose_batch(
         why += f", made a multiple of the {step} devices"
     if memory is None:
         return ChosenBatch(size, f"{why}; the memory is not known")
-    image = image_bytes(device, data, model)
+    image, fixed = image_bytes(device, data, model), fixed_bytes(device, model)
 
     def needs(batch: int) -> float:
-        return FIXED[device] + batch // step * image
+        return fixed + batch // step * image
 
     room = SHARE * memory
 
@@ -140,6 +143,15 @@ def rate_for(optimizer: OptimizerConfig, batch: int) -> tuple[float, str]:
     most = optimizer.learning_rate * LARGEST / optimizer.batch_size
     why = f"the rate of {LARGEST} images up to {USUAL}, above in proportion (not tried here)"
     return max(most, most * batch / USUAL), why
+
+
+def fixed_bytes(device: Device, model: ModelConfig) -> float:
+    """Estimates the bytes of a training step that do not depend on the batch."""
+    weights = 0
+    if model.trunk == "convnext":
+        sizes = zip(model.convnext.blocks, model.convnext.channels, strict=True)
+        weights = sum(8 * n * width**2 for n, width in sizes)
+    return FIXED[device] + PER_WEIGHT * max(0, weights - COUNTED)
 
 
 def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:

@@ -74,7 +74,7 @@ def choose(
     devices: Devices = ONE,
     wishes: Wishes,
     start: Start | None = None,
-    trunk: Trunk = "resnet",
+    trunk: ModelConfig | None = None,
     name: str = "own",
 ) -> Chosen:
     """Chooses a config for a data set; the paths in it are those of the data sets.
@@ -86,7 +86,7 @@ def choose(
         wishes: values that are given; those that depend on them follow.
         start: the run that `wishes.init_from` names; None: it names a file with a trunk alone, or
             nothing, and weights are random.
-        trunk: the one of that file.
+        trunk: the network that that file has the trunk of.
         name: of the config.
 
     Raises:
@@ -113,13 +113,15 @@ def choose(
     return Chosen(config, (*of_data, *of_model, *of_stage))
 
 
-def _recipe(device: Device, wishes: Wishes, start: Start | None, trunk: Trunk) -> Config:
+def _recipe(
+    device: Device, wishes: Wishes, start: Start | None, trunk: ModelConfig | None
+) -> Config:
     """The config that the network, the stage and the augmentation are taken from."""
     if wishes.init_from is None:
         return load_config_file("scratch")
     if start is None:
         recipe = load_config_file("finetune_cpu" if device == "cpu" else "finetune")
-        return recipe if trunk == "resnet" else _around_convnext(recipe, device)
+        return recipe if trunk is None else _around(trunk, recipe, device)
     recipe = load_config_file("finetune")
     if start.model.trunk == "convnext":
         return _around_convnext(recipe, device)
@@ -128,6 +130,21 @@ def _recipe(device: Device, wishes: Wishes, start: Start | None, trunk: Trunk) -
         stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
         recipe = replace(recipe, stages=stages)
     return recipe
+
+
+def _around(trunk: ModelConfig, recipe: Config, device: Device) -> Config:
+    """`recipe` with a trunk of the same sizes."""
+    if trunk.trunk == "convnext":
+        recipe = _around_convnext(recipe, device)
+    model, resnet, convnext = recipe.model, trunk.resnet, trunk.convnext
+    return replace(
+        recipe,
+        model=replace(
+            model,
+            resnet=replace(model.resnet, depth=resnet.depth, width=resnet.width),
+            convnext=replace(model.convnext, blocks=convnext.blocks, channels=convnext.channels),
+        ),
+    )
 
 
 def _around_convnext(recipe: Config, device: Device) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -22,13 +22,18 @@ from mrcnn_jax.weights.published import PUBLISHED
 _CLASSES = r"params/box_head[23]?/logits/(kernel|bias)"
 _BOXES = r"params/box_head[23]?/deltas/(kernel|bias)"
 _MASKS = r"params/(mask_head/(points/)?logits|mask_iou_head/ious)/(kernel|bias)"
-# Fields that change the meaning of the same parameters.
+# Fields that change the meaning of the same parameters: of the trunk's, and of others.
 _MEANING = (
     "model.pixel_mean",
     "model.pixel_std",
     "model.resnet.norm_epsilon",
     "model.resnet.stride_in_1x1",
 )
+_MEANING_OF = {
+    "params/rpn/deltas/kernel": "model.rpn.box_weights",
+    "params/box_head/deltas/kernel": "model.box_head.box_weights",
+    "params/box_head2/deltas/kernel": "model.box_head.cascade_box_weights",
+}
 
 
 def initial_variables(
@@ -36,9 +41,10 @@ def initial_variables(
 ) -> Variables:
     """Reads the part of the variables that `config.init_from` holds, and prints what was loaded.
 
-    Every variable of the same path is loaded, without the outputs per class if the config says so,
-    and without those of boxes or masks if one of the two has them per class and the other one for
-    all classes. A path that only one of the two has is listed; another shape is an error.
+    Every variable of the same path is loaded, but for modules that are still random there; without
+    the outputs per class if the config says so, and without those of boxes or masks if one of the
+    two has them per class and the other one for all classes. A path that only one of the two has is
+    listed; another shape is an error.
 
     Args:
         shapes: all variables of the network, arrays or `jax.ShapeDtypeStruct`.
@@ -54,7 +60,7 @@ def initial_variables(
     path = Path(config.init_from)
     origin = open_origin(path)
     _refuse_other_trunk(path, origin.model, config.model)
-    target, source = flatten_dict(shapes, sep="/"), origin.load()
+    target, source = flatten_dict(shapes, sep="/"), _known(path, origin)
     # The same blocks have another name in a C4 network.
     names = "/resnet/layer4/", "/res5/"
     theirs, ours = names if "res5" in shapes["params"] else names[::-1]
@@ -79,10 +85,20 @@ def initial_variables(
             f"{path.name}: loaded into {', '.join(modules)} "
             f"({sum(path.startswith('params/') for path in loaded)} tensors); {others}: random"
         )
-    _warn_of_other_constants(path, origin, config)
+    _warn_of_other_constants(path, origin, config, loaded)
     if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)
     return unflatten_dict(loaded, sep="/")
+
+
+def _known(path: Path, origin: Origin) -> Mapping[str, np.ndarray]:
+    """The variables of weights; prints which modules are left out, since they are random there."""
+    source = origin.load()
+    modules = {name.split("/")[1] for name in source}
+    random = modules - (modules if origin.known is None else origin.known)
+    if random:
+        print(f"{path}: not loaded, since never trained there: {', '.join(sorted(random))}")
+    return {name: leaf for name, leaf in source.items() if name.split("/")[1] not in random}
 
 
 def _refuse_other_trunk(path: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
@@ -141,10 +157,13 @@ def _refuse_other_shapes(
     raise ConfigError(f"init_from: {config.init_from}: {len(differing)} shapes differ: {first}")
 
 
-def _warn_of_other_constants(path: Path, origin: Origin, config: Config) -> None:
+def _warn_of_other_constants(
+    path: Path, origin: Origin, config: Config, loaded: Collection[str]
+) -> None:
+    names = (*_MEANING, *(field for leaf, field in _MEANING_OF.items() if leaf in loaded))
     pairs = {
         name: (attrgetter(name.removeprefix("model."))(origin.model), attrgetter(name)(config))
-        for name in _MEANING
+        for name in names
     }
     changed = [f"{name}: {a!r} -> {b!r}" for name, (a, b) in pairs.items() if a != b]
     if changed:

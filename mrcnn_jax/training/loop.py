@@ -152,6 +152,18 @@ def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, T
     return variables, Progress(meta.stage_index, meta.stage_step, best), state
 
 
+def optimizer_option(config: Config, index: int) -> str:
+    """What the options of a stage's optimiser begin with.
+
+    Where rows may have been added for the network's heads, the stage's name: on the command line
+    rows have the numbers of those in the file, which are not known here.
+    """
+    model = config.model
+    if model.box_head.cascade or model.mask_iou_head.enabled:
+        return f"stages.{config.stages[index].name}.optimizer"
+    return f"--stages.{index}.optimizer"
+
+
 def _train_stage(
     watch: Watch,
     stop: StopSignal,
@@ -166,7 +178,7 @@ def _train_stage(
     table = summary(stage, variables["params"], warmup=warmup_updates(stage, total_steps))
     print(f"\n{index + 1} of {len(config.stages)}: {table}")
     for hint in (
-        scaling_hint(stage, index, config.data.batch_size),
+        scaling_hint(stage, optimizer_option(config, index), config.data.batch_size),
         warmup_hint(stage, total_steps),
     ):
         if hint is not None:

@@ -36,7 +36,13 @@ from mrcnn_jax.training.features import refuse_unusable_cache
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
 from mrcnn_jax.training.splits import categories_of, read_splits, refuse_without_depth
-from mrcnn_jax.training.stages import refuse_partly_live, refuse_random_frozen, trained
+from mrcnn_jax.training.stages import (
+    live_modules,
+    loaded_modules,
+    refuse_partly_live,
+    refuse_random_frozen,
+    trained,
+)
 from mrcnn_jax.weights.choice import Choice
 
 
@@ -74,6 +80,8 @@ class OpenRun:
     resumed_from: Meta | None
     initial: Variables
     """The variables of a new run that are not random."""
+    loaded: tuple[str, ...] | None
+    """As of `Meta.loaded`."""
 
     def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
         """The batches of an epoch that a stage trains: of its last one, perhaps the first part."""
@@ -230,14 +238,18 @@ def _open(
     shapes: Variables = jax.eval_shape(
         lambda batch: model.init(jax.random.key(0), batch), example_batch(data.canvases[0])
     )
-    live = {"resnet"} if config.model.live_norm else set()
     for stage in config.stages:
-        refuse_partly_live(stage, shapes["params"], live)
+        refuse_partly_live(stage, shapes["params"], live_modules(config.model))
     initial: Variables = {}
     if resumed_from is None:
         config = _without_other_classes(config, weights, train_set)
         initial = initial_variables(shapes, config, train_set.class_names)
-        refuse_random_frozen(config, shapes["params"], loaded=initial.get("params", {}))
+        modules = loaded_modules(shapes["params"], initial.get("params", {}))
+        loaded: tuple[str, ...] | None = tuple(sorted(modules))
+    else:
+        loaded = resumed_from.loaded
+    if loaded is not None:  # also of a run that goes on: rows may have been added to its table
+        refuse_random_frozen(config, shapes["params"], loaded)
     warn_of_slow_versions()
 
     cache = Path(data.cache) if data.cache else workdir / "data"
@@ -266,6 +278,7 @@ def _open(
         checkpoints,
         resumed_from,
         initial,
+        loaded,
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))

@@ -104,18 +104,18 @@ def moving_average(average: Params, trained: Params, opt_state: Any, decay: floa
     return jax.tree.map(lambda new, old: jnp.where(updated, new, old), moved, average)
 
 
-def scaling_hint(stage: StageConfig, index: int, batch_size: int) -> str | None:
+def scaling_hint(stage: StageConfig, option: str, batch_size: int) -> str | None:
     """A line for users if the learning rate was meant for another batch size (Goyal et al. 2017).
 
     Args:
-        index: of the stage in its table, as on the command line.
+        stage: with the rate.
+        option: how its optimiser is called, "--stages.0.optimizer" for example.
         batch_size: images per step.
     """
     config = stage.optimizer
     batch_size *= config.accumulate_steps
     if config.batch_size == batch_size:
         return None
-    option = f"--stages.{index}.optimizer"
     scaled = config.learning_rate * batch_size / config.batch_size
     return (
         f"learning rate {config.learning_rate:g} is used with {batch_size} images per update, but "

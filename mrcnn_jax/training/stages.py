@@ -15,12 +15,19 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import BOX_LOSSES, Config, StageConfig
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss, StageConfig
 from mrcnn_jax.models.cascade import MODULES
 from mrcnn_jax.models.mask_rcnn import modules_of
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
 
+# Heads beside those that every network has, and the loss that trains each.
+_OWN_LOSSES: dict[str, Loss] = {
+    **dict(zip(MODULES[1:], BOX_LOSSES[1:], strict=True)),
+    "mask_iou_head": "mask_iou",
+    "depth_head": "depth",
+}
 FROZEN = "frozen"  # label of leaves that are not trained; the others are "group0", "group1", ...
 
 
@@ -85,6 +92,12 @@ def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
     return frozenset(trained(stage, params))
 
 
+def live_modules(model: ModelConfig) -> frozenset[str]:
+    """Modules with batch norm by the statistics of the batch, where a stage trains them."""
+    trunk = {"resnet", *(("res5",) if model.backbone == "c4" else ())} if model.live_norm else set()
+    return frozenset(trunk | ({"rpn"} if model.rpn.batch_norm else set()))
+
+
 def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]) -> None:
     """Raises ConfigError if a module of `live`, normalised by batch statistics, is trained in part.
 
@@ -99,19 +112,27 @@ def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]
             )
 
 
-def refuse_random_frozen(config: Config, params: Params, loaded: Params) -> None:
+def loaded_modules(params: Params, loaded: Params) -> frozenset[str]:
+    """Top-level modules of `params` of which `loaded`, some of its leaves, holds all."""
+    random = flatten_dict(params).keys() - flatten_dict(loaded).keys()
+    return frozenset(params.keys() - {path[0] for path in random})
+
+
+def refuse_random_frozen(config: Config, params: Params, known: Collection[str]) -> None:
     """Raises ConfigError if a stage trains on top of a frozen module with random weights.
 
-    Or if it trains a further head of a cascade, which other losses read as well, without its own.
+    Or if it trains a head without its loss that another loss's gradient, or none, would reach: a
+    further head of a cascade, the mask-IoU head or the depth head.
 
-    A module is known if an earlier stage trained it, or if `loaded`, the leaves of `params` that do
-    not start at random, holds all of it.
+    Args:
+        config: its stages, each of which makes what it trains known to the next.
+        params: of its network; only their names are read.
+        known: modules that do not start at random.
     """
-    random_paths = flatten_dict(params).keys() - flatten_dict(loaded).keys()
-    known = params.keys() - {path[0] for path in random_paths}
+    known = set(known)
     for stage in config.stages:
         heads = set(trained(stage, params))
-        for module, loss in zip(MODULES[1:], BOX_LOSSES[1:], strict=True):
+        for module, loss in _OWN_LOSSES.items():
             if module in heads and loss not in stage.losses:
                 raise ConfigError(f"stages.{stage.name}: trains {module} without its loss, {loss}")
         needed = set().union(*(modules_of(loss, config.model) for loss in stage.losses))

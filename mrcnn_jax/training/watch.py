@@ -188,6 +188,7 @@ class Watch:
             config_hash=config_hash(run.config),
             best_metric=progress.best,
             mask_ap=progress.mask_ap,
+            loaded=run.loaded,
         )
 
     def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:

@@ -45,6 +45,8 @@ HEADS = (
 """The same of those of all other modules. Anchor scales and the sizes that belong to FPN levels are
 not among them: they go with the size of the images. A cascade is not either: its further heads are
 modules that weights may lack, as a depth head is."""
+CASCADE = ("box_head.cascade_box_weights",)
+"""The same of the further heads of a cascade."""
 IMAGES = ("data.shrink",)
 """Fields of `Config` that a whole network is used to: how its images were made."""
 
@@ -136,7 +138,8 @@ def choose(path: Path, origin: Origin) -> Choice:
         origin: what is known of it.
     """
     trunk = CONVNEXT if origin.model.trunk == "convnext" else RESNET
-    names = (*trunk, *(HEADS if origin.has_heads else ()))
+    heads = (*HEADS, *(CASCADE if origin.model.box_head.cascade else ()))
+    names = (*trunk, *(heads if origin.has_heads else ()))
     fields = {f"model.{name}": attrgetter(name)(origin.model) for name in names}
     return Choice(
         path,
@@ -156,7 +159,7 @@ def chosen_before(config: Config, saved: Config, given: Collection[str]) -> Conf
         saved: of the run.
         given: as of `Choice.applied`; a field that differs from the run's is refused later.
     """
-    names = {f"model.{name}" for name in (*RESNET, *CONVNEXT, *HEADS)} | {
+    names = {f"model.{name}" for name in (*RESNET, *CONVNEXT, *HEADS, *CASCADE)} | {
         *IMAGES,
         "init_without_classes",
     }

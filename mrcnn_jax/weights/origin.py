@@ -16,7 +16,7 @@ from mrcnn_jax.config.schema import Config, Shrink
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.hub_folder import is_hub_folder
-from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.run import known_modules, load_run
 from mrcnn_jax.weights.network import read_network, unnamed
 from mrcnn_jax.weights.tensors import SUFFIXES
 
@@ -40,6 +40,9 @@ class Origin:
     load: Callable[[], Mapping[str, np.ndarray]]
     """Reads all variables, "params/resnet/stem/kernel" for example; ConfigError if one is missing,
     of another shape or not finite."""
+    known: frozenset[str] | None = None
+    """Modules that are not random there, since they were trained or loaded; None: all, or the run
+    does not say."""
 
 
 def open_origin(path: Path) -> Origin:
@@ -114,4 +117,5 @@ def _of_checkpoint(
         tuple(name for _, name in meta.categories) if known else (),
         frozenset(),
         load,
+        None if meta.loaded is None else known_modules(config, meta),
     )

@@ -21,7 +21,8 @@ from mrcnn_jax.commands import figures
 from mrcnn_jax.commands.figures import Arguments, column_titles, draw
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
-from mrcnn_jax.config.optional_heads import with_cascade
+from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.optional_heads import with_cascade, with_depth
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -177,6 +178,9 @@ def test_which_heads_are_trained(kept_run: Path) -> None:
         "mask",
     }  # it was started from a run that had the others
     assert trained((), stage_index=0, stage_step=0) == {"rpn", "box", "mask"}  # imported
+    began_with = {"stage_index": 0, "loaded": ("resnet", "fpn", "rpn", "box_head")}
+    assert trained((0,), **began_with) == {"rpn", "box"}
+    assert trained((0,), **began_with, stage_step=0) == {"rpn", "box"}
 
 
 def test_a_cascade_predicts_by_the_heads_that_are_trained(kept_run: Path) -> None:
@@ -195,6 +199,15 @@ def test_a_cascade_predicts_by_the_heads_that_are_trained(kept_run: Path) -> Non
         "box3": ((0.6, 0.7), {"rpn", "box", "box2", "box3"}),
         "mask": ((0.6, 0.7), {"rpn", "box", "box2", "box3", "mask"}),
     }
+    # A depth head added to a run that had them all.
+    depth = replace(config.model, depth_head=DepthHeadConfig("dense"))
+    added = replace(config, model=depth, stages=with_depth(config.stages)[-1:])
+    began_with = tuple(f"{name}_head" for name in ("box", "mask"))
+    began_with += ("resnet", "fpn", "rpn", "box_head2", "box_head3")
+    meta = replace(whole.meta, stage_index=0, stage_step=1, loaded=began_with)
+    assert Run(added, meta, {}).network.box_head.cascade == (0.6, 0.7)
+    assert Run(added, meta, {}).trained == {"rpn", "box", "box2", "box3", "mask", "depth"}
+
     imported = replace(config, stages=())
     assert Run(imported, whole.meta, {}).network == config.model
     assert whole.network == whole.config.model

@@ -260,6 +260,22 @@ def test_mistakes(
     assert errors.count("\n") == 1
 
 
+def test_a_table_of_two_stages_is_refused(
+    tiny_data: Path,
+    kept_run: Path,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which that of a folder becomes where masks alone are trained, and a head for their IoU."""
+    words = ("--weights", kept_run, "--stages.0.losses", "mask", "--model.mask-iou-head.enabled")
+    workdir = tmp_path / "run"
+    assert mrcnn("train", tiny_data, "--workdir", workdir, *words, "--minutes", 15) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --minutes: fits the epochs of one stage, but there are 2 (")
+    assert not (workdir / "config.json").exists()
+
+
 def test_a_run_that_goes_on_takes_no_minutes(
     kept_run: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,7 +99,7 @@ def test_weights_set_their_fields_in_what_is_chosen(
     assert (config.model.resnet.depth, config.init_from) == (18, str(here / "r18.safetensors"))
     assert (config.model.resnet.norm_epsilon, config.init_without_classes) == (0.1, False)
     out = capsys.readouterr().out
-    assert "\n  model.resnet.depth: 18 (the config has 50)\n" in out
+    assert "\n  model.resnet.depth: 18\n" in out
     assert "ResNet-18, FPN of 128 channels " in out  # in the table
     run = here / "runs" / tiny_data.name
     run.mkdir(parents=True)
@@ -128,9 +128,7 @@ def test_a_file_of_a_convnext_chooses_its_trunk(
     assert (config.model.trunk, config.model.convnext.channels) == ("convnext", (4, 6, 8, 10))
     assert config.init_from == str(here / "c.safetensors")
     out = capsys.readouterr().out
-    assert (
-        "\n  model.convnext.channels: (4, 6, 8, 10) (the config has (96, 192, 384, 768))\n" in out
-    )
+    assert "\n  model.convnext.channels: (4, 6, 8, 10)\n" in out
     assert "ConvNeXt, FPN of 8 channels " in out  # in the table
     with open_run(config, here / "run") as run:
         assert set(run.initial["params"]) == {"convnext"}

@@ -79,6 +79,7 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             drawn("skeleton", points=[1, 2, 2]),
             {"id": 0, "type": "hash_key", "hash_key": []},
             drawn("polygon", None, points=[1, 1, 9, 1, 9, 9]),
+            drawn("bbox", bbox=[2, 30, 8, 6], attributes={"is_crowd": True}),
         ),
         item("b"),
     )
@@ -86,7 +87,7 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = checked(options, tmp_path / "cache")
     assert [image.file_name for image in dataset.images] == ["default/a.png", "default/b.png"]
     found = objects(dataset, "default/a.png")
-    assert [label for label, _ in found] == ["x"] * 4 + ["y"] * 2 + ["x"]
+    assert [label for label, _ in found] == ["x"] * 4 + ["y"] * 2 + ["x"] * 2
     masks = [mask for _, mask in found]
     assert same_but_for_the_border(masks[0], by_pillow(POLYGON))
     assert (masks[1] == RING).all()
@@ -96,7 +97,7 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dataset.images[0].objects[4].box == (30.0, 20.0, 40.0, 35.0)
     corners = cv2.boxPoints(((26, 15), (20, 10), 30)).tolist()  # clockwise
     assert same_but_for_the_border(masks[5], by_pillow(corners))
-    assert [o.iscrowd for o in dataset.images[0].objects] == [False] * 6 + [True]
+    assert [o.iscrowd for o in dataset.images[0].objects] == [False] * 6 + [True] * 2
     text = capsys.readouterr().out
     for kind, place in (("label", 8), ("points", 9), ("skeleton", 10)):
         what = f"shapes of type {kind}, which has no area (item 'a': annotation {place})"

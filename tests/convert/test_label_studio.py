@@ -87,6 +87,21 @@ def write(folder: Path, *tasks: Any) -> LabelStudio:
     return LabelStudio(folder / "project-1.json", folder / "out.json")
 
 
+@pytest.mark.parametrize("number", [None, "one"])
+def test_shapes_without_an_id_of_their_own_are_kept(number: str | None, tmp_path: Path) -> None:
+    """As scripts write them; the same shape twice is one."""
+    picture(tmp_path / "a.png")
+    first, second = (
+        result("polygon", label, points=percent(points)) | {"id": number}
+        for label, points in (("x", POLYGON), ("y", [[2, 2], [12, 2], [12, 9], [2, 9]]))
+    )
+    results = (first, second) if number is None else (first, second, first)
+    options = write(tmp_path, task("a.png", *results))
+    convert(options)
+    found = objects(checked(options, tmp_path / "cache"), "a.png")
+    assert [label for label, _ in found] == ["x", "y"]
+
+
 def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Turned rectangles and ellipses as OpenCV turns them; the former around their corner."""
     picture(tmp_path / "a.png")

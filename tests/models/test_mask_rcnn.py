@@ -175,6 +175,14 @@ def test_class_agnostic_masks_have_one_output() -> None:
         assert shapes["box_head"]["logits"]["kernel"].shape == (32, 4)
 
 
+def test_c4_halves_an_odd_side_upwards() -> None:
+    model = MaskRCNN(replace(C4, mask_head=replace(C4.mask_head, pool_size=7)))
+    example = example_batch(CANVAS)
+    found = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), example)[0])
+    assert found.detections.masks.shape[-2:] == (8, 8)
+    assert model.config.mask_size == 8
+
+
 def test_c4_reads_one_map_through_res5() -> None:
     """Cells of 16 pixels; res5 halves what the RoI operation gave, boxes see its average, and masks
     have twice its side."""

@@ -19,6 +19,7 @@ from mrcnn_jax.training.batch import (
     Device,
     Devices,
     choose_batch,
+    fixed_bytes,
     image_bytes,
     rate_for,
 )
@@ -164,6 +165,19 @@ def test_the_rate_follows_the_batch_and_never_leaves_what_is_usual(size: int, ra
     found, why = rate_for(load_config_file("finetune").stages[0].optimizer, size)
     assert found == pytest.approx(rate)
     assert ("not tried here" in why) == (size > 8)
+
+
+def test_a_larger_convnext_keeps_more_beside_the_images() -> None:
+    """Four float32 numbers for each weight over those of a ConvNeXt-T, counted matrix by matrix."""
+    tiny = replace(TORCHVISION, trunk="convnext")
+    assert fixed_bytes("gpu", tiny) == fixed_bytes("gpu", TORCHVISION)
+    blocks, channels = (3, 3, 27, 3), (192, 384, 768, 1536)
+    large = replace(tiny, convnext=replace(tiny.convnext, blocks=blocks, channels=channels))
+    weights = sum(n * (c * 4 * c + 4 * c * c) for n, c in zip(blocks, channels, strict=True)) - sum(
+        n * 8 * c * c for n, c in zip((3, 3, 9, 3), (96, 192, 384, 768), strict=True)
+    )
+    more = fixed_bytes("gpu", large) - fixed_bytes("gpu", tiny)
+    assert more == pytest.approx(4 * 4 * weights, rel=0.01)
 
 
 def test_a_convnext_needs_what_its_blocks_keep() -> None:

@@ -94,15 +94,15 @@ def test_a_mask_head_waits_for_the_last_box_head() -> None:
     for stage in TABLE:
         labels(stage, params)
     config = Config(model=CASCADE, stages=TABLE)
-    refuse_random_frozen(config, params, {})
+    refuse_random_frozen(config, params, ())
     with pytest.raises(
         ConfigError, match=r"^stages\.mask: frozen at random initialisation: box_head3 "
     ):
-        refuse_random_frozen(replace(config, stages=(*TABLE[:3], TABLE[4])), params, {})
+        refuse_random_frozen(replace(config, stages=(*TABLE[:3], TABLE[4])), params, ())
     joined = with_cascade(joint((ParamGroup(".*"),), epochs=1), 2)
-    refuse_random_frozen(replace(config, stages=joined), params, {})
+    refuse_random_frozen(replace(config, stages=joined), params, ())
     forgotten = joint((ParamGroup(".*"),), epochs=1)
     with pytest.raises(
         ConfigError, match=r"^stages\.joint: trains box_head2 without its loss, box2$"
     ):
-        refuse_random_frozen(replace(config, stages=forgotten), params, {})
+        refuse_random_frozen(replace(config, stages=forgotten), params, ())

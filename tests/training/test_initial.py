@@ -25,7 +25,7 @@ from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training.initial import initial_variables
-from mrcnn_jax.training.stages import refuse_random_frozen
+from mrcnn_jax.training.stages import loaded_modules, refuse_random_frozen
 from mrcnn_jax.weights import network
 from mrcnn_jax.weights.importer import import_weights
 from mrcnn_jax.weights.published import PUBLISHED
@@ -163,10 +163,9 @@ def test_a_file_of_a_convnext(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     expected = f"loaded into convnext ({len(loaded)} tensors); box_head, fpn, mask_head, rpn: rand"
     assert capsys.readouterr().out == f"convnext.npz: {expected}om\n"
     stages = staged(pretrained=True, trunk="convnext")
-    tree = unflatten_dict(loaded, sep="/")["params"]
-    refuse_random_frozen(
-        Config(model=CONVNEXT, stages=stages), shapes(CONVNEXT)["params"], loaded=tree
-    )
+    params = shapes(CONVNEXT)["params"]
+    known = loaded_modules(params, unflatten_dict(loaded, sep="/")["params"])
+    refuse_random_frozen(Config(model=CONVNEXT, stages=stages), params, known)
 
 
 @pytest.mark.parametrize(
@@ -302,19 +301,20 @@ def test_other_classes_are_left_out_when_asked_for(
     # What is loaded in part is not loaded: no stage may build on it before it was trained.
     params = shapes(target)["params"]
     config = Config(model=target, init_from=str(tmp_path), init_without_classes=True)
-    partly = initial_variables(shapes(target), config)["params"]
-    whole = initial_variables(shapes(FPN), Config(model=FPN, init_from=str(tmp_path)))["params"]
+    partly = loaded_modules(params, initial_variables(shapes(target), config)["params"])
+    found = initial_variables(shapes(FPN), Config(model=FPN, init_from=str(tmp_path)))["params"]
+    whole = loaded_modules(shapes(FPN)["params"], found)
     mask = staged(pretrained=True)[2]
     with pytest.raises(
         ConfigError, match=r"stages\.mask: frozen at random initialisation: box_head \("
     ):
-        refuse_random_frozen(Config(model=FPN, stages=(mask,)), params, loaded=partly)
-    refuse_random_frozen(Config(model=FPN, stages=(mask,)), shapes(FPN)["params"], loaded=whole)
-    refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, loaded=partly)
+        refuse_random_frozen(Config(model=FPN, stages=(mask,)), params, partly)
+    refuse_random_frozen(Config(model=FPN, stages=(mask,)), shapes(FPN)["params"], whole)
+    refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, partly)
     with pytest.raises(
         ConfigError, match=r"stages\.rpn: frozen at random initialisation: resnet \("
     ):
-        refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, loaded={})
+        refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, ())
 
 
 AGNOSTIC = replace(FPN, mask_head=replace(FPN.mask_head, class_agnostic=True))
@@ -436,6 +436,10 @@ def test_between_fpn_and_c4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (
             {"resnet": replace(FPN.resnet, stride_in_1x1=True)},
             "model.resnet.stride_in_1x1: True -> False",
+        ),
+        (
+            {"rpn": replace(FPN.rpn, box_weights=(10.0, 10.0, 5.0, 5.0))},
+            "model.rpn.box_weights: (10.0, 10.0, 5.0, 5.0) -> (1.0, 1.0, 1.0, 1.0)",
         ),
     ],
 )

@@ -28,6 +28,7 @@ from mrcnn_jax.config.files import (
     load_config_json,
     resolve_paths,
 )
+from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.metrics import read_metrics
@@ -118,6 +119,16 @@ def test_interrupted_runs_end_with_the_same_bits(
     assert (run / "commands.txt").read_text() == 4 * f"{cli.command_line()}\n"  # one for each start
     assert {path.name for path in (run / "checkpoints").iterdir()} == {*ENDS, "00000022-mask"}
     assert_same_bits(run, tiny_run)
+
+
+def test_the_option_of_a_rate_is_one_of_the_command_line(tiny_config: Config) -> None:
+    """By the row's number in the file; rows that were added for heads have none."""
+    assert loop.optimizer_option(tiny_config, 2) == "--stages.2.optimizer"
+    head = replace(tiny_config.model.mask_iou_head, enabled=True)
+    added = following_heads(
+        replace(tiny_config, model=replace(tiny_config.model, mask_iou_head=head))
+    )
+    assert loop.optimizer_option(added, 3) == "stages.mask_iou.optimizer"
 
 
 def test_a_finished_run_is_left_as_it_is(

@@ -27,11 +27,12 @@ from training.test_step import (
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.optional_heads import MASK_IOU, with_mask_iou
+from mrcnn_jax.config.optional_heads import MASK_IOU, following_heads, with_mask_iou
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.training.stages import refuse_random_frozen
 from mrcnn_jax.training.step import stage_losses
 
 HEAD = MaskIoUHeadConfig(enabled=True, channels=8, convs=2, fcs=1, hidden=16)
@@ -133,3 +134,13 @@ def test_a_loss_without_the_head_is_refused() -> None:
     assert [stage.name for stage in table] == ["rpn", "box", "mask", "mask_iou"]
     assert all(stage.frozen[-1] == MASK_IOU for stage in table[:3])
     assert Config(model=SCORED, stages=table).stages == table
+
+
+def test_a_head_without_its_loss_is_refused() -> None:
+    """No other loss has a gradient for it."""
+    config = Config(model=SCORED, stages=joint((ParamGroup(".*"),), epochs=1))
+    params = variables(SCORED)["params"]
+    line = r"^stages\.joint: trains mask_iou_head without its loss, mask_iou$"
+    with pytest.raises(ConfigError, match=line):
+        refuse_random_frozen(config, params, ())
+    refuse_random_frozen(following_heads(config), params, ())

@@ -3,6 +3,7 @@ start from other weights."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -199,8 +200,35 @@ def test_a_run_starts_from_another(
     different = [path for path in paths if source[path].tobytes() != begun[path].tobytes()]
     assert different
     assert all(path.startswith("params/mask_head/") for path in different)
+    meta = json.loads(
+        (tmp_path / "run" / "checkpoints" / "00000001-mask" / "meta.json").read_text()
+    )
+    assert meta["loaded"] == ["box_head", "fpn", "mask_head", "resnet", "rpn"]
     # One small step away, not somewhere else.
     assert all(np.abs(source[path] - begun[path]).max() < 0.1 for path in different)
+
+
+def test_what_is_random_is_known_later_too(
+    tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was stopped in its first stage: where a row is added to it that needs more, and
+    where another run begins with its weights."""
+    stop_at(1)
+    rpn, _, mask = tiny_config.stages
+    begun = tmp_path / "run"
+    with pytest.raises(cli.Stopped):
+        loop.train(replace(tiny_config, stages=(rpn,)), begun)
+    with pytest.raises(
+        ConfigError, match=r"^stages\.mask: frozen at random initialisation: box_head \("
+    ):
+        loop.train(replace(tiny_config, stages=(rpn, mask)), begun)
+    capsys.readouterr()
+    with pytest.raises(
+        ConfigError, match=r"^stages\.mask: frozen at random initialisation: box_head \("
+    ):
+        loop.train(replace(tiny_config, init_from=str(begun), stages=(mask,)), tmp_path / "other")
+    line = f"{begun}: not loaded, since never trained there: box_head, mask_head\n"
+    assert line in capsys.readouterr().out
 
 
 def test_a_partial_load_is_listed(
@@ -294,6 +322,14 @@ def test_a_stage_may_end_within_an_epoch(tiny_config: Config, tmp_path: Path) ->
 
 def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_path: Path) -> None:
     rpn, box, mask = tiny_config.stages
+    assert tiny_config.model.rpn.batch_norm
+    outputs = tuple(replace(group, pattern="rpn/(logits|deltas)/.*") for group in rpn.train[:1])
+    others = ("(resnet|fpn|box_head|mask_head)/.*", "rpn/(?!logits|deltas).*")
+    partly = replace(rpn, train=outputs, frozen=others)
+    with pytest.raises(
+        ConfigError, match=r"^stages\.rpn: rpn has live batch norm and is trained in"
+    ):
+        loop.train(replace(tiny_config, stages=(partly, box, mask)), tmp_path / "partly")
     steps = replace(mask.optimizer, schedule="step", milestones=(0.05,), warmup_steps=1000)
     late = replace(mask, epochs=20, optimizer=steps)
     with pytest.raises(

@@ -395,9 +395,10 @@ def test_wrong_patterns_are_caught_here_too() -> None:
 
 def test_another_batch_size_gives_a_hint_and_scales_nothing() -> None:
     table = stage(learning_rate=0.02, batch_size=16)
-    assert scaling_hint(table, 0, 16) is None
-    assert scaling_hint(stage(learning_rate=0.02, batch_size=16, accumulate_steps=4), 0, 4) is None
-    assert scaling_hint(table, 1, 4) == (
+    assert scaling_hint(table, "--stages.0.optimizer", 16) is None
+    four = stage(learning_rate=0.02, batch_size=16, accumulate_steps=4)
+    assert scaling_hint(four, "--stages.0.optimizer", 4) is None
+    assert scaling_hint(table, "--stages.1.optimizer", 4) == (
         "learning rate 0.02 is used with 4 images per update, but meant for 16; scaled linearly it "
         "would be 0.005 (--stages.1.optimizer.learning-rate; "
         "--stages.1.optimizer.batch-size 4 keeps the rate)"

@@ -18,7 +18,16 @@ from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, MMDETECTION, TORCHVISION, TORCHVISION_V2
-from mrcnn_jax.weights.choice import CONVNEXT, HEADS, IMAGES, RESNET, Choice, choose, chosen_before
+from mrcnn_jax.weights.choice import (
+    CASCADE,
+    CONVNEXT,
+    HEADS,
+    IMAGES,
+    RESNET,
+    Choice,
+    choose,
+    chosen_before,
+)
 from mrcnn_jax.weights.families import MASK_RCNN_FPN, MASKRCNN, MASKRCNN_V2
 from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.mmdetection import MASK_RCNN
@@ -51,7 +60,7 @@ LACKING = {
     "depth_head",
     "mask_iou_head",
     "refine",
-    *(f"box_head.cascade{name}" for name in ("", "_box_weights", "_loss_weights")),
+    *(f"box_head.cascade{name}" for name in ("", "_loss_weights")),
 }
 
 
@@ -69,7 +78,7 @@ def fields_of(config: Any, prefix: str = "") -> set[str]:
 
 def test_every_field_of_the_network_is_fixed_or_free() -> None:
     """A new field has to be put in one of the two."""
-    fixed = {*RESNET, *CONVNEXT, *HEADS}
+    fixed = {*RESNET, *CONVNEXT, *HEADS, *CASCADE}
     assert len(fixed) + len(FREE) == len(fields_of(ModelConfig()))
     assert fixed | FREE == fields_of(ModelConfig())
 
@@ -243,6 +252,24 @@ def test_a_run_fixes_what_its_config_says(kept_run: Path) -> None:
     assert weights.fields["model.fpn_channels"] == 8
     assert weights.fields.keys() == {f"model.{name}" for name in (*RESNET, *HEADS)} | {*IMAGES}
     assert weights.fields["data.shrink"] == "area"  # its config.json is from before there were two
+
+
+def test_a_cascade_fixes_the_factors_of_its_heads() -> None:
+    """By which their outputs are read; where there is none, the config's stay."""
+    name = "model.box_head.cascade_box_weights"
+    further = {"class_agnostic": True, "cascade": (0.6, 0.7), "cascade_box_weights": (1.5, 2.0)}
+    for box_head, known in (({}, None), (further, (1.5, 2.0))):
+        model = replace(TORCHVISION, box_head=replace(TORCHVISION.box_head, **box_head))
+        origin = Origin(
+            "a run",
+            model,
+            has_heads=True,
+            shrink="area",
+            class_names=(),
+            presumed=frozenset(),
+            load=dict,
+        )
+        assert choose(Path("a"), origin).fields.get(name) == known
 
 
 def test_a_folder_that_is_no_run_names_the_file_in_it(tmp_path: Path) -> None:
