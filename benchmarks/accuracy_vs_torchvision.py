@@ -106,12 +106,14 @@ def seconds_a_step(folder: Path) -> float | None:
 
 def mean_losses(arguments: argparse.Namespace, seed: int, sides: Sequence[str]) -> dict[str, Any]:
     """Returns the `window_means` of each side so far."""
+    from mrcnn_jax.runs.logs import METRICS
     from mrcnn_jax.runs.metrics import read_metrics
 
     folders = {side: joint_run.folder_of(arguments, seed, side) for side in sides}
     return {
         side: window_means(read_metrics(folder), arguments.every)
         for side, folder in folders.items()
+        if (folder / METRICS).exists()
     }
 
 

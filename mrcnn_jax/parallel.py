@@ -105,16 +105,22 @@ def gather(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(_packed(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(content)))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(content)] = content
-    rows = multihost_utils.process_allgather(padded)
+    parts = multihost_utils.process_allgather(np.array(divmod(len(content), _AT_ONCE), np.int32))
+    sizes = [int(whole) * _AT_ONCE + int(rest) for whole, rest in parts]
+    received = [bytearray() for _ in sizes]
+    for start in range(0, max(sizes), _AT_ONCE):
+        padded = np.zeros(min(_AT_ONCE, max(sizes) - start), np.uint8)
+        piece = content[start : start + len(padded)]
+        padded[: len(piece)] = piece
+        for whole, row in zip(received, multihost_utils.process_allgather(padded), strict=True):
+            whole += row.tobytes()
     try:
-        return [_unpacked(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+        return [_unpacked(bytes(row[:size])) for row, size in zip(received, sizes, strict=True)]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"distributed: a process sent what is no message: {error}") from None
 
 
+_AT_ONCE = 2**30  # bytes of a process that `gather` sends: sizes have to fit into 32 bits
 _ARRAY = "array"  # the only key of what stands for an array in the JSON text
 
 

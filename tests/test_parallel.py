@@ -310,6 +310,26 @@ def test_what_is_gathered_arrives_to_the_bit() -> None:
         assert theirs.flags.writeable
 
 
+def test_a_message_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes, of which the other one's message is longer."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel, "_AT_ONCE", 7)
+    theirs = parallel._packed("a longer message than the own one")
+    sent: list[int] = []
+
+    def allgather(value: np.ndarray) -> np.ndarray:
+        if value.dtype == np.int32:
+            return np.stack([value, np.array(divmod(len(theirs), 7), np.int32)])
+        start = sum(sent)
+        sent.append(len(value))
+        part = np.frombuffer(theirs[start : start + len(value)], np.uint8)
+        return np.stack([value, part])
+
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", allgather)
+    assert parallel.gather([1.5, "short"]) == [[1.5, "short"], "a longer message than the own one"]
+    assert max(sent) == 7
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return print, ("ran",)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
+
+if TYPE_CHECKING:
+    from mrcnn_jax.runs.run import Run
 
 
 def fields_given(words: Iterable[str]) -> frozenset[str]:
@@ -67,6 +72,30 @@ class OfCheckpoint:
 class OfWeights(OfCheckpoint):
     weights: Literal["raw", "ema"] = "raw"
     """ema: their moving average, of a run with ema_decay."""
+
+
+def with_batch(run: Run, size: int | None) -> Run:
+    """The run with another data.eval_batch_size; None: its own."""
+    if size is None:
+        return run
+    data = replace(run.config.data, eval_batch_size=size)
+    return replace(run, config=replace(run.config, data=data))
+
+
+@contextmanager
+def naming_the_batch(size: int) -> Iterator[None]:
+    """Raises Failure, which names a smaller batch, if the device's memory runs out.
+
+    Args:
+        size: images at once on a device.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of JAX, which is not imported for this
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        fewer = f" (--eval-batch-size {size // 2} needs less)" if size > 1 else ""
+        raise cli.Failure(f"out of device memory with {size} images at once{fewer}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

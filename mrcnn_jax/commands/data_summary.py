@@ -14,6 +14,7 @@ from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.caps import Cap, caps
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.evaluation.average_precision import category_names
 from mrcnn_jax.pixels.transforms import resize_plan
 
 SMALL = 32**2  # px: COCO calls objects of a smaller area small
@@ -55,10 +56,11 @@ def summary(
     def share(sizes: Float[np.ndarray, " n"]) -> float:
         return float((sizes < SMALL).mean()) if objects else 0.0
 
+    names_of_classes = category_names([asdict(c) for c in dataset.categories]).values()
     return {
         **dataset.report.to_dict(),
         "objects_by_class": {
-            name: by_label[label] for label, name in enumerate(dataset.class_names, 1)
+            name: by_label[label] for label, name in enumerate(names_of_classes, 1)
         },
         "objects_by_canvas_side": dict(zip(names, histogram.tolist(), strict=True)),
         "small_objects_share": share(areas),

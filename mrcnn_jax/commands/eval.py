@@ -1,7 +1,7 @@
 """Evaluate a run: COCO AP, proposal recall, depth errors and pictures, from its folder alone.
 
-    mrcnn eval --workdir runs/a [--split train --limit 50] [--annotations x.json --images dir/]
-    [--checkpoint best]
+    mrcnn eval --workdir runs/a [--checkpoint best] [--split train --limit 50]
+    mrcnn eval --workdir runs/a --annotations x.json --images dir/
 
 Writes eval/metrics.json, eval/detections.json (COCO results), eval/report.html, which shows it all
 on one page, and figures/; of other images than the run's own validation images, or a part of them,
@@ -11,16 +11,19 @@ has the same of it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import OfCheckpoint
+from mrcnn_jax.commands.arguments import OfCheckpoint, naming_the_batch, with_batch
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import DistributedConfig
 from mrcnn_jax.output import write_file
+
+DATA = "data.txt"  # the annotation file of --annotations that results are of
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
@@ -41,6 +44,9 @@ class Arguments(OfCheckpoint):
     """An annotation file to evaluate on instead of the run's own; goes with --images."""
     images: Path | None = None
     """The image folder of --annotations."""
+    eval_batch_size: int | None = None
+    """Images at once on a device, in place of the run's data.eval_batch_size: fewer need less
+    memory, and give the same results."""
     score: float = 0.5
     """Least score of the detections of which precision, recall, F1 and the confusion matrix are."""
     figures: int = 8
@@ -59,10 +65,13 @@ class Arguments(OfCheckpoint):
     def __post_init__(self) -> None:
         for name, value, least in (
             ("limit", self.limit, 1),
+            ("eval-batch-size", self.eval_batch_size, 1),
             ("report-images", self.report_images, 0),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"--{name}: {value}: must be at least {least}")
+        if self.split == "train" and self.annotations is not None:
+            raise ConfigError("--split: of the run's own images: not with --annotations")
         if not 0 <= self.score <= 1:
             raise ConfigError(f"--score: {self.score}: must be in 0..1")
 
@@ -104,7 +113,10 @@ def run(arguments: Arguments) -> dict[str, float]:
 
     parallel.join(arguments.distributed)
     workdir, annotations = arguments.workdir, arguments.annotations
-    runs = load_weights(workdir, arguments.checkpoint)
+    runs = {
+        name: with_batch(run, arguments.eval_batch_size)
+        for name, run in load_weights(workdir, arguments.checkpoint).items()
+    }
     meta = runs["raw"].meta
     rows = read_rows(workdir, meta)
     split = open_data(runs["raw"], workdir, arguments.split, annotations, arguments.images)
@@ -119,9 +131,17 @@ def run(arguments: Arguments) -> dict[str, float]:
     for cap in caps(dataset, config.data, config.model):
         if cap.field in ("model.rpn.proposals", "model.box_head.detections"):  # not of training
             print(cap.line())
-    out = arguments.results
-    folders = {name: out.with_name(f"{out.name}_ema") if name == "ema" else out for name in runs}
-    parallel.in_turn(lambda: make_folder(*folders.values()) if parallel.is_first() else None)
+    folders = {name: of_weights(arguments.results, name) for name in runs}
+
+    def begin() -> None:
+        for folder in folders.values():
+            _refuse_other_results(folder, annotations)
+        make_folder(*folders.values())
+        if annotations is not None:
+            for folder in folders.values():
+                write_file(folder / DATA, f"{annotations.resolve()}\n")
+
+    parallel.in_turn(lambda: begin() if parallel.is_first() else None)
     predictor = Predictor(runs["raw"], parallel.data_mesh())
     metrics: dict[str, float] = {}
     for name, version in runs.items():
@@ -130,14 +150,17 @@ def run(arguments: Arguments) -> dict[str, float]:
             again = cli.command("train", "--resume", workdir)
             incomplete = f" (its stage is not complete; to go on: {again})"
         print(f"{workdir}: checkpoint {version.title}{incomplete}")
+        if (line := version.untrained_line) is not None:
+            print(line)
         predictor.load(version.variables)
-        found = evaluate(
-            predictor,
-            split,
-            limit=arguments.limit,
-            boundary=arguments.boundary,
-            score=arguments.score,
-        )
+        with naming_the_batch(config.data.eval_batch_size):
+            found = evaluate(
+                predictor,
+                split,
+                limit=arguments.limit,
+                boundary=arguments.boundary,
+                score=arguments.score,
+            )
         if found is None:
             continue
         folder = folders[name]
@@ -163,6 +186,27 @@ def run(arguments: Arguments) -> dict[str, float]:
         )
         metrics = metrics or found.metrics
     return metrics
+
+
+def of_weights(folder: Path, weights: str) -> Path:
+    """The folder of the results of the weights themselves, or beside it that of their average."""
+    if weights == "raw":
+        return folder
+    whole = Path(os.path.abspath(folder))  # "." has no name
+    return whole.with_name(f"{whole.name}_ema")
+
+
+def _refuse_other_results(folder: Path, annotations: Path | None) -> None:
+    """Raises ConfigError if a folder holds what would be lost: predictions, or the evaluation on
+    another file of the same name."""
+    if (folder / "images.json").exists():
+        raise ConfigError(f"{folder}: holds predictions of images (choose another --out)")
+    try:
+        other = (folder / DATA).read_text().strip()
+    except OSError:  # none yet
+        return
+    if annotations is None or other != str(annotations.resolve()):
+        raise ConfigError(f"{folder}: holds the evaluation on {other} (choose another --out)")
 
 
 def draw(

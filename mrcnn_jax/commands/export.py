@@ -63,6 +63,8 @@ def run(arguments: Arguments) -> None:
         export_onnx.refuse_missing_packages()
         refuse_taken(out)
     source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
+    if (line := source.untrained_line) is not None:
+        print(line)
     if out.is_dir() and not onnx:
         raise ConfigError(f"{out}: is a folder")
     make_folder(out.parent)

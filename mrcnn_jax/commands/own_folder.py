@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DATASET = "dataset"  # in a run's folder: what was converted and divided for it
 ANNOTATIONS = "annotations.json"  # in it, of an export
+CLASSES = "classes.txt"  # in it, of an export in two parts
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,10 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
             return found.train, found.val
         if found.export is not None and found.val_export is not None:
             training = converted(found.export, out / TRAIN)
-            validation = converted(found.val_export, out / VAL)
+            export = found.val_export
+            if export.class_names() is None:  # those that it has objects of may not be all
+                export = replace(export, categories=_classes_of(training, out / CLASSES))
+            validation = converted(export, out / VAL)
             write_record(folder, out, training.images, {"rule": "As the export divides them."})
             return training, validation
         part = found.train
@@ -348,6 +352,16 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     training, validation, line = made
     print(line)
     return training, validation
+
+
+def _classes_of(part: Part, file: Path) -> Path:
+    """Writes the classes of an annotation file, a line each."""
+    from mrcnn_jax.data.json_values import read_json
+    from mrcnn_jax.output import write_file
+
+    names = [category["name"] for category in read_json(part.annotations)["categories"]]
+    write_file(file, "".join(f"{name}\n" for name in names))
+    return file
 
 
 def converted(export: Options, out: Path) -> Part:

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from mrcnn_jax.commands.arguments import OfWeights
+from mrcnn_jax.commands.arguments import OfWeights, naming_the_batch, with_batch
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ class Arguments(OfWeights):
     overlap: int | None = None
     """Pixels that neighbouring tiles share at least: objects up to this size are seen whole. By
     default an eighth of --tile."""
+    eval_batch_size: int | None = None
+    """With --tile, tiles at once, in place of the run's data.eval_batch_size: fewer need less
+    memory."""
 
 
 def run(arguments: Arguments) -> None:
@@ -68,7 +71,7 @@ def run(arguments: Arguments) -> None:
 
     Raises:
         ConfigError: no such run, file or image folder, options that do not go together, or `out`
-            cannot be made or holds an images.json of somebody else.
+            cannot be made or holds results of somebody else.
         OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
     """
@@ -86,16 +89,20 @@ def run(arguments: Arguments) -> None:
     if not 0 <= arguments.min_score <= 1:
         raise ConfigError(f"--min-score: {arguments.min_score}: must be in 0..1")
     tiling = _tiling(arguments)
-    files = image_files(arguments.paths, report)
-    model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
-    if arguments.depth_maps and model.run.config.model.depth_head.kind == "none":
-        raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no depth head")
-    make_folder(out)
     earlier = _listed(out)
+    files = image_files(arguments.paths, report, drawn=[out / name for name in earlier])
+    model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
+    if arguments.eval_batch_size is not None:
+        model = api.Model(with_batch(model.run, arguments.eval_batch_size))
+    if arguments.depth_maps and model.run.network.depth_head.kind == "none":
+        raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no trained depth head")
+    if (line := model.run.untrained_line) is not None:
+        print(line)
+    make_folder(out)
     made: AbstractContextManager[Annotations | None] = nullcontext()
     if arguments.format is not None:
         made = open_annotations(arguments.format, out, files, model.class_names, report)
-    failed = 0
+    failed, at_once = 0, 1 if tiling is None else model.run.config.data.eval_batch_size
     # They get their names when they are whole, the annotations last: they are not replaced.
     with (
         made as annotations,
@@ -110,7 +117,8 @@ def run(arguments: Arguments) -> None:
             before = results.number
             try:
                 for frame, picture in _pictures(file, tiling, model.run.config.data, report):
-                    results.add(file, frame, picture)
+                    with naming_the_batch(at_once):
+                        results.add(file, frame, picture)
                 if results.number == before:
                     raise ConfigError(f"{file}: a video without a frame that can be decoded")
             except ConfigError as error:
@@ -144,9 +152,12 @@ def _tiling(arguments: Arguments) -> Tiling | None:
     from mrcnn_jax.inference.tiles import Tiling
 
     if arguments.tile is None:
-        if arguments.overlap is not None:
-            raise ConfigError("--overlap: needs --tile")
+        for name in ("overlap", "eval_batch_size"):
+            if getattr(arguments, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')}: needs --tile")
         return None
+    if arguments.eval_batch_size is not None and arguments.eval_batch_size < 1:
+        raise ConfigError(f"--eval-batch-size: {arguments.eval_batch_size}: must be at least 1")
     if arguments.depth_maps:
         raise ConfigError("--depth-maps: not with --tile")
     return Tiling.of(arguments.tile, arguments.overlap)
@@ -296,10 +307,13 @@ def _listed(out: Path) -> set[str]:
     """The names of what an earlier call drew into `out`, by its list; empty if there is none.
 
     Raises:
-        ConfigError: there is another file of that name, which would be replaced.
+        ConfigError: there is another file of that name, or detections without the list, as `eval`
+            writes them, which would be replaced.
     """
     path = out / IMAGES
     if not path.exists():
+        if (out / DETECTIONS).exists():
+            raise ConfigError(f"{out / DETECTIONS}: not written by predict (choose another --out)")
         return set()
     try:
         images = json.loads(path.read_bytes())

@@ -57,6 +57,8 @@ def run(arguments: Arguments) -> None:
     else:
         refuse_taken(Path(out or str(to)))
     source = load_run(arguments.workdir, arguments.checkpoint, arguments.weights)
+    if (line := source.untrained_line) is not None:
+        print(line)
     card = model_card(source, arguments.workdir, weights_licence=arguments.weights_licence)
     shared = _to_hand_on(source)
     if out is not None:

@@ -278,7 +278,9 @@ def _way_out(arguments: Arguments, again: str) -> str:
     """What to type where the folder holds a run of another config; "" if it has no weights yet."""
     config, workdir = arguments.config, arguments.workdir
     saved = workdir / "config.json"
-    if saved.exists() and not differences(resolve_paths(config), load_config_json(saved)):
+    if saved.exists() and not differences(
+        resolve_paths(config, needs_start=False), load_config_json(saved)
+    ):
         return f"; it has more stages by now: {again}"
     if not any(workdir.glob("checkpoints/[!.]*")):
         return ""

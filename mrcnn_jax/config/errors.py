@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -23,6 +24,19 @@ def refuse_pipe(path: Path) -> None:
     """Raises ConfigError if `path` is a pipe, socket or device: reading it might never end."""
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise ConfigError(f"{path}: not a file, but a pipe, socket or device")
+
+
+def require_share(options: object, prefix: str, *names: str) -> None:
+    """Raises ConfigError if one of the options named, an IoU or a score, is not in 0..1."""
+    for name in names:
+        require(0 <= getattr(options, name) <= 1, f"{prefix}{name}: must be in 0..1")
+
+
+def require_weight(options: object, prefix: str, *names: str) -> None:
+    """Raises ConfigError if one of the options named, a factor, is negative or not finite."""
+    for name in names:
+        value = getattr(options, name)
+        require(0 <= value < math.inf, f"{prefix}{name}: must be at least 0 and finite")
 
 
 def require_at_least(least: int, options: object, prefix: str, *names: str) -> None:

@@ -86,8 +86,12 @@ def data_root(data: DataConfig) -> str | None:
     return data.root
 
 
-def resolve_paths(config: Config) -> Config:
+def resolve_paths(config: Config, *, needs_start: bool = True) -> Config:
     """Returns `config` with every file name absolute.
+
+    Args:
+        config: with names as a user gave them.
+        needs_start: whether `init_from` has to be there.
 
     Raises:
         ConfigError: names a file that is missing.
@@ -107,7 +111,7 @@ def resolve_paths(config: Config) -> Config:
         require(value.exists(), f"data.{name}: {value}: no such file or folder")
         names[name] = str(value.resolve())
     init_from = config.init_from
-    if init_from is not None:
+    if init_from is not None and (needs_start or Path(init_from).exists()):
         init_from = str(find_start(init_from))
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
 

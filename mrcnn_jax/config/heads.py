@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mrcnn_jax.config.errors import require, require_at_least
+from mrcnn_jax.config.errors import require, require_at_least, require_share, require_weight
 
 Norm = Literal["none", "frozen_batch", "group"]
 """Normalisation of a convolution outside the ResNet. frozen_batch: batch norm by its imported
@@ -80,7 +80,14 @@ class BoxHeadConfig:
         self._check_cascade()
         require_at_least(1, self, "model.box_head.", "hidden", "conv_channels", "pool_size")
         require_at_least(1, self, "model.box_head.", "samples", "detections")
+        require(self.crowd_overlap > 0, "model.box_head.crowd_overlap: must be positive")
         require_at_least(0, self, "model.box_head.", "convs", "fcs", "min_size", "smooth_l1_beta")
+        require_share(self, "model.box_head.", "foreground_iou", "nms_iou", "score_threshold")
+        require_weight(self, "model.box_head.", "class_loss_weight", "box_loss_weight")
+        require(
+            all(0 < weight < math.inf for weight in self.box_weights),
+            "model.box_head.box_weights: must be positive and finite",
+        )
 
     def _check_cascade(self) -> None:
         prefix = "model.box_head.cascade"
@@ -155,7 +162,8 @@ class PointRendConfig:
         require(0 <= self.steps <= 4, f"{prefix}steps: must be in 0..4")
         require_at_least(1, self, prefix, "points", "train_points", "oversampling", "channels")
         require_at_least(0, self, prefix, "fcs")
-        require(0 <= self.uncertain_fraction <= 1, f"{prefix}uncertain_fraction: must be in 0..1")
+        require_share(self, prefix, "uncertain_fraction")
+        require_weight(self, prefix, "loss_weight")
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,8 @@ class MaskHeadConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.mask_head.", "channels", "pool_size", "samples")
         require_at_least(0, self, "model.mask_head.", "convs", "focal_gamma")
+        require_share(self, "model.mask_head.", "match_iou")
+        require_weight(self, "model.mask_head.", "loss_weight")
         require(0 < self.focal_alpha <= 1, "model.mask_head.focal_alpha: must be in (0, 1]")
         require(
             not self.soft_targets or self.loss == "bce",
@@ -241,7 +251,8 @@ class MaskIoUHeadConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.mask_iou_head.", "channels", "convs", "hidden")
-        require_at_least(0, self, "model.mask_iou_head.", "fcs", "loss_weight")
+        require_at_least(0, self, "model.mask_iou_head.", "fcs")
+        require_weight(self, "model.mask_iou_head.", "loss_weight")
 
 
 @dataclass(frozen=True)
@@ -265,4 +276,5 @@ class DepthHeadConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.depth_head.", "channels")
-        require(0 <= self.silog_lambda <= 1, "model.depth_head.silog_lambda: must be in 0..1")
+        require_share(self, "model.depth_head.", "silog_lambda")
+        require_weight(self, "model.depth_head.", "loss_weight")

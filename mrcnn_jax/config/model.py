@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mrcnn_jax.config.errors import require, require_at_least
+from mrcnn_jax.config.errors import require, require_at_least, require_share, require_weight
 from mrcnn_jax.config.heads import (
     BoxHeadConfig,
     BoxLoss,
@@ -158,6 +158,14 @@ class RPNConfig:
             "model.rpn.convs: more than one needs model.rpn.batch_norm False",
         )
         require_at_least(0, self, "model.rpn.", "smooth_l1_beta")
+        require_share(self, "model.rpn.", "nms_iou")
+        require(self.crowd_overlap > 0, "model.rpn.crowd_overlap: must be positive")
+        require_weight(self, "model.rpn.", "objectness_loss_weight", "box_loss_weight")
+        for name in ("scales", "ratios", "box_weights"):
+            require(
+                all(0 < value < math.inf for value in getattr(self, name)),
+                f"model.rpn.{name}: must be positive and finite",
+            )
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.", "num_classes", "fpn_channels")
+        require(
+            all(0 < value < math.inf for value in self.pixel_std),
+            "model.pixel_std: must be positive and finite",
+        )
         require(
             self.fpn_norm != "group",
             "model.fpn_norm: group norm would include the canvas's padding in its statistics",

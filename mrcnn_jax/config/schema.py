@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mrcnn_jax.config.errors import ConfigError, require, require_at_least
+from mrcnn_jax.config.errors import ConfigError, require, require_at_least, require_weight
 from mrcnn_jax.config.model import ModelConfig
 
 RUNTIME = {"runtime": True}  # metadata of the fields that may differ when a run is resumed
@@ -190,10 +190,14 @@ class OptimizerConfig:
     accumulate_steps: int = 1
     """Average the gradients of this many steps for one update: equivalent to a batch that many
     times larger, where losses are means over equally many rows. The last update of a stage takes
-    the steps that are left. Clipping comes afterwards; batch statistics are those of each step."""
+    the steps that are left; if one of them is skipped (skip_non_finite), it does not come about.
+    Clipping comes afterwards; batch statistics are those of each step."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optimizer.learning_rate: must be positive")
+        require(
+            0 < self.learning_rate < math.inf,
+            "optimizer.learning_rate: must be positive and finite",
+        )
         require(0 <= self.momentum < 1, "optimizer.momentum: must be in [0, 1)")
         require(
             self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm: must be positive"
@@ -215,6 +219,9 @@ class ParamGroup:
     """Regular expression that the whole path of a parameter matches, "rpn/conv1/kernel"."""
     lr_scale: float = 1.0
     """Factor on the learning rate."""
+
+    def __post_init__(self) -> None:
+        require_weight(self, f"stages: {self.pattern}: ", "lr_scale")
 
 
 Loss = Literal[

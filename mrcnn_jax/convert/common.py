@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections import defaultdict
@@ -223,14 +224,27 @@ class ImageFolder:
 
 
 def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files with these suffixes in a folder, sorted; not hidden ones, nor macOS's own."""
+    """The files with these suffixes in a folder and its subfolders, sorted; not hidden ones, nor
+    macOS's own. Links are followed, to each folder once. ConfigError if a folder cannot be read."""
+    hidden = (".", "__MACOSX")
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(hidden))
+        shown = (Path(root, name) for name in names if not name.startswith(hidden))
+        found += (file for file in shown if file.suffix.lower() in suffixes and file.is_file())
+    return sorted(found)
 
-    def shown(file: Path) -> bool:
-        parts = file.relative_to(folder).parts
-        return not any(part.startswith((".", "__MACOSX")) for part in parts)
 
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
-    return sorted(file for file in found if file.is_file() and shown(file))
+def refuse_unreadable(error: OSError) -> None:
+    """Raises ConfigError for a folder that is there and cannot be read; for `os.walk`."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
 
 
 def image_size(path: Path, annotated: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -408,8 +422,13 @@ def instances(values: Int64[np.ndarray, "h w"]) -> Iterator[tuple[int, Patch]]:
     """Each value but 0, and where it is."""
     for value in np.unique(values[values != 0]).tolist():
         there = values == value
-        x1, y1, x2, y2 = mask_box(there)
-        yield value, Patch(there[y1:y2, x1:x2], x1, y1)
+        yield value, cropped(there)
+
+
+def cropped(mask: Bool[np.ndarray, "h w"]) -> Patch:
+    """The pixels of a mask, without the rest of it."""
+    x1, y1, x2, y2 = mask_box(mask)
+    return Patch(mask[y1:y2, x1:x2].copy(), x1, y1)  # a view would keep all of it in memory
 
 
 def value_name(value: int) -> str:

@@ -28,6 +28,7 @@ from mrcnn_jax.convert.common import (
     Picture,
     RectangleOptions,
     Shape,
+    cropped,
     ellipse,
     files_in,
     named,
@@ -38,7 +39,6 @@ from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.repair import Dropped, mask_rle
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
-from mrcnn_jax.pixels.geometry import mask_box
 
 OUTLINES = ("polygon", "mask", "ellipse")
 NO_AREA = ("label", "caption", "points", "polyline", "skeleton", "cuboid_2d", "cuboid_3d")
@@ -261,6 +261,4 @@ def _patch(rle: dict[str, Any], size: tuple[int, int] | None) -> Patch:
     except Dropped:
         counts = short(rle.get("counts"))
         raise ValueError(f"its rle.counts, {counts}, are not of {height} x {width}") from None
-    pixels = rle_ops.decode(found).astype(bool)
-    x1, y1, x2, y2 = mask_box(pixels)
-    return Patch(pixels[y1:y2, x1:x2], x1, y1)
+    return cropped(rle_ops.decode(found).astype(bool))

@@ -24,10 +24,10 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
     ImageFolder,
-    Patch,
     Picture,
     RectangleOptions,
     Shape,
+    cropped,
     ellipse,
     named,
     turned,
@@ -127,7 +127,7 @@ class LabelStudio(RectangleOptions):
             return value[key] * side / 100
 
         if kind == "brush":
-            return Shape(where, label, patch=Patch(_brush(value, size)))
+            return Shape(where, label, patch=cropped(_brush(value, size)))
         if kind == "polygon":
             points = value.get("points")
             if not isinstance(points, list) or not all(

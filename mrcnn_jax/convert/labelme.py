@@ -113,6 +113,8 @@ class Labelme(RectangleOptions):
             raise ValueError(f"its label is {label!r}")
         if group is not None and type(group) not in (int, str):
             raise ValueError(f"its group_id is {group!r}")
+        if not isinstance(kind, str):
+            raise ValueError(f"its shape_type is {short(kind)}")
         if kind in NO_AREA:
             return None
         if not isinstance(points, list) or not all(

@@ -33,6 +33,7 @@ from mrcnn_jax.convert.common import (
     Picture,
     RectangleOptions,
     Shape,
+    cropped,
     files_in,
     named,
     normal_label,
@@ -43,7 +44,6 @@ from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.data.repair import is_polygon
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import opacity
-from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.places import Box
 
 NO_AREA = ("point", "line", "graph", "cuboid", "cuboid_2d")
@@ -224,8 +224,7 @@ def _polygon(
     pixels = rle_ops.decode(first).astype(bool)
     for hole in others:
         pixels &= rle_ops.decode(hole) == 0
-    x1, y1, x2, y2 = mask_box(pixels)
-    return Shape(where, label, patch=Patch(pixels[y1:y2, x1:x2], x1, y1), group=group)
+    return Shape(where, label, patch=cropped(pixels), group=group)
 
 
 def _box(corners: Any) -> Box:

@@ -20,7 +20,7 @@ import numpy as np
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import ConfigError, require_at_least
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
@@ -32,6 +32,7 @@ from mrcnn_jax.convert.common import (
     Shape,
     image_size,
     normal_label,
+    normal_path,
     read_lines,
 )
 from mrcnn_jax.data.images import tell_pages
@@ -84,6 +85,7 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
         raise ConfigError(f"--split: {options.split} is not a share in 0..1")
     if not options.input.exists():
         raise ConfigError(f"{options.input}: no such file or folder")
+    require_at_least(0, options, "--", "seed")
     names = _names(options.categories) if options.categories is not None else None
     images, report = options.open_images(), Report()
     converted = _images(options, images, names, report, hint=hint)
@@ -136,13 +138,13 @@ def _images(
     ConfigError if too many do not exist, with a `hint` at the option that allows it, or if some
     have another size than annotated.
     """
-    only = _listed(options.only) if options.only is not None else None
+    only = _Only(options.only)
     converted: dict[str, _Image] = {}
     places: dict[str, str] = {}
     lost, wrong, listed = [], [], 0
     for picture in options.pictures(images, report):
         file = _file(picture, images, report)
-        if only is not None and not only & _spellings(file or picture.stem or picture.names[0]):
+        if not only.names(file or picture.stem or picture.names[0]):
             report.add(Reason.NOT_LISTED, picture.name, file=options.only)
             continue
         listed += 1
@@ -173,7 +175,7 @@ def _images(
         see = " (see --allow-missing)" if hint else ""
         refuse_lost(lost, listed, f"{options.input}: in {images.folder}{see}")
     for file in images.files:
-        if file in places or (only is not None and not only & _spellings(file)):
+        if file in places or not only.names(file):
             continue
         if not options.keep_unannotated:
             report.add(Reason.UNANNOTATED, file)
@@ -182,19 +184,44 @@ def _images(
         else:
             tell_pages(report, file, header_pages(images.folder / file))
             converted[file] = _Image(file, *size, ())
+    for line in only.left():
+        report.add(Reason.LISTED_ONLY, line, file=options.only)
     return [converted[file] for file in sorted(converted)]
 
 
-def _listed(path: Path) -> set[str]:
-    """The names in a list, also without the flag that VOC's lists of a class put behind them."""
-    lines = read_lines(path)
-    flagged = (line for line in lines if line.endswith((" 1", " -1", " 0")))
-    return {*lines, *(line.rsplit(maxsplit=1)[0] for line in flagged)}
+class _Only:
+    """The list of --only.
+
+    Args:
+        path: its file; None: every image is wanted.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._line: dict[str, str] | None = None
+        """Name -> line, also without the flag that VOC's lists of a class put behind it."""
+        self._met: set[str] = set()
+        if path is not None:
+            lines = read_lines(path)
+            flagged = (line for line in lines if line.endswith((" 1", " -1", " 0")))
+            self._line = {normal_path(line): line for line in lines}
+            self._line |= {normal_path(line.rsplit(maxsplit=1)[0]): line for line in flagged}
+
+    def names(self, file: str) -> bool:
+        """Whether an image is wanted."""
+        if self._line is None:
+            return True
+        found = {self._line[name] for name in _spellings(file) if name in self._line}
+        self._met |= found
+        return bool(found)
+
+    def left(self) -> list[str]:
+        """The lines that have named no image."""
+        return [] if self._line is None else sorted({*self._line.values()} - self._met)
 
 
 def _spellings(file: str) -> set[str]:
     """How a list may name an image: with or without its folders and its suffix."""
-    path = PurePosixPath(file)
+    path = PurePosixPath(file := normal_path(file))
     return {file, path.name, path.stem, str(path.with_suffix(""))} if path.name else {file}
 
 

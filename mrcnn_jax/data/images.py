@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
 VERSION = "1.3.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"
+LONGEST = 200  # bytes of an annotation file's name in that of its folder, which may have 255
 
 # By (the image is turned, its size tells).
 TURN_REASONS = {
@@ -82,7 +84,8 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
             has not the annotated size even when turned; or no usable image is left. Too many lost
             images are no error here: see `CocoDataset.refuse_lost_images`.
     """
-    folder = cache / f"{dataset.annotations_path.stem}-{_key(dataset)}"
+    stem = os.fsencode(dataset.annotations_path.stem)[:LONGEST].decode(errors="ignore")
+    folder = cache / f"{stem}-{_key(dataset)}"
     kinds = _kept_kinds(folder / FILE)
     # Failures are not cached: next time the disk may be mounted, or the permission granted.
     left = [image for image in dataset.images if image.id not in kinds]
@@ -90,8 +93,9 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
         _refuse_by_header(dataset, left, data)
         found = {i.id: kind for i, kind in _each(dataset, left, _kind, data, "checking images")}
         kinds |= found
-        decoded = {n: astuple(kind) for n, kind in kinds.items() if isinstance(kind, Kind)}
-        keep(folder / FILE, decoded)
+        if any(isinstance(kind, Kind) for kind in found.values()):
+            decoded = {n: astuple(kind) for n, kind in kinds.items() if isinstance(kind, Kind)}
+            keep(folder / FILE, decoded)
     return _applied(dataset, kinds), folder
 
 

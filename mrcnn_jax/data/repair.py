@@ -100,7 +100,10 @@ def _box(bbox: Box, extent: Box | None, height: int, width: int, note: Note) -> 
         note(Reason.FAR_FROM_MASK)
         return extent
     if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
-        raise Dropped(Reason.OUTSIDE)
+        if extent is None:
+            raise Dropped(Reason.OUTSIDE)
+        note(Reason.BOX_FROM_MASK)
+        return extent
     if extent is not None and far(box, extent, FIT_IOU):
         note(Reason.LOOSE_BOX)
     if box != (x, y, x + w, y + h):

@@ -159,6 +159,7 @@ class Reason(Enum):
     LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
+    LISTED_ONLY = "noticed", "lines of {file} (--only) that name no image"
     DELETED = "left out", "objects marked as deleted"
     SKIPPED = "left out", "shapes labelled {label} (--skip)"
     UNANNOTATED = "left out", "images without an annotation (see --keep-unannotated)"

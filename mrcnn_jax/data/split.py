@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,9 +57,9 @@ class Division:
     """Those that are not where their hash alone would put them."""
 
 
-def group_images(
+def groupings(
     file_names: Sequence[str], copies: Collection[Collection[int]] = ()
-) -> tuple[str, list[str]]:
+) -> Iterator[tuple[str, list[str]]]:
     """Finds images that belong together, by their names and as copies of each other.
 
     Args:
@@ -67,8 +67,8 @@ def group_images(
         copies: numbers of images that are equal.
 
     Returns:
-        How ("by subfolder", "by video" or "one by one"), and the group of each image: the first of
-        these ways that gives groups enough.
+        How ("by subfolder", "by video" or "one by one"), and the group of each image: those of
+        these ways that give groups enough, the last of them in any case.
     """
     folders = [posixpath.dirname(name) for name in file_names]
     # Roboflow exports several versions of an image, each with such an end.
@@ -77,10 +77,10 @@ def group_images(
     names, films = (list(map(posixpath.join, folders, parts)) for parts in (stems, videos))
     by_folder, by_film, by_name = (merged(groups, copies) for groups in (folders, films, names))
     if len(set(by_folder)) >= GROUPS:
-        return "by subfolder", by_folder
+        yield "by subfolder", by_folder
     if GROUPS <= len(set(by_film)) < len(set(by_name)):
-        return "by video (names that differ in a number at their end)", by_film
-    return "one by one", by_name
+        yield "by video (names that differ in a number at their end)", by_film
+    yield "one by one", by_name
 
 
 def _stem(name: str) -> str:
@@ -150,6 +150,17 @@ def divide(groups: Sequence[str], classes: Sequence[Collection[int]]) -> Divisio
     return Division(frozenset(val), tuple(sorted(val ^ by_hash)))
 
 
+def without_training(
+    division: Division, groups: Sequence[str], classes: Sequence[Collection[int]]
+) -> set[int]:
+    """The classes of two images or more of which a division leaves none for training."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for group, its in zip(groups, classes, strict=True):
+        for label in set(its):
+            found[label].append(group)
+    return {label for label, its in found.items() if len(its) >= 2 and set(its) <= division.val}
+
+
 def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
     """Divides the images of a COCO file, and writes both sides and the rule.
 
@@ -175,14 +186,17 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
     same = [
         [number for file in files for number in numbers[file]] for files in equal_files(numbers)
     ]
-    by, groups = group_images(names, [*same, *numbers.values()])
-    if len(set(groups)) < 2:
-        raise ConfigError(
-            f"{part.annotations}: {len(names)} images, of which no two differ: too few to keep "
-            "some for validation"
-        )
     labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
-    division = divide(groups, labels)
+    # Folders and names may be those of classes: then they do not say what belongs together.
+    for by, groups in groupings(names, [*same, *numbers.values()]):  # noqa: B007 (used below)
+        if len(set(groups)) < 2:
+            raise ConfigError(
+                f"{part.annotations}: {len(names)} images, of which no two differ: too few to keep "
+                "some for validation"
+            )
+        division = divide(groups, labels)
+        if not without_training(division, groups, labels):
+            break
     pairs = zip(dataset.images, groups, strict=True)
     val = {image.id for image, group in pairs if group in division.val}
     training, validation = (_side(content, val, inside) for inside in (False, True))

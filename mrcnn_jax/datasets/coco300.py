@@ -39,16 +39,21 @@ def write_coco300(coco: Path, out: Path) -> None:
     images: dict[int, tuple[Path, dict[str, Any]]] = {}
     annotations: dict[int, list[dict[str, Any]]] = {}
     for split in ("train2017", "val2017"):
-        content = read_json(coco / "annotations" / f"instances_{split}.json")
-        groups = {c["id"]: c["supercategory"] for c in content["categories"]}
-        kept = {number: CLASSES[name] for number, name in groups.items() if name in CLASSES}
-        images |= {
-            image["id"]: (coco / split / image["file_name"], image) for image in content["images"]
-        }
-        for annotation in content["annotations"]:
-            if annotation["category_id"] in kept:
-                mine = annotation | {"category_id": kept[annotation["category_id"]]}
-                annotations.setdefault(annotation["image_id"], []).append(mine)
+        path = coco / "annotations" / f"instances_{split}.json"
+        content = read_json(path)
+        try:
+            groups = {c["id"]: c["supercategory"] for c in content["categories"]}
+            kept = {number: CLASSES[name] for number, name in groups.items() if name in CLASSES}
+            images |= {
+                image["id"]: (coco / split / image["file_name"], image)
+                for image in content["images"]
+            }
+            for annotation in content["annotations"]:
+                if annotation["category_id"] in kept:
+                    mine = annotation | {"category_id": kept[annotation["category_id"]]}
+                    annotations.setdefault(annotation["image_id"], []).append(mine)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not COCO 2017's file of that name: {error}") from None
     chosen: dict[str, list[int]] = read_json(Path(__file__).with_name("coco300_ids.json"))
     missing = [number for numbers in chosen.values() for number in numbers if number not in images]
     if missing:

@@ -360,7 +360,8 @@ def _masks(tree: Tree) -> Recognised | None:
     if layout is None:
         return None
     depth = {"image": 0, "name": 0, "folder": 1}[layout]
-    alone = masks == "" or all(file.count("/") == depth for file in files)
+    folders = {tuple(file.split("/")[:-1][: -depth or None]) for file in files}
+    alone = masks == "" or all(part.lower() in ROLES for place in folders for part in place)
     export = Masks(
         tree.folder / masks,
         OUT,

@@ -324,6 +324,9 @@ def write_shapes(
         raise ConfigError(f"size: {size}: must be at least 128 px")
     for name in ("images", "annotations", *(["depth"] if depth else [])):
         (out / name).mkdir(parents=True, exist_ok=True)
+    # Those of earlier pictures would fit the new ones in all but what they show.
+    for split in ("train", "val"):
+        (out / "annotations" / f"instances_{split}.json").unlink(missing_ok=True)
     seen: Counter[str] = Counter()
     image_id = annotation_id = 0
     for split, count in (("train", train), ("val", val)):

@@ -14,15 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
+from mrcnn_jax.convert.common import refuse_unreadable
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]
 
 
 def walk(folder: Path, without: Path | None) -> Iterator[str]:
-    """The relative paths, with /, of the files in a folder. Links are followed, once each."""
+    """The relative paths, with /, of the files in a folder. Links are followed, once each.
+    ConfigError if a folder cannot be read."""
     seen = {os.path.realpath(without)} if without is not None else set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
         real = os.path.realpath(root)
         is_run = "checkpoints" in folders or os.path.isfile(f"{root}/dataset/split.json")
         if real in seen or (is_run and Path(root) != folder):

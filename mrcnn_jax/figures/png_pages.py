@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def write_pages(
         colors: a legend above the cells of each page: text -> colour.
 
     Returns:
-        The pages.
+        The pages. Further ones of an earlier call are removed.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -59,6 +60,9 @@ def write_pages(
             lines.append(np.concatenate([_padded(cell, height, width) for cell in line], axis=1))
         paths.append(out_dir / f"{name}_{number}.png")
         write_image(paths[-1], np.concatenate(lines))
+    further = itertools.count(len(paths) + 1)
+    for path in itertools.takewhile(Path.exists, (out_dir / f"{name}_{n}.png" for n in further)):
+        path.unlink()
     return paths
 
 

@@ -63,7 +63,7 @@ def choose(
         empty = [number for number in ids if index[number] not in usable]
         if empty:
             raise ConfigError(f"--images: {empty[0]}: has no {what} in {where}")
-        return [index[number] for number in ids]
+        return [index[number] for number in dict.fromkeys(ids)]
     if not usable:
         raise ConfigError(f"{where}: no image has an {what}")
     return spread(usable, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from mrcnn_jax.pixels.decode import (
 from mrcnn_jax.pixels.geometry import check_image
 
 
-def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:
+def image_files(
+    paths: Sequence[Path], report: Report | None = None, drawn: Iterable[Path] = ()
+) -> list[Path]:
     """List the given files, and the images directly in the given folders.
 
     Images are the files with a suffix of an image, and others that begin like one. Hidden files
@@ -37,17 +39,19 @@ def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Pat
     Args:
         paths: files and folders.
         report: counts what is passed over in folders, and why.
+        drawn: pictures of an earlier prediction, which are passed over in folders.
 
     Raises:
         ConfigError: a path does not exist or is no regular file, a folder has no images, or nothing
             was given.
     """
     report = Report() if report is None else report
+    earlier = {path.resolve() for path in drawn}
     files: list[Path] = []
     for path in paths:
         try:
             if path.is_dir():
-                files += _in_folder(path, report)
+                files += _in_folder(path, report, earlier)
             elif path.is_file():
                 files.append(path)
             else:
@@ -60,7 +64,7 @@ def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Pat
     return files
 
 
-def _in_folder(folder: Path, report: Report) -> list[Path]:
+def _in_folder(folder: Path, report: Report, earlier: Collection[Path]) -> list[Path]:
     found = []
     passed: list[tuple[str, str]] = []
     for file in sorted(folder.iterdir()):
@@ -71,6 +75,8 @@ def _in_folder(folder: Path, report: Report) -> list[Path]:
         elif not os.path.isfile(file):
             # Opening a pipe that nobody writes to would never end.
             passed.append(("pipes, sockets, devices and broken links", file.name))
+        elif earlier and file.resolve() in earlier:
+            passed.append(("pictures that an earlier prediction drew", file.name))
         elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
             found.append(file)
         elif file.suffix.lower() in VIDEO_SUFFIXES:

@@ -21,7 +21,7 @@ from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.annotations import data_yaml, yolo_lines
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.output import part_folder, write_file
-from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
+from mrcnn_jax.pixels.decode import SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import box_area
 
@@ -132,7 +132,9 @@ class _Yolo(Annotations):
         for folder in (images, labels):
             folder.mkdir(exist_ok=True)
         if frame is None:
-            shutil.copyfile(file, images / f"{name}{file.suffix}")
+            # Without an image's suffix nobody takes it for one.
+            suffix = file.suffix if file.suffix.lower() in SUFFIXES else suffix_of(file)
+            shutil.copyfile(file, images / f"{name}{suffix}")
         else:
             write_image(images / f"{name}.png", frame)
         classes = (found.labels - 1).tolist()

@@ -103,6 +103,16 @@ def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
         raise ValueError(f"not an image that can be read: {_line(error)}") from None
 
 
+def suffix_of(path: Path) -> str:
+    """A suffix for a picture by what it is, ".jpeg" for example; ValueError if it is unreadable."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            kind = str(image.format).lower()
+    except Exception as error:  # as of `header_size`
+        raise ValueError(f"not an image that can be read: {_line(error)}") from None
+    return ".jp2" if kind == "jpeg2000" else f".{kind}"
+
+
 def header_pages(path: Path) -> int | None:
     """The pages of a file, as in `Kind`; 1 if it cannot be read."""
     try:

@@ -77,6 +77,8 @@ class Meta:
     loaded: tuple[str, ...] | None = None
     """Modules whose parameters the run began with, all of them from other weights ("box_head" for
     example); None: not known, of a run that an earlier version began or that was not trained."""
+    images: str | None = None
+    """A hash of the training images that its steps are counted in; None: as of `loaded`."""
 
     def __post_init__(self) -> None:
         best = self.best_metric

@@ -10,10 +10,12 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
@@ -33,6 +35,7 @@ PROJECT = "mrcnn_jax"  # unless $WANDB_PROJECT or $MLFLOW_EXPERIMENT_NAME names 
 _PACKAGES = {"wandb": "'wandb>=0.31'", "mlflow": "'mlflow-skinny>=3'"}  # module -> what pip takes
 _SECONDS = 60  # to wait in the end for what has not been sent
 _MLFLOW_BATCH = 1000  # metrics; the limit of its API
+_NOT_OF_MLFLOW = re.compile(r"[^/\w. -]")  # what its names of metrics may not have, as "@"
 
 Row = tuple[int, Mapping[str, float]]
 
@@ -200,7 +203,10 @@ class Service:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(Exception):
+                session.end(True)
         reason = " ".join(str(error).split()) or type(error).__name__
         self._tell(f"{reason:.300}: nothing more is sent there")
 
@@ -268,7 +274,7 @@ class _MLflow:
     def send(self, rows: Sequence[Row]) -> None:
         now = int(1000 * time.time())
         metrics = [
-            self._mlflow.entities.Metric(name, value, now, step)
+            self._mlflow.entities.Metric(_NOT_OF_MLFLOW.sub("_", name), value, now, step)
             for step, values in rows
             for name, value in values.items()
         ]

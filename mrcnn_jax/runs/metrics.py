@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,12 @@ class MetricsLog:
         _begin(loggers, _read(self.path))
 
     def close(self, *, failed: bool = False) -> None:
-        """Close the file and the loggers; `failed`: the run was stopped."""
-        self._file.close()
-        for logger in self.loggers:
-            logger.close(failed=failed)
+        """Close the file and the loggers, whatever one of them raises; `failed`: the run was
+        stopped."""
+        with ExitStack() as stack:
+            for logger in reversed(self.loggers):
+                stack.callback(logger.close, failed=failed)
+            stack.callback(self._file.close)  # first: the last that is entered is left first
 
     def __enter__(self) -> MetricsLog:
         return self

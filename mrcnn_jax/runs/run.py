@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
+from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss
 from mrcnn_jax.data.depth_files import depth_source
@@ -68,26 +69,40 @@ class Run:
 
         An imported network has no stages, and all heads.
         """
-        model, stages = self.config.model, self.config.stages
-        heads = set(get_args(Loss)) - ({"depth"} if model.depth_head.kind == "none" else set())
-        heads -= set(BOX_LOSSES[len(model.box_head.heads) :])
-        heads -= set() if model.mask_iou_head.enabled else {"mask_iou"}
-        if not stages:
-            return frozenset(heads)
+        model, heads = self.config.model, _heads(self.config.model)
+        if not self.config.stages:
+            return heads
         known = known_modules(self.config, self.meta)
         return frozenset(loss for loss in heads if modules_of(loss, model) <= known)
 
     @property
     def network(self) -> ModelConfig:
-        """The network that predicts: without heads of a cascade or of mask IoU that are random."""
+        """The network that predicts: without heads that are random, of those it need not have."""
         model, trained = self.config.model, self.trained
         known = sum(loss in trained for loss in BOX_LOSSES)
         cascade = model.box_head.cascade[: max(0, known - 1)]
+        depth = model.depth_head if "depth" in trained else DepthHeadConfig()
         return replace(
             model,
             box_head=replace(model.box_head, cascade=cascade),
             mask_iou_head=replace(model.mask_iou_head, enabled="mask_iou" in trained),
+            depth_head=depth,
         )
+
+    @property
+    def untrained_line(self) -> str | None:
+        """For people: which heads are still random; None if none are."""
+        random = sorted(_heads(self.config.model) - self.trained)
+        if not random:
+            return None
+        return f"checkpoint {self.meta.name}: not trained yet, so random: {', '.join(random)}"
+
+
+def _heads(model: ModelConfig) -> frozenset[Loss]:
+    """The losses of the heads that a network has."""
+    heads = set(get_args(Loss)) - ({"depth"} if model.depth_head.kind == "none" else set())
+    heads -= set(BOX_LOSSES[len(model.box_head.heads) :])
+    return frozenset(heads - (set() if model.mask_iou_head.enabled else {"mask_iou"}))
 
 
 def known_modules(config: Config, meta: Meta) -> frozenset[str]:

@@ -39,6 +39,8 @@ from mrcnn_jax.training.memory import GIB
 from mrcnn_jax.training.stages import live_norm
 from mrcnn_jax.training.step import Known
 
+VERSION = 1  # of what they compute: raise it when trunks, RPN or proposals compute otherwise
+
 
 @dataclass(frozen=True)
 class Modules:
@@ -367,6 +369,7 @@ def _key(config: Config, variables: Variables, modules: Modules) -> str:
     digest = hashlib.sha256()
     data = config.data
     fields = {
+        "version": VERSION,
         "dtype": config.cache_features,
         "model": asdict(config.model),
         "proposals": modules.proposals,

@@ -82,6 +82,8 @@ class OpenRun:
     """The variables of a new run that are not random."""
     loaded: tuple[str, ...] | None
     """As of `Meta.loaded`."""
+    images: str
+    """As of `Meta.images`."""
 
     def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
         """The batches of an epoch that a stage trains: of its last one, perhaps the first part."""
@@ -172,7 +174,7 @@ def open_run(
     """
     if not config.stages:
         raise ConfigError("stages: the config has none")
-    config = resolve_paths(config)
+    config = resolve_paths(config, needs_start=not _began_with(config.init_from, workdir))
     parallel.in_turn(lambda: refuse_missing(config.loggers) if parallel.is_first() else None)
     mesh = parallel.data_mesh()
     parallel.refuse_uneven(config.data.batch_size, mesh)
@@ -182,6 +184,15 @@ def open_run(
         )
         refuse_another_config(config, workdir)
         yield _open(config, workdir, mesh, weights, known)
+
+
+def _began_with(init_from: str | None, workdir: Path) -> bool:
+    """Whether a folder holds checkpoints of a run that began with these weights, which are not
+    read again."""
+    saved = workdir / "config.json"
+    if not (workdir / "checkpoints").is_dir() or not saved.exists():
+        return False
+    return load_config_json(saved).init_from == init_from
 
 
 @contextmanager
@@ -267,6 +278,13 @@ def _open(
     refuse_without_depth(config, train_split.dataset, val_split.dataset)
     refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
+    images = _hash([*_images(train_split), repeats.tolist()])
+    if resumed_from is not None and resumed_from.images not in (None, images):
+        raise ConfigError(
+            f"{data.train_annotations}: not the training images that {workdir} began with, by "
+            f"which its steps are counted ({len(train_split.plans)} now): bring them back, or "
+            f"begin a new run with its weights (--weights {workdir}, another --workdir)"
+        )
     run = OpenRun(
         config,
         workdir,
@@ -279,6 +297,7 @@ def _open(
         resumed_from,
         initial,
         loaded,
+        images,
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))
@@ -368,10 +387,18 @@ def _refuse_differing_processes(run: OpenRun) -> None:
     meta = run.resumed_from
     values["the newest checkpoint in --workdir"] = meta.name if meta else None
     for split in (run.train_split, run.val_split):
-        images = [
-            (image.id, image.file_name, plan.canvas, image.depth_file is not None)
-            for image, plan in zip(split.dataset.images, split.plans, strict=True)
-        ]
-        digest = hashlib.sha256(repr(images).encode()).hexdigest()
-        values[f"data.{split.name}_annotations"] = digest[:16]
+        values[f"data.{split.name}_annotations"] = _hash(_images(split))
     parallel.refuse_differing(values)
+
+
+def _images(split: Split) -> list[tuple[int, str, int, bool]]:
+    """What steps and their order follow from: id, file, canvas of each image, whether it has
+    depth."""
+    return [
+        (image.id, image.file_name, plan.canvas, image.depth_file is not None)
+        for image, plan in zip(split.dataset.images, split.plans, strict=True)
+    ]
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]

@@ -50,7 +50,7 @@ def make_optimizer(
         return groups
     full, left = divmod(total_steps, steps)
     # The last update of a stage averages the steps that are left. A skipped step has changed
-    # nothing, and no update waits for it.
+    # nothing: the next one takes its place, so that the last update may lack one.
     several = optax.MultiSteps(
         groups, lambda updates: jnp.where(updates < full, steps, max(left, 1))
     ).gradient_transformation()

@@ -22,8 +22,11 @@ from mrcnn_jax.models.mask_rcnn import modules_of
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
 
-# Heads beside those that every network has, and the loss that trains each.
+# Heads, and the loss that trains each. Those that every network needs may be trained by others'
+# gradients once they know something.
+_NEEDED: dict[str, Loss] = {"rpn": "rpn", "box_head": "box"}
 _OWN_LOSSES: dict[str, Loss] = {
+    **_NEEDED,
     **dict(zip(MODULES[1:], BOX_LOSSES[1:], strict=True)),
     "mask_iou_head": "mask_iou",
     "depth_head": "depth",
@@ -121,8 +124,8 @@ def loaded_modules(params: Params, loaded: Params) -> frozenset[str]:
 def refuse_random_frozen(config: Config, params: Params, known: Collection[str]) -> None:
     """Raises ConfigError if a stage trains on top of a frozen module with random weights.
 
-    Or if it trains a head without its loss that another loss's gradient, or none, would reach: a
-    further head of a cascade, the mask-IoU head or the depth head.
+    Or if it trains a head without its loss: a further head of a cascade, the mask-IoU head or the
+    depth head, or a random RPN or box head that the stage's losses read. No other loss teaches it.
 
     Args:
         config: its stages, each of which makes what it trains known to the next.
@@ -132,10 +135,11 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
     known = set(known)
     for stage in config.stages:
         heads = set(trained(stage, params))
-        for module, loss in _OWN_LOSSES.items():
-            if module in heads and loss not in stage.losses:
-                raise ConfigError(f"stages.{stage.name}: trains {module} without its loss, {loss}")
         needed = set().union(*(modules_of(loss, config.model) for loss in stage.losses))
+        for module, loss in _OWN_LOSSES.items():
+            learns = module not in _NEEDED or module in needed - known
+            if module in heads and learns and loss not in stage.losses:
+                raise ConfigError(f"stages.{stage.name}: trains {module} without its loss, {loss}")
         random = ", ".join(sorted(needed - known - heads))
         if random:
             raise ConfigError(

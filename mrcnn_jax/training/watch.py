@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
 from mrcnn_jax.cli import Failure
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash
 from mrcnn_jax.config.schema import StageConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows, plan_once
@@ -169,7 +170,7 @@ class Watch:
             found = evaluate(self._predictor, split)
         except jax.errors.JaxRuntimeError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, ConfigError) as error:
             raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
         figures = {} if found is None else found.metrics
         return {name: value for name, value in figures.items() if name in _FIGURES}
@@ -189,6 +190,7 @@ class Watch:
             best_metric=progress.best,
             mask_ap=progress.mask_ap,
             loaded=run.loaded,
+            images=run.images,
         )
 
     def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:

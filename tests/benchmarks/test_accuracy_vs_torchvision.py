@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 import state_dicts
-from accuracy_vs_torchvision import summary, window_means
+from accuracy_vs_torchvision import mean_losses, summary, window_means
 from flax.traverse_util import flatten_dict
 from joint_run import subset, whole_epochs
 from peer_training import full_masks, remaining, results_of, to_torchvision
@@ -148,6 +151,11 @@ def test_losses_are_means_of_the_first_step_and_of_whole_windows() -> None:
         (6, 5, 5e4),
     ]
     assert window_means([], 3) == {}
+
+
+def test_sides_that_have_not_begun_have_no_means(tmp_path: Path) -> None:
+    arguments = Namespace(workdir=tmp_path, every=3)
+    assert mean_losses(arguments, 0, ("torchvision", "ours")) == {}
 
 
 def test_differences_are_ours_less_torchvisions() -> None:

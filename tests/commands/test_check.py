@@ -93,6 +93,18 @@ def test_the_config_decides(
     }
 
 
+def test_classes_of_one_name_are_counted_apart(
+    arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(arguments.annotations.read_text())
+    for category in content["categories"]:
+        category["name"] = "seven" if category["name"] == "three" else category["name"]
+    arguments.annotations.write_text(json.dumps(content))
+    ids = [c["id"] for c in content["categories"] if c["name"] == "seven"]
+    found = as_json(arguments, capsys)["objects_by_class"]
+    assert found == {f"seven ({number})": 2 for number in ids} | {"ninety": 2}
+
+
 def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
     check.run(arguments)
     text = capsys.readouterr().out

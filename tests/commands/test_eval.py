@@ -19,7 +19,9 @@ from pycocotools import mask as rle_ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands import eval as evaluation
+from mrcnn_jax.commands.arguments import naming_the_batch
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.inference.predictor import Predictor
@@ -315,6 +317,49 @@ def test_fewer_categories(
         match=r"fewer\.json: categories that the run does not have: 6 'hexagon' \(there None\)$",
     ):
         evaluate(moved, annotations=path, images=tiny_data / "images", out=tmp_path / "eval")
+
+
+def test_results_of_another_file_are_not_replaced(
+    moved: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    images = tiny_data / "images"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tiny.annotations(tiny_data, "val"), tmp_path / folder / "same.json")
+    options = {"images": images, "figures": 0, "report_images": 0, "limit": 1}
+    for _ in range(2):
+        evaluate(moved, annotations=tmp_path / "a" / "same.json", **options)
+    line = rf"^{moved}/eval_on_same_first1: holds the evaluation on {tmp_path}/a/same\.json \("
+    with pytest.raises(ConfigError, match=line):
+        evaluate(moved, annotations=tmp_path / "b" / "same.json", **options)
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted" / "images.json").touch()
+    with pytest.raises(ConfigError, match="predicted: holds predictions of images"):
+        evaluate(moved, out=tmp_path / "predicted", limit=1)
+    with pytest.raises(ConfigError, match="--split: of the run's own images: not with --annot"):
+        evaluate(moved, split="train", annotations=tmp_path / "a" / "same.json", images=images)
+
+
+def test_fewer_images_at_once_give_the_same(
+    moved: Path, evaluated: tuple[dict[str, float], Path], tmp_path: Path
+) -> None:
+    metrics = evaluate(moved, eval_batch_size=1, figures=0, report_images=0, out=tmp_path / "one")
+    assert metrics == pytest.approx(evaluated[0], abs=1e-4)
+    line = r"^out of device memory with 8 images at once \(--eval-batch-size 4 needs less\)$"
+    with pytest.raises(cli.Failure, match=line), naming_the_batch(8):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(RuntimeError, match="something else"), naming_the_batch(8):
+        raise RuntimeError("something else")
+
+
+def test_the_average_of_weights_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert evaluation.of_weights(Path("."), "ema") == tmp_path / "here_ema"
+    assert evaluation.of_weights(Path("."), "raw") == Path(".")
 
 
 def test_results_need_a_folder(moved: Path, tmp_path: Path) -> None:

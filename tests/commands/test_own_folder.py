@@ -253,6 +253,26 @@ def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixt
     assert "\nvalidation:\nkept 1 images, 1 objects" in out
 
 
+def test_classes_that_validation_lacks_are_those_of_training(here: Path) -> None:
+    """Of an export without a list of classes."""
+    for number, (part, labels) in enumerate((("train", ("ape", "bee")), ("val", ("bee",)))):
+        picture(here / "my" / part / f"{number}.png")
+        regions = [
+            {
+                "shape_attributes": {"name": "rect", "x": 3, "y": 4, "width": 9, "height": 8},
+                "region_attributes": {"label": label},
+            }
+            for label in labels
+        ]
+        entry = {"filename": f"{number}.png", "size": 9, "regions": regions}
+        path = here / "my" / part / "via_region_data.json"
+        path.write_text(json.dumps({f"{number}.png9": entry | {"file_attributes": {}}}))
+    config = chosen("my")
+    val = json.loads(Path(config.data.val_annotations).read_text())
+    assert [category["name"] for category in val["categories"]] == ["ape", "bee"]
+    assert [a["category_id"] for a in val["annotations"]] == [2]
+
+
 def test_given_fields_replace_choices(
     tiny_data: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

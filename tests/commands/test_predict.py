@@ -126,6 +126,22 @@ def test_results_are_in_pixels_of_the_file(kept_run: Path, tiny_data: Path, tmp_
         assert three["segmentation"]["size"] == [384, 384]
 
 
+def test_a_folder_may_be_predicted_into_itself(
+    kept_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was drawn into it is not predicted on; other results are not replaced."""
+    name = tiny.read(tiny_data, "val")["images"][0]["file_name"]
+    shutil.copy(tiny_data / "images" / name, tmp_path)
+    for _ in range(2):
+        predict_files(kept_run, [tmp_path], tmp_path)
+        (listed,) = json.loads((tmp_path / "images.json").read_text())
+        assert listed["file_name"] == str(tmp_path / name)
+    assert "pictures that an earlier prediction drew" in capsys.readouterr().out
+    (tmp_path / "images.json").unlink()
+    with pytest.raises(ConfigError, match=r"detections\.json: not written by predict \(choose "):
+        predict_files(kept_run, [tmp_path / name], tmp_path)
+
+
 def test_files_that_are_not_there_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +296,8 @@ def test_memory_does_not_grow_with_the_images(
     detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
 
     found = SimpleNamespace(to_coco=lambda _: [detection])
-    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.heads import (
+    BoxHeadConfig,
+    DepthHeadConfig,
+    MaskHeadConfig,
+    MaskIoUHeadConfig,
+    PointRendConfig,
+)
 from mrcnn_jax.config.model import ModelConfig
 
 
@@ -34,6 +40,18 @@ from mrcnn_jax.config.model import ModelConfig
             "model.mask_head.refine.steps: needs",
         ),
         (lambda: BoxHeadConfig(detections=0), "model.box_head.detections"),
+        (lambda: BoxHeadConfig(foreground_iou=50), "model.box_head.foreground_iou"),
+        (lambda: BoxHeadConfig(nms_iou=math.nan), "model.box_head.nms_iou"),
+        (lambda: BoxHeadConfig(score_threshold=5), "model.box_head.score_threshold"),
+        (lambda: BoxHeadConfig(crowd_overlap=0.0), "model.box_head.crowd_overlap"),
+        (lambda: BoxHeadConfig(class_loss_weight=-1.0), "model.box_head.class_loss_weight"),
+        (lambda: BoxHeadConfig(box_loss_weight=math.inf), "model.box_head.box_loss_weight"),
+        (lambda: BoxHeadConfig(box_weights=(0.0, 1.0, 1.0, 1.0)), "model.box_head.box_weights"),
+        (lambda: MaskHeadConfig(match_iou=50), "model.mask_head.match_iou"),
+        (lambda: MaskHeadConfig(loss_weight=-1.0), "model.mask_head.loss_weight"),
+        (lambda: PointRendConfig(loss_weight=-1.0), "model.mask_head.refine.loss_weight"),
+        (lambda: MaskIoUHeadConfig(loss_weight=math.nan), "model.mask_iou_head.loss_weight"),
+        (lambda: DepthHeadConfig(loss_weight=-1.0), "model.depth_head.loss_weight"),
         (
             lambda: BoxHeadConfig(cascade=(0.6,)),
             "model.box_head.cascade: needs model.box_head.class_agnostic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,14 @@ from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, Ro
         (lambda: RPNConfig(negative_iou=0.8), "model.rpn.negative_iou"),
         (lambda: RPNConfig(positive_fraction=0.0), "model.rpn.positive_fraction"),
         (lambda: RPNConfig(proposals=0), "model.rpn.proposals"),
+        (lambda: RPNConfig(nms_iou=70), "model.rpn.nms_iou"),
+        (lambda: RPNConfig(crowd_overlap=0.0), "model.rpn.crowd_overlap"),
+        (lambda: RPNConfig(box_loss_weight=-1.0), "model.rpn.box_loss_weight"),
+        (lambda: RPNConfig(objectness_loss_weight=math.nan), "model.rpn.objectness_loss_weight"),
+        (lambda: RPNConfig(scales=(0, 8, 16, 32, 64)), "model.rpn.scales"),
+        (lambda: RPNConfig(ratios=(1.0, -1.0)), "model.rpn.ratios"),
+        (lambda: RPNConfig(box_weights=(1.0, 1.0, 0.0, 1.0)), "model.rpn.box_weights"),
+        (lambda: ModelConfig(pixel_std=(1.0, 0.0, 1.0)), "model.pixel_std"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:

@@ -20,6 +20,7 @@ from mrcnn_jax.config.schema import (
     DistributedConfig,
     Loss,
     OptimizerConfig,
+    ParamGroup,
     StageConfig,
 )
 
@@ -57,6 +58,9 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: DataConfig(max_pixels=200_000_001), "data.max_pixels"),
         (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate"),
         (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate"),
+        (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate"),
+        (lambda: ParamGroup("rpn/.*", -1.0), "stages: rpn/.*: lr_scale"),
+        (lambda: ParamGroup("rpn/.*", float("nan")), "stages: rpn/.*: lr_scale"),
         (lambda: OptimizerConfig(batch_size=0), "optimizer.batch_size"),
         (lambda: OptimizerConfig(momentum=1.0), "optimizer.momentum"),
         (lambda: OptimizerConfig(clip_norm=0.0), "optimizer.clip_norm"),

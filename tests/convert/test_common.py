@@ -21,6 +21,8 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     ImageFolder,
     ellipse,
+    files_in,
+    instances,
     read_xml,
     rectangle,
 )
@@ -69,6 +71,25 @@ def test_images_are_found_by_path_then_by_name_and_hidden_files_never(tmp_path: 
     assert images.with_stem("z") is None
     with pytest.raises(ConfigError, match=r"both a/x.png and b/x.jpg may be the image x"):
         images.with_stem("x")
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.json").touch()
+    (tmp_path / "my").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "my" / name).symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "my")
+    assert files_in(tmp_path / "my", {".json"}) == [tmp_path / "my" / "one" / "a.json"]
+    assert files_in(tmp_path / "nowhere", {".json"}) == []
+
+
+def test_an_instance_keeps_no_more_than_its_pixels() -> None:
+    values = np.zeros((100, 100), np.int64)
+    values[3:5, 7:9] = 4
+    ((_, patch),) = instances(values)
+    assert patch.pixels.base is None
+    assert patch.pixels.shape == (2, 2)
 
 
 def test_a_document_type_is_refused(tmp_path: Path) -> None:

@@ -359,6 +359,10 @@ def shape(**change: Any) -> Callable[[dict[str, Any]], Any]:
             r"a.json: shape 1: its points are not \[x, y\] pairs of numbers",
         ),
         (break_labelme(shape(points=[[1, "2"]])), r"a.json: shape 1: its points are not"),
+        (
+            break_labelme(shape(shape_type=["polygon"])),
+            r"a.json: shape 1: its shape_type is \['polygon'\]",
+        ),
         (break_labelme(shape(shape_type="cloud")), r"a.json: shape 1: its shape_type is 'cloud'"),
         (
             break_labelme(shape(shape_type="circle", points=[[1, 2]] * 3)),

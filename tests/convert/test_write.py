@@ -4,6 +4,7 @@ and nothing is lost without a report."""
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_categories_skip_and_only(tmp_path: Path, capsys: pytest.CaptureFixture[
     options = as_cvat(tmp_path, PICTURES)
     names = tmp_path / "names.txt"
     names.write_text("__ignore__\nядро\nunused\ncell wall\n")
-    (tmp_path / "list.txt").write_text("a -1\nempty.png\n")
+    (tmp_path / "list.txt").write_text("a -1\nempty.png\nemtpy.png\n")
     convert(Cvat(tmp_path, options.out, categories=names, only=tmp_path / "list.txt"))
     dataset = checked(options, tmp_path / "cache")
     assert dataset.class_names == ("ядро", "unused", "cell wall")
@@ -195,8 +196,15 @@ def test_categories_skip_and_only(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [label for label, _ in objects(dataset, "a.png")] == ["ядро", "cell wall", "cell wall"]
     assert (
         f"left out 1: images that {tmp_path / 'list.txt'} does not list (--only) (größe 2.png)"
-        in capsys.readouterr().out
+        in (told := capsys.readouterr().out)
     )
+    line = f"noticed 1: lines of {tmp_path / 'list.txt'} (--only) that name no image (emtpy.png)"
+    assert line in told
+    (tmp_path / "list.txt").write_text(unicodedata.normalize("NFD", "größe 2.png\n"))
+    convert(Cvat(tmp_path, options.out, only=tmp_path / "list.txt"))
+    assert "kept 1 images" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"^--seed: must be at least 0$"):
+        convert(Cvat(tmp_path, options.out, split=0.5, seed=-1))
     names.write_text("cell walls\nядро\n")
     with pytest.raises(
         ConfigError,

@@ -325,6 +325,19 @@ def test_what_failed_is_tried_again(mixed_file: Path, monkeypatch: pytest.Monkey
     assert decoded == [path.read_bytes()]
 
 
+def test_nothing_new_is_not_written(mixed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As into a cache that others made, of a data set with an image that cannot be decoded."""
+    (mixed_file.parent / "images" / "photo 2.png").write_bytes(b"broken")
+    first = check(mixed_file)
+    monkeypatch.setattr(images, "keep", lambda *_: pytest.fail("written"))
+    assert check(mixed_file).lost == first.lost != ()
+
+
+def test_a_long_name_has_a_folder_in_the_cache(mixed_file: Path) -> None:
+    long = mixed_file.rename(mixed_file.with_name(f"{'层' * 80}.json"))
+    assert check(long).lost == ()
+
+
 def test_a_cache_that_cannot_be_written_to(mixed_file: Path) -> None:
     (mixed_file.parent / "cache").write_text("")
     with pytest.raises(ConfigError, match=r"cache/instances-.*: Not a directory"):

@@ -81,6 +81,11 @@ def with_runs(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
             Reason.CLIPPED,
             (0, 0, 30, 15),
         ),
+        (
+            {"bbox": [-2, 10, 2, 30], "area": 30, "segmentation": [[0, 10, 1, 10, 1, 40, 0, 40]]},
+            Reason.BOX_FROM_MASK,
+            (0, 10, 1, 40),
+        ),
         ({"iscrowd": False}, None, HOLED),
         ({"segmentation": [[20, 10, 50, 10, 50, 30, 20, 30], [1, 2]]}, Reason.POLYGON, HOLED),
         (

@@ -20,7 +20,7 @@ from mrcnn_jax.data.split import (
     chance,
     divide,
     existing_split,
-    group_images,
+    groupings,
     merged,
     split,
 )
@@ -113,14 +113,14 @@ def test_the_hash_is_sha256() -> None:
     ],
 )
 def test_what_belongs_together(names: list[str], by: str, groups: list[str] | None) -> None:
-    found = group_images(names)
+    found = next(groupings(names))
     assert found[0].startswith(by)
     assert found[1] == (groups or [name.rpartition(".")[0] for name in names])
 
 
 def test_copies_may_leave_too_few_groups() -> None:
     names = [f"{c}{n}.png" for c in "abcde" for n in (1, 2)]
-    by, groups = group_images(names, [[0, 2]])
+    by, groups = next(groupings(names, [[0, 2]]))
     assert by == "one by one"
     assert groups == ["a1", "a2", "a1", "b2", "c1", "c2", "d1", "d2", "e1", "e2"]
 
@@ -180,6 +180,33 @@ def test_both_files_have_the_whole(part: Part, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "split.json").read_text())
     assert (record["training_images"], record["validation_images"]) == tuple(counts)
     assert "SHA-256" in record["rule"]
+
+
+@pytest.mark.parametrize("name", ["{}/{}.png", "{}_{}.png"])
+def test_folders_and_names_of_classes_do_not_divide(name: str, part: Part, tmp_path: Path) -> None:
+    """Five images of each of five classes, which their folder or name says."""
+    content = read(part)
+    pixels = (part.images / content["images"][0]["file_name"]).read_bytes()
+    first = content["images"][0] | {"height": 60, "width": 80}
+    box = {"bbox": [1, 2, 30, 20], "area": 600, "iscrowd": 0, "segmentation": None}
+    labels = [f"class {n}" for n in range(5)]
+    content = {
+        "categories": [{"id": n, "name": label} for n, label in enumerate(labels)],
+        "images": [],
+        "annotations": [],
+    }
+    for number in range(25):
+        file = name.format(labels[number % 5], number // 5)
+        (part.images / file).parent.mkdir(exist_ok=True)
+        (part.images / file).write_bytes(pixels + bytes([number]))  # no two are copies
+        content["images"].append(first | {"id": number, "file_name": file})
+        annotation = {"id": number, "image_id": number, "category_id": number % 5}
+        content["annotations"].append(annotation | box)
+    part.annotations.write_text(json.dumps(content))
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    assert "divided one by one" in line
+    assert {a["category_id"] for a in read(training)["annotations"]} == set(range(5))
+    assert len(read(validation)["images"]) >= 1
 
 
 def test_a_split_is_never_chosen_again(part: Part, tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ def test_it_is_the_data_set_that_was_measured(
         (None, "annotations/instances_train2017.json: No such file or directory"),
         ("{", "annotations/instances_train2017.json: not JSON "),
         (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}',
+            "instances_train2017.json: not COCO 2017's file of that name: 'supercategory'",
+        ),
+        (
             '{"images": [], "annotations": [], "categories": []}',
             ": image 25 is not in its annotation files (414 missing in all)",
         ),

@@ -447,6 +447,16 @@ def test_masks_of_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert of_masks(tmp_path / "set", capsys) == {"a.png": 2, "b.png": 2, "c.png": 2}
 
 
+def test_a_split_within_the_masks_names_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """images/train/x.png and masks/train/x.png."""
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        image(tmp_path / "set" / "images" / split / f"{name}.png")
+        mask(tmp_path / "set" / "masks" / split / f"{name}.png", 0, 4)
+    assert of_masks(tmp_path / "set", capsys) == {"a.png": 2, "b.png": 2, "c.png": 2}
+
+
 def test_a_folder_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """x/images/x.png with x/masks/1.png."""
     for name, count in (("x", 2), ("y", 1)):

@@ -166,6 +166,20 @@ def test_one_line_and_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         shapes.write_shapes(tmp_path, train=1, val=1, size=100)
 
 
+def test_an_interrupted_call_leaves_no_annotations_of_other_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes.write_shapes(tmp_path, train=2, val=1)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "write_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.write_shapes(tmp_path, train=2, val=1, seed=1)
+    assert list((tmp_path / "annotations").iterdir()) == []
+
+
 def test_a_full_disk_ends_it_in_a_line(
     tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

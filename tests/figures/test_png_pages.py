@@ -21,6 +21,10 @@ def test_cells_fill_pages_row_by_row(tmp_path: Path) -> None:
         expected[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(second, cells[4])
+    (tmp_path / "new" / "name_10.png").touch()
+    assert write_pages(cells[:1], tmp_path / "new", "name", rows=2, columns=2) == paths[:1]
+    left = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert left == ["name_1.png", "name_10.png"]  # of the earlier pages, and somebody else's
 
 
 def test_colours_are_explained_above_the_cells(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_images_come_from_all_over_the_split_or_as_asked_for(opened: tuple[Run, 
     few = views.choose(split, 3)
     assert len(few) == 3
     assert max(few) >= len(ids) // 2
-    assert views.choose(split, 1, [ids[3], ids[1]]) == [3, 1]
+    assert views.choose(split, 1, [ids[3], ids[1], ids[3]]) == [3, 1]
     with pytest.raises(
         ConfigError, match=r"--images: 5: .*instances_val\.json has no image of this id"
     ):

@@ -53,7 +53,8 @@ def predict(
         scene.read(Window(0, 0, *scene.size))
         return replace(FOUND, tiles=TileCounts(1, 0, 0, 0, ()))
 
-    run = SimpleNamespace(config=SimpleNamespace(data=DataConfig(), model=ModelConfig()))
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
     model = SimpleNamespace(
         run=run,
         class_names={7: "ape", 90: "bee"},
@@ -130,6 +131,13 @@ def test_yolo(
     files = ["00001_x.png", "00002_x.png"]
     assert_found(Path("annotations.json"), Path("out/yolo/images"), files, 0.95, corners=True)
     assert Yolo(Path("out/yolo"), Path("o.json")).class_names() == ("ape", "bee")
+
+
+def test_an_image_without_a_suffix_gets_one(predict: Callable[..., int]) -> None:
+    """By what it is; otherwise nobody takes it for an image."""
+    Path("photos/one/x.png").rename("photos/one/IMG0001")
+    assert predict("photos/one", "--format", "yolo") == 0
+    assert [path.name for path in Path("out/yolo/images").iterdir()] == ["00001_IMG0001.png"]
 
 
 def test_coco(

@@ -27,7 +27,7 @@ from mrcnn_jax.runs.metrics import MetricsLog
 
 ROWS = [
     ("rpn", 1, "train", {"loss/total": 0.5, "learning_rate": 0.1}),
-    ("rpn", 1, "val", {"loss/total": 0.25}),
+    ("rpn", 1, "val", {"loss/total": 0.25, "recall@16": 0.75}),
     ("box", 1, "train", {"loss/total": 2.0}),
 ]
 FAILED = "nothing more is sent there; metrics.jsonl has all numbers\n"
@@ -138,7 +138,7 @@ def test_wandb_is_given_every_row(wandb: Wandb, tmp_path: Path) -> None:
     run(tmp_path / "mine", "wandb")
     assert wandb.logged == [
         {"rpn/train/loss/total": 0.5, "rpn/train/learning_rate": 0.1, "rpn/step": 1},
-        {"rpn/val/loss/total": 0.25, "rpn/step": 1},
+        {"rpn/val/loss/total": 0.25, "rpn/val/recall@16": 0.75, "rpn/step": 1},
         {"box/train/loss/total": 2.0, "box/step": 1},
     ]
     assert wandb.axes == {f"{stage}/*": f"{stage}/step" for stage in ("rpn", "box", "mask")}
@@ -156,6 +156,7 @@ def test_mlflow_is_given_every_row(mlflow: MLflow, tmp_path: Path) -> None:
         (number, "rpn/train/loss/total", 0.5, 1),
         (number, "rpn/train/learning_rate", 0.1, 1),
         (number, "rpn/val/loss/total", 0.25, 1),
+        (number, "rpn/val/recall_16", 0.75, 1),  # MLflow has no @
         (number, "box/train/loss/total", 2.0, 1),
     ]
     assert mlflow.files["config.json"]["stages"][0]["name"] == "rpn"
@@ -176,7 +177,7 @@ def test_a_resumed_run_goes_on_at_its_services(
     assert mlflow.experiments == ["mrcnn_jax"]
     assert mlflow.status == {"mrcnn_jax-mine-0": "FINISHED"}
     assert mlflow.metrics[-1] == ("mrcnn_jax-mine-0", "box/train/loss/total", 1.0, 2)
-    assert len(mlflow.metrics) == 5
+    assert len(mlflow.metrics) == 6
     run(tmp_path / "other", "wandb")
     assert wandb.runs[2]["id"] != first["id"]
 
@@ -233,7 +234,7 @@ def test_a_service_that_fails_is_told_once(
         log.loggers[0]._thread.join(0.5)  # type: ignore[attr-defined]
         write(log)
     assert len(called) == 1
-    assert wandb.ends == []
+    assert wandb.ends == [1]  # as failed
     assert capsys.readouterr().out == f"warning: loggers: wandb: no route to host: {FAILED}"
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2 * len(ROWS)
     assert len(list((tmp_path / "tensorboard").glob("*/*/events*"))) == 3

@@ -277,3 +277,23 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
         assert error.value.filename == str(log.path)
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_loggers_are_closed_whatever_fails(tmp_path: Path) -> None:
+    """As where the disk is full when the file is closed."""
+    closed: list[tuple[int, bool]] = []
+
+    class Broken:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def close(self, *, failed: bool) -> None:
+            closed.append((self.number, failed))
+            raise OSError("cannot be closed")
+
+    log = MetricsLog(tmp_path)
+    log.loggers = (Broken(0), Broken(1))  # type: ignore[assignment]
+    with pytest.raises(OSError, match="cannot be closed"):
+        log.close(failed=True)
+    assert closed == [(0, True), (1, True)]
+    assert log._file.closed

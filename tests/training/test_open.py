@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny
 from flax.traverse_util import flatten_dict
 from whole_runs import KINDS, ROOT, arrays
 
@@ -24,6 +25,7 @@ from mrcnn_jax.config.files import (
 )
 from mrcnn_jax.config.heads import MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
+from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import PlannedBatch, plan_epoch
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import loop
@@ -231,6 +233,36 @@ def test_what_is_random_is_known_later_too(
     assert line in capsys.readouterr().out
 
 
+def test_other_training_images_are_refused(
+    tiny_config: Config, tmp_path: Path, stop_at: Any
+) -> None:
+    """Steps, epochs and rates are counted in those that the run began with; its weights may go."""
+    data = shutil.copytree(str(tiny_config.data.root), tmp_path / "data")
+    stop_at(1)
+    rpn = tiny_config.stages[0]
+    run = tmp_path / "run"
+    first = replace(tiny_config, stages=(rpn,), data=replace(tiny_config.data, root=str(data)))
+    with pytest.raises(cli.Stopped):
+        loop.train(first, run)
+    start = shutil.copytree(run, tmp_path / "start")
+    begun = replace(first, init_from=str(start))
+    stop_at(1)
+    with pytest.raises(cli.Stopped):
+        loop.train(begun, tmp_path / "second")
+    shutil.rmtree(start)
+    with open_run(begun, tmp_path / "second"):
+        pass
+
+    path = tiny.annotations(data, "train")
+    content = json.loads(path.read_text())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    path.write_text(json.dumps(content))
+    line = r"instances_train\.json: not the training images that .*run began with, by which "
+    with pytest.raises(ConfigError, match=line):
+        loop.train(first, run)
+
+
 def test_a_partial_load_is_listed(
     tiny_run: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,6 +358,11 @@ def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_p
     outputs = tuple(replace(group, pattern="rpn/(logits|deltas)/.*") for group in rpn.train[:1])
     others = ("(resnet|fpn|box_head|mask_head)/.*", "rpn/(?!logits|deltas).*")
     partly = replace(rpn, train=outputs, frozen=others)
+    joined = joint((ParamGroup(".*"),), epochs=1)[0]
+    for losses, line in ((("box", "mask"), "rpn without its"), (("rpn", "mask"), "box_head with")):
+        stages = (replace(joined, losses=losses),)
+        with pytest.raises(ConfigError, match=rf"^stages\.joint: trains {line}"):
+            loop.train(replace(tiny_config, stages=stages), tmp_path / "lossless")
     with pytest.raises(
         ConfigError, match=r"^stages\.rpn: rpn has live batch norm and is trained in"
     ):
