@@ -95,7 +95,8 @@ def naming_the_batch(size: int) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         fewer = f" (--eval-batch-size {size // 2} needs less)" if size > 1 else ""
-        raise cli.Failure(f"out of device memory with {size} images at once{fewer}") from error
+        images = "1 image" if size == 1 else f"{size} images"
+        raise cli.Failure(f"out of device memory with {images} at once{fewer}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

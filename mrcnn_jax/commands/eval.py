@@ -23,7 +23,7 @@ from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import DistributedConfig
 from mrcnn_jax.output import write_file
 
-DATA = "data.txt"  # the annotation file of --annotations that results are of
+DATA = "evaluated_annotations.txt"  # the annotation file of --annotations that results are of
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
@@ -203,7 +203,7 @@ def _refuse_other_results(folder: Path, annotations: Path | None) -> None:
         raise ConfigError(f"{folder}: holds predictions of images (choose another --out)")
     try:
         other = (folder / DATA).read_text().strip()
-    except OSError:  # none yet
+    except (OSError, UnicodeDecodeError):  # none yet
         return
     if annotations is None or other != str(annotations.resolve()):
         raise ConfigError(f"{folder}: holds the evaluation on {other} (choose another --out)")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DATASET = "dataset"  # in a run's folder: what was converted and divided for it
 ANNOTATIONS = "annotations.json"  # in it, of an export
-CLASSES = "classes.txt"  # in it, of an export in two parts
+CLASSES = "classes_of_training.txt"  # in it, of an export in two parts
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ class ImageFolder:
 def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files with these suffixes in a folder and its subfolders, sorted; not hidden ones, nor
     macOS's own. Links are followed, to each folder once. ConfigError if a folder cannot be read."""
-    hidden = (".", "__MACOSX")
+    hidden = (".", "__MACOSX", "lost+found")
     found: list[Path] = []
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
@@ -235,9 +235,11 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(hidden))
-        shown = (Path(root, name) for name in names if not name.startswith(hidden))
-        found += (file for file in shown if file.suffix.lower() in suffixes and file.is_file())
+        shown = (name for name in folders if not name.startswith(hidden))
+        # Of a folder and a link to it, the folder.
+        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{root}/{name}"), name))
+        files = (Path(root, name) for name in names if not name.startswith(hidden))
+        found += (file for file in files if file.suffix.lower() in suffixes and file.is_file())
     return sorted(found)
 
 

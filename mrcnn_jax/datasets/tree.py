@@ -31,7 +31,10 @@ def walk(folder: Path, without: Path | None) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        hidden = (".", "__MACOSX", "lost+found")
+        shown = (name for name in folders if not name.startswith(hidden))
+        # Of a folder and a link to it, the folder.
+        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{root}/{name}"), name))
         for name in sorted(names):
             if not name.startswith("."):
                 yield os.path.relpath(os.path.join(root, name), folder).replace(os.sep, "/")

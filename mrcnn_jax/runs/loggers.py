@@ -197,16 +197,19 @@ class Service:
             try:
                 if sent := [row for row in rows if row is not None]:
                     session.send(sent)
-                if not open_:
-                    session.end(self._failed)
             except Exception as error:
                 self._give_up(error)
+                with suppress(Exception):
+                    session.end(True)
+                continue
+            if not open_:
+                try:
+                    session.end(self._failed)
+                except Exception as error:
+                    self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            with suppress(Exception):
-                session.end(True)
+        self._session = None
         reason = " ".join(str(error).split()) or type(error).__name__
         self._tell(f"{reason:.300}: nothing more is sent there")
 

@@ -81,7 +81,9 @@ class Run:
         model, trained = self.config.model, self.trained
         known = sum(loss in trained for loss in BOX_LOSSES)
         cascade = model.box_head.cascade[: max(0, known - 1)]
-        depth = model.depth_head if "depth" in trained else DepthHeadConfig()
+        # Runs of earlier versions do not say what they began with.
+        has_depth = "depth" in trained or self.meta.loaded is None
+        depth = model.depth_head if has_depth else DepthHeadConfig()
         return replace(
             model,
             box_head=replace(model.box_head, cascade=cascade),
@@ -91,7 +93,9 @@ class Run:
 
     @property
     def untrained_line(self) -> str | None:
-        """For people: which heads are still random; None if none are."""
+        """For people: which heads are still random; None if none are, or it is not known."""
+        if self.meta.loaded is None:
+            return None
         random = sorted(_heads(self.config.model) - self.trained)
         if not random:
             return None

@@ -14,7 +14,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import Variables
-from mrcnn_jax.training.stages import trained
+from mrcnn_jax.training.stages import loaded_modules, trained
 from mrcnn_jax.weights.origin import Origin, open_origin
 from mrcnn_jax.weights.published import PUBLISHED
 
@@ -38,29 +38,37 @@ _MEANING_OF = {
 
 def initial_variables(
     shapes: Variables, config: Config, class_names: Sequence[str] = ()
-) -> Variables:
+) -> tuple[Variables, frozenset[str]]:
     """Reads the part of the variables that `config.init_from` holds, and prints what was loaded.
 
-    Every variable of the same path is loaded, but for modules that are still random there; without
-    the outputs per class if the config says so, and without those of boxes or masks if one of the
-    two has them per class and the other one for all classes. A path that only one of the two has is
-    listed; another shape is an error.
+    Every variable of the same path is loaded, without the outputs per class if the config says so,
+    and without those of boxes or masks if one of the two has them per class and the other one for
+    all classes. A path that only one of the two has is listed; another shape is an error.
 
     Args:
         shapes: all variables of the network, arrays or `jax.ShapeDtypeStruct`.
         config: of the new run.
         class_names: of labels 1..K of the new run, compared with those of the weights.
 
+    Returns:
+        The variables, and the modules that do not begin at random: all of their parameters were
+        loaded, and were not random there.
+
     Raises:
         ConfigError: a file of another kind, another trunk, or a tensor of another shape (named).
     """
     if config.init_from is None:
         _tell_of_random_weights(shapes, config)
-        return {}
+        return {}, frozenset()
     path = Path(config.init_from)
     origin = open_origin(path)
     _refuse_other_trunk(path, origin.model, config.model)
-    target, source = flatten_dict(shapes, sep="/"), _known(path, origin)
+    target, source = flatten_dict(shapes, sep="/"), origin.load()
+    untrained = frozenset[str]()
+    if origin.known is not None:
+        untrained = frozenset(name.split("/")[1] for name in source) - origin.known
+    if untrained:
+        print(f"{path}: not trained there, so in part random: {', '.join(sorted(untrained))}")
     # The same blocks have another name in a C4 network.
     names = "/resnet/layer4/", "/res5/"
     theirs, ours = names if "res5" in shapes["params"] else names[::-1]
@@ -88,17 +96,8 @@ def initial_variables(
     _warn_of_other_constants(path, origin, config, loaded)
     if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)
-    return unflatten_dict(loaded, sep="/")
-
-
-def _known(path: Path, origin: Origin) -> Mapping[str, np.ndarray]:
-    """The variables of weights; prints which modules are left out, since they are random there."""
-    source = origin.load()
-    modules = {name.split("/")[1] for name in source}
-    random = modules - (modules if origin.known is None else origin.known)
-    if random:
-        print(f"{path}: not loaded, since never trained there: {', '.join(sorted(random))}")
-    return {name: leaf for name, leaf in source.items() if name.split("/")[1] not in random}
+    variables = unflatten_dict(loaded, sep="/")
+    return variables, loaded_modules(shapes["params"], variables.get("params", {})) - untrained
 
 
 def _refuse_other_trunk(path: Path, theirs: ModelConfig, ours: ModelConfig) -> None:

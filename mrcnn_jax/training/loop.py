@@ -159,7 +159,7 @@ def optimizer_option(config: Config, index: int) -> str:
     rows have the numbers of those in the file, which are not known here.
     """
     model = config.model
-    if model.box_head.cascade or model.mask_iou_head.enabled:
+    if len(config.stages) > 1 and (model.box_head.cascade or model.mask_iou_head.enabled):
         return f"stages.{config.stages[index].name}.optimizer"
     return f"--stages.{index}.optimizer"
 

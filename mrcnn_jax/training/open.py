@@ -38,7 +38,6 @@ from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
 from mrcnn_jax.training.splits import categories_of, read_splits, refuse_without_depth
 from mrcnn_jax.training.stages import (
     live_modules,
-    loaded_modules,
     refuse_partly_live,
     refuse_random_frozen,
     trained,
@@ -254,8 +253,7 @@ def _open(
     initial: Variables = {}
     if resumed_from is None:
         config = _without_other_classes(config, weights, train_set)
-        initial = initial_variables(shapes, config, train_set.class_names)
-        modules = loaded_modules(shapes["params"], initial.get("params", {}))
+        initial, modules = initial_variables(shapes, config, train_set.class_names)
         loaded: tuple[str, ...] | None = tuple(sorted(modules))
     else:
         loaded = resumed_from.loaded

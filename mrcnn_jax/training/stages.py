@@ -22,9 +22,9 @@ from mrcnn_jax.models.mask_rcnn import modules_of
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
 
-# Heads, and the loss that trains each. Those that every network needs may be trained by others'
-# gradients once they know something.
-_NEEDED: dict[str, Loss] = {"rpn": "rpn", "box_head": "box"}
+# Heads, and the loss that trains each. Those that every network has may be trained without it once
+# they know something.
+_NEEDED: dict[str, Loss] = {"rpn": "rpn", "box_head": "box", "mask_head": "mask"}
 _OWN_LOSSES: dict[str, Loss] = {
     **_NEEDED,
     **dict(zip(MODULES[1:], BOX_LOSSES[1:], strict=True)),
@@ -125,7 +125,7 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
     """Raises ConfigError if a stage trains on top of a frozen module with random weights.
 
     Or if it trains a head without its loss: a further head of a cascade, the mask-IoU head or the
-    depth head, or a random RPN or box head that the stage's losses read. No other loss teaches it.
+    depth head, or any other that is random and that the stage's losses read.
 
     Args:
         config: its stages, each of which makes what it trains known to the next.
@@ -139,14 +139,17 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
         for module, loss in _OWN_LOSSES.items():
             learns = module not in _NEEDED or module in needed - known
             if module in heads and learns and loss not in stage.losses:
-                raise ConfigError(f"stages.{stage.name}: trains {module} without its loss, {loss}")
+                raise ConfigError(
+                    f"stages.{stage.name}: trains {module} without its loss, {loss} (add the loss, "
+                    "or freeze the module)"
+                )
         random = ", ".join(sorted(needed - known - heads))
         if random:
             raise ConfigError(
                 f"stages.{stage.name}: frozen at random initialisation: {random} "
                 "(train it before, or load it: --weights)"
             )
-        known |= heads
+        known |= needed  # what a loss reads: trained here, or known before
 
 
 def summary(stage: StageConfig, params: Params, *, warmup: int) -> str:

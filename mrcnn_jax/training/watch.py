@@ -168,10 +168,8 @@ class Watch:
         self._predictor.load(variables if run.mesh is None else parallel.to_host(variables))
         try:
             found = evaluate(self._predictor, split)
-        except jax.errors.JaxRuntimeError:
-            raise
-        except (RuntimeError, ConfigError) as error:
-            raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
+        except ConfigError as error:  # an image that cannot be loaded any more
+            raise TrainingError(str(error)) from error
         figures = {} if found is None else found.metrics
         return {name: value for name, value in figures.items() if name in _FIGURES}
 

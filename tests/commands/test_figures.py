@@ -208,7 +208,7 @@ def test_a_cascade_predicts_by_the_heads_that_are_trained(kept_run: Path) -> Non
     assert Run(added, meta, {}).network.box_head.cascade == (0.6, 0.7)
     assert Run(added, meta, {}).trained == {"rpn", "box", "box2", "box3", "mask", "depth"}
 
-    before = Run(replace(config, model=depth), replace(whole.meta, stage_index=1), {})
+    before = Run(replace(config, model=depth), replace(whole.meta, stage_index=1, loaded=()), {})
     assert before.network.depth_head.kind == "none"
     line = "checkpoint 00000072-mask: not trained yet, so random: box2, box3, depth, mask"
     assert before.untrained_line == line

@@ -81,6 +81,10 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
         (tmp_path / "my" / name).symlink_to(tmp_path / "far")
     (tmp_path / "far" / "back").symlink_to(tmp_path / "my")
     assert files_in(tmp_path / "my", {".json"}) == [tmp_path / "my" / "one" / "a.json"]
+    (tmp_path / "my" / "zoo").mkdir()
+    (tmp_path / "my" / "zoo" / "b.json").touch()
+    (tmp_path / "my" / "animals").symlink_to(tmp_path / "my" / "zoo")  # the folder comes first
+    assert tmp_path / "my" / "zoo" / "b.json" in files_in(tmp_path / "my", {".json"})
     assert files_in(tmp_path / "nowhere", {".json"}) == []
 
 
