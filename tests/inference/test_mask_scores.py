@@ -168,7 +168,7 @@ def test_a_merged_mask_has_the_score_of_what_it_is_made_of(
     (merged,) = merge(found, [LEFT, RIGHT], SIZE).objects
     assert (merged.score, merged.mask_score) == (pytest.approx(0.9), pytest.approx(expected))
     categories = [(5, "disc")]
-    whole = detections([merged], SIZE, categories)
+    whole = detections([merged], SIZE, categories, mask_scores=True)
     assert whole.mask_scores.tolist() == [pytest.approx(expected)]
     assert coco_mask.area(whole.masks[0]) > 0
-    assert len(detections([merged], SIZE, categories, min_score=0.6).scores) == 0
+    assert len(detections([merged], SIZE, categories, mask_scores=True, min_score=0.6).scores) == 0

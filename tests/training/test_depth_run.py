@@ -135,7 +135,7 @@ def test_predict_writes_distances_and_depth_maps(
     assert [result["depth"] for result in results] == [
         float(depth) if np.isfinite(depth) else None for depth in found.depths
     ]
-    with pytest.raises(ConfigError, match=r"--depth-maps: .*: the run has no depth head"):
+    with pytest.raises(ConfigError, match=r"--depth-maps: .*: the run has no trained depth head"):
         predict_command.run(predict_command.Arguments(workdir=kept_run, **arguments))
 
 
