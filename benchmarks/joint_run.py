@@ -157,7 +157,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     model = MaskRCNN(config.model)
     variables = initialise(model, example_batch(config.data.canvases[0]), seed=config.seed)
     variables = flatten_dict(variables, sep="/") | flatten_dict(
-        initial_variables(variables, config), sep="/"
+        initial_variables(variables, config)[0], sep="/"
     )
     path = initial_weights(arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
