@@ -14,30 +14,24 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
-from mrcnn_jax.convert.common import refuse_unreadable
+from mrcnn_jax.convert.common import folders_in
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]
 
 
 def walk(folder: Path, without: Path | None) -> Iterator[str]:
-    """The relative paths, with /, of the files in a folder. Links are followed, once each.
-    ConfigError if a folder cannot be read."""
-    seen = {os.path.realpath(without)} if without is not None else set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
-        real = os.path.realpath(root)
+    """The relative paths, with /, of the files in a folder, without those of runs; as of
+    `folders_in`."""
+    left_out = None if without is None else os.path.realpath(without)
+
+    def leave(root: str, folders: list[str]) -> bool:
         is_run = "checkpoints" in folders or os.path.isfile(f"{root}/dataset/split.json")
-        if real in seen or (is_run and Path(root) != folder):
-            folders.clear()
-            continue
-        seen.add(real)
-        hidden = (".", "__MACOSX", "lost+found")
-        shown = (name for name in folders if not name.startswith(hidden))
-        # Of a folder and a link to it, the folder.
-        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{root}/{name}"), name))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(root, name), folder).replace(os.sep, "/")
+        return os.path.realpath(root) == left_out or (is_run and Path(root) != folder)
+
+    for root, names in folders_in(folder, leave):
+        for name in names:
+            yield os.path.relpath(os.path.join(root, name), folder).replace(os.sep, "/")
 
 
 @dataclass(frozen=True)
