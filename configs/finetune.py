@@ -3,8 +3,7 @@
 Training images are flipped and rescaled at random.
 
     python train.py --config configs/finetune.py --workdir runs/mine --model.num-classes 5 \\
-        --data.train-annotations $PWD/my/train.json --data.train-images $PWD/my/images \\
-        --data.val-annotations $PWD/my/val.json --data.val-images $PWD/my/images \\
+        --data.root my --data.train-annotations train.json --data.val-annotations val.json \\
         --weights torchvision-coco-v1 --download
 
 Other weights: docs/weights.md. Step by step: docs/training.md.

@@ -32,8 +32,8 @@ def get_config() -> Config:
             eval_batch_size=2,
         ),
         # Images are 2.67 times smaller than in the report; so are the anchors (to the next power of
-        # two) and the size in the level rule. With half the channels and samples, an epoch of the
-        # three stages took 87, 64 and 88 s instead of about 170, 100 and 188.
+        # two) and the size in the level rule. Half the channels and samples make an epoch about
+        # half as long.
         model=ModelConfig(
             fpn_channels=128,
             rpn=RPNConfig(scales=(16, 32, 64, 128, 256), positive_iou=0.5, box_weights=DELTAS),

@@ -5,7 +5,7 @@
         --data.root runs/shapes_data
 
 The stages and the network of configs/shapes.py, and a fourth stage, which trains the head alone
-(Mask Scoring R-CNN, docs/masks.md). AP: not measured.
+(Mask Scoring R-CNN, docs/masks.md). AP: not yet measured.
 
 Hardware: 2 CPU cores, minutes.
 """

@@ -141,7 +141,7 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[None]:
-    """From here on this process traces and compiles each stage once, and the tiny network, however
+    """From here on this process traces and compiles each stage once, and each network, however
     often it trains or predicts with them: most of the time of a run of 6 steps is theirs."""
     from mrcnn_jax.inference.predictor import Predictor  # late: most tests do without them
     from mrcnn_jax.training import loop
@@ -149,7 +149,7 @@ def programs() -> Iterator[None]:
     initialise, compiled, init = loop.initialise, loop.compiled, Predictor.__init__
     variables: dict[Any, Any] = {}
     steps: dict[Any, Any] = {}
-    network: list[Any] = []
+    networks: dict[Any, Any] = {}
 
     def initialised(model: Any, batch: Any, *, seed: int) -> Any:
         key = model.config, batch.images.shape, seed
@@ -167,9 +167,9 @@ def programs() -> Iterator[None]:
 
     def prepared(self: Any, run: Any, mesh: Any = None) -> None:
         init(self, run, mesh)
-        if run.config.model == tiny.get_config().model and mesh is None:
-            network.append(self._apply)
-            self._apply = network[0]
+        if mesh is None:
+            key = run.network, run.config.deterministic
+            self._apply = networks.setdefault(key, self._apply)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "initialise", initialised)
@@ -190,7 +190,7 @@ def tiny_run(tiny_config: Config, shared: Path, programs: None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kept_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept_run(tiny_data: Path, programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tests/fixtures/run_v1, with the data of tests/tiny.py: a run that need not be trained first.
     Not to be written to."""
     workdir = shutil.copytree(

@@ -20,13 +20,13 @@ from flax.traverse_util import flatten_dict
 from mrcnn_jax.config import tables
 from mrcnn_jax.config.files import load_config_file, to_dict
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import Config
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.config.optional_heads import following_heads
+from mrcnn_jax.config.schema import Config, StageConfig
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.training.stages import FROZEN, labels
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tests" / "golden"
-CANVAS = (64, 64)  # parameters do not depend on it
 
 
 def presets() -> dict[str, Config | ModelConfig]:
@@ -49,10 +49,11 @@ def texts(preset: Config | ModelConfig) -> dict[str, str]:
 
 
 def _parameters(preset: Config | ModelConfig) -> str:
-    model, stages = (preset.model, preset.stages) if isinstance(preset, Config) else (preset, ())
-    variables = jax.eval_shape(
-        lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch(CANVAS)
-    )
+    stages: tuple[StageConfig, ...] = ()
+    model = preset
+    if isinstance(preset, Config):
+        model, stages = preset.model, following_heads(preset).stages  # as training does
+    variables = variable_shapes(model)
     kinds = {
         stage.name: flatten_dict(labels(stage, variables["params"]), sep="/") for stage in stages
     }

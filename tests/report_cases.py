@@ -3,13 +3,13 @@ should judge it, in plain loops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.evaluation.at_score import at_score
+from mrcnn_jax.evaluation.at_score import at_score, shown
 from mrcnn_jax.evaluation.average_precision import coco_figures, judge
 from mrcnn_jax.figures.page.contents import report_data
 from mrcnn_jax.runs.metrics import Row
@@ -106,8 +106,10 @@ def data_of(
     images: int = 60,
     rows: Sequence[Row] = (),
     score: float = 0.5,
+    metrics: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     evaluations = judge(ground_truth, results)
+    kind = shown(evaluations)
     heading = {"run": "runs/" + NAMES[8], "data": "/long/" + "path/" * 60}
     config = {
         "name": NAMES[3],
@@ -116,8 +118,8 @@ def data_of(
     }
     return report_data(
         evaluations,
-        {**coco_figures(evaluations), "recall@50": 0.5, "recall@50/small": 0.25},
-        at_score(evaluations["segm"], "segm", score),
+        {**coco_figures(evaluations), "recall@50": 0.5, "recall@50/small": 0.25, **(metrics or {})},
+        at_score(evaluations[kind], kind, score),
         picture,
         heading=heading,
         config=config,

@@ -80,10 +80,13 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
     """Checks each annotation file of a folder; an export is converted for it.
 
     Raises:
-        ConfigError: one is not usable, or the second has categories that the first does not have.
+        ConfigError: one is not usable, or the second has other categories than the first.
     """
     from mrcnn_jax.commands.own_folder import ANNOTATIONS, converted
+    from mrcnn_jax.data.copies import note_copies
+    from mrcnn_jax.data.report import Report
     from mrcnn_jax.datasets.recognise import recognise
+    from mrcnn_jax.training.splits import matched
 
     found = recognise(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,8 +117,11 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
             )
     training, *others = datasets
     for other in others:
-        known = [(category.id, category.name) for category in training.categories]
-        other.matched_to(known, f"{training.annotations_path}")
+        copies = Report()
+        note_copies(training, replace(matched(other, training), report=copies))
+        lines = [line for line in copies.lines()[1:] if f"{training.annotations_path}" in line]
+        with contextlib.redirect_stdout(sys.stderr if arguments.as_json else sys.stdout):
+            print("\n".join(lines))
 
 
 def _check(arguments: Arguments) -> CocoDataset:
@@ -134,7 +140,7 @@ def _check(arguments: Arguments) -> CocoDataset:
     if arguments.depth_scale is not None:
         data = replace(data, depth_scale=arguments.depth_scale)
     depth = arguments.depth or depth_folder(data, arguments.annotations)
-    found: dict[str, Any] = {"usable": True}
+    found: dict[str, Any] = {"usable": False}
     try:
         dataset = read_coco(
             arguments.annotations, arguments.images, data, lost_images=True, depth=depth or True
@@ -150,8 +156,9 @@ def _check(arguments: Arguments) -> CocoDataset:
         dataset.refuse_without_objects()
         if arguments.strict:
             refuse_dropped(dataset)
+        found["usable"] = True
     except ConfigError as error:
-        found |= {"usable": False, "error": str(error)}
+        found["error"] = str(error)
         raise
     finally:
         if arguments.as_json:
@@ -188,13 +195,13 @@ def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
     import cv2
     import numpy as np
 
-    from mrcnn_jax.figures.draw import draw_instances, titled
+    from mrcnn_jax.figures.draw import draw_instances, spread, titled
     from mrcnn_jax.pixels.decode import decode_image
     from mrcnn_jax.pixels.encode import write_image
 
     names = {category.id: category.name for category in dataset.categories}
     shown = [image for image in dataset.images if image.objects] or list(dataset.images)
-    chosen = shown[:: max(1, len(shown) // SHEET_IMAGES)][:SHEET_IMAGES]
+    chosen = spread(shown, SHEET_IMAGES)
     annotations = dataset.with_images(chosen).to_coco()["annotations"]
     height, width = SHEET_CELL
     cells = []

@@ -66,6 +66,7 @@ class Arguments(OfCheckpoint):
         for name, value, least in (
             ("limit", self.limit, 1),
             ("eval-batch-size", self.eval_batch_size, 1),
+            ("figures", self.figures, 0),
             ("report-images", self.report_images, 0),
         ):
             if value is not None and value < least:
@@ -139,7 +140,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         make_folder(*folders.values())
         if annotations is not None:
             for folder in folders.values():
-                write_file(folder / DATA, f"{annotations.resolve()}\n")
+                write_file(folder / DATA, os.fsencode(annotations.resolve()) + b"\n")
 
     parallel.in_turn(lambda: begin() if parallel.is_first() else None)
     predictor = Predictor(runs["raw"], parallel.data_mesh())
@@ -198,13 +199,15 @@ def of_weights(folder: Path, weights: str) -> Path:
 
 def _refuse_other_results(folder: Path, annotations: Path | None) -> None:
     """Raises ConfigError if a folder holds what would be lost: predictions, or the evaluation on
-    another file of the same name."""
+    other images."""
     if (folder / "images.json").exists():
         raise ConfigError(f"{folder}: holds predictions of images (choose another --out)")
     try:
-        other = (folder / DATA).read_text().strip()
-    except (OSError, UnicodeDecodeError):  # none yet
-        return
+        other = os.fsdecode((folder / DATA).read_bytes()).removesuffix("\n")
+    except OSError:  # of the run's own images, or none yet
+        if annotations is None or not (folder / "metrics.json").exists():
+            return
+        other = "the run's own images"
     if annotations is None or other != str(annotations.resolve()):
         raise ConfigError(f"{folder}: holds the evaluation on {other} (choose another --out)")
 
@@ -224,9 +227,10 @@ def draw(
     from mrcnn_jax.figures import views
     from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
     from mrcnn_jax.figures.curves import curves
+    from mrcnn_jax.figures.draw import spread
 
     images, indices = split.dataset.images, sorted(found.proposals)
-    chosen = views.spread([i for i in indices if images[i].objects] or indices, arguments.figures)
+    chosen = spread([i for i in indices if images[i].objects] or indices, arguments.figures)
     pixels = views.read_images(split, chosen, run.config.data)
     truth = views.annotations_of(split, chosen)
     results = [[r for r in found.results if r["image_id"] == images[i].id] for i in chosen]
@@ -243,13 +247,14 @@ def draw_depth(
     from mrcnn_jax.data.loader import depth_of
     from mrcnn_jax.figures import views
     from mrcnn_jax.figures.depth_maps import DepthExample, depth_figure
+    from mrcnn_jax.figures.draw import spread
     from mrcnn_jax.inference.predictor import Predictor
 
     alone = predictor if predictor.mesh is None else Predictor(run)
     images, data = split.dataset.images, run.config.data
     known = [i for i, image in enumerate(images[: arguments.limit]) if image.depth_file]
     with_objects = [i for i in known if images[i].objects]
-    chosen = views.spread(with_objects or known, -(-arguments.figures // 2))
+    chosen = spread(with_objects or known, -(-arguments.figures // 2))
     pictures, truths = views.read_images(split, chosen, data), views.annotations_of(split, chosen)
     examples = []
     for i, pixels, truth in zip(chosen, pictures, truths, strict=True):

@@ -15,7 +15,7 @@ from mrcnn_jax.commands.variants import Chain, StageRun
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.inference.evaluate import read_evaluation
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.output import write_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.logs import TIMING
@@ -106,11 +106,7 @@ def seconds_per_epoch(rows: Sequence[dict[str, Any]], *, steps: int) -> float:
 
 
 def _parameters(config: Config) -> int:
-    network = MaskRCNN(config.model)
-    shapes = jax.eval_shape(
-        lambda batch: network.init(jax.random.key(0), batch), example_batch(config.data.canvases[0])
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(config.model)["params"]))
 
 
 def _device(meta: Meta) -> str:

@@ -75,6 +75,7 @@ def draw(arguments: Arguments) -> list[Path]:
     from mrcnn_jax.figures.comparison import detections_figure, proposals_figure
     from mrcnn_jax.figures.curves import curves
     from mrcnn_jax.figures.mask_comparison import masks_figure
+    from mrcnn_jax.figures.panels import stage_panels
     from mrcnn_jax.figures.targets import box_targets_figure, rpn_targets_figure
     from mrcnn_jax.runs.checkpoints import Checkpoints
     from mrcnn_jax.runs.logs import METRICS
@@ -89,6 +90,8 @@ def draw(arguments: Arguments) -> list[Path]:
         if (meta := checkpoints.latest()) is not None:
             checkpoints.refuse_damaged_log(meta, METRICS)
         rows = read_metrics(folder)
+        if not stage_panels(rows):
+            raise ConfigError(f"{folder}: no loss is recorded yet")
         make_folder(out)
         return curves(rows, out)
     opened = open_runs(arguments)

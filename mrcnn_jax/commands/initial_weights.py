@@ -43,4 +43,6 @@ def with_weights(
     if begun:
         return chosen_before(config, load_config_json(workdir / "config.json"), given), None
     choice = choose(path, open_origin(path))
+    if "init_without_classes" in given and not config.init_without_classes:
+        choice = replace(choice, classes=0)  # the user knows that they are the same
     return choice.applied(config, given), choice

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
+from mrcnn_jax.commands.arguments import FromWeights, fields_given
 from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.config.errors import ConfigError, require
-from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
+from mrcnn_jax.config.files import find_start, load_config_file
+from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
 
@@ -116,7 +117,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
     refuse_contradiction(own.minutes, fields_given(plain))
     begun = (workdir / "config.json").exists()
     if begun:
-        config = load_config_json(workdir / "config.json")
+        config = load_config_file(workdir / "config.json")  # without the processes that began it
         _refuse_other_folder(config, folder, workdir)
         rest = list(plain)
     else:
@@ -247,7 +248,13 @@ def _refuse_other_weights(request: Request) -> None:
 
     if request.weights is None:
         return
-    path, began = locate(request.weights, download=False), request.config.init_from
+    began = request.config.init_from
+    try:
+        path = locate(request.weights, download=False)
+    except ConfigError:
+        if (request.workdir / "checkpoints").is_dir():
+            return  # they are not needed any more
+        raise
     if str(path.resolve()) != began:
         raise ConfigError(
             f"--weights: {request.workdir} holds a run that began from {began or 'random weights'} "
@@ -285,6 +292,8 @@ def chosen_config(request: Request) -> Opening:
         origin = open_origin(path)
         if request.weights is not None:
             choice = choose_weights(path, origin)
+            if "--no-init-without-classes" in request.given:
+                choice = replace(choice, classes=0)
         if origin.has_heads:
             start = Start(origin.model, origin.class_names, origin.shrink)
         else:
@@ -310,9 +319,7 @@ def chosen_config(request: Request) -> Opening:
     config = _overridden(chosen.config, request.workdir, request.words, request.program)
     if choice is not None:
         config = choice.applied(config, fields_given(request.given))
-    config, notes = with_heads(config)
-    for note in notes:
-        print(note)
+    config = following_heads(config)
     if wishes.minutes is None:
         print("\n".join(chosen.table(config, request.given)))
     return Opening(config, choice, (train_set, val_set), chosen)

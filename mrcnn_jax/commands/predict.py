@@ -112,7 +112,7 @@ def run(arguments: Arguments) -> None:
         images_part.open("w") as images,
     ):
         lists = _List(found), _List(images)
-        results = _Results(arguments, tiling, model, report, *lists, annotations)
+        results = _Results(arguments, files, tiling, model, report, *lists, annotations)
         for file in tqdm(files, unit="file", leave=False, disable=None):
             before = results.number
             try:
@@ -213,6 +213,7 @@ class _Results:
     def __init__(
         self,
         arguments: Arguments,
+        files: Iterable[Path],
         tiling: Tiling | None,
         model: Any,
         report: Report,
@@ -222,6 +223,7 @@ class _Results:
     ) -> None:
         self._arguments, self._model, self._report = arguments, model, report
         self._tiling, self._annotations = tiling, annotations
+        self._inputs = {file.resolve() for file in files}
         self.detections, self.images = detections, images
         self.number = 0
         """Of the last picture: its image id."""
@@ -242,6 +244,9 @@ class _Results:
 
         out, min_score = self._arguments.out, self._arguments.min_score
         self.number += 1
+        name = _overlay_name(self.number, file, frame, self._report)
+        if (out / f"{name}.png").resolve() in self._inputs:
+            raise ConfigError(f"{file}: its overlay would replace {out / name}.png (another --out)")
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
         found = seen.to_coco(self.number)
@@ -257,7 +262,6 @@ class _Results:
             self.full += sum(score >= min_score for score in seen.tiles.full)
             self.tiles.append(seen.tiles)
             height, width = seen.size
-        name = _overlay_name(self.number, file, frame, self._report)
         names = [f"{name}.png"]
         if step > 1:
             drawn = [reduced(result, step) for result in drawn]

@@ -80,9 +80,8 @@ def run(arguments: ToYolo) -> None:
     if arguments.val is None:
         print("no validation images, without which Ultralytics does not train (see --val)")
     print(f"{arguments.out / 'data.yaml'}: {len(known)} classes: {', '.join(names)}")
-    print(
-        f"    {cli.command('convert', 'yolo', arguments.out, '--out', 'annotations.json')} reads it"
-    )
+    again = cli.command("convert", "yolo", arguments.out, "--out", f"{arguments.out}.json")
+    print(f"    {again} reads it")
 
 
 def _usable(dataset: CocoDataset) -> CocoDataset:

@@ -236,8 +236,14 @@ def _train(arguments: Arguments) -> None:
 def _going_on(config: Config, workdir: Path, epochs: float | None, again: str) -> Config:
     """The config of a run to go on with; ConfigError if there is nothing to go on from."""
     from mrcnn_jax.runs.checkpoints import Checkpoints
+    from mrcnn_jax.runs.hub_folder import is_hub_folder
 
     meta = Checkpoints(workdir, keep=1).latest()
+    if meta is None and is_hub_folder(workdir):
+        raise ConfigError(
+            f"--resume: {workdir}: a shared model; to train from it: --config FILE --workdir DIR "
+            f"--weights {shlex.quote(str(workdir))}"
+        )
     if meta is None:
         begin = cli.command("train", "--config", workdir / "config.json", "--workdir", workdir)
         raise ConfigError(f"--resume: {workdir}: no checkpoint there yet; to begin: {begin}")

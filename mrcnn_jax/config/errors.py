@@ -39,6 +39,17 @@ def require_weight(options: object, prefix: str, *names: str) -> None:
         require(0 <= value < math.inf, f"{prefix}{name}: must be at least 0 and finite")
 
 
+def require_positives(samples: int, fraction: float, prefix: str) -> None:
+    """Raises ConfigError unless a share of the samples can be positives, at least one of them."""
+    require(0 < fraction <= 1, f"{prefix}positive_fraction: must be in (0, 1]")
+    require(samples >= 1, f"{prefix}samples: must be at least 1")
+    require(
+        samples * fraction > 1 - 1e-6,
+        f"{prefix}samples: {samples}: too few for one positive at {prefix}positive_fraction "
+        f"{fraction:g}",
+    )
+
+
 def require_at_least(least: int, options: object, prefix: str, *names: str) -> None:
     """Raises ConfigError if one of the options named is less than `least`; None passes.
 
@@ -49,4 +60,8 @@ def require_at_least(least: int, options: object, prefix: str, *names: str) -> N
     """
     for name in names:
         value = getattr(options, name)
-        require(value is None or value >= least, f"{prefix}{name}: must be at least {least}")
+        finite = " and finite" if value == math.inf else ""
+        require(
+            value is None or least <= value < math.inf,
+            f"{prefix}{name}: must be at least {least}{finite}",
+        )

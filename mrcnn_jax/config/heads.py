@@ -7,7 +7,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mrcnn_jax.config.errors import require, require_at_least, require_share, require_weight
+from mrcnn_jax.config.errors import (
+    require,
+    require_at_least,
+    require_positives,
+    require_share,
+    require_weight,
+)
 
 Norm = Literal["none", "frozen_batch", "group"]
 """Normalisation of a convolution outside the ResNet. frozen_batch: batch norm by its imported
@@ -74,12 +80,10 @@ class BoxHeadConfig:
     """Factors on both losses of the second and third head."""
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.positive_fraction <= 1, "model.box_head.positive_fraction: must be in (0, 1]"
-        )
+        require_positives(self.samples, self.positive_fraction, "model.box_head.")
         self._check_cascade()
         require_at_least(1, self, "model.box_head.", "hidden", "conv_channels", "pool_size")
-        require_at_least(1, self, "model.box_head.", "samples", "detections")
+        require_at_least(1, self, "model.box_head.", "detections")
         require(self.crowd_overlap > 0, "model.box_head.crowd_overlap: must be positive")
         require_at_least(0, self, "model.box_head.", "convs", "fcs", "min_size", "smooth_l1_beta")
         require_share(self, "model.box_head.", "foreground_iou", "nms_iou", "score_threshold")

@@ -9,7 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mrcnn_jax.config.errors import require, require_at_least, require_share, require_weight
+from mrcnn_jax.config.errors import (
+    require,
+    require_at_least,
+    require_positives,
+    require_share,
+    require_weight,
+)
 from mrcnn_jax.config.heads import (
     BoxHeadConfig,
     BoxLoss,
@@ -150,8 +156,9 @@ class RPNConfig:
             0 <= self.negative_iou <= self.positive_iou <= 1,
             "model.rpn.negative_iou: must be in 0..model.rpn.positive_iou, and that at most 1",
         )
-        require(0 < self.positive_fraction <= 1, "model.rpn.positive_fraction: must be in (0, 1]")
-        require_at_least(1, self, "model.rpn.", "samples", "pre_nms", "proposals", "channels")
+        require(self.positive_iou > 0, "model.rpn.positive_iou: must be above 0")
+        require_positives(self.samples, self.positive_fraction, "model.rpn.")
+        require_at_least(1, self, "model.rpn.", "pre_nms", "proposals", "channels")
         require_at_least(1, self, "model.rpn.", "train_pre_nms", "train_proposals", "convs")
         require(
             self.convs == 1 or not self.batch_norm,

@@ -400,4 +400,5 @@ class Config:
         require_at_least(1, self, "", "save_every_steps", "keep_checkpoints")
         require_at_least(1, self, "", "validate_every_epochs")
         require(self.feature_cache_gib > 0, "feature_cache_gib: must be positive")
-        require_at_least(0, self, "", "seed", "skip_non_finite", "evaluate_every_epochs")
+        require_at_least(0, self, "", "skip_non_finite", "evaluate_every_epochs")
+        require(0 <= self.seed < 2**32, "seed: must be in 0..2**32 - 1, which JAX tells apart")

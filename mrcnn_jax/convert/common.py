@@ -78,7 +78,7 @@ class Options:
     """The options of every format."""
 
     input: tyro.conf.Positional[Path]
-    """The annotation tool's export: a folder (for CVAT also annotations.xml)."""
+    """The annotation tool's export: its folder or its file (docs/converters.md)."""
     out: Path
     """The annotation file to write, in COCO format."""
     images: Path | None = None
@@ -191,7 +191,11 @@ class ImageFolder:
             path = normal_path(name)
             if file := self._exact.get(path):
                 return file
-            if PurePosixPath(path).suffix.lower() not in SUFFIXES and path in self._by_path:
+            if PurePosixPath(path).suffix.lower() in SUFFIXES:
+                continue
+            if not path.startswith(("/", "..")) and (self.folder / path).is_file():
+                return path
+            if path in self._by_path:
                 return self._only(self._by_path[path], name)
         return None
 

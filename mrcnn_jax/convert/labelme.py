@@ -96,7 +96,8 @@ class Labelme(RectangleOptions):
         """`names` and `beside` of a picture. imagePath is relative to the JSON file, which may have
         been renamed with its image since."""
         here = os.path.relpath(path.parent, folder)
-        said = os.path.relpath(os.path.normpath(path.parent / image_path), folder)
+        beside = os.path.join(os.path.realpath(path.parent), image_path)  # through no link to it
+        said = os.path.relpath(os.path.normpath(beside), os.path.realpath(folder))
         if not here.startswith(".."):  # then a file in another folder is another image
             return (said,), (f"{here}/{path.stem}", image_path)
         base = self.input if self.input.is_dir() else path.parent

@@ -230,11 +230,14 @@ def _usable_images(
             report.add(Reason.SAME_FILE, number)
         used.add(file)
         usable[number] = ImageRecord(number, found, height, width, ())
-    uses = Counter(image.file_name for image in usable.values())
+    written = {item["id"]: str(item.get("file_name")) for item in raw}
+    names: dict[str, set[str]] = defaultdict(set)  # by the file that they were found as
+    for number, image in usable.items():
+        names[image.file_name].add(written[number])
     for number, name in foreign.items():
         if number not in usable:
             continue
-        if uses[usable[number].file_name] == 1:
+        if len(names[usable[number].file_name]) == 1:
             report.add(Reason.FOUND_BY_NAME, number)
         else:
             report.add(Reason.AMBIGUOUS, number)

@@ -34,8 +34,8 @@ RECORD, TRAIN, VAL = "split.json", "train.json", "val.json"
 RULE = (
     "Images are grouped {by}; copies of one file are in one group. A group is for validation if "
     "the SHA-256 of its name, as a number in 0..1, is below {share}, so that new images do not "
-    "move old ones. Groups were moved against that only so that there is a validation image, that "
-    "validation has at most {most:.0%} of the images, and that every class found in two images or "
+    "move old ones. Groups were moved against that only so that validation has an object, that "
+    "it has at most {most:.0%} of the images, and that every class found in two images or "
     "more is in training."
 )
 
@@ -133,7 +133,7 @@ def divide(groups: Sequence[str], classes: Sequence[Collection[int]]) -> Divisio
     by_hash = {group for group in order if chance(group) < SHARE}
     val = set(by_hash)
 
-    for its in needed:
+    for its in sorted(needed, key=lambda its: (len(its), sorted(its))):  # in any order of images
         if its.keys() <= val:
             val.discard(max(its, key=rank.__getitem__))
     images = sum(size[group] for group in val)
@@ -141,12 +141,15 @@ def divide(groups: Sequence[str], classes: Sequence[Collection[int]]) -> Divisio
         if images > most:
             val.discard(group)
             images -= size[group]
-    if not val:
+    objects = {group for group, found in zip(groups, classes, strict=True) if found}
+    several = len(objects) > 1  # the only one with objects is for training
+    if not (val & objects if several else val):
         # What costs training a class, or is large, comes last.
-        def cost(group: str) -> tuple[bool, bool, int]:
-            return any(its.keys() == {group} for its in needed), size[group] > most, rank[group]
+        def cost(group: str) -> tuple[bool, bool, bool, int]:
+            costs_a_class = any(its.keys() == {group} for its in needed)
+            return (group in objects) != several, costs_a_class, size[group] > most, rank[group]
 
-        val = {min(order, key=cost)}
+        val |= {min(order, key=cost)}
     return Division(frozenset(val), tuple(sorted(val ^ by_hash)))
 
 

@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -54,6 +54,11 @@ TOOLS = {
 }
 CLASS = "object"  # of masks whose files and folders name none
 SAMPLE = 50  # names that tell a layout
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "rgb", "jpegimages")
+# Folders of pictures with the names of the images that are not these.
+DRAWN = re.compile(
+    r"(^|[^a-z])(masks?|labels?|depths?|seg|segmentations?|gt|annotations?|annots?)([^a-z]|$)"
+)
 OUT = Path("annotations.json")  # to be replaced
 
 
@@ -151,22 +156,18 @@ def _part(tree: Tree, annotations: str) -> Part:
     """The COCO file with the folder in which most of the first names that it lists are found."""
     path = tree.folder / annotations
     names = list(islice(_file_names(path), SAMPLE))
-    places: Counter[str] = Counter()
-    elsewhere = False  # paths of another machine, which `read_coco` finds by their ends
-    for name in map(normal, names):
-        forward = posixpath.normpath(name.replace("\\", "/"))
-        same_name = tree.by_name.get(base_name(forward), [])
-        ends = [f for f in same_name if f"/{normal(f)}".endswith(f"/{forward}")]
-        depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
-        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
-        foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
-        elsewhere |= foreign and not ends and bool(same_name)
+    places, elsewhere = _places(tree, names)
+    if len(places) > 1:  # such as one of a few examples, or of masks
+        places, _ = _places(tree, _file_names(path))
     if places:
-        beside = posixpath.dirname(annotations)
+        beside, most = posixpath.dirname(annotations), max(places.values())
 
-        def preference(place: str) -> tuple[int, int, bool, int]:
+        def preference(place: str) -> tuple[bool, int, int, bool, bool, int]:
+            pictures = 2 * places[place] > most and not DRAWN.search(place.lower())
             shared = len(posixpath.commonprefix([place.split("/"), beside.split("/")]))
-            return places[place], shared, _role(place) == _role(annotations), -len(place)
+            same_role = _role(place) == _role(annotations)
+            named = base_name(place).lower() in IMAGE_FOLDERS
+            return pictures, places[place], shared, same_role, named, -len(place)
 
         return Part(path, tree.folder / max(sorted(places), key=preference))
     if elsewhere or not names:
@@ -175,6 +176,22 @@ def _part(tree: Tree, annotations: str) -> Part:
     raise ConfigError(
         f"{path}: none of its images is in {tree.folder}: {', '.join(names[:3])}{more}"
     )
+
+
+def _places(tree: Tree, names: Iterable[str]) -> tuple[Counter[str], bool]:
+    """How many of the images that an annotation file names are in each folder that has any, and
+    whether one has a path of another machine, which `read_coco` finds by its end."""
+    places: Counter[str] = Counter()
+    elsewhere = False
+    for name in map(normal, names):
+        forward = posixpath.normpath(name.replace("\\", "/"))
+        same_name = tree.by_name.get(base_name(forward), [])
+        ends = [f for f in same_name if f"/{normal(f)}".endswith(f"/{forward}")]
+        depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
+        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
+        foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
+        elsewhere |= foreign and not ends and bool(same_name)
+    return places, elsewhere
 
 
 def _file_names(path: Path) -> Iterator[str]:

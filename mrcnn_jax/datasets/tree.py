@@ -26,7 +26,8 @@ def walk(folder: Path, without: Path | None) -> Iterator[str]:
     left_out = None if without is None else os.path.realpath(without)
 
     def leave(root: str, folders: list[str]) -> bool:
-        is_run = "checkpoints" in folders or os.path.isfile(f"{root}/dataset/split.json")
+        is_run = "checkpoints" in folders and os.path.isfile(f"{root}/config.json")
+        is_run |= os.path.isfile(f"{root}/dataset/split.json")
         return os.path.realpath(root) == left_out or (is_run and Path(root) != folder)
 
     for root, names in folders_in(folder, leave):

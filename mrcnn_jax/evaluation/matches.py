@@ -1,8 +1,9 @@
 """pycocotools' matches: of each detection, and the panoptic quality of each image from them.
 
 The panoptic quality (Kirillov et al. 2019) is taken with all classes together: over an image's
-objects and its detections with a score of at least SCORE, matched within their class at a mask IoU
-of .5 as COCO does (crowds neither count nor cost), it is
+objects and its detections with a score of at least SCORE, matched within their class at an IoU of
+.5 as COCO does (of masks, or of boxes where no object has a mask; crowds neither count nor cost),
+it is
 
     sum of the matched pairs' IoUs / (matched + (unmatched detections + unmatched objects) / 2),
 
@@ -33,13 +34,14 @@ def image_qualities(evaluation: COCOeval, *, score: float = SCORE) -> dict[int, 
     """Compute the panoptic quality of each image that has one.
 
     Args:
-        evaluation: of masks (`average_precision.judge`).
+        evaluation: of masks, or of boxes (`average_precision.judge`).
         score: detections below it are left out.
 
     Returns:
         Image id -> quality in [0, 1]; the worst first, of equals the one with more in it.
     """
     matches = matches_at_half(evaluation)
+    field = "bbox" if evaluation.params.iouType == "bbox" else "segmentation"
     objects = {a["id"]: a for a in evaluation.cocoGt.dataset["annotations"]}
     overlap: dict[int, float] = defaultdict(float)
     weight: dict[int, float] = defaultdict(float)
@@ -51,7 +53,7 @@ def image_qualities(evaluation: COCOeval, *, score: float = SCORE) -> dict[int, 
             continue
         weight[detection["image_id"]] += 0.5  # with the object's half a matched pair weighs one
         if match.annotation is not None:
-            pair = [detection["segmentation"]], [objects[match.annotation]["segmentation"]], [0]
+            pair = [detection[field]], [objects[match.annotation][field]], [0]
             overlap[detection["image_id"]] += float(coco_mask.iou(*pair)[0, 0])
     qualities = {image: overlap[image] / total for image, total in weight.items() if total}
     return dict(sorted(qualities.items(), key=lambda item: (item[1], -weight[item[0]], item[0])))

@@ -81,16 +81,18 @@ def _draw_shares(axis: Axes, panel: Panel) -> None:
     for label, line in panel.curves.items():
         width = 2.2 if label == "all" else 1.2
         axis.plot(*line, linewidth=width, marker="o", markersize=4, label=label)
-    axis.set_ylim(0, 1.02)  # a marker at 1 is seen whole
+    values = np.concatenate([values for _, values in panel.curves.values()])
+    # A marker at 1 is seen whole; an error, unlike a share, may be above it.
+    axis.set_ylim(0, 1.02 * max(1.0, *values[np.isfinite(values)]))
 
 
 def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Average over a window of a twentieth of the run around each point; NaN is not counted."""
-    half = len(values) // 40
-    padded = np.pad(values, half, constant_values=np.nan)
-    return np.array([_mean(padded[i : i + 2 * half + 1]) for i in range(len(values))])
+    half, known = len(values) // 40, ~np.isnan(values)
 
+    def windows(numbers: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        sums = np.cumsum(np.pad(numbers, (half + 1, half)), dtype=np.float64)
+        return sums[2 * half + 1 :] - sums[: -2 * half - 1]
 
-def _mean(values: Float[np.ndarray, " n"]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    with np.errstate(invalid="ignore"):  # 0 / 0 where no number is known
+        return windows(np.where(known, values, 0.0)) / np.round(windows(known.astype(float)))

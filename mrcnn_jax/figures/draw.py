@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from mrcnn_jax.evaluation.average_precision import mask_score
 from mrcnn_jax.pixels.rle import moved_rle, segmentation_rle
 
 Image = UInt8[np.ndarray, "h w 3"]
+T = TypeVar("T")
 Color = tuple[int, int, int]
 
 # Objects take turns with these: light enough for black text, and unlike each other and unlike
@@ -47,6 +48,12 @@ FONT, FONT_SCALE, TITLE_SCALE, INK = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0.55, (0, 0
 # Labels that would together cover more than this share of an image are written smaller; where even
 # the least text that can be read, by this factor, is too large, one line counts the objects.
 LABEL_SHARE, LEAST_TEXT = 1 / 3, 0.75
+
+
+def spread(candidates: Sequence[T], count: int) -> list[T]:
+    """`count` of the candidates, or all of them if they are fewer, from all over."""
+    count = min(count, len(candidates))
+    return [candidates[i * len(candidates) // count] for i in range(count)]
 
 
 def draw_instances(

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.data.records import ImageRecord, ObjectRecord
+from mrcnn_jax.figures.draw import Image, spread
 from mrcnn_jax.inference.predictor import Predictor, predict_split
 from mrcnn_jax.models.box_head import BoxSamples, draw_box_samples
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals
@@ -27,16 +28,10 @@ from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
 
-Image = UInt8[np.ndarray, "h w 3"]
 Boxes = Float[np.ndarray, "_ 4"]
 
 
 # -- images ----------------------------------------------------------------------------------------
-
-
-def spread(candidates: Sequence[int], count: int) -> list[int]:
-    """`count` of the candidates (or all of them), evenly spread."""
-    return list(candidates[:: max(1, len(candidates) // max(count, 1))][:count])
 
 
 def choose(
@@ -151,13 +146,15 @@ def masks_of(
         return model.instance_masks(features, truth.boxes, truth.labels, truth.valid)
 
     asked = iter(objects)
+    # A file with only some of the run's categories numbers them in its own way.
+    labels = {number: label for label, number in enumerate(run.category_ids, start=1)}
 
     def with_object(batch: Batch) -> Batch:
         here = next(asked)
         box = boxes_to_canvas(np.asarray(here.box, np.float32), batch.scales[0])
         truth = Instances(
             boxes=box[None, None],
-            labels=np.array([[here.label]], np.int32),
+            labels=np.array([[labels[split.dataset.category_id(here.label)]]], np.int32),
             valid=np.ones((1, 1), bool),
         )
         return batch.replace(ground_truth=truth)

@@ -23,8 +23,9 @@ from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.output import part_folder, write_file
 from mrcnn_jax.pixels.decode import SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from mrcnn_jax.pixels.encode import write_image
-from mrcnn_jax.pixels.places import box_area
+from mrcnn_jax.pixels.places import box_area, far, mask_extent
 
+LABELS = "labels.txt"  # all classes, in their order: labelme takes it as --labels
 Format = Literal["labelme", "yolo", "coco"]
 Frame: TypeAlias = UInt8[np.ndarray, "h w 3"]
 
@@ -78,8 +79,9 @@ class Annotations:
         report: Report,
     ) -> None:
         self.folder, self._part, self._class_names, self._report = folder, part, class_names, report
-        places = {os.path.abspath(file.parent) for file in files}
-        if any(file.suffix.lower() in VIDEO_SUFFIXES for file in files):
+        videos = {file for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
+        places = {os.path.abspath(file.parent) for file in files if file not in videos}
+        if videos:
             places.add(os.path.abspath(folder))
         self._images = Path(os.path.relpath(os.path.commonpath(places)))
         """The folder that all images and frames are in."""
@@ -119,9 +121,11 @@ class _Labelme(Annotations):
         self._tell_boxes(name, found)
 
     def end(self) -> str:
+        names = "".join(f"{name}\n" for name in self._class_names.values())
+        write_file(self._part / LABELS, names)
         again = cli.command(
             *("convert", "labelme", self.folder, "--images", self._images),
-            *("--out", "annotations.json"),
+            *("--categories", self.folder / LABELS, "--out", self.folder.with_suffix(".json")),
         )
         return f"annotations for labelme: {self.folder}; once corrected: {again}"
 
@@ -145,7 +149,9 @@ class _Yolo(Annotations):
 
     def end(self) -> str:
         write_file(self._part / "data.yaml", data_yaml(list(self._class_names.values())))
-        again = cli.command("convert", "yolo", self.folder, "--out", "annotations.json")
+        again = cli.command(
+            "convert", "yolo", self.folder, "--out", self.folder.with_suffix(".json")
+        )
         return f"YOLO's data set: {self.folder}; once corrected: {again}"
 
 
@@ -162,16 +168,19 @@ class _Coco(Annotations):
     def add(self, name: str, file: Path, frame: Frame | None, found: Detections) -> None:
         image = self._file_of(name, file, frame)
         image = image if frame is None else self.folder / image.name
-        place = os.path.relpath(image, self._images).replace(os.sep, "/")
+        file_name = os.path.relpath(image, self._images).replace(os.sep, "/")
         number, (height, width) = len(self._listed) + 1, found.size
         size = {"height": height, "width": width}
-        self._listed.append({"id": number, "file_name": place, **size})
+        self._listed.append({"id": number, "file_name": file_name, **size})
         for result, box in zip(found.to_coco(number), found.boxes.tolist(), strict=True):
             rle = result.get("segmentation")
             area = float(rle_ops.area(rle)) if rle else 0.0
             rle, area = (rle, area) if area else (None, box_area(tuple(box)))
+            extent = mask_extent(rle)
+            # A mask that fills little of its box would be taken for one of another object.
+            place = tuple(box) if extent is None or not far(tuple(box), extent) else extent
             annotation = coco_annotation(
-                self._count + 1, number, result["category_id"], tuple(box), area, False, rle
+                self._count + 1, number, result["category_id"], place, area, False, rle
             )
             scores = {name: result[name] for name in ("score", "mask_score") if name in result}
             text = json.dumps(annotation | scores)

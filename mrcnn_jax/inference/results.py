@@ -124,7 +124,8 @@ class Detections:
         source = self.path if image is None else Path(image)
         if source is None:
             raise ValueError("to_labelme: this image was no file: name one (image=...)")
-        beside = os.path.relpath(source, Path(path).parent)
+        # labelme opens it from the folder itself, not through links to it.
+        beside = os.path.relpath(os.path.abspath(source), os.path.realpath(Path(path).parent))
         content = labelme_content(
             beside, self.size, self.class_names, self.boxes, self.rles(), self.thresholded.tolist()
         )

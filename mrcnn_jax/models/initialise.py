@@ -1,11 +1,15 @@
-"""Random parameters, by the initialisers of the modules."""
+"""Parameters of a network: random ones, by the initialisers of its modules, and their shapes."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 from flax import linen as nn
+
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 
 
 def initialise(model: nn.Module, *example: Any, seed: int) -> dict[str, Any]:
@@ -22,3 +26,17 @@ def initialise(model: nn.Module, *example: Any, seed: int) -> dict[str, Any]:
     """
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 1})
     return init(jax.random.key(seed), *example)
+
+
+@functools.lru_cache(maxsize=16)
+def variable_shapes(config: ModelConfig) -> Variables:
+    """Shapes and dtypes of the variables of a network, without making them.
+
+    Returns:
+        'params' and 'batch_stats' of `jax.ShapeDtypeStruct`; every caller gets the same tree.
+    """
+    model = MaskRCNN(config)  # parameters do not depend on the size of images
+    shapes: Variables = jax.eval_shape(
+        lambda batch: model.init(jax.random.key(0), batch), example_batch((64, 64))
+    )
+    return shapes

@@ -7,7 +7,6 @@ float32.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -369,7 +368,8 @@ def conv_relu(
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
     y = Conv(channels, kernel_init, use_bias=norm == "none", dtype=dtype, name=name)(x)
     if norm == "group":
-        groups = math.gcd(32, max(channels // 8, 1), channels)
+        fitting = (g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels // g >= 8)
+        groups = next(fitting, 1)
         # Flax's fast variance, E[x^2] - E[x]^2, would cancel where the mean is large.
         group_norm = nn.GroupNorm(
             groups, epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm"

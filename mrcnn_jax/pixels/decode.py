@@ -97,8 +97,7 @@ def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
             # Pillow gives a TIFF's size as seen.
             if not upright or isinstance(image, TiffImageFile):
                 return size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in SWAPS
-            return size[::-1] if turned else size
+            return size[::-1] if _orientation(image) in SWAPS else size
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be read: {_line(error)}") from None
 
@@ -211,6 +210,8 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
         # Decoded again: counting the pages moved on from the first.
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
         values = integers(image, samples, encoded) if image.mode == "I" else np.asarray(image)
+        if samples.white_is_zero and image.mode in ("1", "L"):  # Pillow inverts them for the eye
+            values = ~values if values.dtype == bool else 255 - values
         if values.dtype.kind not in "biu":
             raise ValueError("its values are floats")
         if image.mode == "P":
@@ -301,10 +302,18 @@ def _decode(encoded: bytes, max_pixels: int, least_bits: int = 8) -> tuple[Image
     with _told(encoded):
         image, samples = _loaded(encoded, max_pixels)
         # Only now: in a PNG it may follow the pixels.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        turn = orientation if orientation in TURNS else 1
+        turn = _orientation(image)
         rgb, converted = _rgb(image, replace(samples, least_bits=least_bits), encoded)
         return rgb, Kind(image.height, image.width, turn, converted)
+
+
+def _orientation(image: Image.Image) -> int:
+    """That of EXIF, 1..8; 1 without any, or where it is damaged: the pixels may be whole."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # for broken files, Pillow raises whatever its parsers meet
+        return 1
+    return int(found) if found in TURNS else 1
 
 
 @contextlib.contextmanager

@@ -68,8 +68,12 @@ def filled(loops: list[Float[np.ndarray, "n 2"]], size: tuple[int, int]) -> Bool
         size: (height, width) of the mask.
     """
     mask = np.zeros(size, bool)
-    for rle in coco_mask.frPyObjects([loop.ravel().tolist() for loop in loops], *size):
-        mask ^= coco_mask.decode(rle).astype(bool)
+    for loop in loops:  # each in the box around it: there may be hundreds of small ones
+        x, y = np.floor(loop.min(axis=0)).astype(int)
+        width, height = np.ceil(loop.max(axis=0)).astype(int) - (x, y) + 1
+        (rle,) = coco_mask.frPyObjects([(loop - (x, y)).ravel().tolist()], height, width)
+        part = mask[y : y + height, x : x + width]
+        part ^= coco_mask.decode(rle).astype(bool)[: part.shape[0], : part.shape[1]]
     return mask
 
 

@@ -57,9 +57,15 @@ def deep_values(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndar
     if samples.bits <= 8 or image.mode not in ("RGB", "RGBA"):
         return None
     wide = None if samples.planes or samples.multiplied else _by_opencv(image, encoded)
-    if wide is None or wide.dtype != np.uint16 or wide.ndim != 3:
-        return None
-    return wide[..., 2::-1]
+    if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
+        return wide[..., 2::-1]
+    if np.asarray(image).max() < 1 << BIT_DEPTHS[-2] - 8:
+        how = "in planes" if samples.planes else "in this compression"
+        raise ValueError(
+            f"its values of 16 bits have fewer, and cannot be read {how} (save it uncompressed, "
+            "pixel by pixel)"
+        )
+    return None
 
 
 def bits_of(values: np.ndarray) -> int:

@@ -64,6 +64,8 @@ def fetch(address: str, *, download: bool = True) -> Path:
             ) from None
         raise _explained(address, error, "cannot be fetched") from None
     if not (Path(folder) / WEIGHTS).is_file():
+        if not download:
+            raise ConfigError(f"{address}: not fetched in full; with --download it would be")
         raise ConfigError(f"{address}: has no {WEIGHTS}: not a model of mrcnn_jax")
     return Path(folder)
 

@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -24,7 +23,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.models.initialise import variable_shapes
+from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.output import part_folder
 from mrcnn_jax.runs.checkpoints import Meta, parse_meta
 
@@ -112,10 +112,7 @@ def read_hub_folder(folder: Path) -> tuple[Config, Meta, Variables]:
             f"{path}: of {len(meta.categories)} categories, but model.num_classes in "
             f"{folder / CONFIG} is {config.model.num_classes}"
         )
-    model = MaskRCNN(config.model)
-    example = example_batch(config.data.canvases[0])
-    shapes = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example)
-    wanted = flatten_dict(shapes, sep="/")
+    wanted = flatten_dict(variable_shapes(config.model), sep="/")
     for kind, names in (
         ("lacks", wanted.keys() - tensors.keys()),
         ("has besides", tensors.keys() - wanted.keys()),

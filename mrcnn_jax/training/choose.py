@@ -63,7 +63,14 @@ class Start:
 
     model: ModelConfig
     class_names: tuple[str, ...]
+    """() if they are unknown."""
     shrink: Shrink = "area"
+
+    def fits(self, class_names: tuple[str, ...]) -> bool:
+        """Whether its outputs per class can be those of these classes."""
+        if len(class_names) != self.model.num_classes:
+            return False
+        return self.class_names in ((), class_names)
 
 
 def choose(
@@ -100,14 +107,13 @@ def choose(
         of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
     model, of_model = _model(train, val, device, data, recipe, wishes, start)
     data, stage, of_stage = _training(train, device, devices, data, model, recipe, wishes)
-    names = () if start is None else start.class_names
     config = Config(
         name=name,
         data=data,
         model=model,
         stages=(stage,),
         init_from=wishes.init_from,
-        init_without_classes=start is not None and names != train.class_names,
+        init_without_classes=start is not None and not start.fits(train.class_names),
         validate_every_epochs=math.ceil(stage.epochs / 10),
     )
     return Chosen(config, (*of_data, *of_model, *of_stage))
@@ -331,6 +337,14 @@ def _model(
         depth_head=DepthHeadConfig(),
         mask_iou_head=replace(base.mask_iou_head, enabled=False),
     )
+    of_heads = [
+        Row(
+            "box heads",
+            lambda c: f"{1 + len(c.model.box_head.cascade)}, in a row",
+            "a cascade: better boxes in the same time; without a number, one head",
+            ("--model.box-head.cascade",),
+        )
+    ]
     return model, [
         Row(
             "network",
@@ -341,6 +355,7 @@ def _model(
                 "--model.fpn-channels",
             ),
         ),
+        *(of_heads if base.box_head.cascade else ()),
         Row(
             "anchors, px",
             lambda c: (

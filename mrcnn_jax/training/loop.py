@@ -35,7 +35,7 @@ from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.features import with_known
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
-from mrcnn_jax.training.open import OpenRun, Progress, open_run
+from mrcnn_jax.training.open import OpenRun, Progress, open_run, refuse_schedules
 from mrcnn_jax.training.optimizer import (
     make_optimizer,
     scaling_hint,
@@ -79,6 +79,7 @@ def train(
         with opened as run:
             if settle is not None:
                 run = replace(run, config=settle(run))
+                refuse_schedules(run)
             with Watch(run) as watch, StopSignal(run) as stop:
                 _train(watch, stop)
     except OSError as error:  # a full disk above all

@@ -24,7 +24,8 @@ from mrcnn_jax.config.files import config_hash, differences, load_config_json, r
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
+from mrcnn_jax.models.initialise import variable_shapes
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.output import remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.loggers import refuse_missing
@@ -207,6 +208,8 @@ def _locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{workdir}: another run is training in this folder") from None
+        except OSError as error:
+            print(f"{workdir}: {error.strerror}: no lock keeps a second run out of this folder")
         remove_abandoned(workdir)
         yield
 
@@ -245,9 +248,7 @@ def _open(
 
     # Shapes are enough to check the stage table and the weights to start from.
     model = MaskRCNN(config.model, deterministic=config.deterministic)
-    shapes: Variables = jax.eval_shape(
-        lambda batch: model.init(jax.random.key(0), batch), example_batch(data.canvases[0])
-    )
+    shapes = variable_shapes(config.model)
     for stage in config.stages:
         refuse_partly_live(stage, shapes["params"], live_modules(config.model))
     initial: Variables = {}
@@ -303,11 +304,16 @@ def _open(
             f"{(repeats > 1).sum()} training images are repeated (data.repeat_threshold): "
             f"{used} an epoch"
         )
-    for index, stage in enumerate(config.stages):
-        learning_rate(stage, 0, run.total_steps(index))  # a milestone within its warm-up
+    refuse_schedules(run)
     parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
     _refuse_differing_processes(run)
     return run
+
+
+def refuse_schedules(run: OpenRun) -> None:
+    """Raises ConfigError if a stage's rate cannot follow its steps: a milestone in its warm-up."""
+    for index, stage in enumerate(run.config.stages):
+        learning_rate(stage, 0, run.total_steps(index))
 
 
 def _without_other_classes(config: Config, weights: Choice | None, dataset: CocoDataset) -> Config:

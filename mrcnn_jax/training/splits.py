@@ -35,7 +35,18 @@ def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDatas
         )
     train_set.refuse_without_objects()
     # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
-    val_set = _data_set(config, "val", known, ())
+    val_set = matched(_data_set(config, "val", known, ()), train_set)
+    refuse_without_depth(config, train_set, val_set)
+    note_copies(train_set, val_set)
+    return train_set, val_set
+
+
+def matched(val_set: CocoDataset, train_set: CocoDataset) -> CocoDataset:
+    """The validation set with the labels of the training set.
+
+    Raises:
+        ConfigError: its categories are not the same.
+    """
     val_set = val_set.matched_to(categories_of(train_set), f"{train_set.annotations_path}")
     missing = [c.name for c in train_set.categories if c not in val_set.categories]
     if missing:
@@ -43,9 +54,7 @@ def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDatas
             f"{val_set.annotations_path}: 'categories' lacks {', '.join(map(repr, missing))} of "
             f"{train_set.annotations_path} (it may be without annotations there)"
         )
-    refuse_without_depth(config, train_set, val_set)
-    note_copies(train_set, val_set)
-    return train_set, val_set
+    return val_set
 
 
 def _data_set(

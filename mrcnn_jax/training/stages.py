@@ -104,11 +104,18 @@ def live_modules(model: ModelConfig) -> frozenset[str]:
 def refuse_partly_live(stage: StageConfig, params: Params, live: Collection[str]) -> None:
     """Raises ConfigError if a module of `live`, normalised by batch statistics, is trained in part.
 
-    The statistics of its frozen layers would move.
+    The statistics of its frozen layers would move. Or if it is res5 of a C4 network, and masks are
+    trained, which read its running statistics.
     """
     kinds = labels(stage, params)
     for module in live:
-        if len({kind == FROZEN for kind in flatten_dict(kinds[module]).values()}) == 2:
+        frozen = {kind == FROZEN for kind in flatten_dict(kinds[module]).values()}
+        if module == "res5" and False in frozen and {"mask", "mask_iou"} & set(stage.losses):
+            raise ConfigError(
+                f"stages.{stage.name}: trains masks and res5 with live batch norm, which sees the "
+                "boxes of the box head alone (model.resnet.norm frozen, or freeze res5)"
+            )
+        if len(frozen) == 2:
             raise ConfigError(
                 f"stages.{stage.name}: {module} has live batch norm and is trained in part; "
                 "train or freeze all of it"

@@ -51,6 +51,8 @@ def stage_losses(
     losses: Collection[Loss],
     live: Collection[str],
     known: Known | None = None,
+    *,
+    validation: bool = False,
 ) -> tuple[Losses, Instances | None, dict[str, Array]]:
     """The losses of a stage on one batch; the forward pass goes no further than they need.
 
@@ -61,6 +63,8 @@ def stage_losses(
         live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics, or
             ("convnext") leave branches out.
         known: of this batch; what it holds is not computed again.
+        validation: return the proposals of prediction, whose recall is measured, where those of
+            training come of more candidates.
 
     Returns:
         The losses, the proposals in each image (None if no loss needs them), and counts of objects
@@ -119,6 +123,12 @@ def stage_losses(
     if of_boxes:
         predict = functools.partial(model.box_log_depth, features)
         values |= box_depth_loss(found, batch, config, predict=predict, mesh=mesh)
+    if (
+        validation
+        and "rpn" in losses
+        and config.rpn.train_pre_nms not in (None, config.rpn.pre_nms)
+    ):
+        proposals = select_proposals(output, batch, config, train=False, mesh=mesh)
     return values, proposals, counts
 
 
@@ -245,7 +255,9 @@ def make_validation_step(model: MaskRCNN, stage: StageConfig) -> ValidationStep:
     ) -> tuple[Losses, Instances | None]:
         if model.mesh is not None:
             variables = jax.lax.with_sharding_constraint(variables, replicated(model.mesh))
-        forward = nn.apply(lambda m: stage_losses(m, batch, key, stage.losses, (), known), model)
+        forward = nn.apply(
+            lambda m: stage_losses(m, batch, key, stage.losses, (), known, validation=True), model
+        )
         values, proposals, _ = forward(variables)
         metrics = {f"loss/{name}": value for name, value in values.items()}
         return metrics | {"loss/total": sum(values.values(), jnp.float32(0))}, proposals

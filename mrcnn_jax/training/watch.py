@@ -171,7 +171,8 @@ class Watch:
         except ConfigError as error:  # an image that cannot be loaded any more
             raise TrainingError(str(error)) from error
         figures = {} if found is None else found.metrics
-        return {name: value for name, value in figures.items() if name in _FIGURES}
+        # What is undefined, such as the AP of masks where no object has one, is -1.
+        return {name: value for name, value in figures.items() if name in _FIGURES and value >= 0}
 
     def meta(self, progress: Progress, *, complete: bool = False) -> Meta:
         """The description of a checkpoint of the run as it stands."""

@@ -107,9 +107,10 @@ def _categories(network: FileNetwork, file: Path | None) -> Categories:
         raise ConfigError(
             f"--categories: {file}: not a COCO file with categories: {error}"
         ) from None
-    known = len(dict(found))
-    if known != count:
+    if len(dict(found)) != len(found):
+        raise ConfigError(f"--categories: {file}: two categories have the same id")
+    if len(found) != count:
         raise ConfigError(
-            f"--categories: {file}: {known} categories, but the network has {count} classes"
+            f"--categories: {file}: {len(found)} categories, but the network has {count} classes"
         )
     return found

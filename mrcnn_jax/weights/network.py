@@ -18,7 +18,7 @@ from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.models.convnext import ConvNeXt
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.resnet import DEPTHS, Depth, ResNet
 from mrcnn_jax.weights import convnext_families, mmdetection
 from mrcnn_jax.weights.families import family_of
@@ -74,15 +74,12 @@ class FileNetwork:
         Raises:
             ConfigError: names the tensor that is missing, of another shape or not finite.
         """
-        key = jax.random.key(0)
         if self.has_heads:
-            template = jax.eval_shape(
-                lambda batch: MaskRCNN(self.model).init(key, batch), example_batch((64, 64))
-            )
+            template = variable_shapes(self.model)
         else:
             convnext = self.model.trunk == "convnext"
             trunk = ConvNeXt(self.model.convnext) if convnext else ResNet(self.model.resnet)
-            found = jax.eval_shape(lambda: trunk.init(key, jnp.zeros((1, 64, 64, 3))))
+            found = jax.eval_shape(lambda: trunk.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
             if convnext:
                 found = {"params": convnext_families.without_norms(found["params"])}
             template = {kind: {self.model.trunk: tree} for kind, tree in found.items()}

@@ -57,20 +57,20 @@ def read_pickled(data: bytes) -> Pickled:
             meta, content = content.get("meta"), content[wrapper]
             break
     _refuse_foreign(content)
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise ValueError("holds no table of tensors")
     tensors = {name: _resolve(name, value, storages) for name, value in content.items()}
     return Pickled(tensors, meta if isinstance(meta, dict) else {})
 
 
 def _resolve(name: Any, value: Any, storages: Mapping[str, np.ndarray]) -> np.ndarray:
+    if isinstance(value, _Array):
+        value = value.value
     _refuse_foreign(value)
     if isinstance(value, _Tensor):
         if value.storage.key not in storages:
             raise ValueError(f"{name!r:.80}: its storage is missing")
         return _view(value, storages[value.storage.key])
-    if isinstance(value, _Array):
-        value = value.value
     if not isinstance(name, str) or not isinstance(value, np.ndarray):
         raise ValueError(f"{name!r:.80}: not a tensor")
     return value
@@ -177,7 +177,7 @@ class _Tensor(NamedTuple):
 class _Array:
     """numpy.ndarray: made empty, then given its state."""
 
-    value: np.ndarray | None = None
+    value: np.ndarray | _Foreign | None = None
 
     def build(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
@@ -188,15 +188,22 @@ class _DType:
     """numpy.dtype: its state adds the byte order."""
 
     def __init__(self, code: str) -> None:
-        if not re.fullmatch(r"[fiub][1248]", code):
-            raise ValueError(f"arrays of dtype {code!r:.20} are refused")
         self.value = np.dtype(code)
+
+    @classmethod
+    def of(cls, code: str) -> _DType | _Foreign:
+        known = re.fullmatch(r"[fiub][1248]", code)
+        return cls(code) if known else _Foreign(f"an array of dtype {code!r:.20}")
 
     def build(self, state: Any) -> None:
         self.value = self.value.newbyteorder(state[1])
 
 
-def _from_buffer(data: bytes, dtype: _DType, shape: Any, order: Any) -> np.ndarray:
+def _from_buffer(
+    data: bytes, dtype: _DType | _Foreign, shape: Any, order: Any
+) -> np.ndarray | _Foreign:
+    if isinstance(dtype, _Foreign):
+        return dtype
     if _size(shape) * dtype.value.itemsize != len(data):
         raise ValueError(f"an array of shape {shape} and {dtype.value} in {len(data)} bytes")
     return np.frombuffer(data, dtype.value).reshape(shape, order=order)
@@ -249,9 +256,9 @@ def _size(shape: Any) -> int:
 
 
 def _checked_key(key: Any) -> str | int:
-    """Refuses other keys, whose hash could be made to overflow the C stack."""
+    """Refuses other keys of storages, whose hash could be made to overflow the C stack."""
     if not isinstance(key, str | int):
-        raise ValueError("a table whose keys are no strings")
+        raise ValueError("a storage whose key is no string")
     return key
 
 
@@ -261,7 +268,7 @@ _NAMES: dict[str, Any] = {
     "collections.OrderedDict": lambda: {},
     "_codecs.encode": _encode,
     "__builtin__.bytes": lambda: b"",
-    "numpy.dtype": lambda code, align, copy: _DType(code),
+    "numpy.dtype": lambda code, align, copy: _DType.of(code),
     "numpy.ndarray": None,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda tensor, requires_grad, hooks: tensor,
@@ -298,6 +305,7 @@ _FRESH: Mapping[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
+    "EMPTY_SET": lambda: _Foreign("a set"),
 }
 
 
@@ -356,7 +364,12 @@ class _Machine:
         pairs = zip(items[::2], items[1::2], strict=True)
         if isinstance(self.stack[-1], _Foreign):
             return
-        _expect(self.stack[-1], dict).update((_checked_key(key), value) for key, value in pairs)
+        # Hashing other keys could be made to overflow the C stack; no tensor has one.
+        kept = ((key, value) for key, value in pairs if isinstance(key, str | int))
+        _expect(self.stack[-1], dict).update(kept)
+
+    def freeze(self, _: list[Any]) -> None:
+        self.stack.append(_Foreign("a set"))
 
     def remember(self, place: int) -> None:
         self.memo[place] = self.stack[-1]
@@ -417,6 +430,8 @@ _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
     "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
     "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "FROZENSET": lambda machine, _: machine.freeze(machine.pop_to_mark()),
     "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.update(machine.pop_to_mark()),
     "BINPUT": _Machine.remember,

@@ -373,6 +373,38 @@ def test_classes_of_validation_are_those_of_training(tiny_data: Path, tmp_path: 
     file.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"instances_val.json: categories that .* 'elephant'"):
         check.run(Arguments(folder=folder, cache=tmp_path))
+    lost = content["categories"].pop(0)["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != lost]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"instances_val.json: 'categories' lacks 'disc' of"):
+        check.run(Arguments(folder=folder, cache=tmp_path))
+
+
+def test_images_of_both_files_are_told(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my"
+    shutil.copytree(tiny_data, folder)
+    train, val = (
+        json.loads((folder / "annotations" / f"instances_{split}.json").read_text())["images"][0]
+        for split in ("train", "val")
+    )
+    shutil.copy(folder / "images" / train["file_name"], folder / "images" / val["file_name"])
+    check.run(Arguments(folder=folder, cache=tmp_path))
+    line = f"noticed 1: images that are in {folder}/annotations/instances_train.json, too"
+    assert line in capsys.readouterr().out
+
+
+def test_a_check_that_did_not_end_says_nothing_good(
+    arguments: Arguments, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "check_split", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check.run(dataclasses.replace(arguments, as_json=True))
+    assert json.loads(capsys.readouterr().out) == {"usable": False}
 
 
 def test_an_export_is_converted_to_be_checked(

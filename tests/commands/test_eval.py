@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -332,6 +333,14 @@ def test_results_of_another_file_are_not_replaced(
     line = rf"^{moved}/eval_on_same_first1: holds the evaluation on {tmp_path}/a/same\.json \("
     with pytest.raises(ConfigError, match=line):
         evaluate(moved, annotations=tmp_path / "b" / "same.json", **options)
+    raw = tmp_path / os.fsdecode(b"caf\xe9.json")  # no UTF-8
+    shutil.copy(tmp_path / "a" / "same.json", raw)
+    for _ in range(2):
+        evaluate(moved, annotations=raw, **options)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "metrics.json").touch()
+    with pytest.raises(ConfigError, match="own: holds the evaluation on the run's own images"):
+        evaluate(moved, annotations=raw, out=tmp_path / "own", **options)
     (tmp_path / "predicted").mkdir()
     (tmp_path / "predicted" / "images.json").touch()
     with pytest.raises(ConfigError, match="predicted: holds predictions of images"):

@@ -142,10 +142,14 @@ def test_flipped_bits_are_found(artefact: Path, tmp_path: Path) -> None:
 
 
 def brightness(image: Any, size: Any) -> dict[str, Any]:
-    """A network of its own: one box, whose score is the mean of what lies on the canvas."""
+    """A network of its own: one box of two, whose score is the mean of what lies on the canvas."""
     import jax.numpy as jnp
 
-    return {"boxes": jnp.float32(size)[None].repeat(2, 1), "scores": jnp.mean(image / 255.0)[None]}
+    return {
+        "boxes": jnp.float32(size)[None].repeat(2, 1).repeat(2, 0),
+        "scores": jnp.mean(image / 255.0)[None].repeat(2),
+        "valid": jnp.mean(image) > jnp.array([0.0, 255.0]),
+    }
 
 
 @needs_converter
@@ -155,8 +159,9 @@ def test_a_program_that_detects_something_else_is_refused() -> None:
     image = export_onnx.picture((8, 16))
     assert image.std() > 10
     found = exported.onnx_program(content)(image, np.array([8, 16], np.int32))
-    np.testing.assert_allclose(found["scores"], [image.mean() / 255], rtol=1e-6)
-    np.testing.assert_array_equal(found["boxes"], [[8, 8, 16, 16]])
+    np.testing.assert_allclose(found["scores"], [image.mean() / 255] * 2, rtol=1e-6)
+    np.testing.assert_array_equal(found["boxes"], [[8, 8, 16, 16]] * 2)
+    np.testing.assert_array_equal(found["valid"], [True, False])
 
     for field, change, ok in (
         ("scores", 5e-5, True),
@@ -164,9 +169,11 @@ def test_a_program_that_detects_something_else_is_refused() -> None:
         ("boxes", 5e-3, True),
         ("boxes", -2e-2, False),
         ("boxes", np.nan, False),
+        ("boxes", np.array([[0.0], [1.0]]), True),  # of the box that is none
+        ("scores", np.array([1.0, 0.0]), False),
     ):
 
-        def other(image: Any, size: Any, field: str = field, change: float = change) -> Any:
+        def other(image: Any, size: Any, field: str = field, change: Any = change) -> Any:
             found = brightness(image, size)
             return found | {field: found[field] + change}
 

@@ -170,6 +170,12 @@ def test_a_run_of_the_same_classes_or_others(
     assert ("params/mask_head/logits/kernel" in leaves) != changed
     why = "other classes: 2 is 'rectangle' there, 'square' here"
     assert (why in capsys.readouterr().out) == changed
+    if changed:  # the user may know that they are the same, and says so each time
+        for _ in range(2):
+            words = ("--weights", kept_run, *files, "--no-init-without-classes")
+            run = begin(*words, workdir="renamed")
+            assert not run.config.init_without_classes
+        assert "params/mask_head/logits/kernel" in flatten_dict(run.initial, sep="/")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mrcnn_jax.commands import check, own_folder, train
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
-from mrcnn_jax.config.schema import Config, ParamGroup
+from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
 from mrcnn_jax.data import reading
 from mrcnn_jax.training import memory
 from mrcnn_jax.training.open import open_run
@@ -101,6 +101,14 @@ def test_weights_set_their_fields_in_what_is_chosen(
     out = capsys.readouterr().out
     assert "\n  model.resnet.depth: 18\n" in out
     assert "ResNet-18, FPN of 128 channels " in out  # in the table
+    assert re.search(r"\n *box heads +3, in a row .* --model.box-head.cascade\n", out)
+    (stage,) = config.stages
+    assert stage.losses == ("rpn", "box", "box2", "box3", "mask")
+    assert {"box_head2/.*", "box_head3/.*"} < set(stage.patterns)
+    words = ("--weights", "r18.safetensors", "--model.box-head.cascade")
+    single = chosen(tiny_data, *words, "--model.box-head.no-class-agnostic")
+    assert single.stages[0].losses == ("rpn", "box", "mask")
+    assert single.model.box_head.cascade == ()
     run = here / "runs" / tiny_data.name
     run.mkdir(parents=True)
     save_config(resolve_paths(config), run / "config.json")
@@ -166,8 +174,9 @@ def test_a_begun_run_chooses_nothing_again(
     tiny_data: Path, here: Path, loaded: Counter[str]
 ) -> None:
     config = replace(chosen(tiny_data, "--seed", 5), name="as it was")
+    several = replace(config, distributed=DistributedConfig("host0:1234", 2, 0))
     Path("runs", tiny_data.name).mkdir(parents=True)
-    save_config(config, Path("runs", tiny_data.name, "config.json"))
+    save_config(several, Path("runs", tiny_data.name, "config.json"))
     loaded.clear()
     for words in ((), ("--seed", 5), ("--workdir", f"runs/{tiny_data.name}")):
         request = train.parse([str(tiny_data), *map(str, words)], "mrcnn train")
@@ -181,6 +190,21 @@ def test_a_begun_run_chooses_nothing_again(
     (here / "other" / tiny_data.name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds a run on .*, not on .*choose another --workdir"):
         train.parse([str(here / "other" / tiny_data.name)], "mrcnn train")
+
+
+def test_weights_that_are_gone_are_not_missed(tiny_data: Path, here: Path) -> None:
+    """Not before there is a checkpoint, though."""
+    config = replace(chosen(tiny_data), init_from="/gone/resnet50.pth")
+    folder = Path("runs", tiny_data.name)
+    folder.mkdir(parents=True)
+    save_config(config, folder / "config.json")
+    words = [str(tiny_data), "--weights", "gone.pth"]
+    request = train.parse(words, "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    with pytest.raises(ConfigError, match=r"gone\.pth: no such file or run"):
+        own_folder._refuse_other_weights(request)
+    (folder / "checkpoints").mkdir()
+    own_folder._refuse_other_weights(request)
 
 
 def test_another_config_is_refused_with_the_way_on(

@@ -139,6 +139,8 @@ def test_what_is_handed_on_to_the_hub(
         (["--out", "a", "--licence", "MIT"], "--licence: goes with --to"),
         (["--to", "hf://org"], "hf://org: an address on the Hub is hf://org/name"),
         (["--to", "hf://org/name@main"], "leave @ out"),
+        (["--out", "hf://org/name"], "to a model on the Hub goes --to hf://org/name"),
+        (["--to", "hf:/org/name"], "to a model on the Hub goes --to hf://org/name"),
     ],
 )
 def test_mistakes_of_where_to(

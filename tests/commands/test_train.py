@@ -133,6 +133,19 @@ def test_a_run_that_is_no_run_yet(
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_shared_model_is_no_run_to_go_on_with(
+    kept_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    assert mrcnn("share", "--workdir", kept_run, "--to", model) == 0
+    capsys.readouterr()
+    assert mrcnn("train", "--resume", model) == 2
+    assert capsys.readouterr().err == (
+        f"error: --resume: {model}: a shared model; to train from it: --config FILE "
+        f"--workdir DIR --weights {model}\n"
+    )
+
+
 def test_imported_weights_are_no_run_to_go_on_with(
     tiny_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

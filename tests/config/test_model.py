@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RoIConfig, RPNConfig
 
 
@@ -45,6 +45,11 @@ from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, Ro
         (lambda: RPNConfig(ratios=()), "model.rpn.ratios"),
         (lambda: RPNConfig(negative_iou=0.8), "model.rpn.negative_iou"),
         (lambda: RPNConfig(positive_fraction=0.0), "model.rpn.positive_fraction"),
+        (lambda: RPNConfig(samples=1, positive_fraction=0.5), "model.rpn.samples"),
+        (lambda: RPNConfig(positive_iou=0.0, negative_iou=0.0), "model.rpn.positive_iou"),
+        (lambda: RPNConfig(smooth_l1_beta=math.inf), "model.rpn.smooth_l1_beta"),
+        (lambda: BoxHeadConfig(samples=3, positive_fraction=0.25), "model.box_head.samples"),
+        (lambda: BoxHeadConfig(samples=0), "model.box_head.samples"),
         (lambda: RPNConfig(proposals=0), "model.rpn.proposals"),
         (lambda: RPNConfig(nms_iou=70), "model.rpn.nms_iou"),
         (lambda: RPNConfig(crowd_overlap=0.0), "model.rpn.crowd_overlap"),

@@ -87,6 +87,8 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: DistributedConfig("host:1234", 2), "distributed.index"),
         (lambda: DistributedConfig("auto", 2), "distributed.processes"),
         (lambda: DistributedConfig(index=0), "distributed.index"),
+        (lambda: Config(seed=-1), "seed"),
+        (lambda: Config(seed=2**32), "seed"),
         (lambda: DistributedConfig("host:1234", 2, 2), "distributed.index"),
     ],
 )

@@ -393,6 +393,19 @@ def test_a_name_that_fits_two_files_or_images_is_none(
     assert len(dataset.lost) == 4
 
 
+def test_an_image_that_is_listed_twice_by_a_path_of_another_machine_is_no_riddle(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    *_, other, photo = mixed_content["images"]
+    other |= {side: photo[side] for side in ("height", "width")}
+    other["file_name"] = photo["file_name"] = "C:\\me\\photo 0.png"
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    told = found(dataset)
+    assert told[Reason.FOUND_BY_NAME][0] == 2
+    assert Reason.AMBIGUOUS not in told
+    assert told[Reason.SAME_FILE][0] >= 1
+
+
 def test_sizes_that_are_missing_come_from_the_file(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:

@@ -43,19 +43,21 @@ def test_what_every_division_has(images: list[tuple[str, frozenset[int]]]) -> No
     val, moved = sides(images)
     assert val
     assert groups - val
+    with_objects = {group for group, classes in images if classes}
+    assert len(with_objects) < 2 or with_objects & val
     assert sides(images[::-1]) == (val, moved)
     # Nothing but the hash decides, where nothing had to be moved.
     assert {group for group in groups if chance(group) < SHARE} ^ val == set(moved)
     size = sum(group in val for group, _ in images)
-    assert size <= MOST * len(images) or len(val) == 1
+    assert size <= MOST * len(images) or len(val & with_objects) == 1 or len(val) == 1
     # A class of two images or more is in training, unless a group had to go that holds it whole.
     for label in (1, 2, 3, 4):
         having = [group for group, classes in images if label in classes]
         if len(having) > 1 and not set(having) - val:
-            assert len(val) == 1
+            assert len(val & with_objects) == 1
             spared = [
                 group
-                for group in groups
+                for group in with_objects
                 if all(
                     {g for g, classes in images if k in classes} != {group}
                     for k in (1, 2, 3, 4)
@@ -170,9 +172,8 @@ def test_both_files_have_the_whole(part: Part, tmp_path: Path) -> None:
         )
     ids = [{image["id"] for image in half["images"]} for half in halves]
     assert all(ids)
-    assert [
-        {a["image_id"] for a in h["annotations"]} <= i for h, i in zip(halves, ids, strict=True)
-    ]
+    for half, inside in zip(halves, ids, strict=True):
+        assert {a["image_id"] for a in half["annotations"]} <= inside
     for side in (training, validation):
         assert not read_coco(side.annotations, side.images, DataConfig()).lost
     counts = [len(found) for found in ids]
@@ -184,7 +185,7 @@ def test_both_files_have_the_whole(part: Part, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["{}/{}.png", "{}_{}.png"])
 def test_folders_and_names_of_classes_do_not_divide(name: str, part: Part, tmp_path: Path) -> None:
-    """Five images of each of five classes, which their folder or name says."""
+    """Five images of each of five classes, which their folder or name says, and five of none."""
     content = read(part)
     pixels = (part.images / content["images"][0]["file_name"]).read_bytes()
     first = content["images"][0] | {"height": 60, "width": 80}
@@ -195,18 +196,20 @@ def test_folders_and_names_of_classes_do_not_divide(name: str, part: Part, tmp_p
         "images": [],
         "annotations": [],
     }
-    for number in range(25):
-        file = name.format(labels[number % 5], number // 5)
+    for number in range(30):
+        file = name.format([*labels, "good"][number % 6], number // 6)
         (part.images / file).parent.mkdir(exist_ok=True)
         (part.images / file).write_bytes(pixels + bytes([number]))  # no two are copies
         content["images"].append(first | {"id": number, "file_name": file})
-        annotation = {"id": number, "image_id": number, "category_id": number % 5}
-        content["annotations"].append(annotation | box)
+        if number % 6 < 5:
+            annotation = {"id": number, "image_id": number, "category_id": number % 6}
+            content["annotations"].append(annotation | box)
     part.annotations.write_text(json.dumps(content))
     training, validation, line = split(part, tmp_path, tmp_path / "out")
     assert "divided one by one" in line
     assert {a["category_id"] for a in read(training)["annotations"]} == set(range(5))
-    assert len(read(validation)["images"]) >= 1
+    assert read(validation)["annotations"]
+    assert any(image["file_name"].startswith("good") for image in read(training)["images"])
 
 
 def test_a_split_is_never_chosen_again(part: Part, tmp_path: Path) -> None:

@@ -173,6 +173,22 @@ def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
     assert found(tmp_path) == ("labels/mine.json", "photos/new")
 
 
+@pytest.mark.parametrize("other", ["masks", "depth", "seg_labels", "demo", "gt/images"])
+def test_pictures_with_the_names_of_the_images(other: str, tmp_path: Path) -> None:
+    """Masks, depth maps, and a folder of examples, with the first fifty of sixty names."""
+    names = [f"{number:02}.png" for number in range(60)]
+    coco(tmp_path / "mine.json", *names, images=tmp_path / "images")
+    for name in names[:50] if other == "demo" else names:
+        image(tmp_path / other / name)
+    assert found(tmp_path) == ("mine.json", "images")
+
+
+def test_images_in_a_folder_that_is_named_like_masks(tmp_path: Path) -> None:
+    coco(tmp_path / "mine.json", "1.png", "2.png", "3.png", images=tmp_path / "masks of faces")
+    image(tmp_path / "thumbnails" / "1.png")
+    assert found(tmp_path) == ("mine.json", "masks of faces")
+
+
 def test_paths_of_another_machine(tmp_path: Path) -> None:
     coco(tmp_path / "mine.json", "C:\\me\\1.png", "C:\\me\\2.png")
     image(tmp_path / "photos" / "1.png")
@@ -187,6 +203,7 @@ def test_runs_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
         shutil.copy(tmp_path / "mine.json", coco(tmp_path / place / "train.json"))
     (tmp_path / "runs" / "a" / "dataset" / "split.json").touch()
     (tmp_path / "runs" / "b" / "checkpoints").mkdir()
+    (tmp_path / "runs" / "b" / "config.json").touch()
     coco(tmp_path / "other.json", "1.png")
     with pytest.raises(ConfigError, match=r"several"):
         recognise(tmp_path, without=tmp_path / "runs" / "c")

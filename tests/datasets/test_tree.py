@@ -20,6 +20,8 @@ def test_files_are_found_once_and_hidden_ones_and_runs_never(tmp_path: Path) -> 
         "__MACOSX/x.jpg",
         "a/.x.jpg",
         "run/checkpoints/x.jpg",
+        "run/config.json",
+        "d/checkpoints/y.jpg",  # of no run
         "other/x.jpg",
         "gro\u0308\u00dfe.png",
     ):
@@ -32,9 +34,11 @@ def test_files_are_found_once_and_hidden_ones_and_runs_never(tmp_path: Path) -> 
         "a/x.JPG",
         "a/x.json",
         "b/c/x.jpg",
+        "d/checkpoints/y.jpg",
         "gr\u00f6\u00dfe.png",
     ]
-    assert sorted(map(normal, tree.images)) == ["a/x.JPG", "b/c/x.jpg", "gr\u00f6\u00dfe.png"]
+    images = ["a/x.JPG", "b/c/x.jpg", "d/checkpoints/y.jpg", "gr\u00f6\u00dfe.png"]
+    assert sorted(map(normal, tree.images)) == images
     assert tree.by_name["x.jpg"] == ["b/c/x.jpg"]
     assert len(tree.by_name["gr\u00f6\u00dfe.png"]) == 1
     assert tree.only(["a"], "files") == "a"

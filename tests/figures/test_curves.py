@@ -99,6 +99,24 @@ def test_losses_that_are_no_numbers_leave_gaps(tmp_path: Path, drawn: list[Figur
     assert drawn[0].axes[0].get_ylim() == pytest.approx((0, 3.3), rel=0.02)
 
 
+def test_an_error_above_one_stays_in_the_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = [
+        {"stage": "depth", "step": step, "split": "val", "depth/AbsRel": value, "depth/delta1": 0.5}
+        for step, value in enumerate((1.8, 0.4))
+    ]
+    curves(rows, tmp_path)
+    assert drawn[0].axes[0].get_ylim()[1] > 1.8
+
+
+def test_smoothing_is_the_mean_of_a_window() -> None:
+    values = np.random.default_rng(0).normal(size=203)
+    values[[3, 50, 51]] = np.nan
+    half = len(values) // 40
+    expected = [np.nanmean(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))]
+    np.testing.assert_allclose(module._smoothed(values), expected)
+    assert np.isnan(module._smoothed(np.full(3, np.nan))).all()
+
+
 def test_runs_without_losses_have_no_curves(tmp_path: Path) -> None:
     assert curves([], tmp_path) == []
     rows = [{"stage": "rpn", "step": 1, "split": "train", "learning_rate": 1.0}]

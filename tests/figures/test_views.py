@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.loader import PlannedBatch, Split, load
 from mrcnn_jax.figures import views
+from mrcnn_jax.figures.draw import spread
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.models.rpn import pyramid_anchors
@@ -67,6 +68,16 @@ def test_images_come_from_all_over_the_split_or_as_asked_for(opened: tuple[Run, 
         views.choose(split, 1, [ids[0], 5])
     with pytest.raises(ConfigError, match=f"--images: {ids[empty]}: has no object in"):
         views.choose(split, 1, [ids[empty]])
+
+
+def test_what_is_spread_leaves_no_wide_gap() -> None:
+    for length in range(1, 61):
+        for count in range(25):
+            chosen = spread(range(length), count)
+            assert len(chosen) == min(count, length)
+            if chosen:
+                gaps = np.diff([-1, *chosen, length])
+                assert gaps.max() <= -(-length // count) + 1
 
 
 def test_the_largest_object_with_a_mask_is_shown(opened: tuple[Run, Split]) -> None:

@@ -100,16 +100,27 @@ def assert_found(
 def test_labelme(
     predict: Callable[..., int], mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What is read again is not the data set that may lie in this folder."""
+    Path("annotations.json").write_text("mine")
+    assert predict(*FILES, "--format", "labelme", "--min-score", "0.85") == 0
+    told = capsys.readouterr().out
+    assert mrcnn(*command(told)) == 0
+    categories = json.loads(Path("out/labelme.json").read_text())["categories"]
+    # All classes in their order, though only bees were found.
+    assert categories == [{"id": 1, "name": "ape"}, {"id": 2, "name": "bee"}]
+    assert Path("annotations.json").read_text() == "mine"
+    shutil.rmtree("out")
+    capsys.readouterr()
     assert predict(*FILES, "--format", "labelme") == 0
     told = capsys.readouterr().out
     assert "noticed 2: objects found whose mask has no pixel: annotated by their boxes (" in told
     names = [path.name for path in sorted(Path("out/labelme").iterdir())]
-    assert names == ["00001_x.json", "00002_x.json"]
+    assert names == ["00001_x.json", "00002_x.json", "labels.txt"]
     content = json.loads(Path("out/labelme/00002_x.json").read_text())
     assert content["imagePath"] == "../../photos/two/x.png"
     assert mrcnn(*command(told)) == 0
     files = ["one/x.png", "two/x.png"]
-    assert_found(Path("annotations.json"), Path("photos"), files, 0.98)
+    assert_found(Path("out/labelme.json"), Path("photos"), files, 0.98)
     # Annotations are not overwritten: somebody may have corrected them.
     assert predict(*FILES, "--format", "labelme") == 2
     line = "error: out/labelme: there are annotations of an earlier call (choose another --out, or "
@@ -129,7 +140,7 @@ def test_yolo(
     assert mrcnn(*command(told)) == 0
     assert "not converted" not in capsys.readouterr().out
     files = ["00001_x.png", "00002_x.png"]
-    assert_found(Path("annotations.json"), Path("out/yolo/images"), files, 0.95, corners=True)
+    assert_found(Path("out/yolo.json"), Path("out/yolo/images"), files, 0.95, corners=True)
     assert Yolo(Path("out/yolo"), Path("o.json")).class_names() == ("ape", "bee")
 
 
@@ -138,6 +149,33 @@ def test_an_image_without_a_suffix_gets_one(predict: Callable[..., int]) -> None
     Path("photos/one/x.png").rename("photos/one/IMG0001")
     assert predict("photos/one", "--format", "yolo") == 0
     assert [path.name for path in Path("out/yolo/images").iterdir()] == ["00001_IMG0001.png"]
+
+
+def test_an_image_without_a_suffix_is_found_again(
+    predict: Callable[..., int], mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside another one, whose name it begins."""
+    shutil.copy("photos/one/x.png", "photos/one/IMG0001.png")
+    Path("photos/one/x.png").rename("photos/one/IMG0001")
+    assert predict("photos/one", "--format", "labelme") == 0
+    assert mrcnn(*command(capsys.readouterr().out)) == 0
+    images = json.loads(Path("out/labelme.json").read_text())["images"]
+    assert sorted(image["file_name"] for image in images) == ["IMG0001", "IMG0001.png"]
+
+
+def test_a_mask_that_fills_little_of_its_box_has_its_own(
+    predict: Callable[..., int],
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Many such would be taken for masks of other objects."""
+    boxes = np.array([[0.0, 0, 60, 40], [2, 3, 26, 27], [1, 2, 9, 8], [0, 0, 4, 4]])
+    monkeypatch.setitem(globals(), "FOUND", replace(FOUND, boxes=boxes))
+    assert predict(*FILES, "--format", "coco", "--min-score", "0.6") == 0
+    assert mrcnn(*command(capsys.readouterr().out), "--cache", "cache") == 0
+    written = json.loads(Path("out/coco/annotations.json").read_text())["annotations"]
+    assert [a["bbox"] for a in written[:2]] == [[5, 6, 20, 24], [2, 3, 24, 24]]
 
 
 def test_coco(
@@ -235,6 +273,9 @@ def test_frames_are_written(
     write_video(Path("clips/clip.avi"), frames)
     assert predict("clips/clip.avi", "--format", form) == 0
     told = capsys.readouterr().out
+    # Not the whole folder that holds both the clips and the results.
+    if form != "yolo":
+        assert f"--images out/{form}" in told
     pictures = sorted(Path(place).glob("*.png"))
     assert [path.name for path in pictures] == ["00001_clip_000000.png", "00002_clip_000001.png"]
     for path, value in zip(pictures, (30, 200), strict=True):
@@ -267,8 +308,8 @@ def test_images_in_tiles_are_annotated_at_their_own_size(
     more = ("--cache", "cache") if form == "coco" else ()
     assert mrcnn(*command(told), *more) == 0
     again, images, files = {
-        "labelme": ("annotations.json", ".", [f"out/labelme/{name}.png", "photos/scan.tif"]),
-        "yolo": ("annotations.json", "out/yolo/images", ["00001_scan.tif", f"{name}.png"]),
+        "labelme": ("out/labelme.json", ".", [f"out/labelme/{name}.png", "photos/scan.tif"]),
+        "yolo": ("out/yolo.json", "out/yolo/images", ["00001_scan.tif", f"{name}.png"]),
         "coco": ("out/coco/annotations.json", ".", [f"out/coco/{name}.png", "photos/scan.tif"]),
     }[form]
     assert_found(Path(again), Path(images), files, 0.95, corners=form == "yolo")

@@ -88,6 +88,12 @@ def test_labelmes_file_names_its_image(tmp_path: Path) -> None:
     assert sorted(first) == [[4, 4], [4, 12], [20, 4], [20, 12]]
     replace(found, path=tmp_path / "z.png").to_labelme(str(tmp_path / "z.json"))
     assert json.loads((tmp_path / "z.json").read_text())["imagePath"] == "z.png"
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    (tmp_path / "y.png").touch()
+    found.to_labelme(tmp_path / "link" / "x.json", image=tmp_path / "y.png")
+    content = json.loads((tmp_path / "link" / "x.json").read_text())
+    assert (tmp_path / "link" / content["imagePath"]).resolve() == (tmp_path / "y.png").resolve()
 
 
 @pytest.mark.parametrize("kind", ["rle", "pixels", "none"])

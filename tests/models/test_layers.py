@@ -72,7 +72,15 @@ class _GroupNormed(nn.Module):
 
 @pytest.mark.parametrize(
     ("channels", "groups", "dtype"),
-    [(256, 32, "float32"), (20, 2, "float32"), (32, 4, "bfloat16"), (512, 32, "float32")],
+    [
+        (256, 32, "float32"),
+        (20, 2, "float32"),
+        (32, 4, "bfloat16"),
+        (512, 32, "float32"),
+        (384, 32, "float32"),
+        (200, 8, "float32"),  # of 25: 16 groups would not be even, and 32 have too few
+        (9, 1, "float32"),
+    ],
 )
 def test_group_norm_equals_numpy(channels: int, groups: int, dtype: str) -> None:
     """Each box is normalised by its own groups, in float32 of what a bfloat16 convolution gave."""

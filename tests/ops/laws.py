@@ -7,6 +7,7 @@ valid) and what belongs to the set.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,9 +53,21 @@ def evaluate(
         if np.issubdtype(values.dtype, np.floating)
     }
     others = {name: jnp.array(values) for name, values in rows.items() if name not in floats}
-    mask = jnp.array(valid)
+    gradients, outcome = _program(function)(floats, others, jnp.array(valid))
+    return tuple(
+        [np.asarray(leaf) for leaf in jax.tree.leaves(part)]
+        for part in (outcome.rows, outcome.totals, gradients)
+    )  # type: ignore[return-value]
 
-    def mixture(floats: dict[str, jax.Array]) -> tuple[jax.Array, Outcome]:
+
+@functools.lru_cache(maxsize=1)  # one function after the other
+def _program(function: Function) -> Callable[..., Any]:
+    """(floats, others, mask) -> (gradients by floats, outcome), compiled: rows that are poison go
+    through the very program that those without did."""
+
+    def mixture(
+        floats: dict[str, jax.Array], others: dict[str, jax.Array], mask: jax.Array
+    ) -> tuple[jax.Array, Outcome]:
         outcome = function({**floats, **others}, mask)
         value = jnp.zeros((), jnp.float32)
         for leaf in jax.tree.leaves(outcome.rows):
@@ -67,11 +80,7 @@ def evaluate(
                 value += jnp.sum(leaf)
         return value, outcome
 
-    gradients, outcome = jax.jit(jax.grad(mixture, has_aux=True))(floats)
-    return tuple(
-        [np.asarray(leaf) for leaf in jax.tree.leaves(part)]
-        for part in (outcome.rows, outcome.totals, gradients)
-    )  # type: ignore[return-value]
+    return jax.jit(jax.grad(mixture, has_aux=True))
 
 
 def _close(ours: np.ndarray, reference: np.ndarray) -> None:

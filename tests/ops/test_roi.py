@@ -14,7 +14,7 @@ import pytest
 from roi_cases import CONFIGS, GRIDS, RECORDED, SIZE, STRIDES, TORCHVISION, Case, case
 
 from mrcnn_jax.config.model import RoIConfig
-from mrcnn_jax.ops.roi import assign_levels, roi_align, roi_features, roi_pool, roi_warp
+from mrcnn_jax.ops.roi import assign_levels, roi_features
 
 from .strategies import random_boxes
 
@@ -364,39 +364,6 @@ def test_no_loop_on_a_gpu(name: str) -> None:
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "stablehlo.scatter" in program
     assert "stablehlo.while" not in program
-
-
-@pytest.mark.parametrize(
-    ("config", "op"),
-    [
-        (RoIConfig(), functools.partial(roi_align, sampling_ratio=2)),
-        (
-            RoIConfig(sampling_ratio=1, aligned=False),
-            functools.partial(roi_align, sampling_ratio=1, aligned=False),
-        ),
-        (
-            RoIConfig(sampling_ratio=0, max_sampling_ratio=3),
-            functools.partial(roi_align, sampling_ratio=0, max_sampling_ratio=3),
-        ),
-        (RoIConfig(op="pool"), roi_pool),
-        (RoIConfig(op="warp", sampling_ratio=1), functools.partial(roi_warp, sampling_ratio=1)),
-        (
-            RoIConfig(op="warp", sampling_ratio=0, max_sampling_ratio=3),
-            functools.partial(roi_warp, sampling_ratio=0, max_sampling_ratio=3),
-        ),
-    ],
-)
-def test_config_names_the_operation(config: RoIConfig, op: functools.partial[jax.Array]) -> None:
-    """On one map, as C4 has it."""
-    inputs = case(7)
-    place = {"levels": jnp.zeros(len(inputs.boxes), jnp.int32), "strides": (8,), "output_size": 2}
-    arguments = (
-        [jnp.array(inputs.features[1])],
-        jnp.array(inputs.boxes),
-        jnp.ones(len(inputs.boxes), bool),
-    )
-    ours = jax.jit(functools.partial(roi_features, **place, config=config))(*arguments)
-    np.testing.assert_array_equal(ours, jax.jit(functools.partial(op, **place))(*arguments))
 
 
 LEVELS = [

@@ -178,6 +178,14 @@ def test_bits_of_a_camera_in_16_keep_their_contrast(
     assert kind.converted == told
 
 
+def test_few_bits_in_planes_of_16_are_refused_not_darkened() -> None:
+    file = tiff_pages([DEEP_RGB >> 4], photometric=2, planar=2)
+    with pytest.raises(
+        ValueError, match="its values of 16 bits have fewer, and cannot be read in p"
+    ):
+        decode_image(file, upright=False, max_pixels=LIMIT)
+
+
 def test_transparency_in_16_bits_leaves_the_colours() -> None:
     """Also of a grey file with a transparent value."""
     for stored, colour in ((DEEP_GREY, b"\0\7"), (DEEP_RGB, b"\0\7" * 3)):
@@ -230,6 +238,18 @@ def test_a_phones_second_picture_and_a_broken_page_after_the_first() -> None:
     pixels, kind = decode_with_kind(bytes(stack), upright=True, max_pixels=LIMIT)
     assert (pixels[..., 0] == GREY).all()
     assert kind.pages != 1
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_costs_no_picture(form: str, tmp_path: Path) -> None:
+    options = {"dpi": (72, 72)} if form == "JPEG" else {}
+    file = encoded(PICTURE, form, exif=b"Exif\0\0no header of a TIFF", **options)
+    pixels, kind = decode_with_kind(file, upright=True, max_pixels=LIMIT)
+    whole = decode_image(encoded(PICTURE, form, **options), upright=True, max_pixels=LIMIT)
+    assert (pixels == whole).all()
+    assert kind.orientation == 1
+    (tmp_path / "x").write_bytes(file)
+    assert header_size(tmp_path / "x", upright=True) == pixels.shape[:2]
 
 
 def test_suffixes_are_those_of_the_formats() -> None:
@@ -400,6 +420,14 @@ def _palette(*, white_first: bool = False) -> Image.Image:
         (encoded(_palette(), "BMP"), INDICES),
         (encoded(Image.fromarray(np.dstack([INDICES, INDICES[::-1]]), "LA"), "PNG"), INDICES),
         (encoded(Image.fromarray(INDICES > 99), "PNG"), INDICES > 99),
+        *(  # ImageJ's, whose table of colours is inverted: the values stay
+            (tiff_pages([values], photometric=zero, compressed=compressed), values)
+            for values in (INDICES, DEEP_GREY)
+            for zero in (0, 1)
+            for compressed in (False, True)
+        ),
+        # Pillow stores such an image inverted.
+        (encoded(Image.fromarray(INDICES > 99), "TIFF", tiffinfo={262: 0}), INDICES <= 99),
         (by_cv2(DEEP_GREY, ".png"), DEEP_GREY),
         (by_cv2(DEEP_GREY, ".tif"), DEEP_GREY),
         (tiff_pages([DEEP_GREY.astype(np.int32)], sample=2, order=">", compressed=True), DEEP_GREY),

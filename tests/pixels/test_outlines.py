@@ -47,6 +47,10 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def test_filled_again_they_give_the_mask(mask: np.ndarray) -> None:
     """Also as one polygon, by COCO's rule; and by Pillow's where it has no seams."""
     loops = outlines(mask)
+    at_once = np.zeros(mask.shape, bool)
+    for rle in coco_mask.frPyObjects([loop.ravel().tolist() for loop in loops], *mask.shape):
+        at_once ^= coco_mask.decode(rle).astype(bool)
+    np.testing.assert_array_equal(filled(loops, mask.shape), at_once)  # type: ignore[arg-type]
     assert overlap(filled(loops, mask.shape), mask) >= 0.98  # type: ignore[arg-type]
     whole = coco_mask.frPyObjects([joined(loops).ravel().tolist()], *mask.shape)
     assert overlap(coco_mask.decode(whole)[..., 0].astype(bool), mask) >= 0.97

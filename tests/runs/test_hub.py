@@ -157,6 +157,8 @@ def test_a_model_of_another_library_is_named(package: Package, tmp_path: Path) -
         ConfigError, match=r"hf://a/b: has no model\.safetensors: not a model of mr"
     ):
         hub.fetch("hf://a/b")
+    with pytest.raises(ConfigError, match=r"hf://a/b: not fetched in full; with --download it wo"):
+        hub.fetch("hf://a/b", download=False)
 
 
 def test_nothing_is_uploaded_to_a_revision(package: Package) -> None:

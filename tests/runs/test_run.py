@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 from flax.traverse_util import flatten_dict, unflatten_dict
-from write_run_fixture import EXPECTED, FOLDER, LIMIT, digest, get_config, seen
+from write_run_fixture import EXPECTED, FOLDER, digest, get_config, seen
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import differences
@@ -157,10 +157,6 @@ def test_it_sees_what_it_saw(expected: dict[str, Any]) -> None:
         np.testing.assert_allclose(
             found[name], values, atol=0.05 if name == "boxes" else 1e-3, err_msg=name
         )
-
-
-def test_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) < LIMIT
 
 
 def test_a_run_with_a_depth_head_opens_its_data_with_depth(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import from_dict, load_config_file, to_dict
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig
+from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
@@ -119,6 +120,7 @@ def test_a_resnet_alone_trains_a_narrow_network_on_a_cpu() -> None:
     assert config.stages == recipe.stages
     wide = config_of(images, init_from="runs/tv", start=Start(TORCHVISION, ("person",)))
     assert wide.model.fpn_channels == 256
+    assert (len(config.model.box_head.cascade), wide.model.box_head.cascade) == (2, ())
     assert wide.stages[0].train == load_config_file("finetune").stages[0].train
     assert config_of(images, "gpu", init_from="resnet50.pth").model.fpn_channels == 256
 
@@ -176,7 +178,7 @@ def test_epochs(images: int, device: Device, epochs: int, random: int) -> None:
 
 
 def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
-    start = Start(TORCHVISION, ("class 1", "class 2"))
+    start = Start(replace(TORCHVISION, num_classes=2), ("class 1", "class 2"))
     large, small = (
         config_of(likeness(9, 320, 320, [side]), init_from="runs/tv", start=start)
         for side in (100.0, 10.0)
@@ -189,7 +191,7 @@ def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("shapes", None),
+        ("scratch", None),
         ("tables.TORCHVISION", Start(TORCHVISION, ())),
         ("shapes", Start(load_config_file("shapes").model, ())),
     ],
@@ -202,11 +204,12 @@ def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -
     config = config_of(
         likeness(9, 90, 90, [9]), init_from=None if start is None else "run", start=start
     )
-    assert labels(config.stages[0], params)
+    assert labels(following_heads(config).stages[0], params)
 
 
 def test_random_weights_train_the_network_of_scratch() -> None:
     recipe = load_config_file("scratch")
+    assert recipe.model.box_head.cascade == (0.6, 0.7)
     config = config_of(likeness(9, 90, 90, [9]))
     assert config.model.resnet == recipe.model.resnet
     assert config.model.box_head == replace(recipe.model.box_head, detections=100)
@@ -311,6 +314,23 @@ def test_reasons_are_those_that_decided() -> None:
     many = dataset(likeness(20_000, 90, 90, [9]))
     rows = choose(many, images, device="gpu", wishes=Wishes(init_from="a.pth")).rows
     assert "at most 90000 images shown" in {row.why for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "anew"),
+    [(2, (), False), (3, (), True), (2, ("class 1", "class 2"), False), (2, ("a", "b"), True)],
+)
+def test_outputs_per_class_start_anew_for_other_classes(
+    classes: int, names: tuple[str, ...], anew: bool
+) -> None:
+    """Where nobody knows their names, their number alone decides."""
+    images = dataset(likeness(30, 90, 90, [9]))
+    if names[:1] == ("class 1",):
+        names = images.class_names
+    start = Start(replace(TORCHVISION, num_classes=classes), names)
+    wishes = Wishes(init_from="a.pth")
+    found = choose(images, images, device="cpu", wishes=wishes, start=start)
+    assert found.config.init_without_classes == anew
 
 
 def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:

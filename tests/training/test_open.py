@@ -3,6 +3,7 @@ start from other weights."""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -157,6 +158,19 @@ def test_a_folder_that_was_copied_in_part_is_left_as_it_is(
     assert {path: left[path] for path in kept if path.name != ".lock"} == {
         path: time for path, time in kept.items() if path.name != ".lock"
     }
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(opening.fcntl, "flock", flock)
+    with opening._locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    line = f"{tmp_path}/run: No locks available: no lock keeps a second run out of this folder\n"
+    assert capsys.readouterr().out == line
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(

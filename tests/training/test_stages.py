@@ -3,6 +3,7 @@ wrong."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -50,6 +51,19 @@ def test_labels_need_no_arrays() -> None:
     shapes = jax.eval_shape(lambda: PARAMS)
     assert stages.labels(TABLE, shapes) == stages.labels(TABLE, PARAMS)
     assert stages.summary(TABLE, shapes, warmup=0) == stages.summary(TABLE, PARAMS, warmup=0)
+
+
+def test_live_norm_of_res5_and_masks_do_not_train_together() -> None:
+    """Masks read its running statistics, which the boxes of the box head alone move."""
+    params = {"res5": {"kernel": jnp.ones(1)}, "mask_head": {"kernel": jnp.ones(1)}}
+    both, alone = stage(("res5/.*", "mask_head/.*")), stage(("mask_head/.*",), ("res5/.*",))
+    boxes = both
+    both, alone = (dataclasses.replace(each, losses=("mask",)) for each in (both, alone))
+    with pytest.raises(ConfigError, match=r"stages.rpn: trains masks and res5 with live batch n"):
+        stages.refuse_partly_live(both, params, ["res5"])
+    stages.refuse_partly_live(alone, params, ["res5"])
+    stages.refuse_partly_live(boxes, params, ["res5"])
+    stages.refuse_partly_live(both, params, [])
 
 
 @pytest.mark.parametrize(

@@ -389,6 +389,21 @@ def test_an_image_that_fills_up_a_batch_may_hold_anything(
     assert moved(expected[1], runner.once(batch(0))[1]) == set(expected[1])  # a valid one does
 
 
+def test_validation_proposes_as_prediction_does(variables: Variables) -> None:
+    """Its recall is measured, whatever training takes more of."""
+    rpn = replace(CONFIG.rpn, pre_nms=1, train_pre_nms=40)
+    model = MaskRCNN(replace(CONFIG, rpn=rpn))
+    validate = jax.jit(make_validation_step(model, RPN), compiler_options=QUICK_COMPILE)
+    losses, found = validate(variables, batch(0), jax.random.key(0))
+    expected = nn.apply(lambda m: m.proposals(m.features(batch(0)), batch(0)), model)(variables)
+    assert found is not None
+    np.testing.assert_array_equal(found.valid, expected.valid)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    more = jax.jit(make_validation_step(MODEL, RPN), compiler_options=QUICK_COMPILE)
+    assert jnp.sum(more(variables, batch(0), jax.random.key(0))[1].valid) > jnp.sum(found.valid)
+    assert losses["loss/total"] > 0
+
+
 def test_losses_do_not_depend_on_an_added_invalid_image_or_on_the_order(
     variables: Variables,
 ) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,10 @@ import pytest
 from mrcnn_jax import cli
 from mrcnn_jax.training.open import Progress
 from mrcnn_jax.training.stop import StopSignal
+
+_started = time.perf_counter()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)
+A_SECOND = int(100_000 / (time.perf_counter() - _started))  # iterations on this machine
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +64,7 @@ def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) ->
         stop.unsaved = unsaved
         sender = threading.Timer(0.1, send)
         sender.start()
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 6_000_000)  # no instruction of Python between
+        hashlib.pbkdf2_hmac("sha256", b"", b"", A_SECOND)  # no instruction of Python between
         busy = False
         sender.join()
         if stop.save_is_due(Progress(0, 7)):

@@ -36,6 +36,17 @@ from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.optimizer import learning_rate
 from mrcnn_jax.training.replay import read_failed, replay
 
+
+def test_an_ap_that_is_undefined_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of masks, where no object has one: no checkpoint is the best by it."""
+    figures = {"bbox/AP": 0.5, "segm/AP": -1.0, "segm/AR1": 0.5}
+    monkeypatch.setattr(watch, "evaluate", lambda *_: SimpleNamespace(metrics=figures))
+    run = SimpleNamespace(mesh=None, val_split=None)
+    predictor = SimpleNamespace(load=lambda _: None)
+    values = watch.Watch._evaluate(SimpleNamespace(run=run, _predictor=predictor), None, {})
+    assert values == {"bbox/AP": 0.5}
+
+
 # -- what is not finite ----------------------------------------------------------------------------
 
 

@@ -297,6 +297,10 @@ def test_other_numbers_of_classes(tmp_path: Path) -> None:
             '{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}',
             "2 categories, but the network has 3 classes",
         ),
+        (
+            '{"categories": [{"id": 1, "name": ""}, {"id": 1, "name": ""}, {"id": 2, "name": ""}]}',
+            "two categories have the same id",
+        ),
         ('{"categories": [{"id": 1, "name": "a"}]', "not a COCO file with categories"),
         ('{"categories": [1]}', "not a COCO file with categories"),
         ("[]", "not a COCO file with categories"),

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.evaluation.at_score import AtScore
-from mrcnn_jax.evaluation.average_precision import FIGURES, IouType, category_names
+from mrcnn_jax.evaluation.average_precision import FIGURES, NAMES, IouType, category_names
 from mrcnn_jax.evaluation.matches import entries, iou_index
 from mrcnn_jax.figures.draw import Image
 from mrcnn_jax.figures.page.gallery import gallery
@@ -50,16 +50,17 @@ def report_data(
         rows: the run's metrics (`runs.metrics.read_metrics`), for the curves of training.
         images: number of images in the gallery at most, half of them the worst and half the best.
     """
-    masks = evaluations["segm"]
-    names = category_names(masks.cocoGt.dataset["categories"])
-    objects = [a for a in masks.cocoGt.dataset["annotations"] if not a["iscrowd"]]
+    # Of boxes and masks, those that the matrix compares: an object without a mask is a crowd there.
+    compared = evaluations[at_score.kind]
+    names = category_names(compared.cocoGt.dataset["categories"])
+    objects = [a for a in evaluations["bbox"].cocoGt.dataset["annotations"] if not a["iscrowd"]]
     per_class = Counter(a["category_id"] for a in objects)
     return {
         "heading": dict(heading),
         "totals": {
-            "images": len(masks.params.imgIds),
+            "images": len(compared.params.imgIds),
             "objects": len(objects),
-            "detections": len(masks.cocoDt.dataset["annotations"]),
+            "detections": len(compared.cocoDt.dataset["annotations"]),
         },
         "figures": {
             kind: {
@@ -67,14 +68,15 @@ def report_data(
                 for key, value in metrics.items()
                 if key.startswith(f"{kind}/") and key.count("/") == 1
             }
-            for kind in evaluations
+            for kind in NAMES
+            if f"{kind}/AP" in metrics
         },
         "recall": {
             name: _known(value) for name, value in metrics.items() if name.startswith("recall@")
         },
         "classes": [
             {"name": names[category], "objects": per_class[category]}
-            for category in masks.params.catIds
+            for category in compared.params.catIds
         ],
         "class_figures": {kind: _class_figures(one) for kind, one in evaluations.items()},
         "at_score": {
@@ -88,7 +90,7 @@ def report_data(
         "histogram": {kind: _score_histogram(one) for kind, one in evaluations.items()},
         "training": training_curves(rows),
         "config": json.loads(json.dumps(config), parse_constant=str),  # JSON has no infinity
-        "gallery": gallery(masks, read_image, images),
+        "gallery": gallery(compared, read_image, images),
     }
 
 

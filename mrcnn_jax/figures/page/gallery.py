@@ -28,7 +28,7 @@ def gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: int
     """Collect the images with the worst and the best panoptic quality, ready for JSON.
 
     Args:
-        evaluation: of masks (`evaluation.average_precision.judge`).
+        evaluation: of masks, or of boxes (`evaluation.average_precision.judge`).
         read_image: image id -> uint8 RGB in original pixels.
         limit: number of images at most, half of them the worst and half the best.
     """
@@ -79,8 +79,11 @@ def _drawn(
     instances: Sequence[Mapping[str, Any]], place: Mapping[int, int], scale: float, budget: float
 ) -> list[dict[str, Any]]:
     """Class, box and outline of each instance, at the finest tolerance within `budget` bytes."""
+    masks = [
+        one["segmentation"] if isinstance(one["segmentation"], dict) else None for one in instances
+    ]
     for tolerance in TOLERANCES:
-        paths = [outline(instance["segmentation"], scale, tolerance) for instance in instances]
+        paths = [outline(mask, scale, tolerance) for mask in masks]
         if sum(map(len, paths)) <= budget:
             break
     boxes = [[round(float(side) * scale, 1) for side in instance["bbox"]] for instance in instances]
@@ -90,11 +93,11 @@ def _drawn(
     ]
 
 
-def outline(rle: Mapping[str, Any], scale: float, tolerance: float = TOLERANCES[0]) -> str:
+def outline(rle: Mapping[str, Any] | None, scale: float, tolerance: float = TOLERANCES[0]) -> str:
     """Trace a mask as an SVG path, to be filled by the even-odd rule.
 
     Args:
-        rle: a compressed RLE.
+        rle: a compressed RLE; None: no mask.
         scale: pixels of the page per pixel of the mask.
         tolerance: points may be left out that lie at most about this far from the path, in pixels
             of the page.
@@ -102,6 +105,8 @@ def outline(rle: Mapping[str, Any], scale: float, tolerance: float = TOLERANCES[
     Returns:
         The path in whole pixels of the page; "" for an empty mask.
     """
+    if rle is None:
+        return ""
     x, y, width, height = (int(side) for side in coco_mask.toBbox(rle))
     if not width * height:
         return ""
@@ -117,7 +122,7 @@ def outline(rle: Mapping[str, Any], scale: float, tolerance: float = TOLERANCES[
     parts = []
     for contour in contours:
         points = cv2.approxPolyDP(contour, 2 * tolerance, closed=True)[:, 0] + 0.5
-        if len(points) > 2:
+        if len(points) > 1:  # two: a line, which its stroke shows
             corner = [x - 1, y - 1]  # the mask begins one pixel before its box
             places = ((points * mask.shape[::-1] / size + corner) * scale).round().astype(int)
             steps = np.diff(places, axis=0).ravel().tolist()

@@ -7,10 +7,10 @@ const SVG = byId("truth").namespaceURI;
 // Objects take turns with the palette of the other pictures (figures/draw.py).
 const PALETTE = ["#ff6347", "#40c4ff", "#ffd60a", "#be82ff", "#3cdc82", "#ff82c8", "#ffa028", "#78e6dc", "#aac8ff", "#c8e650"];
 const CROWD = "#bebebe";
-const KINDS = { segm: "mask", bbox: "box" };
+const KINDS = { segm: "mask", bbox: "box", boundary: "boundary" };
 const gallery = data.gallery;
 // What is shown: a class (its index, or -1 for all), the least score of a detection, an image (its place in the list that is shown).
-const state = { class: -1, score: gallery.score, kind: "segm", order: "worst", list: [], place: 0 };
+const state = { class: -1, score: gallery.score, kind: data.at_score.compared, order: "worst", list: [], place: 0 };
 
 const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1));
 const decimal = (value) => value.toFixed(2).replace(/^0(?=\.)/, "");
@@ -50,7 +50,7 @@ const columns = [
   { title: "objects", value: (k) => data.classes[k].objects },
   ...["bbox", "segm"].flatMap((kind) => CLASS_FIGURES.map((name) => ({ title: head(name), value: (k) => data.class_figures[kind][k][name] }))),
 ];
-const sorting = { column: 0, down: false };
+const sorting = { column: -1, down: false }; // at first in the order of the data
 
 function compare(a, b) {
   if (a === null || b === null) return (a === null) - (b === null); // what is undefined comes last, whichever way
@@ -61,7 +61,7 @@ function compare(a, b) {
 function showClasses() {
   const edge = (i) => (i === 2 || i === 8 ? { class: "edge" } : {});
   const order = data.classes.map((_, k) => k);
-  if (sorting.column > 0 || sorting.down) order.sort((a, b) => compare(columns[sorting.column].value(a), columns[sorting.column].value(b)));
+  if (sorting.column >= 0) order.sort((a, b) => compare(columns[sorting.column].value(a), columns[sorting.column].value(b)));
   const groups = html("tr", {}, html("td", { colspan: 2 }), html("th", { colspan: 6, scope: "colgroup", class: "group edge" }, "box"),
     html("th", { colspan: 6, scope: "colgroup", class: "group edge" }, "mask"));
   const heads = columns.map((column, i) => {
@@ -98,7 +98,7 @@ function showConfusion() {
   const cells = (tag, texts) => texts.map((text) => html(tag, tag === "th" ? { scope: "col" } : {}, text));
   const table = (place, top, rows) => byId(place).append(html("table", {}, html("thead", {}, html("tr", {}, ...cells("th", top))), html("tbody", {}, ...rows)));
   const row = (name, ...rest) => html("tr", {}, html("th", { scope: "row" }, name), ...rest);
-  byId("confusion-text").textContent = `Detections with a score of at least ${decimal(score)} (--score), compared by ${KINDS[compared]} at an IoU of .50; rates in percent.`;
+  byId("confusion-text").textContent = `Detections with a score of at least ${score} (--score), compared by ${KINDS[compared]} at an IoU of .50; rates in percent.`;
   const rateRow = (name, k, of, found) => row(name, ...cells("td", [String(of), String(found), ...["precision", "recall", "F1"].map((rate) => percent(rates[k][rate]))]));
   table("rates-table", ["class", "objects", "detections", "precision", "recall", "F1"], [
     rateRow("all classes", nothing, sum(objects) - objects[nothing], sum(detections) - detections[nothing]),
@@ -236,7 +236,7 @@ function showTraining() {
       // The first steps' losses can be many times the others: let them leave the picture rather than flatten it.
       const settled = series.flatMap(({ y, high }) => (high ? y.slice(Math.ceil(y.length / 10)) : y));
       const spikes = series.flatMap(({ high }) => (high ? high.slice(Math.ceil(high.length / 10)) : [])).sort((a, b) => a - b);
-      const top = Math.max(1.25 * Math.max(...settled), spikes[Math.floor(0.95 * spikes.length)] || 0, 1e-9);
+      const top = Math.max(1.25 * Math.max(...settled), spikes[Math.floor(0.95 * spikes.length)] || 0) || 1;
       chart(bodies[number], {
         x: { range: [0, 1.02 * Math.max(...series.flatMap(({ x }) => x), 1)], label: "step" },
         y: { range: [0, label === "recall" ? 1.02 : top], label },
@@ -384,10 +384,12 @@ function start() {
   const best = Math.floor(gallery.images.length / 2);
   const part = gallery.images.length < gallery.ranked ? `The ${gallery.images.length - best} worst and ${best} best of the ${gallery.ranked} images` : "All images";
   byId("ranking").textContent = `${part} that have an object or a detection with a score of at least ${decimal(gallery.score)}. The number is the image's panoptic quality at `
-    + "that score, all classes together: the sum of the matched pairs' mask IoUs over the number of pairs and half of what is missed or false; 1 is perfect.";
+    + "that score, all classes together: the sum of the matched pairs' IoUs over the number of pairs and half of what is missed or false; 1 is perfect.";
 
   byId("class").addEventListener("change", (event) => chooseClass(Number(event.target.value)));
   byId("score").addEventListener("input", showScore);
+  byId("matched-by").textContent = KINDS[data.at_score.compared];
+  byId("kind").value = state.kind;
   byId("kind").addEventListener("change", (event) => {
     state.kind = event.target.value;
     showPrecision();

@@ -23,6 +23,31 @@ def data() -> dict[str, Any]:
     return data_of(TRUTH, RESULTS)
 
 
+def test_objects_without_masks_are_shown_and_judged_by_their_boxes() -> None:
+    """Perfect detections of objects that are boxes alone."""
+    objects = [{**a, "segmentation": None} for a in TRUTH["annotations"] if not a["iscrowd"]]
+    mask = RESULTS[0]["segmentation"]
+    results = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")}
+        | {"score": 0.9, "segmentation": mask}
+        for a in objects
+    ]
+    data = data_of({**TRUTH, "annotations": objects}, results)
+    assert data["totals"]["objects"] == data["totals"]["detections"] == len(objects)
+    assert sum(one["objects"] for one in data["classes"]) == len(objects)
+    assert data["at_score"]["compared"] == "bbox"
+    shown = data["gallery"]["images"]
+    assert len(shown) == len({a["image_id"] for a in objects})
+    assert {image["quality"] for image in shown} == {1.0}
+    assert not any(o["crowd"] for image in shown for o in image["objects"])
+    assert all(d["match"] is not None for image in shown for d in image["detections"])
+
+
+def test_boundary_ap_has_its_row() -> None:
+    figures = data_of(TRUTH, RESULTS, metrics={"boundary/AP": 0.25})["figures"]
+    assert figures["boundary"]["AP"] == 0.25
+
+
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_tables_are_pycocotools_figures(data: dict[str, Any], kind: str) -> None:
     """Of all classes together, and of each class evaluated alone."""

@@ -99,6 +99,15 @@ def test_outlines_enclose_their_masks(side: int) -> None:
         ).all()
     empty = coco_mask.encode(np.asfortranarray(np.zeros((side, side), np.uint8)))
     assert outline(empty, scale) == ""
+    assert outline(None, scale) == ""
+
+
+def test_a_line_of_pixels_is_not_lost() -> None:
+    mask = np.zeros((100, 100), bool)
+    mask[50, 20:70] = True
+    drawn = outline(instance(mask, 0, 3)["segmentation"], 1.0)
+    assert drawn.count("M") == 1
+    assert len(drawn.split()) >= 2
 
 
 def test_sixty_images_stay_below_15_mb() -> None:

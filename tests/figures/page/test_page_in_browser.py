@@ -147,7 +147,7 @@ def test_the_tables_at_one_score(page: Browser, data: dict[str, Any]) -> None:
     assert [[int(cell) if cell.isdigit() else 0 for cell in row[1:]] for row in matrix] == (
         counts.tolist()
     )
-    assert "a score of at least .50" in text(page, "confusion-text")
+    assert "a score of at least 0.5 " in text(page, "confusion-text")
 
 
 def test_tables_show_the_figures(page: Browser, data: dict[str, Any]) -> None:
@@ -200,7 +200,10 @@ def test_a_class_is_chosen_by_a_click(page: Browser, data: dict[str, Any]) -> No
     page.click("#classes-table [data-class='3']")
     assert text(page, "precision") == "There is no object of this class."
     assert text(page, "caption") == "No image of the gallery shows seen nowhere."
+    display = "getComputedStyle(document.querySelector('.pair')).display"
+    assert page.evaluate(display) == "none"
     page.click("#classes-table [data-class='3']")
+    assert page.evaluate(display) == "grid"
     assert drawn(page) == detections(shown(data, page), 0.5)
     assert page.evaluate("document.getElementById('class').value") == "-1"
 
