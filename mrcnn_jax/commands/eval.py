@@ -199,7 +199,7 @@ def of_weights(folder: Path, weights: str) -> Path:
 
 def _refuse_other_results(folder: Path, annotations: Path | None) -> None:
     """Raises ConfigError if a folder holds what would be lost: predictions, or the evaluation on
-    other images."""
+    another file, or on the run's own images where `annotations` are others."""
     if (folder / "images.json").exists():
         raise ConfigError(f"{folder}: holds predictions of images (choose another --out)")
     try:

@@ -347,7 +347,7 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
             training = converted(found.export, out / TRAIN)
             export = found.val_export
             if export.class_names() is None:  # those that it has objects of may not be all
-                export = replace(export, categories=_classes_of(training, out / CLASSES))
+                export = replace(export, categories=classes_of(training, out / CLASSES))
             validation = converted(export, out / VAL)
             write_record(folder, out, training.images, {"rule": "As the export divides them."})
             return training, validation
@@ -361,7 +361,7 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     return training, validation
 
 
-def _classes_of(part: Part, file: Path) -> Path:
+def classes_of(part: Part, file: Path) -> Path:
     """Writes the classes of an annotation file, a line each."""
     from mrcnn_jax.data.json_values import read_json
     from mrcnn_jax.output import write_file

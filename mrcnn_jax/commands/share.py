@@ -52,7 +52,7 @@ def run(arguments: Arguments) -> None:
     if arguments.licence is not None and to is None:
         raise ConfigError("--licence: goes with --to")
     on_hub = to is not None and to.startswith(hub.SCHEME)
-    if not on_hub and Path(out or str(to)).parts[0] == "hf:":
+    if not on_hub and Path(out or str(to)).parts[:1] == ("hf:",):
         raise ConfigError(f"{out or to}: to a model on the Hub goes --to hf://org/name")
     if on_hub:
         hub.refuse_unusable(str(to))

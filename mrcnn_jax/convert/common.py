@@ -166,7 +166,7 @@ class ImageFolder:
     ) -> None:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such image folder")
-        self.folder = folder
+        self.folder, self._whole = folder, files is None
         if files is None:
             found = [file for file in files_in(folder, SUFFIXES) if not without(file)]
         else:
@@ -193,7 +193,8 @@ class ImageFolder:
                 return file
             if PurePosixPath(path).suffix.lower() in SUFFIXES:
                 continue
-            if not path.startswith(("/", "..")) and (self.folder / path).is_file():
+            inside = not path.startswith(("/", ".."))
+            if inside and self._whole and os.path.isfile(self.folder / path):
                 return path
             if path in self._by_path:
                 return self._only(self._by_path[path], name)

@@ -34,8 +34,8 @@ RECORD, TRAIN, VAL = "split.json", "train.json", "val.json"
 RULE = (
     "Images are grouped {by}; copies of one file are in one group. A group is for validation if "
     "the SHA-256 of its name, as a number in 0..1, is below {share}, so that new images do not "
-    "move old ones. Groups were moved against that only so that validation has an object, that "
-    "it has at most {most:.0%} of the images, and that every class found in two images or "
+    "move old ones. Groups were moved against that only so that both sides have an object, that "
+    "validation has at most {most:.0%} of the images, and that every class found in two images or "
     "more is in training."
 )
 
@@ -136,20 +136,28 @@ def divide(groups: Sequence[str], classes: Sequence[Collection[int]]) -> Divisio
     for its in sorted(needed, key=lambda its: (len(its), sorted(its))):  # in any order of images
         if its.keys() <= val:
             val.discard(max(its, key=rank.__getitem__))
-    images = sum(size[group] for group in val)
-    for group in sorted(val, key=rank.__getitem__, reverse=True):
-        if images > most:
-            val.discard(group)
-            images -= size[group]
     objects = {group for group, found in zip(groups, classes, strict=True) if found}
-    several = len(objects) > 1  # the only one with objects is for training
+    if objects and objects <= val:
+        val.discard(max(objects, key=rank.__getitem__))
+
+    def trim(without: Collection[str]) -> None:
+        images = sum(size[group] for group in val)
+        for group in sorted(val.difference(without), key=rank.__getitem__, reverse=True):
+            if images > most:
+                val.discard(group)
+                images -= size[group]
+
+    trim(())
+    several = len(objects) > 1  # else the one with objects is for training
     if not (val & objects if several else val):
         # What costs training a class, or is large, comes last.
         def cost(group: str) -> tuple[bool, bool, bool, int]:
             costs_a_class = any(its.keys() == {group} for its in needed)
             return (group in objects) != several, costs_a_class, size[group] > most, rank[group]
 
-        val |= {min(order, key=cost)}
+        added = min(order, key=cost)
+        val.add(added)
+        trim((added,))
     return Division(frozenset(val), tuple(sorted(val ^ by_hash)))
 
 

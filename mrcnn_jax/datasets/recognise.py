@@ -163,8 +163,10 @@ def _part(tree: Tree, annotations: str) -> Part:
         beside, most = posixpath.dirname(annotations), max(places.values())
 
         def preference(place: str) -> tuple[bool, int, int, bool, bool, int]:
-            pictures = 2 * places[place] > most and not DRAWN.search(place.lower())
-            shared = len(posixpath.commonprefix([place.split("/"), beside.split("/")]))
+            parts = place.split("/")
+            shared = len(posixpath.commonprefix([parts, beside.split("/")]))
+            own = "/".join(parts[min(shared, len(parts) - 1) :])  # not of the annotations
+            pictures = 2 * places[place] > most and not DRAWN.search(own.lower())
             same_role = _role(place) == _role(annotations)
             named = base_name(place).lower() in IMAGE_FOLDERS
             return pictures, places[place], shared, same_role, named, -len(place)

@@ -121,8 +121,8 @@ class _Labelme(Annotations):
         self._tell_boxes(name, found)
 
     def end(self) -> str:
-        names = "".join(f"{name}\n" for name in self._class_names.values())
-        write_file(self._part / LABELS, names)
+        names = dict.fromkeys(name.strip() for name in self._class_names.values())
+        write_file(self._part / LABELS, "".join(f"{name}\n" for name in names))
         again = cli.command(
             *("convert", "labelme", self.folder, "--images", self._images),
             *("--categories", self.folder / LABELS, "--out", self.folder.with_suffix(".json")),

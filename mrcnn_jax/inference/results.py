@@ -125,7 +125,8 @@ class Detections:
         if source is None:
             raise ValueError("to_labelme: this image was no file: name one (image=...)")
         # labelme opens it from the folder itself, not through links to it.
-        beside = os.path.relpath(os.path.abspath(source), os.path.realpath(Path(path).parent))
+        real = os.path.join(os.path.realpath(source.parent), source.name)
+        beside = os.path.relpath(real, os.path.realpath(Path(path).parent))
         content = labelme_content(
             beside, self.size, self.class_names, self.boxes, self.rles(), self.thresholded.tolist()
         )

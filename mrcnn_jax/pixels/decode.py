@@ -210,8 +210,8 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
         # Decoded again: counting the pages moved on from the first.
         image = Image.open(io.BytesIO(encoded), formats=LOSSLESS)
         values = integers(image, samples, encoded) if image.mode == "I" else np.asarray(image)
-        if samples.white_is_zero and image.mode in ("1", "L"):  # Pillow inverts them for the eye
-            values = ~values if values.dtype == bool else 255 - values
+        if samples.white_is_zero and image.mode == "L":
+            values = 255 - values  # as stored: Pillow inverts them for the eye
         if values.dtype.kind not in "biu":
             raise ValueError("its values are floats")
         if image.mode == "P":

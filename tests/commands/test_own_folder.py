@@ -295,6 +295,7 @@ def test_classes_that_validation_lacks_are_those_of_training(here: Path) -> None
     val = json.loads(Path(config.data.val_annotations).read_text())
     assert [category["name"] for category in val["categories"]] == ["ape", "bee"]
     assert [a["category_id"] for a in val["annotations"]] == [2]
+    check.run(check.Arguments(Path("my"), cache=here / "cache"))
 
 
 def test_given_fields_replace_choices(

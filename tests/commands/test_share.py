@@ -140,6 +140,7 @@ def test_what_is_handed_on_to_the_hub(
         (["--to", "hf://org"], "hf://org: an address on the Hub is hf://org/name"),
         (["--to", "hf://org/name@main"], "leave @ out"),
         (["--out", "hf://org/name"], "to a model on the Hub goes --to hf://org/name"),
+        (["--to", "."], ".: name a new folder"),
         (["--to", "hf:/org/name"], "to a model on the Hub goes --to hf://org/name"),
     ],
 )

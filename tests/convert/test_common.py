@@ -59,6 +59,15 @@ def test_turns_are_clockwise_on_the_screen() -> None:
     assert rectangle((0, 0, 4, 2), 90) == [3, -1, 3, 3, 1, 3, 1, -1]
 
 
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
+    """Such as a signed address; a file without a suffix is found as it is named."""
+    (tmp_path / "IMG1").touch()
+    images = ImageFolder(tmp_path)
+    assert images.find([f"x.jpg?signature={'a' * 300}", "/IMG1", "../IMG1"]) is None
+    assert images.find(["IMG1"]) == "IMG1"
+    assert ImageFolder(tmp_path, files=[]).find(["IMG1"]) is None
+
+
 def test_images_are_found_by_path_then_by_name_and_hidden_files_never(tmp_path: Path) -> None:
     for name in ("a/x.png", "b/x.jpg", "b/y.jpg", ".hidden/z.png", "__MACOSX/z.png", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -191,6 +191,17 @@ def test_an_image_at_the_top_is_not_that_of_a_folder(tmp_path: Path) -> None:
     assert place(tmp_path, "a.png", "a.png", "cam1/001.png") == ["cam1/001.png"]
 
 
+def test_images_beside_the_json_in_a_linked_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not one of their name at the top, and not by their name alone."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "cam1").symlink_to(tmp_path / "elsewhere")
+    assert place(tmp_path / "my", "a.png", "a.png", "cam1/a.png") == ["cam1/a.png"]
+    assert "found by their name" not in capsys.readouterr().out
+
+
 def test_shapes_that_were_begun_are_dropped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,6 +183,14 @@ def test_pictures_with_the_names_of_the_images(other: str, tmp_path: Path) -> No
     assert found(tmp_path) == ("mine.json", "images")
 
 
+def test_the_folder_of_the_annotations_says_nothing_of_the_images(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations"
+    coco(folder / "mine.json", "1.png", "2.png", images=folder / "images")
+    for name in ("1.png", "2.png"):
+        image(tmp_path / "originals" / name)
+    assert found(tmp_path) == ("annotations/mine.json", "annotations/images")
+
+
 def test_images_in_a_folder_that_is_named_like_masks(tmp_path: Path) -> None:
     coco(tmp_path / "mine.json", "1.png", "2.png", "3.png", images=tmp_path / "masks of faces")
     image(tmp_path / "thumbnails" / "1.png")

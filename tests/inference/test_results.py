@@ -94,6 +94,10 @@ def test_labelmes_file_names_its_image(tmp_path: Path) -> None:
     found.to_labelme(tmp_path / "link" / "x.json", image=tmp_path / "y.png")
     content = json.loads((tmp_path / "link" / "x.json").read_text())
     assert (tmp_path / "link" / content["imagePath"]).resolve() == (tmp_path / "y.png").resolve()
+    # Of an image beside it, by a way through the link: nothing of where the link leads.
+    (tmp_path / "link" / "z.png").touch()
+    found.to_labelme(tmp_path / "real" / "deep" / "z.json", image=tmp_path / "link" / "z.png")
+    assert json.loads((tmp_path / "link" / "z.json").read_text())["imagePath"] == "z.png"
 
 
 @pytest.mark.parametrize("kind", ["rle", "pixels", "none"])

@@ -426,8 +426,8 @@ def _palette(*, white_first: bool = False) -> Image.Image:
             for zero in (0, 1)
             for compressed in (False, True)
         ),
-        # Pillow stores such an image inverted.
-        (encoded(Image.fromarray(INDICES > 99), "TIFF", tiffinfo={262: 0}), INDICES <= 99),
+        # Two values are a picture, of which white is the object.
+        (encoded(Image.fromarray(INDICES > 99), "TIFF", tiffinfo={262: 0}), INDICES > 99),
         (by_cv2(DEEP_GREY, ".png"), DEEP_GREY),
         (by_cv2(DEEP_GREY, ".tif"), DEEP_GREY),
         (tiff_pages([DEEP_GREY.astype(np.int32)], sample=2, order=">", compressed=True), DEEP_GREY),

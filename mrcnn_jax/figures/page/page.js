@@ -173,7 +173,7 @@ const upright = (value, xAt, yAt, range) => svg("path", { class: "level", d: lin
 
 function showPrecision() {
   const curves = data.precision[state.kind][state.class + 1];
-  const present = data.classes.filter((one) => one.objects).length;
+  const present = data.precision[state.kind].slice(1).filter(Boolean).length;
   const of = state.class < 0 ? `mean of ${count(present, "class", "classes")}` : className(state.class);
   byId("precision-title").textContent = `Precision and recall, ${KINDS[state.kind]}: ${of}`;
   if (!curves) {
