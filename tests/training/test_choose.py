@@ -209,7 +209,6 @@ def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -
 
 def test_random_weights_train_the_network_of_scratch() -> None:
     recipe = load_config_file("scratch")
-    assert recipe.model.box_head.cascade == (0.6, 0.7)
     config = config_of(likeness(9, 90, 90, [9]))
     assert config.model.resnet == recipe.model.resnet
     assert config.model.box_head == replace(recipe.model.box_head, detections=100)
