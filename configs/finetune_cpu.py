@@ -41,7 +41,7 @@ def get_config() -> Config:
                 train_proposals=None,
             ),
             roi=replace(TORCHVISION.roi, canonical_size=112.0),
-            # The heads share what they learn of boxes. Training adds the further two to the table.
+            # A cascade needs one box for all classes. Training adds its further heads to the table.
             box_head=replace(
                 TORCHVISION.box_head, samples=128, class_agnostic=True, cascade=(0.6, 0.7)
             ),

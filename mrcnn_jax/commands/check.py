@@ -82,7 +82,7 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
     Raises:
         ConfigError: one is not usable, or the second has other categories than the first.
     """
-    from mrcnn_jax.commands.own_folder import ANNOTATIONS, CLASSES, classes_of, converted
+    from mrcnn_jax.commands.own_folder import ANNOTATIONS, CLASSES, converted, with_classes_of
     from mrcnn_jax.data.copies import note_copies
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.datasets.recognise import recognise
@@ -95,10 +95,8 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
             parts = [part for part in (found.train, found.val) if part is not None]
             exports = [part for part in (found.export, found.val_export) if part is not None]
             for number, export in enumerate(exports):
-                if number and export.class_names() is None:
-                    export = replace(
-                        export, categories=classes_of(parts[0], Path(scratch, CLASSES))
-                    )
+                if number:
+                    export = with_classes_of(parts[0], export, Path(scratch, CLASSES))
                 out = Path(scratch, str(number), ANNOTATIONS)
                 parts.append(converted(export, out))
         sheet = arguments.contact_sheet

@@ -345,9 +345,7 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
             return found.train, found.val
         if found.export is not None and found.val_export is not None:
             training = converted(found.export, out / TRAIN)
-            export = found.val_export
-            if export.class_names() is None:  # those that it has objects of may not be all
-                export = replace(export, categories=classes_of(training, out / CLASSES))
+            export = with_classes_of(training, found.val_export, out / CLASSES)
             validation = converted(export, out / VAL)
             write_record(folder, out, training.images, {"rule": "As the export divides them."})
             return training, validation
@@ -361,14 +359,17 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     return training, validation
 
 
-def classes_of(part: Part, file: Path) -> Path:
-    """Writes the classes of an annotation file, a line each."""
+def with_classes_of(training: Part, export: Options, file: Path) -> Options:
+    """The validation part of an export, with the classes of training, which are written to `file`,
+    if it lists none itself."""
     from mrcnn_jax.data.json_values import read_json
     from mrcnn_jax.output import write_file
 
-    names = [category["name"] for category in read_json(part.annotations)["categories"]]
+    if export.class_names() is not None:  # else those that it has objects of may not be all
+        return export
+    names = [category["name"] for category in read_json(training.annotations)["categories"]]
     write_file(file, "".join(f"{name}\n" for name in names))
-    return file
+    return replace(export, categories=file)
 
 
 def converted(export: Options, out: Path) -> Part:

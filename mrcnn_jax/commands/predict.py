@@ -245,8 +245,8 @@ class _Results:
         out, min_score = self._arguments.out, self._arguments.min_score
         self.number += 1
         name = _overlay_name(self.number, file, frame, self._report)
-        for picture_of in ("", "_depth"):
-            if (path := out / f"{name}{picture_of}.png").resolve() in self._inputs:
+        for suffix in ("", "_depth"):
+            if (path := out / f"{name}{suffix}.png").resolve() in self._inputs:
                 raise ConfigError(f"{file}: its picture would replace {path} (another --out)")
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})

@@ -401,4 +401,4 @@ class Config:
         require_at_least(1, self, "", "validate_every_epochs")
         require(self.feature_cache_gib > 0, "feature_cache_gib: must be positive")
         require_at_least(0, self, "", "skip_non_finite", "evaluate_every_epochs")
-        require(0 <= self.seed < 2**32, "seed: must be in 0..2**32 - 1, which JAX tells apart")
+        require(0 <= self.seed < 2**32, "seed: must be in 0..2**32 - 1 (JAX takes 32 bits of it)")

@@ -184,8 +184,8 @@ class ImageFolder:
     def find(self, names: Sequence[str]) -> str | None:
         """The first of these relative paths that exists, whatever its slashes and Unicode form.
 
-        A name without a suffix (as in CVAT's tasks of videos) is any image of that name; see
-        `_only`.
+        A name without an image's suffix (as in CVAT's tasks of videos) is the file of that name,
+        else any image of that name; see `_only`.
         """
         for name in names:
             path = normal_path(name)

@@ -96,12 +96,14 @@ class Labelme(RectangleOptions):
         """`names` and `beside` of a picture. imagePath is relative to the JSON file, which may have
         been renamed with its image since."""
         here = os.path.relpath(path.parent, folder)
-        said = [os.path.relpath(os.path.normpath(path.parent / image_path), folder)]
-        # labelme itself goes from the folder that a link leads to.
-        beside = os.path.join(os.path.realpath(path.parent), image_path)
-        said.append(os.path.relpath(os.path.normpath(beside), os.path.realpath(folder)))
+        real = os.path.realpath
+        # As it is written; else as labelme opens it, from where a link leads.
+        said = tuple(
+            os.path.relpath(os.path.normpath(os.path.join(parent, image_path)), root)
+            for parent, root in ((path.parent, folder), (real(path.parent), real(folder)))
+        )
         if not here.startswith(".."):  # then a file in another folder is another image
-            return tuple(said), (f"{here}/{path.stem}", image_path)
+            return said, (f"{here}/{path.stem}", image_path)
         base = self.input if self.input.is_dir() else path.parent
         there = os.path.relpath(path.parent, base)  # the image folder may have the same subfolders
         return (*said, f"{there}/{image_path}", image_path), (f"{there}/{path.stem}",)

@@ -34,9 +34,10 @@ RECORD, TRAIN, VAL = "split.json", "train.json", "val.json"
 RULE = (
     "Images are grouped {by}; copies of one file are in one group. A group is for validation if "
     "the SHA-256 of its name, as a number in 0..1, is below {share}, so that new images do not "
-    "move old ones. Groups were moved against that only so that both sides have an object, that "
-    "validation has at most {most:.0%} of the images, and that every class found in two images or "
-    "more is in training."
+    "move old ones. Groups were moved against that only so that both sides have an object "
+    "(training, if one image alone has any), that validation has at most {most:.0%} of the images "
+    "where groups are small enough, and that every class found in two images or more is in "
+    "training."
 )
 
 
@@ -140,9 +141,10 @@ def divide(groups: Sequence[str], classes: Sequence[Collection[int]]) -> Divisio
     if objects and objects <= val:
         val.discard(max(objects, key=rank.__getitem__))
 
-    def trim(without: Collection[str]) -> None:
+    def trim(keep: Collection[str]) -> None:
+        """Moves groups but `keep` to training until validation is small enough."""
         images = sum(size[group] for group in val)
-        for group in sorted(val.difference(without), key=rank.__getitem__, reverse=True):
+        for group in sorted(val.difference(keep), key=rank.__getitem__, reverse=True):
             if images > most:
                 val.discard(group)
                 images -= size[group]
@@ -198,7 +200,8 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
         [number for file in files for number in numbers[file]] for files in equal_files(numbers)
     ]
     labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
-    # Folders and names may be those of classes: then they do not say what belongs together.
+    # Folders and names may be those of classes, or one may hold all objects: then they do not say
+    # what belongs together.
     for by, groups in groupings(names, [*same, *numbers.values()]):  # noqa: B007 (used below)
         if len(set(groups)) < 2:
             raise ConfigError(
@@ -206,7 +209,9 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
                 "some for validation"
             )
         division = divide(groups, labels)
-        if not without_training(division, groups, labels):
+        val_labels = [its for its, g in zip(labels, groups, strict=True) if g in division.val]
+        fair = any(val_labels) and len(val_labels) <= MOST * len(names)
+        if fair and not without_training(division, groups, labels):
             break
     pairs = zip(dataset.images, groups, strict=True)
     val = {image.id for image, group in pairs if group in division.val}

@@ -153,11 +153,12 @@ def _shown(tree: Tree, folder: Path) -> str:
 
 
 def _part(tree: Tree, annotations: str) -> Part:
-    """The COCO file with the folder in which most of the first names that it lists are found."""
+    """The COCO file with the folder in which most of its images are; folders named like masks come
+    last."""
     path = tree.folder / annotations
     names = list(islice(_file_names(path), SAMPLE))
     places, elsewhere = _places(tree, names)
-    if len(places) > 1:  # such as one of a few examples, or of masks
+    if len(places) > 1:  # such as one with a few examples, or with masks
         places, _ = _places(tree, _file_names(path))
     if places:
         beside, most = posixpath.dirname(annotations), max(places.values())
@@ -165,7 +166,7 @@ def _part(tree: Tree, annotations: str) -> Part:
         def preference(place: str) -> tuple[bool, int, int, bool, bool, int]:
             parts = place.split("/")
             shared = len(posixpath.commonprefix([parts, beside.split("/")]))
-            own = "/".join(parts[min(shared, len(parts) - 1) :])  # not of the annotations
+            own = "/".join(parts[min(shared, len(parts) - 1) :])  # below that of the annotations
             pictures = 2 * places[place] > most and not DRAWN.search(own.lower())
             same_role = _role(place) == _role(annotations)
             named = base_name(place).lower() in IMAGE_FOLDERS

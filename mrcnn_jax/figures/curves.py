@@ -83,7 +83,7 @@ def _draw_shares(axis: Axes, panel: Panel) -> None:
         axis.plot(*line, linewidth=width, marker="o", markersize=4, label=label)
     values = np.concatenate([values for _, values in panel.curves.values()])
     # A marker at 1 is seen whole; an error, unlike a share, may be above it.
-    axis.set_ylim(0, 1.02 * max([1.0, *values[np.isfinite(values)]]))
+    axis.set_ylim(0, 1.02 * values[np.isfinite(values)].max(initial=1.0))
 
 
 def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -121,6 +121,7 @@ class _Labelme(Annotations):
         self._tell_boxes(name, found)
 
     def end(self) -> str:
+        # As --categories takes them: each once, without outer spaces.
         names = dict.fromkeys(name.strip() for name in self._class_names.values())
         write_file(self._part / LABELS, "".join(f"{name}\n" for name in names))
         again = cli.command(

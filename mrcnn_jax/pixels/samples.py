@@ -59,11 +59,11 @@ def deep_values(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndar
     wide = None if samples.planes or samples.multiplied else _by_opencv(image, encoded)
     if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
         return wide[..., 2::-1]
-    if 0 < np.asarray(image).max() < 1 << BIT_DEPTHS[-2] - 8:
-        how = "in planes" if samples.planes else "in this compression"
+    if np.asarray(image)[..., :3].max() < 1 << BIT_DEPTHS[-2] - 8:  # perhaps none is left
+        how = "plane by plane" if samples.planes else "in this compression"
         how = "multiplied by alpha" if samples.multiplied else how
         raise ValueError(
-            f"its values of 16 bits have fewer, and cannot be read {how} (save it uncompressed, "
+            f"its values of 16 bits use fewer, and cannot be read {how} (save it uncompressed, "
             "pixel by pixel, without alpha)"
         )
     return None

@@ -393,7 +393,7 @@ def test_a_name_that_fits_two_files_or_images_is_none(
     assert len(dataset.lost) == 4
 
 
-def test_an_image_that_is_listed_twice_by_a_path_of_another_machine_is_no_riddle(
+def test_an_image_listed_twice_by_a_path_of_another_machine_is_found(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:
     *_, other, photo = mixed_content["images"]

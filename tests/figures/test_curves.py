@@ -106,6 +106,8 @@ def test_an_error_above_one_stays_in_the_picture(tmp_path: Path, drawn: list[Fig
     ]
     curves(rows, tmp_path)
     assert drawn[0].axes[0].get_ylim()[1] > 1.8
+    curves([rows[0] | {"depth/AbsRel": float("nan"), "depth/delta1": float("nan")}], tmp_path)
+    assert drawn[1].axes[0].get_ylim()[1] == pytest.approx(1.02)
 
 
 def test_smoothing_is_the_mean_of_a_window() -> None:

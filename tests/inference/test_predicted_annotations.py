@@ -163,6 +163,19 @@ def test_an_image_without_a_suffix_is_found_again(
     assert sorted(image["file_name"] for image in images) == ["IMG0001", "IMG0001.png"]
 
 
+def test_no_picture_replaces_an_image_that_is_to_be_read(
+    predict: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The overlay of the second image, in its own folder, has the name of the first one."""
+    picture(Path("out/00002_y.png"))
+    picture(Path("out/y.png"))
+    before = Path("out/00002_y.png").read_bytes()
+    assert predict("out") == 2
+    line = "error: out/y.png: its picture would replace out/00002_y.png (another --out)"
+    assert line in capsys.readouterr().err
+    assert Path("out/00002_y.png").read_bytes() == before
+
+
 def test_a_mask_that_fills_little_of_its_box_has_its_own(
     predict: Callable[..., int],
     mrcnn: Callable[..., int],

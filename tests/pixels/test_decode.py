@@ -178,12 +178,17 @@ def test_bits_of_a_camera_in_16_keep_their_contrast(
     assert kind.converted == told
 
 
-def test_few_bits_in_planes_of_16_are_refused_not_darkened() -> None:
-    file = tiff_pages([DEEP_RGB >> 4], photometric=2, planar=2)
-    with pytest.raises(
-        ValueError, match="its values of 16 bits have fewer, and cannot be read in p"
+@pytest.mark.parametrize("bits", [8, 12])
+def test_few_bits_of_16_that_cannot_be_read_are_refused_not_darkened(bits: int) -> None:
+    colours = DEEP_RGB >> 16 - bits
+    opaque = np.dstack([colours, np.full(colours.shape[:2], 65535, np.uint16)])
+    for pixels, options, how in (
+        (colours, {"planar": 2}, "plane by plane"),
+        (opaque, {"extra": (1,)}, "multiplied by alpha"),
     ):
-        decode_image(file, upright=False, max_pixels=LIMIT)
+        file = tiff_pages([pixels], photometric=2, **options)
+        with pytest.raises(ValueError, match=f"16 bits use fewer, and cannot be read {how}"):
+            decode_image(file, upright=False, max_pixels=LIMIT)
 
 
 def test_transparency_in_16_bits_leaves_the_colours() -> None:

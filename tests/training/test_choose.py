@@ -192,6 +192,7 @@ def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
     ("name", "start"),
     [
         ("scratch", None),
+        ("finetune_cpu", None),
         ("tables.TORCHVISION", Start(TORCHVISION, ())),
         ("shapes", Start(load_config_file("shapes").model, ())),
     ],
@@ -201,9 +202,8 @@ def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -
     lines = (GOLDEN / f"{name}.parameters.txt").read_text().splitlines()
     paths = [tuple(line.split()[0].split("/")) for line in lines]
     params = unflatten_dict({path: 0 for path in paths if path[-1] not in ("mean", "var")})
-    config = config_of(
-        likeness(9, 90, 90, [9]), init_from=None if start is None else "run", start=start
-    )
+    init_from = None if name == "scratch" else "weights"
+    config = config_of(likeness(9, 90, 90, [9]), init_from=init_from, start=start)
     assert labels(following_heads(config).stages[0], params)
 
 
@@ -324,8 +324,6 @@ def test_outputs_per_class_start_anew_for_other_classes(
 ) -> None:
     """Where nobody knows their names, their number alone decides."""
     images = dataset(likeness(30, 90, 90, [9]))
-    if names[:1] == ("class 1",):
-        names = images.class_names
     start = Start(replace(TORCHVISION, num_classes=classes), names)
     wishes = Wishes(init_from="a.pth")
     found = choose(images, images, device="cpu", wishes=wishes, start=start)

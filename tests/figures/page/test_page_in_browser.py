@@ -204,6 +204,9 @@ def test_a_class_is_chosen_by_a_click(page: Browser, data: dict[str, Any]) -> No
     assert page.evaluate(display) == "none"
     page.click("#classes-table [data-class='3']")
     assert page.evaluate(display) == "grid"
+    averaged = sum(curves is not None for curves in data["precision"]["segm"][1:])
+    title = f"Precision and recall, mask: mean of {averaged} classes"
+    assert text(page, "precision-title") == title
     assert drawn(page) == detections(shown(data, page), 0.5)
     assert page.evaluate("document.getElementById('class').value") == "-1"
 
