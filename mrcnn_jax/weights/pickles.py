@@ -57,8 +57,10 @@ def read_pickled(data: bytes) -> Pickled:
             meta, content = content.get("meta"), content[wrapper]
             break
     _refuse_foreign(content)
-    if not isinstance(content, dict) or not content:
+    if not isinstance(content, dict):
         raise ValueError("holds no table of tensors")
+    if not content:
+        raise ValueError("holds no tensors")
     tensors = {name: _resolve(name, value, storages) for name, value in content.items()}
     return Pickled(tensors, meta if isinstance(meta, dict) else {})
 
