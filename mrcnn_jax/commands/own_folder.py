@@ -276,8 +276,9 @@ def chosen_config(request: Request) -> Opening:
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.training.batch import Devices
-    from mrcnn_jax.training.choose import Start, choose
+    from mrcnn_jax.training.choose import choose
     from mrcnn_jax.training.memory import device_memory
+    from mrcnn_jax.training.recipes import Start
     from mrcnn_jax.weights.choice import choose as choose_weights
     from mrcnn_jax.weights.origin import open_origin
     from mrcnn_jax.weights.published import locate

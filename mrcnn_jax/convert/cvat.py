@@ -18,7 +18,6 @@ import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
-    ImageFolder,
     Patch,
     Picture,
     RectangleOptions,
@@ -29,6 +28,7 @@ from mrcnn_jax.convert.common import (
     read_xml,
     rectangle,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES

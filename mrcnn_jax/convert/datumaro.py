@@ -23,18 +23,17 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
-    ImageFolder,
     Patch,
     Picture,
     RectangleOptions,
     Shape,
     cropped,
     ellipse,
-    files_in,
     named,
     normal_label,
     rectangle,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.repair import Dropped, mask_rle
 from mrcnn_jax.data.report import Reason, Report

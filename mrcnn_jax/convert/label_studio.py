@@ -23,7 +23,6 @@ from jaxtyping import Bool, UInt8
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
-    ImageFolder,
     Picture,
     RectangleOptions,
     Shape,
@@ -32,6 +31,7 @@ from mrcnn_jax.convert.common import (
     named,
     turned,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_number, read_json_list, short
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES

@@ -19,15 +19,14 @@ from typing import Any
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
-    ImageFolder,
     Patch,
     Picture,
     RectangleOptions,
     Shape,
     ellipse,
-    files_in,
     named,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import decode_labels

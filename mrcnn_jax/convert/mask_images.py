@@ -26,17 +26,16 @@ import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
-    ImageFolder,
     Options,
     Patch,
     Picture,
     Shape,
-    files_in,
     instances,
     read_labels,
     refuse_blended,
     value_name,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.data.report import Reason, Report
 

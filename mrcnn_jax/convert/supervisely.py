@@ -28,18 +28,16 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
-    ImageFolder,
     Patch,
     Picture,
     RectangleOptions,
     Shape,
     cropped,
-    files_in,
     named,
     normal_label,
-    normal_path,
     rectangle,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in, normal_path
 from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.data.repair import is_polygon
 from mrcnn_jax.data.report import Reason, Report

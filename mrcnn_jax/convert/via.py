@@ -22,15 +22,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.convert.common import (
-    ImageFolder,
-    Picture,
-    RectangleOptions,
-    Shape,
-    ellipse,
-    files_in,
-    named,
-)
+from mrcnn_jax.convert.common import Picture, RectangleOptions, Shape, ellipse, named
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES

@@ -27,12 +27,10 @@ from jaxtyping import Int64
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
-    ImageFolder,
     Options,
     Patch,
     Picture,
     Shape,
-    files_in,
     instances,
     named,
     number,
@@ -42,6 +40,7 @@ from mrcnn_jax.convert.common import (
     refuse_blended,
     value_name,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.places import Box, box_area
 

@@ -24,7 +24,6 @@ from mrcnn_jax.config.errors import ConfigError, require_at_least
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
-    ImageFolder,
     Options,
     Patch,
     Picture,
@@ -32,9 +31,9 @@ from mrcnn_jax.convert.common import (
     Shape,
     image_size,
     normal_label,
-    normal_path,
     read_lines,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, normal_path
 from mrcnn_jax.data.images import tell_pages
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco

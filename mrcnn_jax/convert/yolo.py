@@ -18,16 +18,15 @@ from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
-    ImageFolder,
     Picture,
     RectangleOptions,
     Shape,
-    files_in,
     image_size,
     named,
     normal_label,
     read_lines,
 )
+from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, is_text, read_bytes, short
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
-from mrcnn_jax.convert.common import folders_in
+from mrcnn_jax.convert.image_folder import folders_in
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]

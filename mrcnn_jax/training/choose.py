@@ -1,28 +1,24 @@
 """Chooses a config for a data set: every value by a rule that is stated and can be overruled.
 
-The constants come from recipes that were tried: `configs/finetune.py` from imported weights, on a
-CPU `configs/finetune_cpu.py` from those of a ResNet alone, and `configs/scratch.py` from random
-ones. With a ConvNeXt in place of the ResNet they are the same but for optimiser and layers trained.
+The constants come from recipes that were tried (`training.recipes`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig, Trunk
-from mrcnn_jax.config.schema import Config, DataConfig, ParamGroup, Shrink, StageConfig
-from mrcnn_jax.config.tables import joint
+from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.batch import LARGEST, ONE, Device, Devices, choose_batch, rate_for
+from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch, rate_for
 from mrcnn_jax.training.choices import Chosen, Row
 from mrcnn_jax.training.fitting import (
     MULTIPLE,
@@ -31,6 +27,7 @@ from mrcnn_jax.training.fitting import (
     choose_scales,
     object_sides,
 )
+from mrcnn_jax.training.recipes import Start, recipe_for
 from mrcnn_jax.training.wishes import DataWishes, Wishes
 
 SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
@@ -55,22 +52,6 @@ TRAINED: dict[tuple[str, Trunk], str] = {
     ("finetune_cpu", "resnet"): "res5 without batch norms, FPN and heads",
     ("finetune_cpu", "convnext"): "its last stage, the maps' norms, FPN and heads",
 }
-
-
-@dataclass(frozen=True)
-class Start:
-    """The run that training starts from."""
-
-    model: ModelConfig
-    class_names: tuple[str, ...]
-    """() if they are unknown."""
-    shrink: Shrink = "area"
-
-    def fits(self, class_names: tuple[str, ...]) -> bool:
-        """Whether its outputs per class can be those of these classes."""
-        if len(class_names) != self.model.num_classes:
-            return False
-        return self.class_names in ((), class_names)
 
 
 def choose(
@@ -99,7 +80,7 @@ def choose(
     Raises:
         ConfigError: a value given cannot be used; a start of which no training is known.
     """
-    recipe = _recipe(device, wishes, start, trunk)
+    recipe = recipe_for(device, wishes, start, trunk)
     data, of_data = _data(train, val, device, recipe, wishes.data)
     if start is not None:
         data = replace(data, shrink=start.shrink)
@@ -117,66 +98,6 @@ def choose(
         validate_every_epochs=math.ceil(stage.epochs / 10),
     )
     return Chosen(config, (*of_data, *of_model, *of_stage))
-
-
-def _recipe(
-    device: Device, wishes: Wishes, start: Start | None, trunk: ModelConfig | None
-) -> Config:
-    """The config that the network, the stage and the augmentation are taken from."""
-    if wishes.init_from is None:
-        return load_config_file("scratch")
-    if start is None:
-        recipe = load_config_file("finetune_cpu" if device == "cpu" else "finetune")
-        return recipe if trunk is None else _around(trunk, recipe, device)
-    recipe = load_config_file("finetune")
-    if start.model.trunk == "convnext":
-        return _around_convnext(recipe, device)
-    if start.model.resnet.norm == "live":
-        everything = load_config_file("scratch").stages[0].train
-        stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
-        recipe = replace(recipe, stages=stages)
-    return recipe
-
-
-def _around(trunk: ModelConfig, recipe: Config, device: Device) -> Config:
-    """`recipe` with a trunk of the same sizes."""
-    if trunk.trunk == "convnext":
-        recipe = _around_convnext(recipe, device)
-    model, resnet, convnext = recipe.model, trunk.resnet, trunk.convnext
-    return replace(
-        recipe,
-        model=replace(
-            model,
-            resnet=replace(model.resnet, depth=resnet.depth, width=resnet.width),
-            convnext=replace(model.convnext, blocks=convnext.blocks, channels=convnext.channels),
-        ),
-    )
-
-
-def _around_convnext(recipe: Config, device: Device) -> Config:
-    """`recipe` with a ConvNeXt, trained by AdamW as configs/convnext.py does.
-
-    The same of its stages are trained, with all their norms.
-    """
-    (stage,), like = recipe.stages, load_config_file("convnext")
-    first, *heads = stage.train
-    last = "4" if recipe.name == "finetune_cpu" else "234"
-    trained = ParamGroup(f"convnext/(stage[{last}]|norm[2345])/.*", first.lr_scale)
-    others = "".join(number for number in "1234" if number not in last)
-    optimizer = stage.optimizer
-    if optimizer.name == "sgd":
-        batch = LARGEST if device == "gpu" else optimizer.batch_size
-        optimizer = replace(like.stages[0].optimizer, schedule="cosine", batch_size=batch)
-    return replace(
-        recipe,
-        model=replace(recipe.model, trunk="convnext"),
-        stages=joint(
-            (trained, *heads),
-            (f"convnext/(stem|stage[{others}])/.*",),
-            epochs=stage.epochs,
-            optimizer=optimizer,
-        ),
-    )
 
 
 # -- data ------------------------------------------------------------------------------------------

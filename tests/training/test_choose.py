@@ -21,7 +21,8 @@ from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRec
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.transforms import resize_plan
 from mrcnn_jax.training.batch import Device, Devices
-from mrcnn_jax.training.choose import Start, choose
+from mrcnn_jax.training.choose import choose
+from mrcnn_jax.training.recipes import Start
 from mrcnn_jax.training.stages import labels
 from mrcnn_jax.training.wishes import DataWishes, StageWishes, Wishes
 
