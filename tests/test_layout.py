@@ -50,6 +50,8 @@ ELSEWHERE = {
     "mrcnn_jax.commands.model_card": ("commands/test_share.py", "the card of a shared run"),
     "mrcnn_jax.commands.replay": (SCRIPTS, "its options; training/test_replay.py has the rest"),
     "mrcnn_jax.commands.variants": (JOBS, "each variant's stages by hand"),
+    "mrcnn_jax.convert.lists": ("convert/test_write.py", "--only and --categories"),
+    "mrcnn_jax.weights.pickle_machine": ("weights/test_pickles.py", "what pickles make, and lies"),
     "mrcnn_jax.config.errors": ("config/test_files.py", SHARED + "an exception class"),
     "mrcnn_jax.convert.tile_data": ("convert/test_cut_tiles.py", "a dataclass: the options"),
     "mrcnn_jax.evaluation.coco_categories": ("weights/test_importer.py", "constants"),

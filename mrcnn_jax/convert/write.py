@@ -31,9 +31,9 @@ from mrcnn_jax.convert.common import (
     Shape,
     image_size,
     normal_label,
-    read_lines,
 )
-from mrcnn_jax.convert.image_folder import ImageFolder, normal_path
+from mrcnn_jax.convert.image_folder import ImageFolder
+from mrcnn_jax.convert.lists import Only, read_classes
 from mrcnn_jax.data.images import tell_pages
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco
@@ -44,8 +44,6 @@ from mrcnn_jax.output import whole_file, write_file
 from mrcnn_jax.pixels.decode import header_pages
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped
-
-NO_NAMES = ("__ignore__", "_background_")  # in a labels.txt of labelme
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
     if not options.input.exists():
         raise ConfigError(f"{options.input}: no such file or folder")
     require_at_least(0, options, "--", "seed")
-    names = _names(options.categories) if options.categories is not None else None
+    names = read_classes(options.categories) if options.categories is not None else None
     images, report = options.open_images(), Report()
     converted = _images(options, images, names, report, hint=hint)
     why = "; ".join(report.lines()[1:]) or "it has none"
@@ -111,16 +109,6 @@ def convert(options: Options, *, hint: bool = True) -> list[Path]:
     return list(written)
 
 
-def _names(path: Path) -> tuple[str, ...]:
-    """The class names in a text file."""
-    names = tuple(name for line in read_lines(path) if (name := normal_label(line)) not in NO_NAMES)
-    (name, times), *_ = Counter(names).most_common(1) or [("", 0)]
-    if times != 1:
-        problem = f"{name!r} is named {times} times" if names else "no names"
-        raise ConfigError(f"{path}: {problem}")
-    return names
-
-
 # -- images ----------------------------------------------------------------------------------------
 
 
@@ -137,7 +125,7 @@ def _images(
     ConfigError if too many do not exist, with a `hint` at the option that allows it, or if some
     have another size than annotated.
     """
-    only = _Only(options.only)
+    only = Only(options.only)
     converted: dict[str, _Image] = {}
     places: dict[str, str] = {}
     lost, wrong, listed = [], [], 0
@@ -186,42 +174,6 @@ def _images(
     for line in only.left():
         report.add(Reason.LISTED_ONLY, line, file=options.only)
     return [converted[file] for file in sorted(converted)]
-
-
-class _Only:
-    """The list of --only.
-
-    Args:
-        path: its file; None: every image is wanted.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._line: dict[str, str] | None = None
-        """Name -> line, also without the flag that VOC's lists of a class put behind it."""
-        self._met: set[str] = set()
-        if path is not None:
-            lines = read_lines(path)
-            flagged = (line for line in lines if line.endswith((" 1", " -1", " 0")))
-            self._line = {normal_path(line): line for line in lines}
-            self._line |= {normal_path(line.rsplit(maxsplit=1)[0]): line for line in flagged}
-
-    def names(self, file: str) -> bool:
-        """Whether an image is wanted."""
-        if self._line is None:
-            return True
-        found = {self._line[name] for name in _spellings(file) if name in self._line}
-        self._met |= found
-        return bool(found)
-
-    def left(self) -> list[str]:
-        """The lines that have named no image."""
-        return [] if self._line is None else sorted({*self._line.values()} - self._met)
-
-
-def _spellings(file: str) -> set[str]:
-    """How a list may name an image: with or without its folders and its suffix."""
-    path = PurePosixPath(file := normal_path(file))
-    return {file, path.name, path.stem, str(path.with_suffix(""))} if path.name else {file}
 
 
 def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
