@@ -166,7 +166,7 @@ def _part(tree: Tree, annotations: str) -> Part:
         def preference(place: str) -> tuple[bool, int, int, bool, bool, int]:
             parts = place.split("/")
             shared = len(posixpath.commonprefix([parts, beside.split("/")]))
-            own = "/".join(parts[min(shared, len(parts) - 1) :])  # below that of the annotations
+            own = "/".join(parts[min(shared, len(parts) - 1) :])  # below the annotations' folder
             pictures = 2 * places[place] > most and not DRAWN.search(own.lower())
             same_role = _role(place) == _role(annotations)
             named = base_name(place).lower() in IMAGE_FOLDERS

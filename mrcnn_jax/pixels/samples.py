@@ -59,7 +59,7 @@ def deep_values(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndar
     wide = None if samples.planes or samples.multiplied else _by_opencv(image, encoded)
     if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
         return wide[..., 2::-1]
-    if np.asarray(image)[..., :3].max() < 1 << BIT_DEPTHS[-2] - 8:  # perhaps none is left
+    if np.asarray(image)[..., :3].max() < 1 << BIT_DEPTHS[-2] - 8:  # 14 bits or fewer
         how = "plane by plane" if samples.planes else "in this compression"
         how = "multiplied by alpha" if samples.multiplied else how
         raise ValueError(

@@ -275,6 +275,8 @@ def test_another_data_set(
         evaluate(moved, annotations=path, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--limit: 0: must be at least 1"):
         evaluate(moved, limit=0, out=tmp_path / "eval")
+    with pytest.raises(ConfigError, match="--figures: -1: must be at least 0"):
+        evaluate(moved, figures=-1, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match="--report-images: -1: must be at least 0"):
         evaluate(moved, report_images=-1, out=tmp_path / "eval")
     with pytest.raises(ConfigError, match=r"--score: 1.5: must be in 0\.\.1"):

@@ -245,6 +245,9 @@ def test_runs_of_other_data_are_not_compared(
 def test_a_mistake_is_one_line(
     tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    assert mrcnn("figures", "curves", tmp_path, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: no loss is recorded yet\n"
     assert mrcnn("figures", "masks", tmp_path / "nowhere", "--out", tmp_path / "out") == 2
     assert (
         capsys.readouterr().err

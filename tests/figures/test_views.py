@@ -138,6 +138,11 @@ def test_the_mask_of_a_box_and_class_is_that_of_a_detection_there(
             )
         )
     masks = views.masks_of(run, split, SHOWN, objects)
+    # Of a file that numbers its categories otherwise than the run.
+    data = split.dataset
+    backwards = replace(split, dataset=replace(data, categories=data.categories[::-1]))
+    others = [replace(o, label=len(data.categories) + 1 - o.label) for o in objects]
+    assert views.masks_of(run, backwards, SHOWN, others) == masks
     for mask, result in zip(masks, wanted, strict=True):
         assert coco_mask.area(mask) > 20
         assert (

@@ -391,6 +391,14 @@ def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_p
         match=r"stages.mask.optimizer.milestones: 0.05 is update 6, within the warm-up of 12",
     ):
         loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
+    # Also where the epochs are set after opening, as by --minutes: the folder is not taken.
+    with pytest.raises(ConfigError, match=r"0.05 is update 6, within the warm-up of 12"):
+        loop.train(
+            tiny_config,
+            tmp_path / "settled",
+            settle=lambda run: replace(run.config, stages=(rpn, box, late)),
+        )
+    assert not (tmp_path / "settled" / "config.json").exists()
     with pytest.raises(
         ConfigError, match=r"stages.mask: frozen at random initialisation: box_head "
     ):
