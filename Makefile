@@ -46,7 +46,8 @@ $(DEMO_DATA)/.generated: mrcnn_jax/datasets/shapes.py | $(VENV)/.installed
 
 # Run again after an interruption, `make demo` resumes.
 demo: $(VENV)/.installed $(DEMO_DATA)/.generated
-	$(BIN)/python train.py $(DEMO_DATA) --workdir $(DEMO) --stages.0.epochs 3 --data.augment.scale 1 1
+	$(BIN)/python train.py $(DEMO_DATA) --workdir $(DEMO) --stages.0.epochs 2 \
+		--data.short-side 160 --data.long-side 160 --data.augment.scale 1 1
 	$(BIN)/python eval.py --workdir $(DEMO)
 
 test: $(VENV)/.installed-dev

@@ -1,7 +1,8 @@
 """A small network from random weights, all heads together.
 
-What `train.py my/` trains where no weights are given: the network of configs/shapes.py, whose box
-head sees three backgrounds for each object, and one mask for all classes, of soft cells.
+What `train.py my/` trains where no weights are given: the network of configs/shapes.py with a
+cascade of three box heads, which see three backgrounds for each object, and one mask for all
+classes, of soft cells.
 
     mrcnn generate shapes --out runs/shapes_data --train 4000
     python train.py --config configs/scratch.py --workdir runs/scratch --data.root runs/shapes_data
@@ -27,7 +28,12 @@ def get_config() -> Config:
         model=replace(
             model,
             box_head=replace(
-                model.box_head, samples=128, positive_fraction=0.25, foreground_iou=0.5
+                model.box_head,
+                samples=64,
+                positive_fraction=0.25,
+                foreground_iou=0.5,
+                class_agnostic=True,
+                cascade=(0.6, 0.7),
             ),
             mask_head=replace(
                 model.mask_head, train_on="box_samples", class_agnostic=True, soft_targets=True
