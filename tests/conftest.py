@@ -41,7 +41,7 @@ from mrcnn_jax.__main__ import main
 from mrcnn_jax.config.schema import Config
 
 # Files that keep a core busy for a minute or more come first, the longest before the others: no
-# core then waits for another at the end. The last three are of tests/parity.
+# core then waits for another at the end. The last five are of tests/parity.
 LONG = (
     "test_parallel",
     "test_loop",
@@ -51,10 +51,13 @@ LONG = (
     "test_overfit",
     "test_kill_and_resume",
     "test_open",
+    "test_step",
     "test_tutorial",
     "test_forward",
     "test_gradients",
     "test_training_steps",
+    "test_shrinking",
+    "test_state_dicts",
 )
 STRICT = (
     "ops",

@@ -43,8 +43,7 @@ def test_ci_makes_all_in_the_environment_that_is_named(
         f"make {venv}/.installed-docs",
         *docs,
         "make --jobs=2 --output-sync=line lint test",
-        "make package",
-        "make gpu-compile",
+        "make --jobs=2 --output-sync=line package gpu-compile",
     ]
 
 

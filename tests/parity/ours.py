@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,12 +15,13 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.models.box_head import BoxOutput, BoxSamples, box_detections, box_loss
+from mrcnn_jax.models.convnext import ConvNeXt, Stage
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_head import MaskSamples, mask_loss
 from mrcnn_jax.models.mask_rcnn import (
     MaskRCNN,
     Prediction,
     Variables,
-    example_batch,
     normalise,
     select_proposals,
 )
@@ -30,6 +31,7 @@ from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.weights.families import MASKRCNN, MASKRCNN_V2
 from mrcnn_jax.weights.mapping import assign, fill
 from mrcnn_jax.weights.mmdetection import MASK_RCNN, with_meta
+from mrcnn_jax.weights.network import FileNetwork
 
 FAMILIES = {
     "v1": MASKRCNN,
@@ -50,10 +52,25 @@ def model_config(version: str, *, depth: int = 50, classes: int = 91) -> ModelCo
 
 def variables_of(version: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Variables:
     """Turns a state dict, or gradients named so, into our layout by the importer's map."""
-    family = FAMILIES[version]
-    model = MaskRCNN(config)
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch((64, 64))))
+    family, template = FAMILIES[version], variable_shapes(config)
     return fill(template, assign(tensors, family.rules, family.left_out, version), tensors, version)
+
+
+def convnext_stages(network: FileNetwork, image: np.ndarray) -> dict[str, np.ndarray]:
+    """{"stage1": map before its norm, ...} of our ConvNeXt."""
+    ours = ConvNeXt(network.model.convnext)
+    apply = functools.partial(
+        ours.apply,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, Stage),
+    )
+    variables = {"params": network.variables()["params"]["convnext"]}
+    canvas = normalise(image[None], np.array([image.shape[:2]], np.int32), network.model)
+    _, seen = jax.jit(apply)(variables, canvas)
+    return {
+        name: np.asarray(seen["intermediates"][name]["__call__"][0])
+        for name in ("stage1", "stage2", "stage3", "stage4")
+    }
 
 
 def batch_of(images: Sequence[np.ndarray], canvas: tuple[int, int]) -> Batch:
@@ -184,12 +201,12 @@ def handed_over(
     mask_targets: Sequence[np.ndarray],
 ) -> tuple[BoxSamples, MaskSamples]:
     """Makes the samples of both heads; `mask_targets` are those of the foreground among them."""
-    count = max(map(len, boxes))
+    count = _rounded(max(map(len, boxes)))
     (all_boxes, valid), (all_labels, _), (all_deltas, _) = (
         padded(rows, count) for rows in (boxes, labels, deltas)
     )
     foreground = [label > 0 for label in labels]
-    count = max(map(len, mask_targets))
+    count = _rounded(max(map(len, mask_targets)))
     mask_boxes, mask_valid = padded(
         [rows[chosen] for rows, chosen in zip(boxes, foreground, strict=True)], count
     )
@@ -212,6 +229,11 @@ def handed_over(
     )
 
 
+def _rounded(count: int) -> int:
+    """Slots that a program is compiled for, which other samples of the same network fit, too."""
+    return -(-count // 64) * 64
+
+
 def losses_and_gradients(
     config: ModelConfig, variables: Variables, batch: Batch, boxes: BoxSamples, masks: MaskSamples
 ) -> tuple[dict[str, float], Variables]:
@@ -220,6 +242,15 @@ def losses_and_gradients(
     The RPN's targets are our own, and all anchors that have a label are taken; the other heads are
     trained on the samples handed over.
     """
+    gradients, values = jax.device_get(
+        _gradient(config)(variables["params"], variables["batch_stats"], batch, boxes, masks)
+    )
+    return {name: float(value) for name, value in values.items()}, gradients
+
+
+@functools.cache
+def _gradient(config: ModelConfig) -> Callable[..., tuple[Variables, dict[str, jax.Array]]]:
+    """The program of a network, compiled once for a shape."""
 
     def forward(
         model: MaskRCNN, batch: Batch, boxes: BoxSamples, masks: MaskSamples
@@ -252,10 +283,7 @@ def losses_and_gradients(
 
         return jax.grad(objective, has_aux=True)(params)
 
-    gradients, values = jax.device_get(
-        gradient(variables["params"], variables["batch_stats"], batch, boxes, masks)
-    )
-    return {name: float(value) for name, value in values.items()}, gradients
+    return gradient
 
 
 def gradients_of(

@@ -38,9 +38,9 @@ from mrcnn_jax.pixels.geometry import paste
 from mrcnn_jax.structures import Batch, Instances
 
 SMALLEST = 320
-# 800 is torchvision's own; at 480 the canvas is no multiple of 64 px wide.
+# 800 is torchvision's own.
 CASES = (
-    *(("v1", SMALLEST), ("v1", 480), ("v2", SMALLEST), ("v2", 800)),
+    *(("v1", SMALLEST), ("v2", SMALLEST), ("v2", 800)),
     *(("mmdet", SMALLEST), ("caffe", SMALLEST)),
 )
 LONE_SHARE = 0.01
@@ -122,7 +122,8 @@ def network(version: str, data_folder: Path) -> tuple[peers.MaskRCNN | mmdet.Mas
 def case(request: pytest.FixtureRequest, data_folder: Path) -> Case:
     version, short_side = request.param
     model, stages = network(version, data_folder)
-    images = [real.image(data_folder, number, short_side) for number in real.IMAGES]
+    numbers = real.IMAGES if short_side == SMALLEST else real.IMAGES[:1]
+    images = [real.image(data_folder, number, short_side) for number in numbers]
     if isinstance(model, mmdet.MaskRCNN):
         theirs = mmdet.forward(model, images, most=stages.config.roi.max_sampling_ratio)
     else:
@@ -145,9 +146,8 @@ def test_the_comparison_is_worth_something(case: Case) -> None:
         assert scores.max() > 0.75
         assert scores.max() - scores.min() > 0.4
         assert 0.25 < np.median((masks > 0.5).mean((1, 2))) < 0.75
-    if case.name.endswith(
-        "480"
-    ):  # the canvas's width is no multiple of 64, and the anchors of P6 not 64 pixels apart
+    if case.name == f"v1 {SMALLEST}":
+        # The canvas's width is no multiple of 64, and the anchors of P6 not 64 pixels apart.
         assert theirs.canvas.shape[2] // theirs.pyramid["p6"].shape[2] != 64
 
 
@@ -285,6 +285,8 @@ def test_the_stages_are_the_network(case: Case) -> None:
     """One compiled call gives what the stages gave one after the other."""
     if not case.name.endswith(str(SMALLEST)):
         pytest.skip(f"compiled at {SMALLEST} only")
+    if case.name.startswith("caffe"):
+        pytest.skip("the same network as mmdet's, of other constants")
     prediction = case.stages("all", case.batch)
     found, valid = case.ours.detections, case.ours.detections.valid
     np.testing.assert_array_equal(prediction.detections.valid, valid)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import state_dicts
 
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.weights.families import MASKRCNN, family_of
 from mrcnn_jax.weights.family import Family
 from mrcnn_jax.weights.importer import import_weights
@@ -96,10 +96,7 @@ def test_narrow_types_of_torch(tmp_path: Path) -> None:
 
 def mapped(family: Family, tensors: dict[str, np.ndarray]) -> dict:
     assert family.model is not None
-    model = MaskRCNN(family.model)
-    template = jax.eval_shape(
-        lambda batch: model.init(jax.random.key(0), batch), example_batch((64, 64))
-    )
+    template = variable_shapes(family.model)
     return fill(template, assign(tensors, family.rules, family.left_out, "file"), tensors, "file")
 
 

@@ -3,7 +3,6 @@ like one of them."""
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
@@ -13,23 +12,23 @@ import pytest
 import state_dicts
 from parity import real, seeded
 from parity.compare import RELATIVE, Measured, relative_error
+from parity.ours import convnext_stages
 
 pytest.importorskip("timm")
 import timm
 import torch
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from torchvision.models import convnext_tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ResNetConfig
-from mrcnn_jax.models.convnext import ConvNeXt, Stage
+from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.mask_rcnn import normalise
 from mrcnn_jax.models.resnet import DEPTHS, ResNet
 from mrcnn_jax.weights import convnext_families
 from mrcnn_jax.weights.families import family_of
 from mrcnn_jax.weights.mapping import assign, fill
-from mrcnn_jax.weights.network import FileNetwork, read_network
+from mrcnn_jax.weights.network import read_network
 
 PIXELS = {"mean": (0.5, 0.45, 0.4), "std": (0.3, 0.25, 0.2)}
 
@@ -69,23 +68,6 @@ def test_features(depth: int, data_folder: Path, tmp_path: Path, measured: Measu
         measured(f"timm: {level.upper()}", f"resnet{depth}", error, RELATIVE)
 
 
-def stages_of(network: FileNetwork, image: np.ndarray) -> dict[str, np.ndarray]:
-    """{"stage1": map before its norm, ...} of our ConvNeXt."""
-    ours = ConvNeXt(network.model.convnext)
-    apply = functools.partial(
-        ours.apply,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, _: isinstance(module, Stage),
-    )
-    variables = {"params": network.variables()["params"]["convnext"]}
-    canvas = normalise(image[None], np.array([image.shape[:2]], np.int32), network.model)
-    _, seen = jax.jit(apply)(variables, canvas)
-    return {
-        name: np.asarray(seen["intermediates"][name]["__call__"][0])
-        for name in ("stage1", "stage2", "stage3", "stage4")
-    }
-
-
 # Of sides of 32: timm's convolutions leave out the rest.
 def cut(image: np.ndarray) -> np.ndarray:
     return image[: image.shape[0] // 32 * 32, : image.shape[1] // 32 * 32]
@@ -107,7 +89,7 @@ def test_features_of_a_convnext(
         maps = theirs.forward_intermediates(
             ((pixels - mean) / std)[None], indices=[0, 1, 2, 3], intermediates_only=True
         )
-    found = stages_of(network, image)
+    found = convnext_stages(network, image)
     for number, expected in enumerate(maps, start=1):
         ours = found[f"stage{number}"]
         error = relative_error(ours, expected.numpy().transpose(0, 2, 3, 1))
@@ -136,31 +118,11 @@ def test_the_authors_names_are_those_that_timm_reads(tmp_path: Path, measured: M
                 indices=[0, 1, 2, 3],
                 intermediates_only=True,
             )
-        found = stages_of(network, image)
+        found = convnext_stages(network, image)
         for number, expected in enumerate(maps, start=1):
             ours = found[f"stage{number}"]
             error = relative_error(ours, expected.numpy().transpose(0, 2, 3, 1))
             measured(f"timm: ConvNeXt's stage {number}", f"names of {file}", error, RELATIVE)
-
-
-def test_features_of_torchvisions_convnext(tmp_path: Path, measured: Measured) -> None:
-    model = convnext_tiny(weights=None).eval()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tensors = seeded.seeded_tensors(shapes, seed=0)
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
-    torch.save(model.state_dict(), tmp_path / "convnext_tiny.pth")
-    network = read_network(tmp_path / "convnext_tiny.pth")
-    assert network.title == "convnext_tiny (torchvision)"
-    image = np.random.default_rng(3).integers(0, 256, (64, 96, 3)).astype(np.uint8)
-    pixels = normalise(image[None], np.array([(64, 96)], np.int32), network.model)
-    found = stages_of(network, image)
-    x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        for number in range(1, 5):
-            x = model.features[2 * number - 1](model.features[2 * number - 2](x))
-            ours = found[f"stage{number}"]
-            error = relative_error(ours, x.numpy().transpose(0, 2, 3, 1))
-            measured(f"torchvision: ConvNeXt's stage {number}", "convnext_tiny", error, RELATIVE)
 
 
 def test_other_networks_with_the_tensors_of_a_convnext(tmp_path: Path) -> None:
