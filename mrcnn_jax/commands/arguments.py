@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +13,7 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.files import differences, resolve_paths
 from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 
@@ -82,21 +83,36 @@ def with_batch(run: Run, size: int | None) -> Run:
     return replace(run, config=replace(run.config, data=data))
 
 
-@contextmanager
-def naming_the_batch(size: int) -> Iterator[None]:
-    """Raises Failure, which names a smaller batch, if the device's memory runs out.
+def has_weights(workdir: Path) -> bool:
+    """Whether a run's folder has a checkpoint."""
+    return any(workdir.glob("checkpoints/[!.]*"))
+
+
+def next_workdir(workdir: Path) -> Path:
+    """The folder for a run that starts from another one: its name and the first number that is
+    free, `runs/a_2`."""
+    base = workdir if workdir.name else workdir.resolve()
+    folders = (Path(f"{base}_{i}") for i in itertools.count(2))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def longer(saved: Config, config: Config, workdir: Path) -> str:
+    """The command that trains the last stage of a run on, where a config asks for nothing else;
+    "" if it asks for something else.
 
     Args:
-        size: images at once on a device.
+        saved: of the run.
+        config: with another length.
+        workdir: of the run.
     """
-    try:
-        yield
-    except RuntimeError as error:  # of JAX, which is not imported for this
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        fewer = f" (--eval-batch-size {size // 2} needs less)" if size > 1 else ""
-        images = "1 image" if size == 1 else f"{size} images"
-        raise cli.Failure(f"out of device memory with {images} at once{fewer}") from error
+    if not 0 < len(saved.stages) == len(config.stages):
+        return ""
+    (*_, before), (*others, last) = saved.stages, config.stages
+    same = replace(config, stages=(*others, replace(last, epochs=before.epochs)))
+    if last.epochs <= before.epochs or differences(saved, resolve_paths(same, needs_start=False)):
+        return ""
+    command = cli.command("train", "--resume", workdir, "--epochs", f"{last.epochs:g}")
+    return f"; to train its last stage longer: {command}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,8 @@ def fitted(
 
     (stage,) = config.stages
     most = MOST * max(1, round(stage.epochs * steps_per_epoch))
-    ending = speed.validation + speed.evaluation + speed.saving
+    # The end of a stage, and of an epoch that is evaluated, is saved before validation and after.
+    ending = speed.validation + speed.evaluation + 2 * speed.saving
     fixed = used + speed.compiling + speed.loading + ending
     reserve = max(RESERVE * 60 * minutes, LEAST_RESERVE)
     left = 60 * minutes - reserve - fixed
@@ -115,7 +116,7 @@ def fitted(
         seconds / epochs_between
         for seconds, epochs_between in (
             (speed.validation, every),
-            (speed.evaluation + speed.saving, config.evaluate_every_epochs),
+            (speed.evaluation + 2 * speed.saving, config.evaluate_every_epochs),
         )
         if 0 < epochs_between < epochs
     )

@@ -20,8 +20,9 @@ import jax
 
 from mrcnn_jax import parallel
 from mrcnn_jax.data.loader import PlannedBatch, Split, plan_once
-from mrcnn_jax.inference.predictor import Predictor
-from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.inference.device_memory import naming_the_batch
+from mrcnn_jax.inference.evaluate import evaluation_of
+from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.output import part_folder
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.run import Run
@@ -76,7 +77,7 @@ def measure(run: OpenRun) -> Speed:
     process.
 
     Raises:
-        TrainingError: the device's memory is too small, or an image cannot be loaded.
+        cli.Failure: the device's memory is too small, or an image cannot be loaded.
     """
     run = _with_a_schedule_of_its_own(run)
     started = time.perf_counter()
@@ -93,19 +94,28 @@ def measure(run: OpenRun) -> Speed:
     trained = {"params": state.params, "batch_stats": state.batch_stats}
     plan_of_val = plan_once(run.val_split, run.config.data.eval_batch_size)
     key = jax.random.key(run.config.seed)
-    validating = _calls(
-        run,
-        plan_of_val,
-        lambda batch: jax.device_get(validate(trained, parallel.place_rows(batch, run.mesh), key)),
-    )
-    compiling += _again(validating, plan_of_val)
     evaluation = 0.0
-    if run.config.evaluate_every_epochs:
-        size = run.config.data.eval_batch_size * (1 if run.mesh is None else run.mesh.size)
-        plan_of_eval = plan_once(run.val_split, size)
-        evaluating = _calls(run, plan_of_eval, _predicting(run, variables))
-        compiling += _again(evaluating, plan_of_eval)
-        evaluation = evaluating.each * _batches(run, plan_of_eval)
+    with naming_the_batch(run.config.data.eval_batch_size, "--data.eval-batch-size"):
+        validating = _calls(
+            run,
+            plan_of_val,
+            lambda batch: jax.device_get(
+                validate(trained, parallel.place_rows(batch, run.mesh), key)
+            ),
+        )
+        compiling += _again(validating, plan_of_val)
+        if run.config.evaluate_every_epochs:
+            size = run.config.data.eval_batch_size * (1 if run.mesh is None else run.mesh.size)
+            plan_of_eval = plan_once(run.val_split, size)
+            predictor = Predictor(
+                Run(run.config, _meta(run), parallel.to_host(variables)), run.mesh
+            )
+            evaluating = _calls(
+                run, plan_of_eval, lambda batch: list(predictor.found(batch, predictor(batch)))
+            )
+            compiling += _again(evaluating, plan_of_eval)
+            evaluation = evaluating.each * _batches(run, plan_of_eval)
+            evaluation += _comparing(run, predictor, plan_of_eval)
     gc.collect()  # loaders refer to themselves
     return Speed(
         step=training.each * _batches(run, plan) / len(plan),
@@ -197,10 +207,15 @@ def _saving(run: OpenRun, state: TrainState) -> float:
         return time.perf_counter() - started
 
 
-def _predicting(run: OpenRun, variables: Variables) -> Callable[[Batch], object]:
-    """Detects in a batch as evaluation does, up to the masks in the images."""
-    predictor = Predictor(Run(run.config, _meta(run), parallel.to_host(variables)), run.mesh)
-    return lambda batch: list(predictor.found(batch, predictor(batch)))
+def _comparing(run: OpenRun, predictor: Predictor, plan: Sequence[PlannedBatch]) -> float:
+    """Seconds from the detections in all images of a plan to AP, by those in a few batches."""
+    few = [planned for planned in plan if planned.canvas == _most_used(plan)][:CALLS]
+    found = results_of_split(predictor, run.val_split, few)
+    started = time.perf_counter()
+    evaluation_of(run.config, run.val_split, *found)
+    seconds = time.perf_counter() - started
+    images, compared = (sum(len(planned.images) for planned in some) for some in (plan, few))
+    return seconds * images / compared
 
 
 def _meta(run: OpenRun) -> Meta:

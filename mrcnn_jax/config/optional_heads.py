@@ -96,7 +96,7 @@ def _of_box_head(row: StageConfig, number: int, heads: int) -> StageConfig:
     trained = tuple(group.pattern for group in row.train)
     if number == 0:
         frozen = itertools.chain.from_iterable(_of_further_heads(one, heads) for one in trained)
-        return dataclasses.replace(row, frozen=(*row.frozen, *frozen))
+        return dataclasses.replace(row, frozen=(*_with_further_heads(row.frozen, heads), *frozen))
     name, train = f"{row.name}{number + 1}", []
     for group in row.train:
         of_heads = _of_further_heads(group.pattern, heads)

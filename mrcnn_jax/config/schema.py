@@ -121,7 +121,7 @@ class DataConfig:
     """A data set with an image of more pixels is refused before that image is decoded."""
     batch_size: int = 2
     """Images per training step, over all devices."""
-    eval_batch_size: int = 2
+    eval_batch_size: int = field(default=2, metadata=RUNTIME)
     """Images per step in validation and evaluation."""
     threads: int = field(default=2, metadata=RUNTIME)
     """Threads that decode images if there are no worker processes."""

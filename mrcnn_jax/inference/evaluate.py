@@ -12,10 +12,12 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.evaluation.at_score import AtScore, at_score, shown
 from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
 from mrcnn_jax.evaluation.proposals import proposal_recall
+from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
 from mrcnn_jax.output import write_file
 from mrcnn_jax.runs import manifest
@@ -107,9 +109,29 @@ def evaluate(
     # The detections in an image do not depend on its batch: each device gets a batch of its own.
     devices = 1 if mesh is None else mesh.size
     plan = plan_once(split, config.data.eval_batch_size * devices, limit)
-    results, proposals, depth = results_of_split(predictor, split, plan)
+    found = results_of_split(predictor, split, plan)
     if not parallel.is_first():
         return None
+    return evaluation_of(config, split, *found, boundary=boundary, score=score)
+
+
+def evaluation_of(
+    config: Config,
+    split: Split,
+    results: list[dict[str, Any]],
+    proposals: Proposals,
+    depth: DepthComparison,
+    *,
+    boundary: bool = False,
+    score: float = 0.5,
+) -> Evaluation:
+    """Computes the figures of what was found in images of a split.
+
+    Args:
+        config: of the run.
+        split, boundary, score: as of `evaluate`.
+        results, proposals, depth: as of `results_of_split`; whose images count.
+    """
     indices = sorted(proposals)
     seen = split.dataset.with_images([split.dataset.images[i] for i in indices])
     ground_truth = seen.to_coco()

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -69,8 +68,6 @@ class Meta:
     categories: tuple[tuple[int, str], ...]
     """(id, name) of the data set's categories; the i-th one (from 0) has label i + 1."""
     config_hash: str
-    best_metric: float | None = None
-    """None also where it is not finite: JSON has no such number, and a run must not stop for it."""
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
     mask_ap: float | None = None
     """COCO mask AP on the validation images; None if not measured (`evaluate_every_epochs`)."""
@@ -79,11 +76,8 @@ class Meta:
     example); None: not known, of a run that an earlier version began or that was not trained."""
     images: str | None = None
     """A hash of the training images that its steps are counted in; None: as of `loaded`."""
-
-    def __post_init__(self) -> None:
-        best = self.best_metric
-        if best is not None:
-            object.__setattr__(self, "best_metric", float(best) if math.isfinite(best) else None)
+    validated: bool = True
+    """False: of the end of an epoch whose validation has yet to come, which is saved before it."""
 
     @property
     def name(self) -> str:
@@ -290,7 +284,9 @@ class Checkpoints:
         metas = self._metas("removed")
         past = [meta for meta in metas if meta.order <= newest.order]
         stages = {meta.stage: meta for meta in past if meta.stage_complete}  # the last one of each
-        between = [meta for meta in past if not meta.stage_complete][-self.keep :]
+        # One that is not validated yet will be replaced, and does not take a place until then.
+        keep = self.keep + (not newest.validated)
+        between = [meta for meta in past if not meta.stage_complete][-keep:]
         measured = [meta for meta in past if meta.mask_ap is not None]
         best = max(measured[::-1], key=_mask_ap, default=newest)
         for meta in metas:
@@ -347,8 +343,10 @@ def parse_meta(values: Any) -> Meta:
     values["categories"] = tuple((int(number), str(name)) for number, name in values["categories"])
     if (loaded := values.get("loaded")) is not None:
         values["loaded"] = tuple(map(str, loaded))
+    values.pop("best_metric", None)  # of earlier versions, which did not use it either
     meta = Meta(**values)
-    kinds = {"step": int, "stage_index": int, "stage_step": int, "stage_complete": bool}
+    kinds: dict[str, type] = dict.fromkeys(("step", "stage_index", "stage_step"), int)
+    kinds |= dict.fromkeys(("stage_complete", "validated"), bool)
     for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():
         if type(getattr(meta, name)) is not kind:
             raise TypeError(f"{name} is no {kind.__name__}")

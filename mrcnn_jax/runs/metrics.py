@@ -85,7 +85,9 @@ class MetricsLog:
         for logger in self.loggers:
             logger.sync()
 
-    def truncate(self, stages: Sequence[str], stage_index: int, step: int) -> None:
+    def truncate(
+        self, stages: Sequence[str], stage_index: int, step: int, *, validated: bool = True
+    ) -> None:
         """Remove all rows after the checkpoint from which a run is resumed.
 
         If the rows of a step are written before its checkpoint, file and events become those of a
@@ -95,6 +97,7 @@ class MetricsLog:
             stages: names of the run's stages in the order of training.
             stage_index: the checkpoint's stage.
             step: the checkpoint's step within that stage.
+            validated: keep the validation rows of that step; else they are written again.
 
         Raises:
             ConfigError: a row's stage is not in `stages`.
@@ -106,7 +109,8 @@ class MetricsLog:
                     f"{self.path}: stage {row['stage']!r} is not one of this run's: "
                     f"{', '.join(stages)}"
                 )
-            if (stages.index(row["stage"]), row["step"]) <= (stage_index, step):
+            place = stages.index(row["stage"]), row["step"], row["split"] == "val"
+            if place <= (stage_index, step, validated):
                 kept.append((line, row))
         self._file.close()
         with whole_file(self.path) as part, part.open("wb") as file:

@@ -146,12 +146,38 @@ def rate_for(optimizer: OptimizerConfig, batch: int) -> tuple[float, str]:
 
 
 def fixed_bytes(device: Device, model: ModelConfig) -> float:
-    """Estimates the bytes of a training step that do not depend on the batch."""
+    """Estimates the bytes of a training step that do not depend on the batch.
+
+    `FIXED` counts one box head.
+    """
     weights = 0
     if model.trunk == "convnext":
         sizes = zip(model.convnext.blocks, model.convnext.channels, strict=True)
         weights = sum(8 * n * width**2 for n, width in sizes)
-    return FIXED[device] + PER_WEIGHT * max(0, weights - COUNTED)
+    further = len(model.box_head.cascade) * _head_weights(model)
+    return FIXED[device] + PER_WEIGHT * (max(0, weights - COUNTED) + further)
+
+
+def _head_weights(model: ModelConfig) -> int:
+    """The kernels of a further box head."""
+    head, wide = model.box_head, model.fpn_channels
+    weights = 0
+    for _ in range(head.convs):
+        weights += 9 * wide * head.conv_channels
+        wide = head.conv_channels
+    wide *= head.pool_size**2
+    for _ in range(head.fcs):
+        weights += wide * head.hidden
+        wide = head.hidden
+    return weights + wide * (1 + model.num_classes + 4)
+
+
+def _of_further_heads(model: ModelConfig) -> int:
+    """Bytes of what the further box heads of a cascade keep of an image, in float32: the features
+    of each sample after each layer, and their gradient."""
+    head = model.box_head
+    maps = head.pool_size**2 * (model.fpn_channels + head.convs * head.conv_channels)
+    return len(head.cascade) * head.samples * 2 * 4 * (maps + head.fcs * head.hidden)
 
 
 def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:
@@ -167,7 +193,8 @@ def image_bytes(device: Device, data: DataConfig, model: ModelConfig) -> float:
     else:
         wide = max(model.fpn_channels / 256, model.resnet.width / 64)
         per_pixel = wide * (PER_PIXEL[device] + DEEPER * (model.resnet.depth > 50))
+    of_heads: float = _of_further_heads(model)
     if device == "gpu" and model.compute_dtype == "bfloat16":
-        per_pixel /= 2
+        per_pixel, of_heads = per_pixel / 2, of_heads / 2
     per_pixel += max(0, data.max_objects - OBJECTS)
-    return per_pixel * max(height * width for height, width in data.canvases)
+    return per_pixel * max(height * width for height, width in data.canvases) + of_heads

@@ -45,6 +45,7 @@ OF_NETWORK = {  # by the name of the recipe
     "finetune": "torchvision's, around the {} of the weights",
     "finetune_cpu": "torchvision's, half as wide around the {} of the weights: fast on a CPU",
 }
+OTHERS = "other --weights"  # what changes a choice that weights fix
 NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
 TRAINED: dict[tuple[str, Trunk], str] = {
     ("finetune", "resnet"): "all but the stem, res2 and batch norms",
@@ -63,6 +64,7 @@ def choose(
     wishes: Wishes,
     start: Start | None = None,
     trunk: ModelConfig | None = None,
+    cascade: tuple[float, ...] | None = None,
     name: str = "own",
 ) -> Chosen:
     """Chooses a config for a data set; the paths in it are those of the data sets.
@@ -75,6 +77,7 @@ def choose(
         start: the run that `wishes.init_from` names; None: it names a file with a trunk alone, or
             nothing, and weights are random.
         trunk: the network that that file has the trunk of.
+        cascade: `BoxHeadConfig.cascade` as it is given, for which there has to be memory.
         name: of the config.
 
     Raises:
@@ -85,9 +88,15 @@ def choose(
     if start is not None:
         data = replace(data, shrink=start.shrink)
         why = f"as for {wishes.init_from}"
-        of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, ("--data.shrink",)))
+        changed_by = "--data.shrink" if "data.shrink" in start.presumed else OTHERS
+        of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, (changed_by,)))
     model, of_model = _model(train, val, device, data, recipe, wishes, start)
-    data, stage, of_stage = _training(train, device, devices, data, model, recipe, wishes)
+    built = model
+    if cascade is not None:
+        built = replace(
+            model, box_head=replace(model.box_head, class_agnostic=True, cascade=cascade)
+        )
+    data, stage, of_stage = _training(train, device, devices, data, built, recipe, wishes)
     config = Config(
         name=name,
         data=data,
@@ -233,12 +242,21 @@ def _model(
     most = max(_counts(train) + _counts(val))
     typical = float(np.median([count for count in _counts(train) if count]))
     rpn, box_head = base.rpn, base.box_head
+    of_cpu = []
     if device == "cpu":
         few = _rounded(max(200, 2 * most), 8)
         rpn = replace(
             rpn, pre_nms=max(500, few), train_pre_nms=None, proposals=few, train_proposals=None
         )
         box_head = replace(box_head, samples=min(box_head.samples, 128))
+        of_cpu.append(
+            Row(
+                "proposals, box samples",
+                lambda c: f"{c.model.rpn.proposals}, {c.model.box_head.samples}",
+                "few on a CPU; twice the most objects in an image, at least 200",
+                ("--model.rpn.proposals", "--model.box-head.samples"),
+            )
+        )
     elif rpn.proposals < 2 * most:
         rpn = replace(rpn, proposals=_rounded(2 * most, 8))
     foreground = max(1, int(box_head.samples * box_head.positive_fraction))
@@ -272,8 +290,8 @@ def _model(
             lambda c: f"{c.model.trunk_name}, FPN of {c.model.fpn_channels} channels",
             why,
             (
-                *(("--model.resnet.depth",) if base.trunk == "resnet" else ()),
-                "--model.fpn-channels",
+                *([OTHERS] if wishes.init_from else ["--model.resnet.depth"]),
+                *([] if start else ["--model.fpn-channels"]),
             ),
         ),
         *(of_heads if base.box_head.cascade else ()),
@@ -285,6 +303,7 @@ def _model(
             f"objects on the canvas: {low:.0f} to {high:.0f} px (5 % to 95 %)",
             ("--model.rpn.scales", "--model.roi.canonical-size"),
         ),
+        *of_cpu,
         Row(
             "most detections",
             lambda c: f"{c.model.box_head.detections}",
@@ -373,6 +392,12 @@ def _training(
                 ),
                 f"{of_rate}; a tenth of the updates warms up, {WARMUP} at most",
                 ("--stages.0.optimizer.learning-rate", "--stages.0.optimizer.warmup-steps"),
+            ),
+            Row(
+                "validation",
+                lambda c: f"every {c.validate_every_epochs} epochs",
+                "a tenth of the epochs; losses, not AP",
+                ("--validate-every-epochs", "--evaluate-every-epochs"),
             ),
             Row(
                 "rare classes",

@@ -73,6 +73,8 @@ def initial_variables(
     names = "/resnet/layer4/", "/res5/"
     theirs, ours = names if "res5" in shapes["params"] else names[::-1]
     source = {path.replace(theirs, ours): leaf for path, leaf in source.items()}
+    if "res5" in untrained and "res5" not in shapes["params"]:
+        untrained |= {"resnet"}  # a part of which its blocks are here
     per_class = _per_class(config)
     left_out = _left_out(source, origin, config)
     source = {path: leaf for path, leaf in source.items() if path not in left_out}
@@ -183,6 +185,14 @@ def _warn_of_other_classes(path: Path, theirs: Sequence[str], ours: Sequence[str
         )
 
 
+def better_start(name: str, what: str = "the ResNet") -> str:
+    """A line for users: what starts from random weights, and the published ones to start from."""
+    return (
+        f"{what} starts from random weights, a poor start on photographs; better: --weights {name} "
+        f"--download ({PUBLISHED[name]}; others: docs/weights.md)"
+    )
+
+
 def _tell_of_random_weights(shapes: Variables, config: Config) -> None:
     """Prints which weights to start from, unless the config means to start from random ones.
 
@@ -190,11 +200,7 @@ def _tell_of_random_weights(shapes: Variables, config: Config) -> None:
     """
     model = config.model
     if model.trunk == "convnext":
-        name = "torchvision-convnext-tiny"
-        print(
-            "the ConvNeXt starts from random weights, a poor start on photographs; better: "
-            f"--weights {name} --download ({PUBLISHED[name]}; others: docs/weights.md)"
-        )
+        print(better_start("torchvision-convnext-tiny", "the ConvNeXt"))
         return
     whole = flatten_dict(shapes["params"]["resnet"]).keys()
     if model.resnet.norm == "live" and any(
@@ -207,7 +213,4 @@ def _tell_of_random_weights(shapes: Variables, config: Config) -> None:
         name = "torchvision-coco-v1"
     elif name not in PUBLISHED:
         name = "torchvision-resnet18"
-    print(
-        "the ResNet starts from random weights, a poor start on photographs; better: --weights "
-        f"{name} --download ({PUBLISHED[name]}; others: docs/weights.md)"
-    )
+    print(better_start(name))

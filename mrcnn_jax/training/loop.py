@@ -23,6 +23,7 @@ from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, StageConfig
 from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.inference.device_memory import naming_the_batch
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.runs.arrays import flatten
@@ -144,13 +145,13 @@ def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, T
             f"{state.skipped} steps"
         )
     if log is not None:
-        log.truncate(names, meta.stage_index, meta.stage_step)
+        log.truncate(names, meta.stage_index, meta.stage_step, validated=meta.validated)
     print(f"resumed from stage {meta.stage}, step {meta.stage_step}")
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if meta.stage_complete:
         return variables, Progress(meta.stage_index + 1), None
-    best = math.inf if meta.best_metric is None else meta.best_metric
-    return variables, Progress(meta.stage_index, meta.stage_step, best), state
+    progress = Progress(meta.stage_index, meta.stage_step, validated=meta.validated)
+    return variables, progress, state
 
 
 def optimizer_option(config: Config, index: int) -> str:
@@ -192,26 +193,57 @@ def _train_stage(
         for program, split in ((train_step, run.train_split), (validate, run.val_split))
     )
     watch.begin(stage)
-    for epoch in range(progress.step // run.steps_per_epoch, run.epochs_begun(index)):
-        started, first = time.perf_counter(), progress.step
-        with naming_the_batch_that_fits(run, index, train_step, state):
-            state, waited = _train_epoch(watch, stop, progress, train_step, state)
-        seconds, last = time.perf_counter() - started, run.is_last(progress)
-        row = {"stage": stage.name, "epoch": epoch + 1, "steps": progress.step - first}
-        row |= {"seconds": round(seconds, 3), "waited_seconds": round(waited, 3)}
-        watch.write_timing(row)
-        values = watch.end_epoch(progress, validate, state)
-        tqdm.write(
-            f"{stage.name} epoch {epoch + 1}/{run.epochs_begun(index)}: {seconds:.1f} s, "
-            f"{waited / seconds:.1%} of it waiting for data"
-            + (f"  validation: {as_text(values, 4)}" if values else "")
-        )
-        if stop.save_is_due(progress) or watch.is_evaluated(progress) or last:
-            watch.save(progress, state, complete=last)
+    while progress.step < total_steps or not progress.validated:
+        took, due = "", False
+        if progress.validated:
+            started, first = time.perf_counter(), progress.step
+            with naming_the_batch_that_fits(run, index, train_step, state):
+                state, waited = _train_epoch(watch, stop, progress, train_step, state)
+            seconds, epoch = time.perf_counter() - started, run.epoch_of(progress.step)
+            row = {"stage": stage.name, "epoch": epoch, "steps": progress.step - first}
+            row |= {"seconds": round(seconds, 3), "waited_seconds": round(waited, 3)}
+            watch.write_timing(row)
+            took = f"{seconds:.1f} s, {waited / seconds:.1%} of it waiting for data"
+            due, progress.validated = stop.save_is_due(progress), False
+        ends = watch.is_evaluated(progress) or run.is_last(progress)
+        if took and (ends or stop.is_asked):
+            # Validation takes long, and may need more memory than there is.
+            watch.save(progress, state, complete=False)
+            stop.obey(progress)
+        _validate(watch, progress, validate, state, took)
+        if ends or due or stop.is_asked:
+            watch.save(progress, state, complete=run.is_last(progress))
             progress.mask_ap = None
             stop.obey(progress)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return variables if run.mesh is None else parallel.to_host(variables)
+
+
+def _validate(
+    watch: Watch, progress: Progress, validate: Any, state: TrainState, took: str
+) -> None:
+    """Does what the end of an epoch asks for, and prints it with what the epoch took.
+
+    Raises:
+        TrainingError: the device's memory runs out; names a smaller batch.
+    """
+    run, stage = watch.run, watch.run.config.stages[progress.stage_index]
+    try:
+        with naming_the_batch(run.config.data.eval_batch_size, "--data.eval-batch-size"):
+            values = watch.end_epoch(progress, validate, state)
+    except cli.Failure as error:
+        if isinstance(error, TrainingError):
+            raise
+        raise TrainingError(
+            f"stage {stage.name}, validation after step {progress.step}: {error}; the same command "
+            "goes on from the last checkpoint"
+        ) from error
+    progress.validated = True
+    parts = (took, f"validation: {as_text(values, 4)}" if values else "")
+    tqdm.write(
+        f"{stage.name} epoch {run.epoch_of(progress.step)}/{run.epochs_begun(progress.stage_index)}"
+        f": {'  '.join(part for part in parts if part)}"
+    )
 
 
 @contextmanager
@@ -331,10 +363,12 @@ def _train_epoch(
 
 
 def _example(run: OpenRun, stage: StageConfig) -> Batch:
-    """The shapes of a training batch of a stage, and where it lies."""
+    """The shapes of a training batch of the largest canvas, and where it lies."""
+    canvases = run.config.data.canvases
+    largest = max(run.whole_epoch(0, 0), key=lambda planned: math.prod(canvases[planned.canvas]))
     rows = None if run.mesh is None else parallel.by_rows(run.mesh)
     size = run.config.data.batch_size
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=rows),
-        next(batches(run, stage, run.train_split, run.plan(0, 0)[:1])),
+        next(batches(run, stage, run.train_split, [largest])),
     )

@@ -57,10 +57,10 @@ class Progress:
     stage_index: int
     step: int = 0
     """Steps done in the stage."""
-    best: float = math.inf
-    """The lowest validation loss in the stage."""
     mask_ap: float | None = None
     """Mask AP of the parameters, if it was just measured."""
+    validated: bool = True
+    """False: at the end of an epoch whose validation has yet to come."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,8 @@ def _refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, met
     if meta.categories != categories:
         raise ConfigError(
             f"{config.data.train_annotations}: categories {categories}, but the run began with "
-            f"{meta.categories}"
+            f"{meta.categories}: bring them back, or begin a new run with its weights (--weights "
+            f"{workdir}, another --workdir)"
         )
 
 

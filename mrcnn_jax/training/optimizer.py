@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import OptimizerConfig, StageConfig
@@ -75,6 +77,17 @@ def learning_rate(
     with jax.numpy_dtype_promotion("standard"):
         updates = jnp.asarray(step) // stage.optimizer.accumulate_steps
         return jnp.asarray(_schedule(stage, total_steps)(updates), jnp.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def learning_rates(stage: StageConfig, total_steps: int) -> Float32[np.ndarray, " steps"]:
+    """`learning_rate` of every step of a stage.
+
+    Computed one by one while a stage runs, each would wait for the step that the device is busy
+    with.
+    """
+    steps = jnp.arange(total_steps)
+    return np.asarray(jax.vmap(lambda step: learning_rate(stage, step, total_steps))(steps))
 
 
 def warmup_updates(stage: StageConfig, total_steps: int) -> int:

@@ -7,6 +7,7 @@ are the same but for optimiser and layers trained.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from mrcnn_jax.config.files import load_config_file
@@ -25,6 +26,8 @@ class Start:
     class_names: tuple[str, ...]
     """() if they are unknown."""
     shrink: Shrink = "area"
+    presumed: Collection[str] = ()
+    """As of `Choice.presumed`: fields that options may change."""
 
     def fits(self, class_names: tuple[str, ...]) -> bool:
         """Whether its outputs per class can be those of these classes."""

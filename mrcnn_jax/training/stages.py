@@ -129,14 +129,15 @@ def loaded_modules(params: Params, loaded: Params) -> frozenset[str]:
 
 
 def refuse_random_frozen(config: Config, params: Params, known: Collection[str]) -> None:
-    """Raises ConfigError if a stage trains on top of a frozen module with random weights.
+    """Raises ConfigError if a stage trains on top of a frozen module with random weights, or of
+    frozen kernels of a random module that it trains in part (of a trunk they may be).
 
     Or if it trains a head without its loss: a further head of a cascade, the mask-IoU head or the
     depth head, or any other that is random and that the stage's losses read.
 
     Args:
         config: its stages, each of which makes what it trains known to the next.
-        params: of its network; only their names are read.
+        params: of its network; only names and shapes are read.
         known: modules that do not start at random.
     """
     known = set(known)
@@ -150,13 +151,23 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
                     f"stages.{stage.name}: trains {module} without its loss, {loss} (add the loss, "
                     "or freeze the module)"
                 )
-        random = ", ".join(sorted(needed - known - heads))
+        kept = _frozen_kernels(stage, params) - {config.model.trunk, "res5"}
+        random = ", ".join(
+            name if name not in heads else f"{name} in part"
+            for name in sorted(((needed - heads) | (needed & kept)) - known)
+        )
         if random:
             raise ConfigError(
                 f"stages.{stage.name}: frozen at random initialisation: {random} "
                 "(train it before, or load it: --weights)"
             )
         known |= needed  # what a loss reads: trained here, or known before
+
+
+def _frozen_kernels(stage: StageConfig, params: Params) -> set[str]:
+    """Modules of which a stage freezes a kernel; scales and biases do not begin at random."""
+    kinds, leaves = flatten_dict(labels(stage, params)), flatten_dict(params)
+    return {path[0] for path, leaf in leaves.items() if leaf.ndim > 1 and kinds[path] == FROZEN}
 
 
 def summary(stage: StageConfig, params: Params, *, warmup: int) -> str:

@@ -59,6 +59,11 @@ class StopSignal:
             self._number = signal.SIGTERM
         return progress.step % self._run.config.save_every_steps == 0 or self._number is not None
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal has arrived, of which all processes know."""
+        return self._number is not None
+
     def obey(self, progress: Progress) -> None:
         """Raises Stopped if a signal has arrived; call it after saving."""
         self.unsaved = False

@@ -35,7 +35,7 @@ from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.open import OpenRun, Progress
-from mrcnn_jax.training.optimizer import learning_rate
+from mrcnn_jax.training.optimizer import learning_rates
 from mrcnn_jax.training.profiler import Profiler
 from mrcnn_jax.training.replay import FailedStep, write_failed
 
@@ -127,7 +127,7 @@ class Watch:
         # next one.
         applied = step.number - 1 - (skipped - bool(broken))
         total_steps = self.run.total_steps(stage_index)
-        values["learning_rate"] = float(learning_rate(stage, applied, total_steps))
+        values["learning_rate"] = float(learning_rates(stage, total_steps)[applied])
         self._write(stage, step.number, self.run.epoch_of(step.number), "train", values)
         losses = {name: value for name, value in values.items() if name.startswith("loss/")}
         return as_text(losses, 3)
@@ -148,7 +148,6 @@ class Watch:
         values: dict[str, float] = {}
         if run.is_last(progress) or epoch % run.config.validate_every_epochs == 0:
             values |= _validate(run, stage, validate, variables)
-            progress.best = float(np.fmin(values["loss/total"], progress.best))
         if self.is_evaluated(progress):
             values |= self._evaluate(progress, variables)
             progress.mask_ap = values.get("segm/AP")
@@ -186,10 +185,10 @@ class Watch:
             categories=run.categories,
             environment=self._environment,
             config_hash=config_hash(run.config),
-            best_metric=progress.best,
             mask_ap=progress.mask_ap,
             loaded=run.loaded,
             images=run.images,
+            validated=progress.validated,
         )
 
     def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:

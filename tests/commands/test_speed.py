@@ -42,8 +42,16 @@ class Programs:
         self._called("validate", batch, 10.0, 0.5)
         return {"loss/total": 0.0}, None
 
-    def predict(self, run: OpenRun, variables: Any) -> Any:
-        return lambda batch: self._called("predict", batch, 8.0, 6.0)
+    def __call__(self, batch: Any) -> None:
+        """Predicts."""
+        self._called("predict", batch, 8.0, 6.0)
+
+    def found(self, batch: Any, prediction: None) -> list[Any]:
+        return []
+
+    def compare(self, config: Config, split: Any, compared: int) -> None:
+        """Half a second an image."""
+        self.now += compared / 2
 
     def save(self, run: OpenRun, state: Any) -> float:
         return 4.0
@@ -89,7 +97,11 @@ def test_other_canvases_count_by_their_pixels(
     monkeypatch.setattr(
         loop, "compiled", lambda run, index, state: (state, programs.step, programs.validate)
     )
-    monkeypatch.setattr(speed, "_predicting", programs.predict)
+    monkeypatch.setattr(speed, "Predictor", lambda run, mesh: programs)
+    monkeypatch.setattr(
+        speed, "results_of_split", lambda _, split, plan: [sum(len(p.images) for p in plan)]
+    )
+    monkeypatch.setattr(speed, "evaluation_of", programs.compare)
     monkeypatch.setattr(speed, "_saving", programs.save)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "folder" if kept else "")
     pixels = 96 * 96 / (64 * 96)  # of the third canvas, as a multiple of the first and second
@@ -110,7 +122,7 @@ def test_other_canvases_count_by_their_pixels(
     run = replace(several, config=replace(several.config, evaluate_every_epochs=2))
     programs.calls.clear()
     more = measure(run)
-    assert more.evaluation == pytest.approx(6 * (2 + pixels))
+    assert more.evaluation == pytest.approx(6 * (2 + pixels) + 8 / 2)
     assert more.compiling == pytest.approx(found.compiling + (1 if kept else 2) * 8)
     assert programs.calls["predict"] == 1 + 3
 

@@ -272,6 +272,7 @@ def test_differences_sees_every_field_but_the_runtime_ones() -> None:
         "data.cache",
         "data.class_names",
         "data.max_pixels",
+        "data.eval_batch_size",
         "data.threads",
         "data.workers",
         "save_every_steps",

@@ -53,6 +53,19 @@ def test_each_head_of_a_cascade_is_a_row() -> None:
     assert [row.name for row in with_cascade(table, 1)] == ["rpn", "box", "box2", "mask"]
 
 
+def test_each_head_of_a_cascade_is_trained_in_part_where_the_first_is() -> None:
+    (row,) = staged(pretrained=True)[1:2]
+    train = (ParamGroup("box_head/(logits|deltas)/.*"),)
+    row = replace(row, train=train, frozen=(*row.frozen, "box_head/fc.*"))
+    for stage in with_cascade((row,), 2):
+        for head in ("box_head", "box_head2", "box_head3"):
+            for layer in ("fc1", "logits"):
+                assert len(matching(stage, f"{head}/{layer}/kernel")) == 1, (stage.name, head)
+        assert [group.pattern for group in stage.train] == [
+            f"{stage.losses[0].replace('box', 'box_head')}/(logits|deltas)/.*"
+        ]
+
+
 def test_a_joint_table_trains_all_heads_of_a_cascade() -> None:
     train = (ParamGroup("fpn/.*"), ParamGroup("box_head/fc.*", 0.1), ParamGroup("mask_head/.*"))
     (row,) = with_cascade(joint(train, ("resnet/.*", "box_head/[ld].*"), epochs=1), 2)

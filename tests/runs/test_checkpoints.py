@@ -76,11 +76,10 @@ def meta(
     *,
     complete: bool = False,
     index: int = 0,
-    best: float | None = None,
+    ap: float | None = None,
 ) -> Meta:
-    return Meta(
-        step, stage, index, step, complete, ((1, "cell"), (7, "crown")), "0123456789abcdef", best
-    )
+    categories = ((1, "cell"), (7, "crown"))
+    return Meta(step, stage, index, step, complete, categories, "0123456789abcdef", mask_ap=ap)
 
 
 def names(run: Checkpoints) -> list[str]:
@@ -102,7 +101,7 @@ def run(tmp_path: Path) -> Checkpoints:
 
 
 def test_a_state_comes_back_bit_for_bit(run: Checkpoints) -> None:
-    saved = meta(3, best=0.1 + 0.2)
+    saved = meta(3, ap=0.1 + 0.2)
     run.save(STATE, saved)
     reopened = Checkpoints(run.folder.parent, keep=2)
     found = reopened.latest()
@@ -328,8 +327,11 @@ def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) ->
 
 
 def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Checkpoints) -> None:
-    def save(step: int, stage: str, index: int, *, complete: bool = False) -> list[str]:
-        run.save(STATE, meta(step, stage, index=index, complete=complete))
+    def save(
+        step: int, stage: str, index: int, *, complete: bool = False, validated: bool = True
+    ) -> list[str]:
+        saved = meta(step, stage, index=index, complete=complete)
+        run.save(STATE, dataclasses.replace(saved, validated=validated))
         return [f"{int(name.split('-')[0])}-{name.split('-')[1]}" for name in names(run)]
 
     assert save(1, "rpn", 0) == ["1-rpn"]
@@ -340,6 +342,9 @@ def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Che
     assert save(6, "box", 1) == ["4-rpn", "5-box", "6-box"]
     assert save(7, "box", 1, complete=True) == ["4-rpn", "5-box", "6-box", "7-box"]
     assert save(8, "mask", 2) == ["4-rpn", "6-box", "7-box", "8-mask"]
+    # One that is saved before its validation is one more, until it is saved after that.
+    assert save(9, "mask", 2, validated=False) == ["4-rpn", "6-box", "7-box", "8-mask", "9-mask"]
+    assert run.latest().validated is False
     assert save(9, "mask", 2) == ["4-rpn", "7-box", "8-mask", "9-mask"]
     latest = run.latest()
     assert latest is not None
@@ -509,11 +514,3 @@ def test_another_environment_is_warned_of_in_one_line(
     assert "jaxlib '0.0.1' -> " in record.getMessage()
     assert "platform" not in record.getMessage()
     assert "\n" not in record.getMessage()
-
-
-@pytest.mark.parametrize("best", [float("nan"), float("inf"), None])
-def test_a_metric_that_is_no_number_is_none(run: Checkpoints, best: float | None) -> None:
-    run.save(STATE, meta(3, best=best))
-    found = run.latest()
-    assert found is not None
-    assert found.best_metric is None

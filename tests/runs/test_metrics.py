@@ -139,6 +139,16 @@ def test_a_resumed_run_has_the_rows_and_events_of_an_uninterrupted_one(
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
 
 
+def test_rows_of_a_validation_that_is_repeated_are_removed(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step in (2, 4):
+            write(log, "rpn", step)
+        kept = read_metrics(tmp_path)
+        log.truncate(STAGES, 0, 4, validated=False)
+    assert kept[-1]["split"] == "val"
+    assert read_metrics(tmp_path) == kept[:-1]
+
+
 def test_events_hold_the_values(tmp_path: Path) -> None:
     with drawn(tmp_path) as log:
         for step in range(1, 5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
 from mrcnn_jax.config.tables import TORCHVISION
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.training.batch import (
     FIXED,
     OF_RESNET,
@@ -76,6 +78,26 @@ def test_what_an_image_needs_follows_the_network() -> None:
     cells = sum(-(-800 // stride) * -(-1344 // stride) for stride in (4, 8, 16, 32, 64))
     crowded = image_bytes("gpu", replace(LARGE, max_objects=900), TORCHVISION)
     assert crowded - usual == pytest.approx(4 * 3 * cells * 800, rel=0.01)
+
+
+@pytest.mark.parametrize("convs", [0, 2])
+def test_the_further_heads_of_a_cascade_count(convs: int) -> None:
+    """Their weights are those of the network, but for biases."""
+    head = replace(
+        TORCHVISION.box_head, class_agnostic=True, convs=convs, fcs=2 - convs // 2, conv_channels=32
+    )
+    plain = replace(TORCHVISION, box_head=head)
+    cascade = replace(TORCHVISION, box_head=replace(head, cascade=(0.6, 0.7)))
+    params = variable_shapes(cascade)["params"]
+    count = sum(
+        leaf.size for name in ("box_head2", "box_head3") for leaf in jax.tree.leaves(params[name])
+    )
+    more = fixed_bytes("gpu", cascade) - fixed_bytes("gpu", plain)
+    assert more == pytest.approx(16 * count, rel=0.002)
+    # By hand: two heads of 512 samples, of which a value and a gradient of each number is kept.
+    numbers = 49 * (256 + convs * 32) + head.fcs * 1024
+    more = image_bytes("cpu", LARGE, cascade) - image_bytes("cpu", LARGE, plain)
+    assert more == pytest.approx(2 * 512 * 2 * 4 * numbers)
 
 
 @settings(deadline=None)

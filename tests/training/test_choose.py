@@ -337,8 +337,8 @@ def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
     wishes = Wishes(init_from="runs/a")
     chosen = choose(images, images, device="cpu", wishes=wishes, start=start)
     assert chosen.config.data.shrink == "bilinear"
-    (line,) = (line for line in chosen.table(chosen.config) if "--data.shrink" in line)
-    assert " ".join(line.split()) == "made smaller by bilinear as for runs/a --data.shrink"
+    (line,) = (line for line in chosen.table(chosen.config) if "made smaller" in line)
+    assert " ".join(line.split()) == "made smaller by bilinear as for runs/a other --weights"
     alone = choose(images, images, device="cpu", wishes=Wishes(init_from="resnet50.pth"))
     assert alone.config.data.shrink == "area"
     assert "made smaller by" not in {row.what for row in alone.rows}
@@ -394,7 +394,7 @@ def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str
     rows = {row.what: (row.value(config), row.why, row.options) for row in chosen.rows}
     assert rows["network"][0].startswith("ConvNeXt-T, FPN of ")
     assert "ConvNeXt" in rows["network"][1]
-    assert rows["network"][2] == ("--model.fpn-channels",)
+    assert rows["network"][2] == ("other --weights", "--model.fpn-channels")
     assert "stage" in rows["trained"][0]
     assert rows["trained"][1] == f"as in configs/{recipe}.py"
 
@@ -454,6 +454,7 @@ def test_every_option_of_the_table_exists() -> None:
     images = dataset(likeness(9, 90, 90, [9]))
     chosen = choose(images, images, device="cpu", wishes=Wishes())
     options = {option for row in chosen.rows for option in row.options}
+    assert {"--model.rpn.proposals", "--validate-every-epochs"} <= options
     assert "--minutes" in options  # the only one that is no field
     for option in options - {"--minutes"}:
         value: object = chosen.config

@@ -19,7 +19,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, save_config
 from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RPNConfig
-from mrcnn_jax.config.schema import Config, ParamGroup
+from mrcnn_jax.config.schema import Config, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2, joint, staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -69,8 +69,11 @@ def write_run(
     *modules: str,
     categories: tuple[tuple[int, str], ...] = ((1, "a"),),
     proper: bool = True,
+    stages: tuple[StageConfig, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """A run's folder with random values in all modules, or those named; returns its leaves."""
+    """A run's folder with random values in all modules, or those named; returns its leaves.
+
+    With stages, of which the first is done, it began with random weights."""
     random = np.random.default_rng(0)
     values = jax.tree.map(
         lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes(model)
@@ -82,13 +85,13 @@ def write_run(
             kind: {name: tree for name, tree in modules_.items() if name in modules}
             for kind, modules_ in values.items()
         }
-    config = Config(model=model)
+    config = Config(model=model, stages=stages)
     state = TrainState(
         values["params"], values["batch_stats"], (), jnp.int32(0), jnp.zeros(2, jnp.uint32)
     )
-    Checkpoints(folder, keep=1).save(
-        state, Meta(0, "rpn", 0, 0, True, categories, config_hash(config))
-    )
+    step, loaded = (9, ()) if stages else (0, None)
+    meta = Meta(step, "rpn", 0, step, True, categories, config_hash(config), loaded=loaded)
+    Checkpoints(folder, keep=1).save(state, meta)
     save_config(config, folder / "config.json")
     return flat(values)
 
@@ -315,6 +318,32 @@ def test_other_classes_are_left_out_when_asked_for(
         ConfigError, match=r"stages\.rpn: frozen at random initialisation: resnet \("
     ):
         refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, ())
+
+
+def test_a_random_head_that_is_frozen_in_part_is_refused() -> None:
+    """Of a trunk the first layers may be; and what was loaded may be."""
+    params = shapes(FPN)["params"]
+    heads = tuple(ParamGroup(f"{name}/.*") for name in ("fpn", "rpn", "mask_head"))
+    train = (ParamGroup("resnet/layer4/.*"), ParamGroup("box_head/(logits|deltas)/.*"), *heads)
+    frozen = ("resnet/(stem|layer[123])/.*", "box_head/fc.*")
+    config = Config(model=FPN, stages=joint(train, frozen, epochs=1))
+    with pytest.raises(
+        ConfigError, match=r"stages\.joint: frozen at random initialisation: box_head in part \("
+    ):
+        refuse_random_frozen(config, params, ())
+    refuse_random_frozen(config, params, {"box_head"})
+
+
+def test_a_part_that_was_random_in_a_c4_network_makes_the_resnet_random(tmp_path: Path) -> None:
+    """Stopped after its first stage, which does not reach res5: layer4 of another network."""
+    c4 = replace(C4, resnet=replace(C4.resnet, norm="live"))
+    stages = staged(pretrained=False, backbone="c4")
+    write_run(tmp_path, c4, "resnet", "res5", stages=stages)
+    config = Config(model=FPN, init_from=str(tmp_path))
+    _, known = initial_variables(shapes(FPN), config)
+    assert "resnet" not in known
+    _, known = initial_variables(shapes(C4), Config(model=C4, init_from=str(tmp_path)))
+    assert known == {"resnet"}
 
 
 AGNOSTIC = replace(FPN, mask_head=replace(FPN.mask_head, class_agnostic=True))

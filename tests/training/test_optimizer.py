@@ -20,6 +20,7 @@ from mrcnn_jax.training import stages
 from mrcnn_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
+    learning_rates,
     make_optimizer,
     moving_average,
     scaling_hint,
@@ -346,10 +347,13 @@ def test_learning_rate_is_the_formula(schedule: str, warmup: int, accumulate: in
         learning_rate=0.3, schedule=schedule, warmup_steps=warmup, accumulate_steps=accumulate
     )
     traced = jax.jit(lambda step: learning_rate(table, step, 60))
+    together = learning_rates(table, 60)
+    assert (together.dtype, together.shape) == (np.float32, (60,))
     for step in range(60):
         expected = rate(table.optimizer, step, 60)
         assert expected > 0
         np.testing.assert_allclose(learning_rate(table, step, 60), expected, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(together[step], expected, rtol=1e-5, atol=1e-8)
         with jax.numpy_dtype_promotion("strict"):
             value = traced(jnp.int32(step))
         assert value.dtype == jnp.float32

@@ -33,7 +33,7 @@ from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training import loop, watch
 from mrcnn_jax.training import open as opening
-from mrcnn_jax.training.optimizer import learning_rate
+from mrcnn_jax.training.optimizer import learning_rates
 from mrcnn_jax.training.replay import read_failed, replay
 
 
@@ -262,7 +262,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
         False,
         True,
     ]
-    schedule = [float(learning_rate(config.stages[0], made, 6)) for made in (0, 1, 1, 2, 3, 3)]
+    schedule = [float(learning_rates(config.stages[0], 6)[made]) for made in (0, 1, 1, 2, 3, 3)]
     assert [row["learning_rate"] for row in rows] == schedule
 
     stop_at(3)
@@ -285,6 +285,49 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     ):
         loop.train(replace(config, skip_non_finite=1), begun)
     assert latest(begun).name == "00000003-mask"
+
+
+def test_a_device_without_memory_for_validation_loses_nothing(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a stage is saved before it; validation follows when the run goes on, by another
+    batch as well. A row that was written before a kill is not there twice."""
+    validate, limit = watch._validate, tiny_config.data.eval_batch_size
+    tried: list[int] = []
+
+    def limited(run: Any, *rest: Any) -> dict[str, float]:
+        tried.append(run.config.data.eval_batch_size)
+        if tried[-1] == limit and len(tried) > 2:  # both epochs of the first stage are validated
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return validate(run, *rest)
+
+    monkeypatch.setattr(watch, "_validate", limited)
+    run = tmp_path / "run"
+    line = (
+        r"^stage box, validation after step 6: out of device memory with 3 images at once "
+        r"\(--data.eval-batch-size 1 needs less\); the same command goes on from the last check"
+    )
+    for _ in range(2):
+        with pytest.raises(loop.TrainingError, match=line):
+            loop.train(tiny_config, run)
+        meta = latest(run)
+        assert (meta.stage, meta.stage_step) == ("box", 6)
+        assert (meta.stage_complete, meta.validated) == (False, False)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "00000012-rpn",
+        "00000018-box",
+    }
+    with (run / "metrics.jsonl").open("a") as file:  # as of a kill between it and the next save
+        file.write('{"stage": "box", "step": 6, "epoch": 1, "split": "val", "loss/total": 1.0}\n')
+    data = replace(tiny_config.data, eval_batch_size=1)
+    loop.train(replace(tiny_config, data=data), run)
+    ours, others = read_metrics(run), read_metrics(tiny_run)
+    assert [row for row in ours if row["split"] == "train"] == [
+        row for row in others if row["split"] == "train"
+    ]
+    for row, other in zip(ours, others, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+    assert latest(run) == latest(tiny_run)
 
 
 def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
