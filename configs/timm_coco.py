@@ -2,7 +2,8 @@
 
 timm's newer weights (Wightman et al. 2021) want another optimiser than torchvision's. This is
 mmdetection's for them, over its usual 12 epochs: 2e-4 for 16 images, weight decay 0.05 but for
-norms and biases, the stem and res2 frozen, running statistics as they are.
+norms, the stem and res2 frozen, running statistics as they are. Biases do not decay either, as they
+do in mmdetection's.
 
     python train.py --config configs/timm_coco.py --workdir runs/a --data.root coco \\
         --weights resnet50.a1_in1k/model.safetensors

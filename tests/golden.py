@@ -4,7 +4,8 @@ diff.
     python -m tests.golden      # in the repository's root: writes tests/golden/ anew, after a
     change that is meant
 
-A preset is a file of configs/ or a ModelConfig of mrcnn_jax/tables.py. NAME.config.json holds all
+A preset is a file of configs/, a ModelConfig of mrcnn_jax/tables.py, or configs/shapes.py with the
+IoU loss, which no file has. NAME.config.json holds all
 of its fields, NAME.parameters.txt a line for each parameter: path, shape and the stages that train
 it; and one for each running statistic.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import jax
 from flax.traverse_util import flatten_dict
 
+from mrcnn_jax.commands.variants import VARIANTS
 from mrcnn_jax.config import tables
 from mrcnn_jax.config.files import load_config_file, to_dict
 from mrcnn_jax.config.model import ModelConfig
@@ -33,6 +35,8 @@ def presets() -> dict[str, Config | ModelConfig]:
     configs = {
         path.stem: load_config_file(path) for path in sorted((ROOT / "configs").glob("*.py"))
     }
+    (giou,) = (variant for variant in VARIANTS if variant.name == "giou")
+    configs["variants.giou"] = giou.change(configs["shapes"])
     return configs | {
         f"tables.{name}": value
         for name, value in vars(tables).items()

@@ -166,6 +166,7 @@ def test_an_upper_bound_has_a_reason(file: str) -> None:
         for bound in need.specifier:
             reason = f"{bound.version} breaks" in comment
             assert bound.operator == ">=" or reason, f"{file}: {need}: which version breaks what?"
+    assert "<" not in export_onnx.CONVERTER
 
 
 def test_messages_ask_for_what_the_extras_bring(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,7 @@ def _check(arguments: Arguments) -> CocoDataset:
         data = replace(data, depth_scale=arguments.depth_scale)
     depth = arguments.depth or depth_folder(data, arguments.annotations)
     found: dict[str, Any] = {"usable": False}
+    chosen = config is None and arguments.folder is not None
     try:
         dataset = read_coco(
             arguments.annotations, arguments.images, data, lost_images=True, depth=depth or True
@@ -151,8 +152,15 @@ def _check(arguments: Arguments) -> CocoDataset:
         note_copies(dataset)
         dataset, _ = check_split(dataset, cache=cache, data=data, keep_empty=data.keep_empty)
         found |= summary(dataset, data, model)
+        if chosen:
+            found["caps"] = []
         if not arguments.as_json:
             print("\n".join(summary_lines(dataset, found)))
+            if chosen:
+                print(
+                    "canvases and sizes on them are of the default config; `train "
+                    f"{arguments.folder}` chooses its own, and limits, by these counts"
+                )
         if arguments.contact_sheet is not None:
             contact_sheet(dataset, arguments.contact_sheet, data)
         dataset.refuse_lost_images()

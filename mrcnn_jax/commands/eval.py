@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import OfCheckpoint, naming_the_batch, with_batch
+from mrcnn_jax.commands.arguments import OfCheckpoint, with_batch
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import DistributedConfig
@@ -108,6 +108,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     from mrcnn_jax.data.caps import caps
     from mrcnn_jax.evaluation import at_score, depth_errors
     from mrcnn_jax.evaluation.average_precision import limit_line, table
+    from mrcnn_jax.inference.device_memory import naming_the_batch
     from mrcnn_jax.inference.evaluate import evaluate
     from mrcnn_jax.inference.predictor import Predictor
     from mrcnn_jax.runs.run import load_weights, make_folder, open_data
@@ -172,6 +173,8 @@ def run(arguments: Arguments) -> dict[str, float]:
             f"\n{table(found.metrics)}\n{limit_line(found.matches)}\n"
             f"{at_score.table(found.at_score)}"
         )
+        if confusions := at_score.matrix(found.at_score):
+            print(confusions)
         if depth := depth_errors.table(found.metrics):
             print(depth)
         # The run's own figures are those of its own evaluation.

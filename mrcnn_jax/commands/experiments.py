@@ -101,7 +101,8 @@ def work(arguments: Arguments) -> None:
 
 
 def stop_when_asked(workdir: Path) -> None:
-    """From now on SIGTERM and the first Ctrl-C raise Stopped.
+    """From now on SIGTERM and the first Ctrl-C raise Stopped; in the background of a script, where
+    Ctrl-C is ignored, it stays so.
 
     Training, which saves its state first, handles both itself.
     """
@@ -113,4 +114,5 @@ def stop_when_asked(workdir: Path) -> None:
         raise cli.Stopped(f"stopped by {name}: what is done is kept in {workdir}", number)
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)

@@ -13,7 +13,7 @@ import jax
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, to_dict
-from mrcnn_jax.config.schema import Config
+from mrcnn_jax.config.schema import Config, DistributedConfig
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.output import printable
 from mrcnn_jax.runs.checkpoints import Checkpoints
@@ -26,12 +26,18 @@ UNKNOWN = "not stated (ask where they came from before you hand this model on)"
 
 
 def without_paths(config: Config) -> Config:
-    """`config` with the last name alone of every path that leaves the data's folder."""
+    """`config` with the last name alone of every path that leaves the data's folder, and without
+    the hosts that trained."""
     data = config.data
     paths = {name: getattr(data, name) for name in PATHS}
     names: dict[str, Any] = {name: path and _name(path) for name, path in paths.items()}
     init_from = Path(config.init_from).name if config.init_from else None
-    return replace(config, data=replace(data, root=None, cache=None, **names), init_from=init_from)
+    return replace(
+        config,
+        data=replace(data, root=None, cache=None, **names),
+        init_from=init_from,
+        distributed=DistributedConfig(),
+    )
 
 
 def without_folders(text: str) -> str:

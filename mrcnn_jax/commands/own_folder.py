@@ -20,10 +20,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.commands.arguments import FromWeights, fields_given
+from mrcnn_jax.commands.arguments import (
+    FromWeights,
+    fields_given,
+    has_weights,
+    longer,
+    next_workdir,
+)
 from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.config.errors import ConfigError, require
-from mrcnn_jax.config.files import find_start, load_config_file
+from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
 from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
@@ -58,6 +64,17 @@ class _Folder:
 @dataclass(frozen=True, kw_only=True)
 class _Options(FromWeights, _Folder):
     fields: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class _OfRun:
+    """The options that a run from the weights of another one replaces."""
+
+    workdir: Path | None = None
+    weights: str | None = None
+    download: bool = False
+    init_from: str | None = None
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,9 +212,23 @@ def run(request: Request) -> None:
             train(request.config, request.workdir)
         except AnotherConfig as error:
             again = cli.command("train", "--resume", request.workdir)
-            raise ConfigError(f"{error}; as it was begun: {again}") from None
+            raise ConfigError(f"{error}; as it was begun: {again}{_ways_on(request)}") from None
     else:
         _train_new(request)
+
+
+def _ways_on(request: Request) -> str:
+    """What else to type where options do not fit the run in the folder; "" if it has no weights."""
+    if not has_weights(request.workdir):
+        return ""
+    saved = load_config_json(request.workdir / "config.json")
+    lines = [longer(saved, request.config, request.workdir)]
+    options = tyro.cli(_OfRun, args=request.words, return_unknown_args=True)[1]
+    start = ("--weights", request.workdir, "--workdir", next_workdir(request.workdir))
+    lines.append(
+        f"; a new run from its weights: {cli.command('train', request.folder, *start, *options)}"
+    )
+    return "".join(lines)
 
 
 def _train_new(request: Request) -> None:
@@ -275,8 +306,9 @@ def chosen_config(request: Request) -> Opening:
     from mrcnn_jax import parallel
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
-    from mrcnn_jax.training.batch import Devices
+    from mrcnn_jax.training.batch import Device, Devices
     from mrcnn_jax.training.choose import choose
+    from mrcnn_jax.training.initial import better_start
     from mrcnn_jax.training.memory import device_memory
     from mrcnn_jax.training.recipes import Start
     from mrcnn_jax.weights.choice import choose as choose_weights
@@ -296,7 +328,7 @@ def chosen_config(request: Request) -> Opening:
             if "--no-init-without-classes" in request.given:
                 choice = replace(choice, classes=0)
         if origin.has_heads:
-            start = Start(origin.model, origin.class_names, origin.shrink)
+            start = Start(origin.model, origin.class_names, origin.shrink, origin.presumed)
         else:
             trunk = origin.model
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
@@ -305,16 +337,22 @@ def chosen_config(request: Request) -> Opening:
         read_coco(part.annotations.resolve(), part.images.resolve(), data) for part in parts
     )
     train_set.refuse_without_objects()
+    device: Device = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    if wishes.init_from is None:
+        of_device = {"cpu": "torchvision-resnet50-v2", "gpu": "torchvision-coco-v1"}
+        print(better_start(of_device[device], "training"))
+    asked = request.config.model.box_head.cascade
     known = [bytes_ for bytes_ in parallel.gather(device_memory()) if bytes_ is not None]
     memory = min(known, default=None)
     chosen: Chosen = choose(
         train_set,
         val_set,
-        device="cpu" if jax.default_backend() == "cpu" else "gpu",
+        device=device,
         devices=Devices(jax.device_count(), memory),
         wishes=wishes,
         start=start,
         trunk=trunk,
+        cascade=asked if "model.box_head.cascade" in fields_given(request.given) else None,
         name=request.folder.resolve().name,
     )
     config = _overridden(chosen.config, request.workdir, request.words, request.program)

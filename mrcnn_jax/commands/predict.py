@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from mrcnn_jax.commands.arguments import OfWeights, naming_the_batch, with_batch
+from mrcnn_jax.commands.arguments import OfWeights, with_batch
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def run(arguments: Arguments) -> None:
     from mrcnn_jax.data.caps import found_limit
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
+    from mrcnn_jax.inference.device_memory import naming_the_batch
     from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
@@ -172,10 +173,26 @@ def _pictures(
     from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
 
     if tiling is None:
+        _refuse_large(file, data)
         return read_pictures(file, data, report)
     if file.suffix.lower() not in VIDEO_SUFFIXES:
         return iter([(None, open_scene(file, data, report))])
     return ((frame, ArrayScene(image)) for frame, image in read_pictures(file, data, report))
+
+
+def _refuse_large(file: Path, data: DataConfig) -> None:
+    """ConfigError, which names --tile, for an image over data.max_pixels."""
+    from mrcnn_jax.pixels.decode import header_size
+
+    try:
+        height, width = header_size(file)
+    except ValueError:
+        return  # a video, or what reading it will name
+    if height * width > data.max_pixels:
+        raise ConfigError(
+            f"{file}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): "
+            "--tile 1024 looks at it in tiles"
+        )
 
 
 def _tiles_line(tiling: Tiling, counts: Sequence[TileCounts]) -> str:
@@ -267,7 +284,8 @@ class _Results:
         if step > 1:
             drawn = [reduced(result, step) for result in drawn]
             self._report.add(Reason.REDUCED, names[0], step=step)
-        write_image(out / names[0], draw_instances(image, drawn, self._model.class_names))
+        overlay = draw_instances(image, drawn, self._model.class_names, min_score=0)
+        write_image(out / names[0], overlay)
         if self._annotations is not None:
             pixels = None
             if frame is not None:

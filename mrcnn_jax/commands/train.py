@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -28,7 +27,14 @@ import tyro
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import own_folder
-from mrcnn_jax.commands.arguments import FromWeights, fields_given, with_heads
+from mrcnn_jax.commands.arguments import (
+    FromWeights,
+    fields_given,
+    has_weights,
+    longer,
+    next_workdir,
+    with_heads,
+)
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     differences,
@@ -288,13 +294,11 @@ def _way_out(arguments: Arguments, again: str) -> str:
         resolve_paths(config, needs_start=False), load_config_json(saved)
     ):
         return f"; it has more stages by now: {again}"
-    if not any(workdir.glob("checkpoints/[!.]*")):
+    if not has_weights(workdir):
         return ""
-    base = workdir if workdir.name else workdir.resolve()
-    folders = (Path(f"{base}_{i}") for i in itertools.count(2))
-    free = next(folder for folder in folders if not folder.exists())
     options = tyro.cli(_Start, args=arguments.options, return_unknown_args=True)[1]
     if config.init_without_classes:  # of the weights that this run began with
         options = ["--no-init-without-classes", *options]
-    start = ("--config", arguments.file, "--init-from", workdir, "--workdir", free)
-    return f"; from its weights: {cli.command('train', *start, *options)}"
+    start = ("--config", arguments.file, "--init-from", workdir)
+    new = cli.command("train", *start, "--workdir", next_workdir(workdir), *options)
+    return f"{longer(load_config_json(saved), config, workdir)}; from its weights: {new}"

@@ -23,6 +23,7 @@ from mrcnn_jax.evaluation.matches import matches_at_half
 from mrcnn_jax.output import text_table
 
 IOU = 0.5
+SHOWN = 10  # classes whose confusion matrix fits a terminal
 RATES = ("precision", "recall", "F1")
 
 
@@ -151,4 +152,22 @@ def table(found: AtScore) -> str:
             shares = ["-" if rates[r] < 0 else f"{100 * rates[r]:.1f}" for r in RATES]
             sums = found.counts[chosen].sum(), found.counts[:, chosen].sum()
             rows.append([name, *shares, *map(str, sums)])
+    return "\n".join(text_table(rows))
+
+
+def matrix(found: AtScore) -> str | None:
+    """The confusion matrix in aligned lines; None with one class or more than `SHOWN`.
+
+    Classes without an object or a detection are left out.
+    """
+    total = len(found.names)
+    present = [i for i in range(total) if found.counts[i].sum() + found.counts[:, i].sum()]
+    if not 1 < len(present) <= SHOWN:
+        return None
+    title = "objects by class, found as"
+    rows = [[title, *(found.names[i] for i in present), "missed"]]
+    for i in (*present, total):
+        name = "false" if i == total else found.names[i]
+        missed = "" if i == total else str(found.counts[i, total])
+        rows.append([name, *(str(found.counts[i, j]) for j in present), missed])
     return "\n".join(text_table(rows))

@@ -54,7 +54,10 @@ def detections_figure(
             found = [result for result in results[i] if mask_score(result) >= min_score]
             shown[f"{title}: score >= {min_score:g} ({len(found)})"] = found
         size = drawn_size(image, columns)
-        cells = [draw_instances(image, objects, class_names, size) for objects in shown.values()]
+        cells = [
+            draw_instances(image, objects, class_names, size, min_score=0)
+            for objects in shown.values()
+        ]
         drawn.append(row_of_columns(cells, list(shown), columns))
     return write_pages(drawn, out_dir, "detections", rows=rows)
 

@@ -149,7 +149,7 @@ def _drawn(example: DepthExample, class_names: Mapping[int, str], min_score: flo
             class_label(one, class_names) + distance_label(depth)
             for one, depth in zip(objects, depths, strict=True)
         ]
-        cells.append(draw_instances(example.image, objects, class_names, size, labels))
+        cells.append(draw_instances(example.image, objects, class_names, size, labels, min_score=0))
     return np.concatenate([maps, row_of_columns(cells, list(shown), 2)])
 
 

@@ -62,6 +62,8 @@ def draw_instances(
     class_names: Mapping[int, str],
     size: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
+    *,
+    min_score: float = 0.5,
 ) -> Image:
     """Draw objects over an image: tinted and outlined masks, boxes, and labels.
 
@@ -78,15 +80,16 @@ def draw_instances(
             SHORT_SIDE but a long side of at most ENLARGED_LONG_SIDE.
         labels: a text for each object; by default its class and, of results, the score and the
             `depth` in metres if it is known.
+        min_score: results below it are left out.
 
     Returns:
         A new image.
     """
     canvas, scale = _canvas(image, size)
-    colors = [
-        CROWD if instance.get("iscrowd") else PALETTE[i % len(PALETTE)]
-        for i, instance in enumerate(instances)
-    ]
+    texts = labels or [_text(instance, class_names) for instance in instances]
+    kept = [i for i, one in enumerate(instances) if _score(one, 1.0) >= min_score]
+    colors = [CROWD if instances[i].get("iscrowd") else PALETTE[i % len(PALETTE)] for i in kept]
+    instances, texts = [instances[i] for i in kept], [texts[i] for i in kept]
     order = sorted(range(len(instances)), key=lambda i: _score(instances[i], 1.0))
     for i in order:
         if instances[i].get("segmentation"):
@@ -95,7 +98,6 @@ def draw_instances(
     for i in order:
         x, y, width, height = instances[i]["bbox"]
         rectangle(canvas, np.array([x, y, x + width, y + height]) * scale, colors[i], 2)
-    texts = labels or [_text(instance, class_names) for instance in instances]
     style = _fitting_style(canvas, texts)
     if style is None:
         counts = Counter(class_label(instance, class_names) for instance in instances)

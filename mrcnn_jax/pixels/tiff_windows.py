@@ -136,7 +136,7 @@ class TiffWindows:
             parts = "tiles" if layout.in_tiles else "strips"
             raise ValueError(
                 f"its {parts} are too large: {height} x {width} would have to be decoded at once, "
-                f"which is over {self._max_pixels} pixels (data.max_pixels)"
+                f"which is over {self._max_pixels} pixels: save it in smaller {parts}"
             )
         numbers = [y * layout.columns + x for y in rows for x in columns]
         return place, _small_tiff(layout, place.size, self._parts(numbers, place))

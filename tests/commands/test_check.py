@@ -355,6 +355,7 @@ def test_a_folder_is_checked_file_by_file(
     assert text.startswith(f"{tiny_data}: COCO's format: annotations/instances_train.json")
     for split in ("train", "val"):
         assert f"\n{tiny_data}/annotations/instances_{split}.json:\nkept " in text
+    assert text.count(f"`train {tiny_data}` chooses its own, and limits, by these counts\n") == 2
     check.run(Arguments(folder=tiny_data, cache=tmp_path, as_json=True))
     out, err = capsys.readouterr()
     assert [json.loads(line)["usable"] for line in out.splitlines()] == [True, True]
@@ -362,6 +363,30 @@ def test_a_folder_is_checked_file_by_file(
     check.run(Arguments(folder=tiny_data, cache=tmp_path, contact_sheet=tmp_path / "sheet.png"))
     sheets = [tmp_path / name for name in ("sheet.png", "sheet_val.png")]
     assert sheets[0].read_bytes() != sheets[1].read_bytes()
+
+
+def test_limits_of_a_folder_are_those_that_are_asked_for(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train my/` chooses its own; a config has its own."""
+    folder = shutil.copytree(tiny_data, tmp_path / "my")
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    (first, *_) = (a for a in content["annotations"] if not a["iscrowd"])
+    number = max(a["id"] for a in content["annotations"]) + 1
+    content["annotations"] += [
+        first | {"id": number + i, "bbox": [i % 10, i // 10, 20, 20], "segmentation": []}
+        for i in range(101)
+    ]
+    file.write_text(json.dumps(content))
+    check.run(Arguments(folder=folder, cache=tmp_path))
+    told = capsys.readouterr().out
+    assert "most objects in an image: 10" in told
+    assert "set it to" not in told
+    check.run(Arguments(folder=folder, cache=tmp_path, config=Path("shapes")))
+    told = capsys.readouterr().out
+    assert "data.max_objects = 12: images with more objects: " in told
+    assert "chooses its own" not in told
 
 
 def test_classes_of_validation_are_those_of_training(tiny_data: Path, tmp_path: Path) -> None:

@@ -484,6 +484,7 @@ def test_signals_stop_the_job() -> None:
     """SIGTERM and the first Ctrl-C say so in one line; the second Ctrl-C is Python's own."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
         experiments.stop_when_asked(WORKDIR)
         for number in handlers:
             line = f"stopped by {number.name}: what is done is kept in job"
@@ -492,6 +493,18 @@ def test_signals_stop_the_job() -> None:
             assert stopped.value.number == number
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_ctrl_c_in_the_background_of_a_script_stays_ignored() -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        experiments.stop_when_asked(WORKDIR)
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -18,6 +18,7 @@ import tiny
 from commands.test_initial_weights import resnet_file
 from exports import PICTURES, as_labelme, picture
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands import check, own_folder, train
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
@@ -69,7 +70,11 @@ def test_a_chosen_config_opens_as_a_run(
     assert config.model.num_classes == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{tiny_data}: COCO's format: annotations/instances_train.json")
-    assert lines[1].split() == ["chosen", "value", "why", "changed", "by"]
+    assert lines[1].startswith(
+        "training starts from random weights, a poor start on photographs; better: --weights "
+        "torchvision-resnet50-v2 --download (https://"
+    )
+    assert lines[2].split() == ["chosen", "value", "why", "changed", "by"]
     with open_run(config, request.workdir, known=known) as run:
         assert len(run.train_split.plans) == tiny.TRAIN
     assert loaded == {"instances_train.json": 1, "instances_val.json": 1}
@@ -213,9 +218,82 @@ def test_another_config_is_refused_with_the_way_on(
     run = shutil.copytree(kept_run, here / "run")
     request = train.parse([str(tiny_data), "--workdir", str(run), "--seed", "99"], "mrcnn train")
     assert isinstance(request, own_folder.Request)
-    line = r"seed: .* -> 99 \(choose another --workdir\); as it was begun: .*train --resume .*/run$"
-    with pytest.raises(ConfigError, match=line):
+    with pytest.raises(ConfigError) as refused:
         own_folder.run(request)
+    again, start = cli.command("train", "--resume", run), cli.command("train", tiny_data)
+    assert str(refused.value).endswith(
+        f" -> 99 (choose another --workdir); as it was begun: {again}; a new run from its "
+        f"weights: {start} --weights {run} --workdir {run}_2 --seed 99"
+    )
+
+
+def test_a_longer_training_is_told_how_to_go_on(
+    tiny_data: Path, kept_run: Path, here: Path
+) -> None:
+    run = shutil.copytree(kept_run, here / "run")
+    config = load_config_json(run / "config.json")
+    save_config(replace(config, stages=config.stages[2:]), run / "config.json")
+
+    def told(*words: object) -> str:
+        words = (tiny_data, "--workdir", run, *words)
+        request = train.parse([str(word) for word in words], "mrcnn train")
+        assert isinstance(request, own_folder.Request)
+        with pytest.raises(ConfigError) as refused:
+            own_folder.run(request)
+        return str(refused.value)
+
+    longer = f"longer: {cli.command('train', '--resume', run)} --epochs 30; "
+    assert f"; to train its last stage {longer}" in told("--stages.0.epochs", 30)
+    assert "its last stage" not in told("--stages.0.epochs", 0.5)
+    assert "its last stage" not in told("--stages.0.epochs", 30, "--seed", 3)
+
+
+@pytest.mark.parametrize("of", ["file", "run"])
+def test_what_the_table_names_can_be_given(
+    of: str, tiny_data: Path, kept_run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each option with another value; what weights fix names them instead."""
+    weights = kept_run
+    if of == "file":
+        weights = here / "r18.safetensors"
+        resnet_file(weights, 18)
+    plain = chosen(tiny_data, "--weights", weights)
+    table = capsys.readouterr().out
+    assert " other --weights" in table
+    others: dict[str, tuple[object, ...]] = {
+        "--data.short-side": (96,),
+        "--data.long-side": (160,),
+        "--data.canvases": (160, 160),
+        "--data.augment.flip": (0.25,),
+        "--data.augment.scale": (0.9, 1.1),
+        "--data.max-objects": (24,),
+        "--data.shrink": ("bilinear",),
+        "--model.resnet.depth": (34,),
+        "--model.fpn-channels": (32,),
+        "--model.box-head.cascade": (0.7,),
+        "--model.rpn.scales": (4, 8, 16, 32, 64),
+        "--model.roi.canonical-size": (20,),
+        "--model.rpn.proposals": (300,),
+        "--model.box-head.samples": (48,),
+        "--model.box-head.detections": (120,),
+        "--model.mask-head.samples": (9,),
+        "--data.batch-size": (3,),
+        "--stages.0.epochs": (7,),
+        "--stages.0.optimizer.learning-rate": (0.5,),
+        "--stages.0.optimizer.warmup-steps": (1,),
+        "--validate-every-epochs": (3,),
+        "--evaluate-every-epochs": (3,),
+        "--data.repeat-threshold": (0.5,),
+    }
+    named = set(re.findall(r"--[a-z0-9.-]+", table.partition("changed by")[2]))
+    named -= {"--minutes", "--weights", "--init-without-classes"}
+    assert named <= others.keys()
+    assert ("--model.fpn-channels" in named, "--model.resnet.depth" in named) == (
+        of == "file",
+        False,
+    )
+    for option in sorted(named):
+        assert chosen(tiny_data, "--weights", weights, option, *others[option]) != plain, option
 
 
 def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

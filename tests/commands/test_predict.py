@@ -393,6 +393,27 @@ def test_large_images_are_looked_at_in_tiles(
     assert f"detections = 8: tiles with as many objects of score 0 or more: {full}:" in told
 
 
+def test_an_image_that_needs_tiles_is_told_of_them(
+    kept_run: Path,
+    programs: None,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is found by its header; the others are predicted."""
+    small = min((tiny_data / "images").glob("val*.png"))
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
+    paths = (tmp_path / "large.png", small)
+    with pytest.raises(SystemExit):
+        predict.run(predict.Arguments(workdir=kept_run, paths=paths, out=tmp_path / "out"))
+    assert capsys.readouterr().err == (
+        f"error: {paths[0]}: 20000 x 20000 is over 100000000 pixels (data.max_pixels): "
+        "--tile 1024 looks at it in tiles\n"
+    )
+    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [image["file_name"] for image in images] == [str(small)]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.sparse_tiff import sparse_tiff
+
+ROOT = Path(__file__).parents[2]
+NEEDS_PROC = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
 PREDICT = """
 import json
 import runpy
@@ -68,19 +74,50 @@ print(json.dumps({"mib": mib("VmHWM") - before}))
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
-)
+@NEEDS_PROC
 def test_twelve_megapixels_with_300_detections_stay_under_2_gib(
     kept_run: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", PREDICT, str(kept_run), str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert len(results) == 300
     assert all(result["segmentation"]["size"] == [3000, 4000] for result in results)
     # 2048 are promised, 130 were measured.
     assert json.loads(done.stdout.splitlines()[-1])["mib"] < 512
+
+
+TILED = """
+import runpy
+import sys
+from pathlib import Path
+
+try:
+    runpy.run_path("predict.py", run_name="__main__")
+finally:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.slow
+@NEEDS_PROC
+def test_a_tiff_of_20000_x_20000_stays_under_2_gib_in_all(kept_run: Path, tmp_path: Path) -> None:
+    """The peak of the whole process, of which its pixels alone would be 1.1 GiB."""
+    image, out = tmp_path / "large.tif", tmp_path / "out"
+    sparse_tiff(image, 20_000, {(150, 200): 250, (19_800, 19_900): 240})
+    words = [image, "--workdir", kept_run, "--out", out, "--tile", 1024, "--overlap", 128]
+    done = subprocess.run(
+        [sys.executable, "-c", TILED, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "529 tiles of 1024 x 1024 pixels, overlap 128" in done.stdout
+    (shown,) = json.loads((out / "images.json").read_text())
+    assert (shown["height"], shown["width"]) == (20_000, 20_000)
+    # 740 were measured.
+    assert int(done.stdout.splitlines()[-1]) / 1024 < 2048

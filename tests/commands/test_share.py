@@ -16,7 +16,7 @@ from write_run_fixture import FOLDER
 from mrcnn_jax.commands import share
 from mrcnn_jax.commands.model_card import model_card, without_folders, without_paths
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import Config, DataConfig
+from mrcnn_jax.config.schema import Config, DataConfig, DistributedConfig
 from mrcnn_jax.runs import hub, manifest
 from mrcnn_jax.runs.run import load_run, write_run
 from mrcnn_jax.weights.published import PUBLISHED
@@ -289,8 +289,11 @@ def test_control_characters_do_not_reach_the_terminal(
 
 def test_folders_of_this_machine_are_not_handed_on() -> None:
     data = DataConfig(train_images="/home/me/images", train_depth="/home/me/depth", val_depth="d")
-    kept = without_paths(Config(data=data)).data
+    hosts = DistributedConfig("host0:1234", 2, 0)
+    config = without_paths(Config(data=data, distributed=hosts))
+    kept = config.data
     assert (kept.train_images, kept.train_depth, kept.val_depth) == ("images", "depth", "d")
+    assert config.distributed == DistributedConfig()
 
 
 @pytest.mark.parametrize(

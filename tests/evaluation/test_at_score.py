@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_cases import NAMES, SIZE, case, instance, judged, mask_of
 
-from mrcnn_jax.evaluation.at_score import RATES, AtScore, at_score, shown, table
+from mrcnn_jax.evaluation.at_score import RATES, AtScore, at_score, matrix, shown, table
 from mrcnn_jax.evaluation.average_precision import judge
 
 TRUTH, RESULTS = case()
@@ -89,6 +89,15 @@ def test_by_hand(kind: Any) -> None:
         ["dog", "50.0", "50.0", "50.0", "2", "2"],
         ["owl", "0.0", "0.0", "0.0", "1", "3"],
     ]
+    confusions = matrix(found)
+    assert confusions is not None
+    assert [line.split() for line in confusions.splitlines()] == [
+        ["objects", "by", "class,", "found", "as", "cat", "dog", "owl", "missed"],
+        ["cat", "1", "1", "0", "0"],
+        ["dog", "1", "1", "0", "0"],
+        ["owl", "0", "0", "0", "1"],
+        ["false", "1", "0", "3"],
+    ]
     # Below .3 the dog of the first image is found, and no longer seen as a cat.
     low = at_score(judge(*by_hand())[kind], kind, 0.3)
     assert low.counts[:2].tolist() == [[1, 1, 0, 0, 0], [0, 2, 0, 0, 0]]
@@ -105,6 +114,14 @@ def test_nothing_to_count() -> None:
     empty = at_score(judge(truth, [])["segm"], "segm", 0.5)
     assert empty.figures() == {f"at_score/segm/{rate}": -1 for rate in RATES}
     assert table(empty).splitlines()[1].split() == ["all", "-", "-", "-", "0", "0"]
+    assert matrix(empty) is None
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(1, False), (2, True), (10, True), (11, False)])
+def test_a_matrix_that_fits_is_shown(classes: int, fits: bool) -> None:
+    counts = np.eye(classes + 1, dtype=np.int64)
+    found = AtScore("segm", 0.5, tuple(f"c{i}" for i in range(classes)), counts)
+    assert (matrix(found) is not None) == fits
 
 
 def test_boxes_are_shown_if_no_object_has_a_mask() -> None:

@@ -92,7 +92,7 @@ def test_a_mask_score_takes_the_place_of_the_score() -> None:
     assert draw._text({**annotation, "mask_score": "good"}, NAMES) == "nucleus"
     draw_instances(GREY, [{**annotation, "mask_score": "good"}], NAMES)
     pair = [{**OBJECT, "mask_score": 0.2}, {**OBJECT, "score": 0.8, "mask_score": 0.7}]
-    image = draw_instances(GREY, pair, NAMES)
+    image = draw_instances(GREY, pair, NAMES, min_score=0)
     assert tuple(image[260, 100]) == PALETTE[1]
 
 
@@ -107,8 +107,31 @@ def test_every_object_has_its_colour_and_crowds_are_grey() -> None:
 
 def test_the_best_score_is_on_top() -> None:
     objects = [{**OBJECT, "score": score, "segmentation": None} for score in (0.9, 0.3)]
-    assert tuple(draw_instances(GREY, objects, NAMES)[260, 100]) == PALETTE[0]
-    assert tuple(draw_instances(GREY, objects[::-1], NAMES)[260, 100]) == PALETTE[1]
+    image, other = (
+        draw_instances(GREY, some, NAMES, min_score=0) for some in (objects, objects[::-1])
+    )
+    assert tuple(image[260, 100]) == PALETTE[0]
+    assert tuple(other[260, 100]) == PALETTE[1]
+
+
+def test_what_is_unlikely_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the mask score, if there is one; annotations have none. Colours do not depend on it."""
+    written: list[tuple[str, Any]] = []
+    place = draw._placed_label
+
+    def keep(canvas: Any, text: str, corner: Any, color: Any, *rest: Any) -> Any:
+        written.append((text, color))
+        return place(canvas, text, corner, color, *rest)
+
+    monkeypatch.setattr(draw, "_placed_label", keep)
+    annotation = {key: value for key, value in OBJECT.items() if key != "score"}
+    low, half = {**OBJECT, "score": 0.49}, {**OBJECT, "score": 0.5}
+    objects = [low, half, {**OBJECT, "mask_score": 0.3}, annotation]
+    draw_instances(GREY, objects, NAMES)
+    assert written == [("nucleus", PALETTE[3]), ("nucleus 0.50", PALETTE[1])]
+    written.clear()
+    draw_instances(GREY, objects, NAMES, labels=list("abcd"), min_score=0.45)
+    assert written == [("d", PALETTE[3]), ("b", PALETTE[1]), ("a", PALETTE[0])]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +147,7 @@ def test_labels_stay_in_the_image(box: list[float]) -> None:
 def test_labels_of_one_place_stand_above_each_other() -> None:
     """The best one next to the box."""
     objects = [{**OBJECT, "score": score, "segmentation": None} for score in (0.3, 0.9, 0.6)]
-    image = draw_instances(GREY, objects, NAMES)
+    image = draw_instances(GREY, objects, NAMES, min_score=0)
     worst, best, middle = (
         np.flatnonzero((image[:260, 99:160] == color).all(axis=-1).sum(axis=1) > 15)
         for color in PALETTE[:3]

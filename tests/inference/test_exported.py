@@ -142,7 +142,7 @@ def test_it_shrinks_images_as_the_run_does(artefact: Path, kept_run: Path, tiny_
             found = model.predict(image, min_score=0.05)
             np.testing.assert_allclose(found["scores"], live.scores, atol=1e-5)
             np.testing.assert_allclose(found["boxes"], live.boxes, rtol=1e-5, atol=1e-3)
-    assert len(live.scores) > 3
+        assert len(live.scores) > 3
 
 
 def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import sys
+import types
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,28 +115,46 @@ def test_those_with_a_score(kind: str) -> None:
         assert len(found.at_least(score).rles()) == count
 
 
+@dataclass(kw_only=True)
+class _Supervised:
+    """The arguments of `supervision.Detections` that are given."""
+
+    xyxy: np.ndarray
+    mask: np.ndarray | None
+    confidence: np.ndarray
+    class_id: np.ndarray
+    data: dict[str, np.ndarray]
+
+
 @pytest.mark.parametrize("masks", [True, False])
-def test_supervision_has_the_same(masks: bool) -> None:
-    """Without the library, only this is tested: that it is said."""
+def test_supervision_has_the_same(masks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library is not installed, what its class is made with."""
     found = _found(_detections(masks), 0)
     try:
         import supervision
     except ImportError:
         with pytest.raises(ImportError, match=r"^to_supervision: .*pip install supervision\)$"):
             found.to_supervision()
-        return
-    seen = found.to_supervision()
-    assert isinstance(seen, supervision.Detections)
+        stand_in = types.ModuleType("supervision")
+        stand_in.Detections = _Supervised  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "supervision", stand_in)
+        seen = found.to_supervision()
+        assert isinstance(seen, _Supervised)
+    else:
+        seen = found.to_supervision()
+        assert isinstance(seen, supervision.Detections)
     assert seen.xyxy.tolist() == [[4, 4, 20, 12], [0, 15, 30, 20]]
     assert seen.class_id.tolist() == [0, 2]
     assert seen.confidence.tolist() == [0.75, 0.5]
-    assert seen["class_name"].tolist() == ["a", "c"]
+    assert seen.data["class_name"].tolist() == ["a", "c"]
     if not masks:
         assert seen.mask is None
         return
     expected = np.zeros((2, 20, 30), bool)
     expected[0, 4:12, 4:20] = expected[1, 15:, :] = True
     assert (seen.mask == expected).all()
+    if isinstance(seen, _Supervised):
+        return
     assert seen.area.tolist() == [128, 150]
     assert seen[seen.confidence > 0.6]["class_name"].tolist() == ["a"]
 

@@ -56,7 +56,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         open_scene(tmp_path / "c.png", SMALL, Report())
     scene = open_scene(tmp_path / "c.tif", SMALL, Report())
-    with pytest.raises(ConfigError, match=r"c\.tif: its strips are too large: 60 x 90"):
+    told = r"c\.tif: its strips are too large: 60 x 90 .* in smaller strips$"
+    with pytest.raises(ConfigError, match=told):
         scene.read(Window(0, 0, 60, 90))
     (tmp_path / "c.tif").unlink()
     with pytest.raises(ConfigError, match=r"c\.tif: .*No such file"):

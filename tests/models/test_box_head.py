@@ -16,7 +16,15 @@ from ops.laws import Rows
 from ops.strategies import random_boxes
 from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
-from test_rpn import assert_loss_laws, decode_loop, encode_loop, instances, near, smooth_l1_loop
+from test_rpn import (
+    assert_loss_laws,
+    decode_loop,
+    encode_loop,
+    giou_loop,
+    instances,
+    near,
+    smooth_l1_loop,
+)
 
 from mrcnn_jax.config.heads import BoxHeadConfig
 from mrcnn_jax.models.box_head import (
@@ -224,7 +232,11 @@ VALUE_AND_GRAD = jax.jit(
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, replace(CONFIG, smooth_l1_beta=0.5, class_loss_weight=2.0, box_loss_weight=3.0)],
+    [
+        CONFIG,
+        replace(CONFIG, smooth_l1_beta=0.5, class_loss_weight=2.0, box_loss_weight=3.0),
+        replace(CONFIG, box_loss="giou"),
+    ],
 )
 def test_loss_equals_a_loop(config: BoxHeadConfig) -> None:
     output, samples = batch()
@@ -240,11 +252,12 @@ def test_loss_equals_a_loop(config: BoxHeadConfig) -> None:
         logits, label = np.asarray(output.logits[image, row], float), labels[image, row]
         classes += math.log(np.exp(logits).sum()) - logits[label]
         if label > 0:
-            box += smooth_l1_loop(
-                output.deltas[image, row, label - 1],
-                samples.deltas[image, row],
-                config.smooth_l1_beta,
-            )
+            deltas, target = output.deltas[image, row, label - 1], samples.deltas[image, row]
+            if config.box_loss == "giou":  # which is the same around every proposal
+                both = (np.asarray(d) / config.box_weights for d in (deltas, target))
+                box += 1 - giou_loop(*(decode_loop(d, PROPOSALS[0], None) for d in both))
+            else:
+                box += smooth_l1_loop(deltas, target, config.smooth_l1_beta)
     (_, values), gradient = VALUE_AND_GRAD(output, samples, image_valid, config=config)
     assert float(values["box_class"]) == pytest.approx(
         config.class_loss_weight * classes / count, rel=1e-5

@@ -256,22 +256,26 @@ VALUE_AND_GRAD = jax.jit(
 )
 
 
-@pytest.mark.parametrize("weight", [1.0, 2.0])
-def test_loss_equals_a_loop(weight: float) -> None:
+@pytest.mark.parametrize(("weight", "agnostic"), [(1.0, False), (2.0, False), (1.0, True)])
+def test_loss_equals_a_loop(weight: float, agnostic: bool) -> None:
     logits, samples = batch()
+    logits = logits[..., :1] if agnostic else logits
     total, count, expected = 0.0, 0, np.zeros(logits.shape)
     valid = np.asarray(samples.valid)
     assert not valid[1].any()
     assert not valid[2].all()
     for image, row in zip(*np.nonzero(valid), strict=True):
         count += 1
-        channel = int(samples.labels[image, row]) - 1
+        channel = 0 if agnostic else int(samples.labels[image, row]) - 1
         p = 1 / (1 + np.exp(-np.asarray(logits[image, row, :, :, channel], float)))
         t = np.asarray(samples.targets[image, row])
         total += np.mean(-t * np.log(p) - (1 - t) * np.log(1 - p))
         expected[image, row, :, :, channel] = (p - t) / 36
     value, gradient = VALUE_AND_GRAD(
-        logits, samples, np.ones(3, bool), config=replace(CONFIG, loss_weight=weight)
+        logits,
+        samples,
+        np.ones(3, bool),
+        config=replace(CONFIG, loss_weight=weight, class_agnostic=agnostic),
     )
     assert float(value) == pytest.approx(weight * total / count, rel=1e-5)
     np.testing.assert_allclose(

@@ -186,7 +186,7 @@ def test_what_only_decoding_as_a_whole_reads(tmp_path: Path) -> None:
 def test_damage_and_limits_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     encoded = written(path, Image.fromarray(PIXELS), "tiff_adobe_deflate", tiffinfo={278: 150})
-    with pytest.raises(ValueError, match=r"its strips are too large: 150 x 210 .*max_pixels"):
+    with pytest.raises(ValueError, match=r"its strips are too large: 150 x 210 .* smaller strips$"):
         open_windows(path, max_pixels=150 * 210 - 1)
     raw = written(path, Image.fromarray(PIXELS))
     image = open_windows(path, max_pixels=40 * 210)
