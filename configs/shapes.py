@@ -3,7 +3,7 @@
     mrcnn generate shapes --out runs/shapes_data --train 4000
     python train.py --config configs/shapes.py --workdir runs/shapes --data.root runs/shapes_data
 
-All heads together, as `make demo` trains them: configs/scratch.py.
+With a cascade and all heads together, as in `make demo`: configs/scratch.py.
 
 Hardware: 2 CPU cores, minutes.
 """

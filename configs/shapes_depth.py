@@ -4,8 +4,8 @@
     python train.py --config configs/shapes_depth.py --workdir runs/shapes_depth \\
         --data.root runs/shapes_depth_data
 
-The network of the demo, from random weights. A shape's distance shows in its haze alone. Depth
-errors: docs/depth.md.
+The network of configs/shapes.py, from random weights. A shape's distance shows in its haze alone.
+Depth errors: docs/depth.md.
 """
 
 from dataclasses import replace
@@ -19,8 +19,8 @@ from mrcnn_jax.config.tables import joint
 
 
 def get_config() -> Config:
-    demo = load_config_file(Path(__file__).with_name("shapes.py"))
-    adam = demo.stages[0].optimizer
+    shapes = load_config_file(Path(__file__).with_name("shapes.py"))
+    adam = shapes.stages[0].optimizer
     modules = ("resnet", "fpn", "rpn", "box_head", "mask_head")
     heads = joint(
         train=tuple(ParamGroup(f"{module}/.*") for module in modules),
@@ -29,12 +29,12 @@ def get_config() -> Config:
         optimizer=adam,
     )
     return replace(
-        demo,
+        shapes,
         name="shapes_depth",
         model=replace(
-            demo.model,
+            shapes.model,
             depth_head=DepthHeadConfig("dense", channels=64, loss_weight=10.0),
-            mask_head=replace(demo.model.mask_head, train_on="box_samples"),
+            mask_head=replace(shapes.model.mask_head, train_on="box_samples"),
         ),
         stages=with_depth(heads, epochs=1, optimizer=adam, together=True),
     )

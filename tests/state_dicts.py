@@ -3,6 +3,7 @@ fit."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -296,6 +297,9 @@ def detectron2(kind: str, classes: int = 80) -> Shapes:
     return shapes
 
 
+_ANCHORS = ".anchor_generator.cell_anchors."
+
+
 def tensors(shapes: Shapes) -> dict[str, np.ndarray]:
     """Every value once: 0, 1, 2, ... through all tensors, but for counters and detectron2's
     constants."""
@@ -308,11 +312,21 @@ def tensors(shapes: Shapes) -> dict[str, np.ndarray]:
     assert count < 2**24  # float32 tells them apart
     made |= {name: np.array(7) for name in shapes if name.endswith("num_batches_tracked")}
     constants = {"pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1, 1, 1)}
-    return made | {
+    made |= {
         name: np.float32(value).reshape(3, 1, 1)
         for name, value in constants.items()
         if name in made
     }
+    return made | {name: cell_anchors(name, len(made[name])) for name in made if _ANCHORS in name}
+
+
+def cell_anchors(name: str, count: int) -> np.ndarray:
+    """detectron2's (`DefaultAnchorGenerator.generate_cell_anchors`) of a level, or of a C4 map."""
+    level = int(name.rpartition(".")[2])
+    sizes = [32 * 2**level] if count == 3 else [32, 64, 128, 256, 512]
+    widths = [(size / math.sqrt(ratio), ratio) for size in sizes for ratio in (0.5, 1.0, 2.0)]
+    corners = [(-w / 2, -w * ratio / 2, w / 2, w * ratio / 2) for w, ratio in widths]
+    return np.array(corners, np.float32)
 
 
 def family(name: str) -> Family:

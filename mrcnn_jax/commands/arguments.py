@@ -97,7 +97,7 @@ def next_workdir(workdir: Path) -> Path:
 
 
 def longer(saved: Config, config: Config, workdir: Path) -> str:
-    """The command that trains the last stage of a run on, where a config asks for nothing else;
+    """The command that trains a finished run of one stage on, where a config asks for nothing else;
     "" if it asks for something else.
 
     Args:
@@ -107,12 +107,17 @@ def longer(saved: Config, config: Config, workdir: Path) -> str:
     """
     if not 0 < len(saved.stages) == len(config.stages):
         return ""
+    from mrcnn_jax.runs.checkpoints import Checkpoints
+
     (*_, before), (*others, last) = saved.stages, config.stages
+    meta = Checkpoints(workdir, keep=1).latest()
+    if meta is None or not meta.stage_complete or (meta.stage, len(others)) != (before.name, 0):
+        return ""
     same = replace(config, stages=(*others, replace(last, epochs=before.epochs)))
     if last.epochs <= before.epochs or differences(saved, resolve_paths(same, needs_start=False)):
         return ""
     command = cli.command("train", "--resume", workdir, "--epochs", f"{last.epochs:g}")
-    return f"; to train its last stage longer: {command}"
+    return f"; to train it longer: {command}"
 
 
 @dataclass(frozen=True, kw_only=True)

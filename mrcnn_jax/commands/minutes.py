@@ -12,7 +12,7 @@ from mrcnn_jax.config.schema import Config
 
 if TYPE_CHECKING:
     from mrcnn_jax.commands.speed import Speed
-    from mrcnn_jax.training.choices import Chosen
+    from mrcnn_jax.training.choices import Chosen, Row
 
 # Of the time, and seconds at least: starting Python, curves, and steps slower than the first ones.
 RESERVE, LEAST_RESERVE = 0.05, 5.0
@@ -66,12 +66,16 @@ class Fit:
 
     def table(self, chosen: Chosen, given: Collection[str]) -> list[str]:
         """The choices in lines, as of `Chosen.table`, of which this gives the epochs a reason."""
-        rows = tuple(
-            replace(row, why=self.why, options=("--minutes",))
-            if "--minutes" in row.options
-            else row
-            for row in chosen.rows
-        )
+        from mrcnn_jax.training.choose import VALIDATION
+
+        def fitting(row: Row) -> Row:
+            if "--minutes" in row.options:
+                return replace(row, why=self.why, options=("--minutes",))
+            if row.what == VALIDATION:
+                return replace(row, why=f"of losses; {CHECKING:.0%} of the time at most")
+            return row
+
+        rows = tuple(map(fitting, chosen.rows))
         others = [option for option in given if option != "--minutes"]
         return replace(chosen, rows=rows).table(self.config, others)
 

@@ -29,7 +29,13 @@ from mrcnn_jax.commands.arguments import (
 )
 from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.config.errors import ConfigError, require
-from mrcnn_jax.config.files import find_start, load_config_file, load_config_json
+from mrcnn_jax.config.files import (
+    differences,
+    find_start,
+    load_config_file,
+    load_config_json,
+    with_fields,
+)
 from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
@@ -74,7 +80,6 @@ class _OfRun:
     weights: str | None = None
     download: bool = False
     init_from: str | None = None
-    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,9 @@ def parse(argv: Sequence[str], program: str) -> Request:
         # Has the fields that a chosen one has; some options need weights to start from.
         start = own.weights or own.init_from
         config = replace(load_config_file("finetune"), init_from=start)
+        # A cascade needs one box for all classes, which what is chosen has where it may be given.
+        box_head = replace(config.model.box_head, class_agnostic=True)
+        config = replace(config, model=replace(config.model, box_head=box_head))
     shown = ["--help"] if len(plain) < len(words) else rest
     fields = _overridden(config, workdir, shown, program)
     return Request(
@@ -221,14 +229,17 @@ def _ways_on(request: Request) -> str:
     """What else to type where options do not fit the run in the folder; "" if it has no weights."""
     if not has_weights(request.workdir):
         return ""
+    from mrcnn_jax.weights.choice import CASCADE, CONVNEXT, HEADS, RESNET
+
     saved = load_config_json(request.workdir / "config.json")
-    lines = [longer(saved, request.config, request.workdir)]
+    more = longer(saved, request.config, request.workdir)
+    changed = {line.partition(":")[0] for line in differences(saved, request.config)}
+    if changed & {f"model.{name}" for name in (*RESNET, *CONVNEXT, *HEADS, *CASCADE)}:
+        return more  # its weights do not fit
     options = tyro.cli(_OfRun, args=request.words, return_unknown_args=True)[1]
     start = ("--weights", request.workdir, "--workdir", next_workdir(request.workdir))
-    lines.append(
-        f"; a new run from its weights: {cli.command('train', request.folder, *start, *options)}"
-    )
-    return "".join(lines)
+    new = cli.command("train", request.folder, *start, *options)
+    return f"{more}; a new run from its weights: {new}"
 
 
 def _train_new(request: Request) -> None:
@@ -355,6 +366,7 @@ def chosen_config(request: Request) -> Opening:
         cascade=asked if "model.box_head.cascade" in fields_given(request.given) else None,
         name=request.folder.resolve().name,
     )
+    chosen = _without_cascade(chosen, request)
     config = _overridden(chosen.config, request.workdir, request.words, request.program)
     if choice is not None:
         config = choice.applied(config, fields_given(request.given))
@@ -362,6 +374,18 @@ def chosen_config(request: Request) -> Opening:
     if wishes.minutes is None:
         print("\n".join(chosen.table(config, request.given)))
     return Opening(config, choice, (train_set, val_set), chosen)
+
+
+def _without_cascade(chosen: Chosen, request: Request) -> Chosen:
+    """The choice without a cascade that nobody asked for, where a field is given that rules it
+    out."""
+    given, head = fields_given(request.given), request.config.model.box_head
+    cascade = chosen.config.model.box_head.cascade
+    agnostic = "model.box_head.class_agnostic" not in given or head.class_agnostic
+    first = head.foreground_iou if "model.box_head.foreground_iou" in given else 0.0
+    if "model.box_head.cascade" in given or (agnostic and first < min(cascade, default=1.0)):
+        return chosen
+    return replace(chosen, config=with_fields(chosen.config, {"model.box_head.cascade": ()}))
 
 
 def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:

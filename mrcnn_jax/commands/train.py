@@ -301,4 +301,5 @@ def _way_out(arguments: Arguments, again: str) -> str:
         options = ["--no-init-without-classes", *options]
     start = ("--config", arguments.file, "--init-from", workdir)
     new = cli.command("train", *start, "--workdir", next_workdir(workdir), *options)
-    return f"{longer(load_config_json(saved), config, workdir)}; from its weights: {new}"
+    more = longer(load_config_json(saved), config, workdir) if saved.exists() else ""
+    return f"{more}; from its weights: {new}"

@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,7 @@ from mrcnn_jax.structures import Params
 log = logging.getLogger(__name__)
 
 _META = "meta.json"
+_REPLACED = "replaced"  # ends the hidden name of a checkpoint that is being saved again
 _ITEMS = {
     "model": ("params", "batch_stats", "ema"),
     "training": ("opt_state", "step", "skipped", "key"),
@@ -127,10 +129,10 @@ class Checkpoints:
             if isinstance(error, OSError) and error.errno is not None:
                 raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
             raise
-        # The same step may be saved again, for instance as complete. Between these two renames an
-        # older checkpoint is the newest.
+        # The same step may be saved again, for instance as complete. After a kill between these two
+        # renames it is put back.
         if final.exists():
-            manifest.hide(final)
+            manifest.hide(final, _REPLACED)
         hidden.rename(final)
         manifest.flush(self.folder)
         _remove_unfinished(self.folder)
@@ -174,7 +176,13 @@ class Checkpoints:
         """Raise ConfigError if a folder with a checkpoint's name has no manifest.
 
         Call before training, which would go on from an older checkpoint and in time save over it.
+        One that a kill caught while it was saved again gets its name back.
         """
+        for hidden in self.folder.glob(f".*.{_REPLACED}"):
+            final = hidden.with_name(hidden.name[1:].removesuffix(f".{_REPLACED}"))
+            if not final.exists():
+                with suppress(FileNotFoundError):  # another process was faster
+                    hidden.rename(final)
         for folder in _folders(self.folder):
             _refuse_incomplete(folder)
 

@@ -99,9 +99,9 @@ def remove(folder: Path) -> None:
     shutil.rmtree(hide(folder))
 
 
-def hide(folder: Path) -> Path:
+def hide(folder: Path, why: str = "removed") -> Path:
     """Rename a folder to a hidden name, which is that of something unfinished; returns it."""
-    hidden = folder.with_name(f".{folder.name}.removed")
+    hidden = folder.with_name(f".{folder.name}.{why}")
     if hidden.exists():
         shutil.rmtree(hidden)
     return folder.rename(hidden)

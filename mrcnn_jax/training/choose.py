@@ -45,6 +45,7 @@ OF_NETWORK = {  # by the name of the recipe
     "finetune": "torchvision's, around the {} of the weights",
     "finetune_cpu": "torchvision's, half as wide around the {} of the weights: fast on a CPU",
 }
+VALIDATION = "validation"
 OTHERS = "other --weights"  # what changes a choice that weights fix
 NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
 TRAINED: dict[tuple[str, Trunk], str] = {
@@ -93,9 +94,8 @@ def choose(
     model, of_model = _model(train, val, device, data, recipe, wishes, start)
     built = model
     if cascade is not None:
-        built = replace(
-            model, box_head=replace(model.box_head, class_agnostic=True, cascade=cascade)
-        )
+        head = replace(model.box_head, class_agnostic=True, foreground_iou=0.0, cascade=cascade)
+        built = replace(model, box_head=head)
     data, stage, of_stage = _training(train, device, devices, data, built, recipe, wishes)
     config = Config(
         name=name,
@@ -279,8 +279,8 @@ def _model(
     of_heads = [
         Row(
             "box heads",
-            lambda c: f"{1 + len(c.model.box_head.cascade)}, in a row",
-            "a cascade: better boxes in the same time; without a number, one head",
+            lambda c: f"{1 + len(c.model.box_head.cascade)}",
+            "a cascade gives better boxes; without a number, there is one head",
             ("--model.box-head.cascade",),
         )
     ]
@@ -394,10 +394,10 @@ def _training(
                 ("--stages.0.optimizer.learning-rate", "--stages.0.optimizer.warmup-steps"),
             ),
             Row(
-                "validation",
+                VALIDATION,
                 lambda c: f"every {c.validate_every_epochs} epochs",
-                "a tenth of the epochs; losses, not AP",
-                ("--validate-every-epochs", "--evaluate-every-epochs"),
+                "a tenth of all; of losses (--evaluate-every-epochs measures AP)",
+                ("--validate-every-epochs",),
             ),
             Row(
                 "rare classes",

@@ -212,6 +212,7 @@ def _train_stage(
             stop.obey(progress)
         _validate(watch, progress, validate, state, took)
         if ends or due or stop.is_asked:
+            stop.unsaved = True  # Ctrl-C waits for the save
             watch.save(progress, state, complete=run.is_last(progress))
             progress.mask_ap = None
             stop.obey(progress)

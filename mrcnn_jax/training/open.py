@@ -259,7 +259,8 @@ def _open(
     else:
         loaded = resumed_from.loaded
     if loaded is not None:  # also of a run that goes on: rows may have been added to its table
-        refuse_random_frozen(config, shapes["params"], loaded)
+        began = initial.get("params", {}) if resumed_from is None else None
+        refuse_random_frozen(config, shapes["params"], loaded, began)
     warn_of_slow_versions()
 
     cache = Path(data.cache) if data.cache else workdir / "data"
@@ -389,6 +390,7 @@ def _refuse_differing_processes(run: OpenRun) -> None:
     )
     values: dict[str, Any] = {"the config": config_hash(run.config)}
     values |= {name: getattr(run.config, name) for name in fields}
+    values["data.eval_batch_size"] = run.config.data.eval_batch_size
     meta = run.resumed_from
     values["the newest checkpoint in --workdir"] = meta.name if meta else None
     for split in (run.train_split, run.val_split):

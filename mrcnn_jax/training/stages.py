@@ -128,7 +128,9 @@ def loaded_modules(params: Params, loaded: Params) -> frozenset[str]:
     return frozenset(params.keys() - {path[0] for path in random})
 
 
-def refuse_random_frozen(config: Config, params: Params, known: Collection[str]) -> None:
+def refuse_random_frozen(
+    config: Config, params: Params, known: Collection[str], loaded: Params | None = None
+) -> None:
     """Raises ConfigError if a stage trains on top of a frozen module with random weights, or of
     frozen kernels of a random module that it trains in part (of a trunk they may be).
 
@@ -139,6 +141,8 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
         config: its stages, each of which makes what it trains known to the next.
         params: of its network; only names and shapes are read.
         known: modules that do not start at random.
+        loaded: leaves that do not, also of other modules; None: they are not known, and modules
+            that are frozen in part are let pass.
     """
     known = set(known)
     for stage in config.stages:
@@ -151,7 +155,9 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
                     f"stages.{stage.name}: trains {module} without its loss, {loss} (add the loss, "
                     "or freeze the module)"
                 )
-        kept = _frozen_kernels(stage, params) - {config.model.trunk, "res5"}
+        kept: set[str] = set()
+        if loaded is not None:
+            kept = _frozen_kernels(stage, params, loaded) - {config.model.trunk, "res5"}
         random = ", ".join(
             name if name not in heads else f"{name} in part"
             for name in sorted(((needed - heads) | (needed & kept)) - known)
@@ -164,10 +170,13 @@ def refuse_random_frozen(config: Config, params: Params, known: Collection[str])
         known |= needed  # what a loss reads: trained here, or known before
 
 
-def _frozen_kernels(stage: StageConfig, params: Params) -> set[str]:
-    """Modules of which a stage freezes a kernel; scales and biases do not begin at random."""
-    kinds, leaves = flatten_dict(labels(stage, params)), flatten_dict(params)
-    return {path[0] for path, leaf in leaves.items() if leaf.ndim > 1 and kinds[path] == FROZEN}
+def _frozen_kernels(stage: StageConfig, params: Params, loaded: Params) -> set[str]:
+    """Modules of which a stage freezes a kernel that was not loaded; scales and biases do not begin
+    at random."""
+    kinds = flatten_dict(labels(stage, params))
+    leaves = {path: leaf for path, leaf in flatten_dict(params).items() if leaf.ndim > 1}
+    random = leaves.keys() - flatten_dict(loaded).keys()
+    return {path[0] for path in random if kinds[path] == FROZEN}
 
 
 def summary(stage: StageConfig, params: Params, *, warmup: int) -> str:

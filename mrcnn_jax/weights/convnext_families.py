@@ -121,6 +121,14 @@ TORCHVISION = Family(
 FAMILIES = (TIMM, AUTHORS, TORCHVISION)
 
 
+# Known by their sizes: the tensors show neither the epsilon nor, of the last two, another GELU.
+_OTHERS = {
+    ((3, 4, 30, 3), (384, 768, 1536, 3072)): "a ConvNeXt-XXL",
+    ((1, 2, 4, 2), (24, 32, 48, 64)): "timm's test_convnext",
+    ((1, 1, 1, 1), (32, 64, 96, 128)): "timm's test_convnext2",
+}
+
+
 def sizes(
     assigned: Mapping[str, Assigned], tensors: Mapping[str, np.ndarray], source: str
 ) -> ConvNeXtConfig:
@@ -141,9 +149,9 @@ def sizes(
         raise ConfigError(f"{source}: no tensor for {missing[0]}")
     channels: Any = tuple(max(1, tensors[assigned[path].name].size) for path in gammas)
     blocks: Any = tuple(found)
-    if (blocks, channels) == ((3, 4, 30, 3), (384, 768, 1536, 3072)):
+    if other := _OTHERS.get((blocks, channels)):
         raise ConfigError(
-            f"{source}: a ConvNeXt-XXL, whose layer norms have an epsilon of 1e-5: not supported"
+            f"{source}: {other}, whose layer norms have an epsilon of 1e-5: not supported"
         )
     return ConvNeXtConfig(blocks, channels)
 

@@ -233,7 +233,7 @@ _DETECTRON2_HEADS = (
 # Older files hold constants of the config as tensors.
 _BUFFERS = {
     r"pixel_(mean|std)": "as in the config (checked)",
-    r"proposal_generator\.anchor_generator\.cell_anchors\.\d": "anchors are made from the config",
+    r"proposal_generator\.anchor_generator\.cell_anchors\.\d": "those of the config (checked)",
 }
 _PIXELS = {  # BGR, 0..255
     "pixel_mean": tuple(255 * value for value in reversed(DETECTRON2_FPN.pixel_mean)),

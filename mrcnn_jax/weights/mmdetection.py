@@ -66,10 +66,13 @@ MASK_RCNN = Family(
         "the background's class logit was moved from the end to the front",
     ),
 )
-_DEVIATIONS = {"pytorch": (58.395, 57.12, 57.375), "caffe": (1.0, 1.0, 1.0)}
+_PIXELS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "mean": {"pytorch": (123.675, 116.28, 103.53), "caffe": (103.53, 116.28, 123.675)},
+    "std": {"pytorch": (58.395, 57.12, 57.375), "caffe": (1.0, 1.0, 1.0)},
+}
 # Lists of numbers in a config's text -> those that the network here has.
 _STATED: Mapping[str, set[tuple[float, ...]]] = {
-    "std": {*_DEVIATIONS.values()},
+    **{name: {*by_style.values()} for name, by_style in _PIXELS.items()},
     "scales": {(8.0,)},
     "ratios": {(0.5, 1.0, 2.0)},
     "target_stds": {(1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)},
@@ -129,6 +132,9 @@ def _refuse_other(text: str, style: str, source: str) -> None:
     """Raises ConfigError if a config states pixels, anchors or boxes that `style` does not have."""
     if legacy := re.search(r"\bLegacy\w+", text):
         raise ConfigError(f"{source}: its config has {legacy[0]}, which is unsupported")
+    moved = re.search(r"\b(center_offset=0*\.?0*[1-9][\d.]*|octave_base_scale=[\d.]+)", text)
+    if moved is not None:
+        raise ConfigError(f"{source}: its config has {moved[0]}: other anchors, unsupported")
     bgr = "False" in re.findall(r"to_rgb=(True|False)", text)
     if bgr != (style == "caffe"):
         read = "BGR" if bgr else "RGB"
@@ -137,7 +143,7 @@ def _refuse_other(text: str, style: str, source: str) -> None:
         listed = re.findall(rf"\b{name}=\[([\d.,\s]+)\]", text)
         found = [tuple(map(float, re.findall(r"[\d.]+", numbers))) for numbers in listed]
         other = [numbers for numbers in found if numbers not in allowed]
-        if name == "std" and found and _DEVIATIONS[style] not in found:
+        if name in _PIXELS and found and _PIXELS[name][style] not in found:
             other = found
         if other:
             raise ConfigError(

@@ -20,6 +20,8 @@ from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.resnet import DEPTHS, Depth, ResNet
+from mrcnn_jax.models.rpn import level_scales
+from mrcnn_jax.ops.anchors import level_anchors
 from mrcnn_jax.weights import convnext_families, mmdetection
 from mrcnn_jax.weights.families import family_of
 from mrcnn_jax.weights.family import Family
@@ -134,6 +136,7 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
     if stem is not None and tensors[stem.name].ndim == 4 and len(tensors[stem.name]) > 0:
         resnet = replace(resnet, width=len(tensors[stem.name]))
     model = replace(model, resnet=resnet)
+    _refuse_other_anchors(model, tensors, path)
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
@@ -204,6 +207,26 @@ def _depth(assigned: Iterable[str], source: Path) -> Any:
         if known == Depth(bottleneck, tuple(blocks)):
             return depth
     raise ConfigError(f"{source}: no known ResNet has blocks {blocks}")
+
+
+def _refuse_other_anchors(
+    model: ModelConfig, tensors: Mapping[str, np.ndarray], source: Path
+) -> None:
+    """Raises ConfigError if the anchors that detectron2 keeps beside its weights are not those of
+    the config."""
+    for level, scales in enumerate(level_scales(model.rpn, model.strides)):
+        name = f"proposal_generator.anchor_generator.cell_anchors.{level}"
+        if name not in tensors:
+            continue
+        expected = level_anchors(
+            grid=(1, 1), stride=(1, 1), scales=scales, ratios=model.rpn.ratios, offset=0.0
+        )
+        found = tensors[name]
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3):
+            raise ConfigError(
+                f"{source}: {name}: other anchors than those of scales {list(scales)} and ratios "
+                f"{list(model.rpn.ratios)}: unsupported"
+            )
 
 
 def _refuse_other_constants(

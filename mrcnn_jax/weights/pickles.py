@@ -67,11 +67,13 @@ def _resolve(name: Any, value: Any, storages: Mapping[str, np.ndarray]) -> np.nd
     if isinstance(value, Array):
         value = value.value
     refuse_foreign(value)
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r:.80}: not a tensor's name")
     if isinstance(value, Tensor):
         if value.storage.key not in storages:
             raise ValueError(f"{name!r:.80}: its storage is missing")
         return _view(value, storages[value.storage.key])
-    if not isinstance(name, str) or not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray):
         raise ValueError(f"{name!r:.80}: not a tensor")
     return value
 

@@ -17,6 +17,7 @@ import state_dicts
 import tiny
 from commands.test_initial_weights import resnet_file
 from exports import PICTURES, as_labelme, picture
+from training.whole_runs import latest
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import check, own_folder, train
@@ -25,6 +26,7 @@ from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
 from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
 from mrcnn_jax.data import reading
+from mrcnn_jax.runs import manifest
 from mrcnn_jax.training import memory
 from mrcnn_jax.training.open import open_run
 from mrcnn_jax.weights import network
@@ -242,10 +244,31 @@ def test_a_longer_training_is_told_how_to_go_on(
             own_folder.run(request)
         return str(refused.value)
 
-    longer = f"longer: {cli.command('train', '--resume', run)} --epochs 30; "
-    assert f"; to train its last stage {longer}" in told("--stages.0.epochs", 30)
-    assert "its last stage" not in told("--stages.0.epochs", 0.5)
-    assert "its last stage" not in told("--stages.0.epochs", 30, "--seed", 3)
+    longer = f"; to train it longer: {cli.command('train', '--resume', run)} --epochs 30; "
+    assert longer in told("--stages.0.epochs", 30)
+    assert "to train it" not in told("--stages.0.epochs", 0.5)
+    assert "to train it" not in told("--stages.0.epochs", 30, "--seed", 3)
+    assert "from its weights" not in told("--model.fpn-channels", 24)
+    checkpoint = run / "checkpoints" / latest(run).name
+    content = json.loads((checkpoint / "meta.json").read_text())
+    (checkpoint / "meta.json").write_text(json.dumps(content | {"stage_complete": False}))
+    manifest.write(checkpoint)
+    assert "to train it" not in told("--stages.0.epochs", 30)
+
+
+@pytest.mark.parametrize(
+    "given", [("--model.box-head.no-class-agnostic",), ("--model.box-head.foreground-iou", 0.65)]
+)
+def test_a_cascade_that_nobody_asked_for_gives_way(
+    given: tuple[object, ...], tiny_data: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen(tiny_data).model.box_head.cascade == (0.6, 0.7)
+    capsys.readouterr()
+    assert chosen(tiny_data, *given).model.box_head.cascade == ()
+    assert re.search(r"\n *box heads +1 ", capsys.readouterr().out)
+    asked = ("--model.box-head.cascade", 0.7, 0.8)
+    head = chosen(tiny_data, "--model.box-head.foreground-iou", 0.65, *asked).model.box_head
+    assert (head.foreground_iou, head.cascade) == (0.65, (0.7, 0.8))
 
 
 @pytest.mark.parametrize("of", ["file", "run"])

@@ -402,13 +402,15 @@ def test_an_image_that_needs_tiles_is_told_of_them(
 ) -> None:
     """It is found by its header; the others are predicted."""
     small = min((tiny_data / "images").glob("val*.png"))
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
-    paths = (tmp_path / "large.png", small)
+    for name in ("large.png", "large.tif"):
+        Image.new("1", (20_000, 20_000)).save(tmp_path / name)
+    paths = (tmp_path / "large.png", tmp_path / "large.tif", small)
     with pytest.raises(SystemExit):
         predict.run(predict.Arguments(workdir=kept_run, paths=paths, out=tmp_path / "out"))
+    too_large, way = "20000 x 20000 is over 100000000 pixels (data.max_pixels)", "--tile 1024 looks"
     assert capsys.readouterr().err == (
-        f"error: {paths[0]}: 20000 x 20000 is over 100000000 pixels (data.max_pixels): "
-        "--tile 1024 looks at it in tiles\n"
+        f"error: {paths[0]}: {too_large}: saved as a TIFF of 8 or 16 bits in tiles or strips, "
+        f"{way} at it in tiles\nerror: {paths[1]}: {too_large}: {way} at it in tiles\n"
     )
     images = json.loads((tmp_path / "out" / "images.json").read_text())
     assert [image["file_name"] for image in images] == [str(small)]

@@ -351,6 +351,30 @@ def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Che
     assert latest.name == "00000009-mask"
 
 
+def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(
+    run: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its two renames: the first one is put back, and can be replaced then."""
+    run.save(STATE, meta(3))
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if Path(target).name == meta(3).name:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.save(STATE, meta(3, complete=True))
+    assert names(run) == [f".{meta(3).name}", f".{meta(3).name}.replaced"]
+    run.refuse_incomplete()
+    assert run.latest() == meta(3)
+    run.save(STATE, meta(3, complete=True))
+    assert run.latest() == meta(3, complete=True)
+    assert names(run) == [meta(3).name]
+
+
 def test_the_best_mask_ap_is_never_let_go(
     run: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:

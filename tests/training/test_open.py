@@ -413,3 +413,13 @@ def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_p
     ):
         loop.train(replace(tiny_config, stages=(part, box, mask)), tmp_path / "part")
     assert not (tmp_path / "late" / "config.json").exists()
+
+
+def test_processes_have_to_agree_on_what_decides_their_batches(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, Any] = {}
+    monkeypatch.setattr(opening.parallel, "refuse_differing", values.update)
+    with open_run(tiny_config, tmp_path / "run"):
+        assert values["data.eval_batch_size"] == tiny_config.data.eval_batch_size
+        assert {"the config", "save_every_steps", "validate_every_epochs"} <= values.keys()

@@ -150,7 +150,7 @@ def test_pixels_are_those_of_timms_config(tmp_path: Path) -> None:
 
 
 def test_published_sizes_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one of another epsilon, which its tensors do not show, is known by its sizes."""
+    """And those of another epsilon, which their tensors do not show, are known by their sizes."""
 
     def named(blocks: Any, channels: Any) -> str:
         monkeypatch.setattr(state_dicts, "CONVNEXT", {"blocks": blocks, "channels": channels})
@@ -165,6 +165,10 @@ def test_published_sizes_have_their_names(tmp_path: Path, monkeypatch: pytest.Mo
     assert named((3, 3, 27, 3), (192, 384, 768, 1536)) == "convnext_large"
     with pytest.raises(ConfigError, match=r"a ConvNeXt-XXL, whose layer norms have an epsilon"):
         named((3, 4, 30, 3), (384, 768, 1536, 3072))
+    with pytest.raises(ConfigError, match=r"timm's test_convnext, whose layer norms have"):
+        named((1, 2, 4, 2), (24, 32, 48, 64))
+    with pytest.raises(ConfigError, match=r"timm's test_convnext2, whose layer norms have"):
+        named((1, 1, 1, 1), (32, 64, 96, 128))
 
 
 def test_an_import_is_only_trained_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -395,6 +395,17 @@ def test_pixels_that_are_read_otherwise_are_refused(tmp_path: Path) -> None:
         import_weights(tmp_path / "weights.npz", tmp_path / "run")
 
 
+@pytest.mark.parametrize(("family", "level"), [(FPN, 1), (FPN, 4), (C4, 0)])
+def test_anchors_of_another_config_are_refused(family: str, level: int, tmp_path: Path) -> None:
+    """detectron2 keeps them beside the weights; of other ratios all tensors keep their shapes."""
+    tensors = state_dicts.tensors(SHAPES[family]())
+    name = f"proposal_generator.anchor_generator.cell_anchors.{level}"
+    tensors[name][-1] *= (0.5, 2.0, 0.5, 2.0)
+    np.savez(tmp_path / "weights.npz", **tensors)
+    with pytest.raises(ConfigError, match=rf"weights\.npz: {name}: other anchors than those of "):
+        import_weights(tmp_path / "weights.npz", tmp_path / "run")
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "weights.npz", SHAPES[V1]())
     (tmp_path / "empty").mkdir()

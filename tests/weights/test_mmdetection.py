@@ -53,6 +53,7 @@ BASE = "style='pytorch'\nimg_norm_cfg = dict(std=[58.395, 57.12, 57.375], to_rgb
         ({"config": CAFFE}, True),
         ({"config": CAFFE + BASE}, True),
         ({"cfg": 'style="caffe", bgr_to_rgb=False'}, True),
+        ({"cfg": PYTORCH.replace("scales=[8]", "scales=[8], center_offset=0.0")}, False),
         ({}, False),
         ({"cfg": None, "epoch": 12}, False),
     ],
@@ -87,7 +88,20 @@ def test_numbers_of_the_definition() -> None:
         (CAFFE.replace("False", "True"), "style caffe and RGB images: unsupported"),
         (PYTORCH.replace("57.12", "57.0"), r"style pytorch and std=\[58\.395, 57\.0, 57\.375\]"),
         (CAFFE.replace("[1.0, 1.0, 1.0]", "[58.395, 57.12, 57.375]"), r"style caffe and std=\[58"),
+        (PYTORCH.replace("123.675", "0.0"), r"style pytorch and mean=\[0\.0, 116"),
+        (
+            CAFFE.replace("103.530, 116.280, 123.675", "102.9801, 115.9465, 122.7717"),
+            r"style caffe and mean=\[102\.9801",
+        ),
         (PYTORCH.replace("scales=[8]", "scales=[4, 8]"), r"scales=\[4\.0, 8\.0\]: unsupported"),
+        (
+            PYTORCH.replace("scales=[8]", "octave_base_scale=4"),
+            "has octave_base_scale=4: other anchors",
+        ),
+        (
+            PYTORCH.replace("scales=[8]", "scales=[8], center_offset=0.5"),
+            r"has center_offset=0\.5: other anchors",
+        ),
         (PYTORCH.replace("0.5, 1.0, 2.0", "1.0"), r"ratios=\[1\.0\]"),
         (
             PYTORCH.replace("0.1, 0.1, 0.2, 0.2", "0.1, 0.1, 0.1, 0.1"),

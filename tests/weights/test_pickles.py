@@ -167,6 +167,13 @@ SIX = np.arange(6, dtype="<f4")
 
 
 @pytest.mark.parametrize("make", [archive, stream])
+def test_a_number_names_no_tensor(make: Callable[..., bytes]) -> None:
+    content = b"\x80\x02}(" + op(0) + tensor() + b"u."
+    with pytest.raises(ValueError, match="0: not a tensor's name"):
+        read(make(content, {"0": SIX.tobytes()}))
+
+
+@pytest.mark.parametrize("make", [archive, stream])
 def test_by_hand(make: Callable[..., bytes]) -> None:
     """The file that the hostile ones below are made from is read."""
     content = table(
