@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mrcnn_jax.inference.api import Detections, Model, load, video_frames
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Detections", "Model", "load", "video_frames"]
 
 
