@@ -5,7 +5,7 @@
 The folder comes first. How it keeps its annotations is recognised (docs/your_own_data.md), and what
 was chosen is printed, each with its reason and its option. The same command again resumes, and
 chooses nothing again. Below are the fields of the config, of a new run as they are in
-configs/finetune.py: before anything is chosen.
+configs/finetune.py, with one box for all classes: before anything is chosen.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mrcnn_jax.commands.arguments import (
     next_workdir,
 )
 from mrcnn_jax.commands.minutes import refuse_contradiction
+from mrcnn_jax.commands.own_data import DATASET
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import (
     differences,
@@ -41,16 +42,10 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training.wishes import Wishes
 
 if TYPE_CHECKING:
-    from mrcnn_jax.convert.common import Options
     from mrcnn_jax.data.records import CocoDataset
-    from mrcnn_jax.data.split import Part
     from mrcnn_jax.training.choices import Chosen
     from mrcnn_jax.training.open import OpenRun
     from mrcnn_jax.weights.choice import Choice
-
-DATASET = "dataset"  # in a run's folder: what was converted and divided for it
-ANNOTATIONS = "annotations.json"  # in it, of an export
-CLASSES = "classes_of_training.txt"  # in it, of an export in two parts
 
 
 @dataclass(frozen=True)
@@ -229,12 +224,12 @@ def _ways_on(request: Request) -> str:
     """What else to type where options do not fit the run in the folder; "" if it has no weights."""
     if not has_weights(request.workdir):
         return ""
-    from mrcnn_jax.weights.choice import CASCADE, CONVNEXT, HEADS, RESNET
+    from mrcnn_jax.weights.choice import fixed_by_runs
 
     saved = load_config_json(request.workdir / "config.json")
     more = longer(saved, request.config, request.workdir)
     changed = {line.partition(":")[0] for line in differences(saved, request.config)}
-    if changed & {f"model.{name}" for name in (*RESNET, *CONVNEXT, *HEADS, *CASCADE)}:
+    if changed & fixed_by_runs():
         return more  # its weights do not fit
     options = tyro.cli(_OfRun, args=request.words, return_unknown_args=True)[1]
     start = ("--weights", request.workdir, "--workdir", next_workdir(request.workdir))
@@ -315,6 +310,7 @@ def chosen_config(request: Request) -> Opening:
     import jax
 
     from mrcnn_jax import parallel
+    from mrcnn_jax.commands.own_data import prepare
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.training.batch import Device, Devices
@@ -386,64 +382,3 @@ def _without_cascade(chosen: Chosen, request: Request) -> Chosen:
     if "model.box_head.cascade" in given or (agnostic and first < min(cascade, default=1.0)):
         return chosen
     return replace(chosen, config=with_fields(chosen.config, {"model.box_head.cascade": ()}))
-
-
-def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
-    """Finds the training and the validation file of a folder, or makes them in `workdir`.
-
-    Prints what was found and done. Where an earlier call made them, they are taken as they are.
-
-    Raises:
-        ConfigError: the folder is not understood, or cannot be converted or divided.
-    """
-    from mrcnn_jax.data.split import TRAIN, VAL, existing_split, split, write_record
-    from mrcnn_jax.datasets.recognise import recognise
-
-    out = workdir / DATASET
-    made = existing_split(folder, out)
-    if made is None:
-        found = recognise(folder, without=workdir)
-        print(found.told)
-        if found.train is not None and found.val is not None:
-            return found.train, found.val
-        if found.export is not None and found.val_export is not None:
-            training = converted(found.export, out / TRAIN)
-            export = with_classes_of(training, found.val_export, out / CLASSES)
-            validation = converted(export, out / VAL)
-            write_record(folder, out, training.images, {"rule": "As the export divides them."})
-            return training, validation
-        part = found.train
-        if part is None:
-            assert found.export is not None
-            part = converted(found.export, out / ANNOTATIONS)
-        made = split(part, folder, out)
-    training, validation, line = made
-    print(line)
-    return training, validation
-
-
-def with_classes_of(training: Part, export: Options, file: Path) -> Options:
-    """The validation part of an export, with the classes of training, which are written to `file`,
-    if it lists none itself."""
-    from mrcnn_jax.data.json_values import read_json
-    from mrcnn_jax.output import write_file
-
-    if export.class_names() is not None:  # else those that it has objects of may not be all
-        return export
-    names = [category["name"] for category in read_json(training.annotations)["categories"]]
-    write_file(file, "".join(f"{name}\n" for name in names))
-    return replace(export, categories=file)
-
-
-def converted(export: Options, out: Path) -> Part:
-    """Converts an export that was recognised; the file is `out`.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
-    from mrcnn_jax.convert.write import convert
-    from mrcnn_jax.data.split import Part
-
-    export = replace(export, out=out)
-    convert(export, hint=False)
-    return Part(out, export.open_images().folder)

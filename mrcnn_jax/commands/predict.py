@@ -183,15 +183,14 @@ def _pictures(
 def _refuse_large(file: Path, data: DataConfig) -> None:
     """ConfigError, which names --tile, for an image over data.max_pixels."""
     from mrcnn_jax.inference.scenes import AT_ONCE
-    from mrcnn_jax.pixels.decode import header_size
-    from mrcnn_jax.pixels.tiff_windows import open_windows
+    from mrcnn_jax.pixels.decode import header_size, suffix_of
 
     try:
         height, width = header_size(file)
         if height * width <= data.max_pixels:
             return
         way = "--tile 1024 looks at it in tiles"
-        if height * width > AT_ONCE and open_windows(file, max_pixels=AT_ONCE) is None:
+        if height * width > AT_ONCE and suffix_of(file) != ".tiff":
             way = f"saved as a TIFF of 8 or 16 bits in tiles or strips, {way}"
     except ValueError:
         return  # a video, or what reading it will name

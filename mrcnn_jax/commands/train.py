@@ -244,7 +244,10 @@ def _going_on(config: Config, workdir: Path, epochs: float | None, again: str) -
     from mrcnn_jax.runs.checkpoints import Checkpoints
     from mrcnn_jax.runs.hub_folder import is_hub_folder
 
-    meta = Checkpoints(workdir, keep=1).latest()
+    checkpoints = Checkpoints(workdir, keep=1)
+    meta = checkpoints.latest()
+    if meta is None and epochs is None and checkpoints.is_replacing():
+        return config  # opening the run, which keeps others out, puts it back
     if meta is None and is_hub_folder(workdir):
         raise ConfigError(
             f"--resume: {workdir}: a shared model; to train from it: --config FILE --workdir DIR "

@@ -178,13 +178,24 @@ class Checkpoints:
         Call before training, which would go on from an older checkpoint and in time save over it.
         One that a kill caught while it was saved again gets its name back.
         """
-        for hidden in self.folder.glob(f".*.{_REPLACED}"):
-            final = hidden.with_name(hidden.name[1:].removesuffix(f".{_REPLACED}"))
+        for hidden, final in self._replaced():
             if not final.exists():
                 with suppress(FileNotFoundError):  # another process was faster
                     hidden.rename(final)
         for folder in _folders(self.folder):
             _refuse_incomplete(folder)
+
+    def is_replacing(self) -> bool:
+        """Whether a checkpoint is being saved again, or a kill caught it there."""
+        return any(not final.exists() for _, final in self._replaced())
+
+    def _replaced(self) -> list[tuple[Path, Path]]:
+        """The checkpoints that are being saved again: hidden folder and the one that it was."""
+        found = [
+            (hidden, hidden.with_name(hidden.name[1:].removesuffix(f".{_REPLACED}")))
+            for hidden in self.folder.glob(f".*.{_REPLACED}")
+        ]
+        return [(hidden, final) for hidden, final in found if _NAME.fullmatch(final.name)]
 
     def config(self, meta: Meta) -> Config | None:
         """Read the config that was saved with a checkpoint; None if none was.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -14,6 +15,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.structures import Params
 from mrcnn_jax.training.stages import loaded_modules, trained
 from mrcnn_jax.weights.origin import Origin, open_origin
 from mrcnn_jax.weights.published import PUBLISHED
@@ -36,9 +38,20 @@ _MEANING_OF = {
 }
 
 
+class Initial(NamedTuple):
+    """What a run begins with that is not random."""
+
+    variables: Variables
+    """What was loaded."""
+    modules: frozenset[str]
+    """Modules of which all parameters were loaded, and were not random there."""
+    params: Params
+    """The parameters among `variables` that were not random there."""
+
+
 def initial_variables(
     shapes: Variables, config: Config, class_names: Sequence[str] = ()
-) -> tuple[Variables, frozenset[str]]:
+) -> Initial:
     """Reads the part of the variables that `config.init_from` holds, and prints what was loaded.
 
     Every variable of the same path is loaded, without the outputs per class if the config says so,
@@ -50,16 +63,12 @@ def initial_variables(
         config: of the new run.
         class_names: of labels 1..K of the new run, compared with those of the weights.
 
-    Returns:
-        The variables, and the modules that do not begin at random: all of their parameters were
-        loaded, and were not random there.
-
     Raises:
         ConfigError: a file of another kind, another trunk, or a tensor of another shape (named).
     """
     if config.init_from is None:
         _tell_of_random_weights(shapes, config)
-        return {}, frozenset()
+        return Initial({}, frozenset(), {})
     path = Path(config.init_from)
     origin = open_origin(path)
     _refuse_other_trunk(path, origin.model, config.model)
@@ -99,7 +108,12 @@ def initial_variables(
     if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)
     variables = unflatten_dict(loaded, sep="/")
-    return variables, loaded_modules(shapes["params"], variables.get("params", {})) - untrained
+    params = variables.get("params", {})
+    return Initial(
+        variables,
+        loaded_modules(shapes["params"], params) - untrained,
+        {name: leaves for name, leaves in params.items() if name not in untrained},
+    )
 
 
 def _refuse_other_trunk(path: Path, theirs: ModelConfig, ours: ModelConfig) -> None:

@@ -254,13 +254,13 @@ def _open(
     initial: Variables = {}
     if resumed_from is None:
         config = _without_other_classes(config, weights, train_set)
-        initial, modules = initial_variables(shapes, config, train_set.class_names)
+        initial, modules, began = initial_variables(shapes, config, train_set.class_names)
         loaded: tuple[str, ...] | None = tuple(sorted(modules))
+        refuse_random_frozen(config, shapes["params"], modules, began)
     else:
         loaded = resumed_from.loaded
-    if loaded is not None:  # also of a run that goes on: rows may have been added to its table
-        began = initial.get("params", {}) if resumed_from is None else None
-        refuse_random_frozen(config, shapes["params"], loaded, began)
+        if loaded is not None:  # rows may have been added to its table
+            refuse_random_frozen(config, shapes["params"], loaded)
     warn_of_slow_versions()
 
     cache = Path(data.cache) if data.cache else workdir / "data"

@@ -151,6 +151,12 @@ def choose(path: Path, origin: Origin) -> Choice:
     )
 
 
+def fixed_by_runs() -> frozenset[str]:
+    """Dotted names of the fields that a run as weights fixes, whatever is given."""
+    names = (*RESNET, *CONVNEXT, *HEADS, *CASCADE)
+    return frozenset(f"model.{name}" for name in names if name not in _CLASS_AGNOSTIC) | {*IMAGES}
+
+
 def chosen_before(config: Config, saved: Config, given: Collection[str]) -> Config:
     """Gives a config the fields that weights fixed when its run began.
 

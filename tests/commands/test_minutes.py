@@ -194,6 +194,8 @@ def test_a_run_keeps_the_epochs_that_it_began_with(
     assert config.stages[0].optimizer.warmup_steps == 14
     assert config.validate_every_epochs == 24  # at the end alone
     lines = capsys.readouterr().out.splitlines()
+    (row,) = (line for line in lines if line.startswith("validation "))
+    assert "of losses; 5% of the time at most" in row
     (row,) = (line for line in lines if line.startswith("epochs "))
     assert re.split("  +", row) == [
         "epochs",

@@ -108,7 +108,7 @@ def test_weights_set_their_fields_in_what_is_chosen(
     out = capsys.readouterr().out
     assert "\n  model.resnet.depth: 18\n" in out
     assert "ResNet-18, FPN of 128 channels " in out  # in the table
-    assert re.search(r"\n *box heads +3, in a row .* --model.box-head.cascade\n", out)
+    assert re.search(r"\n *box heads +3 .* --model.box-head.cascade\n", out)
     (stage,) = config.stages
     assert stage.losses == ("rpn", "box", "box2", "box3", "mask")
     assert {"box_head2/.*", "box_head3/.*"} < set(stage.patterns)
@@ -248,12 +248,21 @@ def test_a_longer_training_is_told_how_to_go_on(
     assert longer in told("--stages.0.epochs", 30)
     assert "to train it" not in told("--stages.0.epochs", 0.5)
     assert "to train it" not in told("--stages.0.epochs", 30, "--seed", 3)
-    assert "from its weights" not in told("--model.fpn-channels", 24)
+    assert "--minutes 5" in told("--minutes", 5, "--seed", 3)
+    for given in (("--model.fpn-channels", 24), ("--data.shrink", "bilinear")):
+        assert "from its weights" not in told(*given)
+    assert "from its weights" in told("--model.mask-head.class-agnostic")
+    save_config(config, run / "config.json")
+    assert "to train it" not in told("--stages.2.epochs", 30)
+    save_config(replace(config, stages=config.stages[2:]), run / "config.json")
     checkpoint = run / "checkpoints" / latest(run).name
     content = json.loads((checkpoint / "meta.json").read_text())
     (checkpoint / "meta.json").write_text(json.dumps(content | {"stage_complete": False}))
+    (checkpoint / manifest.NAME).unlink()
     manifest.write(checkpoint)
-    assert "to train it" not in told("--stages.0.epochs", 30)
+    line = told("--stages.0.epochs", 30)
+    assert "to train it" not in line
+    assert "from its weights" in line
 
 
 @pytest.mark.parametrize(
@@ -269,6 +278,9 @@ def test_a_cascade_that_nobody_asked_for_gives_way(
     asked = ("--model.box-head.cascade", 0.7, 0.8)
     head = chosen(tiny_data, "--model.box-head.foreground-iou", 0.65, *asked).model.box_head
     assert (head.foreground_iou, head.cascade) == (0.65, (0.7, 0.8))
+    asked = ("--model.box-head.cascade", 0.4, 0.6)
+    head = chosen(tiny_data, "--model.box-head.foreground-iou", 0.3, *asked).model.box_head
+    assert (head.foreground_iou, head.cascade) == (0.3, (0.4, 0.6))
 
 
 @pytest.mark.parametrize("of", ["file", "run"])

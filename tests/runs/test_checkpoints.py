@@ -321,7 +321,8 @@ def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) ->
     folder = run.folder / meta(3).name
     content = json.loads((folder / "meta.json").read_text()) | change
     (folder / "meta.json").write_text(json.dumps(content))
-    manifest.write(folder, [p.relative_to(folder).as_posix() for p in folder.rglob("*.json")])
+    (folder / manifest.NAME).unlink()
+    manifest.write(folder)
     with pytest.raises(ConfigError, match="none of the 1 checkpoints is intact"):
         run.latest()
 
@@ -368,7 +369,9 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(
         with pytest.raises(KeyboardInterrupt):
             run.save(STATE, meta(3, complete=True))
     assert names(run) == [f".{meta(3).name}", f".{meta(3).name}.replaced"]
+    assert run.is_replacing()
     run.refuse_incomplete()
+    assert not run.is_replacing()
     assert run.latest() == meta(3)
     run.save(STATE, meta(3, complete=True))
     assert run.latest() == meta(3, complete=True)

@@ -127,7 +127,7 @@ def test_random_weights_are_told(
     model = replace(FPN, resnet=resnet)
     frozen = () if train == ".*" else (train.replace("(?!", "(?=", 1),)
     config = Config(model=model, stages=joint((ParamGroup(train),), frozen, epochs=1))
-    assert initial_variables(shapes(model), config) == ({}, set())
+    assert initial_variables(shapes(model), config) == ({}, set(), {})
     printed = capsys.readouterr().out
     assert printed.count("\n") == (name is not None)
     if name is not None:
@@ -139,7 +139,7 @@ def test_random_weights_are_told(
 
 def test_random_weights_of_a_convnext_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(model=CONVNEXT, stages=joint((ParamGroup(".*"),), (), epochs=1))
-    assert initial_variables(shapes(CONVNEXT), config) == ({}, set())
+    assert initial_variables(shapes(CONVNEXT), config) == ({}, set(), {})
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("the ConvNeXt starts from random weights, a poor start on photographs")
     assert "--weights torchvision-convnext-tiny --download (https://" in line
@@ -304,8 +304,9 @@ def test_other_classes_are_left_out_when_asked_for(
     # What is loaded in part is not loaded: no stage may build on it before it was trained.
     params = shapes(target)["params"]
     config = Config(model=target, init_from=str(tmp_path), init_without_classes=True)
-    _, partly = initial_variables(shapes(target), config)
-    _, whole = initial_variables(shapes(FPN), Config(model=FPN, init_from=str(tmp_path)))
+    partly = initial_variables(shapes(target), config).modules
+    same = Config(model=FPN, init_from=str(tmp_path))
+    whole = initial_variables(shapes(FPN), same).modules
     assert (whole - partly, partly - whole) == ({"box_head", "mask_head"}, set())
     mask = staged(pretrained=True)[2]
     with pytest.raises(
@@ -320,8 +321,8 @@ def test_other_classes_are_left_out_when_asked_for(
         refuse_random_frozen(Config(model=FPN, stages=staged(pretrained=True)), params, ())
 
 
-def test_a_random_head_that_is_frozen_in_part_is_refused() -> None:
-    """Of a trunk the first layers may be; and what was loaded may be."""
+def test_a_random_head_that_is_frozen_in_part_is_refused(tmp_path: Path) -> None:
+    """Of a trunk the first layers may be, and what was loaded, unless it was random there."""
     params = shapes(FPN)["params"]
     heads = tuple(ParamGroup(f"{name}/.*") for name in ("fpn", "rpn", "mask_head"))
     train = (ParamGroup("resnet/layer4/.*"), ParamGroup("box_head/(logits|deltas)/.*"), *heads)
@@ -337,6 +338,10 @@ def test_a_random_head_that_is_frozen_in_part_is_refused() -> None:
     started = {name: leaf for name, leaf in params["box_head"].items() if name.startswith("fc")}
     refuse_random_frozen(config, params, (), {"box_head": started})
     refuse_random_frozen(config, params, ())
+    write_run(tmp_path, FPN, stages=staged(pretrained=False))
+    _, modules, began = initial_variables(shapes(FPN), Config(model=FPN, init_from=str(tmp_path)))
+    with pytest.raises(ConfigError, match=": box_head in part "):
+        refuse_random_frozen(config, params, modules, began)
 
 
 def test_a_part_that_was_random_in_a_c4_network_makes_the_resnet_random(tmp_path: Path) -> None:
@@ -345,9 +350,10 @@ def test_a_part_that_was_random_in_a_c4_network_makes_the_resnet_random(tmp_path
     stages = staged(pretrained=False, backbone="c4")
     write_run(tmp_path, c4, "resnet", "res5", stages=stages)
     config = Config(model=FPN, init_from=str(tmp_path))
-    _, known = initial_variables(shapes(FPN), config)
+    known = initial_variables(shapes(FPN), config).modules
     assert "resnet" not in known
-    _, known = initial_variables(shapes(C4), Config(model=C4, init_from=str(tmp_path)))
+    same = Config(model=C4, init_from=str(tmp_path))
+    known = initial_variables(shapes(C4), same).modules
     assert known == {"resnet"}
 
 

@@ -1,0 +1,76 @@
+"""The training and the validation file of a user's folder: found, or made of an export."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrcnn_jax.convert.common import Options
+    from mrcnn_jax.data.split import Part
+
+DATASET = "dataset"  # in a run's folder: what was converted and divided for it
+ANNOTATIONS = "annotations.json"  # in it, of an export
+CLASSES = "classes_of_training.txt"  # in it, of an export in two parts
+
+
+def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
+    """Finds the training and the validation file of a folder, or makes them in `workdir`.
+
+    Prints what was found and done. Where an earlier call made them, they are taken as they are.
+
+    Raises:
+        ConfigError: the folder is not understood, or cannot be converted or divided.
+    """
+    from mrcnn_jax.data.split import TRAIN, VAL, existing_split, split, write_record
+    from mrcnn_jax.datasets.recognise import recognise
+
+    out = workdir / DATASET
+    made = existing_split(folder, out)
+    if made is None:
+        found = recognise(folder, without=workdir)
+        print(found.told)
+        if found.train is not None and found.val is not None:
+            return found.train, found.val
+        if found.export is not None and found.val_export is not None:
+            training = converted(found.export, out / TRAIN)
+            export = with_classes_of(training, found.val_export, out / CLASSES)
+            validation = converted(export, out / VAL)
+            write_record(folder, out, training.images, {"rule": "As the export divides them."})
+            return training, validation
+        part = found.train
+        if part is None:
+            assert found.export is not None
+            part = converted(found.export, out / ANNOTATIONS)
+        made = split(part, folder, out)
+    training, validation, line = made
+    print(line)
+    return training, validation
+
+
+def with_classes_of(training: Part, export: Options, file: Path) -> Options:
+    """The validation part of an export, with the classes of training, which are written to `file`,
+    if it lists none itself."""
+    from mrcnn_jax.data.json_values import read_json
+    from mrcnn_jax.output import write_file
+
+    if export.class_names() is not None:  # else those that it has objects of may not be all
+        return export
+    names = [category["name"] for category in read_json(training.annotations)["categories"]]
+    write_file(file, "".join(f"{name}\n" for name in names))
+    return replace(export, categories=file)
+
+
+def converted(export: Options, out: Path) -> Part:
+    """Converts an export that was recognised; the file is `out`.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    from mrcnn_jax.convert.write import convert
+    from mrcnn_jax.data.split import Part
+
+    export = replace(export, out=out)
+    convert(export, hint=False)
+    return Part(out, export.open_images().folder)
