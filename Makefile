@@ -9,7 +9,7 @@ override PIP_CONSTRAINT := $(foreach file,$(PIP_CONSTRAINT),$(or $(realpath $(fi
 export PIP_CONSTRAINT
 endif
 
-.PHONY: demo test test-fast parity gpu-compile package docs lint clean help
+.PHONY: demo test test-fast parity gpu-compile optional package docs lint clean help
 
 help:
 	@echo "make demo       generate data, train, evaluate, draw (19 minutes on 2 slow cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
 	@echo "make gpu-compile  compile for an NVIDIA GPU, which need not be there, and check (3 minutes)"
+	@echo "make optional   test what needs timm, huggingface_hub, ONNX or loggers (they are installed)"
 	@echo "make package    build wheel and sdist into dist/, install each into an empty environment, predict"
 	@echo "make docs       build the documentation's site into build/docs/"
 	@echo "make lint       check style and types"
@@ -76,6 +77,18 @@ gpu-compile: $(VENV)/.installed-dev
 		MRCNN_CUDA_PLUGIN=$$plugin $(BIN)/python -m pytest -n 2 --dist load tests/gpu_compile; \
 	else \
 		echo "make gpu-compile: nothing is compiled, its wheels cannot be installed: $$(echo "$$why" | tail -1)"; \
+	fi
+
+# Packages that single commands need: timm, the Hub, ONNX, loggers, supervision. Last, since no other
+# test has them to lean on.
+optional: $(VENV)/.installed-dev
+	@if why=$$($(BIN)/pip install --quiet -r requirements-hub.txt -r requirements-loggers.txt \
+		-r requirements-onnx.txt 2>&1 && \
+		$(BIN)/pip install --quiet --no-deps timm 'jax2onnx>=0.17.1' supervision 2>&1); then \
+		$(BIN)/python -m pytest -n 2 tests/runs/test_hub.py tests/runs/test_loggers.py \
+			tests/commands/test_export_onnx.py tests/inference/test_results.py tests/parity/test_timm.py; \
+	else \
+		echo "make optional: nothing is tested, its packages cannot be installed: $$(echo "$$why" | tail -1)"; \
 	fi
 
 package: $(VENV)/.installed-dev

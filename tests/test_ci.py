@@ -44,6 +44,7 @@ def test_ci_makes_all_in_the_environment_that_is_named(
         *docs,
         "make --jobs=2 --output-sync=line lint test",
         "make --jobs=2 --output-sync=line package gpu-compile",
+        "make optional",
     ]
 
 

@@ -144,10 +144,13 @@ def fitted(
     if fit > most:
         why += f"; at most {MOST} times the usual {most // MOST}"
     checking = "validation, evaluation" if speed.evaluation else "validation"
-    return Fit(
-        replace(config, stages=(stage,), validate_every_epochs=every),
-        why,
+    spent = (
         f"--minutes {minutes:g}: {speed.step:.3g} s a step, {steps} steps; {used:.0f} s were used, "
         f"{speed.compiling:.0f} s are for compiling, {ending:.0f} s for {checking} and saving at "
-        f"the end, {reserve:.0f} s stay in reserve",
+        f"the end, {reserve:.0f} s stay in reserve"
     )
+    usual = most // MOST
+    if steps < usual:
+        spent += f"; the {usual} steps that are usual need about --minutes "
+        spent += f"{math.ceil((fixed + usual * each) / (1 - RESERVE) / 60)}"
+    return Fit(replace(config, stages=(stage,), validate_every_epochs=every), why, spent)

@@ -20,9 +20,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
+from write_run_fixture import FOLDER
 
+import mrcnn_jax
 from mrcnn_jax import cli
+from mrcnn_jax.commands import share
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.hub_folder import FILES
@@ -331,6 +335,22 @@ def test_what_is_uploaded_is_fetched(site: Hub, model: Path) -> None:
     assert second != address
     assert (hub.fetch("hf://org/name") / "config.json").read_text() == '{"a": 1}'
     assert (hub.fetch(address) / "config.json").read_text() == "{}"
+
+
+def test_a_run_that_was_shared_is_the_same_model(site: Hub, capsys: pytest.CaptureFixture) -> None:
+    share.run(share.Arguments(workdir=FOLDER, to="hf://org/name"))
+    (commit,) = site.repositories["org/name"]
+    assert f"hf://org/name@{commit}" in capsys.readouterr().out
+    found, kept = mrcnn_jax.load(f"hf://org/name@{commit}"), mrcnn_jax.load(FOLDER)
+    assert found.class_names == kept.class_names
+    source = found.run.source
+    assert source is not None
+    assert commit in source.name
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3)).astype(np.uint8)
+    ours, theirs = (model.predict(image) for model in (kept, found))
+    assert len(ours.scores) > 0
+    np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    np.testing.assert_array_equal(ours.scores, theirs.scores)
 
 
 def test_what_was_fetched_needs_no_hub(site: Hub, model: Path) -> None:
