@@ -65,8 +65,8 @@ def test_by_hand() -> None:
     assert found.why == "15 minutes: 738 steps fit, 1 s each"
     assert found.spent == (
         "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling, 5 s for "
-        "validation and saving at the end, 45 s stay in reserve; the 1000 steps that are usual need "
-        "about --minutes 20"  # (80 + 1050) / .95 s
+        "validation and saving at the end, 45 s stay in reserve; the 1000 steps that are usual "
+        "need about --minutes 20"  # (80 + 1050) / .95 s
     )
     same = replace(stage, epochs=20, optimizer=config_of().stages[0].optimizer)
     assert (same,) == config_of().stages  # nothing else is changed
