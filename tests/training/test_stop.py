@@ -64,7 +64,8 @@ def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) ->
         stop.unsaved = unsaved
         sender = threading.Timer(0.1, send)
         sender.start()
-        hashlib.pbkdf2_hmac("sha256", b"", b"", A_SECOND)  # no instruction of Python between
+        seconds = len(signals)  # on a busy machine, too
+        hashlib.pbkdf2_hmac("sha256", b"", b"", seconds * A_SECOND)  # no instruction of Python
         busy = False
         sender.join()
         if stop.save_is_due(Progress(0, 7)):
