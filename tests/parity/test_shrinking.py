@@ -69,7 +69,7 @@ def networks(
         run.config.data,
         short_side=SHORT,
         long_side=LONG,
-        canvases=((SHORT, LONG),),
+        canvases=((SHORT, LONG), (LONG, SHORT)),
     )
     return model, Predictor(replace(run, config=replace(run.config, data=data)))
 
