@@ -13,7 +13,7 @@ endif
 
 help:
 	@echo "make demo       generate data, train, evaluate, draw (19 minutes on 2 slow cores)"
-	@echo "make test       run all tests (8 to 21 minutes on 2 cores)"
+	@echo "make test       run all tests (8 to 37 minutes on 2 cores)"
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"
 	@echo "make gpu-compile  compile for an NVIDIA GPU, which need not be there, and check (3 minutes)"
