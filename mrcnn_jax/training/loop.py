@@ -210,7 +210,7 @@ def _train_stage(
             # Validation takes long, and may need more memory than there is.
             watch.save(progress, state, complete=False)
             stop.obey(progress)
-        _validate(watch, progress, validate, state, took)
+        _end_epoch(watch, progress, validate, state, took)
         if ends or due or stop.is_asked:
             stop.unsaved = True  # Ctrl-C waits for the save
             watch.save(progress, state, complete=run.is_last(progress))
@@ -220,7 +220,7 @@ def _train_stage(
     return variables if run.mesh is None else parallel.to_host(variables)
 
 
-def _validate(
+def _end_epoch(
     watch: Watch, progress: Progress, validate: Any, state: TrainState, took: str
 ) -> None:
     """Does what the end of an epoch asks for, and prints it with what the epoch took.
