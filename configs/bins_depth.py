@@ -8,12 +8,11 @@ errors: docs/depth.md.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import Config
 
 
 def get_config() -> Config:
-    config = load_config_file(Path(__file__).with_name("bins.py"))
+    config = load_config_file("bins")
     return replace(config, name="bins_depth", stages=config.stages[-1:])

@@ -20,7 +20,6 @@ Hardware: one GPU. Time and AP: not yet measured.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import ConvNeXtConfig
@@ -29,7 +28,7 @@ from mrcnn_jax.config.tables import joint
 
 
 def get_config() -> Config:
-    config = load_config_file(Path(__file__).with_name("torchvision_coco.py"))
+    config = load_config_file("torchvision_coco")
     return replace(
         config,
         name="convnext",

@@ -11,7 +11,6 @@ Hardware: 2 CPU cores. AP of the demo, which is this at 160 px: docs/results.md.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.schema import AugmentConfig, Config, ParamGroup
@@ -19,7 +18,7 @@ from mrcnn_jax.config.tables import joint
 
 
 def get_config() -> Config:
-    config = load_config_file(Path(__file__).with_name("shapes.py"))
+    config = load_config_file("shapes")
     model, parts = config.model, ("resnet", "fpn", "rpn", "box_head", "mask_head")
     return replace(
         config,

@@ -10,7 +10,6 @@ Hardware: 2 CPU cores. Its AP: not yet measured.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.optional_heads import with_cascade
@@ -18,7 +17,7 @@ from mrcnn_jax.config.schema import Config
 
 
 def get_config() -> Config:
-    config = load_config_file(Path(__file__).with_name("shapes.py"))
+    config = load_config_file("shapes")
     box_head = replace(
         config.model.box_head, foreground_iou=0.5, class_agnostic=True, cascade=(0.6, 0.7)
     )

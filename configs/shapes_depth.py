@@ -9,7 +9,6 @@ Depth errors: docs/depth.md.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.heads import DepthHeadConfig
@@ -19,7 +18,7 @@ from mrcnn_jax.config.tables import joint
 
 
 def get_config() -> Config:
-    shapes = load_config_file(Path(__file__).with_name("shapes.py"))
+    shapes = load_config_file("shapes")
     adam = shapes.stages[0].optimizer
     modules = ("resnet", "fpn", "rpn", "box_head", "mask_head")
     heads = joint(

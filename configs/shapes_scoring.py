@@ -11,7 +11,6 @@ Hardware: 2 CPU cores, minutes.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
@@ -20,7 +19,7 @@ from mrcnn_jax.config.schema import Config
 
 
 def get_config() -> Config:
-    shapes = load_config_file(Path(__file__).with_name("shapes.py"))
+    shapes = load_config_file("shapes")
     head = MaskIoUHeadConfig(enabled=True, channels=32, hidden=256)
     model = replace(shapes.model, mask_iou_head=head)
     return following_heads(replace(shapes, name="shapes_scoring", model=model))

@@ -125,14 +125,16 @@ def tiny_config(tiny_data: Path, shared: Path) -> Config:
 
 @pytest.fixture
 def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training steps get the machine code that users have: worth its compiling from some hundred
-    steps on."""
+    """Training steps, which donate their state, get the machine code that users have: worth its
+    compiling from some hundred steps on."""
     from mrcnn_jax.training import loop  # late: most tests do without it
 
     chosen = loop.compile_options
 
     def compile_options(**options: Any) -> dict[str, Any]:
         found = chosen(**options)
+        if "donate_argnums" not in options:
+            return found
         effort = {
             "xla_backend_optimization_level": 3,
             "xla_llvm_disable_expensive_passes": False,

@@ -309,6 +309,7 @@ def test_imports_in_python_exist(page: str) -> None:
 
 
 def test_the_table_of_rooms_names_modules() -> None:
+    """All of them, but of commands, which has one of each name, and of the page."""
     rooms = re.findall(
         r"^\| .*?`mrcnn_jax/(\w+)/` \| (.*) \|$", text_of("docs/architecture.md"), re.M
     )
@@ -317,6 +318,9 @@ def test_the_table_of_rooms_names_modules() -> None:
     for name, role in rooms:
         for module in re.findall(r"`([a-z_0-9]+)/?`", role):
             assert module_file(f"mrcnn_jax.{name}.{module}"), f"{name} has no {module}"
+        modules = {path.stem for path in (ROOT / "mrcnn_jax" / name).glob("[!_]*.py")}
+        if name != "commands":
+            assert modules - set(re.findall(r"`([a-z_0-9]+)/?`", role)) == set()
 
 
 # -- links -----------------------------------------------------------------------------------------

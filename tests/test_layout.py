@@ -60,7 +60,6 @@ ELSEWHERE = {
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),
     "mrcnn_jax.runs.state": ("runs/test_checkpoints.py", SHARED + "a dataclass"),
     "mrcnn_jax.structures": ("data/test_loader.py", SHARED + "dataclasses"),
-    "mrcnn_jax.training.wishes": ("training/test_choose.py", "dataclasses: what is given"),
     "mrcnn_jax.weights.family": ("weights/test_families.py", "rules that its families share"),
     "mrcnn_jax.weights.network": ("weights/test_importer.py", "files of all families"),
     "mrcnn_jax.weights.origin": ("training/test_initial.py", "runs that start from both kinds"),

@@ -59,6 +59,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS = (  # and what each answers, by its first words
     ("train --config coco300 --workdir run", "error: data.root: not given"),  # the recipe is read
     (
+        "train --config configs/coco300.py --workdir run",
+        "error: configs/coco300.py: no such config file (the recipe is --config coco300)",
+    ),
+    (
         "train --config coco30 --workdir run",
         "error: coco30: no config file (*.py), and no recipe of configs/: bins, bins_depth, ",
     ),
@@ -184,7 +188,9 @@ def test_the_version_is_the_changelogs() -> None:
     """The newest one that has a date."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
     releases = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    date = re.findall(r"^## \d\S* - (\S+)$", changelog, re.MULTILINE)[0]
     assert releases[0] == __version__
     titles = re.findall(r"^## (.*?)(?: - .*)?$", changelog, re.MULTILINE)
     assert [title for title in titles if title != "Unreleased"] == releases
-    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\ndate-released: {date}\n" in citation

@@ -223,7 +223,7 @@ def test_two_hundred_steps_go_the_same_way(batches: list[Batch]) -> None:
 
 def test_the_same_seed_gives_the_same_bits(batches: list[Batch]) -> None:
     for model in (replace(MODEL_TRAINED, compute_dtype=dtype) for dtype in ("float32", "bfloat16")):
-        runs = [losses(model, batches, 12) for _ in range(2)]
+        runs = [losses(model, batches, 6) for _ in range(2)]
         jax.tree.map(np.testing.assert_array_equal, *runs)
-        other, _ = losses(model, batches, 12, seed=1)
+        other, _ = losses(model, batches, 6, seed=1)
         assert not np.array_equal(other, runs[0][0])

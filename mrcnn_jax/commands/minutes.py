@@ -120,7 +120,10 @@ def fitted(
         seconds / epochs_between
         for seconds, epochs_between in (
             (speed.validation, every),
-            (speed.evaluation + 2 * speed.saving, config.evaluate_every_epochs),
+            (
+                speed.evaluation + 2 * speed.saving,
+                config.evaluate_every_epochs * stage.is_evaluated,
+            ),
         )
         if 0 < epochs_between < epochs
     )

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -31,15 +31,15 @@ from mrcnn_jax.commands.minutes import refuse_contradiction
 from mrcnn_jax.commands.own_data import DATASET
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import (
+    PATHS,
     differences,
     find_start,
     load_config_file,
     load_config_json,
-    with_fields,
+    values_of,
 )
 from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.training.wishes import Wishes
 
 if TYPE_CHECKING:
     from mrcnn_jax.data.records import CocoDataset
@@ -49,8 +49,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Own(FromWeights, Wishes):
+class _Sides:
+    """Fields of `DataConfig` that have to fit each other; None: to be chosen."""
+
+    short_side: int | None = None
+    long_side: int | None = None
+    canvases: tuple[tuple[int, int], ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those given, by dotted name."""
+        values = {f"data.{one.name}": getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Own(FromWeights):
     workdir: Path | None = None
+    init_from: str | None = None
+    minutes: float | None = None
+    data: _Sides = _Sides()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +104,14 @@ class Request:
     """The run has a config; nothing is chosen again."""
     config: Config
     """Its config, or else one that holds what was given and no choice yet."""
-    wishes: Wishes
+    values: Mapping[str, Any]
+    """The fields of it that were given, by dotted name, but `init_from`."""
+    init_from: str | None
     weights: str | None
     download: bool
+    minutes: float | None
     words: tuple[str, ...]
-    """Options that are not among the wishes."""
+    """All options."""
     given: tuple[str, ...]
     """The names of all options."""
     program: str
@@ -126,7 +146,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
         hint = " (a file: name its folder)" if folder.is_file() else ""
         hint = f" (a config goes with --config {folder})" if folder.suffix == ".py" else hint
         raise ConfigError(f"{folder}: no such folder{hint}")
-    own, rest = tyro.cli(_Own, args=plain, prog=program, return_unknown_args=True)
+    own, others = tyro.cli(_Own, args=plain, prog=program, return_unknown_args=True)
     workdir = own.workdir or Path("runs", folder.resolve().name)
     if workdir.resolve() == folder.resolve():
         raise ConfigError(f"--workdir: {workdir} is the folder of the data: name another one")
@@ -136,39 +156,47 @@ def parse(argv: Sequence[str], program: str) -> Request:
     if begun:
         config = load_config_file(workdir / "config.json")  # without the processes that began it
         _refuse_other_folder(config, folder, workdir)
-        rest = list(plain)
+        others = plain
     else:
+        _refuse_files(fields_given(plain))
         # Has the fields that a chosen one has; some options need weights to start from.
         start = own.weights or own.init_from
         config = replace(load_config_file("finetune"), init_from=start)
         # A cascade needs one box for all classes, which what is chosen has where it may be given.
         box_head = replace(config.model.box_head, class_agnostic=True)
         config = replace(config, model=replace(config.model, box_head=box_head))
-    shown = ["--help"] if len(plain) < len(words) else rest
-    fields = _overridden(config, workdir, shown, program)
+    config = tyro.cli(
+        tyro.conf.AvoidSubcommands[_Options],
+        default=_Options(workdir=workdir, fields=config),
+        args=["--help"] if len(plain) < len(words) else others,
+        prog=program,
+        description=__doc__,
+    ).fields
+    values = values_of(config, fields_given(others)) | own.data.given()
     return Request(
         folder=folder,
         workdir=workdir,
         begun=begun,
-        config=fields,
-        wishes=own,
+        config=following_heads(config) if begun else config,
+        values=values,
+        init_from=own.init_from,
         weights=own.weights,
         download=own.download,
-        words=tuple(rest),
+        minutes=own.minutes,
+        words=tuple(plain),
         given=given,
         program=program,
         asked=asked,
     )
 
 
-def _overridden(config: Config, workdir: Path, words: Sequence[str], program: str) -> Config:
-    return tyro.cli(
-        tyro.conf.AvoidSubcommands[_Options],
-        default=_Options(workdir=workdir, fields=config),
-        args=words,
-        prog=program,
-        description=__doc__,
-    ).fields
+def _refuse_files(given: frozenset[str]) -> None:
+    """Raises ConfigError if a field names files of the data set, which the folder holds."""
+    for name in ("root", "folder", *(name for name in PATHS if not name.endswith("_depth"))):
+        require(
+            f"data.{name}" not in given,
+            f"data.{name}: the folder says which files: leave it out, or take a config (--config)",
+        )
 
 
 def _refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
@@ -209,7 +237,7 @@ def run(request: Request) -> None:
     if request.begun:
         _refuse_other_weights(request)
         print(f"{request.workdir}: a run on {request.folder}: nothing is chosen again")
-        if request.wishes.minutes is not None:
+        if request.minutes is not None:
             print("--minutes: the run keeps the epochs that it began with")
         try:
             train(request.config, request.workdir)
@@ -241,7 +269,7 @@ def _train_new(request: Request) -> None:
     from mrcnn_jax.commands.minutes import late, refuse_several_processes
     from mrcnn_jax.training.loop import train
 
-    minutes, settle = request.wishes.minutes, None
+    minutes, settle = request.minutes, None
     if minutes is not None:
         refuse_several_processes()
     opening = chosen_config(request)
@@ -264,13 +292,13 @@ def _settled(request: Request, chosen: Chosen, run: OpenRun) -> Config:
     from mrcnn_jax.commands.minutes import fitted
     from mrcnn_jax.commands.speed import measure
 
-    assert request.wishes.minutes is not None
+    assert request.minutes is not None
     print("--minutes: measuring the speed of this machine", flush=True)
     speed = measure(run)
     fit = fitted(
         run.config,
         speed,
-        minutes=request.wishes.minutes,
+        minutes=request.minutes,
         used=time.monotonic() - request.asked,
         steps_per_epoch=run.steps_per_epoch,
         given=fields_given(request.given),
@@ -322,13 +350,13 @@ def chosen_config(request: Request) -> Opening:
     from mrcnn_jax.weights.origin import open_origin
     from mrcnn_jax.weights.published import locate
 
-    wishes, start, choice, trunk = request.wishes, None, None, None
+    init_from, start, choice, trunk = request.init_from, None, None, None
     if request.weights is not None:
         name = request.weights
         path = parallel.in_turn(lambda: locate(name, download=request.download)).resolve()
-        wishes = replace(wishes, init_from=str(path))
-    if wishes.init_from is not None:
-        path = find_start(wishes.init_from)
+        init_from = str(path)
+    if init_from is not None:
+        path = find_start(init_from)
         origin = open_origin(path)
         if request.weights is not None:
             choice = choose_weights(path, origin)
@@ -339,16 +367,15 @@ def chosen_config(request: Request) -> Opening:
         else:
             trunk = origin.model
     parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
-    data = DataConfig(max_pixels=wishes.data.max_pixels)
+    data = DataConfig(max_pixels=request.config.data.max_pixels)
     train_set, val_set = (
         read_coco(part.annotations.resolve(), part.images.resolve(), data) for part in parts
     )
     train_set.refuse_without_objects()
     device: Device = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    if wishes.init_from is None:
+    if init_from is None:
         of_device = {"cpu": "torchvision-resnet50-v2", "gpu": "torchvision-coco-v1"}
         print(better_start(of_device[device], "training"))
-    asked = request.config.model.box_head.cascade
     known = [bytes_ for bytes_ in parallel.gather(device_memory()) if bytes_ is not None]
     memory = min(known, default=None)
     chosen: Chosen = choose(
@@ -356,29 +383,16 @@ def chosen_config(request: Request) -> Opening:
         val_set,
         device=device,
         devices=Devices(jax.device_count(), memory),
-        wishes=wishes,
+        given=request.values,
+        init_from=init_from,
         start=start,
         trunk=trunk,
-        cascade=asked if "model.box_head.cascade" in fields_given(request.given) else None,
         name=request.folder.resolve().name,
     )
-    chosen = _without_cascade(chosen, request)
-    config = _overridden(chosen.config, request.workdir, request.words, request.program)
+    config = chosen.config
     if choice is not None:
         config = choice.applied(config, fields_given(request.given))
     config = following_heads(config)
-    if wishes.minutes is None:
+    if request.minutes is None:
         print("\n".join(chosen.table(config, request.given)))
     return Opening(config, choice, (train_set, val_set), chosen)
-
-
-def _without_cascade(chosen: Chosen, request: Request) -> Chosen:
-    """The choice without a cascade that nobody asked for, where a field is given that rules it
-    out."""
-    given, head = fields_given(request.given), request.config.model.box_head
-    cascade = chosen.config.model.box_head.cascade
-    agnostic = "model.box_head.class_agnostic" not in given or head.class_agnostic
-    first = head.foreground_iou if "model.box_head.foreground_iou" in given else 0.0
-    if "model.box_head.cascade" in given or (agnostic and first < min(cascade, default=1.0)):
-        return chosen
-    return replace(chosen, config=with_fields(chosen.config, {"model.box_head.cascade": ()}))

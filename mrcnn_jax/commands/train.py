@@ -1,6 +1,6 @@
 """Train Mask R-CNN stage by stage, or go on with a training.
 
-    mrcnn train --config configs/shapes.py --workdir runs/a [--stages.0.epochs 2 ...]
+    mrcnn train --config shapes --workdir runs/a [--stages.0.epochs 2 ...]
     mrcnn train my/ [--workdir runs/my] [--minutes 15]
     mrcnn train --resume runs/a [--epochs 30]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import operator
 import os
 import runpy
 import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
@@ -47,7 +47,9 @@ def load_config_file(path: str | Path) -> Config:
                 f"{path}: no config file (*.py), and no recipe of configs/: {', '.join(recipes)}"
             )
         path = recipes[path.name]
-    require(path.is_file(), f"{path}: no such config file")
+    recipe = RECIPES / path.name
+    hint = f" (the recipe is --config {path.stem})" if recipe.is_file() else ""
+    require(path.is_file(), f"{path}: no such config file{hint}")
     if path.suffix == ".json":
         return dataclasses.replace(load_config_json(path), distributed=DistributedConfig())
     require(path.suffix == ".py", f"{path}: not a Python file (*.py), nor a run's config.json")
@@ -111,8 +113,9 @@ def resolve_paths(config: Config, *, needs_start: bool = True) -> Config:
         require(value.exists(), f"data.{name}: {value}: no such file or folder")
         names[name] = str(value.resolve())
     init_from = config.init_from
-    if init_from is not None and (needs_start or Path(init_from).exists()):
-        init_from = str(find_start(init_from))
+    if init_from is not None:
+        there = needs_start or Path(init_from).exists()
+        init_from = str(find_start(init_from) if there else Path(init_from).resolve())
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
 
 
@@ -145,7 +148,7 @@ def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
 
     Args:
         config: to start from.
-        values: by dotted name, "model.resnet.depth" for example; fields of tables' rows have none.
+        values: by dotted name, "model.resnet.depth" or "stages.0.epochs" for example.
 
     Raises:
         ConfigError: names a field that is unknown or has a value that it may not have.
@@ -153,8 +156,21 @@ def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
     fields = to_dict(config)
     for name, value in values.items():
         *tables, last = name.split(".")
-        functools.reduce(operator.getitem, tables, fields)[last] = value
+        functools.reduce(_entry, tables, fields)[last] = value
     return from_dict(fields)
+
+
+def values_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the fields of `config` among dotted names, as `with_fields` takes them."""
+    fields, found = to_dict(config), {}
+    for name in names:
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            found[name] = functools.reduce(_entry, name.split("."), fields)
+    return found
+
+
+def _entry(table: Any, name: str) -> Any:
+    return table[int(name)] if isinstance(table, list | tuple) else table[name]
 
 
 def _parse(value: Any, hint: Any, where: str) -> Any:

@@ -12,7 +12,6 @@ import re
 from mrcnn_jax.config.schema import (
     BOX_LOSSES,
     Config,
-    Loss,
     OptimizerConfig,
     ParamGroup,
     StageConfig,
@@ -61,33 +60,37 @@ def with_cascade(table: tuple[StageConfig, ...], heads: int) -> tuple[StageConfi
     """Adds the further box heads of a cascade (`BoxHeadConfig.cascade`) to a table.
 
     A row that trains the box head alone is followed by a copy for each further head, which trains
-    that one alone. Any other row does with the further heads what it does with the first.
+    that one alone. Any other row does with the further heads what it does with the first. A table
+    that names them in a loss or a pattern gets what is missing beside it, and no row.
 
     Args:
         table: stages of a network without a cascade; patterns of the box head begin with its name.
         heads: number of further heads, 1 or 2.
     """
+    patterns = [pattern for row in table for pattern in row.patterns]
+    has_loss = any("box2" in row.losses for row in table)
+    named = any("box_head2" in pattern for pattern in patterns)
+    covered = named or any(re.fullmatch(one, "box_head2/logits/kernel") for one in patterns)
     rows: list[StageConfig] = []
     for row in table:
-        if row.losses == ("box",):
+        if row.losses == ("box",) and not (has_loss or named):
             rows += (_of_box_head(row, number, heads) for number in range(1 + heads))
             continue
-        losses = (
-            (loss, *(BOX_LOSSES[1 : 1 + heads] if loss == "box" else ())) for loss in row.losses
-        )
-        further = (
-            dataclasses.replace(group, pattern=pattern)
-            for group in row.train
-            for pattern in _of_further_heads(group.pattern, heads)
-        )
-        rows.append(
-            dataclasses.replace(
-                row,
-                losses=tuple(itertools.chain.from_iterable(losses)),
-                train=(*row.train, *further),
-                frozen=_with_further_heads(row.frozen, heads),
+        trains = not named or any("box_head2" in group.pattern for group in row.train)
+        if trains and not has_loss and row.losses != ("box",):
+            losses = (
+                (loss, *(BOX_LOSSES[1 : 1 + heads] if loss == "box" else ())) for loss in row.losses
             )
-        )
+            row = dataclasses.replace(row, losses=tuple(itertools.chain.from_iterable(losses)))
+        if not covered:
+            further = (
+                dataclasses.replace(group, pattern=pattern)
+                for group in row.train
+                for pattern in _of_further_heads(group.pattern, heads)
+            )
+            frozen = _with_further_heads(row.frozen, heads)
+            row = dataclasses.replace(row, train=(*row.train, *further), frozen=frozen)
+        rows.append(row)
     return tuple(rows)
 
 
@@ -175,20 +178,27 @@ def _without_mask_iou(pattern: str) -> str:
 
 
 def following_heads(config: Config) -> Config:
-    """Adds what the table lacks of the network's cascade and mask-IoU head.
-
-    A table that names one of these heads, in a pattern or a loss, stays as it is in that.
-    """
+    """Adds what the table lacks of the network's cascade and mask-IoU head."""
     model, stages = config.model, config.stages
     cascade = len(model.box_head.cascade)
-    if cascade > 0 and not _names(stages, "box2", "box_head2"):
+    if cascade > 0:
         stages = with_cascade(stages, cascade)
-    if model.mask_iou_head.enabled and not _names(stages, "mask_iou", "mask_iou_head"):
-        stages = with_mask_iou(stages)
+    if model.mask_iou_head.enabled:
+        named = any(
+            "mask_iou" in row.losses or any("mask_iou_head" in one for one in row.patterns)
+            for row in stages
+        )
+        stages = tuple(map(_with_both, stages)) if named else with_mask_iou(stages)
     return dataclasses.replace(config, stages=stages)
 
 
-def _names(table: tuple[StageConfig, ...], loss: Loss, module: str) -> bool:
-    return any(
-        loss in row.losses or any(module in pattern for pattern in row.patterns) for row in table
-    )
+def _with_both(row: StageConfig) -> StageConfig:
+    """A row that names the mask-IoU head by its loss or its pattern, with the other one."""
+    if any("mask_iou_head" in group.pattern for group in row.train):
+        if "mask" in row.losses and "mask_iou" not in row.losses:
+            return dataclasses.replace(row, losses=(*row.losses, "mask_iou"))
+    elif not any(re.fullmatch(pattern, _PROBE) for pattern in row.patterns):
+        if "mask_iou" in row.losses:
+            return dataclasses.replace(row, train=(*row.train, ParamGroup(MASK_IOU)))
+        return dataclasses.replace(row, frozen=(*row.frozen, MASK_IOU))
+    return row

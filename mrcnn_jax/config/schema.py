@@ -264,6 +264,11 @@ class StageConfig:
         """Of all parameters, trained ones first."""
         return (*(group.pattern for group in self.train), *self.frozen)
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether AP and depth are measured in training: the stage trains masks or depth."""
+        return not {"mask", "mask_iou", "depth"}.isdisjoint(self.losses)
+
     def __post_init__(self) -> None:
         require(
             re.fullmatch(r"[a-z0-9_]+", self.name) is not None,

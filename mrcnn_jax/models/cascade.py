@@ -146,7 +146,8 @@ def cascade_detections(
     """The best boxes of each image of a batch: those of the last head.
 
     Their scores are the means of the probabilities that each head has for the box that it was
-    given, as in detectron2 and mmdetection; the authors' code runs all heads on the last boxes.
+    given, as in detectron2. mmdetection takes the mean of the logits; the authors' code runs all
+    heads on the last boxes.
 
     Args:
         proposals: of each image, canvas pixels.

@@ -259,7 +259,7 @@ def open_data(
     # A run that was trained keeps the absolute paths of its data.
     if not json_path.is_absolute() and annotations is None:
         raise ConfigError(
-            f"{workdir}: its config names no data set: give --annotations and --images"
+            f"{workdir}: its config names no data set (eval takes --annotations and --images)"
         )
     cache = Path(data.cache) if data.cache else workdir / "data"
     data = replace(data, class_names=())  # the run's categories say more

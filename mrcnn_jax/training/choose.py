@@ -6,13 +6,14 @@ The constants come from recipes that were tried (`training.recipes`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
 from mrcnn_jax.data.loader import repeat_factors
@@ -27,8 +28,7 @@ from mrcnn_jax.training.fitting import (
     choose_scales,
     object_sides,
 )
-from mrcnn_jax.training.recipes import Start, recipe_for
-from mrcnn_jax.training.wishes import DataWishes, Wishes
+from mrcnn_jax.training.recipes import NAMES, Start, recipe_for
 
 SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
 LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
@@ -46,8 +46,8 @@ OF_NETWORK = {  # by the name of the recipe
     "finetune_cpu": "torchvision's, half as wide around the {} of the weights: fast on a CPU",
 }
 VALIDATION = "validation"
+NOTHING: Mapping[str, Any] = {}
 OTHERS = "other --weights"  # what changes a choice that weights fix
-NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
 TRAINED: dict[tuple[str, Trunk], str] = {
     ("finetune", "resnet"): "all but the stem, res2 and batch norms",
     ("finetune", "convnext"): "all but the stem and its first stage",
@@ -62,10 +62,10 @@ def choose(
     *,
     device: Device,
     devices: Devices = ONE,
-    wishes: Wishes,
+    given: Mapping[str, Any] = NOTHING,
+    init_from: str | None = None,
     start: Start | None = None,
     trunk: ModelConfig | None = None,
-    cascade: tuple[float, ...] | None = None,
     name: str = "own",
 ) -> Chosen:
     """Chooses a config for a data set; the paths in it are those of the data sets.
@@ -74,74 +74,75 @@ def choose(
         train: training images, with one object at least.
         val: validation images.
         device, devices: what trains.
-        wishes: values that are given; those that depend on them follow.
-        start: the run that `wishes.init_from` names; None: it names a file with a trunk alone, or
-            nothing, and weights are random.
-        trunk: the network that that file has the trunk of.
-        cascade: `BoxHeadConfig.cascade` as it is given, for which there has to be memory.
+        given: fields by dotted name, "stages.0.epochs" for example. They are not chosen; those that
+            depend on them follow.
+        init_from, start, trunk: what training starts from, as of `recipe_for`.
         name: of the config.
 
     Raises:
-        ConfigError: a value given cannot be used; a start of which no training is known.
+        ConfigError: a value given cannot be used; a network or start for which nothing is chosen.
     """
-    recipe = recipe_for(device, wishes, start, trunk)
-    data, of_data = _data(train, val, device, recipe, wishes.data)
+    recipe = recipe_for(device, given, init_from=init_from, start=start, trunk=trunk)
+    data, of_data = _data(train, val, device, recipe, given)
     if start is not None:
         data = replace(data, shrink=start.shrink)
-        why = f"as for {wishes.init_from}"
+        why = f"as for {init_from}"
         changed_by = "--data.shrink" if "data.shrink" in start.presumed else OTHERS
         of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, (changed_by,)))
-    model, of_model = _model(train, val, device, data, recipe, wishes, start)
-    built = model
-    if cascade is not None:
-        head = replace(model.box_head, class_agnostic=True, foreground_iou=0.0, cascade=cascade)
-        built = replace(model, box_head=head)
-    data, stage, of_stage = _training(train, device, devices, data, built, recipe, wishes)
-    config = Config(
-        name=name,
+    model, of_model = _model(train, val, device, data, recipe, given, start)
+    draft = with_fields(replace(recipe, name=name, data=data, model=model), given)
+    data, stage, of_stage = _training(train, device, devices, draft, recipe, given)
+    chosen = replace(
+        draft,
         data=data,
-        model=model,
         stages=(stage,),
-        init_from=wishes.init_from,
         init_without_classes=start is not None and not start.fits(train.class_names),
         validate_every_epochs=math.ceil(stage.epochs / 10),
     )
-    return Chosen(config, (*of_data, *of_model, *of_stage))
+    return Chosen(with_fields(chosen, given), (*of_data, *of_model, *of_stage))
 
 
 # -- data ------------------------------------------------------------------------------------------
 
 
 def _data(
-    train: CocoDataset, val: CocoDataset, device: Device, recipe: Config, wishes: DataWishes
+    train: CocoDataset,
+    val: CocoDataset,
+    device: Device,
+    recipe: Config,
+    given: Mapping[str, Any],
 ) -> tuple[DataConfig, list[Row]]:
-    if wishes.canvases is not None:
-        DataConfig(short_side=1, long_side=1, canvases=wishes.canvases)  # refuses what is none
+    short_given, long_given, canvases_given = (
+        given.get(f"data.{name}") for name in ("short_side", "long_side", "canvases")
+    )
+    if canvases_given is not None:
+        DataConfig(short_side=1, long_side=1, canvases=canvases_given)  # refuses what is none
     sides = np.array([(i.height, i.width) for i in (*train.images, *val.images)])
     short, long = sides.min(1), sides.max(1)
     own, aspect = np.quantile(short, 0.1), np.quantile(long / short, WITHIN[device])
-    most = min(SHORT_SIDE[device], wishes.long_side or SHORT_SIDE[device])
+    most = min(SHORT_SIDE[device], long_given or SHORT_SIDE[device])
     short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
     why = f"most on a {device.upper()}"
     if short_side < most:
         why = f"enlarges 9 images in 10 by at most {ENLARGED}; {SMALLEST} at least"
-    if wishes.canvases is not None:
-        short_side = min(short_side, *(min(canvas) for canvas in wishes.canvases))
+    if canvases_given is not None:
+        short_side = min(short_side, *(min(canvas) for canvas in canvases_given))
         why = "as the canvases given"
-    short_side = short_side if wishes.short_side is None else wishes.short_side
+    short_side = short_side if short_given is None else short_given
     long_side = min(MULTIPLE * round(short_side * aspect / MULTIPLE), LONG_SIDE[device])
     long_side = max(long_side, short_side)
-    if wishes.canvases is not None:
-        long_side = min(long_side, max(max(canvas) for canvas in wishes.canvases))
-    long_side = long_side if wishes.long_side is None else wishes.long_side
+    if canvases_given is not None:
+        long_side = min(long_side, max(max(canvas) for canvas in canvases_given))
+    long_side = long_side if long_given is None else long_given
     if not 0 < short_side <= long_side:  # before anything is computed from them
         raise ConfigError("data.short_side: must be in 1..data.long_side")
     resized = [
         resize_plan(height, width, short_side, long_side, [(long_side, long_side)])[1]
         for height, width in sides.tolist()
     ]
-    canvases = wishes.canvases or choose_canvases(resized, short_side, long_side)
-    counts = _counts(train) + _counts(val)
+    canvases = canvases_given or choose_canvases(resized, short_side, long_side)
+    most_objects = max(_counts(train) + _counts(val))
+    pasted = most_objects if recipe.data.augment.copy_paste > 0 else 0
     crowds = [sum(o.iscrowd for o in i.objects) for i in (*train.images, *val.images)]
     data = DataConfig(
         root=None,
@@ -153,9 +154,8 @@ def _data(
         short_side=short_side,
         long_side=long_side,
         canvases=canvases,
-        max_objects=max(16, _rounded(max(counts), 8)),
+        max_objects=max(16, _rounded(most_objects + pasted, 8)),
         max_ignored=max(20, _rounded(max(crowds), 8)),
-        max_pixels=wishes.max_pixels,
         augment=recipe.data.augment,
     )
     used = [
@@ -196,7 +196,7 @@ def _data(
         Row(
             "most objects",
             lambda c: f"{c.data.max_objects}",
-            f"an image has up to {max(counts)}",
+            f"an image has up to {most_objects}" + (", and as many are pasted" if pasted else ""),
             ("--data.max-objects",),
         ),
     ]
@@ -224,20 +224,17 @@ def _model(
     device: Device,
     data: DataConfig,
     recipe: Config,
-    wishes: Wishes,
+    given: Mapping[str, Any],
     start: Start | None,
 ) -> tuple[ModelConfig, list[Row]]:
+    base = recipe.model
+    why = OF_NETWORK[recipe.name].format(NAMES[base.trunk])
     if start is not None:
-        base, why = start.model, f"that of {wishes.init_from}"
-        if base.backbone != "fpn":
-            raise ConfigError(
-                f"init_from: {wishes.init_from}: a C4 network, for which nothing is chosen: write "
-                "a config (configs/coco300_c4.py is one)"
-            )
-    else:
-        base, why = recipe.model, OF_NETWORK[recipe.name].format(NAMES[recipe.model.trunk])
+        why = f"that of {recipe.init_from}"
     sides = object_sides(train, data)
-    scales = choose_scales(sides, _usual_scale(base, data, start))
+    scales = base.rpn.scales
+    if "model.rpn.scales" not in given:
+        scales = choose_scales(sides, _usual_scale(base, data, start))
     low, high = np.quantile(sides, (0.05, 0.95))
     most = max(_counts(train) + _counts(val))
     typical = float(np.median([count for count in _counts(train) if count]))
@@ -248,7 +245,8 @@ def _model(
         rpn = replace(
             rpn, pre_nms=max(500, few), train_pre_nms=None, proposals=few, train_proposals=None
         )
-        box_head = replace(box_head, samples=min(box_head.samples, 128))
+        if "model.box_head.samples" not in given:
+            box_head = replace(box_head, samples=min(box_head.samples, 128))
         of_cpu.append(
             Row(
                 "proposals, box samples",
@@ -273,9 +271,15 @@ def _model(
         roi=replace(base.roi, canonical_size=7.0 * scales[0]),
         box_head=replace(box_head, detections=max(100, 2 * most)),
         mask_head=replace(base.mask_head, train_on="box_samples", samples=masks),
-        depth_head=DepthHeadConfig(),
-        mask_iou_head=replace(base.mask_iou_head, enabled=False),
     )
+    changed_by: tuple[str, ...] = ("--model.resnet.depth", "--model.fpn-channels")
+    if base.trunk == "convnext":
+        sizes = ("--model.convnext.blocks", "--model.convnext.channels")
+        changed_by = ("--model.trunk", *sizes, "--model.fpn-channels")
+    if recipe.init_from is not None:
+        changed_by = (OTHERS, *([] if start else ["--model.fpn-channels"]))
+    names = ("cascade", "class_agnostic", "foreground_iou")
+    of_cascade = {f"model.box_head.{name}" for name in names}
     of_heads = [
         Row(
             "box heads",
@@ -289,12 +293,9 @@ def _model(
             "network",
             lambda c: f"{c.model.trunk_name}, FPN of {c.model.fpn_channels} channels",
             why,
-            (
-                *([OTHERS] if wishes.init_from else ["--model.resnet.depth"]),
-                *([] if start else ["--model.fpn-channels"]),
-            ),
+            changed_by,
         ),
-        *(of_heads if base.box_head.cascade else ()),
+        *(of_heads if base.box_head.cascade or of_cascade & set(given) else ()),
         Row(
             "anchors, px",
             lambda c: (
@@ -333,38 +334,43 @@ def _training(
     train: CocoDataset,
     device: Device,
     devices: Devices,
-    data: DataConfig,
-    model: ModelConfig,
+    draft: Config,
     recipe: Config,
-    wishes: Wishes,
+    given: Mapping[str, Any],
 ) -> tuple[DataConfig, StageConfig, list[Row]]:
-    (stage,), source = recipe.stages, f"configs/{recipe.name}.py"
+    (stage,), source, data = recipe.stages, f"configs/{recipe.name}.py", draft.data
     optimizer, trained = stage.optimizer, "everything"
-    why_trained = "weights are random" if wishes.init_from is None else "batch norms are live"
+    why_trained = "weights are random" if recipe.init_from is None else "batch norms are live"
     if stage.frozen:
         trained, why_trained = TRAINED[recipe.name, recipe.model.trunk], f"as in {source}"
+    if any(field.startswith(("stages.0.train.", "stages.0.frozen")) for field in given):
+        trained, why_trained = "by the patterns of the stage", "given"
+    if not data.keep_empty:
+        train = train.with_images(i for i in train.images if any(not o.iscrowd for o in i.objects))
     threshold, rare = choose_repeats(train)
+    threshold = given.get("data.repeat_threshold", threshold)
     images = int(repeat_factors(train, threshold).sum())
     of_batch = source
-    if recipe.model.trunk == "convnext" and device == "gpu":
+    if recipe.model.trunk == "convnext" and recipe.init_from and device == "gpu":
         of_batch = "configs/convnext.py, halved"
-    chosen = choose_batch(optimizer, of_batch, device, devices, data, model, images)
-    batch = chosen.size if wishes.data.batch_size is None else wishes.data.batch_size
+    chosen = choose_batch(optimizer, of_batch, device, devices, data, draft.model, images)
+    batch = given.get("data.batch_size", chosen.size)
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
-    of_rate = "the recipe's rate, whatever the batch"
+    of_update = batch * optimizer.accumulate_steps
+    rate, of_rate = optimizer.learning_rate, "the recipe's rate, whatever the batch"
     if optimizer.name == "sgd":
-        rate, of_rate = rate_for(optimizer, batch)
-        optimizer = replace(optimizer, learning_rate=rate, batch_size=batch)
+        rate, of_rate = rate_for(optimizer, of_update)
+    optimizer = replace(optimizer, learning_rate=rate, batch_size=of_update)
     least, most = EPOCHS[device]
-    views = RANDOM_VIEWS if wishes.init_from is None else VIEWS[device]
+    views = RANDOM_VIEWS if recipe.init_from is None else VIEWS[device]
     epochs: float = min(max(round(views / images), least), most)
     if device == "gpu":
         epochs = max(1, min(epochs, MOST_VIEWS // images))
-    epochs = epochs if wishes.stages[0].epochs is None else wishes.stages[0].epochs
-    updates = epochs * math.ceil(images / batch)
+    epochs = given.get("stages.0.epochs", epochs)
+    updates = epochs * math.ceil(images / batch) / optimizer.accumulate_steps
     warmup = int(max(0, min(WARMUP, updates // 10)))  # other checks name what is below 0
     stage = replace(stage, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
-    why = f"{views} images shown would be {views / images:.3g}; {least} to {most} are allowed"
+    why = f"{views} images shown would be {views / images:.4g}; {least} to {most} are allowed"
     if epochs < least:
         why = f"at most {MOST_VIEWS} images shown"
     return (

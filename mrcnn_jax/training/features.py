@@ -79,15 +79,15 @@ def refuse_unusable_cache(
     """
     if config.cache_features == "off":
         return
+    wanted = {m for stage in config.stages if (m := frozen_modules(stage, shapes, config))}
+    if not wanted:
+        raise ConfigError("cache_features: every stage trains the backbone or the FPN")
     if config.data.augment != AugmentConfig():
         raise ConfigError(
             "cache_features: images are augmented (data.augment), so no features come twice"
         )
     if jax.device_count() > 1:
         raise ConfigError(f"cache_features: needs one device, there are {jax.device_count()}")
-    wanted = {m for stage in config.stages if (m := frozen_modules(stage, shapes, config))}
-    if not wanted:
-        raise ConfigError("cache_features: every stage trains the backbone or the FPN")
     size = sum(
         _bytes(config, split, _layout(config, model, shapes, modules, canvas), canvas)
         for modules in wanted

@@ -24,6 +24,7 @@ from mrcnn_jax.weights.published import PUBLISHED
 _CLASSES = r"params/box_head[23]?/logits/(kernel|bias)"
 _BOXES = r"params/box_head[23]?/deltas/(kernel|bias)"
 _MASKS = r"params/(mask_head/(points/)?logits|mask_iou_head/ious)/(kernel|bias)"
+_MASK_LOGITS = "mask_head/logits/kernel"
 # Fields that change the meaning of the same parameters: of the trunk's, and of others.
 _MEANING = (
     "model.pixel_mean",
@@ -64,7 +65,8 @@ def initial_variables(
         class_names: of labels 1..K of the new run, compared with those of the weights.
 
     Raises:
-        ConfigError: a file of another kind, another trunk, or a tensor of another shape (named).
+        ConfigError: a file of another kind, another trunk, a tensor of another shape (named), or
+            masks that another activation reads and no stage trains.
     """
     if config.init_from is None:
         _tell_of_random_weights(shapes, config)
@@ -105,6 +107,8 @@ def initial_variables(
             f"({sum(path.startswith('params/') for path in loaded)} tensors); {others}: random"
         )
     _warn_of_other_constants(path, origin, config, loaded)
+    if f"params/{_MASK_LOGITS}" in loaded:
+        _refuse_other_masks(path, origin.model, config)
     if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)
     variables = unflatten_dict(loaded, sep="/")
@@ -183,6 +187,20 @@ def _warn_of_other_constants(
     changed = [f"{name}: {a!r} -> {b!r}" for name, (a, b) in pairs.items() if a != b]
     if changed:
         print(f"warning: {path} was trained with other constants: {'; '.join(changed)}")
+
+
+def _refuse_other_masks(path: Path, theirs: ModelConfig, config: Config) -> None:
+    """Softmax over the classes reads other masks from the same outputs than a sigmoid for each."""
+    there, here = theirs.mask_head.loss, config.model.mask_head.loss
+    if (there == "softmax") == (here == "softmax"):
+        return
+    line = f"{path} has masks trained by {there}, and model.mask_head.loss is {here}"
+    trained = [group.pattern for stage in config.stages for group in stage.train]
+    if not any(re.fullmatch(pattern, _MASK_LOGITS) for pattern in trained):
+        raise ConfigError(
+            f"init_from: {line}: no stage trains them again (--model.mask-head.loss {there})"
+        )
+    print(f"warning: {line}: they are wrong until they have been trained")
 
 
 def _warn_of_other_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:

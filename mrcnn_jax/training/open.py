@@ -192,7 +192,8 @@ def _began_with(init_from: str | None, workdir: Path) -> bool:
     saved = workdir / "config.json"
     if not (workdir / "checkpoints").is_dir() or not saved.exists():
         return False
-    return load_config_json(saved).init_from == init_from
+    began = load_config_json(saved).init_from
+    return began == init_from or (init_from is not None and began == str(Path(init_from).resolve()))
 
 
 @contextmanager

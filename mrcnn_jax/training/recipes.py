@@ -2,20 +2,31 @@
 
 `configs/finetune.py` from imported weights, on a CPU `configs/finetune_cpu.py` from those of a
 ResNet alone, and `configs/scratch.py` from random ones. With a ConvNeXt in place of the ResNet they
-are the same but for optimiser and layers trained.
+are the same but for optimiser and layers trained. Fields that a user gives replace theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.errors import ConfigError, require
+from mrcnn_jax.config.files import load_config_file, with_fields
+from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Config, ParamGroup, Shrink
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.training.batch import LARGEST, Device
-from mrcnn_jax.training.wishes import Wishes
+
+NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
+# Fields of a recipe that a choice is computed from, whatever is given in their place.
+_KEPT = ("stages.0.optimizer.learning_rate", "stages.0.optimizer.batch_size")
+# Networks for which nothing is chosen: the field, its value in others, a config that has another.
+_NOT_CHOSEN = (
+    ("model.backbone", "fpn", "coco300_c4"),
+    ("model.depth_head.kind", "none", "shapes_depth"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,30 +48,108 @@ class Start:
 
 
 def recipe_for(
-    device: Device, wishes: Wishes, start: Start | None, trunk: ModelConfig | None
+    device: Device,
+    given: Mapping[str, Any],
+    *,
+    init_from: str | None = None,
+    start: Start | None = None,
+    trunk: ModelConfig | None = None,
 ) -> Config:
     """The config that the network, the stage and the augmentation are taken from.
 
     Args:
         device: what trains.
-        wishes: values that are given, of which `init_from` counts.
-        start: the run that `wishes.init_from` names; None: it names a file with a trunk alone, or
-            nothing, and weights are random.
+        given: fields by dotted name, which replace the recipe's. What they rule out of a recipe,
+            and nobody asked for, gives way: a cascade, for example, to a box per class.
+        init_from: weights to start from; None: random ones.
+        start: the run that `init_from` names; None: it names a file with a trunk alone, or nothing.
         trunk: the network that that file has the trunk of.
+
+    Raises:
+        ConfigError: a field is given that no recipe goes with.
     """
-    if wishes.init_from is None:
-        return load_config_file("scratch")
+    for field, usual, example in _NOT_CHOSEN:
+        require(
+            given.get(field, usual) == usual,
+            f"{field}: {given.get(field)}: nothing is chosen for such a network: write a config "
+            f"(configs/{example}.py is one)",
+        )
+    recipe = replace(_recipe(device, given, init_from, start, trunk), init_from=init_from)
+    (stage,) = recipe.stages
+    norm = given.get("model.resnet.norm", recipe.model.resnet.norm)
+    if recipe.model.trunk == "resnet" and norm == "live":  # trained as a whole
+        everything = load_config_file("scratch").stages[0].train
+        table = joint(everything, epochs=stage.epochs, optimizer=stage.optimizer)
+        recipe = replace(recipe, stages=table)
+    fields = {
+        field: value
+        for field, value in given.items()
+        if field not in _KEPT and (field.startswith("data.augment.") or field[:5] != "data.")
+    }
+    recipe = with_fields(recipe, _giving_way(recipe.model, given) | fields)
+    optimizer = recipe.stages[0].optimizer
+    require(
+        optimizer.name == stage.optimizer.name or "stages.0.optimizer.learning_rate" in given,
+        f"stages.0.optimizer.name: {optimizer.name}: give --stages.0.optimizer.learning-rate as "
+        f"well: the one that would be chosen is for {stage.optimizer.name}",
+    )
+    other: Trunk = "convnext" if recipe.model.trunk == "resnet" else "resnet"
+    for field in given:
+        require(
+            not field.startswith(f"model.{other}."),
+            f"{field}: this network has a {NAMES[recipe.model.trunk]}, no {NAMES[other]}",
+        )
+    return recipe
+
+
+def _recipe(
+    device: Device,
+    given: Mapping[str, Any],
+    init_from: str | None,
+    start: Start | None,
+    trunk: ModelConfig | None,
+) -> Config:
+    """The recipe before other fields are given, with the network that training starts from."""
+    there, asked = trunk if start is None else start.model, given.get("model.trunk")
+    if there is not None and asked not in (None, there.trunk):
+        raise ConfigError(
+            f"model.trunk: {asked}, but {init_from} needs a config with {there.trunk}"
+        )
+    if init_from is None:
+        recipe = load_config_file("scratch")
+        return _around_convnext(recipe, device) if asked == "convnext" else recipe
     if start is None:
         recipe = load_config_file("finetune_cpu" if device == "cpu" else "finetune")
         return recipe if trunk is None else _around(trunk, recipe, device)
+    require(
+        start.model.backbone == "fpn",
+        f"init_from: {init_from}: a C4 network, for which nothing is chosen: write a config "
+        "(configs/coco300_c4.py is one)",
+    )
     recipe = load_config_file("finetune")
     if start.model.trunk == "convnext":
-        return _around_convnext(recipe, device)
-    if start.model.resnet.norm == "live":
-        everything = load_config_file("scratch").stages[0].train
-        stages = joint(everything, epochs=1, optimizer=recipe.stages[0].optimizer)
-        recipe = replace(recipe, stages=stages)
-    return recipe
+        recipe = _around_convnext(recipe, device)
+    without = replace(start.model.mask_iou_head, enabled=False)
+    model = replace(start.model, depth_head=DepthHeadConfig(), mask_iou_head=without)
+    return replace(recipe, model=model)
+
+
+def _giving_way(model: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Other values of fields that what is given rules out; they do not replace what is given."""
+    box, mask = "model.box_head.", "model.mask_head."
+    fields: dict[str, Any] = {}
+    agnostic = given.get(f"{box}class_agnostic", model.box_head.class_agnostic)
+    first = given.get(f"{box}foreground_iou", model.box_head.foreground_iou)
+    if given.get(f"{box}cascade"):
+        fields[f"{box}class_agnostic"] = True
+    elif not agnostic or first >= min(model.box_head.cascade, default=1.0):
+        fields[f"{box}cascade"] = ()
+    loss = given.get(f"{mask}loss", model.mask_head.loss)
+    if loss != "bce":
+        fields[f"{mask}soft_targets"] = False
+    if loss == "softmax":
+        fields[f"{mask}class_agnostic"] = False
+    return fields
 
 
 def _around(trunk: ModelConfig, recipe: Config, device: Device) -> Config:
@@ -79,15 +168,18 @@ def _around(trunk: ModelConfig, recipe: Config, device: Device) -> Config:
 
 
 def _around_convnext(recipe: Config, device: Device) -> Config:
-    """`recipe` with a ConvNeXt, trained by AdamW as configs/convnext.py does.
+    """`recipe` with a ConvNeXt, by AdamW as in configs/convnext.py where it has SGD.
 
-    The same of its stages are trained, with all their norms.
+    The same of its stages are trained, with all their norms; without weights everything.
     """
     (stage,), like = recipe.stages, load_config_file("convnext")
     first, *heads = stage.train
-    last = "4" if recipe.name == "finetune_cpu" else "234"
-    trained = ParamGroup(f"convnext/(stage[{last}]|norm[2345])/.*", first.lr_scale)
-    others = "".join(number for number in "1234" if number not in last)
+    trained, frozen = ParamGroup("convnext/.*"), tuple[str, ...]()
+    if stage.frozen:
+        last = "4" if recipe.name == "finetune_cpu" else "234"
+        others = "".join(number for number in "1234" if number not in last)
+        trained = ParamGroup(f"convnext/(stage[{last}]|norm[2345])/.*", first.lr_scale)
+        frozen = (f"convnext/(stem|stage[{others}])/.*",)
     optimizer = stage.optimizer
     if optimizer.name == "sgd":
         batch = LARGEST if device == "gpu" else optimizer.batch_size
@@ -97,7 +189,7 @@ def _around_convnext(recipe: Config, device: Device) -> Config:
         model=replace(recipe.model, trunk="convnext"),
         stages=joint(
             (trained, *heads),
-            (f"convnext/(stem|stage[{others}])/.*",),
+            frozen,
             epochs=stage.epochs,
             optimizer=optimizer,
         ),

@@ -135,8 +135,7 @@ class Watch:
     def is_evaluated(self, progress: Progress) -> bool:
         """Whether AP and depth are measured at this end of an epoch or of the stage."""
         config, stage = self.run.config, self.run.config.stages[progress.stage_index]
-        measured = {"mask", "mask_iou", "depth"} & set(stage.losses)
-        every = config.evaluate_every_epochs if measured else 0
+        every = config.evaluate_every_epochs if stage.is_evaluated else 0
         epoch = self.run.epoch_of(progress.step)
         return every > 0 and (self.run.is_last(progress) or epoch % every == 0)
 

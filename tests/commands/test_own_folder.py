@@ -28,7 +28,7 @@ from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
 from mrcnn_jax.data import reading
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.training import memory
-from mrcnn_jax.training.open import open_run
+from mrcnn_jax.training.open import _began_with, open_run
 from mrcnn_jax.weights import network
 
 
@@ -199,6 +199,19 @@ def test_a_begun_run_chooses_nothing_again(
         train.parse([str(here / "other" / tiny_data.name)], "mrcnn train")
 
 
+def test_losses_given_again_are_those_of_the_run(tiny_data: Path, here: Path) -> None:
+    """Which has those of the further heads, too."""
+    words = (tiny_data, "--stages.0.losses", "rpn", "box")
+    config = chosen(*words)
+    assert config.stages[0].losses == ("rpn", "box", "box2", "box3")
+    Path("runs", tiny_data.name).mkdir(parents=True)
+    save_config(config, Path("runs", tiny_data.name, "config.json"))
+    request = train.parse([str(word) for word in words], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    assert request.begun
+    assert request.config == config
+
+
 def test_weights_that_are_gone_are_not_missed(tiny_data: Path, here: Path) -> None:
     """Not before there is a checkpoint, though."""
     config = replace(chosen(tiny_data), init_from="/gone/resnet50.pth")
@@ -212,6 +225,12 @@ def test_weights_that_are_gone_are_not_missed(tiny_data: Path, here: Path) -> No
         own_folder._refuse_other_weights(request)
     (folder / "checkpoints").mkdir()
     own_folder._refuse_other_weights(request)
+    gone = str(here / "gone.pth")  # as a relative name is saved
+    save_config(replace(config, init_from=gone), folder / "config.json")
+    request = train.parse([str(tiny_data), "--init-from", "gone.pth"], "mrcnn train")
+    assert isinstance(request, own_folder.Request)
+    assert _began_with(request.config.init_from, folder)
+    assert resolve_paths(request.config, needs_start=False).init_from == gone
 
 
 def test_another_config_is_refused_with_the_way_on(
@@ -473,6 +492,8 @@ def test_a_folder_of_links_is_known_again(tiny_data: Path, here: Path) -> None:
         (("my.json",), "my.json: no such folder (a file: name its folder)"),
         (("my", "--workdir", "./my/"), "--workdir: my is the folder of the data: name another"),
         (("--seed", "1", "my"), "my: a folder of data comes first: "),
+        (("my", "--data.val-images", "x"), "data.val_images: the folder says which files: leave"),
+        (("my", "--data.root", "x"), "data.root: the folder says which files: leave it out, or"),
     ],
 )
 def test_mistakes(

@@ -155,6 +155,31 @@ def test_a_table_that_has_the_losses_stays(pattern: str) -> None:
     assert following_heads(found) == found
 
 
+def test_a_table_gets_what_it_lacks_beside_what_it_names() -> None:
+    """Losses or patterns alone make the table that neither of them makes."""
+    config = tiny.get_config()
+    box_head = replace(config.model.box_head, class_agnostic=True, cascade=(0.6, 0.7))
+    model = replace(config.model, box_head=box_head, mask_iou_head=MaskIoUHeadConfig(True))
+    trained = tuple(ParamGroup(f"{head}/.*") for head in ("rpn", "box_head", "mask_head"))
+    table = joint(trained, ("resnet/.*",), epochs=1)
+    found = following_heads(replace(config, model=model, stages=table))
+    (row,) = found.stages
+    assert [group.pattern for group in row.train] == [
+        "rpn/.*",
+        "box_head/.*",
+        "mask_head/.*",
+        "box_head2/.*",
+        "box_head3/.*",
+        MASK_IOU,
+    ]
+    for losses, train in ((row.losses, trained), (table[0].losses, row.train)):
+        part = replace(found, stages=(replace(row, losses=losses, train=train),))
+        assert following_heads(part) == found
+    covered = (*trained, ParamGroup("box_head[23]/.*"))
+    stays = replace(found, stages=(replace(row, train=(*covered, ParamGroup(MASK_IOU))),))
+    assert following_heads(stays) == stays
+
+
 def test_the_row_of_a_mask_iou_head_keeps_out_of_wide_patterns() -> None:
     *_, masks = staged(pretrained=True)
     table = with_mask_iou((replace(masks, frozen=("(?!mask_head/).*",)),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,14 @@ class Installed:
         kept += ("TMPDIR", "LD_LIBRARY_PATH")  # Python itself may need the last
         self.environment = {
             name: value for name, value in os.environ.items() if name.startswith(kept)
-        } | {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
+        } | {
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "JAX_PLATFORMS": "cpu",
+            # A prediction is compiled once and used once.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
+        }
 
     def pip(self, *words: str) -> None:
         environment = self.environment | {"HOME": os.environ.get("HOME", "")}  # its cache
@@ -89,6 +97,13 @@ def test_the_sdist_has_what_a_reader_looks_for() -> None:
     with tarfile.open(built(SDIST)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "constraints.txt"} <= names
+    # And what README types and links to, but benchmarks and tests.
+    assert {"Makefile", "train.py", "eval.py", "predict.py", "requirements.txt"} <= names
+    links = re.findall(
+        r"\]\((?!http)([^)#]+)", (Path(__file__).parents[2] / "README.md").read_text()
+    )
+    assert len(links) > 10
+    assert {link for link in links if not link.startswith("benchmarks/")} <= names
 
 
 def test_it_is_there_with_all_that_it_needs(installed: Installed) -> None:

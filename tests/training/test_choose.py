@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flax.traverse_util import unflatten_dict
@@ -24,7 +25,6 @@ from mrcnn_jax.training.batch import Device, Devices
 from mrcnn_jax.training.choose import choose
 from mrcnn_jax.training.recipes import Start
 from mrcnn_jax.training.stages import labels
-from mrcnn_jax.training.wishes import DataWishes, StageWishes, Wishes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONVNEXT_B = replace(
@@ -56,10 +56,11 @@ def dataset(images: list[Image], classes: int = 2, name: str = "train.json") -> 
 
 
 def config_of(images: list[Image], device: Device = "cpu", **options: object) -> Config:
-    start = options.pop("start", None)
-    given = Wishes(**options)  # type: ignore[arg-type]
+    """With the options of `choose`, and others as fields that are given: `data__short_side`."""
+    own = {name: options.pop(name, None) for name in ("start", "init_from", "trunk")}
     val = dataset(images[:1], name="val.json")
-    return choose(dataset(images), val, device=device, wishes=given, start=start).config  # type: ignore[arg-type]
+    fields = {name.replace("__", "."): value for name, value in options.items()}
+    return choose(dataset(images), val, device=device, given=fields, **own).config  # type: ignore[arg-type]
 
 
 def likeness(count: int, height: int, width: int, sides: list[float]) -> list[Image]:
@@ -239,11 +240,11 @@ def test_crowded_images() -> None:
 
 def test_what_is_given_is_followed() -> None:
     images = likeness(300, 300, 450, [20, 60])
-    wishes = DataWishes(short_side=160, batch_size=6)
     config = config_of(
         images,
-        data=wishes,
-        stages=(StageWishes(1),),
+        data__short_side=160,
+        data__batch_size=6,
+        stages__0__epochs=1,
         init_from="runs/tv",
         start=Start(TORCHVISION, ("person",)),
     )
@@ -251,47 +252,154 @@ def test_what_is_given_is_followed() -> None:
     assert config.data.canvases == ((160, 256), (256, 160))
     optimizer = config.stages[0].optimizer
     assert (optimizer.learning_rate, optimizer.warmup_steps) == (pytest.approx(0.015), 5)
-    given = DataWishes(canvases=((256, 256),))
-    config = config_of(images, data=given)
+    config = config_of(images, data__canvases=((256, 256),))
     assert config.data.canvases == ((256, 256),)
     assert (config.data.short_side, config.data.long_side) == (256, 256)
 
 
+def test_what_depends_on_a_field_follows_the_one_given() -> None:
+    """Each figure by hand."""
+    images = likeness(300, 300, 450, [20, 60])
+    plain = config_of(images, init_from="runs/tv", start=Start(TORCHVISION, ("person",)))
+    config = config_of(images, model__rpn__scales=(4, 8, 16, 32, 64))
+    assert config.model.rpn.scales == (4, 8, 16, 32, 64)
+    assert config.model.roi.canonical_size == 28.0
+    samples = {"model__box_head__samples": 24, "model__box_head__positive_fraction": 0.5}
+    config = config_of(likeness(300, 300, 450, [20, 60] * 8), "gpu", **samples)
+    assert config.model.mask_head.samples == 12
+    config = config_of(likeness(9, 90, 90, [9.0] * 40), data__augment__copy_paste=0.5)
+    assert config.data.max_objects == 80
+    rates = {"stages__0__optimizer__name": "adamw", "stages__0__optimizer__learning_rate": 2e-4}
+    start = Start(TORCHVISION, ("person",))
+    optimizer = config_of(images, init_from="runs/tv", start=start, **rates).stages[0].optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("adamw", 2e-4)
+    config = config_of(
+        images, init_from="runs/tv", start=start, stages__0__optimizer__accumulate_steps=4
+    )
+    before, after = plain.stages[0].optimizer, config.stages[0].optimizer
+    assert config.stages[0].epochs == plain.stages[0].epochs
+    assert after.learning_rate == pytest.approx(4 * before.learning_rate)
+    assert (after.batch_size, after.warmup_steps) == (8, before.warmup_steps // 4)
+
+
+def test_epochs_count_the_images_that_are_trained_on() -> None:
+    """Nine in ten are empty; one in ten of the rest has class 2, each shown three times."""
+    images: list[Image] = [(90, 90, [(1, 9.0)])] * 90 + [(90, 90, [(2, 9.0)])] * 10
+    images += [(90, 90, [])] * 900
+    shown = {"data__keep_empty": False, "data__repeat_threshold": 0.9}
+    config = config_of(images, init_from="a.pth", **shown)
+    factor = (0.9 / 0.1) ** 0.5
+    assert config.stages[0].epochs == round(3000 / (90 + 10 * factor))
+    assert config_of(images, init_from="a.pth").stages[0].epochs == 4
+
+
+def test_choices_that_nobody_asked_for_give_way() -> None:
+    """To fields that rule them out; a cascade that is asked for needs a box for all classes."""
+    images = likeness(9, 90, 90, [9])
+    assert config_of(images).model.box_head.cascade == (0.6, 0.7)
+    for fields in (
+        {"model__box_head__class_agnostic": False},
+        {"model__box_head__foreground_iou": 0.6},
+    ):
+        assert config_of(images, **fields).model.box_head.cascade == ()
+    for loss, agnostic in (("focal", True), ("softmax", False)):
+        head = config_of(images, model__mask_head__loss=loss).model.mask_head
+        assert (head.loss, head.soft_targets, head.class_agnostic) == (loss, False, agnostic)
+    start = Start(replace(TORCHVISION, num_classes=2), ())
+    cascade = {"init_from": "runs/a", "start": start, "model__box_head__cascade": (0.6,)}
+    box_head = config_of(images, **cascade).model.box_head
+    assert (box_head.cascade, box_head.class_agnostic) == ((0.6,), True)
+
+
+def test_a_convnext_from_random_weights() -> None:
+    """All of it is trained, by the optimiser of scratch."""
+    images = dataset(likeness(9, 90, 90, [9]))
+    fields = {"model.trunk": "convnext", "model.convnext.blocks": (1, 1, 1, 1)}
+    chosen = choose(images, images, device="gpu", given=fields)
+    config, (stage,) = chosen.config, chosen.config.stages
+    assert config.model.convnext.blocks == (1, 1, 1, 1)
+    assert (stage.train[0].pattern, stage.frozen) == ("convnext/.*", ())
+    assert stage.optimizer.name == "adam"
+    rows = {row.what: row for row in chosen.rows}
+    assert rows["network"].options[0] == "--model.trunk"
+    assert rows["batch"].why.startswith("as in configs/scratch.py")
+    with pytest.raises(
+        ConfigError, match=r"^model\.trunk: convnext, but a\.pth needs a config with"
+    ):
+        config_of(
+            likeness(9, 90, 90, [9]),
+            init_from="a.pth",
+            trunk=TORCHVISION,
+            model__trunk="convnext",
+        )
+
+
+def test_live_norms_that_are_asked_for_are_trained() -> None:
+    fields = {"init_from": "resnet50.pth", "model__resnet__norm": "live"}
+    (stage,) = config_of(likeness(9, 90, 90, [9]), **fields).stages
+    assert (stage.train[0].pattern, stage.frozen) == ("resnet/.*", ())
+    assert stage.optimizer.name == "adamw"
+
+
+def test_the_batch_follows_the_network_that_is_given() -> None:
+    """Maps four times as wide need four times the memory."""
+    images, devices = dataset(likeness(9, 320, 480, [9])), Devices(1, 4 * 2**30)
+    plain = choose(images, images, device="cpu", devices=devices).config
+    wide = choose(
+        images, images, device="cpu", devices=devices, given={"model.fpn_channels": 512}
+    ).config
+    assert plain.data.batch_size > wide.data.batch_size
+
+
 @pytest.mark.parametrize(
-    ("wishes", "line"),
+    ("fields", "line"),
     [
-        (Wishes(data=DataWishes(batch_size=0)), "data.batch_size: must be at least 1"),
-        (Wishes(stages=(StageWishes(0),)), "stages.joint.epochs: must be positive"),
-        (Wishes(data=DataWishes(short_side=0)), "data.short_side: must be in 1..data.long_side"),
+        ({"data.batch_size": 0}, "data.batch_size: must be at least 1"),
+        ({"stages.0.epochs": 0.0}, "stages.joint.epochs: must be positive"),
+        ({"data.short_side": 0}, "data.short_side: must be in 1..data.long_side"),
         (
-            Wishes(data=DataWishes(short_side=90, long_side=64)),
+            {"data.short_side": 90, "data.long_side": 64},
             "data.short_side: must be in 1..data.long_side",
         ),
         (
-            Wishes(data=DataWishes(canvases=((50, 50),))),
+            {"data.canvases": ((50, 50),)},
             "data.canvases: 50 x 50: sides must be positive multiples of 32",
         ),
         (
-            Wishes(data=DataWishes(canvases=((0, 0),))),
+            {"data.canvases": ((0, 0),)},
             "data.canvases: 0 x 0: sides must be positive multiples of 32",
         ),
-        (Wishes(stages=(StageWishes(epochs=-1),)), "stages.joint.epochs: must be positive"),
+        ({"stages.0.epochs": -1.0}, "stages.joint.epochs: must be positive"),
+        (
+            {"model.backbone": "c4"},
+            "model.backbone: c4: nothing is chosen for such a network: write a config",
+        ),
+        ({"model.depth_head.kind": "roi"}, "model.depth_head.kind: roi: nothing is chosen"),
+        (
+            {"stages.0.optimizer.name": "sgd"},
+            "stages.0.optimizer.name: sgd: give --stages.0.optimizer.learning-rate as well: the "
+            "one that would be chosen is for adam",
+        ),
+        (
+            {"model.convnext.drop_path": 0.1},
+            "model.convnext.drop_path: this network has a ResNet, no ConvNeXt",
+        ),
     ],
 )
-def test_what_is_given_may_be_wrong(wishes: Wishes, line: str) -> None:
+def test_what_is_given_may_be_wrong(fields: dict[str, Any], line: str) -> None:
     images = dataset(likeness(9, 90, 90, [9]))
     with pytest.raises(ConfigError, match=f"^{line}"):
-        choose(images, images, device="cpu", wishes=wishes)
+        choose(images, images, device="cpu", given=fields)
 
 
 def test_one_pixel_is_enough() -> None:
-    config = config_of(likeness(9, 90, 90, [9]), data=DataWishes(short_side=1))
+    config = config_of(likeness(9, 90, 90, [9]), data__short_side=1)
     assert config.data.short_side == 1
     assert min(config.model.rpn.scales) >= 1
 
 
 def test_the_short_side_follows_a_long_side_given() -> None:
-    config = config_of(likeness(9, 90, 90, [9]), data=DataWishes(long_side=64))
+    config = config_of(likeness(9, 90, 90, [9]), data__long_side=64)
     assert (config.data.short_side, config.data.long_side) == (64, 64)
 
 
@@ -304,7 +412,7 @@ def test_reasons_are_those_that_decided() -> None:
             images,
             images,
             device="cpu",
-            wishes=Wishes(init_from="runs/a"),
+            init_from="runs/a",
             start=Start(start, images.class_names),
         )
         reasons = {row.what: row.why for row in chosen.rows}
@@ -312,7 +420,7 @@ def test_reasons_are_those_that_decided() -> None:
         assert reasons["masks trained per image"].startswith("no object has a mask")
         assert reasons["trained"].startswith(trained)
     many = dataset(likeness(20_000, 90, 90, [9]))
-    rows = choose(many, images, device="gpu", wishes=Wishes(init_from="a.pth")).rows
+    rows = choose(many, images, device="gpu", init_from="a.pth").rows
     assert "at most 90000 images shown" in {row.why for row in rows}
 
 
@@ -326,20 +434,18 @@ def test_outputs_per_class_start_anew_for_other_classes(
     """Where nobody knows their names, their number alone decides."""
     images = dataset(likeness(30, 90, 90, [9]))
     start = Start(replace(TORCHVISION, num_classes=classes), names)
-    wishes = Wishes(init_from="a.pth")
-    found = choose(images, images, device="cpu", wishes=wishes, start=start)
+    found = choose(images, images, device="cpu", init_from="a.pth", start=start)
     assert found.config.init_without_classes == anew
 
 
 def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
     images = dataset(likeness(30, 900, 900, [9]))
     start = Start(TORCHVISION, images.class_names, "bilinear")
-    wishes = Wishes(init_from="runs/a")
-    chosen = choose(images, images, device="cpu", wishes=wishes, start=start)
+    chosen = choose(images, images, device="cpu", init_from="runs/a", start=start)
     assert chosen.config.data.shrink == "bilinear"
     (line,) = (line for line in chosen.table(chosen.config) if "made smaller" in line)
     assert " ".join(line.split()) == "made smaller by bilinear as for runs/a other --weights"
-    alone = choose(images, images, device="cpu", wishes=Wishes(init_from="resnet50.pth"))
+    alone = choose(images, images, device="cpu", init_from="resnet50.pth")
     assert alone.config.data.shrink == "area"
     assert "made smaller by" not in {row.what for row in alone.rows}
 
@@ -358,8 +464,8 @@ def test_the_batch_is_that_of_the_trunk_in_the_file(
     """On a GPU of 40 GB, of which JAX takes three quarters. With SGD, 8 images would leave 38
     updates an epoch."""
     images = dataset(likeness(300, 800, 1333, [20, 60, 200]))
-    wishes, devices = Wishes(init_from="weights.safetensors"), Devices(1, 30 * 2**30)
-    chosen = choose(images, images, device="gpu", devices=devices, wishes=wishes, trunk=trunk)
+    devices, path = Devices(1, 30 * 2**30), "weights.safetensors"
+    chosen = choose(images, images, device="gpu", devices=devices, init_from=path, trunk=trunk)
     assert chosen.config.model.trunk_name == name
     assert chosen.config.data.batch_size == batch
 
@@ -368,11 +474,9 @@ def test_the_batch_is_that_of_the_trunk_in_the_file(
 def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str) -> None:
     """But the optimiser of configs/convnext.py on a GPU; every parameter is trained or frozen."""
     images = dataset(likeness(300, 600, 900, [20, 60, 200]))
-    wishes = Wishes(init_from="convnext.safetensors")
-    chosen = choose(
-        images, images, device=device, wishes=wishes, trunk=replace(TORCHVISION, trunk="convnext")
-    )
-    like = choose(images, images, device=device, wishes=wishes).config
+    trunk, path = replace(TORCHVISION, trunk="convnext"), "convnext.safetensors"
+    chosen = choose(images, images, device=device, init_from=path, trunk=trunk)
+    like = choose(images, images, device=device, init_from=path).config
     config, (stage,) = chosen.config, chosen.config.stages
     assert replace(config.model, trunk="resnet") == like.model
     assert (stage.optimizer.name, stage.optimizer.decay_vectors) == ("adamw", False)
@@ -402,12 +506,11 @@ def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str
 def test_a_run_with_a_convnext_is_trained_like_one() -> None:
     start = Start(replace(TORCHVISION, trunk="convnext"), ("person",))
     images = dataset(likeness(9, 90, 90, [9]))
-    wishes = Wishes(init_from="runs/a")
     for device, batch, why in (
         ("cpu", 2, "as in configs/finetune.py"),
         ("gpu", 8, "as in configs/convnext.py, halved"),
     ):
-        chosen = choose(images, images, device=device, wishes=wishes, start=start)
+        chosen = choose(images, images, device=device, init_from="runs/a", start=start)
         (row,) = (row for row in chosen.rows if row.what == "batch")
         assert (chosen.config.data.batch_size, row.why.partition(";")[0]) == (batch, why)
     config = chosen.config
@@ -425,9 +528,17 @@ def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
     start, devices = Start(TORCHVISION, ("person",)), Devices(1, 80 * 2**30)
     recipe = load_config_file("finetune").stages[0].optimizer
-    for wanted, size, why in ((None, 8, "the most; needs about 10.2 GiB"), (6, 6, "")):
-        wishes = Wishes(data=DataWishes(batch_size=wanted), init_from="runs/tv")
-        chosen = choose(images, images, device="gpu", devices=devices, wishes=wishes, start=start)
+    six = {"data.batch_size": 6}
+    for fields, size, why in (({}, 8, "the most; needs about 10.2 GiB"), (six, 6, "")):
+        chosen = choose(
+            images,
+            images,
+            device="gpu",
+            devices=devices,
+            given=fields,
+            init_from="runs/tv",
+            start=start,
+        )
         optimizer = chosen.config.stages[0].optimizer
         assert (chosen.config.data.batch_size, optimizer.batch_size) == (size, size)
         assert optimizer.learning_rate == pytest.approx(recipe.learning_rate * size / 2)
@@ -440,10 +551,20 @@ def test_the_rate_of_a_large_batch_is_explained() -> None:
     """On 16 GPUs, too, where the recipe's batch becomes one image on each."""
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
     start = Start(TORCHVISION, ("person",))
-    given = (Wishes(data=DataWishes(batch_size=32), init_from="runs/tv"), Devices())
-    many = (Wishes(init_from="runs/tv"), Devices(16))
-    for (wishes, devices), size, rate in ((given, 32, 0.04), (many, 16, 0.02)):
-        chosen = choose(images, images, device="gpu", devices=devices, wishes=wishes, start=start)
+    for fields, devices, size, rate in (
+        ({"data.batch_size": 32}, Devices(), 32, 0.04),
+        ({"stages.0.optimizer.accumulate_steps": 16}, Devices(), 32, 0.04),
+        ({}, Devices(16), 16, 0.02),
+    ):
+        chosen = choose(
+            images,
+            images,
+            device="gpu",
+            devices=devices,
+            given=fields,
+            init_from="runs/tv",
+            start=start,
+        )
         optimizer = chosen.config.stages[0].optimizer
         assert (optimizer.learning_rate, optimizer.batch_size) == (pytest.approx(rate), size)
         (why,) = (row.why for row in chosen.rows if row.what == "optimiser")
@@ -452,7 +573,7 @@ def test_the_rate_of_a_large_batch_is_explained() -> None:
 
 def test_every_option_of_the_table_exists() -> None:
     images = dataset(likeness(9, 90, 90, [9]))
-    chosen = choose(images, images, device="cpu", wishes=Wishes())
+    chosen = choose(images, images, device="cpu")
     options = {option for row in chosen.rows for option in row.options}
     assert {"--model.rpn.proposals", "--validate-every-epochs"} <= options
     assert "--minutes" in options  # the only one that is no field
@@ -465,7 +586,7 @@ def test_every_option_of_the_table_exists() -> None:
 def test_classes_without_objects_are_told() -> None:
     """Roboflow's category 0, a supercategory, is such a one."""
     train = dataset([(90, 90, [(2, 9.0)])] * 3, classes=2)
-    chosen = choose(train, train, device="cpu", wishes=Wishes())
+    chosen = choose(train, train, device="cpu")
     assert chosen.config.model.num_classes == 2
     assert chosen.config.data.class_names == ("class 1", "class 2")
     assert any("without objects: class 1" in line for line in chosen.table(chosen.config))

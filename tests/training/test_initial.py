@@ -4,9 +4,11 @@ everything else is listed or refused."""
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -490,6 +492,32 @@ def test_parameters_that_mean_something_else_are_warned_of(
     load(tmp_path, FPN)
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:] == [f"warning: {tmp_path} was trained with other constants: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "differ"),
+    [("softmax", "bce", True), ("focal", "softmax", True), ("focal", "bce", False)],
+)
+def test_masks_of_another_activation_have_to_be_trained(
+    theirs: Any, ours: Any, differ: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logits 2 and 3 of two classes are .27 and .73 by softmax, .88 and .95 by sigmoids."""
+    plain = replace(FPN, mask_head=replace(FPN.mask_head, refine=PointRendConfig()))
+    write_run(tmp_path, replace(plain, mask_head=replace(plain.mask_head, loss=theirs)))
+    model = replace(plain, mask_head=replace(plain.mask_head, loss=ours))
+    *others, masks = staged(pretrained=True)
+    config = Config(model=model, init_from=str(tmp_path), stages=(*others, masks))
+    line = f"{tmp_path} has masks trained by {theirs}, and model.mask_head.loss is {ours}"
+    initial_variables(shapes(model), config)
+    assert (f"warning: {line}: they are wrong" in capsys.readouterr().out) == differ
+    config = replace(config, stages=tuple(others))
+    if not differ:
+        initial_variables(shapes(model), config)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"^init_from: {re.escape(line)}: no stage trains .* {theirs}"
+    ):
+        initial_variables(shapes(model), config)
 
 
 @pytest.mark.parametrize(

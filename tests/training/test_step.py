@@ -320,7 +320,8 @@ def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_al
     nothing = jax.tree.map(jnp.zeros_like, variables["params"])
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.init(variables["params"])
-        updates, _ = optimizer.update(nothing, state, variables["params"])
+        update = jax.jit(optimizer.update, compiler_options=QUICK_COMPILE)
+        updates, _ = update(nothing, state, variables["params"])
     decayed = {path for path, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
     assert decayed == {path for path in paths if path.endswith("/kernel")}
 
@@ -395,7 +396,8 @@ def test_validation_proposes_as_prediction_does(variables: Variables) -> None:
     model = MaskRCNN(replace(CONFIG, rpn=rpn))
     validate = jax.jit(make_validation_step(model, RPN), compiler_options=QUICK_COMPILE)
     losses, found = validate(variables, batch(0), jax.random.key(0))
-    expected = nn.apply(lambda m: m.proposals(m.features(batch(0)), batch(0)), model)(variables)
+    propose = nn.apply(lambda m: m.proposals(m.features(batch(0)), batch(0)), model)
+    expected = jax.jit(propose, compiler_options=QUICK_COMPILE)(variables)
     assert found is not None
     np.testing.assert_array_equal(found.valid, expected.valid)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)

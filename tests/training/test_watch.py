@@ -351,7 +351,7 @@ def test_a_device_without_memory_for_validation_loses_nothing(
 
 
 def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mask_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(*arguments: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
@@ -361,7 +361,7 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
         loop.TrainingError,
         match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB",
     ) as error:
-        loop.train(tiny_config, tmp_path / "run")
+        loop.train(mask_config, tmp_path / "run")
     assert "\n" not in str(error.value)
 
 

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig, ResNetConfig
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.weights.families import FAMILIES, RESNET, family_of
 from mrcnn_jax.weights.mapping import assign, fill
 
@@ -32,9 +32,7 @@ def load(name: str, tensors: Tensors, depth: Any = 50) -> dict[str, np.ndarray]:
     family = state_dicts.family(name)
     model = family.model or ModelConfig(resnet=ResNetConfig(width=state_dicts.WIDTH))
     model = replace(model, resnet=replace(model.resnet, depth=depth))
-    template = jax.eval_shape(
-        lambda batch: MaskRCNN(model).init(jax.random.key(0), batch), example_batch((64, 64))
-    )
+    template = variable_shapes(model)
     if family.model is None:
         template = {kind: {"resnet": tree["resnet"]} for kind, tree in template.items()}
     variables = fill(

@@ -330,7 +330,7 @@ def test_an_imported_run_is_evaluated(
         tmp_path / "weights.npz", tmp_path / "run", categories=tiny.annotations(tiny_data, "val")
     )
     with pytest.raises(
-        ConfigError, match="run: its config names no data set: give --annotations and --images"
+        ConfigError, match=r"run: its config names no data set \(eval takes --annotations and --im"
     ):
         evaluation.run(evaluation.Arguments(workdir=tmp_path / "run"))
     annotations = tiny.annotations(tiny_data, "val")
