@@ -163,7 +163,8 @@ def parse(argv: Sequence[str], program: str) -> Request:
         start = own.weights or own.init_from
         config = replace(load_config_file("finetune"), init_from=start)
         # A cascade needs one box for all classes, which what is chosen has where it may be given.
-        box_head = replace(config.model.box_head, class_agnostic=True)
+        cascade = (0.6, 0.7) if {"box2", "box3"} & set(plain) else ()
+        box_head = replace(config.model.box_head, class_agnostic=True, cascade=cascade)
         config = replace(config, model=replace(config.model, box_head=box_head))
     config = tyro.cli(
         tyro.conf.AvoidSubcommands[_Options],

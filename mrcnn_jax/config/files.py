@@ -113,9 +113,8 @@ def resolve_paths(config: Config, *, needs_start: bool = True) -> Config:
         require(value.exists(), f"data.{name}: {value}: no such file or folder")
         names[name] = str(value.resolve())
     init_from = config.init_from
-    if init_from is not None:
-        there = needs_start or Path(init_from).exists()
-        init_from = str(find_start(init_from) if there else Path(init_from).resolve())
+    if init_from is not None and (needs_start or Path(init_from).exists()):
+        init_from = str(find_start(init_from))
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
 
 

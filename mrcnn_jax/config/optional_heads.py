@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterable
 
 from mrcnn_jax.config.schema import (
     BOX_LOSSES,
@@ -20,6 +21,7 @@ from mrcnn_jax.config.tables import ADAM
 
 MASK_IOU = "mask_iou_head/.*"  # the pattern of the mask-IoU head
 _PROBE = "mask_iou_head/ious/kernel"  # one of its parameters
+_BOX2_PROBE = "box_head2/logits/kernel"
 
 
 def with_depth(
@@ -60,23 +62,21 @@ def with_cascade(table: tuple[StageConfig, ...], heads: int) -> tuple[StageConfi
     """Adds the further box heads of a cascade (`BoxHeadConfig.cascade`) to a table.
 
     A row that trains the box head alone is followed by a copy for each further head, which trains
-    that one alone. Any other row does with the further heads what it does with the first. A table
-    that names them in a loss or a pattern gets what is missing beside it, and no row.
+    that one alone. Any other row does with the further heads what it does with the first. A row
+    that has patterns of these heads, or the table their losses, gets what is missing beside them.
 
     Args:
         table: stages of a network without a cascade; patterns of the box head begin with its name.
         heads: number of further heads, 1 or 2.
     """
-    patterns = [pattern for row in table for pattern in row.patterns]
     has_loss = any("box2" in row.losses for row in table)
-    named = any("box_head2" in pattern for pattern in patterns)
-    covered = named or any(re.fullmatch(one, "box_head2/logits/kernel") for one in patterns)
     rows: list[StageConfig] = []
     for row in table:
-        if row.losses == ("box",) and not (has_loss or named):
+        covered = _match(row.patterns, _BOX2_PROBE)
+        if row.losses == ("box",) and not (has_loss or covered):
             rows += (_of_box_head(row, number, heads) for number in range(1 + heads))
             continue
-        trains = not named or any("box_head2" in group.pattern for group in row.train)
+        trains = not covered or _match((group.pattern for group in row.train), _BOX2_PROBE)
         if trains and not has_loss and row.losses != ("box",):
             losses = (
                 (loss, *(BOX_LOSSES[1 : 1 + heads] if loss == "box" else ())) for loss in row.losses
@@ -142,7 +142,7 @@ def with_mask_iou(
     """
 
     def without(row: StageConfig) -> StageConfig:
-        covered = any(re.fullmatch(pattern, _PROBE) for pattern in row.patterns)
+        covered = _match(row.patterns, _PROBE)
         return row if covered else dataclasses.replace(row, frozen=(*row.frozen, MASK_IOU))
 
     rows = [without(row) for row in table]
@@ -170,6 +170,10 @@ def with_mask_iou(
     return (*rows[: place + 1], own, *rows[place + 1 :])
 
 
+def _match(patterns: Iterable[str], path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
 def _without_mask_iou(pattern: str) -> str:
     """A pattern that may match the mask-IoU head, made one that does not."""
     if re.fullmatch(pattern, _PROBE) is None:
@@ -194,10 +198,10 @@ def following_heads(config: Config) -> Config:
 
 def _with_both(row: StageConfig) -> StageConfig:
     """A row that names the mask-IoU head by its loss or its pattern, with the other one."""
-    if any("mask_iou_head" in group.pattern for group in row.train):
+    if _match((group.pattern for group in row.train), _PROBE):
         if "mask" in row.losses and "mask_iou" not in row.losses:
             return dataclasses.replace(row, losses=(*row.losses, "mask_iou"))
-    elif not any(re.fullmatch(pattern, _PROBE) for pattern in row.patterns):
+    elif not _match(row.patterns, _PROBE):
         if "mask_iou" in row.losses:
             return dataclasses.replace(row, train=(*row.train, ParamGroup(MASK_IOU)))
         return dataclasses.replace(row, frozen=(*row.frozen, MASK_IOU))

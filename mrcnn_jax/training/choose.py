@@ -341,10 +341,10 @@ def _training(
     (stage,), source, data = recipe.stages, f"configs/{recipe.name}.py", draft.data
     optimizer, trained = stage.optimizer, "everything"
     why_trained = "weights are random" if recipe.init_from is None else "batch norms are live"
-    if stage.frozen:
-        trained, why_trained = TRAINED[recipe.name, recipe.model.trunk], f"as in {source}"
     if any(field.startswith(("stages.0.train.", "stages.0.frozen")) for field in given):
         trained, why_trained = "by the patterns of the stage", "given"
+    elif stage.frozen:
+        trained, why_trained = TRAINED[recipe.name, recipe.model.trunk], f"as in {source}"
     if not data.keep_empty:
         train = train.with_images(i for i in train.images if any(not o.iscrowd for o in i.objects))
     threshold, rare = choose_repeats(train)
@@ -357,10 +357,12 @@ def _training(
     batch = given.get("data.batch_size", chosen.size)
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
     of_update = batch * optimizer.accumulate_steps
-    rate, of_rate = optimizer.learning_rate, "the recipe's rate, whatever the batch"
+    of_rate = "the recipe's rate, whatever the batch"
     if optimizer.name == "sgd":
         rate, of_rate = rate_for(optimizer, of_update)
-    optimizer = replace(optimizer, learning_rate=rate, batch_size=of_update)
+        optimizer = replace(optimizer, learning_rate=rate, batch_size=of_update)
+    elif "stages.0.optimizer.learning_rate" in given:
+        optimizer = replace(optimizer, batch_size=of_update)
     least, most = EPOCHS[device]
     views = RANDOM_VIEWS if recipe.init_from is None else VIEWS[device]
     epochs: float = min(max(round(views / images), least), most)

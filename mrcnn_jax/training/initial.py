@@ -107,7 +107,7 @@ def initial_variables(
             f"({sum(path.startswith('params/') for path in loaded)} tensors); {others}: random"
         )
     _warn_of_other_constants(path, origin, config, loaded)
-    if f"params/{_MASK_LOGITS}" in loaded:
+    if f"params/{_MASK_LOGITS}" in loaded and "mask_head" not in untrained:
         _refuse_other_masks(path, origin.model, config)
     if any(map(per_class.fullmatch, loaded)):
         _warn_of_other_classes(path, origin.class_names, class_names)

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -174,7 +175,10 @@ def open_run(
     """
     if not config.stages:
         raise ConfigError("stages: the config has none")
-    config = resolve_paths(config, needs_start=not _began_with(config.init_from, workdir))
+    began = _began_with(config.init_from, workdir)
+    config = resolve_paths(
+        replace(config, init_from=began or config.init_from), needs_start=not began
+    )
     parallel.in_turn(lambda: refuse_missing(config.loggers) if parallel.is_first() else None)
     mesh = parallel.data_mesh()
     parallel.refuse_uneven(config.data.batch_size, mesh)
@@ -186,14 +190,15 @@ def open_run(
         yield _open(config, workdir, mesh, weights, known)
 
 
-def _began_with(init_from: str | None, workdir: Path) -> bool:
-    """Whether a folder holds checkpoints of a run that began with these weights, which are not
-    read again."""
+def _began_with(init_from: str | None, workdir: Path) -> str | None:
+    """The name that a run saved of the weights that it began with, if these are they, and it has
+    checkpoints: so they are not read again."""
     saved = workdir / "config.json"
     if not (workdir / "checkpoints").is_dir() or not saved.exists():
-        return False
-    began = load_config_json(saved).init_from
-    return began == init_from or (init_from is not None and began == str(Path(init_from).resolve()))
+        return None
+    began, shared = load_config_json(saved).init_from, os.environ.get("MRCNN_DATA", "")
+    names = (str(Path(folder, init_from or "").resolve()) for folder in ("", shared))
+    return began if began in (init_from, *names) else None
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from mrcnn_jax.config.tables import joint
 from mrcnn_jax.training.batch import LARGEST, Device
 
 NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
-# Fields of a recipe that a choice is computed from, whatever is given in their place.
-_KEPT = ("stages.0.optimizer.learning_rate", "stages.0.optimizer.batch_size")
+# Fields of a recipe that choices and their reasons are computed from, whatever is given instead.
+_KEPT = ("name", "stages.0.optimizer.learning_rate", "stages.0.optimizer.batch_size")
 # Networks for which nothing is chosen: the field, its value in others, a config that has another.
 _NOT_CHOSEN = (
     ("model.backbone", "fpn", "coco300_c4"),

@@ -91,9 +91,12 @@ class Choice:
                     f"{name}: {own}, but {self.path} ({self.title}) has {value}: leave out "
                     f"--{name.replace('_', '-')}, or take other weights"
                 )
-            in_cascade = outputs == "box" and len(config.model.box_head.cascade) > 0
-            if differs and outputs and (name in given or in_cascade):
-                why = "as given" if name in given else "for model.box_head.cascade"
+            needed = {
+                "box": len(config.model.box_head.cascade) > 0 and "model.box_head.cascade",
+                "mask": config.model.mask_head.loss == "softmax" and "model.mask_head.loss softmax",
+            }.get(outputs or "", False)
+            if differs and outputs and (name in given or needed):
+                why = "as given" if name in given else f"for {needed}"
                 lines.append(
                     f"  {name}: {own}, {why} (these weights have {value}: their {outputs} outputs "
                     "are left out)"

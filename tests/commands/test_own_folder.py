@@ -210,9 +210,17 @@ def test_losses_given_again_are_those_of_the_run(tiny_data: Path, here: Path) ->
     assert isinstance(request, own_folder.Request)
     assert request.begun
     assert request.config == config
+    named = ("rpn", "box", "box2", "box3")
+    assert chosen(tiny_data, "--workdir", "b", "--stages.0.losses", *named).stages == config.stages
 
 
-def test_weights_that_are_gone_are_not_missed(tiny_data: Path, here: Path) -> None:
+def test_a_run_has_the_name_that_is_given(tiny_data: Path, here: Path) -> None:
+    assert chosen(tiny_data, "--name", "bins").name == "bins"
+
+
+def test_weights_that_are_gone_are_not_missed(
+    tiny_data: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not before there is a checkpoint, though."""
     config = replace(chosen(tiny_data), init_from="/gone/resnet50.pth")
     folder = Path("runs", tiny_data.name)
@@ -229,8 +237,11 @@ def test_weights_that_are_gone_are_not_missed(tiny_data: Path, here: Path) -> No
     save_config(replace(config, init_from=gone), folder / "config.json")
     request = train.parse([str(tiny_data), "--init-from", "gone.pth"], "mrcnn train")
     assert isinstance(request, own_folder.Request)
-    assert _began_with(request.config.init_from, folder)
-    assert resolve_paths(request.config, needs_start=False).init_from == gone
+    assert _began_with(request.config.init_from, folder) == gone
+    monkeypatch.setenv("MRCNN_DATA", str(here))
+    monkeypatch.chdir("/")
+    assert _began_with("gone.pth", here / folder) == gone
+    assert _began_with("other.pth", here / folder) is None
 
 
 def test_another_config_is_refused_with_the_way_on(

@@ -178,6 +178,23 @@ def test_a_table_gets_what_it_lacks_beside_what_it_names() -> None:
     covered = (*trained, ParamGroup("box_head[23]/.*"))
     stays = replace(found, stages=(replace(row, train=(*covered, ParamGroup(MASK_IOU))),))
     assert following_heads(stays) == stays
+    frozen = ("resnet/.*", "box_head[23]/.*", MASK_IOU)
+    apart = (ParamGroup("(?!resnet/|box_head2/|box_head3/|mask_iou_head/).*"),)
+    for train in (trained, apart):
+        stays = replace(found, stages=joint(train, frozen, epochs=1))
+        assert following_heads(stays) == stays
+
+
+def test_each_row_is_completed_for_itself() -> None:
+    """A wide pattern in one row covers nothing in another one."""
+    table = (*staged(pretrained=True), *joint((ParamGroup(".*"),), epochs=1))
+    found = with_cascade(table, 2)
+    assert [row.name for row in found] == ["rpn", "box", "box2", "box3", "mask", "joint"]
+    assert found[-1].losses == ("rpn", "box", "box2", "box3", "mask")
+    for row in found:
+        for path in ("resnet/a", "box_head/logits/kernel", "box_head2/logits/kernel"):
+            assert len(matching(row, path)) == 1, (row.name, path)
+    assert with_cascade(found, 2) == found
 
 
 def test_the_row_of_a_mask_iou_head_keeps_out_of_wide_patterns() -> None:

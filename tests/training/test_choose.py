@@ -280,6 +280,8 @@ def test_what_depends_on_a_field_follows_the_one_given() -> None:
     assert config.stages[0].epochs == plain.stages[0].epochs
     assert after.learning_rate == pytest.approx(4 * before.learning_rate)
     assert (after.batch_size, after.warmup_steps) == (8, before.warmup_steps // 4)
+    adam = config_of(images, data__batch_size=2).stages[0].optimizer
+    assert (adam.batch_size, adam.learning_rate) == (8, 2e-3)  # which training then tells
 
 
 def test_epochs_count_the_images_that_are_trained_on() -> None:
@@ -297,6 +299,8 @@ def test_choices_that_nobody_asked_for_give_way() -> None:
     """To fields that rule them out; a cascade that is asked for needs a box for all classes."""
     images = likeness(9, 90, 90, [9])
     assert config_of(images).model.box_head.cascade == (0.6, 0.7)
+    frozen = config_of(images, stages__0__frozen=("resnet/stem/.*",))
+    assert frozen.stages[0].frozen == ("resnet/stem/.*",)
     for fields in (
         {"model__box_head__class_agnostic": False},
         {"model__box_head__foreground_iou": 0.6},

@@ -505,15 +505,18 @@ def test_masks_of_another_activation_have_to_be_trained(
     plain = replace(FPN, mask_head=replace(FPN.mask_head, refine=PointRendConfig()))
     write_run(tmp_path, replace(plain, mask_head=replace(plain.mask_head, loss=theirs)))
     model = replace(plain, mask_head=replace(plain.mask_head, loss=ours))
-    *others, masks = staged(pretrained=True)
-    config = Config(model=model, init_from=str(tmp_path), stages=(*others, masks))
+    table = staged(pretrained=True)
+    config = Config(model=model, init_from=str(tmp_path), stages=table)
     line = f"{tmp_path} has masks trained by {theirs}, and model.mask_head.loss is {ours}"
     initial_variables(shapes(model), config)
     assert (f"warning: {line}: they are wrong" in capsys.readouterr().out) == differ
-    config = replace(config, stages=tuple(others))
+    config = replace(config, stages=table[:2])
     if not differ:
         initial_variables(shapes(model), config)
         return
+    run = tmp_path / "untrained"
+    write_run(run, replace(plain, mask_head=replace(plain.mask_head, loss=theirs)), stages=table)
+    initial_variables(shapes(model), replace(config, init_from=str(run)))
     with pytest.raises(
         ConfigError, match=rf"^init_from: {re.escape(line)}: no stage trains .* {theirs}"
     ):

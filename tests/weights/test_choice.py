@@ -142,6 +142,15 @@ def test_masks_of_no_class_may_be_given(capsys: pytest.CaptureFixture[str]) -> N
     assert not choice(TORCHVISION).applied(changed, ()).model.mask_head.class_agnostic
 
 
+def test_softmax_keeps_its_masks_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the weights have one mask for all classes, which softmax cannot have."""
+    agnostic = replace(TORCHVISION, mask_head=replace(TORCHVISION.mask_head, class_agnostic=True))
+    loss = {"model.mask_head.loss": "softmax"}
+    found = choice(agnostic).applied(with_fields(Config(), loss), set(loss))
+    assert not found.model.mask_head.class_agnostic
+    assert "False, for model.mask_head.loss softmax (these weights" in capsys.readouterr().out
+
+
 def test_a_cascade_keeps_its_boxes_of_no_class(capsys: pytest.CaptureFixture[str]) -> None:
     """Whether the command line says so or the config: no published weights have them."""
     name, none = "model.box_head.class_agnostic", {"model.box_head.class_agnostic": True}
