@@ -225,6 +225,11 @@ def kernels(module: Module) -> list[Kernel]:
     return found
 
 
+def flops(module: Module) -> float:
+    """Operations of all products and convolutions."""
+    return sum(kernel.flops * kernel.times for kernel in kernels(module))
+
+
 def _kernel(each: Instruction, module: Module, computation: str, times: int) -> Kernel:
     table = module.computations[computation]
     operands = [arrays(o, table) for o in dict.fromkeys(each.operands)]

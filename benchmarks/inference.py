@@ -31,7 +31,7 @@ def ours(arguments: argparse.Namespace) -> sides.Side:
     variables, batch = jax.device_put((variables, batch))
     facts: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
-        "matrix_tflops": workload.matrix_tflops(arguments.dtype),
+        "matrix_tflops": functools.partial(workload.matrix_tflops, arguments.dtype),
     }
     program, numbers = workload.compiled(MaskRCNN(config).apply, variables, batch)
     facts |= numbers
@@ -75,9 +75,9 @@ def _exportable(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Returns torchvision's network with tensors in and out, and its image."""
     import torch
 
-    model, images, _ = workload.peer(arguments, channels_last=False)
-    if len(images) > 1 or arguments.dtype != "float32":
+    if arguments.batch > 1 or arguments.dtype != "float32":
         raise ImportError("converted networks are timed at batch 1 in float32")
+    model, images, _ = workload.peer(arguments, channels_last=False)
     model.eval()
     model.transform.postprocess = lambda result, *_: result
 

@@ -8,6 +8,7 @@ program runs twice, and the second time counts. A benchmark hands `compare` its 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
@@ -35,6 +36,7 @@ class Side:
 
     runs: Mapping[str, Callable[[], object]]
     facts: dict[str, Any] = field(default_factory=dict)
+    """A function among them is called at the end, when the peak of memory is known."""
 
 
 Build = Callable[[argparse.Namespace], Side]
@@ -161,13 +163,17 @@ def _serve(build: Build, arguments: argparse.Namespace) -> None:
         sys.exit()
     building = {f"building_{name}": value for name, value in peak_memory().items()}
     _forget_peak()
+    if known := {name: fact for name, fact in side.facts.items() if not callable(fact)}:
+        print(json.dumps({"side": arguments.side} | known), flush=True)  # in case time runs out
     _reply(replies, {})
     for line in sys.stdin:
         what = line.rstrip("\n")
         if what == "runs":
             _reply(replies, {"runs": list(side.runs)})
         elif what == "facts":
-            _reply(replies, side.facts | building | peak_memory())
+            peaks = building | peak_memory()
+            values = {name: fact() if callable(fact) else fact for name, fact in side.facts.items()}
+            _reply(replies, values | peaks)
         else:
             side.runs[what]()  # some kernels take the memory of a process that waits away
             started = time.perf_counter()
@@ -186,7 +192,8 @@ def _forget_peak() -> None:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        with contextlib.suppress(OSError):  # not every kernel has it
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> dict[str, int]:

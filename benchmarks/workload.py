@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import hlo
 import numpy as np
 import state_dicts
 from parity import seeded
@@ -82,7 +83,8 @@ def compiled(
         lowered = jax.jit(function, **compile_options(**options)).lower(*arguments)
         program = lowered.compile()
         seconds.append(round(time.perf_counter() - started, 2))
-    flops = lowered.cost_analysis()["flops"]
+    cost = lowered.cost_analysis()  # None on a GPU
+    flops = cost["flops"] if cost else hlo.flops(hlo.parse(program.as_text()))
     return program, {
         "compile_seconds": seconds[0],
         "compile_seconds_cached": seconds[1],
@@ -96,7 +98,7 @@ def matrix_tflops(dtype: str) -> float:
     import jax.numpy as jnp
 
     size = 4096 if jax.default_backend() == "cpu" else 16384
-    matrix = jnp.ones((size, size), dtype)
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)  # ones would be faster
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
     seconds = []

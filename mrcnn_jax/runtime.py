@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from typing import Any
 
@@ -72,7 +73,7 @@ def warn_of_slow_versions() -> None:
 
     They compile its scatter to loops of compare-and-swap.
     """
-    version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
+    version = tuple(map(int, re.findall(r"\d+", jaxlib.__version__)[:3]))
     if jax.default_backend() == "gpu" and (0, 10, 2) <= version < (0, 11, 1):
         warnings.warn(
             f"jaxlib {jaxlib.__version__} is slow on GPUs: use Python >= 3.12 and jax >= 0.11.1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -49,3 +50,28 @@ def test_on_a_cpu_determinism_is_there_and_one_line_says_so(
         capsys.readouterr().out
         == "deterministic: no option needed, CPU runs are bit-equal anyway\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "backend", "slow"),
+    [
+        ("0.10.1", "gpu", False),
+        ("0.10.2", "gpu", True),
+        ("0.11.0", "gpu", True),
+        ("0.11.0+local", "gpu", True),
+        ("0.11.1", "gpu", False),
+        ("0.12.0rc1", "gpu", False),
+        ("0.11.0", "cpu", False),
+    ],
+)
+def test_slow_versions_are_warned_of_on_a_gpu(
+    version: str, backend: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.jaxlib, "__version__", version)
+    monkeypatch.setattr(runtime.jax, "default_backend", lambda: backend)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runtime.warn_of_slow_versions()
+    messages = [str(one.message) for one in caught]
+    assert len(messages) == slow
+    assert all(message.startswith(f"jaxlib {version} is slow") for message in messages)

@@ -42,8 +42,8 @@ def with_heads(config: Config) -> tuple[Config, tuple[str, ...]]:
 @dataclass(frozen=True, kw_only=True)
 class FromWeights:
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Of a new run: weights to start from, whose depth, batch norm and other constants the config
-    then gets: a run's folder, a file of torchvision, detectron2, mmdetection, timm or MoCo, for
+    """Of a new run: weights to start from, which set depth, batch norm and other constants of the
+    config: a run's folder, a file of torchvision, detectron2, mmdetection, timm or MoCo, for
     example, the name of published ones, such as torchvision-coco-v1, or hf://org/name, a model of
     mrcnn_jax on the Hugging Face Hub."""
     download: bool = False

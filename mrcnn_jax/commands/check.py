@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import data_root, load_config_file
 from mrcnn_jax.config.schema import DataConfig
@@ -127,6 +127,13 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
                 print(line)
 
 
+def _users_cache() -> Path:
+    try:
+        return cli.cache_folder()
+    except RuntimeError as error:
+        raise ConfigError(f"--cache: has to name a folder for what is checked: {error}") from None
+
+
 def _check(arguments: Arguments) -> CocoDataset:
     """Checks one annotation file, and returns what is in it."""
     from mrcnn_jax.commands.data_summary import summary, summary_lines
@@ -138,8 +145,7 @@ def _check(arguments: Arguments) -> CocoDataset:
     assert arguments.images is not None
     config = load_config_file(arguments.config) if arguments.config else None
     data, model = (config.data, config.model) if config else (DataConfig(), None)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcnn_jax"
-    cache = arguments.cache or (Path(data.cache) if data.cache else home)
+    cache = arguments.cache or (Path(data.cache) if data.cache else _users_cache())
     if arguments.depth_scale is not None:
         data = replace(data, depth_scale=arguments.depth_scale)
     depth = arguments.depth or depth_folder(data, arguments.annotations)

@@ -48,7 +48,7 @@ class Arguments(OfCheckpoint):
     """Images at once on a device, in place of the run's data.eval_batch_size: fewer need less
     memory, and give the same results."""
     score: float = 0.5
-    """Least score of the detections of which precision, recall, F1 and the confusion matrix are."""
+    """Minimum score of the detections that count in precision, recall, F1 and confusion matrix."""
     figures: int = 8
     """How many images are drawn."""
     report_images: int = 60

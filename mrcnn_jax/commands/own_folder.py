@@ -75,8 +75,8 @@ class _Folder:
     workdir: Path
     """The run's folder; by default runs/ and the folder's name."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="M")] = None
-    """Of a new run: train as long as makes the command end after so many minutes. Epochs and the
-    rest of the schedule follow, once, from the speed of the first steps."""
+    """Of a new run: choose the length of training so that the command ends after M minutes. Epochs
+    and the rest of the schedule follow, once, from the speed of the first steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,9 @@ def parse(argv: Sequence[str], program: str) -> Request:
     plain = [word for word in words if word not in ("-h", "--help")]
     given = tuple(w.partition("=")[0].replace("_", "-") for w in plain if w.startswith("--"))
     if "--config" in given:
-        raise ConfigError(f"--config: {folder} gets a config that is chosen: leave one of them out")
+        raise ConfigError(
+            f"--config: a config is chosen for {folder}: give either the folder or --config"
+        )
     if not folder.is_dir():
         hint = " (a file: name its folder)" if folder.is_file() else ""
         hint = f" (a config goes with --config {folder})" if folder.suffix == ".py" else hint
@@ -377,6 +379,8 @@ def chosen_config(request: Request) -> Opening:
     if init_from is None:
         of_device = {"cpu": "torchvision-resnet50-v2", "gpu": "torchvision-coco-v1"}
         print(better_start(of_device[device], "training"))
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    print(f"device: {kind if count == 1 else f'{count} x {kind}'}")
     known = [bytes_ for bytes_ in parallel.gather(device_memory()) if bytes_ is not None]
     memory = min(known, default=None)
     chosen: Chosen = choose(

@@ -113,8 +113,9 @@ def resolve_paths(config: Config, *, needs_start: bool = True) -> Config:
         require(value.exists(), f"data.{name}: {value}: no such file or folder")
         names[name] = str(value.resolve())
     init_from = config.init_from
-    if init_from is not None and (needs_start or Path(init_from).exists()):
-        init_from = str(find_start(init_from))
+    if init_from is not None:
+        with contextlib.nullcontext() if needs_start else contextlib.suppress(ConfigError):
+            init_from = str(find_start(init_from))
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
 
 

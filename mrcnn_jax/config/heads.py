@@ -73,7 +73,7 @@ class BoxHeadConfig:
     cascade: tuple[float, ...] = ()
     """One or two further heads, box_head2 and box_head3, each trained on the boxes that the head
     before refined (Cai & Vasconcelos 2018): the IoU with an object above which a box is foreground
-    for each. Their 0.6 0.7 go with foreground_iou 0.5. Needs class_agnostic."""
+    for each. The paper has 0.6 0.7, with foreground_iou 0.5. Needs class_agnostic."""
     cascade_box_weights: tuple[float, float] = (2.0, 3.0)
     """Factors on box_weights in the second and third head, whose deltas are smaller."""
     cascade_loss_weights: tuple[float, float] = (0.5, 0.25)
@@ -190,7 +190,7 @@ class MaskHeadConfig:
     that match it; box_samples: the box head's foreground samples (as in the paper; the step then
     runs no inference)."""
     match_iou: float = 0.5
-    """A box matches an object from this IoU on."""
+    """A box matches an object at this IoU or above."""
     samples: int = 64
     """Most boxes per image to train on: ground truth first, then matched detections by score.
     metrics.jsonl counts those over the limit (mask_boxes_left_out)."""

@@ -139,13 +139,13 @@ class RPNConfig:
     pre_nms: int = 1000
     """Candidates per level that go into NMS, best first."""
     train_pre_nms: int | None = None
-    """The same in steps that train later stages; None: as at inference."""
+    """The same while the heads behind the RPN are trained; None: as at inference."""
     nms_iou: float = 0.5
     """NMS drops a box whose IoU with a better one of its level is above this."""
     proposals: int = 50
     """Proposals per image: the best over all levels after NMS."""
     train_proposals: int | None = None
-    """The same in steps that train later stages; None: as at inference."""
+    """The same while the heads behind the RPN are trained; None: as at inference."""
     min_size: float = 1e-3
     """Boxes with a side shorter than this (pixels) are dropped."""
 

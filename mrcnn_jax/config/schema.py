@@ -191,7 +191,7 @@ class OptimizerConfig:
     accumulate_steps: int = 1
     """Average the gradients of this many steps for one update: equivalent to a batch that many
     times larger, where losses are means over equally many rows. The last update of a stage takes
-    the steps that are left; if one of them is skipped (skip_non_finite), it does not come about.
+    the steps that are left; if one of them is skipped (skip_non_finite), that update is dropped.
     Clipping comes afterwards; batch statistics are those of each step."""
 
     def __post_init__(self) -> None:
@@ -256,8 +256,9 @@ class StageConfig:
     """Passes over the training images; the last one may be a part."""
     ema_decay: float = 0.0
     """Keep a moving average of the trained parameters (average = decay * average + (1 - decay) *
-    parameter after every update) and evaluate it beside them, with their batch statistics. It does
-    not affect training: the next stage starts from the parameters themselves. 0: off."""
+    parameter after every update; after the n-th, with n / (n + 9) in place of a larger decay) and
+    evaluate it beside them, with their batch statistics. It does not affect training: the next
+    stage starts from the parameters themselves. 0: off."""
 
     @property
     def patterns(self) -> tuple[str, ...]:

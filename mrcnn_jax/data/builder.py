@@ -160,7 +160,7 @@ def build(dataset: CocoDataset, folder: Path) -> RandomAccess:
 
 
 def damaged(folder: Path, reason: object) -> str:
-    """The line for a built data set that cannot be read, which says how to mend it."""
+    """The line for a built data set that cannot be read, which says how to repair it."""
     text = " ".join(str(reason).split())
     return f"{folder}: the built data set is damaged; delete this folder: {text:.200}"
 

@@ -309,7 +309,7 @@ def _near(box: Box, extent: Box) -> bool:
 
 
 def _readings(known: list[Suspect]) -> list[tuple[str, Callable[[Suspect], bool]]]:
-    """(What masks or boxes look like and how to mend it, whether that explains one of them)."""
+    """(What masks or boxes look like and how to repair it, whether that explains one of them)."""
     swap = "the polygons fit as (y, x): write x, y, x, y, ..."
     # Either may be the one with y first. The wrong one leaves images that are not square.
     boxes_leave = sum(outside(corners_of(s.bbox), s.height, s.width) > 1 for s in known)

@@ -367,7 +367,8 @@ def _training(
     views = RANDOM_VIEWS if recipe.init_from is None else VIEWS[device]
     epochs: float = min(max(round(views / images), least), most)
     if device == "gpu":
-        epochs = max(1, min(epochs, MOST_VIEWS // images))
+        most_epochs = MOST_VIEWS / images
+        epochs = min(epochs, math.floor(most_epochs) if most_epochs >= 1 else round(most_epochs, 4))
     epochs = given.get("stages.0.epochs", epochs)
     updates = epochs * math.ceil(images / batch) / optimizer.accumulate_steps
     warmup = int(max(0, min(WARMUP, updates // 10)))  # other checks name what is below 0

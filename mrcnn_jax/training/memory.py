@@ -122,7 +122,10 @@ def out_of_memory(
         return f"{line} (--data.batch-size, --model.remat, --data.canvases make it less)"
     line += f", the device has {limit / GIB:.2f}"
     if need(size) <= limit:
-        return f"{line}: something else holds a part of it"
+        return (
+            f"{line}: something else holds a part of it (nvidia-smi lists programs; "
+            "XLA_PYTHON_CLIENT_MEM_FRACTION is the share that JAX takes)"
+        )
     smaller = range(multiple, size, multiple)
     fits = max((images for images in smaller if need(images) <= limit), default=None)
     if fits is None:

@@ -110,9 +110,20 @@ def warmup_hint(stage: StageConfig, total_steps: int) -> str | None:
     )
 
 
-def moving_average(average: Params, trained: Params, opt_state: Any, decay: float) -> Params:
-    """decay * average + (1 - decay) * trained if the step that led to `opt_state` was an update."""
+def moving_average(
+    average: Params, trained: Params, opt_state: Any, decay: float, steps: Int[Array, ""]
+) -> Params:
+    """d * average + (1 - d) * trained if the step that led to `opt_state` was an update.
+
+    After n updates d is min(decay, n / (n + 9)), as in TensorFlow's ExponentialMovingAverage: so a
+    short training does not average in what it began with, which may be random.
+
+    Args:
+        steps: that were taken, that one too.
+    """
     updated = optax.tree.get(opt_state, "mini_step", jnp.int32(0)) == 0  # of MultiSteps
+    updates = optax.tree.get(opt_state, "gradient_step", steps).astype(jnp.float32)
+    decay = jnp.minimum(jnp.float32(decay), updates / (updates + 9))
     moved = optax.incremental_update(trained, average, 1 - decay)
     return jax.tree.map(lambda new, old: jnp.where(updated, new, old), moved, average)
 

@@ -225,7 +225,7 @@ def make_train_step(
             optimizer, state.opt_state, state.params, gradients, labels
         )
         ema = state.ema and moving_average(
-            state.ema, stages.split(params, labels)[0], opt_state, stage.ema_decay
+            state.ema, stages.split(params, labels)[0], opt_state, stage.ema_decay, state.step + 1
         )
         batch_stats = {
             name: statistics[name] if name in live else old

@@ -6,31 +6,60 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(out: Path, *parts: str, **variables: str) -> list[dict[str, Any]]:
-    """The lines of gpu.jsonl after a run of these parts."""
+def call(out: Path, *parts: str, **variables: str) -> subprocess.CompletedProcess[str]:
     trial = {"PLATFORM": "cpu", "CANVAS": "64 64", "PYTHON": sys.executable}
     command = ["bash", "benchmarks/gpu.sh", str(out), *parts]
     environment = os.environ | trial | variables
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = (out / "gpu.jsonl").read_text().splitlines()
-    assert done.stdout.splitlines() == lines[-len(parts) :]
-    return [json.loads(line) for line in lines]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
 
 
 def test_parts_are_kept_within_the_time_and_tell_how_they_ended(tmp_path: Path) -> None:
-    (environment,) = run(tmp_path / "out", "environment")
-    assert (environment["part"], environment["status"]) == ("environment", 0)
-    assert environment["result"]["devices"] == ["cpu"]
-
-    first, late = run(tmp_path / "out", "prediction1", TOTAL="10")
-    assert first == environment
-    assert (late["part"], late["status"], late["result"]) == ("prediction1", 124, None)
+    """A training that saves when it is told to end has done so before the next part begins."""
+    stub, out = tmp_path / "python", tmp_path / "out"
+    stub.write_text(
+        "#!/usr/bin/env bash\n"
+        f"trap 'sleep 2; echo saved >{tmp_path}/saved; exit 0' TERM\n"
+        'echo "{\\"flags\\": \\"$XLA_FLAGS\\"}"\n'
+        "for i in {1..400}; do sleep .1; done\n"
+    )
+    stub.chmod(0o755)
+    given = {"PYTHON": str(stub), "TOTAL": "11", "XLA_FLAGS": "--little"}
+    done = call(out, "tests", "step2", PLATFORM="gpu", **given)
+    assert done.returncode == 0, done.stderr
+    (late,) = lines_of(out)
+    assert done.stdout == (out / "gpu.jsonl").read_text()
+    assert (late["part"], late["status"], late["result"]) == ("tests", 124, {"flags": ""})
     assert 9 <= late["seconds"] <= 20
-    assert (tmp_path / "out" / "prediction1.log").exists()
+    assert (tmp_path / "saved").exists()
+    with tarfile.open(out / "files.tar.gz") as archive:
+        assert "./tests.log" in archive.getnames()
+
+
+def test_without_a_gpu_nothing_is_timed(tmp_path: Path) -> None:
+    """Nor where a part has another name, or the data are not there."""
+    done = call(tmp_path, "environment", "step2", PLATFORM="gpu", JAX_PLATFORMS="cpu")
+    (line,) = lines_of(tmp_path)
+    assert (done.returncode, line["part"], line["status"]) == (1, "environment", 1)
+    assert line["result"]["devices"] == ["cpu"]
+    reason = done.stderr.splitlines()[-1].removeprefix("missing: ").split(", ")
+    assert reason[-1] == "a gpu (JAX has the cpu)"
+    assert set(reason[:-1]) <= {"torch", "torchvision"}  # all else is installed for the tests
+    for part, message in (
+        ("step", "step: no such part (environment step2 prediction1 tests own "),
+        ("own", "MRCNN_DATA: no coco300 in /no"),
+    ):
+        done = call(tmp_path, "environment", part, MRCNN_DATA="/no")
+        assert done.returncode == 2
+        assert done.stderr.startswith(message)
+    assert len(lines_of(tmp_path)) == 1

@@ -236,6 +236,17 @@ def test_images_are_decoded_once(
     check.run(dataclasses.replace(arguments, cache=None))
     assert len(list((tmp_path / "home" / "mrcnn_jax").iterdir())) == 1
 
+    def nobody() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nobody)
+    check.run(arguments)  # which names a cache
+    with pytest.raises(
+        ConfigError, match=r"^--cache: has to name a folder for what is checked: no h"
+    ):
+        check.run(dataclasses.replace(arguments, cache=None))
+
 
 def test_contact_sheet(
     arguments: Arguments, mixed_content: dict[str, Any], write_json: Callable[[Any], Path]

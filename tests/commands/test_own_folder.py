@@ -76,7 +76,8 @@ def test_a_chosen_config_opens_as_a_run(
         "training starts from random weights, a poor start on photographs; better: --weights "
         "torchvision-resnet50-v2 --download (https://"
     )
-    assert lines[2].split() == ["chosen", "value", "why", "changed", "by"]
+    assert lines[2] == "device: cpu"
+    assert lines[3].split() == ["chosen", "value", "why", "changed", "by"]
     with open_run(config, request.workdir, known=known) as run:
         assert len(run.train_split.plans) == tiny.TRAIN
     assert loaded == {"instances_train.json": 1, "instances_val.json": 1}
@@ -497,7 +498,10 @@ def test_a_folder_of_links_is_known_again(tiny_data: Path, here: Path) -> None:
     [
         (("nowhere",), "nowhere: no such folder"),
         (("a.py",), "a.py: no such folder (a config goes with --config a.py)"),
-        (("my", "--config", "shapes"), "--config: my gets a config that is chosen: leave one of"),
+        (
+            ("my", "--config", "shapes"),
+            "--config: a config is chosen for my: give either the folder",
+        ),
         (("my",), "my: looked for COCO's JSON"),
         (("my", "--init-from", "no"), "init_from: no: no such file or run ($MRCNN_DATA is not"),
         (("my.json",), "my.json: no such folder (a file: name its folder)"),

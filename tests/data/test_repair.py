@@ -120,6 +120,20 @@ def test_repaired(
     assert json.dumps(dataset.to_coco())
 
 
+@pytest.mark.parametrize(("iscrowd", "crowd"), [(True, True), (1, True), (False, False)])
+def test_a_crowd_may_be_a_truth_value(
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    iscrowd: Any,
+    crowd: bool,
+) -> None:
+    mixed_content["annotations"][0].update(iscrowd=iscrowd)
+    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    (record,) = (o for o in dataset.images[0].objects if o.annotation_id == 0)
+    assert record.iscrowd == crowd
+
+
 # Annotation 0's mask has 550 pixels in a box of 600, annotation 5's box, without a mask, 253.125.
 @pytest.mark.parametrize(
     ("number", "area", "reason"),

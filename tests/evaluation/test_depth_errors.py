@@ -15,6 +15,7 @@ from mrcnn_jax.evaluation.depth_errors import (
     depth_figures,
     object_depth,
     object_figures,
+    table,
 )
 
 POISON = (np.nan, np.inf, -np.inf, 0.0, -1.0, 1e38)
@@ -90,6 +91,20 @@ def test_figures_by_hand() -> None:
         }
     )
     assert list(found) == list(NAMES)
+
+
+def test_the_table_has_metres_and_percent() -> None:
+    """Rows of what was measured alone."""
+    figures = dict(zip(NAMES, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.5, 0.25, 0.125), strict=True))
+    metrics = {f"depth/{name}": value for name, value in figures.items()}
+    metrics |= {f"depth/true_masks/{name}": 2 * value for name, value in figures.items()}
+    header, mean, objects = (line.split() for line in table(metrics).splitlines())
+    assert header == ["depth", *NAMES]
+    metres = ["0.100", "0.200", "0.300", "0.400", "0.500", "0.600"]
+    assert mean == ["mean", "over", "images", *metres, "50.0", "25.0", "12.5"]
+    assert objects[:4] == ["objects,", "true", "masks", "0.200"]
+    assert objects[-1] == "25.0"
+    assert table({}) == ""
 
 
 def test_figures_of_maps_in_plain_loops() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import mrcnn_jax
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.inference.test_time import scaled
+from mrcnn_jax.inference.test_time import View, scaled
 from tests.inference.frames import WIDTH, read
 
 NMS_IOU = 0.5  # of the kept run's box head, which keeps 8 boxes
@@ -54,7 +54,7 @@ def test_views_of_a_mirrored_image_are_the_same_mirrored(
     model: mrcnn_jax.Model, folder: Path
 ) -> None:
     """Holds for masks only if each view's are turned back, and count the same."""
-    image = read(folder / "0.png")
+    image = read(folder / "0.png")[:90]
     ours, theirs = model.predict([image, image[:, ::-1]], flip=True, scales=(1.0, 0.8))
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-6)
     np.testing.assert_allclose(ours.boxes, mirrored(theirs.boxes), atol=1e-3)
@@ -65,6 +65,15 @@ def test_views_of_a_mirrored_image_are_the_same_mirrored(
     assert (shared > 0.99).all()
     plain = model.predict(image)
     assert plain.boxes.shape != ours.boxes.shape or np.abs(plain.boxes - ours.boxes).max() > 0.1
+
+
+def test_a_view_scales_and_mirrors_boxes() -> None:
+    """By hand: x is halved on the way to the image and then mirrored in 100 pixels, y doubled."""
+    view = View({}, None, np.array([0.5, 2.0], np.float32), 100)
+    box = np.array([[8.0, 2.0, 20.0, 3.0]], np.float32)
+    there = np.array([[90.0, 4.0, 96.0, 6.0]], np.float32)
+    np.testing.assert_allclose(view.to_image(box), there)
+    np.testing.assert_allclose(view.to_canvas(there), box)
 
 
 def test_a_view_twice_changes_nothing(model: mrcnn_jax.Model, folder: Path) -> None:

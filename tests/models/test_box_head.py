@@ -39,7 +39,7 @@ from mrcnn_jax.structures import Instances
 
 CONFIG = BoxHeadConfig()
 ALL = replace(
-    CONFIG, samples=200
+    CONFIG, samples=200, box_weights=(10.0, 10.0, 5.0, 4.0)
 )  # more slots than candidates, and than 3 : 1 takes away: nothing is left to chance
 RNG = np.random.default_rng(0)
 CLASSES = 3
@@ -150,7 +150,8 @@ def test_samples_follow_the_rules() -> None:
         expected_label, expected_deltas = wanted.pop(tuple(box))
         assert label == expected_label
         if label > 0:
-            np.testing.assert_allclose(deltas, expected_deltas, rtol=1e-4, atol=1e-5)
+            expected_deltas = np.array(expected_deltas) * ALL.box_weights
+            np.testing.assert_allclose(deltas, expected_deltas, rtol=1e-4, atol=1e-4)
     assert not wanted
     found = {tuple(box) for box in drawn.foreground.boxes[drawn.foreground.valid]}
     assert found == {tuple(box) for box, _, _ in foreground}

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +16,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
-from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, RPNConfig
+from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.models.convnext import ConvNeXt, drop_factors, gelu
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch, normalise
 from mrcnn_jax.ops.sampling import drop_keys
 
 TINY = ConvNeXtConfig(blocks=(1, 2, 1, 1), channels=(4, 6, 8, 10))
@@ -290,3 +291,29 @@ def test_the_whole_network_has_it_in_place_of_the_resnet() -> None:
     found, expected = (features(drawn, batch.replace(images=values)) for values in (other, image))
     assert sorted(expected) == ["p2", "p3", "p4", "p5", "p6"]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("trunk", ["convnext", "resnet"])
+def test_a_trunk_knows_where_the_image_ends(trunk: Any) -> None:
+    """Its norms count no padding: by the modules themselves, called with the size."""
+    resnet = ResNetConfig(depth=10, width=4, norm="live")
+    model = MaskRCNN(replace(MODEL, trunk=trunk, resnet=resnet))
+    image = np.random.default_rng(5).integers(0, 256, (1, *CANVAS, 3)).astype(np.uint8)
+    batch = example_batch(CANVAS).replace(images=image, image_sizes=np.array([[50, 70]], np.int32))
+    drawn = initialise(model, batch, seed=0)
+
+    def by_hand(module: MaskRCNN, sizes: np.ndarray) -> Any:
+        pixels = normalise(batch.images, batch.image_sizes, module.config)
+        options = {} if trunk == "convnext" else {"live": True}
+        trunk_of = getattr(module, trunk)
+        return module.fpn(trunk_of(pixels, image_sizes=sizes, valid=batch.valid, **options))
+
+    def result(function: Any) -> Any:
+        apply = nn.apply(function, model, mutable=["batch_stats"])
+        return jax.jit(apply)(drawn)
+
+    found = result(lambda m: m.features(batch, live=True))
+    expected = result(functools.partial(by_hand, sizes=batch.image_sizes))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+    padded = result(functools.partial(by_hand, sizes=np.array([CANVAS], np.int32)))
+    assert np.abs(padded[0]["p2"] - found[0]["p2"]).max() > 1e-3

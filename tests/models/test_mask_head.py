@@ -201,11 +201,12 @@ def samples_loop() -> list[tuple[np.ndarray, int]]:
 @pytest.mark.parametrize("cap", [64, 7, 2])
 def test_samples_equal_a_loop(cap: int) -> None:
     """Ground truth that has a mask, then detections by score, until the slots are full."""
-    expected = samples_loop()
-    assert len(expected) > 7
-    expected = expected[:cap]
+    everything = samples_loop()
+    assert len(everything) > 7
+    expected = everything[:cap]
     samples = samples_of(replace(CONFIG, samples=cap))
     n = len(expected)
+    assert samples.left_out == len(everything) - n
     assert len(samples.valid) == min(cap, 25)
     assert samples.valid.tolist() == [True] * n + [False] * (len(samples.valid) - n)
     boxes, index = np.array([box for box, _ in expected]), np.array([i for _, i in expected])
@@ -215,6 +216,8 @@ def test_samples_equal_a_loop(cap: int) -> None:
     clear = np.abs(coverage - 127.5) > 0.01
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(samples.targets[:n][clear], (coverage >= 127.5)[clear])
+    soft = samples_of(replace(CONFIG, samples=cap, soft_targets=True)).targets[:n]
+    np.testing.assert_allclose(soft, coverage / 255, atol=1e-4)
 
 
 def test_samples_at_the_borders_of_the_rules() -> None:

@@ -251,6 +251,8 @@ def test_targets_are_ious_in_the_image() -> None:
     expected = np.array(list(map(iou_in_the_image, crops, own, masks, boxes)))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert (found[:3] == 0).all()
+    soft = jnp.where(targets == 1, 0.5, 0.4)  # counts from one half on
+    np.testing.assert_array_equal(mask_iou_targets(jnp.array(masks), soft, outside), found)
     # What lies outside matters.
     inside = np.asarray(mask_iou_targets(jnp.array(masks), targets, jnp.zeros(count, jnp.float32)))
     assert (inside > expected + 0.05).mean() > 0.3

@@ -365,6 +365,9 @@ def test_training_may_have_more_proposals() -> None:
     assert many.boxes.shape == (3, 30, 4)
     assert many.valid[:2].all()
     np.testing.assert_array_equal(many.boxes[:, :12], few.boxes)
+    wide = replace(config, rpn=replace(config.rpn, pre_nms=1))  # training's own number counts
+    select = functools.partial(select_proposals, config=wide, train=True)
+    np.testing.assert_array_equal(jax.jit(select)(output, batch()).valid, many.valid)
 
 
 def _outputs(model: MaskRCNN, batch: Batch) -> Any:

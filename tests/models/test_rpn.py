@@ -31,7 +31,8 @@ from mrcnn_jax.models.rpn import (
 )
 from mrcnn_jax.structures import Instances
 
-CONFIG = RPNConfig(scales=(8, 16, 32, 64, 128))
+CONFIG = RPNConfig(scales=(8, 16, 32, 64, 128), box_weights=(2.0, 2.0, 1.0, 0.5))
+WEIGHTS = np.array(CONFIG.box_weights)
 CANVAS = (64, 96)
 SIZE = np.array([50, 70], np.int32)
 STRIDES = ModelConfig().strides
@@ -483,7 +484,8 @@ def test_samples_are_one_to_one_as_far_as_there_are_positives() -> None:
         assert negative[indices[~chosen]].all()
         assert len(set(indices)) == 24
         for row in np.flatnonzero(chosen):
-            expected = encode_loop(boxes[gt_index[indices[row]]], ANCHORS[indices[row]])
+            deltas = encode_loop(boxes[gt_index[indices[row]]], ANCHORS[indices[row]])
+            expected = np.array(deltas) * WEIGHTS
             np.testing.assert_allclose(targets.deltas[row], expected, rtol=1e-4, atol=1e-5)
         drawn.append((wanted, set(indices)))
     assert drawn[0][0] == 12
@@ -555,7 +557,7 @@ def test_loss_equals_a_loop(config: RPNConfig) -> None:
             deltas, target = np.asarray(output.deltas[image, anchor]), targets.deltas[image, slot]
             if config.box_loss == "giou":
                 box += 1 - giou_loop(
-                    *(decode_loop(d, ANCHORS[anchor], None) for d in (deltas, target))
+                    *(decode_loop(d / WEIGHTS, ANCHORS[anchor], None) for d in (deltas, target))
                 )
             else:
                 box += smooth_l1_loop(deltas, target, config.smooth_l1_beta)
@@ -649,7 +651,8 @@ def test_proposals_equal_a_loop(pre_nms: int) -> None:
             if centre[i, 0] < 70 and centre[i, 1] < 50
         ]
         rows = rows[:pre_nms]
-        boxes = np.array([decode_loop(deltas[start + i], level[i], LIMITS) for i in rows])
+        moves = deltas / WEIGHTS
+        boxes = np.array([decode_loop(moves[start + i], level[i], LIMITS) for i in rows])
         valid = (boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(1)
         dropped += (~valid).sum()
         kept = greedy(boxes, logits[start + np.array(rows)], valid, 0.5, len(rows))

@@ -294,6 +294,8 @@ def test_objects_are_pasted_at_a_scale_of_their_own() -> None:
         for seen in scene.objects:
             there = scene.pixels[..., 0] >= 100
             assert np.abs(seen.on_canvas - extent(there)).max() <= 1.5
+            sides = seen.on_canvas[2:] - seen.on_canvas[:2]
+            assert seen.area == pytest.approx(np.prod(sides), rel=1e-4)
             areas.append(there.sum() / (masks[0].sum() * np.prod(seen.view.scale)))
             x1, y1, x2, _ = seen.on_canvas
             widths.append((x2 - x1) / (source.boxes[0, 2] - source.boxes[0, 0]))

@@ -171,6 +171,7 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
         (5000, "gpu", 12, 12),
         (20_000, "gpu", 4, 4),
         (46_000, "gpu", 1, 1),
+        (120_000, "gpu", 0.75, 0.75),
     ],
 )
 def test_epochs(images: int, device: Device, epochs: int, random: int) -> None:

@@ -298,9 +298,10 @@ def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> No
     )
 
     @jax.jit
-    def step_once(params: Any, state: Any, average: Any, grads: Any) -> Any:
+    def step_once(params: Any, state: Any, average: Any, grads: Any, steps: Any) -> Any:
         params, state = apply_gradients(optimizer, state, params, grads, labels)
-        return params, state, moving_average(average, stages.split(params, labels)[0], state, 0.75)
+        trained = stages.split(params, labels)[0]
+        return params, state, moving_average(average, trained, state, 0.4, steps)
 
     def kept(found: Any) -> Any:
         """All but the frozen parameters, the mean so far and its count."""
@@ -316,7 +317,10 @@ def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> No
     expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), average)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         for step in range(STEPS):
-            before, found = kept(found), step_once(*found, nested(gradients(step)))
+            before, found = (
+                kept(found),
+                step_once(*found, nested(gradients(step)), jnp.int32(step + 1)),
+            )
             trained, average, _ = kept(found)
             mean = optax.tree.get(found[1], "acc_grads")["head"]["bias"]
             if np.array_equal(trained["head"]["bias"], before[0]["head"]["bias"]):
@@ -326,8 +330,9 @@ def test_between_two_updates_nothing_moves_but_the_mean_of_the_gradients() -> No
             else:
                 moved.append(step)
                 assert not np.asarray(mean).any()
+                decay = min(0.4, len(moved) / (len(moved) + 9))  # .1, .18, ... .4, .4
                 expected = jax.tree.map(
-                    lambda old, new: 0.75 * old + 0.25 * np.asarray(new, np.float64),
+                    lambda old, new, d=decay: d * old + (1 - d) * np.asarray(new, np.float64),
                     expected,
                     trained,
                 )

@@ -221,8 +221,9 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
     average = jax.tree.map(np.float64, before.ema)
     for step in range(20):
         state, metrics = box_runner.step(state, batch(step % 3))
+        decay = min(0.75, (step + 1) / (step + 10))
         average = jax.tree.map(
-            lambda old, new: 0.75 * old + 0.25 * np.float64(new),
+            lambda old, new, d=decay: d * old + (1 - d) * np.float64(new),
             average,
             {"box_head": state.params["box_head"]},
         )
@@ -252,6 +253,18 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
         )
         assert 0 < row["gradient_norm"] < np.inf
     assert losses[18]["loss/total"] < losses[0]["loss/total"]  # the same batch, seven times later
+
+
+def test_each_step_draws_its_own_samples(rpn_runner: Runner) -> None:
+    """From the same parameters and images: the key follows the step's number, and nothing else."""
+
+    def loss(step: int) -> float:
+        start = rpn_runner.start.replace(step=np.int32(step))
+        return float(rpn_runner.step(start, batch(0))[1]["loss/rpn_objectness"])
+
+    drawn = [loss(step) for step in (0, 1, 2)]
+    assert len(set(drawn)) == 3
+    assert [loss(step) for step in (0, 1, 2)] == drawn
 
 
 def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runner: Runner) -> None:
