@@ -123,8 +123,8 @@ def moving_average(
     """
     updated = optax.tree.get(opt_state, "mini_step", jnp.int32(0)) == 0  # of MultiSteps
     updates = optax.tree.get(opt_state, "gradient_step", steps).astype(jnp.float32)
-    decay = jnp.minimum(jnp.float32(decay), updates / (updates + 9))
-    moved = optax.incremental_update(trained, average, 1 - decay)
+    now = jnp.minimum(jnp.float32(decay), updates / (updates + 9))
+    moved = optax.incremental_update(trained, average, 1 - now)
     return jax.tree.map(lambda new, old: jnp.where(updated, new, old), moved, average)
 
 
