@@ -12,7 +12,7 @@ endif
 .PHONY: demo test test-fast parity gpu-compile optional package docs lint clean help
 
 help:
-	@echo "make demo       generate data, train, evaluate, draw (19 minutes on 2 slow cores)"
+	@echo "make demo       generate data, train, evaluate, draw (6 to 19 minutes on 2 cores)"
 	@echo "make test       run all tests (8 to 37 minutes on 2 cores)"
 	@echo "make test-fast  run the tests that take less than half a minute"
 	@echo "make parity     compare with torchvision, where torch is installed (10 minutes or more)"

@@ -35,7 +35,7 @@ def test_parts_are_kept_within_the_time_and_tell_how_they_ended(tmp_path: Path) 
     )
     stub.chmod(0o755)
     given = {"PYTHON": str(stub), "TOTAL": "11", "XLA_FLAGS": "--little"}
-    done = call(out, "tests", "step2", PLATFORM="gpu", **given)
+    done = call(out, "tests", PLATFORM="gpu", **given)
     assert done.returncode == 0, done.stderr
     (late,) = lines_of(out)
     assert done.stdout == (out / "gpu.jsonl").read_text()

@@ -33,6 +33,7 @@ from mrcnn_jax.models.mask_head import (
     point_samples,
     true_class,
 )
+from mrcnn_jax.ops.masks import crop_targets
 from mrcnn_jax.structures import Instances
 
 CONFIG = MaskHeadConfig(channels=5, convs=2, pool_size=3)
@@ -217,7 +218,16 @@ def test_samples_equal_a_loop(cap: int) -> None:
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(samples.targets[:n][clear], (coverage >= 127.5)[clear])
     soft = samples_of(replace(CONFIG, samples=cap, soft_targets=True)).targets[:n]
-    np.testing.assert_allclose(soft, coverage / 255, atol=1e-4)
+    expected_soft = crop_targets(
+        jnp.array(GT["masks"]),
+        jnp.array(GROUND_TRUTH),
+        jnp.array(index, jnp.int32),
+        jnp.array(boxes),
+        size=6,
+        soft=True,
+    )
+    np.testing.assert_allclose(soft, expected_soft, atol=1e-5)
+    assert ((soft > 0.1) & (soft < 0.9)).mean() > 0.3
 
 
 def test_samples_at_the_borders_of_the_rules() -> None:

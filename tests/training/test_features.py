@@ -184,7 +184,7 @@ def test_the_files_are_those_of_the_frozen_weights(cached_config: Config) -> Non
         key(path="resnet/stem/mean", kind="batch_stats"),
         key(replace(cached_config, cache_features="float16")),
         key(replace(cached_config, data=replace(cached_config.data, short_side=96))),
-        key(replace(cached_config, data=replace(cached_config.data, long_side=120))),
+        key(replace(cached_config, data=replace(cached_config.data, short_side=96, long_side=120))),
         key(replace(cached_config, model=replace(cached_config.model, pixel_mean=(1.0, 2.0, 3.0)))),
         key(replace(cached_config, data=replace(cached_config.data, shrink="bilinear"))),
     ]
