@@ -74,7 +74,7 @@ import mrcnn_jax.data.builder, mrcnn_jax.training.loop
 missing = [name for name, version in versions.items() if version is None]
 if jax.default_backend() != sys.argv[1]:
     missing.append(f"a {sys.argv[1]} (JAX has the {jax.default_backend()})")
-sys.exit(missing and f"missing: {', '.join(missing)}")
+sys.exit(f"missing: {', '.join(missing)}" if missing else None)
 PYTHON
 }
 

@@ -173,7 +173,7 @@ def _keep_compiled_programs() -> None:
 def cache_folder() -> Path:
     """This program's part of the user's cache folder; RuntimeError if the home is not known."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mrcnn_jax"
+    return Path(base).expanduser() / "mrcnn_jax"
 
 
 def _open_streams() -> None:

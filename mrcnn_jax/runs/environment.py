@@ -11,8 +11,6 @@ from pathlib import Path
 import jax
 import jaxlib
 
-import mrcnn_jax
-
 
 def environment() -> dict[str, str | int]:
     """Collect everything besides the config on which bit-for-bit repetition depends."""
@@ -26,7 +24,6 @@ def environment() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 0,
-        "mrcnn_jax": mrcnn_jax.__version__,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -35,8 +32,7 @@ def environment() -> dict[str, str | int]:
 
 def changes(saved: Mapping[str, str | int]) -> list[str]:
     """Differences of a saved environment from the present one, as "cores 64 -> 2"."""
-    # What older versions did not write.
-    before = {"devices": 1, "mrcnn_jax": mrcnn_jax.__version__} | dict(saved)
+    before = {"devices": 1} | dict(saved)  # versions that used one device did not write this
     return [
         f"{name} {before.get(name)!r} -> {now!r}"
         for name, now in environment().items()

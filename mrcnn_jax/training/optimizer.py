@@ -119,7 +119,7 @@ def moving_average(
     short training does not average in what it began with, which may be random.
 
     Args:
-        steps: that were taken, that one too.
+        steps: that were taken, that one too, without skipped ones.
     """
     updated = optax.tree.get(opt_state, "mini_step", jnp.int32(0)) == 0  # of MultiSteps
     updates = optax.tree.get(opt_state, "gradient_step", steps).astype(jnp.float32)

@@ -224,8 +224,9 @@ def make_train_step(
         params, opt_state = apply_gradients(
             optimizer, state.opt_state, state.params, gradients, labels
         )
+        taken = state.step + 1 - state.skipped
         ema = state.ema and moving_average(
-            state.ema, stages.split(params, labels)[0], opt_state, stage.ema_decay, state.step + 1
+            state.ema, stages.split(params, labels)[0], opt_state, stage.ema_decay, taken
         )
         batch_stats = {
             name: statistics[name] if name in live else old

@@ -240,6 +240,16 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
         state.ema,
         average,
     )
+    # Skipped steps made no update: had there been 20 of them, this would be the first.
+    kept = jax.tree.map(np.array, state)
+    after, _ = box_runner.step(kept.replace(skipped=np.int32(20)), batch(0))
+    jax.tree.map(
+        lambda ours, old, new: np.testing.assert_allclose(ours, 0.1 * old + 0.9 * new, atol=1e-6),
+        after.ema,
+        kept.ema,
+        {"box_head": after.params["box_head"]},
+    )
+    state = kept
     assert set(losses[0]) == {
         "loss/box_class",
         "loss/box_box",
