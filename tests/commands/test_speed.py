@@ -120,6 +120,9 @@ def test_other_canvases_count_by_their_pixels(
     assert programs.shapes == {("step", (2, 64, 96, 3)), ("validate", (3, 96, 64, 3))}
 
     run = replace(several, config=replace(several.config, evaluate_every_epochs=2))
+    assert measure(run).evaluation == 0.0  # of a stage that trains no masks
+    (stage,) = run.config.stages
+    run = replace(run, config=replace(run.config, stages=(replace(stage, losses=("mask",)),)))
     programs.calls.clear()
     more = measure(run)
     assert more.evaluation == pytest.approx(6 * (2 + pixels) + 8 / 2)

@@ -261,14 +261,14 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
         for found in (middle, end)
     ]
     assert counts == [{"mini_step": 1, "gradient_step": 1}, {"mini_step": 0, "gradient_step": 3}]
-    # The average is of what the stage trains, half of it of the last update's.
+    # The average is of what the stage trains, nine tenths of it of the first update's.
     trained = {path.removeprefix("params/") for path in end if path.startswith("params/mask_head/")}
     assert {path.removeprefix("ema/") for path in end if path.startswith("ema/")} == trained
     start = arrays(tiny_run / "checkpoints" / "00000024-mask")
     for path in trained:  # one update by step 6
         np.testing.assert_allclose(
             middle[f"ema/{path}"],
-            (start[f"params/{path}"] + middle[f"params/{path}"]) / 2,
+            0.1 * start[f"params/{path}"] + 0.9 * middle[f"params/{path}"],
             atol=1e-6,
         )
 
