@@ -7,6 +7,7 @@ are the same but for optimiser and layers trained. Fields that a user gives repl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,10 +82,10 @@ def recipe_for(
         everything = load_config_file("scratch").stages[0].train
         table = joint(everything, epochs=stage.epochs, optimizer=stage.optimizer)
         recipe = replace(recipe, stages=table)
-    fields = {
+    fields = {  # of the data, all but the augmentation follow later
         field: value
         for field, value in given.items()
-        if field not in _KEPT and (field.startswith("data.augment.") or field[:5] != "data.")
+        if field not in _KEPT and not re.match(r"data\.(?!augment\.)", field)
     }
     recipe = with_fields(recipe, _giving_way(recipe.model, given) | fields)
     optimizer = recipe.stages[0].optimizer

@@ -76,6 +76,7 @@ def test_kernels_have_the_bytes_and_operations_of_a_sum_by_hand() -> None:
     assert (convolution.flops, convolution.types) == (2 * 36 * 135, "bf16")
     assert convolution.bytes == 2 * (108 + 135 + 180)
     assert copy.bytes == 640
+    assert hlo.flops(module) == product.flops + convolution.flops
     # Moved at 1 GB/s, or multiplied at 1 Gflop/s, in bfloat16; at least a launch.
     assert convolution.seconds(1e12, 1e9) == convolution.flops / 1e9
     assert copy.seconds(1e7, 1e9) == 640 / 1e7

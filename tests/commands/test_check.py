@@ -18,6 +18,7 @@ import pytest
 from exports import PICTURES, as_labelme
 from PIL import Image
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands import check
 from mrcnn_jax.commands.check import Arguments
 from mrcnn_jax.config.errors import ConfigError
@@ -235,6 +236,9 @@ def test_images_are_decoded_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     check.run(dataclasses.replace(arguments, cache=None))
     assert len(list((tmp_path / "home" / "mrcnn_jax").iterdir())) == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/home")
+    assert cli.cache_folder() == tmp_path / "home" / "mrcnn_jax"
 
     def nobody() -> Path:
         raise RuntimeError("no home")

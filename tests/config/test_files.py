@@ -13,6 +13,7 @@ import tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
+    PATHS,
     config_hash,
     differences,
     from_dict,
@@ -390,6 +391,18 @@ def test_folders_of_depth_maps_are_paths_too(
     folder.mkdir()
     found = resolve_paths(config).data
     assert (found.train_depth, found.val_depth) == (str(folder), None)
+
+
+def test_a_start_that_is_not_needed_is_found_or_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same name, so that a command typed again compares as what its run saved."""
+    monkeypatch.setenv("MRCNN_DATA", str(tmp_path))
+    (tmp_path / "r50.npz").touch()
+    files = {name: str(tmp_path) for name in PATHS if not name.endswith("_depth")}
+    for name, found in (("r50.npz", str(tmp_path / "r50.npz")), ("gone.npz", "gone.npz")):
+        config = Config(data=DataConfig(**files), init_from=name)  # type: ignore[arg-type]
+        assert resolve_paths(config, needs_start=False).init_from == found
 
 
 def test_fields_that_fit_only_together_are_set_together() -> None:

@@ -22,6 +22,7 @@ from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRec
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.transforms import resize_plan
 from mrcnn_jax.training.batch import Device, Devices
+from mrcnn_jax.training.choices import Chosen
 from mrcnn_jax.training.choose import choose
 from mrcnn_jax.training.recipes import Start
 from mrcnn_jax.training.stages import labels
@@ -528,22 +529,21 @@ def test_a_c4_network_is_refused() -> None:
         config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))
 
 
+def choose_on_gpus(images: CocoDataset, devices: Devices, fields: dict[str, Any]) -> Chosen:
+    """From weights of torchvision's whole network."""
+    start = Start(TORCHVISION, ("person",))
+    options = {"device": "gpu", "devices": devices, "init_from": "runs/tv", "start": start}
+    return choose(images, images, given=fields, **options)  # type: ignore[arg-type]
+
+
 def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
     """1000 images in batches of 8 are 125 updates an epoch."""
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
-    start, devices = Start(TORCHVISION, ("person",)), Devices(1, 80 * 2**30)
+    devices = Devices(1, 80 * 2**30)
     recipe = load_config_file("finetune").stages[0].optimizer
     six = {"data.batch_size": 6}
     for fields, size, why in (({}, 8, "the most; needs about 10.2 GiB"), (six, 6, "")):
-        chosen = choose(
-            images,
-            images,
-            device="gpu",
-            devices=devices,
-            given=fields,
-            init_from="runs/tv",
-            start=start,
-        )
+        chosen = choose_on_gpus(images, devices, fields)
         optimizer = chosen.config.stages[0].optimizer
         assert (chosen.config.data.batch_size, optimizer.batch_size) == (size, size)
         assert optimizer.learning_rate == pytest.approx(recipe.learning_rate * size / 2)
@@ -555,21 +555,12 @@ def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
 def test_the_rate_of_a_large_batch_is_explained() -> None:
     """On 16 GPUs, too, where the recipe's batch becomes one image on each."""
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
-    start = Start(TORCHVISION, ("person",))
     for fields, devices, size, rate in (
         ({"data.batch_size": 32}, Devices(), 32, 0.04),
         ({"stages.0.optimizer.accumulate_steps": 16}, Devices(), 32, 0.04),
         ({}, Devices(16), 16, 0.02),
     ):
-        chosen = choose(
-            images,
-            images,
-            device="gpu",
-            devices=devices,
-            given=fields,
-            init_from="runs/tv",
-            start=start,
-        )
+        chosen = choose_on_gpus(images, devices, fields)
         optimizer = chosen.config.stages[0].optimizer
         assert (optimizer.learning_rate, optimizer.batch_size) == (pytest.approx(rate), size)
         (why,) = (row.why for row in chosen.rows if row.what == "optimiser")
