@@ -66,7 +66,8 @@ class OfCheckpoint:
     workdir: Path
     """The run's folder."""
     checkpoint: Literal["newest", "best"] = "newest"
-    """best: the one with the highest mask AP, of a run with --evaluate-every-epochs."""
+    """best: the one with the highest mask AP (box AP where no object has a mask), of a run with
+    --evaluate-every-epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,7 @@ def fitted(
             (speed.validation, every),
             (
                 speed.evaluation + 2 * speed.saving,
-                config.evaluate_every_epochs * stage.is_evaluated,
+                config.evaluate_every_epochs * config.evaluates(stage),
             ),
         )
         if 0 < epochs_between < epochs

@@ -81,11 +81,12 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         origin = "Random weights."
     else:
         origin = f"Licence of the imported weights: {licence}."
+    found = "boxes, classes" + (", scores and masks" if "mask" in run.trained else " and scores")
     lines = [
         f"# {_text(config.name)}",
         "",
         f"Mask R-CNN on a {model.trunk_name}-{model.backbone.upper()}, {size:,} "
-        "parameters: boxes, classes, scores and masks of the objects in an RGB image. Checkpoint "
+        f"parameters: {found} of the objects in an RGB image. Checkpoint "
         f"{run.title}{'' if meta.stage_complete else ', whose stage is not complete'}. "
         "Made with mrcnn_jax.",
         "",
@@ -163,10 +164,11 @@ def _figures(run: Run, workdir: Path) -> list[str]:
         return ["Not evaluated."]
     known = {name: metrics.get(name, -1) for name in FIGURES}
     cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]
+    kind, title = ("segm", "Mask") if "mask" in run.trained else ("bbox", "Box")
     by_class = [
-        f"{_text(name.removeprefix('segm/AP/'))} {value:.3f}"
+        f"{_text(name.removeprefix(f'{kind}/AP/'))} {value:.3f}"
         for name, value in metrics.items()
-        if name.startswith("segm/AP/")
+        if name.startswith(f"{kind}/AP/")
     ]
     lines = [
         "COCO average precision on the validation images.",
@@ -175,4 +177,4 @@ def _figures(run: Run, workdir: Path) -> list[str]:
         "|" + "---|" * len(FIGURES),
         f"| {' | '.join(cells)} |",
     ]
-    return lines + (["", f"Mask AP by class: {', '.join(by_class)}."] if by_class else [])
+    return lines + (["", f"{title} AP by class: {', '.join(by_class)}."] if by_class else [])

@@ -104,7 +104,7 @@ def measure(run: OpenRun) -> Speed:
             ),
         )
         compiling += _again(validating, plan_of_val)
-        if run.config.evaluate_every_epochs and run.config.stages[0].is_evaluated:
+        if run.config.evaluate_every_epochs and run.config.evaluates(run.config.stages[0]):
             size = run.config.data.eval_batch_size * (1 if run.mesh is None else run.mesh.size)
             plan_of_eval = plan_once(run.val_split, size)
             predictor = Predictor(

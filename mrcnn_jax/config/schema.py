@@ -265,11 +265,6 @@ class StageConfig:
         """Of all parameters, trained ones first."""
         return (*(group.pattern for group in self.train), *self.frozen)
 
-    @property
-    def is_evaluated(self) -> bool:
-        """Whether AP and depth are measured in training: the stage trains masks or depth."""
-        return not {"mask", "mask_iou", "depth"}.isdisjoint(self.losses)
-
     def __post_init__(self) -> None:
         require(
             re.fullmatch(r"[a-z0-9_]+", self.name) is not None,
@@ -342,12 +337,13 @@ class Config:
     """Steps between two checkpoints."""
     keep_checkpoints: int = field(default=2, metadata=RUNTIME)
     """Number of newest checkpoints to keep, besides each stage's last one and the one of the best
-    mask AP."""
+    AP."""
     validate_every_epochs: int = field(default=1, metadata=RUNTIME)
     """Epochs between two computations of the losses on the validation images."""
     evaluate_every_epochs: int = field(default=0, metadata=RUNTIME)
     """Epochs between two evaluations of COCO AP (and depth) on the validation images, each with a
-    checkpoint, in stages that train masks, their IoU or depth; 0: never."""
+    checkpoint, in stages that train masks, their IoU or depth, or, where none does, boxes; 0:
+    never. Of the weights themselves, also where a moving average is kept."""
     cache_features: Literal["off", "float32", "float16"] = "off"
     """Keep the features and proposals of frozen modules in the data cache, as numbers of this type,
     instead of computing them in every epoch; for images that are not augmented."""
@@ -409,3 +405,11 @@ class Config:
         require(self.feature_cache_gib > 0, "feature_cache_gib: must be positive")
         require_at_least(0, self, "", "skip_non_finite", "evaluate_every_epochs")
         require(0 <= self.seed < 2**32, "seed: must be in 0..2**32 - 1 (JAX takes 32 bits of it)")
+
+    def evaluates(self, stage: StageConfig) -> bool:
+        """Whether AP and depth are measured in a stage of this table: it trains masks, their IoU or
+        depth; where no stage does, boxes."""
+        final = {"mask", "mask_iou", "depth"}
+        if all(final.isdisjoint(row.losses) for row in self.stages):
+            final = set(BOX_LOSSES)
+        return not final.isdisjoint(stage.losses)

@@ -90,6 +90,11 @@ class CocoDataset:
         """Whether any image has a depth map."""
         return any(image.depth_file is not None for image in self.images)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a mask, not only a box."""
+        return any(o.rle is not None for i in self.images for o in i.objects if not o.iscrowd)
+
     def category_id(self, label: int) -> int:
         """The file's category id of a label in 1..K; ValueError for any other label."""
         if not 1 <= label <= len(self.categories):

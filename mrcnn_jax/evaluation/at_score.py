@@ -77,14 +77,17 @@ class AtScore:
 
 
 def shown(evaluations: Mapping[IouType, COCOeval]) -> IouType:
-    """What the confusion matrix compares: masks, or boxes if no object has a mask.
+    """What the confusion matrix compares: masks, or boxes if no object has a mask, or detections
+    have none.
 
     Args:
         evaluations: of boxes and masks (`average_precision.judge`).
     """
+    boxes, masks = evaluations["bbox"], evaluations["segm"]
     # Objects without a mask are crowds there.
-    truth = evaluations["segm"].cocoGt.dataset["annotations"]
-    return "bbox" if all(annotation["iscrowd"] for annotation in truth) else "segm"
+    comparable = any(not one["iscrowd"] for one in masks.cocoGt.dataset["annotations"])
+    found = len(masks.cocoDt.dataset["annotations"]) == len(boxes.cocoDt.dataset["annotations"])
+    return "segm" if comparable and found else "bbox"
 
 
 def at_score(evaluation: COCOeval, kind: IouType, score: float) -> AtScore:

@@ -54,7 +54,8 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
         run: its folder (the --workdir of training, the --out of an import of weights, the --to of
             `share`), or a model of the Hugging Face Hub, hf://org/name or hf://org/name@revision,
             which is fetched unless huggingface_hub's cache holds it.
-        checkpoint: the newest intact one, or the one of the best mask AP, if the run measured it.
+        checkpoint: the newest intact one, or the one of the best mask AP (box AP where no object
+            has a mask), if the run measured it.
         weights: the parameters themselves ("raw"), or their moving average ("ema").
 
     Raises:
@@ -213,8 +214,9 @@ class Model:
             found = self._views.detections(image, flip=flip, scales=scales, min_score=min_score)
         else:
             found = self._predictor.detections(image, min_score=min_score)
-        assert isinstance(found.masks, tuple)
-        masks = found.masks if rle else decoded(found.masks, found.size)
+        masks = found.masks
+        if isinstance(masks, tuple) and not rle:
+            masks = decoded(masks, found.size)
         return replace(found, path=_path(source), masks=masks)
 
 

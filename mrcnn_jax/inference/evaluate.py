@@ -137,15 +137,20 @@ def evaluation_of(
     ground_truth = seen.to_coco()
     categories = {category.id for category in seen.categories}
     counted = [result for result in results if result["category_id"] in categories]
-    matches = judge(ground_truth, counted)
+    with_mask = [result for result in counted if "segmentation" in result]
+    matches = judge(ground_truth, counted, iou_types=("bbox",))
+    matches |= judge(ground_truth, with_mask, iou_types=("segm",))
     metrics = coco_figures(matches)
     found = {kind: at_score(one, kind, score) for kind, one in matches.items()}
     metrics["at_score/score"] = score
     for one in found.values():
-        metrics |= one.figures()
-    metrics |= depth.figures(list(zip(indices, seen.images, strict=True)), counted, matches["segm"])
+        if one.kind == "bbox" or shown(matches) == "segm":  # of no masks, all found would be false
+            metrics |= one.figures()
+    metrics |= depth.figures(
+        list(zip(indices, seen.images, strict=True)), with_mask, matches["segm"]
+    )
     if boundary:
-        metrics |= coco_figures(judge(ground_truth, counted, iou_types=("boundary",)))
+        metrics |= coco_figures(judge(ground_truth, with_mask, iou_types=("boundary",)))
     truths = [
         np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4)
         for image in seen.images

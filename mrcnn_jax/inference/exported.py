@@ -124,7 +124,7 @@ class ExportedModel:
                 category_ids: list of N COCO ids.
                 class_names: list of N names.
                 scores: float32 [N], probabilities.
-                masks: bool [N, H, W].
+                masks: bool [N, H, W]; not of a network whose mask head was never trained.
             If the network has a mask-IoU head:
                 mask_scores: float32 [N], scores * predicted IoUs of the masks.
             If the network has a depth head:
@@ -146,13 +146,14 @@ class ExportedModel:
         found = {name: np.asarray(value) for name, value in seen.items()}
         kept = found["valid"] & (found.get("mask_scores", found["scores"]) >= min_score)
         boxes, clipped = in_image(found["boxes"][kept], scale, size)
-        masks = np.zeros((len(boxes), *size), bool)
-        for mask, probabilities, box in zip(masks, found["masks"][kept], boxes, strict=True):
-            region, (y, x) = paste_region(probabilities, box, size, self.meta["paste"])
-            mask[y : y + region.shape[0], x : x + region.shape[1]] = region
         labels = found["labels"][kept]
         categories = [self.meta["categories"][label - 1] for label in labels.tolist()]
         more = {"mask_scores": found["mask_scores"][kept]} if "mask_scores" in found else {}
+        if self.meta.get("masks", True):
+            more["masks"] = masks = np.zeros((len(boxes), *size), bool)
+            for mask, probabilities, box in zip(masks, found["masks"][kept], boxes, strict=True):
+                region, (y, x) = paste_region(probabilities, box, size, self.meta["paste"])
+                mask[y : y + region.shape[0], x : x + region.shape[1]] = region
         if "depth" in found:
             of_canvas = found["depth"].ndim == 2
             more["depth_map"], more["depths"] = depth_in_image(
@@ -170,5 +171,4 @@ class ExportedModel:
             "category_ids": [number for number, _ in categories],
             "class_names": [name for _, name in categories],
             "scores": found["scores"][kept],
-            "masks": masks,
         }

@@ -74,18 +74,19 @@ def in_image(
 ) -> Iterator[Found]:
     """The detections in a tile, with masks as RLEs, in the pixels of its image.
 
+    A detection without a mask is merged by its box.
+
     Args:
         found: in pixels of the tile.
         number: of the tile.
         window: its place.
         size: (height, width) of the image.
     """
-    assert isinstance(found.masks, tuple)
     y, x = window.y1, window.x1
     near = [max(CLOSE, NEAR * side) for side in window.size]
     inner = np.array([x > 0, y > 0, window.x2 < size[1], window.y2 < size[0]])
     height, width = window.size
-    for row, mask in enumerate(found.masks):
+    for row, mask in enumerate(found.rles()):
         x1, y1, x2, y2 = found.boxes[row].tolist()
         gaps = np.array([x1, y1, width - x2, height - y2])
         close = gaps <= [near[1], near[0], near[1], near[0]]
@@ -94,11 +95,20 @@ def in_image(
             label=int(found.labels[row]),
             score=float(found.scores[row]),
             box=found.boxes[row] + [x, y, x, y],
-            mask=moved_rle(mask, (y, x), size),
+            mask=moved_rle(mask or _of_box(found.boxes[row], window.size), (y, x), size),
             cut=bool((close & inner).any()),
             mask_score=None if found.mask_scores is None else float(found.mask_scores[row]),
             depth=None if found.depths is None else float(found.depths[row]),
         )
+
+
+def _of_box(box: Float64[np.ndarray, " 4"], size: tuple[int, int]) -> RLE:
+    """The mask of a box: its pixels, at least one."""
+    x1, y1, x2, y2 = np.rint(box).astype(int).tolist()
+    pixels = np.zeros((*size, 1), np.uint8, order="F")
+    pixels[min(y1, size[0] - 1) : max(y2, y1 + 1), min(x1, size[1] - 1) : max(x2, x1 + 1)] = 1
+    rle: RLE = coco_mask.encode(pixels)[0]
+    return rle
 
 
 def merge(found: Sequence[Found], windows: Sequence[Window], size: tuple[int, int]) -> Merged:
@@ -232,6 +242,7 @@ def detections(
     size: tuple[int, int],
     categories: Sequence[tuple[int, str]],
     *,
+    masks: bool = True,
     mask_scores: bool = False,
     depths: bool = False,
     min_score: float = 0.0,
@@ -242,7 +253,7 @@ def detections(
         merged: best first.
         size: (height, width) of the image.
         categories: (COCO id, name) of label 1, 2, ..., K.
-        mask_scores, depths: whether the network gives them, also where nothing was found.
+        masks, mask_scores, depths: whether the network gives them, also where nothing was found.
         min_score: detections below it are left out (`Detections.thresholded`).
     """
 
@@ -250,7 +261,6 @@ def detections(
         return item.score if item.mask_score is None else item.mask_score
 
     kept = [item for item in merged if score(item) >= min_score]
-    masks = tuple(moved_rle(item.mask, (0, 0), size) for item in kept)
     return Detections(
         size=size,
         boxes=np.array([item.box for item in kept], np.float64).reshape(-1, 4),
@@ -258,7 +268,7 @@ def detections(
         category_ids=tuple(int(categories[item.label - 1][0]) for item in kept),
         class_names=tuple(categories[item.label - 1][1] for item in kept),
         scores=np.array([item.score for item in kept], np.float32),
-        masks=masks,
+        masks=tuple(moved_rle(item.mask, (0, 0), size) for item in kept) if masks else None,
         mask_scores=np.array([item.mask_score for item in kept], np.float32)
         if mask_scores
         else None,

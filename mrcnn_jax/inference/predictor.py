@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ class Predictor:
 
     def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
         self.run, self.mesh = run, mesh
+        self._has_masks = "mask" in run.trained
         network = MaskRCNN(run.network)
         apply: Any = network.apply
         if mesh is not None:
@@ -111,8 +113,11 @@ class Predictor:
         stride: int = DEPTH_STRIDE,
         min_score: float = 0.0,
     ) -> Detections:
-        """Call `image_detections` with the run's classes and way of pasting masks."""
-        return image_detections(
+        """Call `image_detections` with the run's classes and way of pasting masks.
+
+        Masks of a head that is still random are left out.
+        """
+        detections = image_detections(
             found,
             scale=scale,
             size=size,
@@ -122,6 +127,7 @@ class Predictor:
             stride=stride,
             min_score=min_score,
         )
+        return detections if self._has_masks else replace(detections, masks=None)
 
 
 def results_of_split(

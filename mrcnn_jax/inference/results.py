@@ -54,7 +54,7 @@ class Detections:
     masks: Bool[np.ndarray, "n h w"] | tuple[dict[str, Any], ...] | None
     """Pixels of each object, or compressed COCO RLEs, {"size": [H, W], "counts": str}.
 
-    None: the network has no mask head.
+    None: the network has no mask head, or one that is not trained yet.
     """
     mask_scores: Float32[np.ndarray, " n"] | None = None
     """Of the masks: probability of the class * predicted IoU of the mask, at most the former.

@@ -77,7 +77,7 @@ def detect_in_tiles(
     places = windows(scene.size, tiling.tile, tiling.overlap)
     found: list[Found] = []
     full: list[float] = []
-    mask_scores = depths = False
+    masks, mask_scores, depths = True, False, False
     each = _each(scene, places, detect, batch)
     bar = tqdm(
         each, total=len(places), unit="tile", leave=False, disable=None if progress else True
@@ -86,13 +86,15 @@ def detect_in_tiles(
         if len(seen.scores) >= limit:
             full.append(float(seen.scores.min()))
         found += in_image(seen, number, places[number], scene.size)
-        mask_scores, depths = seen.mask_scores is not None, seen.depths is not None
+        of_tile = seen.masks, seen.mask_scores, seen.depths
+        masks, mask_scores, depths = (field is not None for field in of_tile)
     merged = merge(found, places, scene.size)
     counts = TileCounts(len(places), merged.joined, merged.repeated, merged.cut, tuple(full))
     result = detections(
         merged.objects,
         scene.size,
         categories,
+        masks=masks,
         mask_scores=mask_scores,
         depths=depths,
         min_score=min_score,

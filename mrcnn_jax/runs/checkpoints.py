@@ -71,8 +71,9 @@ class Meta:
     """(id, name) of the data set's categories; the i-th one (from 0) has label i + 1."""
     config_hash: str
     environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
-    mask_ap: float | None = None
-    """COCO mask AP on the validation images; None if not measured (`evaluate_every_epochs`)."""
+    ap: float | None = None
+    """COCO AP on the validation images, of masks, or of boxes where no object has a mask; None if
+    not measured (`evaluate_every_epochs`)."""
     loaded: tuple[str, ...] | None = None
     """Modules whose parameters the run began with, all of them from other weights ("box_head" for
     example); None: not known, of a run that an earlier version began or that was not trained."""
@@ -80,6 +81,8 @@ class Meta:
     """A hash of the training images that its steps are counted in; None: as of `loaded`."""
     validated: bool = True
     """False: of the end of an epoch whose validation has yet to come, which is saved before it."""
+    has_masks: bool = True
+    """False: no object that it was trained on has a mask, so losses of masks taught it nothing."""
 
     @property
     def name(self) -> str:
@@ -207,12 +210,12 @@ class Checkpoints:
         return load_config_json(path) if path.exists() else None
 
     def best(self) -> Meta | None:
-        """Find the intact checkpoint of highest mask AP, if any has one.
+        """Find the intact checkpoint of highest AP, if any has one.
 
         It is the last of equals: a stage that trains the depth head alone does not change the AP.
         """
-        measured = [meta for meta in self._metas("skipped") if meta.mask_ap is not None]
-        ranked = sorted(measured, key=_mask_ap)
+        measured = [meta for meta in self._metas("skipped") if meta.ap is not None]
+        ranked = sorted(measured, key=_ap)
         return next((meta for meta in ranked[::-1] if _intact(self.folder / meta.name)), None)
 
     def refuse_damaged_log(self, meta: Meta, name: str) -> None:
@@ -306,8 +309,8 @@ class Checkpoints:
         # One that is not validated yet will be replaced, and does not take a place until then.
         keep = self.keep + (not newest.validated)
         between = [meta for meta in past if not meta.stage_complete][-keep:]
-        measured = [meta for meta in past if meta.mask_ap is not None]
-        best = max(measured[::-1], key=_mask_ap, default=newest)
+        measured = [meta for meta in past if meta.ap is not None]
+        best = max(measured[::-1], key=_ap, default=newest)
         for meta in metas:
             if meta not in (*stages.values(), *between, best):
                 manifest.remove(self.folder / meta.name)
@@ -348,9 +351,9 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _mask_ap(meta: Meta) -> float:
-    assert meta.mask_ap is not None
-    return meta.mask_ap
+def _ap(meta: Meta) -> float:
+    assert meta.ap is not None
+    return meta.ap
 
 
 def parse_meta(values: Any) -> Meta:
@@ -363,9 +366,10 @@ def parse_meta(values: Any) -> Meta:
     if (loaded := values.get("loaded")) is not None:
         values["loaded"] = tuple(map(str, loaded))
     values.pop("best_metric", None)  # of earlier versions, which did not use it either
+    values.setdefault("ap", values.pop("mask_ap", None))  # as earlier versions called it
     meta = Meta(**values)
     kinds: dict[str, type] = dict.fromkeys(("step", "stage_index", "stage_step"), int)
-    kinds |= dict.fromkeys(("stage_complete", "validated"), bool)
+    kinds |= dict.fromkeys(("stage_complete", "validated", "has_masks"), bool)
     for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():
         if type(getattr(meta, name)) is not kind:
             raise TypeError(f"{name} is no {kind.__name__}")

@@ -99,7 +99,8 @@ class Run:
         random = sorted(_heads(self.config.model) - self.trained)
         if not random:
             return None
-        return f"checkpoint {self.meta.name}: not trained yet, so random: {', '.join(random)}"
+        line = f"checkpoint {self.meta.name}: not trained yet, so random: {', '.join(random)}"
+        return f"{line}; masks are left out" if "mask" in random else line
 
 
 def _heads(model: ModelConfig) -> frozenset[Loss]:
@@ -113,10 +114,13 @@ def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     """Modules of a run with stages that are not random, at a checkpoint.
 
     They are those that the run began with (`Meta.loaded`), and those that a loss of a stage that
-    has begun reads: training refuses a frozen module that is random there.
+    has begun reads: training refuses a frozen module that is random there. Data without a mask
+    teach those of masks nothing.
     """
     begun = config.stages[: meta.stage_index + (meta.stage_step > 0)]
-    losses = [loss for stage in begun for loss in stage.losses]
+    losses = {loss for stage in begun for loss in stage.losses}
+    if not meta.has_masks:
+        losses -= {"mask", "mask_iou"}
     return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))
 
 
@@ -125,8 +129,7 @@ def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "r
 
     Args:
         workdir: the run's folder, or a model in the Hub's layout (`hub_folder`).
-        checkpoint: the newest intact one, or the one of the best mask AP
-            (`Config.evaluate_every_epochs`).
+        checkpoint: the newest intact one, or the one of the best AP (`Meta.ap`).
         weights: the parameters themselves ("raw"), or with the moving average of those that the
             checkpoint's stage trains ("ema", `StageConfig.ema_decay`).
 
@@ -171,7 +174,7 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
     if meta is None:
         what = "no checkpoint yet"
         if checkpoint == "best":
-            what = "no checkpoint whose mask AP was measured (--evaluate-every-epochs)"
+            what = "no checkpoint whose AP was measured (--evaluate-every-epochs)"
         raise ConfigError(f"{workdir}: holds {what}")
     config = _config_of(checkpoints, meta, of_run, workdir)
     found = checkpoints.restore_weights(meta)

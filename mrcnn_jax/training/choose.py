@@ -262,7 +262,7 @@ def _model(
     if device == "cpu":
         masks = min(foreground, max(8, _rounded(math.ceil(2 * typical), 4)))
         of_masks = f"twice an image's {typical:g} objects (median), 8 to {foreground}"
-    if all(o.rle is None for image in train.images for o in image.objects if not o.iscrowd):
+    if not train.has_masks:
         of_masks = "no object has a mask, only a box: the mask head learns nothing"
     model = replace(
         base,

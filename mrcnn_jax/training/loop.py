@@ -214,7 +214,7 @@ def _train_stage(
         if ends or due or stop.is_asked:
             stop.unsaved = True  # Ctrl-C waits for the save
             watch.save(progress, state, complete=run.is_last(progress))
-            progress.mask_ap = None
+            progress.ap = None
             stop.obey(progress)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return variables if run.mesh is None else parallel.to_host(variables)

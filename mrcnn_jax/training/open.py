@@ -58,8 +58,8 @@ class Progress:
     stage_index: int
     step: int = 0
     """Steps done in the stage."""
-    mask_ap: float | None = None
-    """Mask AP of the parameters, if it was just measured."""
+    ap: float | None = None
+    """AP of the parameters, if it was just measured, as of `Meta.ap`."""
     validated: bool = True
     """False: at the end of an epoch whose validation has yet to come."""
 
@@ -85,6 +85,8 @@ class OpenRun:
     """As of `Meta.loaded`."""
     images: str
     """As of `Meta.images`."""
+    has_masks: bool
+    """As of `Meta.has_masks`."""
 
     def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
         """The batches of an epoch that a stage trains: of its last one, perhaps the first part."""
@@ -304,6 +306,7 @@ def _open(
         initial,
         loaded,
         images,
+        train_set.has_masks,
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))

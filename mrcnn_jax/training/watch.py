@@ -135,7 +135,7 @@ class Watch:
     def is_evaluated(self, progress: Progress) -> bool:
         """Whether AP and depth are measured at this end of an epoch or of the stage."""
         config, stage = self.run.config, self.run.config.stages[progress.stage_index]
-        every = config.evaluate_every_epochs if stage.is_evaluated else 0
+        every = config.evaluate_every_epochs if config.evaluates(stage) else 0
         epoch = self.run.epoch_of(progress.step)
         return every > 0 and (self.run.is_last(progress) or epoch % every == 0)
 
@@ -149,7 +149,9 @@ class Watch:
             values |= _validate(run, stage, validate, variables)
         if self.is_evaluated(progress):
             values |= self._evaluate(progress, variables)
-            progress.mask_ap = values.get("segm/AP")
+            kinds = ("segm", "bbox") if run.has_masks else ("bbox",)
+            measured = (values[f"{kind}/AP"] for kind in kinds if f"{kind}/AP" in values)
+            progress.ap = next(measured, None)
         if values:
             self._write(stage, progress.step, epoch, "val", values)
             if self.log is not None:
@@ -184,10 +186,11 @@ class Watch:
             categories=run.categories,
             environment=self._environment,
             config_hash=config_hash(run.config),
-            mask_ap=progress.mask_ap,
+            ap=progress.ap,
             loaded=run.loaded,
             images=run.images,
             validated=progress.validated,
+            has_masks=run.has_masks,
         )
 
     def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:

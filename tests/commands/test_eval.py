@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.commands import eval as evaluation
+from mrcnn_jax.commands import export
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.inference.api import Model
 from mrcnn_jax.inference.evaluate import read_evaluation
+from mrcnn_jax.inference.exported import ExportedModel
 from mrcnn_jax.inference.predictor import Predictor
+from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.structures import Batch
+from mrcnn_jax.training import loop
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -211,6 +219,63 @@ def test_the_page_shows_this_evaluation(
         assert np.abs(stored.astype(float) - shown).mean() < 12
         number = next(i["id"] for i in truth["images"] if i["file_name"] == image["name"])
         assert len(image["objects"]) == sum(a["image_id"] == number for a in truth["annotations"])
+
+
+def test_data_of_boxes_alone_give_no_masks(
+    tiny_config: Config,
+    tiny_data: Path,
+    tmp_path: Path,
+    programs: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The mask head that they leave random shows nowhere, and the best checkpoint is that of the
+    best box AP."""
+    for split in ("train", "val"):
+        content = tiny.read(tiny_data, split)
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        path = tiny.annotations(tmp_path, split)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(tiny_data / "images")
+    data = replace(tiny_config.data, root=str(tmp_path), cache=str(tmp_path / "cache"))
+    mask = replace(tiny_config.stages[2], epochs=2)
+    stages = (*tiny_config.stages[:2], mask)
+    config = replace(tiny_config, data=data, stages=stages, evaluate_every_epochs=1)
+    run = tmp_path / "run"
+    loop.train(replace(config, keep_checkpoints=1), run)
+    rows = {
+        row["step"]: row["bbox/AP"]
+        for row in read_metrics(run)
+        if row["stage"] == "mask" and row["split"] == "val"
+    }
+    best = load_run(run, "best")
+    assert rows[best.meta.stage_step] == best.meta.ap == max(rows.values())
+    assert best.trained == {"rpn", "box"}
+
+    capsys.readouterr()
+    metrics = evaluate(run, figures=1, report_images=2)
+    printed = capsys.readouterr().out
+    assert ": not trained yet, so random: mask; masks are left out\n" in printed
+    assert metrics["bbox/AP"] == rows[12]
+    assert metrics["segm/AP"] == -1
+    assert not [name for name in metrics if name.startswith("at_score/segm")]
+    results = results_of(run / "eval")
+    assert results
+    assert not any("segmentation" in result for result in results)
+    assert (run / "eval" / "report.html").exists()
+
+    model = Model(load_run(run))
+    image = cv2.imread(str(next((tiny_data / "images").iterdir())))
+    whole, tiled = model.predict(image), model.predict(image, tile=96)
+    for found in (whole, tiled, model.predict(image, flip=True)):
+        assert found.masks is None
+        assert len(found.boxes) > 0
+    out = tmp_path / "model.jaxexport"
+    export.run(export.Arguments(workdir=run, out=out))
+    exported = ExportedModel(out).predict(image)
+    assert "masks" not in exported
+    np.testing.assert_allclose(exported["boxes"], whole.boxes, atol=1e-3)
 
 
 def test_part_of_the_training_split(moved: Path, tiny_data: Path) -> None:

@@ -79,7 +79,7 @@ def meta(
     ap: float | None = None,
 ) -> Meta:
     categories = ((1, "cell"), (7, "crown"))
-    return Meta(step, stage, index, step, complete, categories, "0123456789abcdef", mask_ap=ap)
+    return Meta(step, stage, index, step, complete, categories, "0123456789abcdef", ap=ap)
 
 
 def names(run: Checkpoints) -> list[str]:
@@ -378,11 +378,9 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(
     assert names(run) == [meta(3).name]
 
 
-def test_the_best_mask_ap_is_never_let_go(
-    run: Checkpoints, caplog: pytest.LogCaptureFixture
-) -> None:
-    def save(step: int, mask_ap: float | None, *, complete: bool = False) -> list[int]:
-        run.save(STATE, dataclasses.replace(meta(step, complete=complete), mask_ap=mask_ap))
+def test_the_best_ap_is_never_let_go(run: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    def save(step: int, ap: float | None, *, complete: bool = False) -> list[int]:
+        run.save(STATE, dataclasses.replace(meta(step, complete=complete), ap=ap))
         return [int(name.split("-")[0]) for name in names(run)]
 
     assert run.best() is None
@@ -394,7 +392,7 @@ def test_the_best_mask_ap_is_never_let_go(
     assert save(6, 0.1, complete=True) == [3, 4, 5, 6]
     best = Checkpoints(run.folder.parent, keep=2).best()
     assert best is not None
-    assert (best.step, best.mask_ap) == (3, 0.3)
+    assert (best.step, best.ap) == (3, 0.3)
     harmed = run.folder / best.name / "model" / "_METADATA"
     _flip(harmed)
     second = run.best()

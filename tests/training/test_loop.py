@@ -232,7 +232,7 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
     shutil.copytree(whole, run)
     for name in ("00000006-mask", "00000008-mask", "00000012-mask"):
         shutil.rmtree(run / "checkpoints" / name)
-    assert (latest(run).name, latest(run).mask_ap) == ("00000004-mask", None)
+    assert (latest(run).name, latest(run).ap) == ("00000004-mask", None)
     loop.train(replace(config, keep_checkpoints=2), run)
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "00000006-mask",
@@ -276,7 +276,7 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
     assert measured.keys() == {6, 12}
     best = Checkpoints(run, keep=1).best()
     assert best is not None
-    assert best.mask_ap == max(row["segm/AP"] for row in measured.values())
+    assert best.ap == max(row["segm/AP"] for row in measured.values())
     assert measured[best.step]["bbox/AP"] > 0
     evaluation.run(
         evaluation.Arguments(

@@ -79,9 +79,8 @@ def _drawn(
     instances: Sequence[Mapping[str, Any]], place: Mapping[int, int], scale: float, budget: float
 ) -> list[dict[str, Any]]:
     """Class, box and outline of each instance, at the finest tolerance within `budget` bytes."""
-    masks = [
-        one["segmentation"] if isinstance(one["segmentation"], dict) else None for one in instances
-    ]
+    segmentations = [one.get("segmentation") for one in instances]
+    masks = [one if isinstance(one, dict) else None for one in segmentations]
     for tolerance in TOLERANCES:
         paths = [outline(mask, scale, tolerance) for mask in masks]
         if sum(map(len, paths)) <= budget:
