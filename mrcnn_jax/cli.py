@@ -12,6 +12,7 @@ import re
 import select
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -146,6 +147,16 @@ def leave(number: int, line: str) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(128 + number)
+
+
+def leave_terminal() -> None:
+    """Sends what would be written to a terminal that is gone to nowhere, from any thread."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # isatty fails where it is gone
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _keep_compiled_programs() -> None:

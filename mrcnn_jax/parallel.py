@@ -223,8 +223,14 @@ def refuse_uneven(batch_size: int, mesh: Mesh | None) -> None:
         return
     below = batch_size // mesh.size * mesh.size
     nearest = f"{below} and {below + mesh.size} do" if below else f"{mesh.size} does"
+    fewer = ""
+    if jax.default_backend() == "gpu" and jax.process_count() == 1:
+        most = max(count for count in range(1, mesh.size) if batch_size % count == 0)
+        numbers = ",".join(map(str, range(most)))
+        fewer = f"; CUDA_VISIBLE_DEVICES={numbers} before the command trains on {most} of them"
     raise ConfigError(
         f"data.batch_size: {batch_size} images do not divide by {mesh.size} devices ({nearest})"
+        f"{fewer}"
     )
 
 

@@ -383,6 +383,14 @@ def test_a_batch_that_does_not_divide_is_refused(size: int, nearest: str) -> Non
     parallel.refuse_uneven(size, None)
 
 
+def test_a_run_goes_on_with_fewer_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batch stays, so the message names the devices that share it evenly."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    line = r"\(4 and 8 do\); CUDA_VISIBLE_DEVICES=0,1,2 before the command trains on 3 of them$"
+    with pytest.raises(ConfigError, match=line):
+        parallel.refuse_uneven(6, AbstractMesh((4,), ("data",)))
+
+
 def test_a_run_with_such_a_batch_is_refused_before_it_reads_anything(
     tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -106,8 +106,10 @@ def fitted(
 
     (stage,) = config.stages
     most = MOST * max(1, round(stage.epochs * steps_per_epoch))
-    # The end of a stage, and of an epoch that is evaluated, is saved before validation and after.
+    # The end of a stage, and of an epoch that is evaluated, is saved before validation and after;
+    # that of another one before, if it took long.
     ending = speed.validation + speed.evaluation + 2 * speed.saving
+    checking = "validation, evaluation" if speed.evaluation else "validation"
     fixed = used + speed.compiling + speed.loading + ending
     reserve = max(RESERVE * 60 * minutes, LEAST_RESERVE)
     left = 60 * minutes - reserve - fixed
@@ -119,7 +121,7 @@ def fitted(
     between = sum(
         seconds / epochs_between
         for seconds, epochs_between in (
-            (speed.validation, every),
+            (speed.validation + speed.saving, every),
             (
                 speed.evaluation + 2 * speed.saving,
                 config.evaluate_every_epochs * config.evaluates(stage),
@@ -135,7 +137,8 @@ def fitted(
         needed = max(needed / (1 - RESERVE), needed + LEAST_RESERVE)
         raise ConfigError(
             f"--minutes {minutes:g}: too short: {FEWEST} steps of {each:.3g} s and {fixed:.0f} s "
-            f"for all else need --minutes {math.ceil(LATE * needed / 60)}"
+            f"for all else ({ending:.0f} s of them for {checking} and saving at the end) need "
+            f"--minutes {math.ceil(LATE * needed / 60)}"
         )
     steps = min(fit, most)
     optimizer = stage.optimizer
@@ -146,7 +149,6 @@ def fitted(
     why = f"{minutes:g} minute{'s' * (minutes != 1)}: {fit} steps fit, {speed.step:.3g} s each"
     if fit > most:
         why += f"; at most {MOST} times the usual {most // MOST}"
-    checking = "validation, evaluation" if speed.evaluation else "validation"
     spent = (
         f"--minutes {minutes:g}: {speed.step:.3g} s a step, {steps} steps; {used:.0f} s were used, "
         f"{speed.compiling:.0f} s are for compiling, {ending:.0f} s for {checking} and saving at "

@@ -16,37 +16,52 @@ CLASSES = "classes_of_training.txt"  # in it, of an export in two parts
 
 
 def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
-    """Finds the training and the validation file of a folder, or makes them in `workdir`.
+    """Finds the training and the validation file of a folder, or makes them in `workdir`, of a run
+    that has not begun.
 
-    Prints what was found and done. Where an earlier call made them, they are taken as they are.
+    Prints what was found and done.
 
     Raises:
         ConfigError: the folder is not understood, or cannot be converted or divided.
     """
     from mrcnn_jax.data.split import TRAIN, VAL, existing_split, split, write_record
     from mrcnn_jax.datasets.recognise import recognise
+    from mrcnn_jax.datasets.tree import fingerprint
 
     out = workdir / DATASET
-    made = existing_split(folder, out)
-    if made is None:
-        found = recognise(folder, without=workdir)
-        print(found.told)
-        if found.train is not None and found.val is not None:
-            return found.train, found.val
-        if found.export is not None and found.val_export is not None:
-            training = converted(found.export, out / TRAIN)
-            export = with_classes_of(training, found.val_export, out / CLASSES)
-            validation = converted(export, out / VAL)
-            write_record(folder, out, training.images, {"rule": "As the export divides them."})
-            return training, validation
-        part = found.train
-        if part is None:
-            assert found.export is not None
-            part = converted(found.export, out / ANNOTATIONS)
-        made = split(part, folder, out)
-    training, validation, line = made
+    existing_split(folder, out)  # refuses that of another folder
+    found = recognise(folder, without=workdir)
+    print(found.told)
+    if found.train is not None and found.val is not None:
+        return found.train, found.val
+    state = fingerprint(folder, workdir)
+    if found.export is not None and found.val_export is not None:
+        training = converted(found.export, out / TRAIN)
+        export = with_classes_of(training, found.val_export, out / CLASSES)
+        validation = converted(export, out / VAL)
+        record = {"rule": "As the export divides them.", "fingerprint": state}
+        write_record(folder, out, training.images, record)
+        return training, validation
+    part = found.train
+    if part is None:
+        assert found.export is not None
+        part = converted(found.export, out / ANNOTATIONS)
+    training, validation, line = split(part, folder, out, fingerprint=state)
     print(line)
     return training, validation
+
+
+def is_changed(folder: Path, workdir: Path) -> bool:
+    """Whether a folder is not any more what `prepare` made the files of a run from.
+
+    Raises:
+        ConfigError: they are of another folder, or damaged.
+    """
+    from mrcnn_jax.data.split import existing_split
+    from mrcnn_jax.datasets.tree import fingerprint
+
+    recorded = (existing_split(folder, workdir / DATASET) or {}).get("fingerprint")
+    return recorded is not None and recorded != fingerprint(folder, workdir)
 
 
 def with_classes_of(training: Part, export: Options, file: Path) -> Options:

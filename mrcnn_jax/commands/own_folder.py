@@ -11,6 +11,7 @@ configs/finetune.py, with one box for all classes: before anything is chosen.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,7 +29,7 @@ from mrcnn_jax.commands.arguments import (
     next_workdir,
 )
 from mrcnn_jax.commands.minutes import refuse_contradiction
-from mrcnn_jax.commands.own_data import DATASET
+from mrcnn_jax.commands.own_data import DATASET, is_changed
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import (
     PATHS,
@@ -240,6 +241,11 @@ def run(request: Request) -> None:
     if request.begun:
         _refuse_other_weights(request)
         print(f"{request.workdir}: a run on {request.folder}: nothing is chosen again")
+        if parallel.is_first() and is_changed(request.folder, request.workdir):
+            print(
+                f"{request.folder}: has changed since {request.workdir / DATASET} was made of it, "
+                f"which this run keeps; to train on what is there now: {_anew(request)}"
+            )
         if request.minutes is not None:
             print("--minutes: the run keeps the epochs that it began with")
         try:
@@ -262,10 +268,16 @@ def _ways_on(request: Request) -> str:
     changed = {line.partition(":")[0] for line in differences(saved, request.config)}
     if changed & fixed_by_runs():
         return more  # its weights do not fit
+    return f"{more}; a new run from its weights: {_anew(request)}"
+
+
+def _anew(request: Request) -> str:
+    """The command of a new run, from the weights of the one in the folder if it has any."""
     options = tyro.cli(_OfRun, args=request.words, return_unknown_args=True)[1]
-    start = ("--weights", request.workdir, "--workdir", next_workdir(request.workdir))
-    new = cli.command("train", request.folder, *start, *options)
-    return f"{more}; a new run from its weights: {new}"
+    start: tuple[object, ...] = ("--workdir", next_workdir(request.workdir))
+    if has_weights(request.workdir):
+        start = ("--weights", request.workdir, *start)
+    return cli.command("train", request.folder, *start, *options)
 
 
 def _train_new(request: Request) -> None:
@@ -387,7 +399,7 @@ def chosen_config(request: Request) -> Opening:
         train_set,
         val_set,
         device=device,
-        devices=Devices(jax.device_count(), memory),
+        devices=Devices(jax.device_count(), memory, len(os.sched_getaffinity(0))),
         given=request.values,
         init_from=init_from,
         start=start,

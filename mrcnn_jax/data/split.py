@@ -174,13 +174,16 @@ def without_training(
     return {label for label, its in found.items() if len(its) >= 2 and set(its) <= division.val}
 
 
-def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
+def split(
+    part: Part, source: Path, out: Path, *, fingerprint: str | None = None
+) -> tuple[Part, Part, str]:
     """Divides the images of a COCO file, and writes both sides and the rule.
 
     Args:
         part: the file and its images.
         source: the folder that all this comes from, for `existing_split`.
         out: the folder to write to.
+        fingerprint: of `source`, to be recorded.
 
     Returns:
         Training, validation, and a line on them.
@@ -219,6 +222,7 @@ def split(part: Part, source: Path, out: Path) -> tuple[Part, Part, str]:
     counts = len(names) - len(val), len(val)
     record = {
         "annotations": str(part.annotations.resolve()),
+        "fingerprint": fingerprint,
         "training_images": counts[0],
         "validation_images": counts[1],
         "rule": RULE.format(by=by, share=SHARE, most=MOST),
@@ -270,8 +274,8 @@ def _parts(out: Path, images: Path) -> tuple[Part, Part]:
     return Part(out / TRAIN, images), Part(out / VAL, images)
 
 
-def existing_split(source: Path, out: Path) -> tuple[Part, Part, str] | None:
-    """What `split` wrote into `out`; None if it did not.
+def existing_split(source: Path, out: Path) -> dict[str, Any] | None:
+    """What `split` recorded in `out`; None if it did not.
 
     Raises:
         ConfigError: it is not of the folder `source`, or damaged.
@@ -280,8 +284,7 @@ def existing_split(source: Path, out: Path) -> tuple[Part, Part, str] | None:
     if not path.exists():
         return None
     record = read_json(path)
-    folder, images = (str(record.get(name)) for name in ("folder", "images"))
+    folder = str(record.get("folder"))
     if folder != str(source.resolve()):
         raise ConfigError(f"{path}: is of {folder}, not of {source} (choose another --workdir)")
-    line = f"{out}: found from an earlier start, used as it is (remove it to make it anew)"
-    return *_parts(out, Path(images)), line
+    return record

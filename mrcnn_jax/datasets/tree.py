@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import mmap
 import os
 import re
@@ -17,6 +18,7 @@ from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.convert.image_folder import folders_in
 from mrcnn_jax.pixels.decode import SUFFIXES
 
+TEXTS = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml")
 Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]
 
 
@@ -75,6 +77,25 @@ class Tree:
                 "one of them, or write a config that names files and folders (--config)"
             )
         return found[0]
+
+
+def fingerprint(folder: Path, without: Path | None) -> str:
+    """A hash of what annotations are made from: the names and sizes of all files, and what is in
+    those of text.
+
+    Args:
+        folder, without: as of `walk`.
+    """
+    found = hashlib.sha256()
+    for file in sorted(walk(folder, without)):
+        path = folder / file
+        try:
+            found.update(f"{file}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        if path.suffix.lower() in TEXTS:
+            found.update(mapped(path))
+    return found.hexdigest()
 
 
 def base_name(file: str) -> str:

@@ -83,6 +83,8 @@ class Meta:
     """False: of the end of an epoch whose validation has yet to come, which is saved before it."""
     has_masks: bool = True
     """False: no object that it was trained on has a mask, so losses of masks taught it nothing."""
+    annotations: str | None = None
+    """A hash of the training images' annotation file; None: not known."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,5 @@
-"""The batch of a config that is chosen: as many images as memory and the data set allow.
+"""The batch of a config that is chosen, as many images as memory and the data set allow, and its
+epochs.
 
 What a step needs is estimated, not compiled, from figures of docs/speed.md and benchmarks/LOG.md at
 800 x 1344 pixels (bytes that XLA reports). The shares that are left for what it does not report
@@ -21,6 +22,12 @@ LARGEST = 8  # images: at the rate of 0.02 that torchvision and detectron2 have 
 USUAL = 16
 LEAST_UPDATES = 50  # of an epoch, for a batch larger than the recipe's
 SHARE = 0.8  # of the memory, for a step by its estimate
+
+VIEWS: dict[Device, int] = {"cpu": 3000, "gpu": 6000}  # images shown, over all epochs
+RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is small, and learns slowly
+EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
+MOST_VIEWS: dict[Device, int] = {"cpu": 20_000, "gpu": 90_000}  # of large data sets, fewer epochs
+FEWEST_UPDATES = 600  # of a few images, more epochs
 
 # ResNet-50-FPN in float32: bytes per image and pixel of the canvas. Of a GPU, 10.2 GiB at batch 16
 # less 1.72 at batch 2 in bfloat16, twice (2.98 and 19.6 GiB in float32 agree); of a CPU, 4.9 GiB at
@@ -51,6 +58,8 @@ class Devices:
     """A batch is spread over so many, evenly."""
     memory: int | None = None
     """Bytes that training may take on each; None: not known."""
+    cores: int = 2
+    """Of the processor, which load images."""
 
 
 ONE = Devices()
@@ -75,10 +84,10 @@ def choose_batch(
 ) -> ChosenBatch:
     """Chooses a batch.
 
-    It is the recipe's, or fewer images where these do not fit into four fifths of the memory: half
-    as many until they do. On a GPU with SGD, whose rate follows the batch, it is doubled up to 8
-    images as long as it fits and an epoch keeps 50 updates. It is always a multiple of the number
-    of devices.
+    It is the recipe's, but not more images than there are, or fewer where these do not fit into
+    four fifths of the memory: half as many until they do. On a GPU with SGD, whose rate follows the
+    batch, it is doubled up to 8 images as long as it fits and an epoch keeps 50 updates. It is
+    always a multiple of the number of devices.
 
     Args:
         optimizer: the recipe's; its `batch_size` is the recipe's batch.
@@ -90,9 +99,10 @@ def choose_batch(
         images: of an epoch, repetitions counted.
     """
     step, memory = devices.count, devices.memory
-    recipe = size = math.ceil(optimizer.batch_size / step) * step
-    why = f"as in {source}"
-    if recipe != optimizer.batch_size:
+    usual = min(optimizer.batch_size, images)
+    recipe = size = math.ceil(usual / step) * step
+    why = f"as in {source}" if usual == optimizer.batch_size else f"all {images} images at once"
+    if recipe != usual:
         why += f", made a multiple of the {step} devices"
     if memory is None:
         return ChosenBatch(size, f"{why}; the memory is not known")
@@ -124,6 +134,29 @@ def choose_batch(
             return ChosenBatch(size, why)
         size *= 2
     return ChosenBatch(size, f"the most; needs about {needs(size) / GIB:.1f} GiB")
+
+
+def choose_epochs(
+    device: Device, images: int, updates: float, *, pretrained: bool
+) -> tuple[float, str]:
+    """Chooses how often the training images are shown, and says why.
+
+    Args:
+        device: what trains.
+        images: of an epoch, repetitions counted.
+        updates: of an epoch.
+        pretrained: whether training begins with weights that are not random.
+    """
+    least, most = EPOCHS[device]
+    most = max(most, math.ceil(FEWEST_UPDATES / updates))
+    views = VIEWS[device] if pretrained else RANDOM_VIEWS
+    epochs = min(max(round(views / images), least), most)
+    limit = MOST_VIEWS[device] / images
+    if epochs <= limit:
+        why = f"{views} images shown would be {views / images:.4g}; {least} to {most} are allowed"
+        return epochs, why
+    why = f"at most {MOST_VIEWS[device]} images shown"
+    return math.floor(limit) if limit >= 1 else round(limit, 4), why
 
 
 def rate_for(optimizer: OptimizerConfig, batch: int) -> tuple[float, str]:

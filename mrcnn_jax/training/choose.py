@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig, Trunk
@@ -19,7 +20,14 @@ from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.batch import ONE, Device, Devices, choose_batch, rate_for
+from mrcnn_jax.training.batch import (
+    ONE,
+    Device,
+    Devices,
+    choose_batch,
+    choose_epochs,
+    rate_for,
+)
 from mrcnn_jax.training.choices import Chosen, Row
 from mrcnn_jax.training.fitting import (
     MULTIPLE,
@@ -35,10 +43,9 @@ LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
 WITHIN: dict[Device, float] = {"cpu": 0.75, "gpu": 0.95}  # of the images keep the short side
 ENLARGED = 1.5  # at most, for nine images in ten
 SMALLEST = 32  # px: of a short side
-VIEWS: dict[Device, int] = {"cpu": 3000, "gpu": 6000}  # images shown, over all epochs
-RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is small, and learns slowly
-EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
-MOST_VIEWS = 90_000  # on a GPU: of large data sets, fewer epochs
+TINY = 8  # px on the canvas: half of all objects under it are worth a word
+THREADS = 16  # at most, to load images for a GPU
+SAVE_EVERY: dict[Device, int] = {"cpu": 500, "gpu": 5000}  # steps; a GPU's may take a few ms
 WARMUP = 500  # updates at most, and a tenth of all
 OF_NETWORK = {  # by the name of the recipe
     "scratch": "small, as weights are random (--weights)",
@@ -98,6 +105,7 @@ def choose(
         stages=(stage,),
         init_without_classes=start is not None and not start.fits(train.class_names),
         validate_every_epochs=math.ceil(stage.epochs / 10),
+        save_every_steps=SAVE_EVERY[device],
     )
     return Chosen(with_fields(chosen, given), (*of_data, *of_model, *of_stage))
 
@@ -235,7 +243,14 @@ def _model(
     scales = base.rpn.scales
     if "model.rpn.scales" not in given:
         scales = choose_scales(sides, _usual_scale(base, data, start))
-    low, high = np.quantile(sides, (0.05, 0.95))
+    low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
+    of_sides = f"objects on the canvas: {low:.0f} to {high:.0f} px (5 % to 95 %)"
+    if middle < TINY:
+        tiles = cli.command("convert", "tile")
+        of_sides += (
+            f"; half are under {TINY} px, which few are found of: cut tiles ({tiles} --help)"
+        )
+        of_sides += ", or larger images (--data.short-side)"
     most = max(_counts(train) + _counts(val))
     typical = float(np.median([count for count in _counts(train) if count]))
     rpn, box_head = base.rpn, base.box_head
@@ -256,7 +271,8 @@ def _model(
             )
         )
     elif rpn.proposals < 2 * most:
-        rpn = replace(rpn, proposals=_rounded(2 * most, 8))
+        many = _rounded(2 * most, 8)
+        rpn = replace(rpn, pre_nms=max(rpn.pre_nms, many), proposals=many)
     foreground = max(1, int(box_head.samples * box_head.positive_fraction))
     masks, of_masks = foreground, "all samples of the box head that are objects"
     if device == "cpu":
@@ -301,7 +317,7 @@ def _model(
             lambda c: (
                 f"{' '.join(map(str, c.model.rpn.scales))}, P4 at {c.model.roi.canonical_size:g}"
             ),
-            f"objects on the canvas: {low:.0f} to {high:.0f} px (5 % to 95 %)",
+            of_sides,
             ("--model.rpn.scales", "--model.roi.canonical-size"),
         ),
         *of_cpu,
@@ -356,6 +372,19 @@ def _training(
     chosen = choose_batch(optimizer, of_batch, device, devices, data, draft.model, images)
     batch = given.get("data.batch_size", chosen.size)
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
+    of_gpu = []
+    if device == "gpu":
+        data = replace(data, threads=min(THREADS, devices.cores))
+        if devices.count == 1:
+            data = replace(data, eval_batch_size=batch)
+        of_gpu.append(
+            Row(
+                "loading, checkpoints",
+                lambda c: f"{c.data.threads} threads, every {c.save_every_steps} steps",
+                f"the {devices.cores} cores, {THREADS} at most; and after ten minutes of steps",
+                ("--data.threads", "--save-every-steps"),
+            )
+        )
     of_update = batch * optimizer.accumulate_steps
     of_rate = "the recipe's rate, whatever the batch"
     if optimizer.name == "sgd":
@@ -363,19 +392,11 @@ def _training(
         optimizer = replace(optimizer, learning_rate=rate, batch_size=of_update)
     elif "stages.0.optimizer.learning_rate" in given:
         optimizer = replace(optimizer, batch_size=of_update)
-    least, most = EPOCHS[device]
-    views = RANDOM_VIEWS if recipe.init_from is None else VIEWS[device]
-    epochs: float = min(max(round(views / images), least), most)
-    if device == "gpu":
-        most_epochs = MOST_VIEWS / images
-        epochs = min(epochs, math.floor(most_epochs) if most_epochs >= 1 else round(most_epochs, 4))
+    steps = math.ceil(images / batch) / optimizer.accumulate_steps
+    epochs, why = choose_epochs(device, images, steps, pretrained=recipe.init_from is not None)
     epochs = given.get("stages.0.epochs", epochs)
-    updates = epochs * math.ceil(images / batch) / optimizer.accumulate_steps
-    warmup = int(max(0, min(WARMUP, updates // 10)))  # other checks name what is below 0
+    warmup = int(max(0, min(WARMUP, epochs * steps // 10)))  # other checks name what is below 0
     stage = replace(stage, epochs=epochs, optimizer=replace(optimizer, warmup_steps=warmup))
-    why = f"{views} images shown would be {views / images:.4g}; {least} to {most} are allowed"
-    if epochs < least:
-        why = f"at most {MOST_VIEWS} images shown"
     return (
         data,
         stage,
@@ -387,6 +408,7 @@ def _training(
                 chosen.why,
                 ("--data.batch-size",),
             ),
+            *of_gpu,
             Row(
                 "epochs",
                 lambda c: f"{c.stages[0].epochs:g} of {images} images",

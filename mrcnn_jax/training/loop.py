@@ -105,10 +105,13 @@ def _train(watch: Watch, stop: StopSignal) -> None:
         print(cap.line())
     canvases = len({plan.canvas for plan in run.train_split.plans})
     stages = run.config.stages[progress.stage_index :]
-    print(
-        f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training "
-        "programs to compile"
-    )
+    if stages:
+        print(
+            f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training "
+            "programs to compile"
+        )
+    else:
+        print("nothing is left to train: the run was finished before")
     for _ in stages:
         variables = _train_stage(watch, stop, progress, variables, state)
         progress, state = Progress(progress.stage_index + 1), None
@@ -204,9 +207,11 @@ def _train_stage(
             row |= {"seconds": round(seconds, 3), "waited_seconds": round(waited, 3)}
             watch.write_timing(row)
             took = f"{seconds:.1f} s, {waited / seconds:.1%} of it waiting for data"
+            if left := total_steps - progress.step:
+                took += f", about {left * seconds / (progress.step - first) / 60:.2g} min to go"
             due, progress.validated = stop.save_is_due(progress), False
         ends = watch.is_evaluated(progress) or run.is_last(progress)
-        if took and (ends or stop.is_asked):
+        if took and (ends or stop.is_asked or stop.much_is_unsaved):
             # Validation takes long, and may need more memory than there is.
             watch.save(progress, state, complete=False)
             stop.obey(progress)

@@ -87,6 +87,8 @@ class OpenRun:
     """As of `Meta.images`."""
     has_masks: bool
     """As of `Meta.has_masks`."""
+    annotations: str
+    """As of `Meta.annotations`."""
 
     def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
         """The batches of an epoch that a stage trains: of its last one, perhaps the first part."""
@@ -307,6 +309,7 @@ def _open(
         loaded,
         images,
         train_set.has_masks,
+        _annotations(train_set.annotations_path, resumed_from),
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))
@@ -318,6 +321,18 @@ def _open(
     parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
     _refuse_differing_processes(run)
     return run
+
+
+def _annotations(path: Path, resumed_from: Meta | None) -> str:
+    """The hash of an annotation file; says so if it is not that of the newest checkpoint."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if resumed_from is not None and resumed_from.annotations not in (None, found):
+        print(
+            f"{path}: changed since {resumed_from.name} was saved: what is left of the training is "
+            "on what is there now"
+        )
+    return found
 
 
 def refuse_schedules(run: OpenRun) -> None:

@@ -191,6 +191,7 @@ class Watch:
             images=run.images,
             validated=progress.validated,
             has_masks=run.has_masks,
+            annotations=run.annotations,
         )
 
     def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:

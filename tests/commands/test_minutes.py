@@ -126,7 +126,10 @@ def test_given_fields_stay() -> None:
 
 def test_too_short_a_time_is_refused_with_the_least() -> None:
     """80 s, twenty steps and the reserve are 105 s: 2 minutes, and a tenth for good measure."""
-    line = r"^--minutes 1: too short: 20 steps of 1 s and 80 s for all else need --minutes 2$"
+    line = (
+        r"^--minutes 1: too short: 20 steps of 1 s and 80 s for all else \(5 s of them for "
+        r"validation and saving at the end\) need --minutes 2$"
+    )
     with pytest.raises(ConfigError, match=line):
         fit(1)
     with pytest.raises(ConfigError, match=r"need --minutes 2$"):

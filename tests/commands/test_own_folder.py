@@ -21,13 +21,14 @@ from training.whole_runs import latest
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import check, own_folder, train
+from mrcnn_jax.commands.own_data import is_changed
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
 from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
 from mrcnn_jax.data import reading
 from mrcnn_jax.runs import manifest
-from mrcnn_jax.training import memory
+from mrcnn_jax.training import loop, memory
 from mrcnn_jax.training.open import _began_with, open_run
 from mrcnn_jax.weights import network
 
@@ -362,7 +363,9 @@ def test_what_the_table_names_can_be_given(
         assert chosen(tiny_data, "--weights", weights, option, *others[option]) != plain, option
 
 
-def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_is_converted_and_split(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = {f"{n} {name}": drawn for n in range(4) for name, drawn in PICTURES.items()}
     folder = here / "photos"
     folder.mkdir()
@@ -384,12 +387,28 @@ def test_an_export_is_converted_and_split(here: Path, capsys: pytest.CaptureFixt
     assert names["val"]
     assert not names["train"] & names["val"]
     assert names["train"] | names["val"] == set(pictures)
-    # Again, with another image: the split is found.
-    shutil.copy(folder / "0 a.json", folder / "new.json")
     before = {path: path.read_bytes() for path in made.iterdir()}
     assert chosen("photos", "--workdir", "runs/x", "--model.resnet.depth=18") == config
     assert {path: path.read_bytes() for path in made.iterdir()} == before
-    assert "found from an earlier start" in capsys.readouterr().out
+    assert not is_changed(folder, Path("runs/x"))
+    # A label is corrected, with as many letters: before training begins, it counts.
+    content = (folder / "0 a.json").read_text()
+    (folder / "0 a.json").write_text(content.replace("cell wall", "cell-wall"))
+    assert is_changed(folder, Path("runs/x"))
+    config = chosen("photos", "--workdir", "runs/x")
+    assert not is_changed(folder, Path("runs/x"))
+    assert len(config.data.class_names) == 3
+    # Then it is told.
+    monkeypatch.setattr(loop, "train", lambda *_: None)
+    save_config(config, Path("runs", "x", "config.json"))
+    train.run(train.parse(["photos", "--workdir", "runs/x"], "mrcnn train"))
+    assert "has changed" not in capsys.readouterr().out
+    (folder / "0 a.json").write_text(content)
+    train.run(train.parse(["photos", "--workdir", "runs/x", "--seed", "1"], "mrcnn train"))
+    assert (
+        "photos: has changed since runs/x/dataset was made of it, which this run keeps; to train "
+        "on what is there now: python -m mrcnn_jax train photos --workdir runs/x_2 --seed 1\n"
+    ) in capsys.readouterr().out
 
 
 def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -412,9 +431,9 @@ def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixt
         for side in ("train", "val")
     }
     assert names == {"train": ["train/0.png", "train/1.png"], "val": ["val/2.png"]}
-    capsys.readouterr()
     assert chosen("my") == config
-    assert "found from an earlier start" in capsys.readouterr().out
+    assert not is_changed(Path("my"), Path("runs/my"))
+    capsys.readouterr()
     check.run(check.Arguments(Path("my"), cache=here / "cache"))
     out = capsys.readouterr().out
     assert "\ntraining:\nkept 2 images, 2 objects" in out

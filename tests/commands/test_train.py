@@ -229,7 +229,7 @@ def test_a_finished_run_goes_on_with_more_epochs(
     end = latest(run)
     assert (end.name, end.stage_complete) == ("00000030-mask_2", True)
     assert mrcnn("train", "--resume", run) == 0
-    assert "0 stages to go" in capsys.readouterr().out
+    assert "nothing is left to train: the run was finished before" in capsys.readouterr().out
     assert_same_bits_of_ends(run, tiny_run)
 
     save_config(load_config_json(tiny_run / "config.json"), tmp_path / "first.json")

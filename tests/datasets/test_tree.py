@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.datasets.tree import Tree, json_kind, normal, walk, xml_root
+from mrcnn_jax.datasets.tree import Tree, fingerprint, json_kind, normal, walk, xml_root
 
 
 def test_files_are_found_once_and_hidden_ones_and_runs_never(tmp_path: Path) -> None:
@@ -84,3 +85,22 @@ def test_the_first_element(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         assert xml_root(path) == root
+
+
+def test_a_fingerprint_changes_with_what_annotations_are_made_from(tmp_path: Path) -> None:
+    """Not with when a file was written."""
+    (tmp_path / "a.json").write_text('{"label": "a"}')
+    (tmp_path / "a.png").write_bytes(b"12")
+    found = [fingerprint(tmp_path, None)]
+    os.utime(tmp_path / "a.json", (0, 0))
+    assert fingerprint(tmp_path, None) == found[0]
+    (tmp_path / "a.json").write_text('{"label": "b"}')
+    found.append(fingerprint(tmp_path, None))
+    (tmp_path / "a.png").write_bytes(b"123")
+    found.append(fingerprint(tmp_path, None))
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    found.append(fingerprint(tmp_path, None))
+    assert len(set(found)) == 4
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "x.json").write_text("{}")
+    assert fingerprint(tmp_path, tmp_path / "runs") == found[-1]

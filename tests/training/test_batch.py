@@ -114,7 +114,8 @@ def test_it_is_the_largest_that_is_allowed(
     """Of all multiples of the number of devices, by what each of the rules allows."""
     found = batch(memory, images, device=device, optimizer=optimizer, count=count).size
     assert found % count == 0
-    recipe = min(size for size in range(count, 99, count) if size >= optimizer.batch_size)
+    usual = min(optimizer.batch_size, images)
+    recipe = min(size for size in range(count, 99, count) if size >= usual)
     fixed, image = FIXED[device], image_bytes(device, LARGE, TORCHVISION)
     fits = {
         size

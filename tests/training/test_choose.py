@@ -165,9 +165,11 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("images", "device", "epochs", "random"),
     [
-        (10, "cpu", 60, 60),
+        (4, "cpu", 300, 600),  # 600 updates, of two images or of all
+        (10, "cpu", 120, 300),
         (300, "cpu", 10, 50),
         (5000, "cpu", 4, 4),
+        (20_000, "cpu", 1, 1),
         (300, "gpu", 20, 50),
         (5000, "gpu", 12, 12),
         (20_000, "gpu", 4, 4),
@@ -238,6 +240,26 @@ def test_crowded_images() -> None:
     assert config.model.box_head.detections == 300
     assert config.model.rpn.proposals == 304
     assert config.model.rpn.pre_nms >= 304
+    config = config_of(likeness(3, 900, 900, [5.0] * 1200), "gpu")
+    assert config.model.rpn.pre_nms == config.model.rpn.proposals == 2400
+
+
+def test_objects_that_vanish_are_told() -> None:
+    """A large image with small objects, which are 2 px on the canvas of a CPU."""
+    images = likeness(3, 4000, 4000, [25.0] * 9)
+    chosen = choose(dataset(images), dataset(images[:1]), device="cpu")
+    line = next(row for row in chosen.table(chosen.config) if row.startswith("anchors"))
+    assert "; half are under 8 px" in line
+    assert "convert tile" in line
+
+
+def test_a_gpu_is_fed_by_all_cores() -> None:
+    images = dataset(likeness(300, 600, 800, [50.0]))
+    for cores, threads in ((4, 4), (64, 16)):
+        chosen = choose(images, images, device="gpu", devices=Devices(1, None, cores))
+        assert chosen.config.data.threads == threads
+        assert chosen.config.data.eval_batch_size == chosen.config.data.batch_size
+        assert chosen.config.save_every_steps == 5000
 
 
 def test_what_is_given_is_followed() -> None:

@@ -247,8 +247,8 @@ def test_what_is_random_is_known_later_too(
     assert line in capsys.readouterr().out
 
 
-def test_other_training_images_are_refused(
-    tiny_config: Config, tmp_path: Path, stop_at: Any
+def test_other_training_images_are_refused_and_other_annotations_told(
+    tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Steps, epochs and rates are counted in those that the run began with; its weights may go."""
     data = shutil.copytree(str(tiny_config.data.root), tmp_path / "data")
@@ -269,6 +269,16 @@ def test_other_training_images_are_refused(
 
     path = tiny.annotations(data, "train")
     content = json.loads(path.read_text())
+    capsys.readouterr()
+    with open_run(first, run):
+        pass
+    assert "changed since" not in capsys.readouterr().out
+    content["annotations"][0]["bbox"][2] += 1
+    path.write_text(json.dumps(content))
+    with open_run(first, run):
+        pass
+    assert f"{path}: changed since 00000001-rpn was saved: what is left" in capsys.readouterr().out
+
     gone = content["images"].pop()["id"]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
     path.write_text(json.dumps(content))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +18,7 @@ from typing import Any
 import pytest
 
 from mrcnn_jax import cli
+from mrcnn_jax.training import stop as stopping
 from mrcnn_jax.training.open import Progress
 from mrcnn_jax.training.stop import StopSignal
 
@@ -58,7 +63,8 @@ def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cli, "in_charge", True)
     monkeypatch.setattr(cli, "leave", leave)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    heard = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in heard]
     stopped = None
     with StopSignal(run) as stop:
         stop.unsaved = unsaved
@@ -72,12 +78,12 @@ def busy_while(*signals: int, unsaved: bool, monkeypatch: pytest.MonkeyPatch) ->
             with pytest.raises(cli.Stopped) as error:
                 stop.obey(Progress(0, 7))
             stopped = error.value.number, str(error.value)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in heard] == before
     assert signal.set_wakeup_fd(-1) == -1
     return left, stopped
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +91,59 @@ def test_a_signal_saves(
     assert left == []
     assert stopped == (number, f"stopped by {number.name}: stage rpn, step 7 is saved in run")
     again = "; again to leave at once" if number == signal.SIGINT else ""
-    assert capsys.readouterr().err == f"saving after this step{again}\n"
+    said = "" if number == signal.SIGHUP else f"saving after this step{again}\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_written_to_a_terminal_that_is_gone_is_discarded() -> None:
+    """Else the first line after SIGHUP would end the run before it is saved."""
+    code = (
+        "import sys, time\n"
+        "from mrcnn_jax import cli\n"
+        "print('begun', flush=True)\n"
+        "sys.stdin.read()\n"  # until the terminal is gone
+        "try:\n"
+        "    print('lost', flush=True)\n"
+        "except OSError:\n"
+        "    cli.leave_terminal()\n"
+        "    print('discarded', flush=True)\n"
+        "    open(sys.argv[1], 'w').write('saved')\n"
+    )
+    ours, theirs = pty.openpty()
+    with (
+        tempfile.NamedTemporaryFile() as file,
+        subprocess.Popen(
+            [sys.executable, "-c", code, file.name],
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
+    ):
+        os.close(theirs)
+        shown = b""
+        while not shown.endswith(b"\n"):
+            shown += os.read(ours, 99)
+        os.close(ours)
+        process.stdin.close()  # type: ignore[union-attr]
+        assert process.wait(60) == 0, process.stderr.read()
+        assert file.read() == b"saved"
+
+
+def test_work_is_saved_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where steps are so slow that few are done in ten minutes."""
+    now = 1000.0
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now))
+    run: Any = SimpleNamespace(config=SimpleNamespace(save_every_steps=100))
+    stop = StopSignal(run)
+    for seconds, due, much in ((0, False, False), (119, False, False), (120, False, True)):
+        now = 1000.0 + seconds
+        assert (stop.save_is_due(Progress(0, 7)), stop.much_is_unsaved) == (due, much)
+    now = 1600.0
+    assert stop.save_is_due(Progress(0, 7))
+    stop.obey(Progress(0, 7))
+    assert (stop.save_is_due(Progress(0, 8)), stop.much_is_unsaved) == (False, False)
+    assert stop.save_is_due(Progress(0, 100))
 
 
 def test_a_second_ctrl_c_leaves_at_once(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from mrcnn_jax.runs.hub_folder import write_hub_folder
 from mrcnn_jax.runs.loggers import Service
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.training import loop, watch
+from mrcnn_jax.training import loop, stop, watch
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.optimizer import learning_rates
 from mrcnn_jax.training.replay import read_failed, replay
@@ -285,6 +286,23 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     ):
         loop.train(replace(config, skip_non_finite=1), begun)
     assert latest(begun).name == "00000003-mask"
+
+
+def test_work_is_saved_before_a_validation_that_may_fail(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a stage, too, if there is much to lose."""
+    monkeypatch.setattr(stop, "MUCH", 0.0)
+    failing = Mock(side_effect=OSError(errno.EIO, "out of sight"))
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "_validate", failing)
+        with pytest.raises(loop.TrainingError, match="out of sight"):
+            loop.train(tiny_config, tmp_path)
+    meta = latest(tmp_path)
+    assert (meta.name, meta.validated) == ("00000006-rpn", False)
+    loop.train(tiny_config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (tiny_run / "metrics.jsonl").read_bytes()
+    assert_same_bits(tiny_run, tmp_path)
 
 
 def test_a_device_without_memory_for_validation_loses_nothing(
