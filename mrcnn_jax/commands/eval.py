@@ -58,8 +58,8 @@ class Arguments(OfCheckpoint):
     images."""
     out: Path | None = None
     """The folder of the results; by default <workdir>/eval, eval_train for the training images,
-    eval_on_<name> for --annotations <name>.json, and _first<limit> appended for --limit. For the
-    moving average _ema is appended."""
+    eval_on_<name> for --annotations <name>.json, with _best appended for --checkpoint best and
+    _first<limit> for --limit. For the moving average _ema is appended."""
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
@@ -82,6 +82,11 @@ class Arguments(OfCheckpoint):
         return self.split == "val" and self.annotations is None and self.limit is None
 
     @property
+    def is_own(self) -> bool:
+        """Whether this is the run's own evaluation: of its newest checkpoint, and `whole`."""
+        return self.whole and self.checkpoint == "newest"
+
+    @property
     def results(self) -> Path:
         """The folder of the results. Only those of the run's own evaluation are in eval/, which the
         model card quotes."""
@@ -90,6 +95,8 @@ class Arguments(OfCheckpoint):
         name = "eval" if self.split == "val" else "eval_train"
         if self.annotations is not None:
             name = f"eval_on_{self.annotations.stem}"
+        if self.checkpoint == "best":
+            name += "_best"
         return self.workdir / (name if self.limit is None else f"{name}_first{self.limit}")
 
 
@@ -106,8 +113,6 @@ def run(arguments: Arguments) -> dict[str, float]:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.data.caps import caps
-    from mrcnn_jax.evaluation import at_score, depth_errors
-    from mrcnn_jax.evaluation.average_precision import limit_line, table
     from mrcnn_jax.inference.device_memory import naming_the_batch
     from mrcnn_jax.inference.evaluate import evaluate
     from mrcnn_jax.inference.predictor import Predictor
@@ -165,31 +170,48 @@ def run(arguments: Arguments) -> dict[str, float]:
             )
         if found is None:
             continue
-        folder = folders[name]
-        found.save(folder, meta.name if arguments.whole else None)
-        print(
-            f"{len(found.ground_truth['images'])} images, "
-            f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
-            f"\n{table(found.metrics)}\n{limit_line(found.matches)}\n"
-            f"{at_score.table(found.at_score)}"
-        )
-        if confusions := at_score.matrix(found.at_score):
-            print(confusions)
-        if depth := depth_errors.table(found.metrics):
-            print(depth)
-        # The run's own figures are those of its own evaluation.
-        own = name == "raw" and arguments.out is None and arguments.whole
-        figures = (workdir if own else folder) / "figures"
-        pages = draw(found, version, split, figures, rows, arguments)
-        if "depth/AbsRel" in found.metrics:
-            pages += draw_depth(predictor, version, split, figures, arguments)
-        write_report(found, version, split, folder / "report.html", rows, arguments)
-        print(
-            f"results: {folder / 'metrics.json'}, {folder / 'detections.json'}\n"
-            f"pictures: {', '.join(map(str, pages))}\npage: {folder / 'report.html'}"
-        )
+        _write(found, version, predictor, split, folders[name], rows, arguments)
         metrics = metrics or found.metrics
     return metrics
+
+
+def _write(
+    found: Evaluation,
+    run: Run,
+    predictor: Predictor,
+    split: Split,
+    folder: Path,
+    rows: list[Row],
+    arguments: Arguments,
+) -> None:
+    """Prints the evaluation of one kind of weights, and writes its files, pictures and page."""
+    from mrcnn_jax.evaluation import at_score, depth_errors
+    from mrcnn_jax.evaluation.average_precision import limit_line, table
+
+    found.save(folder, run.meta.name if arguments.whole else None)
+    print(
+        f"{len(found.ground_truth['images'])} images, "
+        f"{len(found.ground_truth['annotations'])} annotations, {len(found.results)} detections"
+        f"\n{table(found.metrics)}\n{limit_line(found.matches)}\n"
+        f"{at_score.table(found.at_score, found.metrics)}"
+    )
+    if missing := at_score.missing_line(found.at_score):
+        print(missing)
+    if confusions := at_score.matrix(found.at_score):
+        print(confusions)
+    if depth := depth_errors.table(found.metrics):
+        print(depth)
+    # The run's own figures are those of its own evaluation.
+    own = run.weights == "raw" and arguments.out is None and arguments.is_own
+    figures = (arguments.workdir if own else folder) / "figures"
+    pages = draw(found, run, split, figures, rows, arguments)
+    if "depth/AbsRel" in found.metrics:
+        pages += draw_depth(predictor, run, split, figures, arguments)
+    write_report(found, run, split, folder / "report.html", rows, arguments)
+    print(
+        f"results: {folder / 'metrics.json'}, {folder / 'detections.json'}\n"
+        f"pictures: {', '.join(map(str, pages))}\npage: {folder / 'report.html'}"
+    )
 
 
 def of_weights(folder: Path, weights: str) -> Path:

@@ -159,8 +159,10 @@ def _first_command(run: Run, workdir: Path) -> str:
 
 def _figures(run: Run, workdir: Path) -> list[str]:
     """The run's own evaluation, if it is of this checkpoint and these weights."""
-    metrics = read_evaluation(workdir / ("eval" if run.weights == "raw" else "eval_ema"))
-    if metrics.pop("checkpoint", None) != run.meta.name:
+    end = "" if run.weights == "raw" else "_ema"
+    found = (read_evaluation(workdir / f"{name}{end}") for name in ("eval", "eval_best"))
+    metrics = next((one for one in found if one.pop("checkpoint", None) == run.meta.name), None)
+    if metrics is None:
         return ["Not evaluated."]
     known = {name: metrics.get(name, -1) for name in FIGURES}
     cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]

@@ -110,7 +110,7 @@ def _key(dataset: CocoDataset) -> str:
     if dataset.has_depth:
         maps = files(i.depth_file for i in dataset.images if i.depth_file is not None)
         digest.update(json.dumps(maps).encode())
-    if dataset.matched:  # the records hold labels
+    if dataset.file_ids:  # the records hold labels
         digest.update(json.dumps([astuple(category) for category in dataset.categories]).encode())
     return digest.hexdigest()[:16]
 

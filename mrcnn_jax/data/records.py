@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class ImageRecord:
     depth_file: str | None = None
     """Its depth map, relative to the image folder; None: there is none, or it is not read."""
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether any object, crowds aside, has a mask, not only a box."""
+        return any(o.rle is not None for o in self.objects if not o.iscrowd)
+
 
 @dataclass(frozen=True)
 class CocoDataset:
@@ -71,8 +76,8 @@ class CocoDataset:
     """How many images the annotation file lists."""
     lost: tuple[str, ...] = ()
     """"name (reason)" of each listed image that is missing or cannot be used."""
-    matched: bool = False
-    """The categories are those of another file, see `matched_to`."""
+    file_ids: Mapping[int, int] = field(default_factory=dict)
+    """Of categories that are those of another file, see `matched_to`: id -> that in its own."""
     listed_depth: int = 0
     """How many depth maps were to be read."""
     lost_depth: tuple[str, ...] = ()
@@ -93,7 +98,7 @@ class CocoDataset:
     @property
     def has_masks(self) -> bool:
         """Whether any object has a mask, not only a box."""
-        return any(o.rle is not None for i in self.images for o in i.objects if not o.iscrowd)
+        return any(image.has_mask for image in self.images)
 
     def category_id(self, label: int) -> int:
         """The file's category id of a label in 1..K; ValueError for any other label."""
@@ -181,7 +186,8 @@ class CocoDataset:
         for number, name in own:
             if ids[name] != number:
                 self.report.add(Reason.MATCHED, number, file=where)
-        return replace(self, categories=new, images=images, matched=True)
+        file_ids = {ids[name]: number for number, name in own}
+        return replace(self, categories=new, images=images, file_ids=file_ids)
 
     def to_coco(self) -> dict[str, Any]:
         """The data set in COCO format with the file's own ids, for pycocotools to evaluate against.

@@ -142,20 +142,42 @@ def _closest(
     return others[best]["id"] if ious[best] >= IOU else None
 
 
-def table(found: AtScore) -> str:
-    """Aligned lines for people, in percent: all classes, and each with an object or detection."""
+def table(found: AtScore, metrics: Mapping[str, float]) -> str:
+    """Aligned lines for people, in percent: all classes, and each with an object or detection.
+
+    Args:
+        found: what is counted.
+        metrics: AP, of all classes and of each, as of `average_precision.coco_figures`.
+    """
     title = f"{NAMES[found.kind]}s with a score of at least {found.score:g}"
-    rows = [[title, *RATES, "objects", "detections"]]
+    kinds = [kind for kind in NAMES if metrics.get(f"{kind}/AP", -1) >= 0]
+    of_kinds = [f"{NAMES[kind]} AP" for kind in kinds]
+    rows = [[title, *RATES, "objects", "detections", *of_kinds]]
     total = len(found.names)
     for label in (None, *range(total)):
         rates = found.rates(label)
         if label is None or rates["F1"] >= 0:
             name = "all" if label is None else found.names[label]
             chosen = slice(0, total) if label is None else slice(label, label + 1)
-            shares = ["-" if rates[r] < 0 else f"{100 * rates[r]:.1f}" for r in RATES]
+            of_class = "" if label is None else f"/{name}"
+            shares = [rates[rate] for rate in RATES]
+            shares += [metrics.get(f"{kind}/AP{of_class}", -1.0) for kind in kinds]
+            cells = ["-" if share < 0 else f"{100 * share:.1f}" for share in shares]
             sums = found.counts[chosen].sum(), found.counts[:, chosen].sum()
-            rows.append([name, *shares, *map(str, sums)])
+            rows.append([name, *cells[: len(RATES)], *map(str, sums), *cells[len(RATES) :]])
     return "\n".join(text_table(rows))
+
+
+def missing_line(found: AtScore) -> str | None:
+    """Says which classes have no object, and so no part in AP; None if all have one."""
+    without = [name for name, row in zip(found.names, found.counts, strict=False) if not row.sum()]
+    if not 0 < len(without) < len(found.names):
+        return None
+    more = f", ... ({len(without)})" if len(without) > 5 else ""
+    return (
+        f"no object of {', '.join(without[:5])}{more}: AP is the mean of the other "
+        f"{len(found.names) - len(without)} classes"
+    )
 
 
 def matrix(found: AtScore) -> str | None:

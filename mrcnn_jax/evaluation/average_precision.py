@@ -189,20 +189,17 @@ def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """Format the AP and AR of `evaluate` as aligned lines, in percent; "-" if undefined."""
+    """Format the AP and AR of all classes as aligned lines, in percent; "-" if undefined."""
     metrics = {key: value for key, value in metrics.items() if key.split("/")[0] in NAMES}
     kinds = [(kind, name) for kind, name in NAMES.items() if f"{kind}/AP" in metrics]
-    classes = list(dict.fromkeys(key.split("/", 2)[2] for key in metrics if key.count("/") >= 2))
     own = dict.fromkeys(key.split("/")[1] for key in metrics if key.count("/") == 1)
     recalls = list(FIGURES[6:])
     recalls[3:3] = [name for name in own if name[2:].isdigit() and name not in FIGURES]
     lines: list[str] = []
-    for title, columns in (("", FIGURES[:6]), ("", tuple(recalls)), ("AP/", tuple(classes))):
-        if not columns:
-            continue
-        rows = [["AP of" if title else "", *(column.rjust(5) for column in columns)]]
+    for columns in (FIGURES[:6], tuple(recalls)):
+        rows = [["", *(column.rjust(5) for column in columns)]]
         for kind, name in kinds:
-            values = [metrics.get(f"{kind}/{title}{column}", -1.0) for column in columns]
+            values = [metrics.get(f"{kind}/{column}", -1.0) for column in columns]
             rows.append([name, *("-" if value < 0 else f"{100 * value:.1f}" for value in values)])
         lines += text_table(rows)
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Evaluation:
     """Those of `coco_figures`, `AtScore`, `proposal_recall` and, where there is depth,
     `DepthComparison`."""
     results: list[dict[str, Any]]
-    """COCO results, those of categories that the split does not have included."""
+    """COCO results by the run's categories, those that the split does not have included."""
     proposals: Proposals
     ground_truth: dict[str, Any]
     """The evaluated images as a COCO annotation file."""
@@ -42,17 +43,24 @@ class Evaluation:
     """Of boxes and masks."""
     at_score: AtScore
     """Of masks; of boxes if no object has a mask."""
+    file_ids: Mapping[int, int]
+    """As of `CocoDataset.file_ids`."""
 
     def save(self, folder: Path, checkpoint: str | None = None) -> None:
         """Writes metrics.json, with the name of the checkpoint that they stand for (None: they are
-        not of all of its own validation images) and the confusion matrix, detections.json, and the
-        manifest of both."""
+        not of all of its own validation images) and the confusion matrix, detections.json (by the
+        ids of the annotation file, of categories that it has, where those of the run are others),
+        and the manifest of both."""
+        results = self.results
+        if ids := self.file_ids:
+            known = (result for result in results if result["category_id"] in ids)
+            results = [one | {"category_id": ids[one["category_id"]]} for one in known]
         named = {"checkpoint": checkpoint} if checkpoint else {}
         numbers = json.dumps(named | self.metrics, indent=2).removesuffix("\n}")
         matrix = json.dumps(self.at_score.to_dict())  # on one line
         (folder / manifest.NAME).unlink(missing_ok=True)
         write_file(folder / METRICS_FILE, f'{numbers},\n  "{CONFUSION}": {matrix}\n}}\n')
-        write_file(folder / "detections.json", json.dumps(self.results))
+        write_file(folder / "detections.json", json.dumps(results))
         manifest.write(folder, (METRICS_FILE, "detections.json"))
 
 
@@ -158,4 +166,12 @@ def evaluation_of(
     metrics |= proposal_recall(
         [proposals[i][0] for i in indices], truths, limit=config.model.rpn.proposals
     )
-    return Evaluation(metrics, results, proposals, ground_truth, matches, found[shown(matches)])
+    return Evaluation(
+        metrics,
+        results,
+        proposals,
+        ground_truth,
+        matches,
+        found[shown(matches)],
+        seen.file_ids,
+    )

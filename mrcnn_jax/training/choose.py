@@ -171,9 +171,12 @@ def _data(
         for height, width in sides.tolist()
     ]
     padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)
-    there = {o.label for image in train.images for o in image.objects if not o.iscrowd}
-    without = [n for label, n in enumerate(train.class_names, 1) if label not in there]
-    of_classes = f"; without objects: {_listed(without)}" if without else ""
+    of_classes = ""
+    for what, dataset in (("without objects", train), ("without objects in validation", val)):
+        there = {o.label for image in dataset.images for o in image.objects if not o.iscrowd}
+        there_by_name = {dataset.class_names[label - 1] for label in there}
+        if without := [name for name in train.class_names if name not in there_by_name]:
+            of_classes += f"; {what}: {_listed(without)}"
     return data, [
         Row(
             "classes",

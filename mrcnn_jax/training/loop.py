@@ -115,6 +115,13 @@ def _train(watch: Watch, stop: StopSignal) -> None:
     for _ in stages:
         variables = _train_stage(watch, stop, progress, variables, state)
         progress, state = Progress(progress.stage_index + 1), None
+    if parallel.is_first() and run.config.evaluate_every_epochs:
+        best, newest = run.checkpoints.best(), run.checkpoints.latest()
+        if best is not None and newest is not None and best.name != newest.name:
+            print(
+                f"\nbest AP: {best.ap:.4f}, of checkpoint {best.name} (--checkpoint best); the "
+                f"newest is {newest.name}"
+            )
     parallel.gather("done")  # none leaves while the first one still writes
     print(f"\ndone; next: {cli.command('eval', '--workdir', run.workdir)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,25 +275,29 @@ def _keep_failed(
 def _validate(
     run: OpenRun, stage: StageConfig, validate: Any, variables: Variables
 ) -> dict[str, float]:
-    """Losses averaged over the validation images, and recall of the proposals for the RPN."""
+    """Losses averaged over the validation images, those of masks over the images that have any,
+    and recall of the proposals for the RPN."""
     plan = plan_once(run.val_split, run.config.data.eval_batch_size)
     key = jax.random.key(run.config.seed)
-    totals: dict[str, float] = {}
-    count = 0
+    with_masks = {i for i, image in enumerate(run.val_split.dataset.images) if image.has_mask}
+    totals: defaultdict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
     boxes: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, proposals, ground truth
     for planned, batch in zip(plan, batches(run, stage, run.val_split, plan), strict=True):
         values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
         values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
-        images = len(planned.images)
-        count += images
         for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + float(value) * images
+            of_masks = name in ("loss/mask", "loss/mask_iou")
+            images = sum(not of_masks or i in with_masks for i in planned.images)
+            totals[name] += float(value) * images
+            counts[name] += images
         for i in np.flatnonzero(batch.valid) if "rpn" in stage.losses else ():
             seen = found.boxes[i][found.valid[i]]
             truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
             seen, truth = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
             boxes.append((int(batch.indices[i]), seen, truth))
-    means = {name: total / max(count, 1) for name, total in totals.items()}
+    means = {name: total / max(counts[name], 1) for name, total in totals.items()}
+    means["loss/total"] = sum(means[name] for name in means if name != "loss/total")
     if "rpn" in stage.losses:
         pair_of = {i: pair for part in parallel.gather(boxes) for i, *pair in part}
         pairs = [pair_of[i] for planned in plan for i in planned.images]

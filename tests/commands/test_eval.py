@@ -316,7 +316,7 @@ def test_another_data_set(
     results = results_of(tmp_path / "eval")
     assert {result["image_id"] for result in results} == ids
     for kind in ("bbox", "segm"):
-        expected = pycocotools_figures(content, results, kind)
+        expected = pycocotools_figures(renumbered, results, kind)
         assert [metrics[f"{kind}/{name}"] for name in FIGURES] == pytest.approx(expected.tolist())
     printed = capsys.readouterr().out
     assert "repaired 3: categories with other ids in the run: matched by their names" in printed

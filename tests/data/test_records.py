@@ -59,7 +59,7 @@ def test_categories_are_matched_by_name(mixed_file: Path, mixed_content: dict[st
     assert (
         matched.report.findings[Reason.MATCHED, Reason.MATCHED.text.format(file="run")].count == 3
     )
-    assert matched.with_images(matched.images).matched
+    assert matched.with_images(matched.images).file_ids == {7: 90, 9: 7, 2: 3}
 
 
 @pytest.mark.parametrize(

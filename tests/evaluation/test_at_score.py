@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from report_cases import NAMES, SIZE, case, instance, judged, mask_of
 
-from mrcnn_jax.evaluation.at_score import RATES, AtScore, at_score, matrix, shown, table
+from mrcnn_jax.evaluation.at_score import (
+    RATES,
+    AtScore,
+    at_score,
+    matrix,
+    missing_line,
+    shown,
+    table,
+)
 from mrcnn_jax.evaluation.average_precision import judge
 
 TRUTH, RESULTS = case()
@@ -82,12 +90,14 @@ def test_by_hand(kind: Any) -> None:
     assert len(figures) == 3 + 3 * 3  # not of the class without an object or detection
     assert figures[f"at_score/{kind}/recall"] == 0.4
     assert figures[f"at_score/{kind}/F1/dog"] == 0.5
-    lines = [line.split() for line in table(found).splitlines()]
-    assert lines[1] == ["all", "25.0", "40.0", "30.8", "5", "8"]
+    average = {"bbox/AP": 0.5, "bbox/AP/cat": 0.25, "bbox/AP/dog": 0.75, "segm/AP": -1.0}
+    lines = [line.split() for line in table(found, average).splitlines()]
+    assert lines[0][-2:] == ["box", "AP"]
+    assert lines[1] == ["all", "25.0", "40.0", "30.8", "5", "8", "50.0"]
     assert lines[2:] == [
-        ["cat", "33.3", "50.0", "40.0", "2", "3"],
-        ["dog", "50.0", "50.0", "50.0", "2", "2"],
-        ["owl", "0.0", "0.0", "0.0", "1", "3"],
+        ["cat", "33.3", "50.0", "40.0", "2", "3", "25.0"],
+        ["dog", "50.0", "50.0", "50.0", "2", "2", "75.0"],
+        ["owl", "0.0", "0.0", "0.0", "1", "3", "-"],
     ]
     confusions = matrix(found)
     assert confusions is not None
@@ -113,8 +123,20 @@ def test_nothing_to_count() -> None:
     assert at_score(judge(truth, results)["segm"], "segm", 0.5).rates()["recall"] == -1
     empty = at_score(judge(truth, [])["segm"], "segm", 0.5)
     assert empty.figures() == {f"at_score/segm/{rate}": -1 for rate in RATES}
-    assert table(empty).splitlines()[1].split() == ["all", "-", "-", "-", "0", "0"]
+    assert table(empty, {}).splitlines()[1].split() == ["all", "-", "-", "-", "0", "0"]
     assert matrix(empty) is None
+
+
+def test_classes_without_objects_are_named() -> None:
+    """AP is not theirs."""
+    counts = np.diag([3, 0, 2, 0])
+    counts[1, 3] = counts[3, 0] = 0
+    found = AtScore("segm", 0.5, ("cat", "dog", "owl"), counts)
+    line = "no object of dog: AP is the mean of the other 2 classes"
+    assert missing_line(found) == line
+    counts[1, 3] = 1  # missed
+    assert missing_line(found) is None
+    assert missing_line(AtScore("segm", 0.5, ("cat",), np.zeros((2, 2), np.int64))) is None
 
 
 @pytest.mark.parametrize(("classes", "fits"), [(1, False), (2, True), (10, True), (11, False)])

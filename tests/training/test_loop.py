@@ -212,7 +212,11 @@ def test_ctrl_c_to_the_script_saves_and_another_process_resumes(
 
 
 def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Twelve steps make three updates, of 5, 5 and 2 steps. A kill leaves the checkpoint between
     two of them, and rows of what followed."""
@@ -276,6 +280,8 @@ def test_updates_of_several_steps_averages_and_ap_survive_interruptions(
     assert measured.keys() == {6, 12}
     best = Checkpoints(run, keep=1).best()
     assert best is not None
+    told = f"best AP: {best.ap:.4f}, of checkpoint {best.name} (--checkpoint best); the newest is"
+    assert (told in capsys.readouterr().out) == (best.step != 12)
     assert best.ap == max(row["segm/AP"] for row in measured.values())
     assert measured[best.step]["bbox/AP"] > 0
     evaluation.run(

@@ -26,6 +26,7 @@ from whole_runs import ENDS, ROOT, arrays, assert_same_bits, latest, script
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.runs.arrays import flatten
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.hub_folder import write_hub_folder
@@ -46,6 +47,34 @@ def test_an_ap_that_is_undefined_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     predictor = SimpleNamespace(load=lambda _: None)
     values = watch.Watch._evaluate(SimpleNamespace(run=run, _predictor=predictor), None, {})
     assert values == {"bbox/AP": 0.5}
+
+
+def test_losses_of_masks_are_means_over_images_with_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images without any would make them smaller."""
+    with_mask = ObjectRecord(1, 1, (0.0, 0.0, 1.0, 1.0), {"size": [9, 9], "counts": ""}, False, 1.0)
+    objects = [(with_mask,), (), (), (with_mask,), (replace(with_mask, rle=None),)]
+    records = [SimpleNamespace(objects=one) for one in objects]
+    for record in records:
+        record.has_mask = ImageRecord.has_mask.fget(record)  # type: ignore[attr-defined]
+    plan = [
+        SimpleNamespace(images=[0, 1]),
+        SimpleNamespace(images=[2, 4]),
+        SimpleNamespace(images=[3]),
+    ]
+    losses = iter([(2.0, 5.0), (4.0, 0.0), (1.0, 8.0)])  # of boxes, of masks
+
+    def validate(*_: Any) -> Any:
+        box, mask = next(losses)
+        return {"loss/box": box, "loss/mask": mask, "loss/total": box + mask}, None
+
+    monkeypatch.setattr(watch, "plan_once", lambda *_: plan)
+    monkeypatch.setattr(watch, "batches", lambda *_: [None] * 3)
+    config = SimpleNamespace(data=SimpleNamespace(eval_batch_size=2), seed=0)
+    dataset = SimpleNamespace(images=records)
+    run: Any = SimpleNamespace(config=config, mesh=None, val_split=SimpleNamespace(dataset=dataset))
+    stage: Any = SimpleNamespace(losses=("box", "mask"))
+    means = watch._validate(run, stage, validate, {})
+    assert means == pytest.approx({"loss/box": 13 / 5, "loss/mask": 6.5, "loss/total": 9.1})
 
 
 # -- what is not finite ----------------------------------------------------------------------------
