@@ -28,6 +28,7 @@ from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
 from mrcnn_jax.convert.voc import Voc
 from mrcnn_jax.convert.yolo import PARTS, Yolo
+from mrcnn_jax.data.names import ROLES, role
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.tree import Tree, base_name, mapped, normal, parent, walk, xml_root
 
@@ -36,15 +37,6 @@ LOOKED_FOR = (
     "VIA (or its CSV), Label Studio, Supervisely and Datumaro, CVAT's annotations.xml, Pascal "
     "VOC's XML or SegmentationObject/, and folders of masks"
 )
-ROLES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 # Files of COCO 2017 that annotate something else.
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 TOOLS = {
@@ -117,7 +109,7 @@ def _coco(tree: Tree) -> Recognised | None:
         return None
     by_role = defaultdict(list)
     for file in found:
-        by_role[_role(file)].append(file)
+        by_role[role(file)].append(file)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
     first = tree.only(train, "annotation files that may be the training images'")
     val = [] if train is by_role["val"] else by_role["val"]
@@ -135,17 +127,6 @@ def _coco(tree: Tree) -> Recognised | None:
         told += f"; not used: {', '.join(unused[:3])}"
         told += f", ... ({len(unused)})" if len(unused) > 3 else ""
     return Recognised(told, parts[0], parts[1] if len(parts) > 1 else None)
-
-
-def _role(file: str) -> str | None:
-    """Whether an annotation file is for training, validation or tests, by its name or folder's."""
-    path = PurePosixPath(file)
-    for part in (path.name.partition(".")[0], *map(str, reversed(path.parts[:-1]))):
-        words = re.split(r"[^a-z]+", part.lower())
-        found = [ROLES[word] for word in words if word in ROLES]
-        if found:
-            return found[0]
-    return None
 
 
 def _shown(tree: Tree, folder: Path) -> str:
@@ -168,7 +149,7 @@ def _part(tree: Tree, annotations: str) -> Part:
             shared = len(posixpath.commonprefix([parts, beside.split("/")]))
             own = "/".join(parts[min(shared, len(parts) - 1) :])  # below the annotations' folder
             pictures = 2 * places[place] > most and not DRAWN.search(own.lower())
-            same_role = _role(place) == _role(annotations)
+            same_role = role(place) == role(annotations)
             named = base_name(place).lower() in IMAGE_FOLDERS
             return pictures, places[place], shared, same_role, named, -len(place)
 
@@ -275,7 +256,7 @@ def _of_files(
         return None
     by_role = defaultdict(list)
     for file in found:
-        by_role[_role(file)].append(file)
+        by_role[role(file)].append(file)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
     first = tree.only(train, f"files of {tool} that may be the training images'")
     told, used, val = f"{tree.folder}: {tool}: {first}", [first], None
@@ -302,7 +283,7 @@ def _supervisely(tree: Tree) -> Recognised | None:
     by_role = defaultdict(list)
     for one in sets:
         inside = posixpath.relpath(one or ".", root or ".")
-        by_role[_role(inside)].append(inside)
+        by_role[role(inside)].append(inside)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
     val = [] if train is by_role["val"] else by_role["val"]
     unused = [one for named in by_role.values() if named not in (train, val) for one in named]
