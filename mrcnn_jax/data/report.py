@@ -157,6 +157,17 @@ class Reason(Enum):
         "mask makes masks of them)",
     )
     LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
+    TAKEN_APART = (
+        "noticed",
+        "values of masks with several parts that do not touch: each part is an object (--parts "
+        "value makes one of each value)",
+    )
+    IN_PARTS = (
+        "noticed",
+        "masks of one value with several parts that do not touch: one object, as most here have "
+        "one part (--parts connected makes one of each part)",
+    )
+    SPECK = "left out", "parts of masks under 4 pixels and 1 % of the largest part of their value"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
     LISTED_ONLY = "noticed", "lines of {file} (--only) that name no image"

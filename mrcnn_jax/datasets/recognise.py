@@ -370,7 +370,9 @@ def _masks(tree: Tree) -> Recognised | None:
         layout=layout,
         class_name=CLASS if alone else None,
     )
-    each = "one object per value" if layout == "image" else "one object per file"
+    each = "one object per file"
+    if layout == "image":
+        each = "one object per value, or per part where most values have several"
     classes = f"all of one class, {CLASS}" if alone else "classes by the names of folders"
     where = f"{masks}/" if masks else "masks/ folders"
     told = f"{tree.folder}: masks: {len(files)} files in {where}, {each}, {classes}"

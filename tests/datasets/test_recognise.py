@@ -461,7 +461,8 @@ def test_penn_fudan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (folder / "Annotation" / f"FudanPed{number}.txt").touch()
     assert of_masks(folder, capsys) == {"FudanPed00001.png": 2, "FudanPed00002.png": 1}
     assert recognise(folder).told == (
-        f"{folder}: masks: 2 files in PedMasks/, one object per value, all of one class, object"
+        f"{folder}: masks: 2 files in PedMasks/, one object per value, or per part where most "
+        "values have several, all of one class, object"
     )
 
 
