@@ -39,6 +39,7 @@ from mrcnn_jax.convert.common import (
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.pixels.decode import SUFFIXES as IMAGES
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 LOOKED_AT = 20  # files that decide about `--parts auto`
@@ -120,8 +121,11 @@ class Masks(Options):
     def _owner(self, path: Path, images: ImageFolder) -> tuple[str | None, str | None]:
         """A mask's image or None, by its path without suffix, and the folder that may be one."""
         folders, stem = [part for part in path.parts[:-1] if part != "masks"], path.name
+        beside = ["images" if part == "masks" else part for part in path.parts[:-1]]
         if self.layout == "folder":
-            image = images.with_stem("/".join(folders)) if folders else None
+            places = (beside, folders[:-1]) if folders else ()
+            keys = ("/".join([*place, folders[-1]]) for place in places)
+            image = next(filter(None, map(images.with_stem, keys)), None)
             if image is not None:
                 return image, None
             found = [(images.with_stem(name), i) for i, name in enumerate(folders)]
@@ -135,11 +139,11 @@ class Masks(Options):
                 return None, None
             ((image, i),) = found
             return image, next(iter([*folders[i + 1 :], *reversed(folders[:i])]), None)
-        stems = [stem, without_mask(stem)]
+        stems = image_stems(stem)
         if self.layout == "name":
             stems = [stem[:i] for i in range(len(stem) - 1, 0, -1) if stem[i] == "_"]
-        keys = (key for name in stems for key in ("/".join([*folders, name]), name))
-        image = next((image for key in keys if (image := images.with_stem(key)) is not None), None)
+        keys = ("/".join([*place, name]) for name in stems for place in (beside, folders, []))
+        image = next(filter(None, map(images.with_stem, keys)), None)
         return image, folders[-1] if folders else None
 
     def _picture(
@@ -219,9 +223,21 @@ def _parts(patch: Patch, where: str = "", report: Report | None = None) -> list[
     return parts
 
 
-def without_mask(stem: str) -> str:
-    """The image's name in that of its mask: "x" for "x_mask", "x-masks" and "x"."""
-    return re.sub(r"[_-]masks?$", "", stem, flags=re.IGNORECASE)
+def image_stems(stem: str) -> list[str]:
+    """The names that the image of a mask may have, without suffix.
+
+    Of x_mask, x-masks, mask_x and x.jpg (before its own suffix) that is x; with "mask" also x_img,
+    x_image, img_x or image_x.
+    """
+    stems, path = [stem], Path(stem)
+    if path.suffix.lower() in IMAGES:
+        stems.append(path.stem)
+    found = re.fullmatch(r"(masks?[_-])?(.+?)([_-]masks?)?", stem, re.IGNORECASE)
+    if found is None or not (found[1] or found[3]):
+        return stems
+    name = found[2]
+    words = ("img", "image")
+    return [*stems, name, *(f"{word}_{name}" if found[1] else f"{name}_{word}" for word in words)]
 
 
 def _in_masks(file: Path, folder: Path) -> bool:

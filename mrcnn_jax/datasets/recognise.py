@@ -16,13 +16,14 @@ from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
 from mrcnn_jax.convert.datumaro import Datumaro
 from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
-from mrcnn_jax.convert.mask_images import LOSSY, Masks, without_mask
+from mrcnn_jax.convert.mask_images import LOSSY, Masks, image_stems
 from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
@@ -93,6 +94,7 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     kinds = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in tree.files)
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
     what = ""
+    what += _masks_without_images(tree)
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
@@ -337,15 +339,7 @@ def _voc(tree: Tree) -> Recognised | None:
 
 def _masks(tree: Tree) -> Recognised | None:
     """Folders whose name holds "mask", with an image for each mask or folder of masks."""
-    inside = defaultdict(list)  # folder of masks -> its files, relative to it
-    others = []
-    for file in tree.images:
-        parts = file.split("/")
-        place = next((i for i, part in enumerate(parts[:-1]) if "mask" in part.lower()), None)
-        if place is None:
-            others.append(file)
-        elif PurePosixPath(file).suffix.lower() in MASK_SUFFIXES:
-            inside["/".join(parts[: place + 1])].append("/".join(parts[place + 1 :]))
+    inside, others = _mask_folders(tree)
     if not inside or not others:
         return None
     stems = {PurePosixPath(file).stem for file in others}
@@ -362,7 +356,9 @@ def _masks(tree: Tree) -> Recognised | None:
         return None
     depth = {"image": 0, "name": 0, "folder": 1}[layout]
     folders = {tuple(file.split("/")[:-1][: -depth or None]) for file in files}
-    alone = masks == "" or all(part.lower() in ROLES for place in folders for part in place)
+    alone = masks == "" or all(
+        part.lower() in ROLES or part == "masks" for place in folders for part in place
+    )
     export = Masks(
         tree.folder / masks,
         OUT,
@@ -379,11 +375,42 @@ def _masks(tree: Tree) -> Recognised | None:
     return Recognised(told, export=export)
 
 
+def _mask_folders(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
+    """The files of each folder of masks, relative to it; and all other images."""
+    inside, others = defaultdict(list), []
+    for file in tree.images:
+        parts = file.split("/")
+        place = next((i for i, part in enumerate(parts[:-1]) if "mask" in part.lower()), None)
+        if place is None:
+            others.append(file)
+        elif PurePosixPath(file).suffix.lower() in MASK_SUFFIXES:
+            inside["/".join(parts[: place + 1])].append("/".join(parts[place + 1 :]))
+    return inside, others
+
+
+def _masks_without_images(tree: Tree) -> str:
+    """What hinders the use of masks that are there, for a message; "" if there are none."""
+    inside, others = _mask_folders(tree)
+    stems = {PurePosixPath(file).stem for file in others}
+    alone = (
+        f"{folder}/{file}"
+        for folder, files in sorted(inside.items())
+        for file in files
+        if stems.isdisjoint(image_stems(PurePosixPath(file).stem))
+    )
+    if first := next(alone, None):
+        ways = cli.command("convert", "masks", "--help")
+        return f"{first}: a mask, but no image has its name ({ways} says how masks are named); "
+    if named := [file for file in others if re.search(r"[_-]masks?\.", base_name(file).lower())]:
+        return f"{named[0]} beside images: put masks into a folder of their own, named masks; "
+    return ""
+
+
 def _layout(files: list[str], stems: set[str]) -> Literal["image", "folder", "name"] | None:
     """How masks name their images: the first way by which most of the first files do."""
     sample = list(map(PurePosixPath, files[:SAMPLE]))
     fits: dict[Literal["image", "folder", "name"], int] = {
-        "image": sum(without_mask(file.stem) in stems or file.stem in stems for file in sample),
+        "image": sum(not stems.isdisjoint(image_stems(file.stem)) for file in sample),
         "folder": sum(not stems.isdisjoint(file.parts[:-1]) for file in sample),
         "name": sum(
             any(file.stem[:i] in stems for i, c in enumerate(file.stem) if c == "_")
