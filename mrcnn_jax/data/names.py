@@ -32,13 +32,14 @@ def role(file: str) -> Role | None:
     """Whether an annotation file is for training, validation or tests, by its name or folder's."""
     path = PurePosixPath(file)
     for part in (path.name.partition(".")[0], *map(str, reversed(path.parts[:-1]))):
-        if found := _roles(part):
+        if found := roles_in(part):
             return found[0]
     return None
 
 
-def _roles(part: str) -> list[Role]:
-    return [ROLES[word] for word in re.split(r"[^a-z]+", part.lower()) if word in ROLES]
+def roles_in(text: str) -> list[Role]:
+    """The roles that the words of a text name, in their order."""
+    return [ROLES[word] for word in re.split(r"[^a-z]+", text.lower()) if word in ROLES]
 
 
 def image_roles(file_names: Sequence[str]) -> list[Role | None]:
@@ -56,7 +57,7 @@ def image_roles(file_names: Sequence[str]) -> list[Role | None]:
 
 
 def _only_role(part: str) -> Role | None:
-    found = set(_roles(part))
+    found = set(roles_in(part))
     if found == {"train", "val"}:
         return "train"
     return found.pop() if len(found) == 1 else None

@@ -55,7 +55,12 @@ class Reason(Enum):
         "repaired",
         "images whose file_name is a path of another machine: found by the end of it",
     )
-    AMBIGUOUS = "dropped", "images whose file_name is a path of another machine that fits two files"
+    IN_SUBFOLDER = (
+        "repaired",
+        "images whose file_name has no folder: found in the only subfolder with such a file",
+    )
+    FROM_URL = "repaired", "images without a file_name: found by the end of their coco_url"
+    AMBIGUOUS = "dropped", "images that are not where their file_name says, and may be two files"
     SIZE_FROM_FILE = "repaired", "images without a height and width: taken from the file"
     BOX_FROM_MASK = "repaired", "annotations without a usable bbox: taken from the mask"
     FAR_FROM_MASK = "repaired", "annotations whose bbox is far from their mask: taken from the mask"

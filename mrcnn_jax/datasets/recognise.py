@@ -6,14 +6,12 @@ images of a COCO file are where the first names that it lists are found.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mrcnn_jax import cli
@@ -27,11 +25,12 @@ from mrcnn_jax.convert.mask_images import LOSSY, Masks, image_stems
 from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
-from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.voc import Voc, is_mask
 from mrcnn_jax.convert.yolo import PARTS, Yolo
 from mrcnn_jax.data.names import ROLES, role
 from mrcnn_jax.data.split import Part
-from mrcnn_jax.datasets.tree import Tree, base_name, mapped, normal, parent, walk, xml_root
+from mrcnn_jax.datasets.coco_images import SAMPLE, coco_part
+from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, parent, walk, xml_root
 
 LOOKED_FOR = (
     "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, JSON of labelme, "
@@ -46,12 +45,6 @@ TOOLS = {
     "result.json": "Label Studio's COCO export",
 }
 CLASS = "object"  # of masks whose files and folders name none
-SAMPLE = 50  # names that tell a layout
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "rgb", "jpegimages")
-# Folders of pictures with the names of the images that are not these.
-DRAWN = re.compile(
-    r"(^|[^a-z])(masks?|labels?|depths?|seg|segmentations?|gt|annotations?|annots?)([^a-z]|$)"
-)
 OUT = Path("annotations.json")  # to be replaced
 
 
@@ -116,7 +109,7 @@ def _coco(tree: Tree) -> Recognised | None:
     first = tree.only(train, "annotation files that may be the training images'")
     val = [] if train is by_role["val"] else by_role["val"]
     second = tree.only(val, "annotation files of validation images") if val else None
-    parts = [_part(tree, file) for file in (first, second) if file is not None]
+    parts = [coco_part(tree, file) for file in (first, second) if file is not None]
     kind = TOOLS.get(base_name(first), "COCO's format")
     named = [
         f"{file}, images in {_shown(tree, part.images)}"
@@ -133,60 +126,6 @@ def _coco(tree: Tree) -> Recognised | None:
 
 def _shown(tree: Tree, folder: Path) -> str:
     return f"{folder.relative_to(tree.folder).as_posix()}/".replace("./", "the folder itself")
-
-
-def _part(tree: Tree, annotations: str) -> Part:
-    """The COCO file with the folder in which most of its images are; folders named like masks come
-    last."""
-    path = tree.folder / annotations
-    names = list(islice(_file_names(path), SAMPLE))
-    places, elsewhere = _places(tree, names)
-    if len(places) > 1:  # such as one with a few examples, or with masks
-        places, _ = _places(tree, _file_names(path))
-    if places:
-        beside, most = posixpath.dirname(annotations), max(places.values())
-
-        def preference(place: str) -> tuple[bool, int, int, bool, bool, int]:
-            parts = place.split("/")
-            shared = len(posixpath.commonprefix([parts, beside.split("/")]))
-            own = "/".join(parts[min(shared, len(parts) - 1) :])  # below the annotations' folder
-            pictures = 2 * places[place] > most and not DRAWN.search(own.lower())
-            same_role = role(place) == role(annotations)
-            named = base_name(place).lower() in IMAGE_FOLDERS
-            return pictures, places[place], shared, same_role, named, -len(place)
-
-        return Part(path, tree.folder / max(sorted(places), key=preference))
-    if elsewhere or not names:
-        return Part(path, tree.folder)
-    more = ", ..." if len(names) > 3 else ""
-    raise ConfigError(
-        f"{path}: none of its images is in {tree.folder}: {', '.join(names[:3])}{more}"
-    )
-
-
-def _places(tree: Tree, names: Iterable[str]) -> tuple[Counter[str], bool]:
-    """How many of the images that an annotation file names are in each folder that has any, and
-    whether one has a path of another machine, which `read_coco` finds by its end."""
-    places: Counter[str] = Counter()
-    elsewhere = False
-    for name in map(normal, names):
-        forward = posixpath.normpath(name.replace("\\", "/"))
-        same_name = tree.by_name.get(base_name(forward), [])
-        ends = [f for f in same_name if f"/{normal(f)}".endswith(f"/{forward}")]
-        depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
-        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
-        foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
-        elsewhere |= foreign and not ends and bool(same_name)
-    return places, elsewhere
-
-
-def _file_names(path: Path) -> Iterator[str]:
-    """The values of "file_name" in a JSON file, in their order."""
-    for found in re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', mapped(path)):
-        try:
-            yield json.loads(found[1])
-        except ValueError:
-            continue
 
 
 # -- exports that are converted --------------------------------------------------------------------
@@ -279,7 +218,7 @@ def _supervisely(tree: Tree) -> Recognised | None:
         return None
     metas = [parent(file) for file in tree.files if base_name(file) == "meta.json"]
     sets = list(dict.fromkeys(parent(parent(file)) for file in files))
-    above = [[meta for meta in metas if _is_inside(one, meta)] for one in sets]
+    above = [[meta for meta in metas if is_inside(one, meta)] for one in sets]
     roots = {max(found, key=len, default="") for found in above}
     root = tree.only(sorted(roots), "projects of Supervisely")
     by_role = defaultdict(list)
@@ -294,10 +233,6 @@ def _supervisely(tree: Tree) -> Recognised | None:
     told += f"; not used: {', '.join(unused)}" if unused else ""
     parts = [Supervisely(tree.folder / root, OUT, datasets=tuple(named)) for named in (train, val)]
     return Recognised(told, export=parts[0], val_export=parts[1] if val else None)
-
-
-def _is_inside(file: str, folder: str) -> bool:
-    return folder in ("", file) or file.startswith(f"{folder}/")
 
 
 def _label_studio(tree: Tree) -> Recognised | None:
@@ -317,9 +252,16 @@ def _cvat(tree: Tree) -> Recognised | None:
     if not files:
         return None
     file = tree.only(files, "annotations.xml of CVAT")
-    return Recognised(
-        f"{tree.folder}: CVAT for images: {file}", export=Cvat((tree.folder / file).parent, OUT)
-    )
+    export = Cvat((tree.folder / file).parent, OUT)
+    return Recognised(f"{tree.folder}: CVAT for images: {file}", export=_with_images(tree, export))
+
+
+def _with_images(tree: Tree, export: Options) -> Options:
+    """The export with the folder that has its images: all, if that of its format has none."""
+    usual = export.image_folder().relative_to(tree.folder).as_posix().removeprefix(".")
+    there = (file for file in tree.images if is_inside(file, usual))
+    has_any = any(not is_mask(PurePosixPath(file)) for file in there)
+    return export if has_any else replace(export, images=tree.folder)
 
 
 def _voc(tree: Tree) -> Recognised | None:
@@ -334,7 +276,7 @@ def _voc(tree: Tree) -> Recognised | None:
         roots.add("/".join(parts[: named[0]] if named else []))
     root = tree.only(sorted(roots), "data sets in Pascal VOC's format")
     told = f"{tree.folder}: Pascal VOC: {len(xmls)} XML files, {len(objects)} of masks"
-    return Recognised(told, export=Voc(tree.folder / root, OUT))
+    return Recognised(told, export=_with_images(tree, Voc(tree.folder / root, OUT)))
 
 
 def _masks(tree: Tree) -> Recognised | None:

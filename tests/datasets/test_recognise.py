@@ -268,6 +268,21 @@ def test_exports_of_tools(
     assert converted(result.export, tmp_path / "found.json") == expected
 
 
+@pytest.mark.parametrize("written", [as_cvat, as_voc])
+def test_exports_beside_their_images(
+    written: Callable[[Path, Drawn], Options], tmp_path: Path
+) -> None:
+    """my/cvat/annotations.xml and my/photos/a.png."""
+    (tmp_path / "my" / "export").mkdir(parents=True)
+    options = written(tmp_path / "my" / "export", PICTURES)
+    expected = converted(options, tmp_path / "expected.json")
+    options.image_folder().rename(tmp_path / "my" / "photos")
+    export = recognise(tmp_path / "my").export
+    assert export is not None
+    assert converted(export, tmp_path / "found.json") == expected
+    assert export.open_images().folder == tmp_path / "my"
+
+
 def yolo(folder: Path, *names: str, yaml: str) -> None:
     """A data.yaml, and images with a square of the second class each."""
     for name in names:
