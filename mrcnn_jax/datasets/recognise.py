@@ -86,8 +86,7 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
             return found
     kinds = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in tree.files)
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
-    what = ""
-    what += _masks_without_images(tree)
+    what = _masks_without_images(tree)
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
