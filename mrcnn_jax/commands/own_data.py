@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mrcnn_jax import cli
+from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from mrcnn_jax.convert.common import Options
@@ -81,11 +85,33 @@ def converted(export: Options, out: Path) -> Part:
     """Converts an export that was recognised; the file is `out`.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: it cannot be used; where options would help, with the command that takes them.
     """
     from mrcnn_jax.convert.write import convert
     from mrcnn_jax.data.split import Part
 
     export = replace(export, out=out)
-    convert(export, hint=False)
+    try:
+        convert(export, hint=False)
+    except ConfigError as error:
+        line = str(error)
+        if "--" not in line or line.startswith("--out"):
+            raise
+        raise ConfigError(f"{line}; to give options: {by_hand(export)} ...") from None
     return Part(out, export.open_images().folder)
+
+
+def by_hand(export: Options) -> str:
+    """The command that converts an export that was recognised into its folder, where its file is
+    then recognised."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(export).__name__).lower()
+    folder = export.input if export.input.is_dir() else export.input.parent
+    out = folder / ANNOTATIONS
+    if out.exists():
+        out = folder / "converted.json"
+    words: list[object] = [name, export.input, "--out", out]
+    for option in ("images", "layout", "skip"):
+        value = getattr(export, option, None)
+        if value:
+            words += [f"--{option}", *(value if isinstance(value, tuple) else (value,))]
+    return cli.command("convert", *words)

@@ -10,7 +10,6 @@ https://labelstud.io/guide/export and its label-studio-sdk (converter/brush.py)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from mrcnn_jax.convert.common import (
 )
 from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_number, read_json_list, short
+from mrcnn_jax.data.names import UPLOADED
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
 
@@ -213,7 +213,7 @@ def _image_names(task: dict[str, Any]) -> tuple[str, ...]:
         if Path(place).suffix.lower() in SUFFIXES:
             path = place.replace("\\", "/").lstrip("/")
             name = path.rpartition("/")[2]
-            plain = re.sub(r"^[0-9a-f]{8}-", "", name)  # uploads get eight digits in front
+            plain = UPLOADED.sub("", name)
             return tuple(dict.fromkeys((path, f"images/{name}", name, plain)))
     raise ValueError(f"no image in its data {short(data)}")
 

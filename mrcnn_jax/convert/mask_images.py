@@ -3,8 +3,9 @@
 A value of 0 means no object.
 
 `--layout image`: one file per image, with its name (or that and "_mask"), and one value (or colour)
-per instance: masks/x.png, masks/x_mask.png. `--layout folder`: one folder per image, with one file
-per instance: masks/x/1.png.
+per instance: masks/x.png, masks/x_mask.png. Where a value is that of many, each of its parts that
+touches no other one is an instance (`--parts`). `--layout folder`: one folder per image, with one
+file per instance: masks/x/1.png.
 `--layout name`: one file per instance, named image_instance: masks/x_1.png.
 
 The class is `--class-name`; or what `--classes`, a JSON file, says of the mask's relative path or
@@ -38,8 +39,11 @@ from mrcnn_jax.convert.common import (
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.pixels.decode import SUFFIXES as IMAGES
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+LOOKED_AT = 20  # files that decide about `--parts auto`
+SPECK = 4, 0.01  # pixels, share of the largest part of the value: under both it is no object
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2")
 
 
@@ -52,6 +56,10 @@ class Masks(Options):
     x_1.png."""
     class_name: str | None = None
     """The class of all instances. By default, the name of a folder."""
+    parts: Literal["auto", "value", "connected"] = "auto"
+    """With --layout image: value: each value is one object; connected: so is each part of a value
+    that touches no other part of it, not even at a corner; auto: connected if most values in 20 of
+    the files have several parts."""
     classes: Path | None = None
     """A JSON file with the classes: {"x.png": "cat"}, {"x.png": {"1": "cat", "2": "dog"}}, or for
     all files {"1": "cat"}; a colour is "#ff0000"."""
@@ -72,6 +80,8 @@ class Masks(Options):
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
         if not self.input.is_dir():
             raise ConfigError(f"{self.input}: no such folder")
+        if self.layout != "image" and self.parts != "auto":
+            raise ConfigError(f"--parts: {self.parts}: goes with --layout image, not {self.layout}")
         files, lossy = files_in(self.input, SUFFIXES), files_in(self.input, LOSSY)
         if self.input.resolve() == images.folder.resolve():
             files, lossy = (
@@ -100,14 +110,22 @@ class Masks(Options):
                 "it can be image (x.png), folder (x/1.png) or name (x_1.png)"
             )
         yield from orphans
+        connected = self.parts == "connected" or (
+            self.parts == "auto"
+            and self.layout == "image"
+            and _in_parts([file for its in by_image.values() for file, _ in its])
+        )
         for image, its in sorted(by_image.items()):
-            yield self._picture(image, its, classes)
+            yield self._picture(image, its, classes, connected, report)
 
     def _owner(self, path: Path, images: ImageFolder) -> tuple[str | None, str | None]:
         """A mask's image or None, by its path without suffix, and the folder that may be one."""
         folders, stem = [part for part in path.parts[:-1] if part != "masks"], path.name
+        beside = ["images" if part == "masks" else part for part in path.parts[:-1]]
         if self.layout == "folder":
-            image = images.with_stem("/".join(folders)) if folders else None
+            places = (beside, folders[:-1]) if folders else ()
+            keys = ("/".join([*place, folders[-1]]) for place in places)
+            image = next(filter(None, map(images.with_stem, keys)), None)
             if image is not None:
                 return image, None
             found = [(images.with_stem(name), i) for i, name in enumerate(folders)]
@@ -121,15 +139,20 @@ class Masks(Options):
                 return None, None
             ((image, i),) = found
             return image, next(iter([*folders[i + 1 :], *reversed(folders[:i])]), None)
-        stems = [stem, without_mask(stem)]
+        stems = image_stems(stem)
         if self.layout == "name":
             stems = [stem[:i] for i in range(len(stem) - 1, 0, -1) if stem[i] == "_"]
-        keys = (key for name in stems for key in ("/".join([*folders, name]), name))
-        image = next((image for key in keys if (image := images.with_stem(key)) is not None), None)
+        keys = ("/".join([*place, name]) for name in stems for place in (beside, folders, []))
+        image = next(filter(None, map(images.with_stem, keys)), None)
         return image, folders[-1] if folders else None
 
     def _picture(
-        self, image: str, files: list[tuple[Path, str | None]], classes: dict[str, Any]
+        self,
+        image: str,
+        files: list[tuple[Path, str | None]],
+        classes: dict[str, Any],
+        connected: bool,
+        report: Report,
     ) -> Picture:
         size: tuple[int, ...] | None = None
         shapes = []
@@ -147,6 +170,7 @@ class Masks(Options):
                 # Without a pixel: it will be reported.
                 found = found or [(1, Patch(np.zeros((1, 1), bool)))]
             name = file.relative_to(self.input).as_posix()
+            may_be_several = (self.layout, self.parts, len(found)) == ("image", "auto", 1)
             for number, patch in found:
                 value, label = value_name(number), class_name
                 if self.class_name is None:
@@ -156,13 +180,64 @@ class Masks(Options):
                     if self.classes is not None:
                         given = f"{self.classes} has none"
                     raise ConfigError(f"{file}: value {value}: unknown class ({given})")
-                shapes.append(Shape(f"{name} value {value}", label, patch=patch))
+                where = f"{name} value {value}"
+                if connected:
+                    patches = _parts(patch, where, report)
+                    if len(patches) > 1:
+                        report.add(Reason.TAKEN_APART, where)
+                else:
+                    patches = [patch]
+                    if may_be_several and len(_parts(patch)) > 1:
+                        report.add(Reason.IN_PARTS, where)
+                shapes += [Shape(where, label, patch=patch) for patch in patches]
         return Picture(str(files[0][0]), image, (image,), None, size, shapes)  # type: ignore[arg-type]
 
 
-def without_mask(stem: str) -> str:
-    """The image's name in that of its mask: "x" for "x_mask", "x-masks" and "x"."""
-    return re.sub(r"[_-]masks?$", "", stem, flags=re.IGNORECASE)
+def _in_parts(files: list[Path]) -> bool:
+    """Whether most values of some of these masks have several parts."""
+    sample = files[:: -(-len(files) // LOOKED_AT)]
+    found = [patch for file in sample for _, patch in instances(read_labels(file))]
+    return bool(found) and float(np.median([len(_parts(patch)) for patch in found])) >= 2
+
+
+def _parts(patch: Patch, where: str = "", report: Report | None = None) -> list[Patch]:
+    """The parts of a mask that do not touch, also not at a corner, without specks (`SPECK`).
+
+    The report gets the specks, under the name `where`.
+    """
+    import cv2  # late: --help does without it
+
+    _, numbers, boxes, _ = cv2.connectedComponentsWithStats(
+        patch.pixels.view(np.uint8), connectivity=8
+    )
+    areas = boxes[1:, cv2.CC_STAT_AREA]
+    pixels, share = SPECK
+    kept = np.flatnonzero((areas >= pixels) | (areas >= share * areas.max(initial=0))) + 1
+    if report is not None and len(kept) < len(areas):
+        report.add(Reason.SPECK, where, len(areas) - len(kept))
+    parts = []
+    for number in kept.tolist():
+        x, y, width, height, _ = boxes[number].tolist()
+        there = numbers[y : y + height, x : x + width] == number
+        parts.append(Patch(there, patch.left + x, patch.top + y))
+    return parts
+
+
+def image_stems(stem: str) -> list[str]:
+    """The names that the image of a mask may have, without suffix.
+
+    Of x_mask, x-masks, mask_x and x.jpg (before its own suffix) that is x; with "mask" also x_img,
+    x_image, img_x or image_x.
+    """
+    stems, path = [stem], Path(stem)
+    if path.suffix.lower() in IMAGES:
+        stems.append(path.stem)
+    found = re.fullmatch(r"(masks?[_-])?(.+?)([_-]masks?)?", stem, re.IGNORECASE)
+    if found is None or not (found[1] or found[3]):
+        return stems
+    name = found[2]
+    words = ("img", "image")
+    return [*stems, name, *(f"{word}_{name}" if found[1] else f"{name}_{word}" for word in words)]
 
 
 def _in_masks(file: Path, folder: Path) -> bool:

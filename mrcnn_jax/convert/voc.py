@@ -19,7 +19,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,11 @@ BORDER = 8  # px: how far a mask may lie outside the box of its object
 SAME_IOU = 0.5  # of a mask's extent and a box that are one object
 
 
+def is_mask(file: PurePath) -> bool:
+    """Whether a file lies in a folder of masks, which have the names of the images."""
+    return not {"SegmentationObject", "SegmentationClass"}.isdisjoint(file.parts[:-1])
+
+
 @dataclass(frozen=True)
 class _Object:
     label: str
@@ -87,6 +92,10 @@ class Voc(Options):
 
     def image_folder(self) -> Path:
         return self.input / "JPEGImages" if (self.input / "JPEGImages").is_dir() else self.input
+
+    def open_images(self) -> ImageFolder:
+        folder = self.images or self.image_folder()
+        return ImageFolder(folder, without=lambda file: is_mask(file.relative_to(folder)))
 
     def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
         xml_folder = self.input / "Annotations"

@@ -12,9 +12,11 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
@@ -206,14 +208,15 @@ def _usable_images(
     usable: dict[int, ImageRecord] = {}
     used: set[str] = set()
     lost: list[str] = []
-    by_name = _ByName(folder)
-    foreign: dict[int, Any] = {}  # names that are paths of another machine, by image id
+    written = {item["id"]: written_name(item) for item in raw}
+    by_name = _ByName(folder, [name for name in written.values() if isinstance(name, str)])
+    elsewhere: dict[int, Reason] = {}  # images that are not where their name says: how found
     for item in raw:
-        number, name = item["id"], item.get("file_name")
+        number, name = item["id"], written[item["id"]]
         try:
-            found = _found(folder, name)
-            if found is None:
-                foreign[number], found = name, by_name.find(str(name))
+            found, how = by_name.look(name, of_url=item.get("file_name") is None)
+            if how is not None:
+                elsewhere[number] = how
             height, width = _size(item, folder / found, report)
             if height * width > max_pixels:
                 raise ConfigError(
@@ -224,26 +227,33 @@ def _usable_images(
             report.add(dropped.reason, number)
             lost.append(f"{short(name)} ({dropped.reason.text})")
             continue
-        if found != name and number not in foreign:
+        if found != name and number not in elsewhere:
             report.add(Reason.FILE_NAME, number)
         if (file := posixpath.normpath(found)) in used:
             report.add(Reason.SAME_FILE, number)
         used.add(file)
         usable[number] = ImageRecord(number, found, height, width, ())
-    written = {item["id"]: str(item.get("file_name")) for item in raw}
     names: dict[str, set[str]] = defaultdict(set)  # by the file that they were found as
     for number, image in usable.items():
-        names[image.file_name].add(written[number])
-    for number, name in foreign.items():
+        names[image.file_name].add(str(written[number]))
+    for number, how in elsewhere.items():
         if number not in usable:
             continue
         if len(names[usable[number].file_name]) == 1:
-            report.add(Reason.FOUND_BY_NAME, number)
+            report.add(how, number)
         else:
             report.add(Reason.AMBIGUOUS, number)
-            lost.append(f"{short(name)} ({Reason.AMBIGUOUS.text})")
+            lost.append(f"{short(written[number])} ({Reason.AMBIGUOUS.text})")
             del usable[number]
     return usable, tuple(lost)
+
+
+def written_name(item: dict[str, Any]) -> Any:
+    """The file_name of an image; without one (LVIS), its folder and name in coco_url."""
+    name, url = item.get("file_name"), item.get("coco_url")
+    if name is None and isinstance(url, str):
+        return "/".join(urlsplit(url).path.split("/")[-2:]) or None
+    return name
 
 
 def _size(item: dict[str, Any], path: Path, report: Report) -> tuple[int, int]:
@@ -278,10 +288,37 @@ def _found(folder: Path, name: Any) -> str | None:
 
 
 class _ByName:
-    """Finds the files of paths of another machine, C:\\me\\a.jpg or /home/me/a.jpg, in a folder."""
+    """Finds the files of names in a folder; also of paths of another machine, C:\\me\\a.jpg or
+    /home/me/a.jpg, and of names without a folder, if all lie in subfolders."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def look(self, name: Any, *, of_url: bool) -> tuple[str, Reason | None]:
+        """How a name is spelled in the folder, and how it was found if it is not where it says."""
+        try:
+            found = _found(self.folder, name)
+        except Dropped as dropped:
+            bare = "/" not in str(name) and self.all_in_subfolders
+            if dropped.reason is not Reason.MISSING or not (of_url or bare):
+                raise
+            found = None
+        if found is not None:
+            return found, Reason.FROM_URL if of_url else None
+        if of_url:
+            return self.find(str(name)), Reason.FROM_URL
+        bare = PureWindowsPath(name).name == name
+        return self.find(name), Reason.IN_SUBFOLDER if bare else Reason.FOUND_BY_NAME
+
+    @functools.cached_property
+    def all_in_subfolders(self) -> bool:
+        """Whether no file lies where a name without a folder says."""
+        return not any(
+            os.path.isfile(self.folder / form)
+            for name in self.names
+            if "/" not in name
+            for form in name_forms(name)
+        )
 
     @functools.cached_property
     def files(self) -> dict[str, list[str]]:

@@ -55,7 +55,12 @@ class Reason(Enum):
         "repaired",
         "images whose file_name is a path of another machine: found by the end of it",
     )
-    AMBIGUOUS = "dropped", "images whose file_name is a path of another machine that fits two files"
+    IN_SUBFOLDER = (
+        "repaired",
+        "images whose file_name has no folder: found in the only subfolder with such a file",
+    )
+    FROM_URL = "repaired", "images without a file_name: found by the end of their coco_url"
+    AMBIGUOUS = "dropped", "images that are not where their file_name says, and may be two files"
     SIZE_FROM_FILE = "repaired", "images without a height and width: taken from the file"
     BOX_FROM_MASK = "repaired", "annotations without a usable bbox: taken from the mask"
     FAR_FROM_MASK = "repaired", "annotations whose bbox is far from their mask: taken from the mask"
@@ -157,6 +162,17 @@ class Reason(Enum):
         "mask makes masks of them)",
     )
     LOSSY_MASK = "left out", "files of masks in a format that changes values (JPEG, WebP)"
+    TAKEN_APART = (
+        "noticed",
+        "values of masks with several parts that do not touch: each part is an object (--parts "
+        "value makes one of each value)",
+    )
+    IN_PARTS = (
+        "noticed",
+        "masks of one value with several parts that do not touch: one object, as most here have "
+        "one part (--parts connected makes one of each part)",
+    )
+    SPECK = "left out", "parts of masks under 4 pixels and 1 % of the largest part of their value"
     OTHER_FILE = "left out", "JSON files that labelme did not write (no imagePath and shapes)"
     NOT_LISTED = "left out", "images that {file} does not list (--only)"
     LISTED_ONLY = "noticed", "lines of {file} (--only) that name no image"

@@ -1,8 +1,9 @@
 """Splits a COCO file into training and validation images, once and for all.
 
-Images that look alike stay together: those of a subfolder or of a video, and copies. Each group is
-placed by a hash of its name alone, so that new images move no old ones. The two files are written
-beside a text of the rule, and whoever comes again finds them.
+Folders named train, val and test decide where all images have one. Else images that look alike stay
+together: those of a subfolder or of a video, tiles of an image, and copies. Each group is placed by
+a hash of its name alone, so that new images move no old ones. The two files are written beside a
+text of the rule, and whoever comes again finds them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.copies import equal_files
 from mrcnn_jax.data.json_values import integer, read_json
+from mrcnn_jax.data.names import Role, image_roles, originals, tiles
 from mrcnn_jax.data.reading import load_coco, read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.output import write_file
 
@@ -69,23 +72,19 @@ def groupings(
 
     Returns:
         How ("by subfolder", "by video" or "one by one"), and the group of each image: those of
-        these ways that give groups enough, the last of them in any case.
+        these ways that give groups enough, the last of them in any case. Tiles of one image are
+        in one group of each.
     """
-    folders = [posixpath.dirname(name) for name in file_names]
-    # Roboflow exports several versions of an image, each with such an end.
-    stems = [re.sub(r"(_\w{3,4})?\.rf\.[0-9a-f]{32}$", "", _stem(name)) for name in file_names]
+    names = originals(file_names)
+    folders, stems = zip(*map(posixpath.split, names), strict=True)
     videos = [re.sub(r"[\W_]*[0-9]+$", "", stem) for stem in stems]
-    names, films = (list(map(posixpath.join, folders, parts)) for parts in (stems, videos))
+    films = list(map(posixpath.join, folders, videos))
     by_folder, by_film, by_name = (merged(groups, copies) for groups in (folders, films, names))
     if len(set(by_folder)) >= GROUPS:
         yield "by subfolder", by_folder
     if GROUPS <= len(set(by_film)) < len(set(by_name)):
         yield "by video (names that differ in a number at their end)", by_film
     yield "one by one", by_name
-
-
-def _stem(name: str) -> str:
-    return PurePosixPath(name).stem
 
 
 def merged(groups: Sequence[str], copies: Collection[Collection[int]]) -> list[str]:
@@ -195,38 +194,34 @@ def split(
     content = load_coco(part.annotations, report)
     dataset = read_coco(part.annotations, part.images, limits, content=content)
     dataset.refuse_without_objects()
-    names = [posixpath.normpath(image.file_name) for image in dataset.images]
-    numbers = defaultdict(list)
-    for number, name in enumerate(names):
-        numbers[os.path.abspath(part.images / name)].append(number)
-    same = [
-        [number for file in files for number in numbers[file]] for files in equal_files(numbers)
-    ]
-    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
-    # Folders and names may be those of classes, or one may hold all objects: then they do not say
-    # what belongs together.
-    for by, groups in groupings(names, [*same, *numbers.values()]):  # noqa: B007 (used below)
-        if len(set(groups)) < 2:
-            raise ConfigError(
-                f"{part.annotations}: {len(names)} images, of which no two differ: too few to keep "
-                "some for validation"
-            )
-        division = divide(groups, labels)
-        val_labels = [its for its, g in zip(labels, groups, strict=True) if g in division.val]
-        fair = any(val_labels) and len(val_labels) <= MOST * len(names)
-        if fair and not without_training(division, groups, labels):
-            break
-    pairs = zip(dataset.images, groups, strict=True)
-    val = {image.id for image, group in pairs if group in division.val}
-    training, validation = (_side(content, val, inside) for inside in (False, True))
-    counts = len(names) - len(val), len(val)
+    roles, not_used = _roles(dataset), ""
+    moved: tuple[str, ...] = ()
+    tests = [number for number, role in roles.items() if role == "test"]
+    if tests:
+        names = [image.file_name for image in dataset.images if roles[image.id] == "test"]
+        folder = posixpath.commonpath(map(posixpath.dirname, names)) or "test"
+        not_used = f"{len(tests)} images of {folder}/"
+        dataset = dataset.with_images(i for i in dataset.images if roles[i.id] != "test")
+    val = {number for number, role in roles.items() if role == "val"}
+    by, rule = "as their folders say", "As the folders of the images say."
+    if not val:
+        val, by, moved = _chosen(dataset)
+        rule = RULE.format(by=by, share=SHARE, most=MOST)
+    rule += f" Not used: {not_used}." if not_used else ""
+    used = {image.id for image in dataset.images}
+    left_out = {integer(item.get("id")) for item in content["images"]} - used
+    training, validation = (
+        _side(content, lambda number: number not in val and number not in left_out),
+        _side(content, val.__contains__),
+    )
+    counts = len(used) - len(val), len(val)
     record = {
         "annotations": str(part.annotations.resolve()),
         "fingerprint": fingerprint,
         "training_images": counts[0],
         "validation_images": counts[1],
-        "rule": RULE.format(by=by, share=SHARE, most=MOST),
-        "moved": list(division.moved),
+        "rule": rule,
+        "moved": list(moved),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -235,12 +230,66 @@ def split(
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
     write_record(source, out, part.images, record)  # last: now it is whole
-    line = (
+    lines = [
         f"{out}: {counts[0]} images for training and {counts[1]} for validation, divided {by} "
         f"(the rule is in {RECORD})"
-    )
-    line = "; ".join([line, *report.lines()[1:]])  # values that are in neither of them
-    return *_parts(out, part.images.resolve()), line
+    ]
+    if not_used:
+        lines.append(f"not used: {not_used}")
+    if lost := dataset.lost:
+        more = ", ..." if len(lost) > 3 else ""
+        first = ", ".join(lost[:3])
+        lines.append(f"left out: {len(lost)} of {dataset.listed} listed images: {first}{more}")
+    lines += report.lines()[1:]  # values that are in neither of them
+    return *_parts(out, part.images.resolve()), "; ".join(lines)
+
+
+def _roles(dataset: CocoDataset) -> dict[int, Role]:
+    """What each image, by its id, is for by its folders.
+
+    Empty unless these divide the images: each has a role, and only some are to be trained on, of
+    which one at least has objects.
+    """
+    found = image_roles([image.file_name for image in dataset.images])
+    roles = {i.id: role for i, role in zip(dataset.images, found, strict=True) if role is not None}
+    training = [image for image in dataset.images if roles.get(image.id) == "train"]
+    trains = any(not record.iscrowd for image in training for record in image.objects)
+    return roles if trains and len(training) < len(roles) == len(found) else {}
+
+
+def _chosen(dataset: CocoDataset) -> tuple[set[int], str, tuple[str, ...]]:
+    """The ids of the images for validation; how images were grouped, and the groups moved."""
+    names = [posixpath.normpath(image.file_name) for image in dataset.images]
+    numbers = defaultdict(list)
+    for number, name in enumerate(names):
+        numbers[os.path.abspath(dataset.images_dir / name)].append(number)
+    same = [
+        [number for file in files for number in numbers[file]] for files in equal_files(numbers)
+    ]
+    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
+    cut = tiles(names)
+    # Folders and names may be those of classes, or one may hold all objects: then they do not say
+    # what belongs together.
+    for by, groups in groupings(names, [*same, *numbers.values()]):  # noqa: B007 (used below)
+        if len(set(groups)) < 2:
+            why = (
+                f"{len(names)} images, of which no two differ: too few to keep some for validation"
+            )
+            if len(cut) == len(names) > 1:
+                why = (
+                    f"its {len(names)} images are tiles of one, which overlap: none can be kept "
+                    "for validation; cut the images of training and of validation apart"
+                )
+            raise ConfigError(f"{dataset.annotations_path}: {why}")
+        division = divide(groups, labels)
+        val_labels = [its for its, g in zip(labels, groups, strict=True) if g in division.val]
+        fair = any(val_labels) and len(val_labels) <= MOST * len(names)
+        if fair and not without_training(division, groups, labels):
+            break
+    if cut:
+        by += ", tiles of an image together"
+    pairs = zip(dataset.images, groups, strict=True)
+    return {image.id for image, group in pairs if group in division.val}, by, division.moved
 
 
 def write_record(source: Path, out: Path, images: Path, record: dict[str, Any]) -> None:
@@ -262,10 +311,10 @@ def write_record(source: Path, out: Path, images: Path, record: dict[str, Any]) 
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _side(content: dict[str, Any], val: Collection[int], inside: bool) -> dict[str, Any]:
-    """The content with the images in `val`, or with all others, and their annotations."""
+def _side(content: dict[str, Any], has: Callable[[int | None], bool]) -> dict[str, Any]:
+    """The content with the images whose ids it `has`, and their annotations."""
     return content | {
-        section: [item for item in content[section] if (integer(item.get(key)) in val) == inside]
+        section: [item for item in content[section] if has(integer(item.get(key)))]
         for section, key in (("images", "id"), ("annotations", "image_id"))
     }
 

@@ -6,45 +6,37 @@ images of a COCO file are where the first names that it lists are found.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.cvat import Cvat
 from mrcnn_jax.convert.datumaro import Datumaro
 from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
-from mrcnn_jax.convert.mask_images import LOSSY, Masks, without_mask
+from mrcnn_jax.convert.mask_images import LOSSY, Masks, image_stems
 from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
-from mrcnn_jax.convert.voc import Voc
+from mrcnn_jax.convert.voc import Voc, is_mask
 from mrcnn_jax.convert.yolo import PARTS, Yolo
+from mrcnn_jax.data.names import ROLES, role
 from mrcnn_jax.data.split import Part
-from mrcnn_jax.datasets.tree import Tree, base_name, mapped, normal, parent, walk, xml_root
+from mrcnn_jax.datasets.coco_images import SAMPLE, coco_part
+from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, parent, walk, xml_root
 
 LOOKED_FOR = (
     "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, JSON of labelme, "
     "VIA (or its CSV), Label Studio, Supervisely and Datumaro, CVAT's annotations.xml, Pascal "
     "VOC's XML or SegmentationObject/, and folders of masks"
 )
-ROLES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 # Files of COCO 2017 that annotate something else.
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 TOOLS = {
@@ -53,12 +45,6 @@ TOOLS = {
     "result.json": "Label Studio's COCO export",
 }
 CLASS = "object"  # of masks whose files and folders name none
-SAMPLE = 50  # names that tell a layout
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "rgb", "jpegimages")
-# Folders of pictures with the names of the images that are not these.
-DRAWN = re.compile(
-    r"(^|[^a-z])(masks?|labels?|depths?|seg|segmentations?|gt|annotations?|annots?)([^a-z]|$)"
-)
 OUT = Path("annotations.json")  # to be replaced
 
 
@@ -100,7 +86,7 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
             return found
     kinds = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in tree.files)
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
-    what = ""
+    what = _masks_without_images(tree)
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
@@ -117,12 +103,12 @@ def _coco(tree: Tree) -> Recognised | None:
         return None
     by_role = defaultdict(list)
     for file in found:
-        by_role[_role(file)].append(file)
+        by_role[role(file)].append(file)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
     first = tree.only(train, "annotation files that may be the training images'")
     val = [] if train is by_role["val"] else by_role["val"]
     second = tree.only(val, "annotation files of validation images") if val else None
-    parts = [_part(tree, file) for file in (first, second) if file is not None]
+    parts = [coco_part(tree, file) for file in (first, second) if file is not None]
     kind = TOOLS.get(base_name(first), "COCO's format")
     named = [
         f"{file}, images in {_shown(tree, part.images)}"
@@ -137,73 +123,8 @@ def _coco(tree: Tree) -> Recognised | None:
     return Recognised(told, parts[0], parts[1] if len(parts) > 1 else None)
 
 
-def _role(file: str) -> str | None:
-    """Whether an annotation file is for training, validation or tests, by its name or folder's."""
-    path = PurePosixPath(file)
-    for part in (path.name.partition(".")[0], *map(str, reversed(path.parts[:-1]))):
-        words = re.split(r"[^a-z]+", part.lower())
-        found = [ROLES[word] for word in words if word in ROLES]
-        if found:
-            return found[0]
-    return None
-
-
 def _shown(tree: Tree, folder: Path) -> str:
     return f"{folder.relative_to(tree.folder).as_posix()}/".replace("./", "the folder itself")
-
-
-def _part(tree: Tree, annotations: str) -> Part:
-    """The COCO file with the folder in which most of its images are; folders named like masks come
-    last."""
-    path = tree.folder / annotations
-    names = list(islice(_file_names(path), SAMPLE))
-    places, elsewhere = _places(tree, names)
-    if len(places) > 1:  # such as one with a few examples, or with masks
-        places, _ = _places(tree, _file_names(path))
-    if places:
-        beside, most = posixpath.dirname(annotations), max(places.values())
-
-        def preference(place: str) -> tuple[bool, int, int, bool, bool, int]:
-            parts = place.split("/")
-            shared = len(posixpath.commonprefix([parts, beside.split("/")]))
-            own = "/".join(parts[min(shared, len(parts) - 1) :])  # below the annotations' folder
-            pictures = 2 * places[place] > most and not DRAWN.search(own.lower())
-            same_role = _role(place) == _role(annotations)
-            named = base_name(place).lower() in IMAGE_FOLDERS
-            return pictures, places[place], shared, same_role, named, -len(place)
-
-        return Part(path, tree.folder / max(sorted(places), key=preference))
-    if elsewhere or not names:
-        return Part(path, tree.folder)
-    more = ", ..." if len(names) > 3 else ""
-    raise ConfigError(
-        f"{path}: none of its images is in {tree.folder}: {', '.join(names[:3])}{more}"
-    )
-
-
-def _places(tree: Tree, names: Iterable[str]) -> tuple[Counter[str], bool]:
-    """How many of the images that an annotation file names are in each folder that has any, and
-    whether one has a path of another machine, which `read_coco` finds by its end."""
-    places: Counter[str] = Counter()
-    elsewhere = False
-    for name in map(normal, names):
-        forward = posixpath.normpath(name.replace("\\", "/"))
-        same_name = tree.by_name.get(base_name(forward), [])
-        ends = [f for f in same_name if f"/{normal(f)}".endswith(f"/{forward}")]
-        depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
-        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
-        foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
-        elsewhere |= foreign and not ends and bool(same_name)
-    return places, elsewhere
-
-
-def _file_names(path: Path) -> Iterator[str]:
-    """The values of "file_name" in a JSON file, in their order."""
-    for found in re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', mapped(path)):
-        try:
-            yield json.loads(found[1])
-        except ValueError:
-            continue
 
 
 # -- exports that are converted --------------------------------------------------------------------
@@ -275,7 +196,7 @@ def _of_files(
         return None
     by_role = defaultdict(list)
     for file in found:
-        by_role[_role(file)].append(file)
+        by_role[role(file)].append(file)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
     first = tree.only(train, f"files of {tool} that may be the training images'")
     told, used, val = f"{tree.folder}: {tool}: {first}", [first], None
@@ -296,13 +217,13 @@ def _supervisely(tree: Tree) -> Recognised | None:
         return None
     metas = [parent(file) for file in tree.files if base_name(file) == "meta.json"]
     sets = list(dict.fromkeys(parent(parent(file)) for file in files))
-    above = [[meta for meta in metas if _is_inside(one, meta)] for one in sets]
+    above = [[meta for meta in metas if is_inside(one, meta)] for one in sets]
     roots = {max(found, key=len, default="") for found in above}
     root = tree.only(sorted(roots), "projects of Supervisely")
     by_role = defaultdict(list)
     for one in sets:
         inside = posixpath.relpath(one or ".", root or ".")
-        by_role[_role(inside)].append(inside)
+        by_role[role(inside)].append(inside)
     train = by_role["train"] or by_role[None] or by_role["val"] or by_role["test"]
     val = [] if train is by_role["val"] else by_role["val"]
     unused = [one for named in by_role.values() if named not in (train, val) for one in named]
@@ -311,10 +232,6 @@ def _supervisely(tree: Tree) -> Recognised | None:
     told += f"; not used: {', '.join(unused)}" if unused else ""
     parts = [Supervisely(tree.folder / root, OUT, datasets=tuple(named)) for named in (train, val)]
     return Recognised(told, export=parts[0], val_export=parts[1] if val else None)
-
-
-def _is_inside(file: str, folder: str) -> bool:
-    return folder in ("", file) or file.startswith(f"{folder}/")
 
 
 def _label_studio(tree: Tree) -> Recognised | None:
@@ -334,9 +251,16 @@ def _cvat(tree: Tree) -> Recognised | None:
     if not files:
         return None
     file = tree.only(files, "annotations.xml of CVAT")
-    return Recognised(
-        f"{tree.folder}: CVAT for images: {file}", export=Cvat((tree.folder / file).parent, OUT)
-    )
+    export = Cvat((tree.folder / file).parent, OUT)
+    return Recognised(f"{tree.folder}: CVAT for images: {file}", export=_with_images(tree, export))
+
+
+def _with_images(tree: Tree, export: Options) -> Options:
+    """The export with the folder that has its images: all, if that of its format has none."""
+    usual = export.image_folder().relative_to(tree.folder).as_posix().removeprefix(".")
+    there = (file for file in tree.images if is_inside(file, usual))
+    has_any = any(not is_mask(PurePosixPath(file)) for file in there)
+    return export if has_any else replace(export, images=tree.folder)
 
 
 def _voc(tree: Tree) -> Recognised | None:
@@ -351,20 +275,12 @@ def _voc(tree: Tree) -> Recognised | None:
         roots.add("/".join(parts[: named[0]] if named else []))
     root = tree.only(sorted(roots), "data sets in Pascal VOC's format")
     told = f"{tree.folder}: Pascal VOC: {len(xmls)} XML files, {len(objects)} of masks"
-    return Recognised(told, export=Voc(tree.folder / root, OUT))
+    return Recognised(told, export=_with_images(tree, Voc(tree.folder / root, OUT)))
 
 
 def _masks(tree: Tree) -> Recognised | None:
     """Folders whose name holds "mask", with an image for each mask or folder of masks."""
-    inside = defaultdict(list)  # folder of masks -> its files, relative to it
-    others = []
-    for file in tree.images:
-        parts = file.split("/")
-        place = next((i for i, part in enumerate(parts[:-1]) if "mask" in part.lower()), None)
-        if place is None:
-            others.append(file)
-        elif PurePosixPath(file).suffix.lower() in MASK_SUFFIXES:
-            inside["/".join(parts[: place + 1])].append("/".join(parts[place + 1 :]))
+    inside, others = _mask_folders(tree)
     if not inside or not others:
         return None
     stems = {PurePosixPath(file).stem for file in others}
@@ -381,7 +297,9 @@ def _masks(tree: Tree) -> Recognised | None:
         return None
     depth = {"image": 0, "name": 0, "folder": 1}[layout]
     folders = {tuple(file.split("/")[:-1][: -depth or None]) for file in files}
-    alone = masks == "" or all(part.lower() in ROLES for place in folders for part in place)
+    alone = masks == "" or all(
+        part.lower() in ROLES or part == "masks" for place in folders for part in place
+    )
     export = Masks(
         tree.folder / masks,
         OUT,
@@ -389,18 +307,51 @@ def _masks(tree: Tree) -> Recognised | None:
         layout=layout,
         class_name=CLASS if alone else None,
     )
-    each = "one object per value" if layout == "image" else "one object per file"
+    each = "one object per file"
+    if layout == "image":
+        each = "one object per value, or per part where most values have several"
     classes = f"all of one class, {CLASS}" if alone else "classes by the names of folders"
     where = f"{masks}/" if masks else "masks/ folders"
     told = f"{tree.folder}: masks: {len(files)} files in {where}, {each}, {classes}"
     return Recognised(told, export=export)
 
 
+def _mask_folders(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
+    """The files of each folder of masks, relative to it; and all other images."""
+    inside, others = defaultdict(list), []
+    for file in tree.images:
+        parts = file.split("/")
+        place = next((i for i, part in enumerate(parts[:-1]) if "mask" in part.lower()), None)
+        if place is None:
+            others.append(file)
+        elif PurePosixPath(file).suffix.lower() in MASK_SUFFIXES:
+            inside["/".join(parts[: place + 1])].append("/".join(parts[place + 1 :]))
+    return inside, others
+
+
+def _masks_without_images(tree: Tree) -> str:
+    """What hinders the use of masks that are there, for a message; "" if there are none."""
+    inside, others = _mask_folders(tree)
+    stems = {PurePosixPath(file).stem for file in others}
+    alone = (
+        f"{folder}/{file}"
+        for folder, files in sorted(inside.items())
+        for file in files
+        if stems.isdisjoint(image_stems(PurePosixPath(file).stem))
+    )
+    if first := next(alone, None):
+        ways = cli.command("convert", "masks", "--help")
+        return f"{first}: a mask, but no image has its name ({ways} says how masks are named); "
+    if named := [file for file in others if re.search(r"[_-]masks?\.", base_name(file).lower())]:
+        return f"{named[0]} beside images: put masks into a folder of their own, named masks; "
+    return ""
+
+
 def _layout(files: list[str], stems: set[str]) -> Literal["image", "folder", "name"] | None:
     """How masks name their images: the first way by which most of the first files do."""
     sample = list(map(PurePosixPath, files[:SAMPLE]))
     fits: dict[Literal["image", "folder", "name"], int] = {
-        "image": sum(without_mask(file.stem) in stems or file.stem in stems for file in sample),
+        "image": sum(not stems.isdisjoint(image_stems(file.stem)) for file in sample),
         "folder": sum(not stems.isdisjoint(file.parts[:-1]) for file in sample),
         "name": sum(
             any(file.stem[:i] in stems for i, c in enumerate(file.stem) if c == "_")

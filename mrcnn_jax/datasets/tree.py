@@ -106,6 +106,11 @@ def parent(file: str) -> str:
     return file.rpartition("/")[0]
 
 
+def is_inside(file: str, folder: str) -> bool:
+    """Whether a file is in a folder, or the folder itself; "" has all."""
+    return folder in ("", file) or file.startswith(f"{folder}/")
+
+
 def normal(file: str) -> str:
     return unicodedata.normalize("NFC", file)
 

@@ -26,6 +26,8 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
 from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
+from mrcnn_jax.convert.via import Via
+from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data import reading
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.training import loop, memory
@@ -409,6 +411,29 @@ def test_an_export_is_converted_and_split(
         "photos: has changed since runs/x/dataset was made of it, which this run keeps; to train "
         "on what is there now: python -m mrcnn_jax train photos --workdir runs/x_2 --seed 1\n"
     ) in capsys.readouterr().out
+
+
+def test_an_export_that_needs_an_option_is_converted_by_hand(here: Path) -> None:
+    """The command is printed, and `train my/` takes what it makes."""
+    folder = here / "my"
+    entries = {}
+    for number in range(4):
+        picture(folder / "photos" / f"{number}.png", (40 + number, 52))
+        shape = {"name": "rect", "x": 1, "y": 1, "width": 20, "height": 10}
+        region = {"shape_attributes": shape, "region_attributes": {"kind": "a", "colour": "red"}}
+        entries[f"{number}.png1"] = {"filename": f"{number}.png", "size": 1, "regions": [region]}
+    (folder / "via.json").write_text(json.dumps(entries))
+    with pytest.raises(ConfigError) as refused:
+        chosen("my", "--model.resnet.depth", 18)
+    command = cli.command(
+        "convert", "via", "my/via.json", "--out", "my/annotations.json", "--images", "my"
+    )
+    assert str(refused.value).endswith(f"(see --attribute); to give options: {command} ...")
+    options = Via(
+        Path("my/via.json"), Path("my/annotations.json"), images=Path("my"), attribute="kind"
+    )
+    convert(options)
+    assert chosen("my", "--model.resnet.depth", 18).data.class_names == ("a",)
 
 
 def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

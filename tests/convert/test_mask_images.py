@@ -216,9 +216,69 @@ def test_grey_edges_and_files_that_change_values_are_told(
     )
 
 
+THREE = block(0, 0, 20, 20) | block(20, 20, 29, 25) | block(30, 0, 50, 10) | block(40, 30, 41, 31)
+
+
+def found_in(options: Masks, out: Path) -> list[np.ndarray]:
+    """The masks of the objects in a.png, largest first."""
+    options = dataclasses.replace(options, out=out / "out.json")
+    convert(options)
+    masks = [mask for _, mask in objects(checked(options, out / "cache"), "a.png")]
+    return sorted(masks, key=np.sum, reverse=True)
+
+
+def test_values_of_several_objects_are_taken_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A corner joins two blocks, and a pixel is a speck; unless one object per value is asked for.
+
+    Whether there are several is decided by most values: not by one instance that is in two parts.
+    """
+    options = break_masks(THREE.astype(np.uint8) * 255)(tmp_path)
+    assert isinstance(options, Masks)
+    joined, single = block(0, 0, 20, 20) | block(20, 20, 29, 25), block(30, 0, 50, 10)
+    for parts in ("auto", "connected"):
+        its = found_in(dataclasses.replace(options, parts=parts), tmp_path)
+        assert [mask.tolist() for mask in its] == [joined.tolist(), single.tolist()]
+        told = capsys.readouterr().out
+        assert (
+            "noticed 1: values of masks with several parts that do not touch: each part is an "
+            "object (--parts value makes one of each value) (a.png value 255)"
+        ) in told
+        assert "left out 1: parts of masks under 4 pixels and 1 % of the largest part" in told
+    (mask,) = found_in(dataclasses.replace(options, parts="value"), tmp_path)
+    assert (mask == THREE).all()
+    assert "parts" not in capsys.readouterr().out
+    instances = THREE + 2 * block(0, 30, 10, 40) + np.uint8(3) * block(20, 30, 30, 40)
+    (tmp_path / "masks" / "a.png").write_bytes(png(instances.astype(np.uint8)))
+    assert len(found_in(options, tmp_path)) == 3
+    assert "parts" not in capsys.readouterr().out
+    assert len(found_in(dataclasses.replace(options, parts="connected"), tmp_path)) == 4
+
+
+def test_masks_of_one_value_that_stays_one_object_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = break_masks(THREE.astype(np.uint8))(tmp_path)
+    assert isinstance(options, Masks)
+    for name in "bcd":
+        picture(tmp_path / "images" / f"{name}.png")
+        mask = block(3, 3, 9, 9).astype(np.uint8)
+        (tmp_path / "masks" / f"{name}.png").write_bytes(png(mask))
+    assert len(found_in(options, tmp_path)) == 1
+    assert (
+        "noticed 1: masks of one value with several parts that do not touch: one object, as most "
+        "here have one part (--parts connected makes one of each part) (a.png value 1)"
+    ) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (
+            break_masks(TWO, layout="name", parts="value"),
+            r"^--parts: value: goes with --layout image, not name$",
+        ),
         (break_masks(None), r"masks: no masks in this folder"),
         (break_masks(TWO, images=None), r"--images: the folder of the images is needed"),
         (

@@ -393,6 +393,29 @@ def test_a_name_that_fits_two_files_or_images_is_none(
     assert len(dataset.lost) == 4
 
 
+def test_names_without_a_folder_in_subfolders(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """In which "photo 5.png" is twice. Nothing is looked up so if one lies where its name says."""
+    folder = tmp_path / "images"
+    for number, image in enumerate(mixed_content["images"]):
+        place = folder / "ab"[number % 2] / image["file_name"]
+        place.parent.mkdir(exist_ok=True)
+        (folder / image["file_name"]).rename(place)
+    (folder / "c").mkdir()
+    (folder / "c" / "photo 5.png").write_bytes(b"")
+    path = write_json(mixed_content)
+    dataset = read_coco(path, folder, DATA, lost_images=True)
+    told = found(dataset)
+    assert told[Reason.IN_SUBFOLDER][0] == len(dataset.images) == 6
+    assert told[Reason.AMBIGUOUS] == (1, [16])
+    assert {image.file_name[:2] for image in dataset.images} == {"a/", "b/"}
+    (folder / "photo 5.png").write_bytes(b"")
+    dataset = read_coco(path, folder, DATA, lost_images=True)
+    assert [image.id for image in dataset.images] == [16]
+    assert found(dataset)[Reason.MISSING][0] == 6
+
+
 def test_an_image_listed_twice_by_a_path_of_another_machine_is_found(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:

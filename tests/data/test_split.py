@@ -101,6 +101,21 @@ def test_the_hash_is_sha256() -> None:
             "one by one",
             ["x1", "x1", "y2", "y2"],  # versions of an image by Roboflow
         ),
+        (
+            [f"{n}a{n}a{n}a{n}a-{c}_{n:04}.png" for c in "abcde" for n in (1, 2)],
+            "by video",
+            list("aabbccddee"),  # uploads to Label Studio
+        ),
+        (
+            [f"x/{c}_{n}/00000_{x:05}.png" for c in "abcde" for n in (1, 2) for x in (0, 896)],
+            "by video",
+            [f"x/{c}" for c in "aaaabbbbccccddddeeee"],
+        ),
+        (
+            [f"{c}/{y:05}_{x:05}.png" for c in "abc" for y in (0, 896) for x in (0, 896, 1100)],
+            "one by one",
+            list("aaaaaabbbbbbcccccc"),  # tiles of three images
+        ),
     ],
 )
 def test_what_belongs_together(names: list[str], by: str, groups: list[str] | None) -> None:
@@ -170,6 +185,104 @@ def test_both_files_have_the_whole(part: Part, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "split.json").read_text())
     assert (record["training_images"], record["validation_images"]) == tuple(counts)
     assert "SHA-256" in record["rule"]
+
+
+def in_folders(part: Part, *places: str) -> None:
+    """Moves the images, by their order, to these relative paths."""
+    content = read(part)
+    assert len(places) == len(content["images"])
+    for image, place in zip(content["images"], places, strict=True):
+        (part.images / place).parent.mkdir(parents=True, exist_ok=True)
+        (part.images / image["file_name"]).rename(part.images / place)
+        image["file_name"] = place
+    part.annotations.write_text(json.dumps(content))
+
+
+def names_of(part: Part) -> list[str]:
+    return sorted(image["file_name"] for image in read(part)["images"])
+
+
+def test_folders_named_train_val_and_test_divide(part: Part, tmp_path: Path) -> None:
+    places = [f"{folder}/{n}.png" for n, folder in enumerate(["train", "test", "val"] * 2)]
+    in_folders(part, *places, "train/x/6.png")
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    assert names_of(training) == ["train/0.png", "train/3.png", "train/x/6.png"]
+    assert names_of(validation) == ["val/2.png", "val/5.png"]
+    for side in (training, validation):
+        ids = {image["id"] for image in read(side)["images"]}
+        assert {a["image_id"] for a in read(side)["annotations"]} <= ids
+    assert line.endswith(
+        "out: 3 images for training and 2 for validation, divided as their folders say (the rule "
+        "is in split.json); not used: 2 images of test/"
+    )
+    record = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert record["rule"] == ("As the folders of the images say. Not used: 2 images of test/.")
+    assert (record["training_images"], record["validation_images"]) == (3, 2)
+
+
+def test_images_of_tests_are_not_trained_on(part: Part, tmp_path: Path) -> None:
+    """Without images for validation, the others are divided."""
+    places = [f"my/{folder}/{n}.png" for n, folder in enumerate(["training", "Test"] * 3)]
+    in_folders(part, *places, "my/training/6.png")
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    both = [*names_of(training), *names_of(validation)]
+    assert sorted(both) == [f"my/training/{n}.png" for n in (0, 2, 4, 6)]
+    assert names_of(validation)
+    assert "divided one by one" in line
+    assert line.endswith("; not used: 3 images of my/Test/")
+
+
+@pytest.mark.parametrize("other", ["bus", "train"])
+def test_folders_that_do_not_say_all(other: str, part: Part, tmp_path: Path) -> None:
+    """One is named after a class; or the only image to train on would have no object."""
+    in_folders(part, f"{other}/0.png", *(f"test/{n}.png" for n in range(6)))
+    first = read(part)["images"][0]["id"]
+    assert first not in {a["image_id"] for a in read(part)["annotations"]}
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    assert len([*names_of(training), *names_of(validation)]) == 7
+    assert "not used" not in line
+
+
+def test_missing_images_are_on_neither_side(part: Part, tmp_path: Path) -> None:
+    """Two of 200: few enough for the whole, perhaps not for a side. Other annotations stay."""
+    content = read(part)
+    pixels = (part.images / content["images"][0]["file_name"]).read_bytes()
+    first = content["images"][0]
+    for number in range(100, 293):
+        name = f"x{number}.png"
+        (part.images / name).write_bytes(pixels + bytes([number % 256]))
+        content["images"].append(first | {"id": number, "file_name": name})
+    lost = {100, 101}
+    for number in lost:
+        (part.images / f"x{number}.png").unlink()
+    annotation = content["annotations"][0]
+    content["annotations"] += [
+        annotation | {"id": 9000 + number, "image_id": number} for number in (*lost, 7777)
+    ]
+    part.annotations.write_text(json.dumps(content))
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    images, annotations = [], []
+    for side in (training, validation):
+        assert not read_coco(side.annotations, side.images, DataConfig()).lost
+        images += [image["id"] for image in read(side)["images"]]
+        annotations += [a["image_id"] for a in read(side)["annotations"]]
+    assert len(images) == 198
+    assert not lost & {*images, *annotations}
+    assert 7777 in annotations  # which the reading of that side reports
+    assert (
+        "; left out: 2 of 200 listed images: 'x100.png' (images whose file is missing), "
+        "'x101.png' (images whose file is missing)"
+    ) in line
+
+
+def test_tiles_of_one_image_cannot_be_divided(part: Part, tmp_path: Path) -> None:
+    in_folders(
+        part, *(f"a/{y:05}_{x:05}.png" for y in (0, 448) for x in (0, 448, 896, 900)[y // 448 :])
+    )
+    with pytest.raises(
+        ConfigError, match=r"its 7 images are tiles of one, which overlap: none can"
+    ):
+        split(part, tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["{}/{}.png", "{}_{}.png"])

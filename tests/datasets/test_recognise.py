@@ -33,6 +33,7 @@ from exports import (
 )
 from PIL import Image
 
+from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import Options
@@ -267,6 +268,21 @@ def test_exports_of_tools(
     assert converted(result.export, tmp_path / "found.json") == expected
 
 
+@pytest.mark.parametrize("written", [as_cvat, as_voc])
+def test_exports_beside_their_images(
+    written: Callable[[Path, Drawn], Options], tmp_path: Path
+) -> None:
+    """my/cvat/annotations.xml and my/photos/a.png."""
+    (tmp_path / "my" / "export").mkdir(parents=True)
+    options = written(tmp_path / "my" / "export", PICTURES)
+    expected = converted(options, tmp_path / "expected.json")
+    options.image_folder().rename(tmp_path / "my" / "photos")
+    export = recognise(tmp_path / "my").export
+    assert export is not None
+    assert converted(export, tmp_path / "found.json") == expected
+    assert export.open_images().folder == tmp_path / "my"
+
+
 def yolo(folder: Path, *names: str, yaml: str) -> None:
     """A data.yaml, and images with a square of the second class each."""
     for name in names:
@@ -461,7 +477,8 @@ def test_penn_fudan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (folder / "Annotation" / f"FudanPed{number}.txt").touch()
     assert of_masks(folder, capsys) == {"FudanPed00001.png": 2, "FudanPed00002.png": 1}
     assert recognise(folder).told == (
-        f"{folder}: masks: 2 files in PedMasks/, one object per value, all of one class, object"
+        f"{folder}: masks: 2 files in PedMasks/, one object per value, or per part where most "
+        "values have several, all of one class, object"
     )
 
 
@@ -470,6 +487,48 @@ def test_masks_of_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         image(tmp_path / "set" / split / "images" / f"{name}.png")
         mask(tmp_path / "set" / split / "masks" / f"{name}.png", 0, 4)
     assert of_masks(tmp_path / "set", capsys) == {"a.png": 2, "b.png": 2, "c.png": 2}
+
+
+def test_equal_names_in_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mask's image is in the folder beside its own."""
+    for split, corners in (("train", (0, 4)), ("val", (2,))):
+        for layout, place in (("image", "masks"), ("folder", "1/masks")):
+            folder = tmp_path / layout / split
+            image((folder / place).with_name("images") / "1.png")
+            for number, corner in enumerate(corners):
+                if layout == "folder":
+                    mask(folder / place / f"{number}.png", corner)
+            if layout == "image":
+                mask(folder / place / "1.png", *corners)
+    for layout, place in (("image", ""), ("folder", "1/")):
+        export = recognise(tmp_path / layout).export
+        assert export is not None
+        convert(replace(export, out=tmp_path / "o.json"))
+        dataset = read_coco(tmp_path / "o.json", tmp_path / layout, DataConfig())
+        assert {i.file_name: len(i.objects) for i in dataset.images} == {
+            f"train/{place}images/1.png": 2,
+            f"val/{place}images/1.png": 1,
+        }
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/images/{}.tif", "masks/masks/{}.png"),  # as archives of both are unpacked
+        ("images/{}.png", "masks/mask_{}.png"),
+        ("images/img_{}.png", "masks/mask_{}.png"),
+        ("images/{}_img.png", "masks/{}_masks.png"),  # Cellpose's names
+        ("images/{}.jpg", "masks/{}.jpg.png"),
+    ],
+)
+def test_names_of_masks(
+    images: str, masks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        image(tmp_path / "set" / images.format(number))
+        mask(tmp_path / "set" / masks.format(number), 0, 4)
+    found = of_masks(tmp_path / "set", capsys)
+    assert found == {Path(images).name.format(number): 2 for number in range(2)}
 
 
 def test_a_split_within_the_masks_names_no_classes(
@@ -514,6 +573,19 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     (tmp_path / "masks" / "a.jpg").touch()
     assert f"{tmp_path}: masks/a.jpg is in a format that changes values, no mask" in line(tmp_path)
     (tmp_path / "masks" / "a.jpg").unlink()
+    mask(tmp_path / "masks" / "a_7.png", 0)
+    mask(tmp_path / "masks" / "c_7_label.png", 0)
+    mask(tmp_path / "masks" / "d.png", 0)
+    ways = cli.command("convert", "masks", "--help")
+    assert line(tmp_path).startswith(
+        f"{tmp_path}: masks/a_7.png: a mask, but no image has its name ({ways} says how masks"
+    )
+    shutil.rmtree(tmp_path / "masks")
+    mask(tmp_path / "a_masks.png", 0)
+    assert line(tmp_path).startswith(
+        f"{tmp_path}: a_masks.png beside images: put masks into a folder of their own, named masks;"
+    )
+    (tmp_path / "a_masks.png").unlink()
     (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [a]\n")
     assert line(tmp_path) == f"{tmp_path / 'data.yaml'}: train: no 'nowhere' in {tmp_path}"
     coco(tmp_path / "x.json", "no.png", "such.png")

@@ -1,0 +1,109 @@
+"""What the names of files say: whether they are for training, validation or tests, and which images
+were made of one."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Literal
+
+Role = Literal["train", "val", "test"]
+
+ROLES: dict[str, Role] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # Label Studio's, before the name of an upload
+EXPORTED = re.compile(r"(_\w{3,4})?\.rf\.[0-9a-f]{32}$")  # Roboflow's, of each version of an image
+TILE = re.compile(r"(\d{5}|[1-9]\d{5})_(\d{5}|[1-9]\d{5})")  # as of `convert.cut_tiles`: y, x
+STRIDE = 16  # pixels: tiles lie no closer; frames of numbered clips do
+
+
+def role(file: str) -> Role | None:
+    """Whether an annotation file is for training, validation or tests, by its name or folder's."""
+    path = PurePosixPath(file)
+    for part in (path.name.partition(".")[0], *map(str, reversed(path.parts[:-1]))):
+        if found := roles_in(part):
+            return found[0]
+    return None
+
+
+def roles_in(text: str) -> list[Role]:
+    """The roles that the words of a text name, in their order."""
+    return [ROLES[word] for word in re.split(r"[^a-z]+", text.lower()) if word in ROLES]
+
+
+def image_roles(file_names: Sequence[str]) -> list[Role | None]:
+    """What each image is for, by its folders below the one that is common to all.
+
+    The outermost that says so counts: those in it may be named after classes. Images of train_val
+    are for training.
+
+    Args:
+        file_names: relative paths, with /.
+    """
+    folders = [PurePosixPath(posixpath.dirname(posixpath.normpath(n))).parts for n in file_names]
+    common = len(posixpath.commonprefix(folders)) if folders else 0  # of any sequences
+    return [next(filter(None, map(_only_role, parts[common:])), None) for parts in folders]
+
+
+def _only_role(part: str) -> Role | None:
+    found = set(roles_in(part))
+    if found == {"train", "val"}:
+        return "train"
+    return found.pop() if len(found) == 1 else None
+
+
+def tiles(file_names: Sequence[str]) -> set[int]:
+    """The numbers of the images that are tiles, as `convert tile` names them: NAME/Y_X.png.
+
+    All images of their folder are, and lie on a grid.
+
+    Args:
+        file_names: relative paths, with /.
+    """
+    places = [TILE.fullmatch(PurePosixPath(name).stem) for name in file_names]
+    inside = defaultdict(list)
+    for number, name in enumerate(file_names):
+        inside[posixpath.dirname(name)].append(number)
+    found = set()
+    for numbers in inside.values():
+        its = [place for number in numbers if (place := places[number]) is not None]
+        axes = (sorted({int(place[axis]) for place in its}) for axis in (1, 2))
+        # The last tile of a row or column is shifted inwards.
+        steps = [math.gcd(*axis[:-1]) for axis in axes]
+        if len(its) == len(numbers) and all(step == 0 or step >= STRIDE for step in steps):
+            found.update(numbers)
+    return found
+
+
+def originals(file_names: Sequence[str]) -> list[str]:
+    """The path, without suffix, of what each image was made of.
+
+    That of a tile is its folder. Roboflow's versions of an image and Label Studio's uploads lose
+    what these tools put behind and before a name.
+
+    Args:
+        file_names: relative paths, with /.
+    """
+    cut = tiles(file_names)
+    folders, stems = [], []
+    for number, name in enumerate(file_names):
+        folder, stem = posixpath.dirname(name), PurePosixPath(name).stem
+        if number in cut:
+            folder, stem = posixpath.split(folder)
+        folders.append(folder)
+        stems.append(EXPORTED.sub("", stem))
+    uploads = [found[0] for stem in stems if (found := UPLOADED.match(stem))]
+    if any(re.search("[a-f]", begin) for begin in uploads):  # else they are dates
+        stems = [UPLOADED.sub("", stem) for stem in stems]
+    return list(map(posixpath.join, folders, stems))

@@ -1,0 +1,67 @@
+"""Where the images of a COCO file are, beyond the layouts of `test_recognise`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets.test_recognise import coco, image
+
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.data.report import Reason
+from mrcnn_jax.datasets.recognise import recognise
+
+
+def found(folder: Path, *, lost: bool = False) -> CocoDataset:
+    part = recognise(folder).train
+    assert part is not None
+    return read_coco(part.annotations, part.images, DataConfig(), lost_images=lost)
+
+
+def test_names_without_a_folder_in_several(tmp_path: Path) -> None:
+    """As of LIVECell: 60 of one type, which are more than are looked at first, and then 9."""
+    names = [f"a{number}.png" for number in range(60)] + [f"b{number}.png" for number in range(9)]
+    coco(tmp_path / "livecell_coco_val.json", *names)
+    for name in names:
+        image(tmp_path / "images" / "livecell_train_val_images" / name[0] / name)
+    (dataset,) = (found(tmp_path),)
+    assert dataset.images_dir == tmp_path / "images" / "livecell_train_val_images"
+    assert [i.file_name for i in dataset.images] == [f"{name[0]}/{name}" for name in names]
+    assert [reason for reason, _ in dataset.report.findings] == [Reason.IN_SUBFOLDER]
+
+
+@pytest.mark.parametrize(
+    "others", [("old/9.png",), ("c/8.png", "d/8.png", "c/9.png", "d/9.png"), ("test/9.png",)]
+)
+def test_other_pictures_of_a_name_are_not_taken(others: tuple[str, ...], tmp_path: Path) -> None:
+    """One of 100 may be missing; a name that fits two; the images of another part."""
+    count = 100 if others == ("old/9.png",) else 10
+    names = [f"{number}.png" for number in range(count)]
+    folder = "train" if others == ("test/9.png",) else "photos"
+    coco(tmp_path / "train.json", *names, images=tmp_path / folder)
+    for name in {other.rpartition("/")[2] for other in others}:
+        (tmp_path / folder / name).unlink()
+    for other in others:
+        image(tmp_path / other)
+    dataset = found(tmp_path, lost=True)
+    assert dataset.images_dir == tmp_path / folder
+    assert len(dataset.images) + len(dataset.lost) == count
+    assert dataset.lost
+
+
+@pytest.mark.parametrize("place", ["coco/train2017", "coco", "."])
+def test_names_in_urls(place: str, tmp_path: Path) -> None:
+    """As of LVIS."""
+    file = coco(tmp_path / "lvis_v1_train.json", "1.png", "2.png", images=tmp_path / place)
+    content = json.loads(file.read_text())
+    for one in content["images"]:
+        one["coco_url"] = f"http://images.cocodataset.org/train2017/{one.pop('file_name')}"
+    file.write_text(json.dumps(content))
+    dataset = found(tmp_path)
+    assert [Path(i.file_name).name for i in dataset.images] == ["1.png", "2.png"]
+    assert dataset.images_dir == tmp_path / place.removesuffix("/train2017")
+    (finding,) = (f for (r, _), f in dataset.report.findings.items() if r is Reason.FROM_URL)
+    assert finding.count == 2
