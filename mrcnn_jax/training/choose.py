@@ -6,20 +6,18 @@ The constants come from recipes that were tried (`training.recipes`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
 from mrcnn_jax.data.loader import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.pixels.geometry import resize_plan
 from mrcnn_jax.training.batch import (
     ONE,
     Device,
@@ -29,20 +27,14 @@ from mrcnn_jax.training.batch import (
     rate_for,
 )
 from mrcnn_jax.training.choices import Chosen, Row
+from mrcnn_jax.training.choose_data import choose_data, object_counts, rounded
 from mrcnn_jax.training.fitting import (
-    MULTIPLE,
-    choose_canvases,
     choose_repeats,
     choose_scales,
     object_sides,
 )
 from mrcnn_jax.training.recipes import NAMES, Start, recipe_for
 
-SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
-LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}
-WITHIN: dict[Device, float] = {"cpu": 0.75, "gpu": 0.95}  # of the images keep the short side
-ENLARGED = 1.5  # at most, for nine images in ten
-SMALLEST = 32  # px: of a short side
 TINY = 8  # px on the canvas: half of all objects under it are worth a word
 THREADS = 16  # at most, to load images for a GPU
 SAVE_EVERY: dict[Device, int] = {"cpu": 500, "gpu": 5000}  # steps; a GPU's may take a few ms
@@ -90,7 +82,7 @@ def choose(
         ConfigError: a value given cannot be used; a network or start for which nothing is chosen.
     """
     recipe = recipe_for(device, given, init_from=init_from, start=start, trunk=trunk)
-    data, of_data = _data(train, val, device, recipe, given)
+    data, of_data = choose_data(train, val, device, recipe, given)
     if start is not None:
         data = replace(data, shrink=start.shrink)
         why = f"as for {init_from}"
@@ -108,122 +100,6 @@ def choose(
         save_every_steps=SAVE_EVERY[device],
     )
     return Chosen(with_fields(chosen, given), (*of_data, *of_model, *of_stage))
-
-
-# -- data ------------------------------------------------------------------------------------------
-
-
-def _data(
-    train: CocoDataset,
-    val: CocoDataset,
-    device: Device,
-    recipe: Config,
-    given: Mapping[str, Any],
-) -> tuple[DataConfig, list[Row]]:
-    short_given, long_given, canvases_given = (
-        given.get(f"data.{name}") for name in ("short_side", "long_side", "canvases")
-    )
-    if canvases_given is not None:
-        DataConfig(short_side=1, long_side=1, canvases=canvases_given)  # refuses what is none
-    sides = np.array([(i.height, i.width) for i in (*train.images, *val.images)])
-    short, long = sides.min(1), sides.max(1)
-    own, aspect = np.quantile(short, 0.1), np.quantile(long / short, WITHIN[device])
-    most = min(SHORT_SIDE[device], long_given or SHORT_SIDE[device])
-    short_side = int(np.clip(ENLARGED * own, SMALLEST, most))
-    why = f"most on a {device.upper()}"
-    if short_side < most:
-        why = f"enlarges 9 images in 10 by at most {ENLARGED}; {SMALLEST} at least"
-    if canvases_given is not None:
-        short_side = min(short_side, *(min(canvas) for canvas in canvases_given))
-        why = "as the canvases given"
-    short_side = short_side if short_given is None else short_given
-    long_side = min(MULTIPLE * round(short_side * aspect / MULTIPLE), LONG_SIDE[device])
-    long_side = max(long_side, short_side)
-    if canvases_given is not None:
-        long_side = min(long_side, max(max(canvas) for canvas in canvases_given))
-    long_side = long_side if long_given is None else long_given
-    if not 0 < short_side <= long_side:  # before anything is computed from them
-        raise ConfigError("data.short_side: must be in 1..data.long_side")
-    resized = [
-        resize_plan(height, width, short_side, long_side, [(long_side, long_side)])[1]
-        for height, width in sides.tolist()
-    ]
-    canvases = canvases_given or choose_canvases(resized, short_side, long_side)
-    most_objects = max(_counts(train) + _counts(val))
-    pasted = most_objects if recipe.data.augment.copy_paste > 0 else 0
-    crowds = [sum(o.iscrowd for o in i.objects) for i in (*train.images, *val.images)]
-    data = DataConfig(
-        root=None,
-        train_annotations=str(train.annotations_path.resolve()),
-        train_images=str(train.images_dir.resolve()),
-        val_annotations=str(val.annotations_path.resolve()),
-        val_images=str(val.images_dir.resolve()),
-        class_names=train.class_names,
-        short_side=short_side,
-        long_side=long_side,
-        canvases=canvases,
-        max_objects=max(16, _rounded(most_objects + pasted, 8)),
-        max_ignored=max(20, _rounded(max(crowds), 8)),
-        augment=recipe.data.augment,
-    )
-    used = [
-        canvases[resize_plan(height, width, short_side, long_side, canvases)[0]]
-        for height, width in sides.tolist()
-    ]
-    padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)
-    of_classes = ""
-    for what, dataset in (("without objects", train), ("without objects in validation", val)):
-        there = {o.label for image in dataset.images for o in image.objects if not o.iscrowd}
-        there_by_name = {dataset.class_names[label - 1] for label in there}
-        if without := [name for name in train.class_names if name not in there_by_name]:
-            of_classes += f"; {what}: {_listed(without)}"
-    return data, [
-        Row(
-            "classes",
-            lambda c: f"{c.model.num_classes}: {_listed(c.data.class_names)}",
-            f"categories of {train.annotations_path.name}{of_classes}",
-        ),
-        Row(
-            "image sides, px",
-            lambda c: f"short {c.data.short_side}, long {c.data.long_side}",
-            f"{why}; {WITHIN[device]:.0%} are at most {aspect:.2f} : 1",
-            ("--data.short-side", "--data.long-side"),
-        ),
-        Row(
-            "canvases, px",
-            lambda c: ", ".join(f"{h} x {w}" for h, w in c.data.canvases),
-            f"the fewest pixels; {padding:.0%} are padding; each is compiled once",
-            ("--data.canvases",),
-        ),
-        Row(
-            "augmentation",
-            lambda c: (
-                f"flip {c.data.augment.flip:g}, scale "
-                f"{c.data.augment.scale[0]:g}..{c.data.augment.scale[1]:g}"
-            ),
-            "flip 0 if left and right differ in meaning",
-            ("--data.augment.flip", "--data.augment.scale"),
-        ),
-        Row(
-            "most objects",
-            lambda c: f"{c.data.max_objects}",
-            f"an image has up to {most_objects}" + (", and as many are pasted" if pasted else ""),
-            ("--data.max-objects",),
-        ),
-    ]
-
-
-def _counts(dataset: CocoDataset) -> list[int]:
-    """Objects of each image."""
-    return [sum(not o.iscrowd for o in image.objects) for image in dataset.images]
-
-
-def _rounded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
 
 
 # -- network ---------------------------------------------------------------------------------------
@@ -254,12 +130,12 @@ def _model(
             f"; half are under {TINY} px, which few are found of: cut tiles ({tiles} --help)"
         )
         of_sides += ", or larger images (--data.short-side)"
-    most = max(_counts(train) + _counts(val))
-    typical = float(np.median([count for count in _counts(train) if count]))
+    most = max(object_counts(train) + object_counts(val))
+    typical = float(np.median([count for count in object_counts(train) if count]))
     rpn, box_head = base.rpn, base.box_head
     of_cpu = []
     if device == "cpu":
-        few = _rounded(max(200, 2 * most), 8)
+        few = rounded(max(200, 2 * most), 8)
         rpn = replace(
             rpn, pre_nms=max(500, few), train_pre_nms=None, proposals=few, train_proposals=None
         )
@@ -274,12 +150,12 @@ def _model(
             )
         )
     elif rpn.proposals < 2 * most:
-        many = _rounded(2 * most, 8)
+        many = rounded(2 * most, 8)
         rpn = replace(rpn, pre_nms=max(rpn.pre_nms, many), proposals=many)
     foreground = max(1, int(box_head.samples * box_head.positive_fraction))
     masks, of_masks = foreground, "all samples of the box head that are objects"
     if device == "cpu":
-        masks = min(foreground, max(8, _rounded(math.ceil(2 * typical), 4)))
+        masks = min(foreground, max(8, rounded(math.ceil(2 * typical), 4)))
         of_masks = f"twice an image's {typical:g} objects (median), 8 to {foreground}"
     if not train.has_masks:
         of_masks = "no object has a mask, only a box: the mask head learns nothing"
