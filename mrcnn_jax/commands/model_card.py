@@ -81,7 +81,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         origin = "Random weights."
     else:
         origin = f"Licence of the imported weights: {licence}."
-    found = "boxes, classes" + (", scores and masks" if "mask" in run.trained else " and scores")
+    found = "boxes, classes" + (", scores and masks" if run.has_masks else " and scores")
     lines = [
         f"# {_text(config.name)}",
         "",
@@ -164,7 +164,7 @@ def _figures(run: Run, workdir: Path) -> list[str]:
         return ["Not evaluated."]
     known = {name: metrics.get(name, -1) for name in FIGURES}
     cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]
-    kind, title = ("segm", "Mask") if "mask" in run.trained else ("bbox", "Box")
+    kind, title = ("segm", "Mask") if run.has_masks else ("bbox", "Box")
     by_class = [
         f"{_text(name.removeprefix(f'{kind}/AP/'))} {value:.3f}"
         for name, value in metrics.items()

@@ -95,10 +95,10 @@ def run(arguments: Arguments) -> None:
     model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
     if arguments.eval_batch_size is not None:
         model = api.Model(with_batch(model.run, arguments.eval_batch_size))
-    if arguments.depth_maps and model.run.network.depth_head.kind == "none":
-        raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no trained depth head")
     if (line := model.run.untrained_line) is not None:
         print(line)
+    if arguments.depth_maps and model.run.network.depth_head.kind == "none":
+        raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no trained depth head")
     make_folder(out)
     made: AbstractContextManager[Annotations | None] = nullcontext()
     if arguments.format is not None:

@@ -128,7 +128,8 @@ class ExportedModel:
             If the network has a mask-IoU head:
                 mask_scores: float32 [N], scores * predicted IoUs of the masks.
             If the network has a depth head:
-                depths: float32 [N], metres from the camera (median over the mask).
+                depths: float32 [N], metres from the camera (median over the mask), if there are
+                    masks.
                 depth_map: float32 [H, W], metres of each pixel, NaN where it is unknown.
 
         Raises:
@@ -156,7 +157,7 @@ class ExportedModel:
                 mask[y : y + region.shape[0], x : x + region.shape[1]] = region
         if "depth" in found:
             of_canvas = found["depth"].ndim == 2
-            more["depth_map"], more["depths"] = depth_in_image(
+            more["depth_map"], depths = depth_in_image(
                 found["depth"] if of_canvas else found["depth"][kept],
                 found["masks"][kept],
                 boxes,
@@ -165,6 +166,8 @@ class ExportedModel:
                 stride=self.meta["depth_stride"],
                 style=self.meta["paste"],
             )
+            if "masks" in more:
+                more["depths"] = depths
         return more | {
             "boxes": clipped,
             "labels": labels,

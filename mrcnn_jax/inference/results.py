@@ -64,7 +64,7 @@ class Detections:
     depths: Float32[np.ndarray, " n"] | None = None
     """Metres from the camera: the median of the depth map over each mask; NaN if it has no pixel.
 
-    None: the network has no depth head.
+    None: the network has no depth head, or no masks.
     """
     depth_map: Float32[np.ndarray, "h w"] | None = None
     """Metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere."""
