@@ -18,7 +18,7 @@ from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.output import printable
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.logs import COMMANDS
-from mrcnn_jax.runs.run import Run
+from mrcnn_jax.runs.run import Run, begun_stages
 from mrcnn_jax.weights.published import BASE, PUBLISHED
 
 FIGURES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
@@ -133,11 +133,12 @@ def _training(run: Run, workdir: Path) -> list[str]:
         *(
             f"| {_text(stage.name)} | {', '.join(stage.losses)} | {stage.epochs:g} "
             f"| {stage.optimizer.name} | {stage.optimizer.learning_rate:g} |"
-            for stage in run.config.stages
+            for stage in begun_stages(run.config, run.meta)
         ),
         "",
         f"{machine}, jax {environment['jax']}. "
         f"Command: {f'`{command}`' if command else 'not recorded'}",
+        *(["", f"{run.untrained_line.capitalize()}."] if run.untrained_line else []),
     ]
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ def run(arguments: Arguments) -> None:
     tiling = _tiling(arguments)
     earlier = _listed(out)
     files = image_files(arguments.paths, report, drawn=[out / name for name in earlier])
-    model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
+    options = {"checkpoint": arguments.checkpoint, "weights": arguments.weights}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "checkpoint .* random")  # a line says so below
+        model = api.load(arguments.workdir, **options)
     if arguments.eval_batch_size is not None:
         model = api.Model(with_batch(model.run, arguments.eval_batch_size))
     if (line := model.run.untrained_line) is not None:

@@ -63,9 +63,15 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
             such checkpoint or weights, a damaged one, or no more than a backbone; or there is no
             such model on the Hub, or huggingface_hub is not installed.
         cli.Failure: (a RuntimeError) the Hub cannot be reached.
+
+    Warns:
+        UserWarning: heads of the run are not trained yet, so random; it says which.
     """
     folder = hub.fetch(run) if isinstance(run, str) and run.startswith(hub.SCHEME) else Path(run)
-    return Model(load_run(folder, checkpoint, weights))
+    model = Model(load_run(folder, checkpoint, weights))
+    if (line := model.run.untrained_line) is not None:
+        warnings.warn(line, stacklevel=2)
+    return model
 
 
 class Model:

@@ -15,7 +15,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss
+from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss, StageConfig
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
@@ -123,6 +123,11 @@ def _heads(model: ModelConfig) -> frozenset[Loss]:
     return frozenset(heads - (set() if model.mask_iou_head.enabled else {"mask_iou"}))
 
 
+def begun_stages(config: Config, meta: Meta) -> tuple[StageConfig, ...]:
+    """The rows of the stage table that had a step at a checkpoint."""
+    return config.stages[: meta.stage_index + (meta.stage_step > 0)]
+
+
 def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     """Modules of a run with stages that are not random, at a checkpoint.
 
@@ -130,8 +135,7 @@ def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     has begun reads: training refuses a frozen module that is random there. Data without a mask
     teach those of masks nothing.
     """
-    begun = config.stages[: meta.stage_index + (meta.stage_step > 0)]
-    losses = {loss for stage in begun for loss in stage.losses}
+    losses = {loss for stage in begun_stages(config, meta) for loss in stage.losses}
     if not meta.has_masks:
         losses -= {"mask", "mask_iou"}
     return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))

@@ -198,6 +198,19 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
     assert '"detections": 8' in card  # of the config
 
 
+def test_the_card_of_a_run_that_is_not_through_its_stages(kept_run: Path, tmp_path: Path) -> None:
+    """What has yet to come is no part of its training, and what is random is said."""
+    source = load_run(kept_run)
+    meta = replace(source.meta, stage="box", stage_index=1, loaded=())
+    write_run(tmp_path / "run", source.config, source.variables, meta)
+    hand_on(tmp_path / "run", tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "| box | box |" in card
+    assert "| mask | mask |" not in card
+    random = "Checkpoint 00000072-box: not trained yet, so random: mask; masks are left out."
+    assert f"\n{random}\n" in card
+
+
 def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
     """Figures of an older checkpoint are not this one's, and nobody but the user knows a
     licence."""
