@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +30,53 @@ from mrcnn_jax.pixels.decode import (
 )
 from mrcnn_jax.pixels.geometry import check_image
 
+LIST = "images.json"
+"""What `predict` lists the images of a folder of results in, with what it drew of each."""
+_DRAWN = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
-def image_files(
-    paths: Sequence[Path], report: Report | None = None, drawn: Iterable[Path] = ()
-) -> list[Path]:
+
+def is_drawn(name: str) -> bool:
+    """Whether a file's name is like those of the pictures that `predict` draws."""
+    return _DRAWN.fullmatch(name) is not None
+
+
+def drawn_in(folder: Path) -> set[str]:
+    """The names of what an earlier prediction drew into a folder, by its list; empty without one.
+
+    Raises:
+        ValueError: the folder's `LIST` cannot be read, or is another file of that name.
+    """
+    path = folder / LIST
+    try:
+        refuse_pipe(path)
+        images = json.loads(path.read_bytes())
+        return {name for image in images for name in image["pictures"] if is_drawn(name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path}: not written by predict") from None
+
+
+def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:
     """List the given files, and the images directly in the given folders.
 
     Images are the files with a suffix of an image, and others that begin like one. Hidden files
-    (such as macOS's "._a.jpg") are passed over.
+    (such as macOS's "._a.jpg") are passed over, and what an earlier prediction drew.
 
     Args:
         paths: files and folders.
         report: counts what is passed over in folders, and why.
-        drawn: pictures of an earlier prediction, which are passed over in folders.
 
     Raises:
         ConfigError: a path does not exist or is no regular file, a folder has no images, or nothing
             was given.
     """
     report = Report() if report is None else report
-    earlier = {path.resolve() for path in drawn}
     files: list[Path] = []
     for path in paths:
         try:
             if path.is_dir():
-                files += _in_folder(path, report, earlier)
+                files += _in_folder(path, report)
             elif path.is_file():
                 files.append(path)
             else:
@@ -64,9 +89,12 @@ def image_files(
     return files
 
 
-def _in_folder(folder: Path, report: Report, earlier: Collection[Path]) -> list[Path]:
+def _in_folder(folder: Path, report: Report) -> list[Path]:
     found = []
     passed: list[tuple[str, str]] = []
+    earlier: Collection[str] = ()
+    with suppress(ValueError):
+        earlier = drawn_in(folder)
     for file in sorted(folder.iterdir()):
         if file.name.startswith("."):
             passed.append(("hidden files", file.name))
@@ -75,7 +103,7 @@ def _in_folder(folder: Path, report: Report, earlier: Collection[Path]) -> list[
         elif not os.path.isfile(file):
             # Opening a pipe that nobody writes to would never end.
             passed.append(("pipes, sockets, devices and broken links", file.name))
-        elif earlier and file.resolve() in earlier:
+        elif file.name in earlier:
             passed.append(("pictures that an earlier prediction drew", file.name))
         elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
             found.append(file)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tracemalloc
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -265,8 +268,10 @@ def test_a_full_disk_ends_it_in_a_line(
     tiny_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And detections.json, which grows image by image, gets its name only when it is whole."""
+    """And detections.json, which grows image by image, gets its name only when it is whole: then,
+    with all that was found, as has the list of the images."""
     files = sorted((tiny_data / "images").glob("val*.png"))[:3]
     growing = []
     write = encode.Path.write_bytes
@@ -284,7 +289,60 @@ def test_a_full_disk_ends_it_in_a_line(
         predict_files(kept_run, files, tmp_path / "out")
     assert growing == sorted(set(growing))
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == [f"0000{n}_{file.stem}.png" for n, file in enumerate(files[:2], 1)]
+    pictures = [f"0000{n}_{file.stem}.png" for n, file in enumerate(files, 1)]
+    assert left == [*pictures[:2], "detections.json", "images.json"]
+    assert "ended early, but kept: 3 images, " in capsys.readouterr().out
+    listed = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [image["pictures"] for image in listed] == [[name] for name in pictures]
+    assert {result["image_id"] for result in results_of(tmp_path / "out")} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_done(
+    number: int,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """So that a second call into the folder of the images takes no overlay of the first for one;
+    one that did nothing leaves what an earlier call wrote."""
+    for name in ("a", "b", "c"):
+        Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
+    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}
+    found, calls = SimpleNamespace(to_coco=lambda _: [detection]), []
+
+    def predicted(*_: Any, **__: Any) -> SimpleNamespace:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return found
+
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
+    model = SimpleNamespace(run=run, class_names={}, predict=predicted)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    before = signal.getsignal(number)
+
+    def again() -> int:
+        return mrcnn("predict", tmp_path, "--workdir", tmp_path, "--out", tmp_path)
+
+    def images() -> list[str]:
+        listed = json.loads((tmp_path / "images.json").read_text())
+        return [Path(image["file_name"]).name for image in listed]
+
+    assert again() == 128 + number
+    assert signal.getsignal(number) == before
+    assert "ended early, but kept: 2 images, 2 detections: " in capsys.readouterr().out
+    assert images() == ["a.png", "b.png"]
+    assert len(results_of(tmp_path)) == 2
+    assert [file.name for file in image_files([tmp_path])] == ["a.png", "b.png", "c.png"]
+    calls[:] = [1, 1]
+    assert again() == 128 + number
+    assert images() == ["a.png", "b.png"]
+    assert again() == 0
+    assert images() == ["a.png", "b.png", "c.png"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_memory_does_not_grow_with_the_images(
