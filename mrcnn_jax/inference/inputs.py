@@ -86,7 +86,17 @@ def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Pat
             raise ConfigError(f"{path}: {error.strerror}") from None
     if not files:
         raise ConfigError("paths: no image or folder was named")
-    return files
+    return _each_once(files, report)
+
+
+def _each_once(files: Sequence[Path], report: Report) -> list[Path]:
+    """Without files that are named a second time; a link of another name is another image."""
+    found: dict[Path, Path] = {}
+    for file in files:
+        place = file.parent.resolve() / file.name
+        if found.setdefault(place, file) is not file:
+            report.add(Reason.PASSED_OVER, file.name, what="files that were named before")
+    return list(found.values())
 
 
 def _in_folder(folder: Path, report: Report) -> list[Path]:

@@ -359,9 +359,12 @@ def test_memory_does_not_grow_with_the_images(
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
+    copies = [tmp_path / f"{number}.png" for number in range(100)]
+    for copy in copies:
+        copy.symlink_to("a.png")
     tracemalloc.start()
     try:
-        predict_files(tmp_path, 100 * [tmp_path / "a.png"], tmp_path / "out")
+        predict_files(tmp_path, copies, tmp_path / "out")
         assert tracemalloc.get_traced_memory()[1] < 4e6
     finally:
         tracemalloc.stop()

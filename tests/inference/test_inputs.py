@@ -95,6 +95,24 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
             reads(tmp_path / "pipe.png")
 
 
+def test_a_file_that_is_named_twice_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever path, as of a folder and a file in it: the first name stays."""
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    for folder in (photos, other):
+        folder.mkdir()
+        Image.new("L", (8, 6)).save(folder / "a.png")
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    report = Report()
+    named = [Path("photos/a.png"), photos, Path("link"), other, Path("other/../photos/a.png")]
+    assert image_files(named, report) == [named[0], other / "a.png"]
+    assert report.lines()[1:] == [
+        "left out 3: files that were named before: passed over (a.png, a.png, a.png)"
+    ]
+
+
 class Tensor:
     """An array of another library."""
 
