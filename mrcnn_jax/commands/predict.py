@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,11 @@ def _tiling(arguments: Arguments) -> Tiling | None:
 
 
 def _pictures(
-    file: Path, tiling: Tiling | None, data: DataConfig, report: Report
+    file: Path,
+    tiling: Tiling | None,
+    data: DataConfig,
+    report: Report,
+    tell: Callable[[str], object],
 ) -> Iterator[tuple[int | None, Any]]:
     """The pictures of a file, with tiles as scenes; see `read_pictures`."""
     from mrcnn_jax.inference.inputs import read_pictures
@@ -161,10 +165,11 @@ def _pictures(
 
     if tiling is None:
         _refuse_large(file, data)
-        return read_pictures(file, data, report)
+        return read_pictures(file, data, report, tell)
     if file.suffix.lower() not in VIDEO_SUFFIXES:
         return iter([(None, open_scene(file, data, report))])
-    return ((frame, ArrayScene(image)) for frame, image in read_pictures(file, data, report))
+    frames = read_pictures(file, data, report, tell)
+    return ((frame, ArrayScene(image)) for frame, image in frames)
 
 
 def _refuse_large(file: Path, data: DataConfig) -> None:
@@ -239,6 +244,8 @@ class _Results:
         """Pictures, or tiles, with as many objects as the network finds."""
         self.tiles: list[TileCounts] = []
         """Of each picture that was looked at in tiles."""
+        self.notes: list[str] = []
+        """Lines about videos."""
         self.written: set[str] = set()
         """Names in `out`."""
 
@@ -254,7 +261,8 @@ class _Results:
             for file in bar:
                 before = self.number
                 try:
-                    for frame, picture in _pictures(file, self._tiling, data, self._report):
+                    pictures = _pictures(file, self._tiling, data, self._report, self.notes.append)
+                    for frame, picture in pictures:
                         with naming_the_batch(at_once):
                             self.add(file, frame, picture)
                     if self.number == before:
@@ -276,7 +284,7 @@ class _Results:
 
         out, min_score = self._arguments.out, self._arguments.min_score
         _remove_earlier(out, earlier, self._inputs, self.written, self._report)
-        for line in self._report.lines()[1:]:
+        for line in self._report.lines()[1:] + self.notes:
             print(line)
         if self.full:
             limit = self._model.run.config.model.box_head.detections

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,13 @@ def _begins_like_an_image(file: Path) -> bool:
 
 
 def read_pictures(
-    path: Path, data: DataConfig, report: Report
+    path: Path, data: DataConfig, report: Report, tell: Callable[[str], object] = warnings.warn
 ) -> Iterator[tuple[int | None, UInt8[np.ndarray, "h w 3"]]]:
     """Iterate over the pictures of a file: one of an image, each frame of a video, told by suffix.
 
     Args:
         path, data, report: as of `read_image`.
+        tell: as of `video_frames`.
 
     Returns:
         The number of the frame, from 0 (None: an image), and the pixels.
@@ -155,7 +157,7 @@ def read_pictures(
         ConfigError: at once, as of `read_image` and `video_frames`.
     """
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return iter(enumerate(video_frames(path)))
+        return iter(enumerate(video_frames(path, tell)))
     return iter([(None, read_image(path, data, report))])
 
 
@@ -177,7 +179,13 @@ def read_image(
         encoded = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    return read_encoded(encoded, data, Report() if report is None else report, str(path), path.name)
+    report = Report() if report is None else report
+    try:
+        return read_encoded(encoded, data, report, str(path), path.name)
+    except ConfigError as error:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise
+        raise ConfigError(f"{error} (the frames of a video: mrcnn_jax.video_frames)") from None
 
 
 def read_encoded(
@@ -216,8 +224,15 @@ def image_pixels(image: Any, report: Report) -> UInt8[np.ndarray, "h w 3"]:
     return image
 
 
-def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def video_frames(
+    path: str | Path, tell: Callable[[str], object] = warnings.warn
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Iterate over the frames of a video, RGB.
+
+    Args:
+        path: the file.
+        tell: is called with a line, by default a warning, if many fewer frames can be decoded than
+            the file states, as of one that is cut off.
 
     Raises:
         ConfigError: at once, if OpenCV cannot read the file.
@@ -229,15 +244,22 @@ def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         exists = Path(path).is_file()
         reason = "not a video that OpenCV can read" if exists else "no such file"
         raise ConfigError(f"{path}: {reason}")
-    return _frames(capture)
+    return _frames(capture, Path(path).name, tell)
 
 
-def _frames(capture: cv2.VideoCapture) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def _frames(
+    capture: cv2.VideoCapture, name: str, tell: Callable[[str], object]
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    # Some formats only say how long they are, others (then negative) nothing.
+    stated, count = capture.get(cv2.CAP_PROP_FRAME_COUNT), 0
     try:
         while True:
             read, frame = capture.read()
             if not read:
-                return
+                break
+            count += 1
             yield np.ascontiguousarray(frame[..., ::-1])
     finally:
         capture.release()
+    if stated - count > max(1.0, stated / 100):
+        tell(f"{name}: {count} of the {stated:.0f} frames that it states could be decoded")
