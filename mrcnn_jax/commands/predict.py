@@ -56,7 +56,9 @@ class Arguments(OfWeights):
     the folder of the results."""
     depth_maps: bool = False
     """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
-    0 where it is unknown."""
+    0 where it is unknown or over 65.535 m."""
+    overlays: bool = True
+    """Draw what was found into a picture of each image and frame."""
     tile: int | None = None
     """Look at each image in tiles of so many pixels' side, and merge what is found in them."""
     overlap: int | None = None
@@ -246,6 +248,8 @@ class _Results:
         """Of each picture that was looked at in tiles."""
         self.notes: list[str] = []
         """Lines about videos."""
+        self.beyond = 0
+        """Pixels that are too far for a depth map's file."""
         self.written: set[str] = set()
         """Names in `out`."""
 
@@ -286,6 +290,8 @@ class _Results:
         _remove_earlier(out, earlier, self._inputs, self.written, self._report)
         for line in self._report.lines()[1:] + self.notes:
             print(line)
+        if self.beyond:
+            print(f"--depth-maps: {self.beyond} pixels over 65.535 m, written as 0")
         if self.full:
             limit = self._model.run.config.model.box_head.detections
             what = "images" if self._tiling is None else "tiles"
@@ -294,7 +300,7 @@ class _Results:
             print(_tiles_line(self._tiling, self.tiles))
         print(
             f"{start}{self.images.count} images, {self.detections.count} detections: "
-            f"{out / DETECTIONS}, overlays in {out}"
+            f"{out / DETECTIONS}" + (f", overlays in {out}" if self._arguments.overlays else "")
         )
 
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
@@ -308,8 +314,16 @@ class _Results:
         out, min_score = self._arguments.out, self._arguments.min_score
         self.number += 1
         name = _overlay_name(self.number, file, frame, self._report)
-        for suffix in ("", "_depth"):
-            if (path := out / f"{name}{suffix}.png").resolve() in self._inputs:
+        names = {
+            suffix: f"{name}{suffix}.png"
+            for suffix, wanted in (
+                ("", self._arguments.overlays),
+                ("_depth", self._arguments.depth_maps),
+            )
+            if wanted
+        }
+        for picture_name in names.values():
+            if (path := out / picture_name).resolve() in self._inputs:
                 raise ConfigError(f"{file}: its picture would replace {path} (another --out)")
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
@@ -326,23 +340,23 @@ class _Results:
             self.full += sum(score >= min_score for score in seen.tiles.full)
             self.tiles.append(seen.tiles)
             height, width = seen.size
-        names = [f"{name}.png"] + ([f"{name}_depth.png"] if self._arguments.depth_maps else [])
         # Listed before they are drawn: whatever comes between, no later call takes them for images.
         size = {"height": height, "width": width}
-        self.images.add({"id": self.number, **source, **size, "pictures": names})
-        self.written.update(names)
-        if step > 1:
-            drawn = [reduced(result, step) for result in drawn]
-            self._report.add(Reason.REDUCED, names[0], step=step)
-        overlay = draw_instances(image, drawn, self._model.class_names, min_score=0)
-        write_image(out / names[0], overlay)
+        self.images.add({"id": self.number, **source, **size, "pictures": [*names.values()]})
+        self.written.update(names.values())
+        if "" in names:
+            if step > 1:
+                drawn = [reduced(result, step) for result in drawn]
+                self._report.add(Reason.REDUCED, names[""], step=step)
+            overlay = draw_instances(image, drawn, self._model.class_names, min_score=0)
+            write_image(out / names[""], overlay)
         if self._annotations is not None:
             pixels = None
             if frame is not None:
                 pixels = picture if self._tiling is None else picture.image
             self._annotations.add(name, file, pixels, seen.at_least(min_score))
-        if self._arguments.depth_maps:
-            write_depth(out / names[1], seen.depth_map)
+        if "_depth" in names:
+            self.beyond += write_depth(out / names["_depth"], seen.depth_map)
 
     def _seen(self, picture: Any) -> tuple[Any, Any, int]:
         """The detections, and an image to draw them into, smaller by a factor."""

@@ -9,6 +9,7 @@ import signal
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
@@ -370,6 +372,34 @@ def test_memory_does_not_grow_with_the_images(
         tracemalloc.stop()
     assert (tmp_path / "out" / "detections.json").stat().st_size > 10e6
     assert len(results_of(tmp_path / "out")) == 100
+
+
+def test_no_overlays_and_depth_that_is_too_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The depth maps alone are drawn; their pixels over 65.535 m are counted."""
+    Image.new("L", (8, 6)).save(tmp_path / "a.png")
+    depth = np.full((6, 8), 3, np.float32)
+    depth[0, :5], depth[1, 0] = (65.535, 65.536, 70, np.nan, np.inf), 0
+    found = SimpleNamespace(to_coco=lambda _: [], depth_map=depth)
+    network = replace(ModelConfig(), depth_head=DepthHeadConfig("dense"))
+    config = SimpleNamespace(data=DataConfig(), model=network)
+    run = SimpleNamespace(config=config, network=network, untrained_line=None)
+    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    out, more = tmp_path / "out", {"workdir": tmp_path, "paths": (tmp_path / "a.png",)}
+    predict.run(predict.Arguments(out=out, **more))
+    assert "overlays in " in capsys.readouterr().out
+    predict.run(predict.Arguments(out=out, overlays=False, depth_maps=True, **more))
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [
+        "--depth-maps: 2 pixels over 65.535 m, written as 0",
+        f"1 images, 0 detections: {out / 'detections.json'}",
+    ]
+    names = ["00001_a_depth.png", "detections.json", "images.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    (listed,) = json.loads((out / "images.json").read_text())
+    assert listed["pictures"] == names[:1]
 
 
 def test_no_images_make_an_empty_list(kept_run: Path, tmp_path: Path) -> None:
