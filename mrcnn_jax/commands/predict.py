@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.inference.predicted_annotations import Annotations
     from mrcnn_jax.inference.results import TileCounts
     from mrcnn_jax.inference.tiles import Tiling
+    from mrcnn_jax.runs.run import Run
 
 DETECTIONS = "detections.json"
 LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
@@ -102,6 +103,8 @@ def run(arguments: Arguments) -> None:
         print(line)
     if arguments.depth_maps and model.run.network.depth_head.kind == "none":
         raise ConfigError(f"--depth-maps: {workdir}: the run has no trained depth head")
+    if (line := _threshold_line(arguments.min_score, model.run)) is not None:
+        print(line)
     make_folder(out)
     made: AbstractContextManager[Annotations | None] = nullcontext()
     if arguments.format is not None:
@@ -135,6 +138,15 @@ def run(arguments: Arguments) -> None:
         print(told)
     if failed:
         sys.exit(2)
+
+
+def _threshold_line(min_score: float, run: Run) -> str | None:
+    """For people, if the network finds nothing with the lowest of the scores that are asked for."""
+    lowest = run.config.model.box_head.score_threshold
+    if min_score >= lowest or run.network.mask_iou_head.enabled:  # mask scores may be lower
+        return None
+    of_run = f"model.box_head.score_threshold = {lowest:g}"
+    return f"--min-score {min_score:g}: nothing below the run's {of_run} is found"
 
 
 def _tiling(arguments: Arguments) -> Tiling | None:

@@ -133,8 +133,10 @@ class ExportedModel:
                 depth_map: float32 [H, W], metres of each pixel, NaN where it is unknown.
 
         Raises:
-            ValueError: the image is not uint8 RGB.
+            ValueError: the image is not uint8 RGB, or min_score is not in 0..1.
         """
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_score: {min_score}: must be in 0..1")
         check_image(image)
         size = image.shape[0], image.shape[1]
         number, resized, scale = resize_plan(

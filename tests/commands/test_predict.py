@@ -374,7 +374,7 @@ def test_memory_does_not_grow_with_the_images(
     assert len(results_of(tmp_path / "out")) == 100
 
 
-def test_no_overlays_and_depth_that_is_too_far(
+def test_no_overlays_a_low_score_and_depth_that_is_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The depth maps alone are drawn; their pixels over 65.535 m are counted."""
@@ -387,11 +387,16 @@ def test_no_overlays_and_depth_that_is_too_far(
     run = SimpleNamespace(config=config, network=network, untrained_line=None)
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    threshold = "model.box_head.score_threshold = 0.05"
     out, more = tmp_path / "out", {"workdir": tmp_path, "paths": (tmp_path / "a.png",)}
     predict.run(predict.Arguments(out=out, **more))
-    assert "overlays in " in capsys.readouterr().out
-    predict.run(predict.Arguments(out=out, overlays=False, depth_maps=True, **more))
+    told = capsys.readouterr().out
+    assert "overlays in " in told
+    assert "score_threshold" not in told
+    options = {"overlays": False, "depth_maps": True, "min_score": 0.01}
+    predict.run(predict.Arguments(out=out, **options, **more))
     told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"--min-score 0.01: nothing below the run's {threshold} is found"
     assert told[-2:] == [
         "--depth-maps: 2 pixels over 65.535 m, written as 0",
         f"1 images, 0 detections: {out / 'detections.json'}",

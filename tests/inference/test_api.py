@@ -207,6 +207,9 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
     for scales in ((), (1.0, 0.0), (float("nan"),)):
         with pytest.raises(ValueError, match="scales: "):
             model.predict(np.zeros((5, 7, 3), np.uint8), scales=scales)
+    for score in (50, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"^min_score: {score}: must be in 0\.\.1$"):
+            model.predict(np.zeros((5, 7, 3), np.uint8), min_score=score)
     with pytest.raises(ValueError, match="overlap: needs tile"):
         model.predict(np.zeros((5, 7, 3), np.uint8), overlap=8)
 

@@ -158,6 +158,8 @@ def test_without_masks_there_is_a_depth_map_alone(artefact: Path) -> None:
     }
     model._programs = [lambda *_: seen] * len(model._programs)
     image = np.zeros((128, 128, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"^min_score: 50: must be in 0\.\.1$"):
+        model.predict(image, min_score=50)
     assert {"masks", "depths", "depth_map"} <= model.predict(image).keys()
     model.meta["masks"] = False
     found = model.predict(image)
