@@ -105,8 +105,13 @@ def test_a_run_that_is_whole(
     printed = capsys.readouterr().out
     used = len(leaves)
     project = "detectron2" if detectron2 else "torchvision" if torchvision else "mmdetection"
-    presumed = "; presumably style pytorch: no config in the file says caffe"
-    title = f"{name} ({project}{presumed if name == MMDET else ''})"
+    presumed = {
+        "mmdetection": "; presumably style pytorch: no config in the file says caffe",
+        "torchvision": "; presumably anchors and normalisation of pixels as published, which the "
+        "file does not state",
+        "detectron2": "",
+    }
+    title = f"{name} ({project}{presumed[project]})"
     assert f"{source}: {title}, {len(tensors)} tensors, {used} of them used" in printed
     assert ("untested on the published file" in printed) == (not torchvision)
     assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (
@@ -404,6 +409,24 @@ def test_anchors_of_another_config_are_refused(family: str, level: int, tmp_path
     np.savez(tmp_path / "weights.npz", **tensors)
     with pytest.raises(ConfigError, match=rf"weights\.npz: {name}: other anchors than those of "):
         import_weights(tmp_path / "weights.npz", tmp_path / "run")
+
+
+def test_constants_that_a_file_does_not_state_are_presumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of today's detectron2, which no longer saves them."""
+    tensors = state_dicts.tensors(SHAPES[C4]())
+    for mark, what in (
+        ("cell_anchors", "anchors"),
+        ("pixel_", "anchors and normalisation of pixels"),
+    ):
+        tensors = {name: tensor for name, tensor in tensors.items() if mark not in name}
+        np.savez(tmp_path / "weights.npz", **tensors)
+        import_weights(tmp_path / "weights.npz", tmp_path / mark)
+        title = (
+            f"{C4} (detectron2; presumably {what} as published, which the file does not state), "
+        )
+        assert title in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
