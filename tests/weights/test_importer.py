@@ -28,7 +28,7 @@ from mrcnn_jax.config.tables import (
 )
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.weights import network
+from mrcnn_jax.weights import network, published
 from mrcnn_jax.weights.importer import import_weights
 
 V1, V2 = "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"
@@ -454,3 +454,30 @@ def test_the_command(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_published_weights_by_name(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their file where `--download` keeps it; nothing is fetched unasked, nor for a taken place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MRCNN_DATA", raising=False)
+    name = "torchvision-coco-v1"
+    assert mrcnn("import", name, "--out", "run") == 2
+    assert capsys.readouterr().err.startswith(f"error: {name}: not fetched yet; with --download ")
+    (tmp_path / "taken").touch()
+    assert mrcnn("import", name, "--download", "--out", "taken") == 2
+    assert capsys.readouterr().err.startswith("error: taken: exists and is not an empty folder")
+    assert mrcnn("import", "nowhere.pth", "--out", "run") == 2
+    assert capsys.readouterr().err.startswith("error: nowhere.pth: no such file or run, and none")
+    path = tmp_path / "cache" / "mrcnn_jax" / "weights" / published.PUBLISHED[name].file
+    path.parent.mkdir(parents=True)
+    write(tmp_path / "a.pkl", SHAPES["published"]()).rename(path)
+    for number, option in enumerate(((), ("--download",))):
+        assert mrcnn("import", name, "--out", f"run{number}", *option) == 0
+        assert capsys.readouterr().out.startswith(f"{path}: {V1} (torchvision")
+        assert load_run(tmp_path / f"run{number}").meta.stage == "imported"
