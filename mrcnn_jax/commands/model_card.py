@@ -81,6 +81,9 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         origin = "Random weights."
     else:
         origin = f"Licence of the imported weights: {licence}."
+    before = _handed_on(run, workdir)
+    if weights_licence is None:
+        origin = before.get("Started from", origin)
     found = "boxes, classes" + (", scores and masks" if run.has_masks else " and scores")
     lines = [
         f"# {_text(config.name)}",
@@ -96,11 +99,11 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "",
         "## Training",
         "",
-        *(_training(run, workdir) if config.stages else ["Imported; not trained here."]),
+        *([before["Training"]] if "Training" in before else _training(run, workdir)),
         "",
         "## Figures",
         "",
-        *_figures(run, workdir),
+        *([before["Figures"]] if "Figures" in before else _figures(run, workdir)),
         "",
         "## Started from",
         "",
@@ -116,7 +119,23 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     return printable("\n".join(lines))
 
 
+def _handed_on(run: Run, workdir: Path) -> dict[str, str]:
+    """Sections of the card of a run that `share` wrote, which has no commands and no evaluation."""
+    if any((workdir / name).exists() for name in (COMMANDS, "eval", "eval_ema")):
+        return {}
+    try:
+        card = (workdir / "README.md").read_text(errors="backslashreplace")
+    except OSError:
+        return {}
+    if f"Checkpoint {run.meta.name}" not in card or "Made with mrcnn_jax." not in card:
+        return {}
+    _, *parts = re.split(r"^## (.+)\n", card, flags=re.MULTILINE)
+    return dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+
+
 def _training(run: Run, workdir: Path) -> list[str]:
+    if not run.config.stages:
+        return ["Imported; not trained here."]
     data, environment = run.config.data, run.meta.environment
     machine = f"{environment['cores']} cores of {environment['processor']}"
     if environment["platform"] != "cpu":
