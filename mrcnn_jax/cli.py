@@ -127,6 +127,27 @@ def hear(
         os.close(writer)  # which ends the thread
 
 
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """In a command, SIGTERM ends the block as Ctrl-C does; it is then `Stopped`."""
+    if not in_charge:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)  # which no library takes for an error of its own
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not error.args:
+            raise
+        raise Stopped("stopped by SIGTERM", signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def takes_ctrl_c() -> bool:
     """Whether this is a command that may decide what Ctrl-C does: not one in the background."""
     return in_charge and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN

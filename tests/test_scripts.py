@@ -109,7 +109,7 @@ HELP = {  # what each help names
     ("check",): ["my/", "--annotations", "--images", "--json", "--strict", "--contact-sheet"],
     ("convert",): ["labelme", "cvat", "voc", "masks"],
     ("convert", "voc"): ["--out", "--split"],
-    ("import",): ["--out", "--categories", "--norm-epsilon"],
+    ("import",): ["--out", "--categories", "--download", "--norm-epsilon"],
     ("export",): ["--workdir", "--out", "--weights-licence"],
     ("share",): ["--workdir", "--out", "--weights-licence"],
     ("figures",): ["proposals", "box_targets", "--titles"],

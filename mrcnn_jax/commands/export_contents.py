@@ -28,7 +28,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "shrink": data.shrink,
         "paste": run.config.model.mask_head.paste,
         "depth_stride": DEPTH_STRIDE,
-        "masks": "mask" in run.trained,
+        "masks": run.has_masks,
         "checkpoint": run.meta.name,
     }
 

@@ -18,7 +18,7 @@ from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.output import printable
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.logs import COMMANDS
-from mrcnn_jax.runs.run import Run
+from mrcnn_jax.runs.run import Run, begun_stages
 from mrcnn_jax.weights.published import BASE, PUBLISHED
 
 FIGURES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
@@ -81,7 +81,10 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         origin = "Random weights."
     else:
         origin = f"Licence of the imported weights: {licence}."
-    found = "boxes, classes" + (", scores and masks" if "mask" in run.trained else " and scores")
+    before = _handed_on(run, workdir)
+    if weights_licence is None:
+        origin = before.get("Started from", origin)
+    found = "boxes, classes" + (", scores and masks" if run.has_masks else " and scores")
     lines = [
         f"# {_text(config.name)}",
         "",
@@ -96,11 +99,11 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "",
         "## Training",
         "",
-        *(_training(run, workdir) if config.stages else ["Imported; not trained here."]),
+        *([before["Training"]] if "Training" in before else _training(run, workdir)),
         "",
         "## Figures",
         "",
-        *_figures(run, workdir),
+        *([before["Figures"]] if "Figures" in before else _figures(run, workdir)),
         "",
         "## Started from",
         "",
@@ -116,7 +119,23 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
     return printable("\n".join(lines))
 
 
+def _handed_on(run: Run, workdir: Path) -> dict[str, str]:
+    """Sections of the card of a run that `share` wrote, which has no commands and no evaluation."""
+    if any((workdir / name).exists() for name in (COMMANDS, "eval", "eval_ema")):
+        return {}
+    try:
+        card = (workdir / "README.md").read_text(errors="backslashreplace")
+    except OSError:
+        return {}
+    if f"Checkpoint {run.meta.name}" not in card or "Made with mrcnn_jax." not in card:
+        return {}
+    _, *parts = re.split(r"^## (.+)\n", card, flags=re.MULTILINE)
+    return dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+
+
 def _training(run: Run, workdir: Path) -> list[str]:
+    if not run.config.stages:
+        return ["Imported; not trained here."]
     data, environment = run.config.data, run.meta.environment
     machine = f"{environment['cores']} cores of {environment['processor']}"
     if environment["platform"] != "cpu":
@@ -133,11 +152,12 @@ def _training(run: Run, workdir: Path) -> list[str]:
         *(
             f"| {_text(stage.name)} | {', '.join(stage.losses)} | {stage.epochs:g} "
             f"| {stage.optimizer.name} | {stage.optimizer.learning_rate:g} |"
-            for stage in run.config.stages
+            for stage in begun_stages(run.config, run.meta)
         ),
         "",
         f"{machine}, jax {environment['jax']}. "
         f"Command: {f'`{command}`' if command else 'not recorded'}",
+        *(["", f"{run.untrained_line.capitalize()}."] if run.untrained_line else []),
     ]
 
 
@@ -166,7 +186,7 @@ def _figures(run: Run, workdir: Path) -> list[str]:
         return ["Not evaluated."]
     known = {name: metrics.get(name, -1) for name in FIGURES}
     cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]
-    kind, title = ("segm", "Mask") if "mask" in run.trained else ("bbox", "Box")
+    kind, title = ("segm", "Mask") if run.has_masks else ("bbox", "Box")
     by_class = [
         f"{_text(name.removeprefix(f'{kind}/AP/'))} {value:.3f}"
         for name, value in metrics.items()

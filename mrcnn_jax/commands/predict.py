@@ -7,17 +7,18 @@ Writes out/detections.json (COCO results, with file names, and with a depth head
 each object), out/images.json (COCO's list of the images and frames, with what was drawn of each)
 and one overlay per image or frame, with --format also annotations to correct. Prints what was
 converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
-2; the others are done. What an earlier call drew into the same folder is removed. With --tile,
-large images are looked at tile by tile (docs/evaluation.md); a TIFF is then read by windows,
-whatever its size.
+2; the others are done. A call that is ended early (Ctrl-C, SIGTERM, a full disk) keeps what was
+done, but for the annotations. What an earlier call drew into the same folder is removed. With
+--tile, large images are looked at tile by tile (docs/evaluation.md); a TIFF is then read by
+windows, whatever its size.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from mrcnn_jax import cli
 from mrcnn_jax.commands.arguments import OfWeights, with_batch
 from mrcnn_jax.config.errors import ConfigError
 
@@ -34,11 +36,11 @@ if TYPE_CHECKING:
     from mrcnn_jax.inference.predicted_annotations import Annotations
     from mrcnn_jax.inference.results import TileCounts
     from mrcnn_jax.inference.tiles import Tiling
+    from mrcnn_jax.runs.run import Run
 
-DETECTIONS, IMAGES = "detections.json", "images.json"
+DETECTIONS = "detections.json"
 LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
 LONGEST_SIDE = 4096  # pixels of an overlay of tiles
-OURS = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,9 @@ class Arguments(OfWeights):
     the folder of the results."""
     depth_maps: bool = False
     """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
-    0 where it is unknown."""
+    0 where it is unknown or over 65.535 m."""
+    overlays: bool = True
+    """Draw what was found into a picture of each image and frame."""
     tile: int | None = None
     """Look at each image in tiles of so many pixels' side, and merge what is found in them."""
     overlap: int | None = None
@@ -74,14 +78,11 @@ def run(arguments: Arguments) -> None:
             cannot be made or holds results of somebody else.
         OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
+        BaseException: whatever else ends it early; the lists then have what was done.
     """
-    from tqdm import tqdm
-
-    from mrcnn_jax.data.caps import found_limit
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.device_memory import naming_the_batch
-    from mrcnn_jax.inference.inputs import image_files
+    from mrcnn_jax.inference.inputs import LIST, image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
@@ -91,61 +92,61 @@ def run(arguments: Arguments) -> None:
         raise ConfigError(f"--min-score: {arguments.min_score}: must be in 0..1")
     tiling = _tiling(arguments)
     earlier = _listed(out)
-    files = image_files(arguments.paths, report, drawn=[out / name for name in earlier])
-    model = api.load(arguments.workdir, checkpoint=arguments.checkpoint, weights=arguments.weights)
+    files = image_files(arguments.paths, report)
+    workdir, checkpoint = arguments.workdir, arguments.checkpoint
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "checkpoint .* random")  # a line says so below
+        model = api.load(workdir, checkpoint=checkpoint, weights=arguments.weights)
     if arguments.eval_batch_size is not None:
         model = api.Model(with_batch(model.run, arguments.eval_batch_size))
-    if arguments.depth_maps and model.run.network.depth_head.kind == "none":
-        raise ConfigError(f"--depth-maps: {arguments.workdir}: the run has no trained depth head")
     if (line := model.run.untrained_line) is not None:
+        print(line)
+    if arguments.depth_maps and model.run.network.depth_head.kind == "none":
+        raise ConfigError(f"--depth-maps: {workdir}: the run has no trained depth head")
+    if (line := _threshold_line(arguments.min_score, model.run)) is not None:
         print(line)
     make_folder(out)
     made: AbstractContextManager[Annotations | None] = nullcontext()
     if arguments.format is not None:
         made = open_annotations(arguments.format, out, files, model.class_names, report)
-    failed, at_once = 0, 1 if tiling is None else model.run.config.data.eval_batch_size
-    # They get their names when they are whole, the annotations last: they are not replaced.
-    with (
-        made as annotations,
-        whole_file(out / DETECTIONS) as found_part,
-        whole_file(out / IMAGES) as images_part,
-        found_part.open("w") as found,
-        images_part.open("w") as images,
-    ):
-        lists = _List(found), _List(images)
-        results = _Results(arguments, files, tiling, model, report, *lists, annotations)
-        for file in tqdm(files, unit="file", leave=False, disable=None):
-            before = results.number
+    stopped: BaseException | None = None
+    with made as annotations:
+        # They get their names when they are whole, the annotations last: they are not replaced.
+        with (
+            whole_file(out / DETECTIONS) as found_part,
+            whole_file(out / LIST) as images_part,
+            found_part.open("w") as found,
+            images_part.open("w") as images,
+        ):
+            lists = _List(found), _List(images)
+            results = _Results(arguments, files, tiling, model, report, *lists, annotations)
             try:
-                for frame, picture in _pictures(file, tiling, model.run.config.data, report):
-                    with naming_the_batch(at_once):
-                        results.add(file, frame, picture)
-                if results.number == before:
-                    raise ConfigError(f"{file}: a video without a frame that can be decoded")
-            except ConfigError as error:
-                tqdm.write(f"error: {error}", file=sys.stderr)
-                results.number = max(results.number, before + 1)
-                failed += 1
-        results.detections.end()
-        results.images.end()
-        told = None if annotations is None else annotations.end()
-    _remove_earlier(out, earlier, files, results.written, report)
-    for line in report.lines()[1:]:
-        print(line)
-    if results.full:
-        limit = model.run.config.model.box_head.detections
-        what = "images" if tiling is None else "tiles"
-        print(found_limit(limit, results.full, arguments.min_score, what))
-    if tiling is not None:
-        print(_tiles_line(tiling, results.tiles))
-    print(
-        f"{results.images.count} images, {results.detections.count} detections: "
-        f"{out / DETECTIONS}, overlays in {out}"
-    )
+                with cli.sigterm_interrupts():
+                    failed = results.add_files(files)
+            except BaseException as error:
+                if results.images.count == 0:
+                    raise  # what an earlier call wrote stays
+                stopped = error
+            results.detections.end()
+            results.images.end()
+            told = None if annotations is None or stopped is not None else annotations.end()
+        if stopped is not None:
+            results.tell(earlier, "ended early, but kept: ")
+            raise stopped
+    results.tell(earlier)
     if told is not None:
         print(told)
     if failed:
         sys.exit(2)
+
+
+def _threshold_line(min_score: float, run: Run) -> str | None:
+    """For people, if the network finds nothing with the lowest of the scores that are asked for."""
+    lowest = run.config.model.box_head.score_threshold
+    if min_score >= lowest or run.network.mask_iou_head.enabled:  # mask scores may be lower
+        return None
+    of_run = f"model.box_head.score_threshold = {lowest:g}"
+    return f"--min-score {min_score:g}: nothing below the run's {of_run} is found"
 
 
 def _tiling(arguments: Arguments) -> Tiling | None:
@@ -165,7 +166,11 @@ def _tiling(arguments: Arguments) -> Tiling | None:
 
 
 def _pictures(
-    file: Path, tiling: Tiling | None, data: DataConfig, report: Report
+    file: Path,
+    tiling: Tiling | None,
+    data: DataConfig,
+    report: Report,
+    tell: Callable[[str], object],
 ) -> Iterator[tuple[int | None, Any]]:
     """The pictures of a file, with tiles as scenes; see `read_pictures`."""
     from mrcnn_jax.inference.inputs import read_pictures
@@ -174,10 +179,11 @@ def _pictures(
 
     if tiling is None:
         _refuse_large(file, data)
-        return read_pictures(file, data, report)
+        return read_pictures(file, data, report, tell)
     if file.suffix.lower() not in VIDEO_SUFFIXES:
         return iter([(None, open_scene(file, data, report))])
-    return ((frame, ArrayScene(image)) for frame, image in read_pictures(file, data, report))
+    frames = read_pictures(file, data, report, tell)
+    return ((frame, ArrayScene(image)) for frame, image in frames)
 
 
 def _refuse_large(file: Path, data: DataConfig) -> None:
@@ -252,8 +258,62 @@ class _Results:
         """Pictures, or tiles, with as many objects as the network finds."""
         self.tiles: list[TileCounts] = []
         """Of each picture that was looked at in tiles."""
+        self.notes: list[str] = []
+        """Lines about videos."""
+        self.beyond = 0
+        """Pixels that are too far for a depth map's file."""
         self.written: set[str] = set()
         """Names in `out`."""
+
+    def add_files(self, files: Sequence[Path]) -> int:
+        """Adds the pictures of all files; returns how many files could not be read."""
+        from tqdm import tqdm
+
+        from mrcnn_jax.inference.device_memory import naming_the_batch
+
+        data, failed = self._model.run.config.data, 0
+        at_once = 1 if self._tiling is None else data.eval_batch_size
+        with tqdm(files, unit="file", leave=False, disable=None) as bar:
+            for file in bar:
+                before = self.number
+                try:
+                    pictures = _pictures(file, self._tiling, data, self._report, self.notes.append)
+                    for frame, picture in pictures:
+                        with naming_the_batch(at_once):
+                            self.add(file, frame, picture)
+                    if self.number == before:
+                        raise ConfigError(f"{file}: a video without a frame that can be decoded")
+                except ConfigError as error:
+                    tqdm.write(f"error: {error}", file=sys.stderr)
+                    self.number = max(self.number, before + 1)
+                    failed += 1
+        return failed
+
+    def tell(self, earlier: set[str], start: str = "") -> None:
+        """Removes the pictures of an earlier call, and prints what was done.
+
+        Args:
+            earlier: their names.
+            start: of the line that says where the results are.
+        """
+        from mrcnn_jax.data.caps import found_limit
+
+        out, min_score = self._arguments.out, self._arguments.min_score
+        _remove_earlier(out, earlier, self._inputs, self.written, self._report)
+        for line in self._report.lines()[1:] + self.notes:
+            print(line)
+        if self.beyond:
+            print(f"--depth-maps: {self.beyond} pixels over 65.535 m, written as 0")
+        if self.full:
+            limit = self._model.run.config.model.box_head.detections
+            what = "images" if self._tiling is None else "tiles"
+            print(found_limit(limit, self.full, min_score, what))
+        if self._tiling is not None:
+            print(_tiles_line(self._tiling, self.tiles))
+        print(
+            f"{start}{self.images.count} images, {self.detections.count} detections: "
+            f"{out / DETECTIONS}" + (f", overlays in {out}" if self._arguments.overlays else "")
+        )
 
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
         """Detects the objects in a picture (with tiles, a scene), and writes them."""
@@ -266,8 +326,16 @@ class _Results:
         out, min_score = self._arguments.out, self._arguments.min_score
         self.number += 1
         name = _overlay_name(self.number, file, frame, self._report)
-        for suffix in ("", "_depth"):
-            if (path := out / f"{name}{suffix}.png").resolve() in self._inputs:
+        names = {
+            suffix: f"{name}{suffix}.png"
+            for suffix, wanted in (
+                ("", self._arguments.overlays),
+                ("_depth", self._arguments.depth_maps),
+            )
+            if wanted
+        }
+        for picture_name in names.values():
+            if (path := out / picture_name).resolve() in self._inputs:
                 raise ConfigError(f"{file}: its picture would replace {path} (another --out)")
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
@@ -284,23 +352,23 @@ class _Results:
             self.full += sum(score >= min_score for score in seen.tiles.full)
             self.tiles.append(seen.tiles)
             height, width = seen.size
-        names = [f"{name}.png"]
-        if step > 1:
-            drawn = [reduced(result, step) for result in drawn]
-            self._report.add(Reason.REDUCED, names[0], step=step)
-        overlay = draw_instances(image, drawn, self._model.class_names, min_score=0)
-        write_image(out / names[0], overlay)
+        # Listed before they are drawn: whatever comes between, no later call takes them for images.
+        size = {"height": height, "width": width}
+        self.images.add({"id": self.number, **source, **size, "pictures": [*names.values()]})
+        self.written.update(names.values())
+        if "" in names:
+            if step > 1:
+                drawn = [reduced(result, step) for result in drawn]
+                self._report.add(Reason.REDUCED, names[""], step=step)
+            overlay = draw_instances(image, drawn, self._model.class_names, min_score=0)
+            write_image(out / names[""], overlay)
         if self._annotations is not None:
             pixels = None
             if frame is not None:
                 pixels = picture if self._tiling is None else picture.image
             self._annotations.add(name, file, pixels, seen.at_least(min_score))
-        if self._arguments.depth_maps:
-            names.append(f"{name}_depth.png")
-            write_depth(out / names[1], seen.depth_map)
-        size = {"height": height, "width": width}
-        self.images.add({"id": self.number, **source, **size, "pictures": names})
-        self.written.update(names)
+        if "_depth" in names:
+            self.beyond += write_depth(out / names["_depth"], seen.depth_map)
 
     def _seen(self, picture: Any) -> tuple[Any, Any, int]:
         """The detections, and an image to draw them into, smaller by a factor."""
@@ -337,27 +405,25 @@ def _listed(out: Path) -> set[str]:
         ConfigError: there is another file of that name, or detections without the list, as `eval`
             writes them, which would be replaced.
     """
-    path = out / IMAGES
-    if not path.exists():
-        if (out / DETECTIONS).exists():
-            raise ConfigError(f"{out / DETECTIONS}: not written by predict (choose another --out)")
-        return set()
+    from mrcnn_jax.inference.inputs import LIST, drawn_in
+
+    if not (out / LIST).exists() and (out / DETECTIONS).exists():
+        raise ConfigError(f"{out / DETECTIONS}: not written by predict (choose another --out)")
     try:
-        images = json.loads(path.read_bytes())
-        return {name for image in images for name in image["pictures"] if OURS.fullmatch(name)}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise ConfigError(f"{path}: not written by predict (choose another --out)") from None
+        return drawn_in(out)
+    except ValueError as error:
+        raise ConfigError(f"{error} (choose another --out)") from None
 
 
 def _remove_earlier(
-    out: Path, earlier: set[str], files: Iterable[Path], written: set[str], report: Report
+    out: Path, earlier: set[str], inputs: Collection[Path], written: set[str], report: Report
 ) -> None:
     """Removes what only the earlier call drew, and tells of other pictures that look like it."""
     from mrcnn_jax.data.report import Reason
+    from mrcnn_jax.inference.inputs import is_drawn
 
-    inputs = {file.resolve() for file in files}
     for path in sorted(out.iterdir()):
-        ours = OURS.fullmatch(path.name) and path.is_file()
+        ours = is_drawn(path.name) and path.is_file()
         if not ours or path.name in written or path.resolve() in inputs:
             continue
         if path.name in earlier:

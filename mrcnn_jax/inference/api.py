@@ -31,7 +31,7 @@ from mrcnn_jax.inference.inputs import (
     video_frames,
 )
 from mrcnn_jax.inference.predictor import Predictor
-from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.inference.results import Detections, refuse_score
 from mrcnn_jax.inference.scenes import ArrayScene, Scene, limits, open_scene
 from mrcnn_jax.inference.test_time import MergedViews
 from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
@@ -63,9 +63,15 @@ def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "
             such checkpoint or weights, a damaged one, or no more than a backbone; or there is no
             such model on the Hub, or huggingface_hub is not installed.
         cli.Failure: (a RuntimeError) the Hub cannot be reached.
+
+    Warns:
+        UserWarning: heads of the run are not trained yet, so random; it says which.
     """
     folder = hub.fetch(run) if isinstance(run, str) and run.startswith(hub.SCHEME) else Path(run)
-    return Model(load_run(folder, checkpoint, weights))
+    model = Model(load_run(folder, checkpoint, weights))
+    if (line := model.run.untrained_line) is not None:
+        warnings.warn(line, stacklevel=2)
+    return model
 
 
 class Model:
@@ -124,7 +130,8 @@ class Model:
             ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
             ValueError: an image is none of those above, such as an array that is not uint8 RGB (in
                 a list, before any is predicted); there is no scale, or one is not positive; there
-                are no such tiles, or other views besides; `overlap` without `tile`.
+                are no such tiles, or other views besides; `overlap` without `tile`; `min_score` is
+                not in 0..1.
 
         Warns:
             UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
@@ -132,7 +139,7 @@ class Model:
         """
         if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
-
+        refuse_score(min_score)
         tiling = None if tile is None else Tiling.of(tile, overlap)
         if tiling is None and overlap is not None:
             raise ValueError("overlap: needs tile")

@@ -128,12 +128,15 @@ class ExportedModel:
             If the network has a mask-IoU head:
                 mask_scores: float32 [N], scores * predicted IoUs of the masks.
             If the network has a depth head:
-                depths: float32 [N], metres from the camera (median over the mask).
+                depths: float32 [N], metres from the camera (median over the mask), if there are
+                    masks.
                 depth_map: float32 [H, W], metres of each pixel, NaN where it is unknown.
 
         Raises:
-            ValueError: the image is not uint8 RGB.
+            ValueError: the image is not uint8 RGB, or min_score is not in 0..1.
         """
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_score: {min_score}: must be in 0..1")
         check_image(image)
         size = image.shape[0], image.shape[1]
         number, resized, scale = resize_plan(
@@ -156,7 +159,7 @@ class ExportedModel:
                 mask[y : y + region.shape[0], x : x + region.shape[1]] = region
         if "depth" in found:
             of_canvas = found["depth"].ndim == 2
-            more["depth_map"], more["depths"] = depth_in_image(
+            more["depth_map"], depths = depth_in_image(
                 found["depth"] if of_canvas else found["depth"][kept],
                 found["masks"][kept],
                 boxes,
@@ -165,6 +168,8 @@ class ExportedModel:
                 stride=self.meta["depth_stride"],
                 style=self.meta["paste"],
             )
+            if "masks" in more:
+                more["depths"] = depths
         return more | {
             "boxes": clipped,
             "labels": labels,

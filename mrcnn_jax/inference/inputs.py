@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +31,53 @@ from mrcnn_jax.pixels.decode import (
 )
 from mrcnn_jax.pixels.geometry import check_image
 
+LIST = "images.json"
+"""What `predict` lists the images of a folder of results in, with what it drew of each."""
+_DRAWN = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
-def image_files(
-    paths: Sequence[Path], report: Report | None = None, drawn: Iterable[Path] = ()
-) -> list[Path]:
+
+def is_drawn(name: str) -> bool:
+    """Whether a file's name is like those of the pictures that `predict` draws."""
+    return _DRAWN.fullmatch(name) is not None
+
+
+def drawn_in(folder: Path) -> set[str]:
+    """The names of what an earlier prediction drew into a folder, by its list; empty without one.
+
+    Raises:
+        ValueError: the folder's `LIST` cannot be read, or is another file of that name.
+    """
+    path = folder / LIST
+    try:
+        refuse_pipe(path)
+        images = json.loads(path.read_bytes())
+        return {name for image in images for name in image["pictures"] if is_drawn(name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path}: not written by predict") from None
+
+
+def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:
     """List the given files, and the images directly in the given folders.
 
     Images are the files with a suffix of an image, and others that begin like one. Hidden files
-    (such as macOS's "._a.jpg") are passed over.
+    (such as macOS's "._a.jpg") are passed over, and what an earlier prediction drew.
 
     Args:
         paths: files and folders.
         report: counts what is passed over in folders, and why.
-        drawn: pictures of an earlier prediction, which are passed over in folders.
 
     Raises:
         ConfigError: a path does not exist or is no regular file, a folder has no images, or nothing
             was given.
     """
     report = Report() if report is None else report
-    earlier = {path.resolve() for path in drawn}
     files: list[Path] = []
     for path in paths:
         try:
             if path.is_dir():
-                files += _in_folder(path, report, earlier)
+                files += _in_folder(path, report)
             elif path.is_file():
                 files.append(path)
             else:
@@ -61,12 +87,25 @@ def image_files(
             raise ConfigError(f"{path}: {error.strerror}") from None
     if not files:
         raise ConfigError("paths: no image or folder was named")
-    return files
+    return _each_once(files, report)
 
 
-def _in_folder(folder: Path, report: Report, earlier: Collection[Path]) -> list[Path]:
+def _each_once(files: Sequence[Path], report: Report) -> list[Path]:
+    """Without files that are named a second time; a link of another name is another image."""
+    found: dict[Path, Path] = {}
+    for file in files:
+        place = file.parent.resolve() / file.name
+        if found.setdefault(place, file) is not file:
+            report.add(Reason.PASSED_OVER, file.name, what="files that were named before")
+    return list(found.values())
+
+
+def _in_folder(folder: Path, report: Report) -> list[Path]:
     found = []
     passed: list[tuple[str, str]] = []
+    earlier: Collection[str] = ()
+    with suppress(ValueError):
+        earlier = drawn_in(folder)
     for file in sorted(folder.iterdir()):
         if file.name.startswith("."):
             passed.append(("hidden files", file.name))
@@ -75,7 +114,7 @@ def _in_folder(folder: Path, report: Report, earlier: Collection[Path]) -> list[
         elif not os.path.isfile(file):
             # Opening a pipe that nobody writes to would never end.
             passed.append(("pipes, sockets, devices and broken links", file.name))
-        elif earlier and file.resolve() in earlier:
+        elif file.name in earlier:
             passed.append(("pictures that an earlier prediction drew", file.name))
         elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
             found.append(file)
@@ -103,12 +142,13 @@ def _begins_like_an_image(file: Path) -> bool:
 
 
 def read_pictures(
-    path: Path, data: DataConfig, report: Report
+    path: Path, data: DataConfig, report: Report, tell: Callable[[str], object] = warnings.warn
 ) -> Iterator[tuple[int | None, UInt8[np.ndarray, "h w 3"]]]:
     """Iterate over the pictures of a file: one of an image, each frame of a video, told by suffix.
 
     Args:
         path, data, report: as of `read_image`.
+        tell: as of `video_frames`.
 
     Returns:
         The number of the frame, from 0 (None: an image), and the pixels.
@@ -117,7 +157,7 @@ def read_pictures(
         ConfigError: at once, as of `read_image` and `video_frames`.
     """
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return iter(enumerate(video_frames(path)))
+        return iter(enumerate(video_frames(path, tell)))
     return iter([(None, read_image(path, data, report))])
 
 
@@ -139,7 +179,13 @@ def read_image(
         encoded = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    return read_encoded(encoded, data, Report() if report is None else report, str(path), path.name)
+    report = Report() if report is None else report
+    try:
+        return read_encoded(encoded, data, report, str(path), path.name)
+    except ConfigError as error:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise
+        raise ConfigError(f"{error} (the frames of a video: mrcnn_jax.video_frames)") from None
 
 
 def read_encoded(
@@ -178,8 +224,15 @@ def image_pixels(image: Any, report: Report) -> UInt8[np.ndarray, "h w 3"]:
     return image
 
 
-def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def video_frames(
+    path: str | Path, tell: Callable[[str], object] = warnings.warn
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Iterate over the frames of a video, RGB.
+
+    Args:
+        path: the file.
+        tell: is called with a line, by default a warning, if many fewer frames can be decoded than
+            the file states, as of one that is cut off.
 
     Raises:
         ConfigError: at once, if OpenCV cannot read the file.
@@ -191,15 +244,22 @@ def video_frames(path: str | Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         exists = Path(path).is_file()
         reason = "not a video that OpenCV can read" if exists else "no such file"
         raise ConfigError(f"{path}: {reason}")
-    return _frames(capture)
+    return _frames(capture, Path(path).name, tell)
 
 
-def _frames(capture: cv2.VideoCapture) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def _frames(
+    capture: cv2.VideoCapture, name: str, tell: Callable[[str], object]
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    # Some formats only say how long they are, others (then negative) nothing.
+    stated, count = capture.get(cv2.CAP_PROP_FRAME_COUNT), 0
     try:
         while True:
             read, frame = capture.read()
             if not read:
-                return
+                break
+            count += 1
             yield np.ascontiguousarray(frame[..., ::-1])
     finally:
         capture.release()
+    if stated - count > max(1.0, stated / 100):
+        tell(f"{name}: {count} of the {stated:.0f} frames that it states could be decoded")

@@ -38,7 +38,7 @@ class Predictor:
 
     def __init__(self, run: Run, mesh: Mesh | None = None) -> None:
         self.run, self.mesh = run, mesh
-        self._has_masks = "mask" in run.trained
+        self._has_masks = run.has_masks
         network = MaskRCNN(run.network)
         apply: Any = network.apply
         if mesh is not None:
@@ -115,7 +115,7 @@ class Predictor:
     ) -> Detections:
         """Call `image_detections` with the run's classes and way of pasting masks.
 
-        Masks of a head that is still random are left out.
+        Masks of a head that is still random are left out, and depths, which are medians over them.
         """
         detections = image_detections(
             found,
@@ -127,7 +127,7 @@ class Predictor:
             stride=stride,
             min_score=min_score,
         )
-        return detections if self._has_masks else replace(detections, masks=None)
+        return detections if self._has_masks else replace(detections, masks=None, depths=None)
 
 
 def results_of_split(

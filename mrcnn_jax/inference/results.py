@@ -64,7 +64,7 @@ class Detections:
     depths: Float32[np.ndarray, " n"] | None = None
     """Metres from the camera: the median of the depth map over each mask; NaN if it has no pixel.
 
-    None: the network has no depth head.
+    None: the network has no depth head, or no masks.
     """
     depth_map: Float32[np.ndarray, "h w"] | None = None
     """Metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere."""
@@ -158,7 +158,12 @@ class Detections:
         )
 
     def at_least(self, score: float) -> Detections:
-        """Those with this score or a higher one: `thresholded`."""
+        """Those with this score or a higher one: `thresholded`.
+
+        Raises:
+            ValueError: the score is not in 0..1.
+        """
+        refuse_score(score, "score")
         kept = np.flatnonzero(self.thresholded >= score).tolist()
 
         def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -184,6 +189,12 @@ class Detections:
         if self.masks is None:
             return [None] * len(self.scores)
         return self.masks if isinstance(self.masks, tuple) else encoded(self.masks)
+
+
+def refuse_score(score: float, name: str = "min_score") -> None:
+    """ValueError, with the argument's name, if it is no probability (such as percent)."""
+    if not 0 <= score <= 1:
+        raise ValueError(f"{name}: {score}: must be in 0..1")
 
 
 def reduced(result: Mapping[str, Any], step: int) -> dict[str, Any]:

@@ -33,8 +33,8 @@ SUFFIXES = {
 }
 # Of videos; OpenCV reads what FFmpeg knows, also under other names.
 VIDEO_SUFFIXES = {
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-    ".ogv", ".webm", ".wmv",
+    ".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 }
 HEIF_SUFFIXES = {".avif", ".heic", ".heif", ".hif"}  # what phones write, and is not read
 # fmt: on

@@ -63,16 +63,21 @@ def depth_millimetres(metres: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h
     return np.where((rounded >= 1) & (rounded <= 65535), rounded, 0).astype(np.uint16)
 
 
-def write_depth(path: Path, metres: Float[np.ndarray, "h w"]) -> None:
+def write_depth(path: Path, metres: Float[np.ndarray, "h w"]) -> int:
     """Writes depth as a 16-bit PNG in millimetres, whole or not at all.
 
     Args:
         path: the file.
         metres: what is not finite, not positive or beyond 65.535 m is unknown: 0.
 
+    Returns:
+        How many pixels are known, but beyond.
+
     Raises:
         OSError: it cannot be written; has the file's name.
     """
-    done, encoded = cv2.imencode(".png", depth_millimetres(metres))
+    millimetres = depth_millimetres(metres)
+    done, encoded = cv2.imencode(".png", millimetres)
     assert done, metres.shape
     write_file(path, encoded.tobytes())
+    return int(np.count_nonzero(np.isfinite(metres) & (metres > 1) & (millimetres == 0)))

@@ -15,7 +15,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import PATHS, differences, load_config_json, save_config
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss
+from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss, StageConfig
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
@@ -76,6 +76,14 @@ class Run:
         return frozenset(loss for loss in heads if modules_of(loss, model) <= known)
 
     @property
+    def has_masks(self) -> bool:
+        """Whether masks are given, and what is read through them: of a head that is not random.
+
+        A run of an earlier version does not say what it began with, which may have been one.
+        """
+        return "mask" in self.trained or bool(self.config.stages and self.meta.loaded is None)
+
+    @property
     def network(self) -> ModelConfig:
         """The network that predicts: without heads that are random, of those it need not have."""
         model, trained = self.config.model, self.trained
@@ -83,6 +91,7 @@ class Run:
         cascade = model.box_head.cascade[: max(0, known - 1)]
         # Runs of earlier versions do not say what they began with.
         has_depth = "depth" in trained or self.meta.loaded is None
+        has_depth &= model.depth_head.kind != "roi" or self.has_masks  # a map inside the masks
         depth = model.depth_head if has_depth else DepthHeadConfig()
         return replace(
             model,
@@ -96,11 +105,15 @@ class Run:
         """For people: which heads are still random; None if none are, or it is not known."""
         if self.meta.loaded is None:
             return None
-        random = sorted(_heads(self.config.model) - self.trained)
+        model = self.config.model
+        random = sorted(_heads(model) - self.trained)
         if not random:
             return None
         line = f"checkpoint {self.meta.name}: not trained yet, so random: {', '.join(random)}"
-        return f"{line}; masks are left out" if "mask" in random else line
+        if self.has_masks:
+            return line
+        depth = " and distances" if model.depth_head.kind != "none" else ""
+        return f"{line}; masks{depth} are left out"
 
 
 def _heads(model: ModelConfig) -> frozenset[Loss]:
@@ -110,6 +123,11 @@ def _heads(model: ModelConfig) -> frozenset[Loss]:
     return frozenset(heads - (set() if model.mask_iou_head.enabled else {"mask_iou"}))
 
 
+def begun_stages(config: Config, meta: Meta) -> tuple[StageConfig, ...]:
+    """The rows of the stage table that had a step at a checkpoint."""
+    return config.stages[: meta.stage_index + (meta.stage_step > 0)]
+
+
 def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     """Modules of a run with stages that are not random, at a checkpoint.
 
@@ -117,8 +135,7 @@ def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     has begun reads: training refuses a frozen module that is random there. Data without a mask
     teach those of masks nothing.
     """
-    begun = config.stages[: meta.stage_index + (meta.stage_step > 0)]
-    losses = {loss for stage in begun for loss in stage.losses}
+    losses = {loss for stage in begun_stages(config, meta) for loss in stage.losses}
     if not meta.has_masks:
         losses -= {"mask", "mask_iou"}
     return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))

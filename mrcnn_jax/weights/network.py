@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,8 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
         resnet = replace(resnet, width=len(tensors[stem.name]))
     model = replace(model, resnet=resnet)
     _refuse_other_anchors(model, tensors, path)
+    if family.project in ("torchvision", "detectron2") and family.model is not None:
+        family = replace(family, presumed=_not_stated(tensors))
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
@@ -209,13 +211,26 @@ def _depth(assigned: Iterable[str], source: Path) -> Any:
     raise ConfigError(f"{source}: no known ResNet has blocks {blocks}")
 
 
+_ANCHORS = "proposal_generator.anchor_generator.cell_anchors."  # where detectron2 keeps them
+
+
+def _not_stated(names: Collection[str]) -> str:
+    """What of torchvision's or detectron2's networks no tensor of a file states, for people.
+
+    torchvision's never do, and detectron2's no longer do.
+    """
+    marks = {"anchors": _ANCHORS, "normalisation of pixels": "pixel_mean"}
+    missing = [what for what, mark in marks.items() if not any(mark in name for name in names)]
+    return f"{' and '.join(missing)} as published, which the file does not state" * bool(missing)
+
+
 def _refuse_other_anchors(
     model: ModelConfig, tensors: Mapping[str, np.ndarray], source: Path
 ) -> None:
     """Raises ConfigError if the anchors that detectron2 keeps beside its weights are not those of
     the config."""
     for level, scales in enumerate(level_scales(model.rpn, model.strides)):
-        name = f"proposal_generator.anchor_generator.cell_anchors.{level}"
+        name = f"{_ANCHORS}{level}"
         if name not in tensors:
             continue
         expected = level_anchors(

@@ -57,13 +57,14 @@ PUBLISHED = {
 }
 
 
-def locate(weights: str, *, download: bool) -> Path:
+def locate(weights: str, *, download: bool, option: str = "--weights: ") -> Path:
     """Finds the weights that the option --weights names; fetches them only if `download` says so.
 
     Args:
         weights: a file or folder, looked up in the working directory and then in $MRCNN_DATA; one
             of the names in `PUBLISHED`; or a model of the Hugging Face Hub, hf://org/name.
         download: fetch the published file unless it was fetched before.
+        option: begins errors about the name.
 
     Returns:
         An absolute path.
@@ -82,7 +83,7 @@ def locate(weights: str, *, download: bool) -> Path:
             return path.resolve()
     if weights not in PUBLISHED:
         raise ConfigError(
-            f"--weights: {weights}: no such file or run, and none of the published ones: "
+            f"{option}{weights}: no such file or run, and none of the published ones: "
             f"{', '.join(PUBLISHED)}"
         )
     path = _cached(weights)
@@ -90,7 +91,7 @@ def locate(weights: str, *, download: bool) -> Path:
         return path
     if not download:
         raise ConfigError(
-            f"--weights: {weights}: not fetched yet; with --download it would be, from "
+            f"{option}{weights}: not fetched yet; with --download it would be, from "
             f"{PUBLISHED[weights]}, to {path}"
         )
     return fetch(weights)

@@ -210,8 +210,8 @@ def test_a_cascade_predicts_by_the_heads_that_are_trained(kept_run: Path) -> Non
 
     before = Run(replace(config, model=depth), replace(whole.meta, stage_index=1, loaded=()), {})
     assert before.network.depth_head.kind == "none"
-    line = "checkpoint 00000072-mask: not trained yet, so random: box2, box3, depth, mask"
-    assert before.untrained_line == line
+    line = "checkpoint 00000072-mask: not trained yet, so random: box2, box3, depth, mask; masks"
+    assert before.untrained_line == f"{line} and distances are left out"
     assert Run(added, meta, {}).untrained_line is None
 
     imported = replace(config, stages=())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tracemalloc
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +24,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
@@ -265,8 +270,10 @@ def test_a_full_disk_ends_it_in_a_line(
     tiny_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And detections.json, which grows image by image, gets its name only when it is whole."""
+    """And detections.json, which grows image by image, gets its name only when it is whole: then,
+    with all that was found, as has the list of the images."""
     files = sorted((tiny_data / "images").glob("val*.png"))[:3]
     growing = []
     write = encode.Path.write_bytes
@@ -284,7 +291,60 @@ def test_a_full_disk_ends_it_in_a_line(
         predict_files(kept_run, files, tmp_path / "out")
     assert growing == sorted(set(growing))
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == [f"0000{n}_{file.stem}.png" for n, file in enumerate(files[:2], 1)]
+    pictures = [f"0000{n}_{file.stem}.png" for n, file in enumerate(files, 1)]
+    assert left == [*pictures[:2], "detections.json", "images.json"]
+    assert "ended early, but kept: 3 images, " in capsys.readouterr().out
+    listed = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [image["pictures"] for image in listed] == [[name] for name in pictures]
+    assert {result["image_id"] for result in results_of(tmp_path / "out")} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_done(
+    number: int,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """So that a second call into the folder of the images takes no overlay of the first for one;
+    one that did nothing leaves what an earlier call wrote."""
+    for name in ("a", "b", "c"):
+        Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
+    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}
+    found, calls = SimpleNamespace(to_coco=lambda _: [detection]), []
+
+    def predicted(*_: Any, **__: Any) -> SimpleNamespace:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return found
+
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
+    model = SimpleNamespace(run=run, class_names={}, predict=predicted)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    before = signal.getsignal(number)
+
+    def again() -> int:
+        return mrcnn("predict", tmp_path, "--workdir", tmp_path, "--out", tmp_path)
+
+    def images() -> list[str]:
+        listed = json.loads((tmp_path / "images.json").read_text())
+        return [Path(image["file_name"]).name for image in listed]
+
+    assert again() == 128 + number
+    assert signal.getsignal(number) == before
+    assert "ended early, but kept: 2 images, 2 detections: " in capsys.readouterr().out
+    assert images() == ["a.png", "b.png"]
+    assert len(results_of(tmp_path)) == 2
+    assert [file.name for file in image_files([tmp_path])] == ["a.png", "b.png", "c.png"]
+    calls[:] = [1, 1]
+    assert again() == 128 + number
+    assert images() == ["a.png", "b.png"]
+    assert again() == 0
+    assert images() == ["a.png", "b.png", "c.png"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_memory_does_not_grow_with_the_images(
@@ -301,14 +361,50 @@ def test_memory_does_not_grow_with_the_images(
     model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
+    copies = [tmp_path / f"{number}.png" for number in range(100)]
+    for copy in copies:
+        copy.symlink_to("a.png")
     tracemalloc.start()
     try:
-        predict_files(tmp_path, 100 * [tmp_path / "a.png"], tmp_path / "out")
+        predict_files(tmp_path, copies, tmp_path / "out")
         assert tracemalloc.get_traced_memory()[1] < 4e6
     finally:
         tracemalloc.stop()
     assert (tmp_path / "out" / "detections.json").stat().st_size > 10e6
     assert len(results_of(tmp_path / "out")) == 100
+
+
+def test_no_overlays_a_low_score_and_depth_that_is_too_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The depth maps alone are drawn; their pixels over 65.535 m are counted."""
+    Image.new("L", (8, 6)).save(tmp_path / "a.png")
+    depth = np.full((6, 8), 3, np.float32)
+    depth[0, :5], depth[1, 0] = (65.535, 65.536, 70, np.nan, np.inf), 0
+    found = SimpleNamespace(to_coco=lambda _: [], depth_map=depth)
+    network = replace(ModelConfig(), depth_head=DepthHeadConfig("dense"))
+    config = SimpleNamespace(data=DataConfig(), model=network)
+    run = SimpleNamespace(config=config, network=network, untrained_line=None)
+    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    threshold = "model.box_head.score_threshold = 0.05"
+    out, more = tmp_path / "out", {"workdir": tmp_path, "paths": (tmp_path / "a.png",)}
+    predict.run(predict.Arguments(out=out, **more))
+    told = capsys.readouterr().out
+    assert "overlays in " in told
+    assert "score_threshold" not in told
+    options = {"overlays": False, "depth_maps": True, "min_score": 0.01}
+    predict.run(predict.Arguments(out=out, **options, **more))
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"--min-score 0.01: nothing below the run's {threshold} is found"
+    assert told[-2:] == [
+        "--depth-maps: 2 pixels over 65.535 m, written as 0",
+        f"1 images, 0 detections: {out / 'detections.json'}",
+    ]
+    names = ["00001_a_depth.png", "detections.json", "images.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    (listed,) = json.loads((out / "images.json").read_text())
+    assert listed["pictures"] == names[:1]
 
 
 def test_no_images_make_an_empty_list(kept_run: Path, tmp_path: Path) -> None:

@@ -198,6 +198,42 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
     assert '"detections": 8' in card  # of the config
 
 
+def test_the_card_of_a_run_that_is_not_through_its_stages(kept_run: Path, tmp_path: Path) -> None:
+    """What has yet to come is no part of its training, and what is random is said."""
+    source = load_run(kept_run)
+    meta = replace(source.meta, stage="box", stage_index=1, loaded=())
+    write_run(tmp_path / "run", source.config, source.variables, meta)
+    hand_on(tmp_path / "run", tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "| box | box |" in card
+    assert "| mask | mask |" not in card
+    random = "Checkpoint 00000072-box: not trained yet, so random: mask; masks are left out."
+    assert f"\n{random}\n" in card
+
+
+def test_the_card_of_a_run_that_was_shared_before(run: Path, tmp_path: Path) -> None:
+    """It says what the first one says, until it is evaluated again, or another licence is named;
+    a README of somebody else says nothing."""
+    hand_on(run, tmp_path / "shared", weights_licence="CC BY-NC 4.0")
+    hand_on(tmp_path / "shared", tmp_path / "again")
+    first, second = (tmp_path / name / "README.md" for name in ("shared", "again"))
+    assert second.read_text() == first.read_text()
+    share.run(share.Arguments(workdir=tmp_path / "again", to=str(tmp_path / "hub")))
+    hand_on(tmp_path / "hub", tmp_path / "third", weights_licence="MIT")
+    third = (tmp_path / "third" / "README.md").read_text()
+    assert third == first.read_text().replace("CC BY-NC 4.0", "MIT")
+    (tmp_path / "again" / "eval").mkdir()
+    figures = json.dumps({"checkpoint": "00000072-mask"} | FIGURES | {"bbox/AP": 0.1})
+    (tmp_path / "again" / "eval" / "metrics.json").write_text(figures)
+    second.write_text("# Mine\n\n## Training\n\nbadly\n")
+    (tmp_path / "shared" / "README.md").write_text(second.read_text())
+    for name, figures in (("again", "| 0.100 | 0.830 |"), ("shared", "Not evaluated.")):
+        hand_on(tmp_path / name, tmp_path / f"{name} too")
+        card = (tmp_path / f"{name} too" / "README.md").read_text()
+        assert figures in card
+        assert "badly" not in card
+
+
 def test_what_the_card_does_not_know(run: Path, tmp_path: Path) -> None:
     """Figures of an older checkpoint are not this one's, and nobody but the user knows a
     licence."""

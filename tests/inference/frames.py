@@ -15,9 +15,9 @@ def read(path: Path) -> np.ndarray:
     return cv2.imread(str(path))[..., ::-1]
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
+def write_video(path: Path, frames: Sequence[np.ndarray], codec: str = "MJPG") -> None:
     size = frames[0].shape[1::-1]
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, size)
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 25, size)
     for frame in frames:
         video.write(np.ascontiguousarray(frame[..., ::-1]))
     video.release()

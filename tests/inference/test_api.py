@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mrcnn_jax.commands import predict
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.hub_folder import write_hub_folder
-from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.run import load_run, write_run
 from tests.inference.frames import read, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,26 @@ def test_changed_pixels_are_warned_of(model: mrcnn_jax.Model, tmp_path: Path) ->
     ]
 
 
+def test_random_heads_are_warned_of_and_told_by_the_command_once(
+    kept_run: Path, tmp_path: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, run = load_run(kept_run), tmp_path / "run"
+    meta = replace(source.meta, stage="box", stage_index=1, loaded=())
+    write_run(run, source.config, source.variables, meta)
+    line = "checkpoint 00000072-box: not trained yet, so random: mask; masks are left out"
+    with pytest.warns(UserWarning, match=f"^{line}$") as warned:
+        mrcnn_jax.load(run)
+    assert [warning.filename for warning in warned] == [__file__]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "out").touch()  # which ends it before anything is predicted
+    capsys.readouterr()
+    words = tmp_path / "a.png", "--workdir", run, "--out", tmp_path / "out"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "checkpoint")
+        assert mrcnn("predict", *words) == 2
+    assert capsys.readouterr().out == f"{line}\n"
+
+
 def test_low_scores_are_left_out_and_masks_may_be_rles(
     model: mrcnn_jax.Model, folder: Path
 ) -> None:
@@ -186,6 +207,9 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
     for scales in ((), (1.0, 0.0), (float("nan"),)):
         with pytest.raises(ValueError, match="scales: "):
             model.predict(np.zeros((5, 7, 3), np.uint8), scales=scales)
+    for score in (50, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"^min_score: {score}: must be in 0\.\.1$"):
+            model.predict(np.zeros((5, 7, 3), np.uint8), min_score=score)
     with pytest.raises(ValueError, match="overlap: needs tile"):
         model.predict(np.zeros((5, 7, 3), np.uint8), overlap=8)
 

@@ -145,6 +145,28 @@ def test_it_shrinks_images_as_the_run_does(artefact: Path, kept_run: Path, tiny_
         assert len(live.scores) > 3
 
 
+def test_without_masks_there_is_a_depth_map_alone(artefact: Path) -> None:
+    """Of a dense head; objects have no depth, which would be read through masks."""
+    model = exported.load(artefact)
+    seen = {
+        "boxes": np.array([[8, 8, 40, 40]], np.float32),
+        "labels": np.array([1]),
+        "scores": np.array([0.9], np.float32),
+        "valid": np.array([True]),
+        "masks": np.ones((1, 28, 28), np.float32),
+        "depth": np.full((32, 32), 3, np.float32),
+    }
+    model._programs = [lambda *_: seen] * len(model._programs)
+    image = np.zeros((128, 128, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"^min_score: 50: must be in 0\.\.1$"):
+        model.predict(image, min_score=50)
+    assert {"masks", "depths", "depth_map"} <= model.predict(image).keys()
+    model.meta["masks"] = False
+    found = model.predict(image)
+    assert found.keys().isdisjoint({"masks", "depths"})
+    assert (found["depth_map"] == 3).all()
+
+
 def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -> None:
     """NMS and RoIAlign have a form for CPUs and one for the others: neither may be fixed by the
     machine that exports."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import mrcnn_jax
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.inference.inputs import image_files, image_pixels, read_image
+from mrcnn_jax.inference.inputs import image_files, image_pixels, read_image, read_pictures
 from tests.inference.frames import read, write_video
 
 
@@ -46,6 +47,39 @@ def test_videos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.avi")
     with pytest.raises(ConfigError, match=r"d\.avi: not a file, but a pipe$"):
         mrcnn_jax.video_frames(tmp_path / "d.avi")
+
+
+def test_frames_that_a_video_lacks_are_told(tmp_path: Path) -> None:
+    """Of one that is cut off in the middle; one that lacks the last frame alone is as it may be."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (64, 64, 3)).astype(np.uint8) for _ in range(30)]
+    write_video(tmp_path / "clip.avi", frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(mrcnn_jax.video_frames(tmp_path / "clip.avi"))) == 30
+    content = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=r"^clip\.avi: 1\d of the 30 frames that it states"):
+        seen = list(mrcnn_jax.video_frames(tmp_path / "clip.avi"))
+    told: list[str] = []
+    assert len(list(read_pictures(tmp_path / "clip.avi", DataConfig(), Report(), told.append))) == (
+        len(seen)
+    )
+    assert told == [f"clip.avi: {len(seen)} of the 30 frames that it states could be decoded"]
+    with pytest.raises(ConfigError, match=r"clip\.avi: not an image .* mrcnn_jax\.video_frames\)$"):
+        read_image(tmp_path / "clip.avi", DataConfig())
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".asf", ".vob", ".mxf", ".MJPEG"])
+def test_videos_are_known_by_suffix(suffix: str, tmp_path: Path) -> None:
+    codec = "MJPG" if suffix in (".asf", ".MJPEG") else "MPG2"
+    path = tmp_path / f"clip{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    write_video(path, 3 * [noise], codec)
+    told: list[str] = []
+    frames = list(read_pictures(path, DataConfig(), Report(), told.append))
+    assert [number for number, _ in frames] == [0, 1, 2]
+    assert not told
 
 
 def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path) -> None:
@@ -93,6 +127,24 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
     for reads in (lambda path: image_files([path]), lambda path: read_image(path, DataConfig())):
         with pytest.raises(ConfigError, match=r"pipe.png: not a file, but a pipe, socket or devi"):
             reads(tmp_path / "pipe.png")
+
+
+def test_a_file_that_is_named_twice_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever path, as of a folder and a file in it: the first name stays."""
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    for folder in (photos, other):
+        folder.mkdir()
+        Image.new("L", (8, 6)).save(folder / "a.png")
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    report = Report()
+    named = [Path("photos/a.png"), photos, Path("link"), other, Path("other/../photos/a.png")]
+    assert image_files(named, report) == [named[0], other / "a.png"]
+    assert report.lines()[1:] == [
+        "left out 3: files that were named before: passed over (a.png, a.png, a.png)"
+    ]
 
 
 class Tensor:

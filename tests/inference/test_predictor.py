@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 import mrcnn_jax
-from mrcnn_jax.inference.predictor import batch_of, batch_of_one
+from mrcnn_jax.commands.export_contents import metadata
+from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.inference.predictor import Predictor, batch_of, batch_of_one
+from mrcnn_jax.structures import Instances
 
 
 def test_sizes_share_one_program_a_canvas(model: mrcnn_jax.Model) -> None:
@@ -51,3 +55,33 @@ def test_parts_have_the_scale_of_the_image_they_are_like(model: mrcnn_jax.Model)
     assert (batch.images[1, :64] == 55).all()
     assert not batch.images[1, 64:].any()
     assert not batch.images[2].any()
+
+
+@pytest.mark.parametrize("kind", ["dense", "roi"])
+def test_masks_of_a_random_head_are_left_out_and_what_is_read_through_them(
+    kind: str, model: mrcnn_jax.Model
+) -> None:
+    """A run of an earlier version, which may have begun with a trained one, keeps both."""
+    found = Instances(
+        boxes=np.array([[8, 8, 40, 40]], np.float32),
+        valid=np.array([True]),
+        labels=np.array([1], np.int32),
+        scores=np.array([0.9], np.float32),
+        masks=np.ones((1, 28, 28), np.float32),
+    )
+    cells = np.full((32, 32) if kind == "dense" else (1, 28, 28), 3, np.float32)
+    config, meta = model.run.config, replace(model.run.meta, stage_index=1)
+    deep = replace(config, model=replace(config.model, depth_head=DepthHeadConfig(kind)))
+    run = replace(model.run, config=deep, meta=meta)
+    began_with = ("depth_head",)
+    for loaded, kept in ((None, True), (began_with, False), ((*began_with, "mask_head"), True)):
+        one = replace(run, meta=replace(meta, loaded=loaded))
+        assert one.has_masks == metadata(one)["masks"] == kept
+        assert ("left out" in (one.untrained_line or "")) == (not kept)
+        assert one.network.depth_head.kind == (kind if kept or kind == "dense" else "none")
+        depth = None if one.network.depth_head.kind == "none" else cells
+        seen = Predictor(one).in_image(found, np.ones(2, np.float32), (128, 128), depth=depth)
+        assert (seen.masks is not None) == (seen.depths is not None) == kept
+        assert (seen.depth_map is not None) == (kept or kind == "dense")
+    imported = replace(run, config=replace(deep, stages=()))
+    assert imported.has_masks

@@ -113,6 +113,8 @@ def test_those_with_a_score(kind: str) -> None:
     for score, count in ((0.5, 2), (0.6, 1), (0.8, 0)):
         assert found.at_least(score).to_coco() == every[:count]
         assert len(found.at_least(score).rles()) == count
+    with pytest.raises(ValueError, match=r"^score: 50: must be in 0\.\.1$"):
+        found.at_least(50)
 
 
 @dataclass(kw_only=True)

@@ -61,7 +61,7 @@ def test_depth_comes_back_in_millimetres(tmp_path: Path) -> None:
     unknown = (0.0, 0.0004, -1.0, np.nan, np.inf, -np.inf, 65.536, 70.0)
     metres = np.array([*exact, *unknown], np.float64)[None]
     for kind in (np.float64, np.float32):
-        write_depth(tmp_path / "a.png", metres.astype(kind))
+        assert write_depth(tmp_path / "a.png", metres.astype(kind)) == 2  # known, but beyond
         read = np.asarray(Image.open(tmp_path / "a.png"))
         assert read.tolist() == [[*exact.values(), *[0] * len(unknown)]], kind
     ramp = np.arange(1, 65536).reshape(-1, 255)

@@ -28,7 +28,7 @@ from mrcnn_jax.config.tables import (
 )
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.weights import network
+from mrcnn_jax.weights import network, published
 from mrcnn_jax.weights.importer import import_weights
 
 V1, V2 = "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"
@@ -105,8 +105,13 @@ def test_a_run_that_is_whole(
     printed = capsys.readouterr().out
     used = len(leaves)
     project = "detectron2" if detectron2 else "torchvision" if torchvision else "mmdetection"
-    presumed = "; presumably style pytorch: no config in the file says caffe"
-    title = f"{name} ({project}{presumed if name == MMDET else ''})"
+    presumed = {
+        "mmdetection": "; presumably style pytorch: no config in the file says caffe",
+        "torchvision": "; presumably anchors and normalisation of pixels as published, which the "
+        "file does not state",
+        "detectron2": "",
+    }
+    title = f"{name} ({project}{presumed[project]})"
     assert f"{source}: {title}, {len(tensors)} tensors, {used} of them used" in printed
     assert ("untested on the published file" in printed) == (not torchvision)
     assert ("num_batches_tracked and 51 more: counters of steps" in printed) == (
@@ -406,6 +411,24 @@ def test_anchors_of_another_config_are_refused(family: str, level: int, tmp_path
         import_weights(tmp_path / "weights.npz", tmp_path / "run")
 
 
+def test_constants_that_a_file_does_not_state_are_presumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of today's detectron2, which no longer saves them."""
+    tensors = state_dicts.tensors(SHAPES[C4]())
+    for mark, what in (
+        ("cell_anchors", "anchors"),
+        ("pixel_", "anchors and normalisation of pixels"),
+    ):
+        tensors = {name: tensor for name, tensor in tensors.items() if mark not in name}
+        np.savez(tmp_path / "weights.npz", **tensors)
+        import_weights(tmp_path / "weights.npz", tmp_path / mark)
+        title = (
+            f"{C4} (detectron2; presumably {what} as published, which the file does not state), "
+        )
+        assert title in capsys.readouterr().out
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "weights.npz", SHAPES[V1]())
     (tmp_path / "empty").mkdir()
@@ -431,3 +454,30 @@ def test_the_command(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_published_weights_by_name(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mrcnn: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their file where `--download` keeps it; nothing is fetched unasked, nor for a taken place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MRCNN_DATA", raising=False)
+    name = "torchvision-coco-v1"
+    assert mrcnn("import", name, "--out", "run") == 2
+    assert capsys.readouterr().err.startswith(f"error: {name}: not fetched yet; with --download ")
+    (tmp_path / "taken").touch()
+    assert mrcnn("import", name, "--download", "--out", "taken") == 2
+    assert capsys.readouterr().err.startswith("error: taken: exists and is not an empty folder")
+    assert mrcnn("import", "nowhere.pth", "--out", "run") == 2
+    assert capsys.readouterr().err.startswith("error: nowhere.pth: no such file or run, and none")
+    path = tmp_path / "cache" / "mrcnn_jax" / "weights" / published.PUBLISHED[name].file
+    path.parent.mkdir(parents=True)
+    write(tmp_path / "a.pkl", SHAPES["published"]()).rename(path)
+    for number, option in enumerate(((), ("--download",))):
+        assert mrcnn("import", name, "--out", f"run{number}", *option) == 0
+        assert capsys.readouterr().out.startswith(f"{path}: {V1} (torchvision")
+        assert load_run(tmp_path / f"run{number}").meta.stage == "imported"
