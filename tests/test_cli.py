@@ -43,6 +43,14 @@ def end(program: str, redirection: str = "", **environment: str) -> tuple[int, s
         ("raise cli.Stopped('saved', 15)", (143, "saved\n", "")),
         ("raise cli.Stopped('saved', 2)", (130, "saved\n", "")),
         ("raise KeyboardInterrupt", (130, "", "interrupted\n")),
+        (
+            "with cli.sigterm_interrupts(): os.kill(os.getpid(), 15); time.sleep(9)",
+            (143, "stopped by SIGTERM\n", ""),
+        ),
+        (
+            "with cli.sigterm_interrupts(): raise KeyboardInterrupt",
+            (130, "", "interrupted\n"),
+        ),
         ("raise MemoryError", (1, "", "error: out of memory\n")),
         ("open('/dev')", (1, "", "error: /dev: Is a directory\n")),
         ("os.rename('/nowhere', '/b')", (1, "", "error: /b: No such file or directory\n")),

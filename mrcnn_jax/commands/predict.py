@@ -15,14 +15,13 @@ windows, whatever its size.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -33,13 +32,13 @@ from mrcnn_jax.config.errors import ConfigError
 if TYPE_CHECKING:
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.report import Report
+    from mrcnn_jax.inference.drawn import JSONList
     from mrcnn_jax.inference.predicted_annotations import Annotations
     from mrcnn_jax.inference.results import TileCounts
     from mrcnn_jax.inference.tiles import Tiling
     from mrcnn_jax.runs.run import Run
 
 DETECTIONS = "detections.json"
-LONGEST = 200  # bytes of an overlay's name: file systems have 255, and files are written under more
 LONGEST_SIDE = 4096  # pixels of an overlay of tiles
 
 
@@ -82,7 +81,8 @@ def run(arguments: Arguments) -> None:
     """
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.inputs import LIST, image_files
+    from mrcnn_jax.inference.drawn import LIST, JSONList
+    from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
@@ -118,7 +118,7 @@ def run(arguments: Arguments) -> None:
             found_part.open("w") as found,
             images_part.open("w") as images,
         ):
-            lists = _List(found), _List(images)
+            lists = JSONList(found), JSONList(images)
             results = _Results(arguments, files, tiling, model, report, *lists, annotations)
             try:
                 with cli.sigterm_interrupts():
@@ -205,35 +205,6 @@ def _refuse_large(file: Path, data: DataConfig) -> None:
     )
 
 
-def _tiles_line(tiling: Tiling, counts: Sequence[TileCounts]) -> str:
-    """For people: how the detections in tiles were merged."""
-    joined, repeated, cut = (
-        sum(getattr(each, name) for each in counts) for name in ("joined", "repeated", "cut")
-    )
-    return (
-        f"{sum(each.tiles for each in counts)} tiles of {tiling.tile} x {tiling.tile} pixels, "
-        f"overlap {tiling.overlap}: {joined} objects joined from pieces, {repeated} detections of "
-        f"objects seen in another tile left out, {cut} cut objects without another piece kept"
-    )
-
-
-class _List:
-    """A JSON list that grows in a file, entry by entry."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.count = 0
-        self._stream = stream
-        stream.write("[")
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self._stream.write((",\n" if self.count else "") + json.dumps(entry))
-        self.count += 1
-        self._stream.flush()
-
-    def end(self) -> None:
-        self._stream.write("]\n")
-
-
 class _Results:
     """What is written of each picture."""
 
@@ -244,13 +215,13 @@ class _Results:
         tiling: Tiling | None,
         model: Any,
         report: Report,
-        detections: _List,
-        images: _List,
+        detections: JSONList,
+        images: JSONList,
         annotations: Annotations | None,
     ) -> None:
         self._arguments, self._model, self._report = arguments, model, report
         self._tiling, self._annotations = tiling, annotations
-        self._inputs = {file.resolve() for file in files}
+        self._inputs: set[Path | str] = {file.resolve() for file in files}
         self.detections, self.images = detections, images
         self.number = 0
         """Of the last picture: its image id."""
@@ -297,9 +268,11 @@ class _Results:
             start: of the line that says where the results are.
         """
         from mrcnn_jax.data.caps import found_limit
+        from mrcnn_jax.inference.drawn import remove_earlier
+        from mrcnn_jax.inference.tiles import tiles_line
 
         out, min_score = self._arguments.out, self._arguments.min_score
-        _remove_earlier(out, earlier, self._inputs, self.written, self._report)
+        remove_earlier(out, earlier, self._inputs | self.written, self._report)
         for line in self._report.lines()[1:] + self.notes:
             print(line)
         if self.beyond:
@@ -309,7 +282,7 @@ class _Results:
             what = "images" if self._tiling is None else "tiles"
             print(found_limit(limit, self.full, min_score, what))
         if self._tiling is not None:
-            print(_tiles_line(self._tiling, self.tiles))
+            print(tiles_line(self._tiling, self.tiles))
         print(
             f"{start}{self.images.count} images, {self.detections.count} detections: "
             f"{out / DETECTIONS}" + (f", overlays in {out}" if self._arguments.overlays else "")
@@ -320,12 +293,13 @@ class _Results:
         from mrcnn_jax.data.report import Reason
         from mrcnn_jax.evaluation.average_precision import mask_score
         from mrcnn_jax.figures.draw import draw_instances
+        from mrcnn_jax.inference.drawn import picture_name
         from mrcnn_jax.inference.results import reduced
         from mrcnn_jax.pixels.encode import write_depth, write_image
 
         out, min_score = self._arguments.out, self._arguments.min_score
         self.number += 1
-        name = _overlay_name(self.number, file, frame, self._report)
+        name = picture_name(self.number, file, frame, self._report)
         names = {
             suffix: f"{name}{suffix}.png"
             for suffix, wanted in (
@@ -334,8 +308,8 @@ class _Results:
             )
             if wanted
         }
-        for picture_name in names.values():
-            if (path := out / picture_name).resolve() in self._inputs:
+        for drawn_name in names.values():
+            if (path := out / drawn_name).resolve() in self._inputs:
                 raise ConfigError(f"{file}: its picture would replace {path} (another --out)")
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
@@ -381,23 +355,6 @@ class _Results:
         return seen, scene.picture, scene.step
 
 
-def _overlay_name(number: int, file: Path, frame: int | None, report: Report) -> str:
-    """Without suffix; the number keeps files of one name in two folders apart."""
-    from mrcnn_jax.data.report import Reason
-
-    start, end = f"{number:05d}_", ("" if frame is None else f"_{frame:06d}")
-    stem = file.stem.encode(errors="surrogateescape")
-    room = LONGEST - len(start) - len(end) - len(".png")
-    if len(stem) <= room:
-        return f"{start}{file.stem}{end}"
-    name = f"{start}{stem[:room].decode(errors='ignore')}{end}"
-    report.add(Reason.SHORTENED, f"{name}.png")
-    return name
-
-
-# -- pictures of an earlier call -------------------------------------------------------------------
-
-
 def _listed(out: Path) -> set[str]:
     """The names of what an earlier call drew into `out`, by its list; empty if there is none.
 
@@ -405,7 +362,7 @@ def _listed(out: Path) -> set[str]:
         ConfigError: there is another file of that name, or detections without the list, as `eval`
             writes them, which would be replaced.
     """
-    from mrcnn_jax.inference.inputs import LIST, drawn_in
+    from mrcnn_jax.inference.drawn import LIST, drawn_in
 
     if not (out / LIST).exists() and (out / DETECTIONS).exists():
         raise ConfigError(f"{out / DETECTIONS}: not written by predict (choose another --out)")
@@ -413,19 +370,3 @@ def _listed(out: Path) -> set[str]:
         return drawn_in(out)
     except ValueError as error:
         raise ConfigError(f"{error} (choose another --out)") from None
-
-
-def _remove_earlier(
-    out: Path, earlier: set[str], inputs: Collection[Path], written: set[str], report: Report
-) -> None:
-    """Removes what only the earlier call drew, and tells of other pictures that look like it."""
-    from mrcnn_jax.data.report import Reason
-    from mrcnn_jax.inference.inputs import is_drawn
-
-    for path in sorted(out.iterdir()):
-        ours = is_drawn(path.name) and path.is_file()
-        if not ours or path.name in written or path.resolve() in inputs:
-            continue
-        if path.name in earlier:
-            path.unlink()
-        report.add(Reason.REPLACED if path.name in earlier else Reason.LEFT, path.name)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +19,7 @@ from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import tell_kind
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.inference.drawn import drawn_in
 from mrcnn_jax.pixels.decode import (
     HEIF_SUFFIXES,
     SUFFIXES,
@@ -30,32 +29,6 @@ from mrcnn_jax.pixels.decode import (
     pillow_pixels,
 )
 from mrcnn_jax.pixels.geometry import check_image
-
-LIST = "images.json"
-"""What `predict` lists the images of a folder of results in, with what it drew of each."""
-_DRAWN = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
-
-
-def is_drawn(name: str) -> bool:
-    """Whether a file's name is like those of the pictures that `predict` draws."""
-    return _DRAWN.fullmatch(name) is not None
-
-
-def drawn_in(folder: Path) -> set[str]:
-    """The names of what an earlier prediction drew into a folder, by its list; empty without one.
-
-    Raises:
-        ValueError: the folder's `LIST` cannot be read, or is another file of that name.
-    """
-    path = folder / LIST
-    try:
-        refuse_pipe(path)
-        images = json.loads(path.read_bytes())
-        return {name for image in images for name in image["pictures"] if is_drawn(name)}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(f"{path}: not written by predict") from None
 
 
 def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:

@@ -107,3 +107,15 @@ def _each(
 ) -> Iterator[Detections]:
     for first in range(0, len(places), batch):
         yield from detect([scene.read(place) for place in places[first : first + batch]])
+
+
+def tiles_line(tiling: Tiling, counts: Sequence[TileCounts]) -> str:
+    """For people: how the detections in tiles were merged."""
+    joined, repeated, cut = (
+        sum(getattr(each, name) for each in counts) for name in ("joined", "repeated", "cut")
+    )
+    return (
+        f"{sum(each.tiles for each in counts)} tiles of {tiling.tile} x {tiling.tile} pixels, "
+        f"overlap {tiling.overlap}: {joined} objects joined from pieces, {repeated} detections of "
+        f"objects seen in another tile left out, {cut} cut objects without another piece kept"
+    )

@@ -302,6 +302,7 @@ def test_a_full_disk_ends_it_in_a_line(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_done(
     number: int,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     mrcnn: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
@@ -325,6 +326,9 @@ def test_a_signal_keeps_what_was_done(
     model = SimpleNamespace(run=run, class_names={}, predict=predicted)
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     before = signal.getsignal(number)
+    request.addfinalizer(lambda: signal.signal(number, before))
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, usual)  # another command may have set one
 
     def again() -> int:
         return mrcnn("predict", tmp_path, "--workdir", tmp_path, "--out", tmp_path)
@@ -334,7 +338,7 @@ def test_a_signal_keeps_what_was_done(
         return [Path(image["file_name"]).name for image in listed]
 
     assert again() == 128 + number
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == usual
     assert "ended early, but kept: 2 images, 2 detections: " in capsys.readouterr().out
     assert images() == ["a.png", "b.png"]
     assert len(results_of(tmp_path)) == 2

@@ -1,0 +1,68 @@
+"""What predict draws: told from photographs by its list alone, never by a name."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.inference.drawn import LIST, JSONList, drawn_in, picture_name, remove_earlier
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_grows_and_ends(count: int) -> None:
+    stream = io.StringIO()
+    entries = JSONList(stream)
+    for number in range(count):
+        entries.add({"id": number})
+    assert entries.count == count
+    entries.end()
+    assert json.loads(stream.getvalue()) == [{"id": number} for number in range(count)]
+
+
+def test_what_was_drawn_is_what_the_list_says(tmp_path: Path) -> None:
+    assert drawn_in(tmp_path) == drawn_in(tmp_path / "nowhere") == set()
+    listed = ["00001_a.png", "../00002_b.png", "photo.png", "00003_c_depth.png"]
+    (tmp_path / LIST).write_text(json.dumps([{"pictures": listed}, {"pictures": []}]))
+    assert drawn_in(tmp_path) == {"00001_a.png", "00003_c_depth.png"}
+    assert drawn_in(tmp_path / LIST) == set()
+    for content in (b"", b"\xff", b"{}x", b"[3]", b"3", b'{"images": []}', b"[" * 100_000):
+        (tmp_path / LIST).write_bytes(content)
+        with pytest.raises(ValueError, match=r"images\.json: not written by predict$"):
+            drawn_in(tmp_path)
+    (tmp_path / LIST).unlink()
+    os.mkfifo(tmp_path / LIST)
+    with pytest.raises(ValueError, match=r"images\.json: not written by predict$"):
+        drawn_in(tmp_path)
+
+
+def test_what_an_earlier_call_drew_is_removed(tmp_path: Path) -> None:
+    """But what this call drew, or read, stays, and so does what no list names."""
+    names = ["00001_a.png", "00002_b.png", "00003_mine.png", "00004_input.png", "photo.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    report = Report()
+    kept = {"00001_a.png", (tmp_path / "00004_input.png").resolve()}
+    remove_earlier(tmp_path, {*names[:2], names[3], "photo.png"}, kept, report)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[0], *names[2:]]
+    assert [line.partition("(")[2] for line in report.lines()[1:]] == [
+        "00003_mine.png)",
+        "00002_b.png)",
+    ]
+
+
+def test_names() -> None:
+    report = Report()
+    assert picture_name(7, Path("x/a.b.jpg"), None, report) == "00007_a.b"
+    assert picture_name(123456, Path("clip.mp4"), 3, report) == "123456_clip_000003"
+    assert not report.findings
+    long = picture_name(1, Path("é" * 120 + ".png"), 2, report)
+    assert len(f"{long}.png".encode()) <= 200
+    assert long.endswith("é_000002")
+    assert report.lines()[1:] == [
+        f"repaired 1: pictures whose file's name is too long for theirs: shortened ({long}.png)"
+    ]
