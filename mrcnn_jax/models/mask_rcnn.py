@@ -327,7 +327,7 @@ class MaskRCNN(nn.Module):
         before, after = (
             jnp.broadcast_to(exists, (len(rows), side, side, 1)) for side in (size, (size + 1) // 2)
         )
-        live = live and self.config.resnet.norm == "live"
+        live = live and self.config.live_norm
         rows = self.res5(rows, live=live, mask_in=before, mask_out=after)
         return rows.reshape(*pooled.shape[:2], *rows.shape[1:])
 

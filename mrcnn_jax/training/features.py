@@ -36,7 +36,7 @@ from mrcnn_jax.output import part_folder
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 from mrcnn_jax.training.memory import GIB
-from mrcnn_jax.training.stages import live_norm
+from mrcnn_jax.training.stages import trained_modules
 from mrcnn_jax.training.step import Known
 
 VERSION = 1  # of what they compute: raise it when trunks, RPN or proposals compute otherwise
@@ -61,7 +61,7 @@ def frozen_modules(stage: StageConfig, variables: Variables, config: Config) -> 
     Args:
         variables: of the network; only their names are read.
     """
-    trained = live_norm(stage, variables["params"])
+    trained = trained_modules(stage, variables["params"])
     trunk = frozenset(modules_of("rpn", config.model) - {"rpn"})
     if trained & trunk:
         return None

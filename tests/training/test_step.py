@@ -348,10 +348,10 @@ def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_al
     decayed = {path for path, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
     assert decayed == {path for path in paths if path.endswith("/kernel")}
 
-    def loss(drop_path: float, live: frozenset[str]) -> float:
+    def loss(drop_path: float, modules: frozenset[str]) -> float:
         dropping = MaskRCNN(replace(config, convnext=replace(trunk, drop_path=drop_path)))
         losses = nn.apply(
-            lambda m, b: stage_losses(m, b, jax.random.key(0), ("rpn",), live)[0], dropping
+            lambda m, b: stage_losses(m, b, jax.random.key(0), ("rpn",), modules)[0], dropping
         )
         found = jax.jit(losses, compiler_options=QUICK_COMPILE)(variables, batch(0))
         return float(found["rpn_objectness"])
