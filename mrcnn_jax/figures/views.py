@@ -143,7 +143,7 @@ def masks_of(
         truth = batch.ground_truth
         assert truth.labels is not None
         features = model.features(batch)
-        return model.instance_masks(features, truth.boxes, truth.labels, truth.valid)
+        return model.scored_masks(features, truth.boxes, truth.labels, truth.valid)[0]
 
     asked = iter(objects)
     # A file with only some of the run's categories numbers them in its own way.

@@ -146,7 +146,7 @@ def _mask_losses(
     choose = per_image(lambda f, gt: mask_samples(f, gt, head, config.mask_size), mesh)
     chosen = choose(found, batch.ground_truth)
     pooled = model.mask_features(features, chosen.boxes, chosen.valid)
-    logits = model.mask_logits(pooled, chosen.labels, chosen.valid)
+    logits = model.mask_logits(pooled, chosen.valid, chosen.labels)
     values: Losses = {}
     if "mask" in losses:
         refine = functools.partial(model.points, features)
