@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -57,12 +57,6 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # each program runs a few
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=0.1)
 RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
 BOX = replace(BOX, ema_decay=0.75)
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture(scope="module")
