@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from tqdm import tqdm
 from mrcnn_jax import parallel
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig, StageConfig
+from mrcnn_jax.config.schema import AugmentConfig, Config, StageConfig
 from mrcnn_jax.data.cache import is_sealed, seal, writing
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, plan_once
+from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, modules_of, select_proposals
 from mrcnn_jax.output import part_folder
 from mrcnn_jax.runtime import compile_options
@@ -278,7 +278,7 @@ def _write(
     program = jax.jit(_results(config, model, modules), **compile_options())
     plan = plan_once(split, config.data.batch_size)
     with tqdm(total=len(split.plans), desc=f"features of {split.name}", unit="img") as bar:
-        for planned, batch in zip(plan, _batches(split, plan, config.data), strict=True):
+        for planned, batch in zip(plan, load(split, plan, config.data), strict=True):
             for name, rows in jax.device_get(program(variables, batch)).items():
                 for index, row in zip(planned.images, rows, strict=False):
                     if not np.isfinite(row).all():
@@ -293,16 +293,6 @@ def _write(
         for array in layouts.values():
             array.flush()
     seal(folder)
-
-
-def _batches(
-    split: Split, plan: Sequence[PlannedBatch], data: DataConfig
-) -> Generator[Batch, None, None]:
-    """Loads the batches; Failure names an image that cannot be."""
-    try:
-        yield from load(split, plan, data)
-    except RuntimeError as error:
-        raise Failure(f"{split.dataset.images_dir}: {error}") from error
 
 
 def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:
