@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.heads import Norm
-from mrcnn_jax.models.convolution import convolution, windows
+from mrcnn_jax.models.convolution import convolution, xla_convolution
 from mrcnn_jax.ops.platforms import by_platform
 
 _MOMENTUM = 0.9  # of batch norm: the share of the running statistics that survives a batch
@@ -96,10 +96,10 @@ def convolve(
     """
 
     side = (kernel.shape[0] - 1) // 2
-    plain = functools.partial(windows, strides=strides, padding=(side, side))
+    plain = functools.partial(xla_convolution, strides=strides, padding=(side, side))
 
     def rows(x: Array, kernel: Array) -> Array:
-        return product(x[:, ::strides, ::strides], kernel[0, 0])
+        return matmul(x[:, ::strides, ::strides], kernel[0, 0])
 
     if kernel.shape[0] == 1:
         # On a CPU, a product of matrices is faster forward and backward; on a GPU, only a
@@ -110,7 +110,7 @@ def convolve(
     return plain(x, kernel)
 
 
-def product(
+def matmul(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"], preferred: Dtype | None = None
 ) -> Float[Array, "*n o"]:
     """Multiplies rows by a matrix, to the dtype of `x` or to `preferred`."""
@@ -181,7 +181,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 

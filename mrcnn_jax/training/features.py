@@ -37,7 +37,7 @@ from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 from mrcnn_jax.training.memory import GIB
 from mrcnn_jax.training.stages import trained_modules
-from mrcnn_jax.training.step import Known
+from mrcnn_jax.training.step import CachedFeatures
 
 VERSION = 1  # of what they compute: raise it when trunks, RPN or proposals compute otherwise
 
@@ -107,7 +107,7 @@ def refuse_unusable_cache(
     print(f"{line} will be kept in {folders[0].parent}")
 
 
-class KnownFeatures:
+class FeatureFiles:
     """The files of one split and one state of the frozen modules."""
 
     def __init__(self, folder: Path, split: Split, layout: dict[int, dict[str, Any]]) -> None:
@@ -120,7 +120,7 @@ class KnownFeatures:
             for canvas, layouts in layout.items()
         }
 
-    def of(self, batch: Batch, canvas: int) -> Known:
+    def of(self, batch: Batch, canvas: int) -> CachedFeatures:
         """Reads the rows of a batch, NumPy arrays; rows without an image hold 0."""
         valid, indices = np.asarray(batch.valid), np.asarray(batch.indices)
         places = [self._places[index] for index in indices[valid]]
@@ -130,7 +130,7 @@ class KnownFeatures:
             rows[name][valid] = array[places]
         return _known(rows)
 
-    def shapes(self, count: int, canvas: int) -> Known:
+    def shapes(self, count: int, canvas: int) -> CachedFeatures:
         """The shapes of the rows of a batch of `count` images."""
         return _known(
             {
@@ -145,7 +145,7 @@ class _WithKnown:
     """A jitted step that is handed what is known of each batch."""
 
     program: Any
-    features: KnownFeatures
+    features: FeatureFiles
     canvases: tuple[tuple[int, int], ...]
 
     def __call__(self, first: Any, batch: Batch, *rest: Any) -> Any:
@@ -171,7 +171,7 @@ def with_known(
     """Hands the jitted step of a stage the features of its batches, if they are to be kept.
 
     Args:
-        program: (state or variables, batch, ...) of which the last argument is `Known`.
+        program: (state or variables, batch, ...) of which the last argument is `CachedFeatures`.
         variables: of the network, as the stage begins with them.
         split: the images of the batches.
 
@@ -190,7 +190,7 @@ def with_known(
 
 def known_features(
     config: Config, stage: StageConfig, model: MaskRCNN, variables: Variables, split: Split
-) -> KnownFeatures | None:
+) -> FeatureFiles | None:
     """The features of a split for a stage, computed unless the cache holds them.
 
     Args:
@@ -225,7 +225,7 @@ def known_features(
                     # Another run may have computed the same in the meantime.
                     if not is_sealed(folder):
                         raise
-    return KnownFeatures(folder, split, layout)
+    return FeatureFiles(folder, split, layout)
 
 
 def _make_room(folder: Path, limit: float, size: int) -> None:
@@ -317,13 +317,13 @@ def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:
     return results
 
 
-def _known(rows: dict[str, Any]) -> Known:
+def _known(rows: dict[str, Any]) -> CachedFeatures:
     proposals = None
     if "boxes" in rows:
         boxes, scores, valid = (rows[name] for name in ("boxes", "scores", "valid"))
         proposals = Instances(boxes=boxes, scores=scores, valid=valid)
     features = {name: leaf for name, leaf in rows.items() if name[1:].isdigit()}
-    return Known(features, proposals)
+    return CachedFeatures(features, proposals)
 
 
 def _layout(

@@ -37,7 +37,7 @@ from mrcnn_jax.training.optimizer import apply_gradients, moving_average
 Losses = dict[str, Float[Array, ""]]
 
 
-class Known(flax.struct.PyTreeNode):
+class CachedFeatures(flax.struct.PyTreeNode):
     """What frozen modules make of a batch, computed before."""
 
     features: Pyramid
@@ -50,7 +50,7 @@ def stage_losses(
     key: PRNGKeyArray,
     losses: Collection[Loss],
     trained: Collection[str],
-    known: Known | None = None,
+    known: CachedFeatures | None = None,
     *,
     validation: bool = False,
 ) -> tuple[Losses, Instances | None, dict[str, Array]]:
@@ -163,7 +163,7 @@ class TrainStep(Protocol):
     """(state, batch, what is known of it) -> (state, losses, counts and gradient norm)."""
 
     def __call__(
-        self, state: TrainState, batch: Batch, known: Known | None = None
+        self, state: TrainState, batch: Batch, known: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]: ...
 
 
@@ -171,7 +171,11 @@ class ValidationStep(Protocol):
     """(variables, batch, key, what is known of the batch) -> (losses, proposals)."""
 
     def __call__(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray, known: Known | None = None
+        self,
+        variables: Variables,
+        batch: Batch,
+        key: PRNGKeyArray,
+        known: CachedFeatures | None = None,
     ) -> tuple[Losses, Instances | None]: ...
 
 
@@ -196,7 +200,7 @@ def make_train_step(
     trained = stages.trained_modules(stage, params)
 
     def train_step(
-        state: TrainState, batch: Batch, known: Known | None = None
+        state: TrainState, batch: Batch, known: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         whole = state.params
         if model.mesh is not None:
@@ -252,7 +256,7 @@ def make_validation_step(model: MaskRCNN, stage: StageConfig) -> ValidationStep:
     """
 
     def validation_step(
-        variables: Variables, batch: Batch, key: PRNGKeyArray, known: Known | None = None
+        variables: Variables, batch: Batch, key: PRNGKeyArray, known: CachedFeatures | None = None
     ) -> tuple[Losses, Instances | None]:
         if model.mesh is not None:
             variables = jax.lax.with_sharding_constraint(variables, replicated(model.mesh))
