@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 from mrcnn_jax.config.schema import DataConfig  # noqa: E402
 from mrcnn_jax.data.reading import read_coco  # noqa: E402
 from mrcnn_jax.data.records import CocoDataset, ImageRecord  # noqa: E402
-from mrcnn_jax.evaluation.average_precision import judge  # noqa: E402
+from mrcnn_jax.evaluation.average_precision import match_results  # noqa: E402
 from mrcnn_jax.inference.depth_comparison import DepthComparison  # noqa: E402
 from mrcnn_jax.pixels.depth import decode_depth  # noqa: E402
 
@@ -84,7 +84,7 @@ def main() -> None:
         for split in ("train", "val")
     )
     median, plane = fit(train, data)
-    nothing = judge(val.to_coco(), [], iou_types=("segm",))["segm"]
+    nothing = match_results(val.to_coco(), [], iou_types=("segm",))["segm"]
     for name in ("median", "plane"):
         compared = DepthComparison()
         for index, (image, true) in enumerate(maps(val, data)):

@@ -324,9 +324,9 @@ def write_evaluation(
         results: COCO results.
         recall: further metrics.
     """
-    from mrcnn_jax.evaluation.average_precision import evaluate, table
+    from mrcnn_jax.evaluation.average_precision import coco_figures, match_results, table
 
-    metrics = evaluate(ground_truth, results) | dict(recall or {})
+    metrics = coco_figures(match_results(ground_truth, results)) | dict(recall or {})
     print(table(metrics))
     (folder / "eval").mkdir(exist_ok=True)
     (folder / "eval" / "detections.json").write_text(json.dumps(results))

@@ -59,10 +59,15 @@ LONG = (
     "test_shrinking",
     "test_state_dicts",
 )
-STRICT = (
+# Folders under tests/, and files of others, whose tests run under strict dtype and rank promotion.
+STRICT = {
     "ops",
     "models",
-)  # folders under tests/ whose tests run under strict dtype and rank promotion
+    "test_cascade_stages",
+    "test_depth_stage",
+    "test_mask_iou_stage",
+    "test_step",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
-    if Path(request.node.path).parent.name not in STRICT:
+    if STRICT.isdisjoint({request.node.path.parent.name, request.node.path.stem}):
         yield
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):

@@ -1,5 +1,5 @@
 """An evaluation of random ellipses whose names would break a careless page, and how pycocotools
-should judge it, in plain loops."""
+should count it, in plain loops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.evaluation.at_score import at_score, shown
-from mrcnn_jax.evaluation.average_precision import coco_figures, judge
+from mrcnn_jax.evaluation.average_precision import coco_figures, match_results
 from mrcnn_jax.figures.page.contents import report_data
 from mrcnn_jax.runs.metrics import Row
 
@@ -25,9 +25,9 @@ NAMES = {
 FILE_NAME = f"<svg onload='{ATTACK}'>/{{{{data}}}}/{{}}.jpg"
 
 
-class Judged(NamedTuple):
+class Answer(NamedTuple):
     """A detection: the annotation it took (None: false), the IoU of their masks, and whether it
-    lies in a crowd and is not judged."""
+    lies in a crowd and does not count."""
 
     annotation: dict[str, Any] | None
     iou: float
@@ -108,7 +108,7 @@ def data_of(
     score: float = 0.5,
     metrics: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    evaluations = judge(ground_truth, results)
+    evaluations = match_results(ground_truth, results)
     kind = shown(evaluations)
     heading = {"run": "runs/" + NAMES[8], "data": "/long/" + "path/" * 60}
     config = {
@@ -128,11 +128,11 @@ def data_of(
     )
 
 
-def judged(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> list[Judged]:
+def answers_of(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> list[Answer]:
     """COCO's matching at a mask IoU of .5, of each result: best scores first, each takes the object
     it overlaps most of those left."""
     taken: set[int] = set()
-    answers: list[Judged | None] = [None] * len(results)
+    answers: list[Answer | None] = [None] * len(results)
     for i in sorted(range(len(results)), key=lambda i: -results[i]["score"]):
         result, mask = results[i], mask_of(results[i])
         best: tuple[float, dict[str, Any] | None] = (0.5, None)
@@ -153,5 +153,5 @@ def judged(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> list[
                 best = (mask & other).sum() / (mask | other).sum(), annotation
         if best[1] is not None:
             taken.add(id(best[1]))
-        answers[i] = Judged(best[1], best[0] if best[1] else 0.0, best[1] is None and crowd)
+        answers[i] = Answer(best[1], best[0] if best[1] else 0.0, best[1] is None and crowd)
     return [answer for answer in answers if answer is not None]

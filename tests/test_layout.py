@@ -66,6 +66,14 @@ ELSEWHERE = {
     "mrcnn_jax.weights.origin": ("training/test_initial.py", "runs that start from both kinds"),
 }
 
+# Public functions that no module of the package uses, each with who does.
+USED_OUTSIDE = {
+    "mrcnn_jax.__main__.script": "train.py, eval.py and predict.py",
+    "mrcnn_jax.cli.pass_on": "the process that guards standard error, by `python -c`",
+    "mrcnn_jax.config.optional_heads.with_depth": "configs",
+    "mrcnn_jax.inference.exported.load": "whoever runs an export, which this file is copied into",
+}
+
 
 def room(module: str) -> str:
     """The room of mrcnn_jax.<room>[.<module>...]; the package's own __init__ is "mrcnn_jax"."""
@@ -155,6 +163,44 @@ def test_nothing_imports_a_script_a_test_or_a_benchmark() -> None:
     known = modules()
     for name, path in known.items():
         assert not outside & {target.split(".")[0] for _, target in imports(path, set(known))}, name
+
+
+def used_names(name: str, path: Path, known: set[str]) -> Iterator[str]:
+    """`module.function` of all that a module names: its own, but for a function in itself, what it
+    imports from others, and attributes of modules that it imports."""
+    tree = ast.parse(path.read_text())
+    aliases = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                aliases[alias.asname or alias.name] = full
+                if full not in known:
+                    yield full
+    for statement in tree.body:
+        own = statement.name if isinstance(statement, ast.FunctionDef) else None
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and node.id != own:
+                yield f"{name}.{node.id}"
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                yield f"{aliases.get(node.value.id)}.{node.attr}"
+
+
+def test_every_public_function_is_used_in_the_package() -> None:
+    """Or by whom `USED_OUTSIDE` says: what tests alone call is a second way to do something."""
+    known = modules()
+    used = {found for name, path in known.items() for found in used_names(name, path, set(known))}
+    public = {
+        f"{name}.{statement.name}"
+        for name, path in known.items()
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.FunctionDef)
+        and not statement.name.startswith("_")
+        # `__main__` calls these of each command
+        and not (room(name) == "commands" and statement.name in ("parse", "run"))
+    }
+    assert len(public) > 500
+    assert sorted(public - used) == sorted(USED_OUTSIDE)
 
 
 def lines_by_room() -> Counter[str]:

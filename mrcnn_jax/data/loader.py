@@ -21,8 +21,9 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
+from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.builder import RandomAccess, build
@@ -183,7 +184,7 @@ def load(
         The batches. Nothing is read before the first is asked for.
 
     Raises:
-        RuntimeError: an image cannot be loaded; names its file.
+        Failure: an image cannot be loaded; names its file.
     """
     images = _Batches(
         split.source,
@@ -210,6 +211,8 @@ def load(
         for batch in iterator:
             # Copied out of the memory shared with a worker process, which dies with the iterator.
             yield jax.tree.map(np.array, batch) if data.workers else batch
+    except RuntimeError as error:
+        raise Failure(f"{split.dataset.images_dir}: {error}") from error
     finally:
         iterator.close()
 
@@ -283,9 +286,8 @@ class _Batches:
                 raise ValueError(
                     f"annotation {number}: label {label} is outside 1..{self.num_classes}"
                 )
-            upright, max_pixels = bool(record["upright"]), self.data.max_pixels
             return Picture(
-                image=decode_image(record["image"], upright=upright, max_pixels=max_pixels),
+                image=_pixels(record, self.data),
                 boxes=np.asarray(objects["box"], np.float32).reshape(-1, 4),
                 labels=labels,
                 iscrowd=np.asarray(objects["iscrowd"], bool),
@@ -331,6 +333,24 @@ class _Batches:
         for place, number in enumerate(crowds):
             ignore.boxes[row, place] = scene.crowds[number].on_canvas
             ignore.valid[row, place] = True
+
+
+def image_of(split: Split, index: int, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of a split, RGB in its own pixels.
+
+    Raises:
+        Failure: it cannot be loaded; names its file.
+    """
+    try:
+        return _pixels(split.source[index], data)
+    except (ValueError, RuntimeError) as error:
+        name = split.dataset.images[index].file_name
+        raise Failure(f"{split.dataset.images_dir}: {name}: {error}") from error
+
+
+def _pixels(record: dict[str, Any], data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
+    upright = bool(record["upright"])
+    return decode_image(record["image"], upright=upright, max_pixels=data.max_pixels)
 
 
 def depth_of(split: Split, index: int, data: DataConfig) -> Float[np.ndarray, "h w"] | None:

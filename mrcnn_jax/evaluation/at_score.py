@@ -81,7 +81,7 @@ def shown(evaluations: Mapping[IouType, COCOeval]) -> IouType:
     have none.
 
     Args:
-        evaluations: of boxes and masks (`average_precision.judge`).
+        evaluations: of boxes and masks (`average_precision.match_results`).
     """
     boxes, masks = evaluations["bbox"], evaluations["segm"]
     # Objects without a mask are crowds there.
@@ -94,7 +94,7 @@ def at_score(evaluation: COCOeval, kind: IouType, score: float) -> AtScore:
     """Count matches of detections with a score of at least `score`.
 
     Args:
-        evaluation: of boxes or masks (`average_precision.judge`).
+        evaluation: of boxes or masks (`average_precision.match_results`).
         kind: which of them.
         score: in [0, 1].
     """

@@ -42,13 +42,13 @@ LIMIT = 100  # detections of a class in an image that count in COCO's own figure
 AT_LIMIT = f"AP@{LIMIT}"  # AP with that limit, where another one holds
 
 
-def evaluate(
+def match_results(
     ground_truth: dict[str, Any],
     results: Sequence[dict[str, Any]],
     *,
     iou_types: Sequence[IouType] = ("bbox", "segm"),
-) -> dict[str, float]:
-    """Compute COCO's figures for `results` on all images and categories of `ground_truth`.
+) -> dict[IouType, COCOeval]:
+    """Match `results` with the objects on all images and categories of `ground_truth`.
 
     Args:
         ground_truth: a parsed COCO instances file; not changed. For masks, an annotation without a
@@ -58,31 +58,13 @@ def evaluate(
         iou_types: some of "bbox", "segm" and "boundary".
 
     Returns:
-        For each type, `<type>/<figure>` for the twelve FIGURES in [0, 1], or -1 (COCO's sign for
-        undefined) if the ground truth has no such object; and `<type>/AP/<category name>` for each
-        category with ground truth. Categories that share a name have their id behind it. If
-        `detection_limit` is some N over 100, all but AR1, AR10 and AR100 are with N detections, and
-        `<type>/AR<N>` and `<type>/AP@100` (AP with COCO's 100) are added.
+        pycocotools' matches, precision and recall by type, which `coco_figures` reads. `cocoGt` and
+        `cocoDt` number annotations and results from 1 in the order in which they were given.
 
     Raises:
         ConfigError: a result or an annotation names an image, or a result a category, that the
             ground truth lacks; a result lacks a box, mask or finite score; a segmentation is
             unreadable.
-    """
-    return coco_figures(judge(ground_truth, results, iou_types=iou_types))
-
-
-def judge(
-    ground_truth: dict[str, Any],
-    results: Sequence[dict[str, Any]],
-    *,
-    iou_types: Sequence[IouType] = ("bbox", "segm"),
-) -> dict[IouType, COCOeval]:
-    """Match results with the ground truth; arguments and errors are those of `evaluate`.
-
-    Returns:
-        pycocotools' matches, precision and recall by type. `cocoGt` and `cocoDt` number annotations
-        and results from 1 in the order in which they were given.
     """
     sizes = {
         image["id"]: (int(image["height"]), int(image["width"])) for image in ground_truth["images"]
@@ -136,7 +118,15 @@ def mask_score(result: Mapping[str, Any]) -> float:
 
 
 def coco_figures(evaluations: Mapping[IouType, COCOeval]) -> dict[str, float]:
-    """Read the figures that `evaluate` returns off the evaluations of `judge`."""
+    """COCO's figures, read off the evaluations of `match_results`.
+
+    Returns:
+        For each type, `<type>/<figure>` for the twelve FIGURES in [0, 1], or -1 (COCO's sign for
+        undefined) if the ground truth has no such object; and `<type>/AP/<category name>` for each
+        category with ground truth. Categories that share a name have their id behind it. If
+        `detection_limit` is some N over 100, all but AR1, AR10 and AR100 are with N detections, and
+        `<type>/AR<N>` and `<type>/AP@100` (AP with COCO's 100) are added.
+    """
     metrics: dict[str, float] = {}
     for kind, evaluation in evaluations.items():
         names = category_names(evaluation.cocoGt.dataset["categories"])

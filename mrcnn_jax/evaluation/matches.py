@@ -34,7 +34,7 @@ def image_qualities(evaluation: COCOeval, *, score: float = SCORE) -> dict[int, 
     """Compute the panoptic quality of each image that has one.
 
     Args:
-        evaluation: of masks, or of boxes (`average_precision.judge`).
+        evaluation: of masks, or of boxes (`average_precision.match_results`).
         score: detections below it are left out.
 
     Returns:
@@ -81,12 +81,12 @@ def matched_pairs(evaluation: COCOeval) -> list[tuple[int, int]]:
     """Which detection found which object.
 
     Args:
-        evaluation: of masks or boxes (`average_precision.judge`).
+        evaluation: of masks or boxes (`average_precision.match_results`).
 
     Returns:
         (detection id, annotation id) of all pairs of one class at an IoU of .5, of all sizes and as
         many detections as count, without crowds and other ignored objects. The ids are those of
-        `evaluation`: places in the order given to `judge`, from 1.
+        `evaluation`: places in the order given to `match_results`, from 1.
     """
     matches = matches_at_half(evaluation).items()
     return [(number, match.annotation) for number, match in matches if match.annotation is not None]

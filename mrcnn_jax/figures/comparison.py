@@ -21,6 +21,9 @@ from mrcnn_jax.figures.draw import (
 )
 from mrcnn_jax.figures.png_pages import drawn_size, row_of_columns, write_pages
 
+MIN_SCORE = 0.5  # detections below it are not drawn
+IOU = 0.5  # least overlap of a proposal with an object that it reaches
+
 
 def detections_figure(
     images: Sequence[Image],
@@ -28,20 +31,16 @@ def detections_figure(
     detections: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     class_names: Mapping[int, str],
     out_dir: Path,
-    *,
-    min_score: float = 0.5,
-    rows: int = 3,
 ) -> list[Path]:
     """Draw a row for each image: the ground truth, then the detections and masks of each run.
 
     Args:
         images: uint8 RGB [H, W, 3] in original pixels.
         ground_truths: COCO annotations of each image.
-        detections: title of a column -> COCO results of each image.
+        detections: title of a column -> COCO results of each image, of which those with a score
+            of MIN_SCORE or more are drawn.
         class_names: category id -> name.
         out_dir: folder of the pages, created if need be.
-        min_score: detections below it are not drawn.
-        rows: images on a page.
 
     Returns:
         The pages, `detections_1.png`, `detections_2.png`, ...
@@ -51,15 +50,15 @@ def detections_figure(
     for i, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
         shown = {f"ground truth ({len(truth)})": truth}
         for title, results in detections.items():
-            found = [result for result in results[i] if mask_score(result) >= min_score]
-            shown[f"{title}: score >= {min_score:g} ({len(found)})"] = found
+            found = [result for result in results[i] if mask_score(result) >= MIN_SCORE]
+            shown[f"{title}: score >= {MIN_SCORE:g} ({len(found)})"] = found
         size = drawn_size(image, columns)
         cells = [
             draw_instances(image, objects, class_names, size, min_score=0)
             for objects in shown.values()
         ]
         drawn.append(row_of_columns(cells, list(shown), columns))
-    return write_pages(drawn, out_dir, "detections", rows=rows)
+    return write_pages(drawn, out_dir, "detections", rows=3)
 
 
 def proposals_figure(
@@ -67,8 +66,6 @@ def proposals_figure(
     proposals: Mapping[str, Sequence[tuple[Float[np.ndarray, "_ 4"], Float[np.ndarray, " _"]]]],
     ground_truths: Sequence[Float[np.ndarray, "_ 4"]],
     out_dir: Path,
-    *,
-    iou: float = 0.5,
 ) -> list[Path]:
     """Draw each run's proposals over each image; objects they reach are green, others are red.
 
@@ -78,7 +75,6 @@ def proposals_figure(
             pixels, best first, all of which are drawn, and their objectness in [0, 1].
         ground_truths: boxes (x1, y1, x2, y2) of each image in original pixels, without crowds.
         out_dir: folder of the pages, created if need be.
-        iou: least overlap at which a ground-truth box counts as reached.
 
     Returns:
         The pages, `proposals_1.png`, `proposals_2.png`, ...: a row holds one image, or two if there
@@ -90,7 +86,7 @@ def proposals_figure(
         cells, titles = [], []
         for title, found in proposals.items():
             boxes, scores = found[i]
-            hits = recalled(boxes, truth, iou=iou, limit=len(boxes))
+            hits = recalled(boxes, truth, iou=IOU, limit=len(boxes))
             cells.append(
                 draw_proposals(image, boxes, scores, truth, hits, drawn_size(image, columns))
             )
@@ -99,7 +95,7 @@ def proposals_figure(
             )
         drawn.append(row_of_columns(cells, titles, columns))
     colors = {
-        f"object reached (IoU >= {iou:g})": RECALLED,
+        f"object reached (IoU >= {IOU:g})": RECALLED,
         "object missed": MISSED,
         "proposal, the fainter the lower its score": PROPOSAL,
     }

@@ -35,6 +35,7 @@ DEPTHS, ERRORS = "viridis_r", "RdBu_r"
 UNKNOWN: tuple[Color, Color] = (112, 112, 112), (144, 144, 144)  # in stripes
 STRIPE = 4  # pixels
 BAR_HEIGHT, TICK_SCALE = 14, 0.42
+MIN_SCORE = 0.5  # results below it are not drawn
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,6 @@ def depth_figure(
     examples: Sequence[DepthExample],
     class_names: Mapping[int, str],
     out_dir: Path,
-    *,
-    min_score: float = 0.5,
-    rows: int = 2,
 ) -> list[Path]:
     """Draw two lines for each image: its depth, true, predicted and their error; then its objects.
 
@@ -68,34 +66,31 @@ def depth_figure(
     median of the true depth under its mask, or that of the result.
 
     Args:
-        examples: the images.
+        examples: the images; results with a score of MIN_SCORE or more are drawn.
         class_names: category id -> name.
         out_dir: folder of the pages, created if need be.
-        min_score: results below it are not drawn.
-        rows: images on a page.
 
     Returns:
         The pages, `depth_1.png`, `depth_2.png`, ...
     """
-    drawn = [_drawn(example, class_names, min_score) for example in examples]
+    drawn = [_drawn(example, class_names) for example in examples]
     colors = {"depth unknown": UNKNOWN[0]}
-    return write_pages(drawn, out_dir, "depth", rows=rows, colors=colors)
+    return write_pages(drawn, out_dir, "depth", rows=2, colors=colors)
 
 
 def depth_colours(
-    metres: Float[np.ndarray, "h w"], limits: tuple[float, float], name: str = DEPTHS
+    metres: Float[np.ndarray, "h w"], limits: tuple[float, float]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Depth as colours, the lighter the nearer.
 
     Args:
         metres: of each pixel; what is not finite or not positive is unknown: striped grey.
         limits: nearest and farthest metres of the scale; beyond it are the colours of its ends.
-        name: matplotlib's, of the scale.
 
     Returns:
         RGB.
     """
-    return _coloured(metres, known(metres), limits, name)
+    return _coloured(metres, known(metres), limits, DEPTHS)
 
 
 def depth_limits(metres: Float[np.ndarray, "*n"]) -> tuple[float, float]:
@@ -129,15 +124,15 @@ def scale_bar(limits: tuple[float, float], width: int, name: str = DEPTHS) -> Im
     return bar
 
 
-def _drawn(example: DepthExample, class_names: Mapping[int, str], min_score: float) -> Image:
+def _drawn(example: DepthExample, class_names: Mapping[int, str]) -> Image:
     maps = _maps(example)
-    found = [result for result in example.found if mask_score(result) >= min_score]
+    found = [result for result in example.found if mask_score(result) >= MIN_SCORE]
     shown = {
         f"ground truth ({len(example.objects)}), true distance": (
             example.objects,
             [_true_depth(example, annotation) for annotation in example.objects],
         ),
-        f"found, score >= {min_score:g} ({len(found)}), predicted distance": (
+        f"found, score >= {MIN_SCORE:g} ({len(found)}), predicted distance": (
             found,
             [result.get("depth") for result in found],
         ),

@@ -26,8 +26,6 @@ def masks_figure(
     masks: Mapping[str, Sequence[Mapping[str, Any]]],
     class_names: Mapping[int, str],
     out_dir: Path,
-    *,
-    rows: int = 3,
 ) -> list[Path]:
     """Draw a row for each object, zoomed in on it: its ground-truth mask, then each run's.
 
@@ -39,7 +37,6 @@ def masks_figure(
         masks: title of a column -> a COCO segmentation of each object.
         class_names: category id -> name.
         out_dir: folder of the pages, created if need be.
-        rows: objects on a page.
 
     Returns:
         The pages, `masks_1.png`, `masks_2.png`, ...
@@ -65,18 +62,16 @@ def masks_figure(
         "mask beyond the object": EXCESS,
         "object that the mask leaves out": LACKING,
     }
-    return write_pages(drawn, out_dir, "masks", rows=rows, colors=colors)
+    return write_pages(drawn, out_dir, "masks", rows=3, colors=colors)
 
 
-def zoomed_region(
-    bbox: Sequence[float], size: tuple[int, int], *, margin: float = 0.2, least: int = 8
-) -> tuple[slice, slice]:
+def zoomed_region(bbox: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
     """Slice (rows, columns) around a COCO bbox out of an image of `size` (height, width).
 
-    The margin is a share of the longer side of the bbox, and at least `least` pixels.
+    The margin is a fifth of the longer side of the bbox, and at least 8 pixels.
     """
     x, y, width, height = bbox
-    around = max(margin * max(width, height), least)
+    around = max(0.2 * max(width, height), 8)
     top, left = max(int(y - around), 0), max(int(x - around), 0)
     bottom = min(int(np.ceil(y + height + around)), size[0])
     right = min(int(np.ceil(x + width + around)), size[1])

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.loader import PlannedBatch, Split, load
+from mrcnn_jax.data.loader import PlannedBatch, Split, image_of, load
 from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.figures.draw import Image, spread
 from mrcnn_jax.inference.predictor import Predictor, predict_split
@@ -21,7 +21,6 @@ from mrcnn_jax.models.mask_rcnn import MaskRCNN, select_proposals
 from mrcnn_jax.models.rpn import RPNTargets, draw_rpn_targets, pyramid_anchors
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.sampling import ImageKeys, image_keys
-from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.geometry import boxes_to_canvas, boxes_to_image
 from mrcnn_jax.pixels.rle import paste_rle
 from mrcnn_jax.runs.run import Run
@@ -65,12 +64,9 @@ def choose(
 
 
 def read_images(split: Split, indices: Sequence[int], data: DataConfig) -> list[Image]:
-    """Decodes images of a split: uint8 RGB [H, W, 3] at their original size."""
-    records = [split.source[i] for i in indices]
-    return [
-        decode_image(r["image"], upright=bool(r["upright"]), max_pixels=data.max_pixels)
-        for r in records
-    ]
+    """Decodes images of a split: uint8 RGB [H, W, 3] at their original size; Failure as of
+    `image_of`."""
+    return [image_of(split, i, data) for i in indices]
 
 
 def annotations_of(split: Split, indices: Sequence[int]) -> list[list[dict[str, Any]]]:
@@ -143,7 +139,7 @@ def masks_of(
         truth = batch.ground_truth
         assert truth.labels is not None
         features = model.features(batch)
-        return model.instance_masks(features, truth.boxes, truth.labels, truth.valid)
+        return model.scored_masks(features, truth.boxes, truth.labels, truth.valid)[0]
 
     asked = iter(objects)
     # A file with only some of the run's categories numbers them in its own way.

@@ -73,7 +73,7 @@ class DepthComparison:
         Args:
             images: (index, record) of the evaluated images, in the order of the ground truth.
             results: the detections that `masks` was made from, with their "depth".
-            masks: matches of the masks (`average_precision.judge`).
+            masks: matches of the masks (`average_precision.match_results`).
 
         Returns:
             Those of `DepthErrors`, and of `object_figures` for "depth/objects", the matched

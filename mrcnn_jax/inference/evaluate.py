@@ -16,7 +16,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.evaluation.at_score import AtScore, at_score, shown
-from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, judge
+from mrcnn_jax.evaluation.average_precision import IouType, coco_figures, match_results
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.inference.predictor import Predictor, Proposals, results_of_split
@@ -146,8 +146,8 @@ def evaluation_of(
     categories = {category.id for category in seen.categories}
     counted = [result for result in results if result["category_id"] in categories]
     with_mask = [result for result in counted if "segmentation" in result]
-    matches = judge(ground_truth, counted, iou_types=("bbox",))
-    matches |= judge(ground_truth, with_mask, iou_types=("segm",))
+    matches = match_results(ground_truth, counted, iou_types=("bbox",))
+    matches |= match_results(ground_truth, with_mask, iou_types=("segm",))
     metrics = coco_figures(matches)
     found = {kind: at_score(one, kind, score) for kind, one in matches.items()}
     metrics["at_score/score"] = score
@@ -158,7 +158,7 @@ def evaluation_of(
         list(zip(indices, seen.images, strict=True)), with_mask, matches["segm"]
     )
     if boundary:
-        metrics |= coco_figures(judge(ground_truth, with_mask, iou_types=("boundary",)))
+        metrics |= coco_figures(match_results(ground_truth, with_mask, iou_types=("boundary",)))
     truths = [
         np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4)
         for image in seen.images

@@ -14,7 +14,6 @@ from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
 from mrcnn_jax import parallel
-from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import PlannedBatch, Split, depth_of, load, own_rows
 from mrcnn_jax.inference.depth_comparison import DepthComparison
@@ -177,17 +176,10 @@ def predict_split(
     """Iterate over a plan's batches and their predictions: the rows of this process.
 
     Raises:
-        ConfigError: an image cannot be loaded.
+        Failure: an image cannot be loaded.
     """
-    for batch in _batches(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
+    for batch in load(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
         yield batch, predictor(batch)
-
-
-def _batches(split: Split, plan: Sequence[PlannedBatch], data: DataConfig) -> Iterator[Batch]:
-    try:
-        yield from load(split, plan, data)
-    except RuntimeError as error:
-        raise ConfigError(f"{split.dataset.images_dir}: {error}") from error
 
 
 def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:

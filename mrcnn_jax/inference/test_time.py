@@ -152,7 +152,7 @@ def _masks(
 ) -> tuple[Float[Array, "n m m"], Float[Array, " n"] | None, Float[Array, "n m m"] | None]:
     """The masks of boxes, their IoUs if there is a head for them, and the depth of their cells if
     it is of boxes."""
-    masks, ious = model.judged_masks(features, boxes[None], labels[None], valid[None])
+    masks, ious = model.scored_masks(features, boxes[None], labels[None], valid[None])
     depth = None
     if model.config.depth_head.kind == "roi":
         depth = jnp.exp(model.box_log_depth(features, boxes[None], valid[None]))[0]

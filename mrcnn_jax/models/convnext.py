@@ -13,7 +13,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import ConvNeXtConfig
-from mrcnn_jax.models.convolution import depthwise, windows
+from mrcnn_jax.models.convolution import depthwise, xla_convolution
 from mrcnn_jax.models.layers import Pointwise, add_bias, cell_mask
 
 EPSILON = 1e-6  # of every layer norm
@@ -73,7 +73,7 @@ class Patches(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.channels)
         kernel = self.param("kernel", _normal, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
-        x = windows(
+        x = xla_convolution(
             x.astype(self.dtype), kernel.astype(self.dtype), strides=self.size, padding=(0, 0)
         )
         x = add_bias(x, bias)

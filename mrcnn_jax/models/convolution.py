@@ -43,11 +43,11 @@ def convolution(
         x,
         kernel,
         cpu=lambda x, kernel: _on_cpu(x, kernel, padding),
-        default=lambda x, kernel: windows(x, kernel, padding=padding),
+        default=lambda x, kernel: xla_convolution(x, kernel, padding=padding),
     )
 
 
-def windows(
+def xla_convolution(
     x: Float[Array, "b h w i"],
     kernel: Float[Array, "k k i o"],
     *,
@@ -75,7 +75,7 @@ def _backward(
     padding: tuple[int, int], residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     def plain(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        apply = functools.partial(windows, padding=padding)
+        apply = functools.partial(xla_convolution, padding=padding)
         return jax.vjp(apply, x, kernel)[1](cotangent)
 
     def on_cpu(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
@@ -84,7 +84,7 @@ def _backward(
         of_x = _on_cpu(cotangent, turned, (before, after))
         # Channels as images, and images as channels: inside a loop or a branch, XLA takes thirty
         # times as long for its own form of the same.
-        of_kernel = windows(
+        of_kernel = xla_convolution(
             x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding=padding
         ).transpose(1, 2, 0, 3)
         return of_x, of_kernel
@@ -99,7 +99,7 @@ def _on_cpu(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
     worth = min(kernel.shape[2:]) >= _WIDE and math.prod(x.shape[:3]) >= _MANY
     if worth and x.dtype == jnp.float32 and kernel.shape[0] == 3 and padding == (1, 1):
         return _in_strips(x, _transformed(kernel))
-    return windows(x, kernel, padding=padding)
+    return xla_convolution(x, kernel, padding=padding)
 
 
 def _in_strips(x: Float32[Array, "b h w i"], factors: list[list[Array]]) -> Array:

@@ -19,9 +19,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.heads import Norm
-from mrcnn_jax.models.convolution import convolution, windows
+from mrcnn_jax.models.convolution import convolution, xla_convolution
 from mrcnn_jax.ops.platforms import by_platform
 
+_MOMENTUM = 0.9  # of batch norm: the share of the running statistics that survives a batch
 # He et al. 2015 for ReLU, by fan-out as is usual for ResNets (also in torchvision).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -95,10 +96,10 @@ def convolve(
     """
 
     side = (kernel.shape[0] - 1) // 2
-    plain = functools.partial(windows, strides=strides, padding=(side, side))
+    plain = functools.partial(xla_convolution, strides=strides, padding=(side, side))
 
     def rows(x: Array, kernel: Array) -> Array:
-        return product(x[:, ::strides, ::strides], kernel[0, 0])
+        return matmul(x[:, ::strides, ::strides], kernel[0, 0])
 
     if kernel.shape[0] == 1:
         # On a CPU, a product of matrices is faster forward and backward; on a GPU, only a
@@ -109,7 +110,7 @@ def convolve(
     return plain(x, kernel)
 
 
-def product(
+def matmul(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"], preferred: Dtype | None = None
 ) -> Float[Array, "*n o"]:
     """Multiplies rows by a matrix, to the dtype of `x` or to `preferred`."""
@@ -180,7 +181,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
@@ -243,7 +244,6 @@ def batch_norm(
     masks: Sequence[Bool[Array, "b _h _w 1"]] | None,
     *,
     epsilon: float = 1e-5,
-    momentum: float = 0.9,
 ) -> ChannelNorm:
     """Makes the parameters of a batch norm in `module`; call it inside its `nn.compact`.
 
@@ -257,7 +257,6 @@ def batch_norm(
             ones.
         masks: cells of the maps that count; None: all.
         epsilon: added to the variance.
-        momentum: share of the running statistics that survives a batch.
     """
     size = (features,)
     scale = module.param("scale", nn.initializers.ones, size, jnp.float32)
@@ -269,7 +268,7 @@ def batch_norm(
         mean, var, count = batch_moments(maps, masks)
         if not module.is_initializing():
             for running, new in ((running_mean, mean), (running_var, var)):
-                moved = momentum * running.value + (1.0 - momentum) * lax.stop_gradient(new)
+                moved = _MOMENTUM * running.value + (1.0 - _MOMENTUM) * lax.stop_gradient(new)
                 running.value = jnp.where(count > 0, moved, running.value)
     return ChannelNorm(mean, scale * lax.rsqrt(var + epsilon), bias)
 
@@ -299,7 +298,6 @@ class ConvNorm(nn.Module):
     strides: int = 1
     relu: bool = True
     epsilon: float = 1e-5
-    momentum: float = 0.9  # share of the running statistics that survives a live batch
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -325,9 +323,7 @@ class ConvNorm(nn.Module):
         """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
-        norm = functools.partial(
-            batch_norm, self, self.features, epsilon=self.epsilon, momentum=self.momentum
-        )
+        norm = functools.partial(batch_norm, self, self.features, epsilon=self.epsilon)
         x = x.astype(self.dtype)
         if live:
             y = convolve(x, kernel.astype(self.dtype), self.strides)

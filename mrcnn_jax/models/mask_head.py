@@ -263,7 +263,16 @@ def _channel(labels: Int32[Array, "*s"], num_classes: int) -> Int32[Array, "*s"]
 def mask_probabilities(
     logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"], config: MaskHeadConfig
 ) -> Float[Array, "*s m m"]:
-    """The mask of each box's class (labels 1..K) as probabilities, as `mask_loss` reads logits."""
+    """The mask of each box's class as probabilities, as `mask_loss` reads logits.
+
+    Args:
+        logits: `MaskRCNN.mask_logits` of the boxes.
+        labels: 1..K.
+        config: its loss says whether classes compete (softmax) or not (sigmoid).
+
+    Returns:
+        Probabilities that the cells are of the object.
+    """
     if config.loss == "softmax":
         return true_class(losses.mask_softmax(logits), labels)
     return jax.nn.sigmoid(true_class(logits, labels))

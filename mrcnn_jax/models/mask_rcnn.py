@@ -157,16 +157,6 @@ class MaskRCNN(nn.Module):
             pooled = pooled.mean((-3, -2), keepdims=True)
         return self._rows(getattr(self, BOX_HEADS[head]), (pooled,), valid, chunk=_BOXES)
 
-    def masks(
-        self,
-        features: Pyramid,
-        boxes: Float[Array, "b n 4"],
-        valid: Bool[Array, "b n"],
-        labels: Int32[Array, "b n"] | None = None,
-    ) -> Float[Array, "b n m m k"]:
-        """Mask logits of boxes in canvas pixels, one mask per class; with labels, K = 1."""
-        return self._mask_logits(self.mask_features(features, boxes, valid), valid, labels)
-
     def mask_features(
         self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]
     ) -> Float[Array, "b n p p c"]:
@@ -176,19 +166,13 @@ class MaskRCNN(nn.Module):
     def mask_logits(
         self,
         pooled: Float[Array, "b n p p c"],
-        labels: Int32[Array, "b n"],
         valid: Bool[Array, "b n"],
+        labels: Int32[Array, "b n"] | None = None,
     ) -> Float[Array, "b n m m k"]:
-        """Mask logits of `mask_features`: of the label's class, or, where classes compete, of all.
-
-        They do in the loss softmax alone.
-        """
-        of_all = self.config.mask_head.loss == "softmax"
-        return self._mask_logits(pooled, valid, None if of_all else labels)
-
-    def _mask_logits(
-        self, pooled: Float[Array, "b n p p c"], valid: Array, labels: Array | None
-    ) -> Float[Array, "b n m m k"]:
+        """Mask logits of `mask_features`, one mask per class; with labels, those of the label's
+        class alone (K = 1), but in the loss softmax, where classes compete."""
+        if self.config.mask_head.loss == "softmax":
+            labels = None
         inputs = (pooled,) if labels is None else (pooled, labels)
         return self._rows(self.mask_head, inputs, valid, chunk=_MASKS)
 
@@ -240,27 +224,18 @@ class MaskRCNN(nn.Module):
         logits = self.mask_head.points(fine, jax.vmap(sample_grids)(coarse, points))
         return true_class(logits[..., None, :], labels)[..., 0]
 
-    def instance_masks(
-        self,
-        features: Pyramid,
-        boxes: Float[Array, "b n 4"],
-        labels: Int32[Array, "b n"],
-        valid: Bool[Array, "b n"],
-    ) -> Float[Array, "b n m m"]:
-        """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured."""
-        return self.judged_masks(features, boxes, labels, valid)[0]
-
-    def judged_masks(
+    def scored_masks(
         self,
         features: Pyramid,
         boxes: Float[Array, "b n 4"],
         labels: Int32[Array, "b n"],
         valid: Bool[Array, "b n"],
     ) -> tuple[Float[Array, "b n m m"], Float[Array, "b n"] | None]:
-        """`instance_masks`, and the predicted IoU of each; None without a mask-IoU head."""
+        """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured,
+        and the predicted IoU of each; None without a mask-IoU head."""
         config, refine = self.config.mask_head, self.config.mask_head.refine
         pooled, ious = self.mask_features(features, boxes, valid), None
-        logits = self.mask_logits(pooled, labels, valid)
+        logits = self.mask_logits(pooled, valid, labels)
         if self.config.mask_iou_head.enabled:
             masks = mask_probabilities(logits, labels, config)
             ious = self.mask_ious(pooled, masks, labels, valid)
@@ -327,7 +302,7 @@ class MaskRCNN(nn.Module):
         before, after = (
             jnp.broadcast_to(exists, (len(rows), side, side, 1)) for side in (size, (size + 1) // 2)
         )
-        live = live and self.config.resnet.norm == "live"
+        live = live and self.config.live_norm
         rows = self.res5(rows, live=live, mask_in=before, mask_out=after)
         return rows.reshape(*pooled.shape[:2], *rows.shape[1:])
 
@@ -339,7 +314,7 @@ class MaskRCNN(nn.Module):
         assert detections.labels is not None
         assert detections.scores is not None
         place = detections.boxes, detections.labels, detections.valid
-        masks, ious = self.judged_masks(features, *place)
+        masks, ious = self.scored_masks(features, *place)
         scores = None if ious is None else mask_scores(detections.scores, ious)
         return Prediction(
             proposals=proposals,

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, BFloat16, Float, Float32
 
-from mrcnn_jax.models.layers import product
+from mrcnn_jax.models.layers import matmul
 
 
 class Outputs(nn.Module):
@@ -49,7 +49,7 @@ def exact_product(x: Float[Array, "*n i"], kernel: Float32[Array, "i o"]) -> Flo
     """
     if x.dtype == jnp.float32:
         return _float32_product(x, kernel)
-    products = product(x, _bfloat16_parts(kernel), preferred=jnp.float32)
+    products = matmul(x, _bfloat16_parts(kernel), preferred=jnp.float32)
     return _sum_of_parts(products)
 
 
@@ -65,7 +65,7 @@ def _exact_product_backward(
     of_x = _float32_product(given, kernel.T).astype(x.dtype).reshape(x.shape)
     if x.dtype == jnp.float32:
         return of_x, _float32_product(rows.T, given)
-    return of_x, _sum_of_parts(product(rows.T, _bfloat16_parts(given), preferred=jnp.float32))
+    return of_x, _sum_of_parts(matmul(rows.T, _bfloat16_parts(given), preferred=jnp.float32))
 
 
 exact_product.defvjp(_exact_product_forward, _exact_product_backward)

@@ -24,7 +24,7 @@ from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.anchors import level_anchors
 from mrcnn_jax.ops.matching import best_anchor_mask, match
 from mrcnn_jax.ops.nms import nms
-from mrcnn_jax.ops.sampling import Samples, drawn, sample
+from mrcnn_jax.ops.sampling import Samples, gather_samples, sample
 from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances
 
@@ -264,8 +264,8 @@ def rpn_loss(
     Both are divided by the number of samples.
     """
     samples = targets.samples
-    logits = jax.vmap(drawn)(output.logits, samples)
-    deltas = jax.vmap(drawn)(output.deltas, samples)
+    logits = jax.vmap(gather_samples)(output.logits, samples)
+    deltas = jax.vmap(gather_samples)(output.deltas, samples)
     valid = samples.valid & image_valid[:, None]
     positive = samples.positive & valid
     objectness = losses.binary_cross_entropy(

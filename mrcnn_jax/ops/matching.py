@@ -33,6 +33,14 @@ def best_anchor_mask(
     """Marks the anchors that are the best of some ground-truth box, ties included.
 
     A box that no valid anchor touches (IoU 0) has none.
+
+    Args:
+        iou: of each anchor with each ground-truth box.
+        anchor_valid: anchors that take part.
+        gt_valid: ground-truth boxes that exist.
+
+    Returns:
+        Whether an anchor is such a best one.
     """
     candidates = jnp.where(anchor_valid[:, None] & gt_valid[None, :], iou, 0)
     best = jnp.max(candidates, axis=0, keepdims=True)

@@ -25,9 +25,16 @@ def nms(
     Boxes are visited by falling score, equal ones by rising index. Invalid rows take no part,
     whatever they hold. The choice has no gradient.
 
+    Args:
+        boxes: (x1, y1, x2, y2).
+        scores: of any scale.
+        valid: boxes that exist.
+        iou_threshold: a box that overlaps more with one kept before is left out.
+        max_output: the most boxes to keep; may exceed n.
+
     Returns:
         Indices of the boxes kept, highest score first, and which of the `max_output` slots are
-        filled. Empty slots have index 0; `max_output` may exceed n.
+        filled. Empty slots have index 0.
     """
     boxes, scores = jax.lax.stop_gradient(
         (box_ops.sanitize(boxes, valid), jnp.where(valid, scores, 0))

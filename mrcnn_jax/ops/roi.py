@@ -72,10 +72,21 @@ def assign_levels(
     max_level: int,
     epsilon: float = 0.0,
 ) -> Int32[Array, " n"]:
-    """Assigns each box (pixels) an FPN level in min_level..max_level (Lin et al. 2017, equation 1).
+    """Assigns each box an FPN level (Lin et al. 2017, equation 1).
 
     That is floor(canonical_level + log2(sqrt(w h) / canonical_size) + epsilon), clamped. A box
     without area goes to `min_level`.
+
+    Args:
+        boxes: (x1, y1, x2, y2), pixels.
+        canonical_size: side, in pixels, of the square box that `canonical_level` begins with.
+        canonical_level: level of such a box.
+        min_level: the finest level there is.
+        max_level: the coarsest.
+        epsilon: added before rounding down: boxes at a limit go to the coarser level.
+
+    Returns:
+        Numbers of levels, min_level..max_level.
     """
     # Level l begins at side canonical_size * 2^(l - canonical_level - epsilon). Counting the levels
     # that have begun is the same rule without a logarithm: exact at the limits, and defined for any

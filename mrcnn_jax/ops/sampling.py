@@ -58,8 +58,8 @@ class Samples:
     valid: Bool[Array, " count"]
 
 
-def drawn(values: Num[Array, "n ..."], samples: Samples) -> Num[Array, "count ..."]:
-    """The rows of `values` that were drawn; 0 in empty slots.
+def gather_samples(values: Num[Array, "n ..."], samples: Samples) -> Num[Array, "count ..."]:
+    """The rows of `values` that were drawn (`sample`); 0 in empty slots.
 
     No row is drawn twice, which a GPU is told: the gradient is stored, not summed.
     """
@@ -80,6 +80,16 @@ def sample(
 
     At most floor(count * positive_fraction) are positives. Negatives fill the rest, however much
     that is; positives never replace missing negatives. A row that is both counts as positive.
+
+    Args:
+        key: of this draw.
+        positive: rows to draw positives from.
+        negative: rows to draw negatives from.
+        count: rows to draw, a static number.
+        positive_fraction: the most of `count` that positives take, in [0, 1].
+
+    Returns:
+        The rows drawn; slots that no row is left for are empty.
     """
     # The small number undoes rounding: 100 * 0.29 is 28.999999999999996.
     most_positives = math.floor(count * positive_fraction + 1e-6)

@@ -46,10 +46,10 @@ class MetricsLog:
     Close it, or use it in a `with`.
     """
 
-    def __init__(self, workdir: Path, loggers: Sequence[Logger] = ()) -> None:
+    def __init__(self, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / METRICS
-        self.loggers = loggers
+        self.loggers: tuple[Logger, ...] = ()
         if self.path.exists():
             _cut_last_line(self.path)
         self._file = self.path.open("a", encoding="utf-8")
@@ -88,10 +88,10 @@ class MetricsLog:
     def truncate(
         self, stages: Sequence[str], stage_index: int, step: int, *, validated: bool = True
     ) -> None:
-        """Remove all rows after the checkpoint from which a run is resumed.
+        """Remove all rows after the checkpoint from which a run is resumed; before `add`.
 
-        If the rows of a step are written before its checkpoint, file and events become those of a
-        run that was never interrupted. The file is replaced in one rename.
+        If the rows of a step are written before its checkpoint, the file becomes that of a run that
+        was never interrupted. It is replaced in one rename.
 
         Args:
             stages: names of the run's stages in the order of training.
@@ -111,23 +111,26 @@ class MetricsLog:
                 )
             place = stages.index(row["stage"]), row["step"], row["split"] == "val"
             if place <= (stage_index, step, validated):
-                kept.append((line, row))
+                kept.append(line)
         self._file.close()
         with whole_file(self.path) as part, part.open("wb") as file:
-            file.writelines(line for line, _ in kept)
+            file.writelines(kept)
             file.flush()
             os.fsync(file.fileno())
         self._file = self.path.open("a", encoding="utf-8")
-        _begin(self.loggers, kept)
 
     def add(self, loggers: Sequence[Logger]) -> None:
-        """Gives rows to more loggers, and the earlier ones to those that can begin anew.
+        """Gives rows to loggers, and the earlier ones to those that can begin anew.
 
         Raises:
             ConfigError: the file cannot be read.
         """
         self.loggers = (*self.loggers, *loggers)
-        _begin(loggers, _read(self.path))
+        rows = _read(self.path)
+        for logger in loggers:
+            if logger.restart():
+                for _, row in rows:
+                    _log(logger, row)
 
     def close(self, *, failed: bool = False) -> None:
         """Close the file and the loggers, whatever one of them raises; `failed`: the run was
@@ -142,13 +145,6 @@ class MetricsLog:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.close(failed=kind is not None)
-
-
-def _begin(loggers: Sequence[Logger], rows: Sequence[tuple[bytes, Row]]) -> None:
-    for logger in loggers:
-        if logger.restart():
-            for _, row in rows:
-                _log(logger, row)
 
 
 def _log(logger: Logger, row: Row) -> None:

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,16 @@ from tqdm import tqdm
 from mrcnn_jax import parallel
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig, StageConfig
+from mrcnn_jax.config.schema import AugmentConfig, Config, StageConfig
 from mrcnn_jax.data.cache import is_sealed, seal, writing
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, plan_once
+from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, modules_of, select_proposals
 from mrcnn_jax.output import part_folder
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 from mrcnn_jax.training.memory import GIB
-from mrcnn_jax.training.stages import live_norm
-from mrcnn_jax.training.step import Known
+from mrcnn_jax.training.stages import trained_modules
+from mrcnn_jax.training.step import CachedFeatures
 
 VERSION = 1  # of what they compute: raise it when trunks, RPN or proposals compute otherwise
 
@@ -61,7 +61,7 @@ def frozen_modules(stage: StageConfig, variables: Variables, config: Config) -> 
     Args:
         variables: of the network; only their names are read.
     """
-    trained = live_norm(stage, variables["params"])
+    trained = trained_modules(stage, variables["params"])
     trunk = frozenset(modules_of("rpn", config.model) - {"rpn"})
     if trained & trunk:
         return None
@@ -107,7 +107,7 @@ def refuse_unusable_cache(
     print(f"{line} will be kept in {folders[0].parent}")
 
 
-class KnownFeatures:
+class FeatureFiles:
     """The files of one split and one state of the frozen modules."""
 
     def __init__(self, folder: Path, split: Split, layout: dict[int, dict[str, Any]]) -> None:
@@ -120,7 +120,7 @@ class KnownFeatures:
             for canvas, layouts in layout.items()
         }
 
-    def of(self, batch: Batch, canvas: int) -> Known:
+    def of(self, batch: Batch, canvas: int) -> CachedFeatures:
         """Reads the rows of a batch, NumPy arrays; rows without an image hold 0."""
         valid, indices = np.asarray(batch.valid), np.asarray(batch.indices)
         places = [self._places[index] for index in indices[valid]]
@@ -130,7 +130,7 @@ class KnownFeatures:
             rows[name][valid] = array[places]
         return _known(rows)
 
-    def shapes(self, count: int, canvas: int) -> Known:
+    def shapes(self, count: int, canvas: int) -> CachedFeatures:
         """The shapes of the rows of a batch of `count` images."""
         return _known(
             {
@@ -145,7 +145,7 @@ class _WithKnown:
     """A jitted step that is handed what is known of each batch."""
 
     program: Any
-    features: KnownFeatures
+    features: FeatureFiles
     canvases: tuple[tuple[int, int], ...]
 
     def __call__(self, first: Any, batch: Batch, *rest: Any) -> Any:
@@ -171,7 +171,7 @@ def with_known(
     """Hands the jitted step of a stage the features of its batches, if they are to be kept.
 
     Args:
-        program: (state or variables, batch, ...) of which the last argument is `Known`.
+        program: (state or variables, batch, ...) of which the last argument is `CachedFeatures`.
         variables: of the network, as the stage begins with them.
         split: the images of the batches.
 
@@ -190,7 +190,7 @@ def with_known(
 
 def known_features(
     config: Config, stage: StageConfig, model: MaskRCNN, variables: Variables, split: Split
-) -> KnownFeatures | None:
+) -> FeatureFiles | None:
     """The features of a split for a stage, computed unless the cache holds them.
 
     Args:
@@ -225,7 +225,7 @@ def known_features(
                     # Another run may have computed the same in the meantime.
                     if not is_sealed(folder):
                         raise
-    return KnownFeatures(folder, split, layout)
+    return FeatureFiles(folder, split, layout)
 
 
 def _make_room(folder: Path, limit: float, size: int) -> None:
@@ -278,7 +278,7 @@ def _write(
     program = jax.jit(_results(config, model, modules), **compile_options())
     plan = plan_once(split, config.data.batch_size)
     with tqdm(total=len(split.plans), desc=f"features of {split.name}", unit="img") as bar:
-        for planned, batch in zip(plan, _batches(split, plan, config.data), strict=True):
+        for planned, batch in zip(plan, load(split, plan, config.data), strict=True):
             for name, rows in jax.device_get(program(variables, batch)).items():
                 for index, row in zip(planned.images, rows, strict=False):
                     if not np.isfinite(row).all():
@@ -293,16 +293,6 @@ def _write(
         for array in layouts.values():
             array.flush()
     seal(folder)
-
-
-def _batches(
-    split: Split, plan: Sequence[PlannedBatch], data: DataConfig
-) -> Generator[Batch, None, None]:
-    """Loads the batches; Failure names an image that cannot be."""
-    try:
-        yield from load(split, plan, data)
-    except RuntimeError as error:
-        raise Failure(f"{split.dataset.images_dir}: {error}") from error
 
 
 def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:
@@ -327,13 +317,13 @@ def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:
     return results
 
 
-def _known(rows: dict[str, Any]) -> Known:
+def _known(rows: dict[str, Any]) -> CachedFeatures:
     proposals = None
     if "boxes" in rows:
         boxes, scores, valid = (rows[name] for name in ("boxes", "scores", "valid"))
         proposals = Instances(boxes=boxes, scores=scores, valid=valid)
     features = {name: leaf for name, leaf in rows.items() if name[1:].isdigit()}
-    return Known(features, proposals)
+    return CachedFeatures(features, proposals)
 
 
 def _layout(

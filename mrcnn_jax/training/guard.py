@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.step import Known, TrainStep
+from mrcnn_jax.training.step import CachedFeatures, TrainStep
 
 
 def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
@@ -20,7 +20,7 @@ def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
     """
 
     def step(
-        state: TrainState, batch: Batch, known: Known | None = None
+        state: TrainState, batch: Batch, known: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         updated, metrics = train_step(state, batch, known)
         finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()

@@ -235,7 +235,7 @@ def _tell_of_random_weights(shapes: Variables, config: Config) -> None:
         print(better_start("torchvision-convnext-tiny", "the ConvNeXt"))
         return
     whole = flatten_dict(shapes["params"]["resnet"]).keys()
-    if model.resnet.norm == "live" and any(
+    if model.live_norm and any(
         flatten_dict(trained(stage, shapes["params"]).get("resnet", {})).keys() == whole
         for stage in config.stages
     ):

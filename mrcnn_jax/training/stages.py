@@ -87,7 +87,7 @@ def trained(stage: StageConfig, params: Params) -> Params:
     return split(params, labels(stage, params))[0]
 
 
-def live_norm(stage: StageConfig, params: Params) -> frozenset[str]:
+def trained_modules(stage: StageConfig, params: Params) -> frozenset[str]:
     """Top-level modules ("resnet", "rpn", ...) with a trainable parameter.
 
     The batch statistics of no other module may move.
@@ -146,7 +146,7 @@ def refuse_random_frozen(
     """
     known = set(known)
     for stage in config.stages:
-        heads = set(trained(stage, params))
+        heads = trained_modules(stage, params)
         needed = set().union(*(modules_of(loss, config.model) for loss in stage.losses))
         for module, loss in _OWN_LOSSES.items():
             learns = module not in _NEEDED or module in needed - known

@@ -37,7 +37,7 @@ from mrcnn_jax.training.optimizer import apply_gradients, moving_average
 Losses = dict[str, Float[Array, ""]]
 
 
-class Known(flax.struct.PyTreeNode):
+class CachedFeatures(flax.struct.PyTreeNode):
     """What frozen modules make of a batch, computed before."""
 
     features: Pyramid
@@ -49,8 +49,8 @@ def stage_losses(
     batch: Batch,
     key: PRNGKeyArray,
     losses: Collection[Loss],
-    live: Collection[str],
-    known: Known | None = None,
+    trained: Collection[str],
+    known: CachedFeatures | None = None,
     *,
     validation: bool = False,
 ) -> tuple[Losses, Instances | None, dict[str, Array]]:
@@ -60,8 +60,8 @@ def stage_losses(
         model: bound to its variables.
         key: of this step's random draws.
         losses: the heads whose losses are wanted.
-        live: top-level modules ("resnet", "res5", "rpn") that normalise by batch statistics, or
-            ("convnext") leave branches out.
+        trained: top-level modules that the stage trains: of these, "resnet", "res5" and "rpn"
+            normalise by batch statistics and "convnext" leaves branches out, if so configured.
         known: of this batch; what it holds is not computed again.
         validation: return the proposals of prediction, whose recall is measured, where those of
             training come of more candidates.
@@ -73,9 +73,9 @@ def stage_losses(
     config, mesh, keys = model.config, model.mesh, image_keys(key, batch.indices)
     needed = set().union(*(modules_of(loss, config) for loss in losses))
     if known is None:
-        drop = "convnext" in live and config.convnext.drop_path > 0
+        drop = "convnext" in trained and config.convnext.drop_path > 0
         features = model.features(
-            batch, live="resnet" in live, keys=drop_keys(key, batch.indices) if drop else None
+            batch, live="resnet" in trained, keys=drop_keys(key, batch.indices) if drop else None
         )
     else:
         features = {
@@ -98,7 +98,7 @@ def stage_losses(
         assert "rpn" not in losses
         proposals = known.proposals
     else:
-        output = model.propose(features, batch, live="rpn" in live)
+        output = model.propose(features, batch, live="rpn" in trained)
         proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
     samples = draw_box_samples(keys.box, proposals, batch, config.box_head, mesh)
 
@@ -110,7 +110,7 @@ def stage_losses(
             batch,
             config.box_head,
             losses,
-            predict=functools.partial(model.boxes, features, live="res5" in live),
+            predict=functools.partial(model.boxes, features, live="res5" in trained),
             mesh=mesh,
         )
     found, masks = samples.foreground, {"mask", "mask_iou"} & set(losses)
@@ -146,7 +146,7 @@ def _mask_losses(
     choose = per_image(lambda f, gt: mask_samples(f, gt, head, config.mask_size), mesh)
     chosen = choose(found, batch.ground_truth)
     pooled = model.mask_features(features, chosen.boxes, chosen.valid)
-    logits = model.mask_logits(pooled, chosen.labels, chosen.valid)
+    logits = model.mask_logits(pooled, chosen.valid, chosen.labels)
     values: Losses = {}
     if "mask" in losses:
         refine = functools.partial(model.points, features)
@@ -163,7 +163,7 @@ class TrainStep(Protocol):
     """(state, batch, what is known of it) -> (state, losses, counts and gradient norm)."""
 
     def __call__(
-        self, state: TrainState, batch: Batch, known: Known | None = None
+        self, state: TrainState, batch: Batch, known: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]: ...
 
 
@@ -171,7 +171,11 @@ class ValidationStep(Protocol):
     """(variables, batch, key, what is known of the batch) -> (losses, proposals)."""
 
     def __call__(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray, known: Known | None = None
+        self,
+        variables: Variables,
+        batch: Batch,
+        key: PRNGKeyArray,
+        known: CachedFeatures | None = None,
     ) -> tuple[Losses, Instances | None]: ...
 
 
@@ -193,10 +197,10 @@ def make_train_step(
         optimizer: of the full parameter tree, see `make_optimizer`.
     """
     labels = stages.labels(stage, params)
-    live = stages.live_norm(stage, params)
+    trained = stages.trained_modules(stage, params)
 
     def train_step(
-        state: TrainState, batch: Batch, known: Known | None = None
+        state: TrainState, batch: Batch, known: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         whole = state.params
         if model.mesh is not None:
@@ -209,7 +213,7 @@ def make_train_step(
         ) -> tuple[Float[Array, ""], tuple[Losses, dict[str, Array], Params]]:
             params = stages.merge(trainable, frozen)
             forward = nn.apply(
-                lambda m: stage_losses(m, batch, key, stage.losses, live, known),
+                lambda m: stage_losses(m, batch, key, stage.losses, trained, known),
                 model,
                 mutable=["batch_stats"],
             )
@@ -229,7 +233,7 @@ def make_train_step(
             state.ema, stages.split(params, labels)[0], opt_state, stage.ema_decay, taken
         )
         batch_stats = {
-            name: statistics[name] if name in live else old
+            name: statistics[name] if name in trained else old
             for name, old in state.batch_stats.items()
         }
         metrics = {f"loss/{name}": value for name, value in values.items()}
@@ -252,7 +256,7 @@ def make_validation_step(model: MaskRCNN, stage: StageConfig) -> ValidationStep:
     """
 
     def validation_step(
-        variables: Variables, batch: Batch, key: PRNGKeyArray, known: Known | None = None
+        variables: Variables, batch: Batch, key: PRNGKeyArray, known: CachedFeatures | None = None
     ) -> tuple[Losses, Instances | None]:
         if model.mesh is not None:
             variables = jax.lax.with_sharding_constraint(variables, replicated(model.mesh))

@@ -74,8 +74,8 @@ def batches(
     rows, depth = own_rows(plan, run.mesh), "depth" in stage.losses
     try:
         yield from load(split, rows, run.config.data, depth=depth)
-    except RuntimeError as error:
-        raise TrainingError(f"{split.dataset.images_dir}: {error}") from error
+    except Failure as error:
+        raise TrainingError(str(error)) from error
 
 
 class Watch:
@@ -169,7 +169,7 @@ class Watch:
         self._predictor.load(variables if run.mesh is None else parallel.to_host(variables))
         try:
             found = evaluate(self._predictor, split)
-        except ConfigError as error:  # an image that cannot be loaded any more
+        except (ConfigError, Failure) as error:  # an image that cannot be loaded any more
             raise TrainingError(str(error)) from error
         figures = {} if found is None else found.metrics
         # What is undefined, such as the AP of masks where no object has one, is -1.

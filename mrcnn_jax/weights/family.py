@@ -81,22 +81,20 @@ def blocks(
 
 
 def torchvision_resnet(
-    prefix: str = "", layer4: str = "resnet/layer4", *, stem: tuple[Layout, ...] = (convolution,)
+    prefix: str = "", *, stem: tuple[Layout, ...] = (convolution,)
 ) -> tuple[Rule, ...]:
     """Rules of torchvision's ResNet.
 
     Args:
         prefix: pattern that the names begin with.
-        layer4: where its last blocks go ("res5" in a C4 network).
         stem: layouts of the stem's kernel.
     """
-    targets = ("resnet/layer1", "resnet/layer2", "resnet/layer3", layer4)
     names = {"norm": r"bn(\d)", "shortcut": r"downsample\.0", "shortcut_norm": r"downsample\.1"}
     return (
         *conv_norm(f"{prefix}conv1", f"{prefix}bn1", "resnet/stem", *stem),
         *(
             rule
-            for i, target in enumerate(targets, 1)
-            for rule in blocks(f"{prefix}layer{i}", target, **names)
+            for i in (1, 2, 3, 4)
+            for rule in blocks(f"{prefix}layer{i}", f"resnet/layer{i}", **names)
         ),
     )

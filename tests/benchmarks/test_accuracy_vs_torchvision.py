@@ -15,7 +15,7 @@ from joint_run import subset, whole_epochs
 from peer_training import full_masks, remaining, results_of, to_torchvision
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.evaluation.average_precision import evaluate
+from mrcnn_jax.evaluation.average_precision import coco_figures, match_results
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.weights.mapping import assign, fill
 
@@ -73,15 +73,11 @@ def test_results_are_found_where_the_objects_are() -> None:
         scores=np.array([0.9, 0.8], np.float32),
         masks=masks,
     )
-    metrics = evaluate(ground_truth, results)
+    metrics = coco_figures(match_results(ground_truth, results))
     assert [metrics["bbox/AP"], metrics["segm/AP"]] == pytest.approx([1, 1])
     for wrong in (np.array([1, 2]), np.array([1, 1])):
-        assert (
-            evaluate(
-                ground_truth, results_of(7, [3, 90], boxes, wrong, np.ones(2, np.float32), masks)
-            )["segm/AP"]
-            < 0.6
-        )
+        results = results_of(7, [3, 90], boxes, wrong, np.ones(2, np.float32), masks)
+        assert coco_figures(match_results(ground_truth, results))["segm/AP"] < 0.6
 
 
 def test_masks_are_of_the_objects_without_crowds() -> None:

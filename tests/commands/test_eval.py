@@ -353,7 +353,7 @@ def test_fewer_categories(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A data set with some of the run's categories is judged by those, as COCO does; the same id
+    """A data set with some of the run's categories is evaluated by those, as COCO does; the same id
     under another name is none of them. The run's own evaluation stays."""
     content = tiny.read(tiny_data, "val")
     content["categories"] = [category for category in content["categories"] if category["id"] != 7]

@@ -23,6 +23,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.optional_heads import with_cascade, with_depth
+from mrcnn_jax.data import loader
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
@@ -253,3 +254,26 @@ def test_a_mistake_is_one_line(
         capsys.readouterr().err
         == f"error: {tmp_path}/nowhere/config.json: no such file (is this a run's folder?)\n"
     )
+
+
+@pytest.mark.parametrize("name", ["rpn_targets", "detections"])
+def test_an_image_that_cannot_be_decoded_any_more_is_one_line(
+    name: str,
+    kept_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a batch, and by itself."""
+
+    def decode_image(*_: Any, **__: Any) -> None:
+        raise ValueError("cut off")
+
+    monkeypatch.setattr(loader, "decode_image", decode_image)
+    truth = tiny.read(tiny_data, "val")["images"][1]
+    command = ("figures", name, kept_run, "--out", tmp_path / "out", "--images", truth["id"])
+    assert mrcnn(*command) == 1
+    line = f"error: {tiny_data}/images: {truth['file_name']}: cut off\n"
+    assert capsys.readouterr().err == line

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
 from mrcnn_jax.data.caps import caps
@@ -466,7 +467,7 @@ def test_failures_name_the_file(
 ) -> None:
     split = _open_mixed(mixed_file, mixed_data)
     broken = dataclasses.replace(split, source=Tampered(split.source, damage))
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(Failure, match=message):
         list(load(broken, _plan(split), mixed_data))
 
 
@@ -488,7 +489,7 @@ def test_worker_processes(mixed_file: Path, mixed_data: DataConfig) -> None:
                 os.kill(worker.pid or 0, signal.SIGINT)
     assert number == len(plan)
     broken = dataclasses.replace(split, source=Tampered(split.source, "bytes"))
-    with pytest.raises(Exception, match=r"photo 1\.png"):
+    with pytest.raises(Failure, match=r"photo 1\.png"):
         list(load(broken, plan, dataclasses.replace(mixed_data, workers=1)))
 
 

@@ -21,7 +21,7 @@ from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.repair import Dropped, mask_rle, object_record
 from mrcnn_jax.data.report import Reason
-from mrcnn_jax.evaluation.average_precision import evaluate
+from mrcnn_jax.evaluation.average_precision import coco_figures, match_results
 from mrcnn_jax.pixels.rle import decompressed
 
 DATA = DataConfig()
@@ -194,7 +194,7 @@ def test_sizes_of_the_evaluation_are_those_of_the_masks(
     repaired = read_coco(write_json(mixed_content), tmp_path / "images", DATA).to_coco()
     masks = [a for a in clean["annotations"] if a.get("segmentation")]
     results = [a | {"score": 0.9} for a in masks if rle_ops.area(a["segmentation"]) > 32**2]
-    metrics = evaluate(repaired, results, iou_types=["segm"])
+    metrics = coco_figures(match_results(repaired, results, iou_types=["segm"]))
     sizes = [metrics[f"segm/AP{size}"] for size in "sml"]
     assert sizes == [0, pytest.approx(1), -1]  # -1: there is none
 

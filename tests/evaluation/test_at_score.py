@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_cases import NAMES, SIZE, case, instance, judged, mask_of
+from report_cases import NAMES, SIZE, answers_of, case, instance, mask_of
 
 from mrcnn_jax.evaluation.at_score import (
     RATES,
@@ -17,7 +17,7 @@ from mrcnn_jax.evaluation.at_score import (
     shown,
     table,
 )
-from mrcnn_jax.evaluation.average_precision import judge
+from mrcnn_jax.evaluation.average_precision import match_results
 
 TRUTH, RESULTS = case()
 CATEGORIES = sorted(NAMES)
@@ -71,7 +71,7 @@ def by_hand() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize("kind", ["segm", "bbox"])
 def test_by_hand(kind: Any) -> None:
     """Boxes of the strips have the same IoUs."""
-    found = at_score(judge(*by_hand())[kind], kind, 0.5)
+    found = at_score(match_results(*by_hand())[kind], kind, 0.5)
     assert found.names == ("cat", "dog", "owl", "none")
     assert found.counts.tolist() == [
         # cat, dog, owl, none, missed
@@ -109,19 +109,19 @@ def test_by_hand(kind: Any) -> None:
         ["false", "1", "0", "3"],
     ]
     # Below .3 the dog of the first image is found, and no longer seen as a cat.
-    low = at_score(judge(*by_hand())[kind], kind, 0.3)
+    low = at_score(match_results(*by_hand())[kind], kind, 0.3)
     assert low.counts[:2].tolist() == [[1, 1, 0, 0, 0], [0, 2, 0, 0, 0]]
     assert low.counts[4].tolist() == [2, 0, 3, 0, 0]
 
 
 def test_nothing_to_count() -> None:
     ground_truth, results = by_hand()
-    nothing = at_score(judge(ground_truth, [])["segm"], "segm", 0.5)
+    nothing = at_score(match_results(ground_truth, [])["segm"], "segm", 0.5)
     assert nothing.rates() == {"precision": -1, "recall": 0, "F1": 0}
     assert nothing.counts.sum() == nothing.counts[:3, 4].sum() == 5
     truth = {**ground_truth, "annotations": []}
-    assert at_score(judge(truth, results)["segm"], "segm", 0.5).rates()["recall"] == -1
-    empty = at_score(judge(truth, [])["segm"], "segm", 0.5)
+    assert at_score(match_results(truth, results)["segm"], "segm", 0.5).rates()["recall"] == -1
+    empty = at_score(match_results(truth, [])["segm"], "segm", 0.5)
     assert empty.figures() == {f"at_score/segm/{rate}": -1 for rate in RATES}
     assert table(empty, {}).splitlines()[1].split() == ["all", "-", "-", "-", "0", "0"]
     assert matrix(empty) is None
@@ -149,19 +149,19 @@ def test_a_matrix_that_fits_is_shown(classes: int, fits: bool) -> None:
 def test_boxes_are_shown_if_no_object_has_a_mask() -> None:
     """A crowd is no object; of those with a mask one is enough."""
     ground_truth, results = by_hand()
-    assert shown(judge(ground_truth, results)) == "segm"
+    assert shown(match_results(ground_truth, results)) == "segm"
     *first, last = ground_truth["annotations"]
     boxes = [a if a["iscrowd"] else {**a, "segmentation": []} for a in first]
-    assert shown(judge({**ground_truth, "annotations": [*boxes, last]}, results)) == "segm"
-    assert shown(judge({**ground_truth, "annotations": boxes}, results)) == "bbox"
-    assert shown(judge({**ground_truth, "annotations": []}, results)) == "bbox"
+    assert shown(match_results({**ground_truth, "annotations": [*boxes, last]}, results)) == "segm"
+    assert shown(match_results({**ground_truth, "annotations": boxes}, results)) == "bbox"
+    assert shown(match_results({**ground_truth, "annotations": []}, results)) == "bbox"
 
 
 def in_loops(score: float) -> np.ndarray:
-    """COCO's matches of `report_cases.judged`, then the rest across classes, best first."""
+    """COCO's matches of `report_cases.answers_of`, then the rest across classes, best first."""
     place = {category: number for number, category in enumerate(CATEGORIES)}
     counts = np.zeros((5, 5), int)
-    answers = list(zip(RESULTS, judged(TRUTH, RESULTS), strict=True))
+    answers = list(zip(RESULTS, answers_of(TRUTH, RESULTS), strict=True))
     left = [a for a in TRUTH["annotations"] if not a["iscrowd"]]
     false = []
     for result, answer in answers:
@@ -191,7 +191,7 @@ def in_loops(score: float) -> np.ndarray:
 
 @pytest.mark.parametrize("score", [0.0, 0.3, 0.5, 0.8])
 def test_in_plain_loops(score: float) -> None:
-    found: AtScore = at_score(judge(TRUTH, RESULTS)["segm"], "segm", score)
+    found: AtScore = at_score(match_results(TRUTH, RESULTS)["segm"], "segm", score)
     expected = in_loops(score)
     assert found.counts.tolist() == expected.tolist()
     assert score > 0.3 or expected[np.triu_indices(3, 1)].sum() + expected[1, 0] > 0

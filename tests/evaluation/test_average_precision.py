@@ -22,10 +22,9 @@ from mrcnn_jax.evaluation.average_precision import (
     FIGURES,
     coco_figures,
     detection_limit,
-    evaluate,
-    judge,
     limit_line,
     mask_score,
+    match_results,
     table,
 )
 from mrcnn_jax.evaluation.coco_categories import COCO as COCO_CATEGORIES
@@ -34,6 +33,10 @@ from mrcnn_jax.pixels.transforms import coverage
 
 NAMES = {3: "cat", 8: "dog"}
 SIZE = (100, 140)
+
+
+def evaluate(*files: Any, **options: Any) -> dict[str, float]:
+    return coco_figures(match_results(*files, **options))
 
 
 def _blob(rng: np.random.Generator) -> dict[str, Any]:
@@ -167,7 +170,7 @@ def test_masks_are_ranked_by_their_own_scores(kind: Any) -> None:
     other = {"bbox": "mask_score", "segm": "score"}[kind]
     swapped = [{**one, "score": one[other], "mask_score": one[other]} for one in results]
     assert evaluate(truth, swapped, iou_types=(kind,)) != metrics
-    first = judge(truth, results, iou_types=(kind,))[kind].cocoDt.anns[1]
+    first = match_results(truth, results, iou_types=(kind,))[kind].cocoDt.anns[1]
     assert first["score"] == results[0][own]
     with pytest.raises(ConfigError, match=r"^results: image_id 0: mask_score nan: not a finite"):
         evaluate(truth, [{**results[0], "image_id": 0, "mask_score": math.nan}])
@@ -291,7 +294,7 @@ def test_area_and_crowd_flag_may_be_missing() -> None:
     assert evaluate(bare, results) == evaluate(truth, results)
 
 
-def test_sizes_of_detections_go_by_what_is_judged() -> None:
+def test_sizes_of_detections_go_by_what_is_evaluated() -> None:
     """A false positive of 40 x 40 px, a third of it filled: its box is medium, its mask small, and
     it counts among those."""
     truth = _ground_truth()
@@ -410,7 +413,7 @@ def test_as_many_detections_count_as_an_image_has_objects_of_a_class() -> None:
     """125 objects found exactly are an AP of 1. COCO's limit finds 100, a recall of .8: precision
     is 1 at the recalls 0, .01, ..., .80, which are 81 of 101."""
     truth, results = _dense(125, ((1, "cell"), (2, "other")))
-    evaluations = judge(truth, results, iou_types=("bbox", "segm", "boundary"))
+    evaluations = match_results(truth, results, iou_types=("bbox", "segm", "boundary"))
     metrics = coco_figures(evaluations)
     for kind in evaluations:
         values = {key.split("/", 1)[1]: v for key, v in metrics.items() if key.startswith(kind)}
@@ -438,7 +441,7 @@ def test_up_to_100_objects_of_a_class_and_in_coco_the_limit_is_100() -> None:
     assert detection_limit(truth) == 100
     truth["annotations"][2] |= {"category_id": 2, "iscrowd": 1}
     assert detection_limit(truth) == 100
-    evaluations = judge(truth, results, iou_types=("bbox",))
+    evaluations = match_results(truth, results, iou_types=("bbox",))
     assert coco_figures(evaluations).keys() & {"bbox/AR102", "bbox/AP@100"} == set()
     assert limit_line(evaluations) == (
         "the best 100 detections of a class in an image count (COCO's limit)"

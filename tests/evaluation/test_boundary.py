@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from report_cases import SIZE, case, instance, mask_of
 
-from mrcnn_jax.evaluation.average_precision import evaluate, table
+from mrcnn_jax.evaluation.average_precision import coco_figures, match_results, table
 from mrcnn_jax.evaluation.boundary import boundary_rle
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+def evaluate(*files: Any, **options: Any) -> dict[str, float]:
+    return coco_figures(match_results(*files, **options))
 
 
 def boundary_loop(mask: np.ndarray) -> np.ndarray:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_cases import NAMES, SIZE, case, instance, judged
+from report_cases import NAMES, SIZE, answers_of, case, instance
 
-from mrcnn_jax.evaluation.average_precision import judge
+from mrcnn_jax.evaluation.average_precision import match_results
 from mrcnn_jax.evaluation.matches import image_qualities, matched_pairs
 
 TRUTH, RESULTS = case()
@@ -54,7 +54,7 @@ def _handmade() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_quality_of_images_by_hand() -> None:
     ground_truth, results = _handmade()
-    qualities = image_qualities(judge(ground_truth, results)["segm"])
+    qualities = image_qualities(match_results(ground_truth, results)["segm"])
     # Image 4 has neither an object nor a detection that counts. Of those where nothing is found the
     # one with most in it is the worst.
     assert list(qualities.items()) == [
@@ -67,10 +67,10 @@ def test_quality_of_images_by_hand() -> None:
 
 
 def test_quality_of_images_in_plain_loops() -> None:
-    qualities = image_qualities(judge(TRUTH, RESULTS)["segm"], score=0.4)
+    qualities = image_qualities(match_results(TRUTH, RESULTS)["segm"], score=0.4)
     answers = [
         (r, a)
-        for r, a in zip(RESULTS, judged(TRUTH, RESULTS), strict=True)
+        for r, a in zip(RESULTS, answers_of(TRUTH, RESULTS), strict=True)
         if r["score"] >= 0.4 and not a.ignored
     ]
     for image in range(14):
@@ -87,11 +87,11 @@ def test_quality_of_images_in_plain_loops() -> None:
 
 def test_matched_pairs_by_hand_and_in_plain_loops() -> None:
     """A score too low for a picture still counts; crowds and what finds an object taken do not."""
-    assert matched_pairs(judge(*_handmade())["segm"]) == [(1, 1), (3, 2), (4, 3)]
+    assert matched_pairs(match_results(*_handmade())["segm"]) == [(1, 1), (3, 2), (4, 3)]
     expected = [
         (number, 1 + [a is answer.annotation for a in TRUTH["annotations"]].index(True))
-        for number, answer in enumerate(judged(TRUTH, RESULTS), start=1)
+        for number, answer in enumerate(answers_of(TRUTH, RESULTS), start=1)
         if answer.annotation is not None
     ]
     assert len(expected) > 20
-    assert matched_pairs(judge(TRUTH, RESULTS)["segm"]) == expected
+    assert matched_pairs(match_results(TRUTH, RESULTS)["segm"]) == expected

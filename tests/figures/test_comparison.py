@@ -29,7 +29,7 @@ def test_detections_are_drawn_in_pages_beside_the_ground_truth(tmp_path: Path) -
         [{**result, "score": 0.8}],
     )
     paths = detections_figure(
-        _images(), [[result]] + [[]] * 4, {"run": found}, {2: "tree"}, tmp_path / "figures", rows=3
+        _images(), [[result]] + [[]] * 4, {"run": found}, {2: "tree"}, tmp_path / "figures"
     )
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "figures/detections_1.png",

@@ -186,6 +186,6 @@ def test_images_without_depth_or_objects_are_drawn(tmp_path: Path, titles: list[
     image, none = np.full((30, 90, 3), 90, np.uint8), np.full((30, 90), np.nan, np.float32)
     blank = DepthExample("b.png", image, np.zeros_like(none), none, [], [])
     predicted = DepthExample("c.png", image, np.zeros_like(none), np.ones_like(none), [], [])
-    paths = depth_figure([blank, predicted, blank], NAMES, tmp_path, rows=2)
+    paths = depth_figure([blank, predicted, blank], NAMES, tmp_path)
     assert [path.name for path in paths] == ["depth_1.png", "depth_2.png"]
     assert titles[2] == "predicted depth"

@@ -15,7 +15,7 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.loader import depth_of, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import ImageRecord, ObjectRecord
-from mrcnn_jax.evaluation.average_precision import judge
+from mrcnn_jax.evaluation.average_precision import match_results
 from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import encoded
@@ -72,7 +72,7 @@ def test_pixels_objects_and_objects_under_true_masks() -> None:
             for o in i.objects
         ],
     }
-    masks = judge(truth, results, iou_types=("segm",))["segm"]
+    masks = match_results(truth, results, iou_types=("segm",))["segm"]
 
     def figures(*parts: DepthComparison) -> dict[str, float]:
         whole = DepthComparison()
@@ -93,7 +93,7 @@ def test_pixels_objects_and_objects_under_true_masks() -> None:
     assert found["depth/objects/AbsRel"] == pytest.approx(0.4)  # as the detection says
     assert found["depth/true_masks/AbsRel"] == pytest.approx(0.3, rel=1e-5)
     # An object that was not found counts under its true mask alone.
-    none = judge(truth, [], iou_types=("segm",))["segm"]
+    none = match_results(truth, [], iou_types=("segm",))["segm"]
     left = second.figures(list(enumerate(images)), [], none)
     assert "depth/objects/count" not in left
     assert left["depth/true_masks/count"] == 1
@@ -144,7 +144,7 @@ def test_a_real_scene_of_a_robots_camera(tmp_path: Path) -> None:
     ]
     compared = DepthComparison()
     compared.add(0, split.dataset.images[0], 1.2 * np.where(true > 0, true, np.nan), true)
-    matches = judge(split.dataset.to_coco(), results, iou_types=("segm",))["segm"]
+    matches = match_results(split.dataset.to_coco(), results, iou_types=("segm",))["segm"]
     found = compared.figures([(0, split.dataset.images[0])], results, matches)
     assert found["depth/AbsRel"] == pytest.approx(0.2, rel=1e-5)
     assert found["depth/scaled/AbsRel"] == pytest.approx(0, abs=1e-6)

@@ -80,13 +80,13 @@ def test_scores_and_full_tiles() -> None:
 def test_nothing_found_has_as_many_scores() -> None:
     """A network that gives mask scores and depths gives none of them for no object, not None."""
 
-    def judged(images: Sequence[np.ndarray]) -> list[Detections]:
+    def scored(images: Sequence[np.ndarray]) -> list[Detections]:
         return [
             replace(found, mask_scores=found.scores, depths=found.scores) for found in reds(images)
         ]
 
     scene = ArrayScene(np.zeros((64, 130, 3), np.uint8))
-    for detect, shape in ((judged, (0,)), (reds, None)):
+    for detect, shape in ((scored, (0,)), (reds, None)):
         found = detect_in_tiles(scene, Tiling(64, 0), detect, CATEGORIES, batch=2, limit=2)
         for values in (found.mask_scores, found.depths):
             assert (None if values is None else values.shape) == shape

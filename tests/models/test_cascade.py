@@ -62,12 +62,6 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 SIZES = np.array([[60, 50], [40, 34]], np.int32)  # some boxes are outside of the second
 
 
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def predict(boxes: jax.Array, valid: jax.Array, *, head: int, heads: Any = HEADS) -> BoxOutput:
     """Reads no row that does not exist, as the RoI operation, and answers it with NaN."""
     rows = jnp.sin(losses.keep(boxes, valid) / 10)

@@ -39,7 +39,7 @@ def compare(size: tuple[int, int, int], taps: int, padding: tuple[int, int]) -> 
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
-            return convolution.windows(x, kernel, padding=padding)
+            return convolution.xla_convolution(x, kernel, padding=padding)
 
     def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolution.convolution(x, kernel, padding)

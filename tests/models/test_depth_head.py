@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,12 +26,6 @@ from mrcnn_jax.models.depth_head import (
 
 STRIDES = (4, 8, 16, 32)
 SILOG, BERHU, L1 = (DepthHeadConfig("dense", loss=loss) for loss in ("silog", "berhu", "l1"))  # type: ignore[arg-type]
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 # -- the network -----------------------------------------------------------------------------------

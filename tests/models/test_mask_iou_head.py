@@ -157,14 +157,14 @@ def test_it_sees_the_probabilities_of_the_boxs_class_before_refinement(kind: str
     boxes = np.array([[[4, 8, 60, 40], [30, 2, 90, 62], [5, 5, 20, 20]]], np.float32)
     labels, valid = np.array([[3, 1, 2]], np.int32), np.ones((1, 3), bool)
     apply = functools.partial(model.apply, variables)
-    run = jax.jit(
-        lambda: (
-            apply(maps, boxes, labels, valid, method="judged_masks"),
-            apply(maps, boxes, valid, method="mask_features"),
-            apply(maps, boxes, valid, method="masks"),
-        )
-    )
-    (masks, ious), pooled, logits = jax.tree.map(np.asarray, run())
+
+    @jax.jit
+    def run() -> Any:
+        pooled = apply(maps, boxes, valid, method="mask_features")
+        found = apply(maps, boxes, labels, valid, method="scored_masks")
+        return *found, pooled, apply(pooled, valid, method="mask_logits")
+
+    masks, ious, pooled, logits = jax.tree.map(np.asarray, run())
     assert masks.shape == ((1, 3, 16, 16) if kind == "refined" else (1, 3, 8, 8))
     if kind == "softmax":
         powers = np.exp(logits.astype(float))

@@ -314,12 +314,13 @@ def test_masks_are_refined_by_the_finest_map() -> None:
         np.ones((1, 2), bool),
     )
     apply = functools.partial(model.apply, {"params": {"mask_head": params}})
-    run = jax.jit(
-        lambda: (
-            apply(maps, boxes, valid, method="masks"),
-            apply(maps, boxes, labels, valid, method="instance_masks"),
-        )
-    )
+
+    @jax.jit
+    def run() -> tuple[jax.Array, jax.Array]:
+        pooled = apply(maps, boxes, valid, method="mask_features")
+        masks, _ = apply(maps, boxes, labels, valid, method="scored_masks")
+        return apply(pooled, valid, method="mask_logits"), masks
+
     logits, masks = map(np.asarray, run())
     assert masks.shape == (1, 2, 32, 32)
     layers = params["points"]
@@ -381,7 +382,7 @@ def _outputs(model: MaskRCNN, batch: Batch) -> Any:
     return (
         model.propose(features, batch),
         model.boxes(features, boxes, valid),
-        model.masks(features, boxes, valid),
+        model.mask_logits(model.mask_features(features, boxes, valid), valid),
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.sampling import Samples, drawn, sample
+from mrcnn_jax.ops.sampling import Samples, gather_samples, sample
 
 from .strategies import QUICK
 
@@ -122,7 +122,7 @@ def test_drawn_rows_and_their_gradient() -> None:
         positive=jnp.zeros(5, bool),
         valid=jnp.array([True, True, True, False, False]),
     )
-    found, pull = jax.vjp(lambda x: drawn(x, samples), jnp.asarray(values))
+    found, pull = jax.vjp(lambda x: gather_samples(x, samples), jnp.asarray(values))
     np.testing.assert_array_equal(found, np.vstack([values[[7, 2, 5]], np.zeros((2, 4))]))
     (gradient,) = pull(jnp.arange(1, 21, dtype=jnp.float32).reshape(5, 4))
     expected = np.zeros((9, 4))

@@ -103,6 +103,14 @@ def padded(rows: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarr
     return values, valid
 
 
+def mask_logits(
+    model: MaskRCNN, pyramid: dict[str, jax.Array], boxes: Instances | MaskSamples
+) -> jax.Array:
+    """Of every class [B, N, M, M, K], for boxes in canvas pixels."""
+    pooled = model.mask_features(pyramid, boxes.boxes, boxes.valid)
+    return model.mask_logits(pooled, boxes.valid)
+
+
 class Stages:
     """The network cut into its stages, each compiled once for a shape: NumPy in, NumPy out."""
 
@@ -123,7 +131,7 @@ class Stages:
             "detections": lambda m, output, proposals, batch: jax.vmap(
                 lambda o, p, size: box_detections(o, p, size, config.box_head)
             )(output, proposals, batch.image_sizes),
-            "masks": lambda m, pyramid, boxes: m.masks(pyramid, boxes.boxes, boxes.valid),
+            "masks": mask_logits,
             "all": lambda m, batch: m(batch),
         }
         variables = jax.device_put(variables)
@@ -169,7 +177,7 @@ def everything(
             pyramid=pyramid,
             rpn=model.propose(pyramid, batch),
             boxes=model.boxes(pyramid, proposals.boxes, proposals.valid),
-            masks=model.masks(pyramid, detections.boxes, detections.valid),
+            masks=mask_logits(model, pyramid, detections),
         )
 
     return jax.device_get(
@@ -268,7 +276,7 @@ def _gradient(config: ModelConfig) -> Callable[..., tuple[Variables, dict[str, j
             model.boxes(features, boxes.boxes, boxes.valid), boxes, batch.valid, config.box_head
         )
         return values | mask_loss(
-            model.masks(features, masks.boxes, masks.valid), masks, batch.valid, config.mask_head
+            mask_logits(model, features, masks), masks, batch.valid, config.mask_head
         )
 
     @jax.jit

@@ -296,13 +296,6 @@ def test_the_stages_are_the_network(case: Case) -> None:
     np.testing.assert_allclose(prediction.detections.masks[valid], found.masks[valid], atol=1e-4)
 
 
-def _scattered(rows: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The rows of all images, one after the other, in the places [B, N] where `valid` is."""
-    places = np.zeros((*valid.shape, *rows.shape[1:]), rows.dtype)
-    places[valid] = rows
-    return places
-
-
 def _image(found: Instances, b: int) -> Found:
     rows = found.valid[b]
     labels = np.zeros(rows.sum(), int) if found.labels is None else found.labels[b][rows]

@@ -23,7 +23,6 @@ RNG = np.random.default_rng(0)
 ROWS, COLUMNS = np.mgrid[:150, :210]
 RGB = np.stack([ROWS, COLUMNS, ROWS + COLUMNS], axis=2) // 2 + RNG.integers(0, 9, (150, 210, 3))
 PIXELS = RGB.astype(np.uint8)
-COMPRESSIONS = "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "lzma", "zstd", "webp"
 
 
 def written(

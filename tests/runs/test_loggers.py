@@ -129,8 +129,9 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> MLflow:
 def run(workdir: Path, *names: str, resume: bool = False, rows: Sequence[Any] = ROWS) -> None:
     """A start of a run, as training makes one."""
     workdir.mkdir(exist_ok=True)
-    with MetricsLog(workdir, open_loggers(config(*names), workdir)) as log:
+    with MetricsLog(workdir) as log:
         log.truncate(("rpn", "box", "mask"), *((1, 1) if resume else (0, -1)))
+        log.add(open_loggers(config(*names), workdir))
         write(log, rows)
 
 
@@ -200,8 +201,9 @@ def test_ids_that_are_damaged_begin_a_new_run(content: str, wandb: Wandb, tmp_pa
 
 
 def test_a_run_that_was_stopped_says_so(wandb: Wandb, mlflow: MLflow, tmp_path: Path) -> None:
-    made = open_loggers(config("wandb", "mlflow"), tmp_path)
-    with pytest.raises(KeyboardInterrupt), MetricsLog(tmp_path, made):
+    log = MetricsLog(tmp_path)
+    log.add(open_loggers(config("wandb", "mlflow"), tmp_path))
+    with pytest.raises(KeyboardInterrupt), log:
         raise KeyboardInterrupt
     assert wandb.ends == [1]
     assert list(mlflow.status.values()) == ["KILLED"]
@@ -229,7 +231,8 @@ def test_a_service_that_fails_is_told_once(
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(wandb, "log", fail)
-    with MetricsLog(tmp_path, open_loggers(config("wandb", "tensorboard"), tmp_path)) as log:
+    with MetricsLog(tmp_path) as log:
+        log.add(open_loggers(config("wandb", "tensorboard"), tmp_path))
         write(log)
         log.loggers[0]._thread.join(0.5)  # type: ignore[attr-defined]
         write(log)
@@ -246,8 +249,9 @@ def test_a_service_that_cannot_be_opened_is_told_once(
     def refused() -> Any:
         raise ConnectionError
 
-    with MetricsLog(tmp_path, [Service("wandb", refused)]) as log:
+    with MetricsLog(tmp_path) as log:
         log.truncate(("rpn", "box"), 0, -1)
+        log.add([Service("wandb", refused)])
         write(log)
     assert capsys.readouterr().out == f"warning: loggers: wandb: ConnectionError: {FAILED}"
 
@@ -256,7 +260,8 @@ def test_a_service_that_hangs_is_left(tmp_path: Path, capsys: pytest.CaptureFixt
     freed = threading.Event()
     session = SimpleNamespace(new=True, send=lambda rows: freed.wait(60), end=lambda failed: None)
     try:
-        with MetricsLog(tmp_path, [Service("mlflow", lambda: session, seconds=0.1)]) as log:
+        with MetricsLog(tmp_path) as log:
+            log.add([Service("mlflow", lambda: session, seconds=0.1)])
             write(log)
     finally:
         freed.set()

@@ -39,7 +39,9 @@ def write(log: MetricsLog, stage: str, step: int) -> None:
 
 def drawn(workdir: Path) -> MetricsLog:
     """The log of a run, with events."""
-    return MetricsLog(workdir, [TensorBoard(workdir / "tensorboard")])
+    log = MetricsLog(workdir)
+    log.add([TensorBoard(workdir / "tensorboard")])
+    return log
 
 
 def events(workdir: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
@@ -128,8 +130,9 @@ def test_a_resumed_run_has_the_rows_and_events_of_an_uninterrupted_one(
     with drawn(tmp_path / "cut") as log:
         for stage, s in everything[:12]:  # killed after step 2 of the third stage
             write(log, stage, s)
-    with drawn(tmp_path / "cut") as log:
+    with MetricsLog(tmp_path / "cut") as log:
         log.truncate(STAGES, stage_index, step)
+        log.add([TensorBoard(tmp_path / "cut" / "tensorboard")])
         for stage, s in everything:
             if (STAGES.index(stage), s) > (stage_index, step):
                 write(log, stage, s)
@@ -199,23 +202,6 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(text)
     with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 is not a row of metrics$"):
         read_metrics(tmp_path)
-
-
-def test_a_logger_that_is_added_has_the_rows_that_were_kept(tmp_path: Path) -> None:
-    """As one that was there from the start."""
-    for name in ("there", "added"):
-        with MetricsLog(tmp_path / name) as log:
-            for step in (1, 2, 3):
-                write(log, "rpn", step)
-        board = TensorBoard(tmp_path / name / "tensorboard")
-        with MetricsLog(tmp_path / name, [board] if name == "there" else []) as log:
-            log.truncate(STAGES, 0, 2)
-            if name == "added":
-                log.add([board])
-            write(log, "rpn", 4)
-    found = events(tmp_path / "added")
-    assert [step for step, _ in found["rpn/train", "loss/total"]] == [1, 2, 4]
-    assert found == events(tmp_path / "there")
 
 
 def test_a_foreign_stage_is_named(tmp_path: Path) -> None:

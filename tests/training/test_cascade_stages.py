@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -34,12 +33,6 @@ CASCADE = replace(
 )
 TABLE = with_cascade(staged(pretrained=False, optimizers=(SGD, SGD, SGD)), 2)
 MODEL = MaskRCNN(CASCADE)
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -38,12 +37,6 @@ TABLE = with_depth(
     optimizer=OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.1),
 )
 DEPTH = TABLE[-1]
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,12 +37,6 @@ from mrcnn_jax.training.step import stage_losses
 HEAD = MaskIoUHeadConfig(enabled=True, channels=8, convs=2, fcs=1, hidden=16)
 SCORED, SCORED_C4 = (replace(config, mask_iou_head=HEAD) for config in (CONFIG, C4))
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01)
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def test_wrong_tables_are_one_line_that_names_stage_pattern_and_leaf(
     table: StageConfig, named: tuple[str, ...]
 ) -> None:
     summary = functools.partial(stages.summary, warmup=0)
-    for function in (stages.labels, summary, stages.live_norm):
+    for function in (stages.labels, summary, stages.trained_modules):
         with pytest.raises(ConfigError) as caught:
             function(table, PARAMS)
         message = str(caught.value)
@@ -121,9 +121,9 @@ def test_nothing_frozen() -> None:
     )
 
 
-def test_live_norm_is_where_something_trains() -> None:
-    assert stages.live_norm(TABLE, PARAMS) == {"resnet", "fpn", "rpn"}
-    assert stages.live_norm(stage(("rpn/.*",), ("(resnet|fpn)/.*",)), PARAMS) == {"rpn"}
+def test_trained_modules_have_a_trained_parameter() -> None:
+    assert stages.trained_modules(TABLE, PARAMS) == {"resnet", "fpn", "rpn"}
+    assert stages.trained_modules(stage(("rpn/.*",), ("(resnet|fpn)/.*",)), PARAMS) == {"rpn"}
 
 
 def test_summary_counts_leaves_and_parameters() -> None:

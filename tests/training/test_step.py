@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -57,12 +57,6 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # each program runs a few
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=0.1)
 RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
 BOX = replace(BOX, ema_decay=0.75)
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -348,10 +342,10 @@ def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_al
     decayed = {path for path, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
     assert decayed == {path for path in paths if path.endswith("/kernel")}
 
-    def loss(drop_path: float, live: frozenset[str]) -> float:
+    def loss(drop_path: float, modules: frozenset[str]) -> float:
         dropping = MaskRCNN(replace(config, convnext=replace(trunk, drop_path=drop_path)))
         losses = nn.apply(
-            lambda m, b: stage_losses(m, b, jax.random.key(0), ("rpn",), live)[0], dropping
+            lambda m, b: stage_losses(m, b, jax.random.key(0), ("rpn",), modules)[0], dropping
         )
         found = jax.jit(losses, compiler_options=QUICK_COMPILE)(variables, batch(0))
         return float(found["rpn_objectness"])

@@ -41,7 +41,7 @@ def report_data(
     """Collect the data of `page.render`, ready for JSON; None stands for an undefined number.
 
     Args:
-        evaluations: of boxes and masks (`evaluation.average_precision.judge`).
+        evaluations: of boxes and masks (`evaluation.average_precision.match_results`).
         metrics: their figures and the recall of the proposals, as in metrics.json.
         at_score: counts at one score.
         read_image: image id -> uint8 RGB in original pixels; called for the images of the gallery.
@@ -168,10 +168,10 @@ def _score_histogram(evaluation: COCOeval) -> list[dict[str, list[int]]]:
     place = {category: k for k, category in enumerate(evaluation.params.catIds)}
     at = iou_index(evaluation, 0.5)
     for entry in entries(evaluation):
-        judged, matched = ~entry["dtIgnore"][at], entry["dtMatches"][at] > 0
+        counted, matched = ~entry["dtIgnore"][at], entry["dtMatches"][at] > 0
         scores = np.array(entry["dtScores"])
         for true in (0, 1):
-            binned, _ = np.histogram(scores[judged & (matched == true)], BINS, (0, 1))
+            binned, _ = np.histogram(scores[counted & (matched == true)], BINS, (0, 1))
             counts[true, place[entry["category_id"]]] += binned
     with_total = np.concatenate([counts.sum(axis=1, keepdims=True), counts], axis=1)
     return [

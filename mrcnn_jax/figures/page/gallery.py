@@ -28,7 +28,7 @@ def gallery(evaluation: COCOeval, read_image: Callable[[int], Image], limit: int
     """Collect the images with the worst and the best panoptic quality, ready for JSON.
 
     Args:
-        evaluation: of masks, or of boxes (`evaluation.average_precision.judge`).
+        evaluation: of masks, or of boxes (`evaluation.average_precision.match_results`).
         read_image: image id -> uint8 RGB in original pixels.
         limit: number of images at most, half of them the worst and half the best.
     """

@@ -9,7 +9,7 @@ import pytest
 import report_cases
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from report_cases import NAMES, case, data_of, judged
+from report_cases import NAMES, answers_of, case, data_of
 
 from mrcnn_jax.evaluation.average_precision import FIGURES
 from mrcnn_jax.figures.page.contents import training_curves
@@ -23,7 +23,7 @@ def data() -> dict[str, Any]:
     return data_of(TRUTH, RESULTS)
 
 
-def test_objects_without_masks_are_shown_and_judged_by_their_boxes() -> None:
+def test_objects_without_masks_are_shown_and_evaluated_by_their_boxes() -> None:
     """Perfect detections of objects that are boxes alone."""
     objects = [{**a, "segmentation": None} for a in TRUTH["annotations"] if not a["iscrowd"]]
     mask = RESULTS[0]["segmentation"]
@@ -100,7 +100,7 @@ def test_tables_are_pycocotools_figures(data: dict[str, Any], kind: str) -> None
 
 
 def test_precision_curves_follow_the_detections_one_by_one(data: dict[str, Any]) -> None:
-    answers = judged(TRUTH, RESULTS)
+    answers = answers_of(TRUTH, RESULTS)
     curves = []
     for place, category in enumerate(CATEGORIES[:3], start=1):
         objects = sum(
@@ -137,8 +137,8 @@ def test_precision_curves_follow_the_detections_one_by_one(data: dict[str, Any])
     assert data["precision"]["segm"][4] is None
 
 
-def test_histogram_counts_each_judged_detection_once(data: dict[str, Any]) -> None:
-    answers = judged(TRUTH, RESULTS)
+def test_histogram_counts_each_counted_detection_once(data: dict[str, Any]) -> None:
+    answers = answers_of(TRUTH, RESULTS)
     assert any(answer.ignored for answer in answers)
     expected = np.zeros((5, 2, 20), int)
     for result, answer in zip(RESULTS, answers, strict=True):

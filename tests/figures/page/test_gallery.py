@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from report_cases import NAMES, SIZE, case, data_of, instance, judged, picture
+from report_cases import NAMES, SIZE, answers_of, case, data_of, instance, picture
 
 from mrcnn_jax.evaluation.at_score import at_score
-from mrcnn_jax.evaluation.average_precision import FIGURES, judge
+from mrcnn_jax.evaluation.average_precision import FIGURES, match_results
 from mrcnn_jax.evaluation.matches import image_qualities
 from mrcnn_jax.figures.page import render
 from mrcnn_jax.figures.page.contents import report_data
@@ -25,7 +25,7 @@ CATEGORIES = sorted(NAMES)
 def test_gallery_holds_the_worst_and_the_best() -> None:
     data = data_of(TRUTH, RESULTS)
     names = {image["id"]: image["file_name"] for image in TRUTH["images"]}
-    ranked = list(image_qualities(judge(TRUTH, RESULTS)["segm"]))
+    ranked = list(image_qualities(match_results(TRUTH, RESULTS)["segm"]))
     assert [image["name"] for image in data["gallery"]["images"]] == [names[i] for i in ranked]
     part = data_of(TRUTH, RESULTS, images=5)["gallery"]
     assert [image["name"] for image in part["images"]] == [
@@ -34,7 +34,7 @@ def test_gallery_holds_the_worst_and_the_best() -> None:
     assert part["ranked"] == len(ranked)
     assert data_of(TRUTH, RESULTS, images=0)["gallery"]["images"] == []
 
-    answers = judged(TRUTH, RESULTS)
+    answers = answers_of(TRUTH, RESULTS)
     for number, image in zip(ranked, data["gallery"]["images"], strict=True):
         assert (image["width"], image["height"]) == (640, 480)  # 128 x 96, times 5
         jpeg = cv2.imdecode(
@@ -137,7 +137,7 @@ def test_sixty_images_stay_below_15_mb() -> None:
     results = [
         {**shapes[k % 4], "image_id": i, "score": 1 - k / 100} for i in range(4) for k in range(100)
     ]
-    evaluations = judge(truth, results)
+    evaluations = match_results(truth, results)
     metrics = {f"{kind}/{name}": 0.0 for kind in evaluations for name in FIGURES}
     counts = at_score(evaluations["segm"], "segm", 0.5)
     data = report_data(evaluations, metrics, counts, lambda _: noise, heading={}, config={})
