@@ -56,8 +56,8 @@ def run(main: Callable[[], object]) -> None:
     """Calls `main` and exits as its end requires.
 
     A ConfigError becomes one line on stderr and exit status 2; a `Failure`, a full disk and any
-    other file that cannot be read or written, status 1; `Stopped` a line on stdout and status 143
-    or 130; Ctrl-C a line and status 130; a reader that has left (`| head`) status 141. Closed
+    other file that cannot be read or written, status 1; `Stopped` a line on stdout and status 143,
+    129 or 130; Ctrl-C a line and status 130; a reader that has left (`| head`) status 141. Closed
     streams are none: a closed stdout is refused, for what a command finds must not be lost in
     silence.
     """

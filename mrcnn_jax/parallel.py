@@ -226,7 +226,8 @@ def refuse_uneven(batch_size: int, mesh: Mesh | None) -> None:
     fewer = ""
     if jax.default_backend() == "gpu" and jax.process_count() == 1:
         most = max(count for count in range(1, mesh.size) if batch_size % count == 0)
-        numbers = ",".join(map(str, range(most)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(mesh.size)))
+        numbers = ",".join(visible.split(",")[:most])
         fewer = f"; CUDA_VISIBLE_DEVICES={numbers} before the command trains on {most} of them"
     raise ConfigError(
         f"data.batch_size: {batch_size} images do not divide by {mesh.size} devices ({nearest})"

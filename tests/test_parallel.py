@@ -387,7 +387,11 @@ def test_a_run_goes_on_with_fewer_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its batch stays, so the message names the devices that share it evenly."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     line = r"\(4 and 8 do\); CUDA_VISIBLE_DEVICES=0,1,2 before the command trains on 3 of them$"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(ConfigError, match=line):
+        parallel.refuse_uneven(6, AbstractMesh((4,), ("data",)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")  # others are somebody else's
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=4,5,6 before"):
         parallel.refuse_uneven(6, AbstractMesh((4,), ("data",)))
 
 

@@ -23,20 +23,33 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     """Finds the training and the validation file of a folder, or makes them in `workdir`, of a run
     that has not begun.
 
-    Prints what was found and done.
+    Prints what was found and done. Of several processes the first one makes them.
 
     Raises:
         ConfigError: the folder is not understood, or cannot be converted or divided.
     """
-    from mrcnn_jax.data.split import TRAIN, VAL, existing_split, split, write_record
+    from mrcnn_jax import parallel
+    from mrcnn_jax.data.split import (
+        RECORD,
+        TRAIN,
+        VAL,
+        Part,
+        existing_split,
+        split,
+        write_record,
+    )
     from mrcnn_jax.datasets.recognise import recognise
     from mrcnn_jax.datasets.tree import fingerprint
 
     out = workdir / DATASET
-    existing_split(folder, out)  # refuses that of another folder
+    record = existing_split(folder, out)  # refuses that of another folder
+    if record is not None and not parallel.is_first():
+        images = Path(record["images"])
+        return Part(out / TRAIN, images), Part(out / VAL, images)
     found = recognise(folder, without=workdir)
     print(found.told)
     if found.train is not None and found.val is not None:
+        (out / RECORD).unlink(missing_ok=True)  # of a start before one of them was there
         return found.train, found.val
     state = fingerprint(folder, workdir)
     if found.export is not None and found.val_export is not None:

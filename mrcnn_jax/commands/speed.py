@@ -103,7 +103,9 @@ def measure(run: OpenRun) -> Speed:
             ),
         )
         compiling += _again(validating, plan_of_val)
-        if run.config.evaluate_every_epochs and run.config.evaluates(run.config.stages[0]):
+        if run.config.evaluate_every_epochs and run.config.evaluates(
+            run.config.stages[0], has_masks=run.has_masks
+        ):
             size = run.config.data.eval_batch_size * (1 if run.mesh is None else run.mesh.size)
             plan_of_eval = plan_once(run.val_split, size)
             predictor = Predictor(
@@ -178,29 +180,31 @@ def _timed(
         wait: returns when the calls before it are done.
     """
     clock, stage = time.perf_counter, run.config.stages[0]
+    started = clock()
+    with closing(batches(run, stage, split, plan[:1])) as loaded:
+        next(loaded)
+        loading = clock() - started
     with closing(batches(run, stage, split, plan)) as loaded:
         batch = next(loaded)
         started = clock()
         call(batch)
         wait()
         first, begun, calls = clock() - started, clock(), 0
-        # Loaded while the program was compiled: only the batches after these cost what training
-        # will wait for.
+        # Loaded while the program was compiled: where loading may be slower than the program, only
+        # the batches after these cost what training will wait for.
         ready = run.config.data.threads + 2
         for number, batch in enumerate(loaded, 1):
             call(batch)
             calls += 1
-            if calls >= CALLS and clock() - begun >= SECONDS:
+            taken = clock() - begun
+            keeps_up = number > ready or loading <= taken / calls
+            if keeps_up and calls >= CALLS and taken >= SECONDS:
                 break
             if number == ready < len(plan) - 1:
                 wait()
                 begun, calls = clock(), 0
         wait()
-        each = (clock() - begun) / calls
-    started = clock()
-    with closing(batches(run, stage, split, plan[:1])) as loaded:
-        next(loaded)
-        return Timed(first, each, clock() - started)
+        return Timed(first, (clock() - begun) / calls, loading)
 
 
 def _saving(run: OpenRun, state: TrainState) -> float:
@@ -233,6 +237,7 @@ def _meta(run: OpenRun) -> Meta:
         categories=run.categories,
         config_hash="",
         loaded=run.loaded,
+        has_masks=run.has_masks,
     )
 
 

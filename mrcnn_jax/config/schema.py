@@ -406,10 +406,10 @@ class Config:
         require_at_least(0, self, "", "skip_non_finite", "evaluate_every_epochs")
         require(0 <= self.seed < 2**32, "seed: must be in 0..2**32 - 1 (JAX takes 32 bits of it)")
 
-    def evaluates(self, stage: StageConfig) -> bool:
+    def evaluates(self, stage: StageConfig, *, has_masks: bool = True) -> bool:
         """Whether AP and depth are measured in a stage of this table: it trains masks, their IoU or
-        depth; where no stage does, boxes."""
-        final = {"mask", "mask_iou", "depth"}
+        depth; where no stage does, or not without masks in the data, boxes."""
+        final = {"mask", "mask_iou", "depth"} if has_masks else {"depth"}
         if all(final.isdisjoint(row.losses) for row in self.stages):
             final = set(BOX_LOSSES)
         return not final.isdisjoint(stage.losses)

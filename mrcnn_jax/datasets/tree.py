@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -19,6 +20,7 @@ from mrcnn_jax.convert.image_folder import folders_in
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 TEXTS = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml")
+READ, LEAST_READ = 10**9, 10**5  # bytes of all texts, and of each: what follows may be an image
 Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]
 
 
@@ -80,21 +82,26 @@ class Tree:
 
 
 def fingerprint(folder: Path, without: Path | None) -> str:
-    """A hash of what annotations are made from: the names and sizes of all files, and what is in
-    those of text.
+    """A hash of what annotations are made from: the names and sizes of images and texts, and what
+    texts begin with, each with the same part of `READ` bytes.
 
     Args:
         folder, without: as of `walk`.
     """
+    suffixes = {file: PurePosixPath(file).suffix.lower() for file in sorted(walk(folder, without))}
+    texts = sum(suffix in TEXTS for suffix in suffixes.values())
+    most = max(LEAST_READ, READ // max(texts, 1))
     found = hashlib.sha256()
-    for file in sorted(walk(folder, without)):
+    for file, suffix in suffixes.items():
         path = folder / file
-        try:
-            found.update(f"{file}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from None
-        if path.suffix.lower() in TEXTS:
-            found.update(mapped(path))
+        if suffix not in (*SUFFIXES, *TEXTS):
+            continue
+        found.update(f"{file}\0".encode(errors="surrogateescape"))
+        with suppress(OSError, ConfigError):  # a broken link, for example
+            size = path.stat().st_size
+            found.update(f"{size}\0".encode())
+            if suffix in TEXTS:
+                found.update(mapped(path)[:most])
     return found.hexdigest()
 
 

@@ -149,6 +149,12 @@ def evaluation_of(
     matches = match_results(ground_truth, counted, iou_types=("bbox",))
     matches |= match_results(ground_truth, with_mask, iou_types=("segm",))
     metrics = coco_figures(matches)
+    if counted and not with_mask:  # what gives no masks has no AP of masks, rather than one of 0
+        metrics = {
+            name: -1.0 if name.startswith("segm/") else value
+            for name, value in metrics.items()
+            if not name.startswith("segm/AP/")
+        }
     found = {kind: at_score(one, kind, score) for kind, one in matches.items()}
     metrics["at_score/score"] = score
     for one in found.values():
@@ -157,7 +163,7 @@ def evaluation_of(
     metrics |= depth.figures(
         list(zip(indices, seen.images, strict=True)), with_mask, matches["segm"]
     )
-    if boundary:
+    if boundary and (with_mask or not counted):
         metrics |= coco_figures(match_results(ground_truth, with_mask, iou_types=("boundary",)))
     truths = [
         np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4)

@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ class Meta:
     """False: of the end of an epoch whose validation has yet to come, which is saved before it."""
     has_masks: bool = True
     """False: no object that it was trained on has a mask, so losses of masks taught it nothing."""
-    annotations: str | None = None
-    """A hash of the training images' annotation file; None: not known."""
+    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Hashes of the annotation files by their split, "train" and "val"; empty: not known."""
 
     @property
     def name(self) -> str:
@@ -372,7 +373,8 @@ def parse_meta(values: Any) -> Meta:
     meta = Meta(**values)
     kinds: dict[str, type] = dict.fromkeys(("step", "stage_index", "stage_step"), int)
     kinds |= dict.fromkeys(("stage_complete", "validated", "has_masks"), bool)
-    for name, kind in (kinds | {"config_hash": str, "environment": dict}).items():
+    kinds |= {"config_hash": str, "environment": dict, "annotations": dict}
+    for name, kind in kinds.items():
         if type(getattr(meta, name)) is not kind:
             raise TypeError(f"{name} is no {kind.__name__}")
     return meta

@@ -147,8 +147,7 @@ def choose_epochs(
         updates: of an epoch.
         pretrained: whether training begins with weights that are not random.
     """
-    least, most = EPOCHS[device]
-    most = max(most, math.ceil(FEWEST_UPDATES / updates))
+    least, most = (max(n, math.ceil(FEWEST_UPDATES / updates)) for n in EPOCHS[device])
     views = VIEWS[device] if pretrained else RANDOM_VIEWS
     epochs = min(max(round(views / images), least), most)
     limit = MOST_VIEWS[device] / images

@@ -215,10 +215,11 @@ def _train_stage(
             watch.write_timing(row)
             took = f"{seconds:.1f} s, {waited / seconds:.1%} of it waiting for data"
             if left := total_steps - progress.step:
-                took += f", about {left * seconds / (progress.step - first) / 60:.2g} min to go"
+                took += f", {as_minutes(left * seconds / (progress.step - first))} to go"
             due, progress.validated = stop.save_is_due(progress), False
         ends = watch.is_evaluated(progress) or run.is_last(progress)
-        if took and (ends or stop.is_asked or stop.much_is_unsaved):
+        validates = ends or watch.is_validated(progress)
+        if took and (stop.is_asked or ends or (validates and stop.much_is_unsaved)):
             # Validation takes long, and may need more memory than there is.
             watch.save(progress, state, complete=False)
             stop.obey(progress)
@@ -230,6 +231,12 @@ def _train_stage(
             stop.obey(progress)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return variables if run.mesh is None else parallel.to_host(variables)
+
+
+def as_minutes(seconds: float) -> str:
+    """An estimate of a time, for people."""
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min" if minutes >= 1 else "under a minute"
 
 
 def _end_epoch(

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from mrcnn_jax.output import remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.loggers import refuse_missing
 from mrcnn_jax.runs.logs import METRICS
-from mrcnn_jax.runs.metrics import read_metrics
+from mrcnn_jax.runs.metrics import Row, read_metrics
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.features import refuse_unusable_cache
@@ -87,7 +87,7 @@ class OpenRun:
     """As of `Meta.images`."""
     has_masks: bool
     """As of `Meta.has_masks`."""
-    annotations: str
+    annotations: Mapping[str, str]
     """As of `Meta.annotations`."""
 
     def plan(self, stage_index: int, epoch: int) -> list[PlannedBatch]:
@@ -309,7 +309,7 @@ def _open(
         loaded,
         images,
         train_set.has_masks,
-        _annotations(train_set.annotations_path, resumed_from),
+        _annotations({"train": train_set, "val": val_set}, resumed_from),
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))
@@ -323,16 +323,17 @@ def _open(
     return run
 
 
-def _annotations(path: Path, resumed_from: Meta | None) -> str:
-    """The hash of an annotation file; says so if it is not that of the newest checkpoint."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if resumed_from is not None and resumed_from.annotations not in (None, found):
-        print(
-            f"{path}: changed since {resumed_from.name} was saved: what is left of the training is "
-            "on what is there now"
-        )
-    return found
+def _annotations(data_sets: Mapping[str, CocoDataset], resumed_from: Meta | None) -> dict[str, str]:
+    """The hashes of annotation files; says which are not those of the newest checkpoint."""
+    hashes = {}
+    for split, data_set in data_sets.items():
+        path = data_set.annotations_path
+        with path.open("rb") as file:
+            hashes[split] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        if resumed_from and resumed_from.annotations.get(split, hashes[split]) != hashes[split]:
+            left = "what is left of the training is on" if split == "train" else "it validates on"
+            print(f"{path}: changed since {resumed_from.name} was saved: {left} what is there now")
+    return hashes
 
 
 def refuse_schedules(run: OpenRun) -> None:
@@ -373,9 +374,15 @@ def refuse_lost_checkpoints(config: Config, workdir: Path) -> None:
     """
     if not (workdir / "config.json").exists() or not (workdir / METRICS).exists():
         return
-    first, every = config.stages[0].name, load_config_json(workdir / "config.json").save_every_steps
+    first, every = config.stages[0], load_config_json(workdir / "config.json").save_every_steps
+
+    def is_later(row: Row) -> bool:
+        # A stage is saved at its end, before it is validated.
+        ends = row["split"] == "val" and row["epoch"] >= first.epochs
+        return row["stage"] != first.name or row["step"] > every or ends
+
     rows = read_metrics(workdir)
-    if any(row["stage"] != first or row["step"] > every for row in rows):
+    if any(map(is_later, rows)):
         row = rows[-1]
         raise ConfigError(
             f"{workdir}: holds metrics up to stage {row['stage']}, step {row['step']}, but no "

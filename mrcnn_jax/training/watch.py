@@ -136,9 +136,15 @@ class Watch:
     def is_evaluated(self, progress: Progress) -> bool:
         """Whether AP and depth are measured at this end of an epoch or of the stage."""
         config, stage = self.run.config, self.run.config.stages[progress.stage_index]
-        every = config.evaluate_every_epochs if config.evaluates(stage) else 0
+        evaluates = config.evaluates(stage, has_masks=self.run.has_masks)
+        every = config.evaluate_every_epochs if evaluates else 0
         epoch = self.run.epoch_of(progress.step)
         return every > 0 and (self.run.is_last(progress) or epoch % every == 0)
+
+    def is_validated(self, progress: Progress) -> bool:
+        """Whether losses are computed on the validation images at this end of an epoch."""
+        epoch = self.run.epoch_of(progress.step)
+        return self.run.is_last(progress) or epoch % self.run.config.validate_every_epochs == 0
 
     def end_epoch(self, progress: Progress, validate: Any, state: TrainState) -> dict[str, float]:
         """Validates and evaluates as the config says, writes the figures and returns them."""
@@ -146,7 +152,7 @@ class Watch:
         epoch = run.epoch_of(progress.step)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         values: dict[str, float] = {}
-        if run.is_last(progress) or epoch % run.config.validate_every_epochs == 0:
+        if self.is_validated(progress):
             values |= _validate(run, stage, validate, variables)
         if self.is_evaluated(progress):
             values |= self._evaluate(progress, variables)

@@ -130,6 +130,28 @@ def test_other_canvases_count_by_their_pixels(
     assert programs.calls["predict"] == 1 + 3
 
 
+def test_slow_loading_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the batches that were loaded while the program was compiled."""
+    now = 0.0
+
+    def batches(run: Any, stage: Any, split: Any, plan: Any) -> Iterator[int]:
+        nonlocal now
+        for number in plan:
+            now += 0.0 if 1 <= number <= 4 else 4.0
+            yield number
+
+    def call(batch: int) -> None:
+        nonlocal now
+        now += 1.5
+
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(speed, "batches", batches)
+    config = SimpleNamespace(stages=[None], data=SimpleNamespace(threads=2))
+    run: Any = SimpleNamespace(config=config)
+    timed = speed._timed(run, None, range(50), call)  # type: ignore[arg-type]
+    assert (timed.loading, timed.each) == (4.0, 5.5)
+
+
 def test_no_earlier_program_is_found_for_the_schedule(
     several: OpenRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

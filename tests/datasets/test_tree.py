@@ -101,6 +101,11 @@ def test_a_fingerprint_changes_with_what_annotations_are_made_from(tmp_path: Pat
     (tmp_path / "a.png").rename(tmp_path / "b.png")
     found.append(fingerprint(tmp_path, None))
     assert len(set(found)) == 4
+    (tmp_path / "nohup.out").write_text("not of the data")
+    assert fingerprint(tmp_path, None) == found[-1]
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found.append(fingerprint(tmp_path, None))
+    assert found[-1] != found[-2]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "x.json").write_text("{}")
     assert fingerprint(tmp_path, tmp_path / "runs") == found[-1]

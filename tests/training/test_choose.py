@@ -183,6 +183,13 @@ def test_epochs(images: int, device: Device, epochs: int, random: int) -> None:
         assert config.stages[0].epochs == expected
 
 
+def test_epochs_make_up_for_a_large_batch() -> None:
+    """At least 600 updates."""
+    images = likeness(100, 40, 40, [9])
+    config = config_of(images, "gpu", init_from="resnet50.pth", data__batch_size=16)
+    assert config.stages[0].epochs == 86
+
+
 def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
     start = Start(replace(TORCHVISION, num_classes=2), ("class 1", "class 2"))
     large, small = (

@@ -412,3 +412,8 @@ def test_waiting_for_data_is_reported(
     assert (tmp_path / "soon" / "metrics.jsonl").read_bytes() == (
         tmp_path / "late" / "metrics.jsonl"
     ).read_bytes()
+
+
+def test_what_is_left_is_told_in_minutes() -> None:
+    told = [loop.as_minutes(seconds) for seconds in (9, 60, 540, 9000)]
+    assert told == ["under a minute", "about 1 min", "about 9 min", "about 150 min"]

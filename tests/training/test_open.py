@@ -181,10 +181,15 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     shutil.copy(tiny_run / "config.json", run)
     lines = (tiny_run / "metrics.jsonl").read_text().splitlines(keepends=True)
     rows = [line for line in lines if '"stage": "rpn"' in line]
+    end = [line for line in rows if '"epoch": 2, "split": "val"' in line]
+    rows = [line for line in rows if line not in end]
     (run / "metrics.jsonl").write_text("".join(rows))  # all of the first stage, but its checkpoint
     opening.refuse_lost_checkpoints(tiny_config, run)
     (run / "metrics.jsonl").write_text("")
     opening.refuse_lost_checkpoints(tiny_config, run)
+    (run / "metrics.jsonl").write_text("".join(rows + end))  # it was validated, so it had one
+    with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
+        opening.refuse_lost_checkpoints(tiny_config, run)
     save_config(replace(tiny_config, save_every_steps=11), run / "config.json")
     (run / "metrics.jsonl").write_text("".join(rows))
     with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
@@ -275,9 +280,13 @@ def test_other_training_images_are_refused_and_other_annotations_told(
     assert "changed since" not in capsys.readouterr().out
     content["annotations"][0]["bbox"][2] += 1
     path.write_text(json.dumps(content))
+    val = tiny.annotations(data, "val")
+    val.write_text(val.read_text() + "\n")
     with open_run(first, run):
         pass
-    assert f"{path}: changed since 00000001-rpn was saved: what is left" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{path}: changed since 00000001-rpn was saved: what is left" in told
+    assert f"{val}: changed since 00000001-rpn was saved: it validates on what is there" in told
 
     gone = content["images"].pop()["id"]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]

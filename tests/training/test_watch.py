@@ -322,6 +322,14 @@ def test_work_is_saved_before_a_validation_that_may_fail(
 ) -> None:
     """In the middle of a stage, too, if there is much to lose."""
     monkeypatch.setattr(stop, "MUCH", 0.0)
+    saved: list[str] = []
+    save = Checkpoints.save
+
+    def noted(self: Any, state: Any, meta: Any, *rest: Any) -> None:
+        saved.append(f"{meta.name} {'validated' if meta.validated else 'not yet'}")
+        save(self, state, meta, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
     failing = Mock(side_effect=OSError(errno.EIO, "out of sight"))
     with monkeypatch.context() as patch:
         patch.setattr(watch, "_validate", failing)
@@ -329,7 +337,9 @@ def test_work_is_saved_before_a_validation_that_may_fail(
             loop.train(tiny_config, tmp_path)
     meta = latest(tmp_path)
     assert (meta.name, meta.validated) == ("00000006-rpn", False)
+    assert saved == ["00000006-rpn not yet"]
     loop.train(tiny_config, tmp_path)
+    assert saved[1:3] == ["00000012-rpn not yet", "00000012-rpn validated"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == (tiny_run / "metrics.jsonl").read_bytes()
     assert_same_bits(tiny_run, tmp_path)
 
