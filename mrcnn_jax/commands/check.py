@@ -98,7 +98,7 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
                 if number:
                     export = with_classes_of(parts[0], export, Path(scratch, CLASSES))
                 out = Path(scratch, str(number), ANNOTATIONS)
-                parts.append(converted(export, out))
+                parts.append(converted(export, out, exports))
         sheet = arguments.contact_sheet
         datasets: list[CocoDataset] = []
         for part in parts:

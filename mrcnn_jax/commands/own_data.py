@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from mrcnn_jax.convert.common import Options
+    from mrcnn_jax.data.names import Role
     from mrcnn_jax.data.split import Part
 
 DATASET = "dataset"  # in a run's folder: what was converted and divided for it
@@ -53,9 +55,10 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
         return found.train, found.val
     state = fingerprint(folder, workdir)
     if found.export is not None and found.val_export is not None:
-        training = converted(found.export, out / TRAIN)
+        both = found.export, found.val_export
+        training = converted(found.export, out / TRAIN, both)
         export = with_classes_of(training, found.val_export, out / CLASSES)
-        validation = converted(export, out / VAL)
+        validation = converted(export, out / VAL, both)
         record = {"rule": "As the export divides them.", "fingerprint": state}
         write_record(folder, out, training.images, record)
         return training, validation
@@ -94,37 +97,55 @@ def with_classes_of(training: Part, export: Options, file: Path) -> Options:
     return replace(export, categories=file)
 
 
-def converted(export: Options, out: Path) -> Part:
+def converted(export: Options, out: Path, parts: Sequence[Options] = ()) -> Part:
     """Converts an export that was recognised; the file is `out`.
 
+    Args:
+        export: as it was recognised, perhaps with categories.
+        out: a path.
+        parts: all that was recognised, training first; by default `export` alone.
+
     Raises:
-        ConfigError: it cannot be used; where options would help, with the command that takes them.
+        ConfigError: it cannot be used; where options would help, with the commands that take them.
     """
     from mrcnn_jax.convert.write import convert
     from mrcnn_jax.data.split import Part
 
-    export = replace(export, out=out)
     try:
-        convert(export, hint=False)
+        convert(replace(export, out=out), hint=False)
     except ConfigError as error:
         line = str(error)
         if "--" not in line or line.startswith("--out"):
             raise
-        raise ConfigError(f"{line}; to give options: {by_hand(export)} ...") from None
+        ways = by_hand(*(parts or (export,)))
+        raise ConfigError(f"{line}; to give options: {ways}") from None
     return Part(out, export.open_images().folder)
 
 
-def by_hand(export: Options) -> str:
-    """The command that converts an export that was recognised into its folder, where its file is
-    then recognised."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(export).__name__).lower()
-    folder = export.input if export.input.is_dir() else export.input.parent
-    out = folder / ANNOTATIONS
-    if out.exists():
-        out = folder / "converted.json"
-    words: list[object] = [name, export.input, "--out", out]
-    for option in ("images", "layout", "skip"):
+def by_hand(training: Options, validation: Options | None = None) -> str:
+    """The commands that convert what was recognised into its own folder, each with "..." for more
+    options. Their files are recognised there, with their parts: both are to be written, or one
+    would be trained on alone."""
+    if validation is None:
+        return f"{_command(training, None)} ..."
+    return f"{_command(training, 'train')} ... && {_command(validation, 'val')} ..."
+
+
+def _command(export: Options, part: Role | None) -> str:
+    from mrcnn_jax.data.names import role
+
+    folder, stem = export.input, Path(ANNOTATIONS).stem
+    if not folder.is_dir():
+        folder, stem = folder.parent, f"{export.input.stem}_coco"
+    if part is not None and role(stem) != part:
+        stem = f"{part}_{stem}"
+    if (folder / f"{stem}.json").exists():
+        stem += "_2"
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(export).__name__).lower()
+    words: list[object] = [kind, export.input, "--out", folder / f"{stem}.json"]
+    for option in ("images", "layout", "class_name", "part", "datasets", "skip"):
         value = getattr(export, option, None)
         if value:
-            words += [f"--{option}", *(value if isinstance(value, tuple) else (value,))]
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option.replace('_', '-')}", *values]
     return cli.command("convert", *words)

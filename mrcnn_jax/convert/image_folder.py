@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.folders import folders_in
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 
@@ -96,39 +97,6 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files with these suffixes in a folder and its subfolders, sorted; as of `folders_in`."""
     paths = (Path(root, name) for root, names in folders_in(folder) for name in names)
     return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
-
-
-def folders_in(
-    folder: Path, leave: Callable[[str, list[str]], bool] = lambda *_: False
-) -> Iterator[tuple[str, list[str]]]:
-    """A folder and its subfolders, each with the sorted names of its files.
-
-    Hidden ones are passed over, and those of systems. Links are followed, to each folder once.
-
-    Args:
-        folder: the first one; nothing comes of one that is not there.
-        leave: whether a folder, given with the names of its subfolders, is passed over.
-
-    Raises:
-        ConfigError: a folder cannot be read.
-    """
-    hidden = (".", "__MACOSX", "lost+found")
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
-        real = os.path.realpath(root)
-        if real in seen or leave(root, folders):
-            folders.clear()
-            continue
-        seen.add(real)
-        shown = (name for name in folders if not name.startswith(hidden))
-        # Of a folder and a link to it, the folder.
-        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{root}/{name}"), name))
-        yield root, sorted(name for name in names if not name.startswith(hidden))
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise ConfigError(f"{error.filename}: {error.strerror}") from None
 
 
 def normal_path(name: str) -> str:

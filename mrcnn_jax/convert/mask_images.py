@@ -195,9 +195,12 @@ class Masks(Options):
 
 def _in_parts(files: list[Path]) -> bool:
     """Whether most values of some of these masks have several parts."""
-    sample = files[:: -(-len(files) // LOOKED_AT)]
-    found = [patch for file in sample for _, patch in instances(read_labels(file))]
-    return bool(found) and float(np.median([len(_parts(patch)) for patch in found])) >= 2
+    counts = []
+    for file in files[:: -(-len(files) // LOOKED_AT)]:
+        values = read_labels(file)
+        refuse_blended(file, values)  # first: blends are tens of thousands of values
+        counts += [len(_parts(patch)) for _, patch in instances(values)]
+    return bool(counts) and float(np.median(counts)) >= 2
 
 
 def _parts(patch: Patch, where: str = "", report: Report | None = None) -> list[Patch]:
@@ -223,13 +226,18 @@ def _parts(patch: Patch, where: str = "", report: Report | None = None) -> list[
     return parts
 
 
+def plain_stems(stem: str) -> list[str]:
+    """The usual names of a mask's image, without suffix: of x and x_mask or x-masks that is x."""
+    return list(dict.fromkeys((stem, re.sub(r"[_-]masks?$", "", stem, flags=re.IGNORECASE))))
+
+
 def image_stems(stem: str) -> list[str]:
     """The names that the image of a mask may have, without suffix.
 
-    Of x_mask, x-masks, mask_x and x.jpg (before its own suffix) that is x; with "mask" also x_img,
-    x_image, img_x or image_x.
+    First the plain ones. Of mask_x and x.jpg (before its own suffix) that is x, too; with "mask"
+    also x_img, x_image, img_x or image_x.
     """
-    stems, path = [stem], Path(stem)
+    stems, path = plain_stems(stem), Path(stem)
     if path.suffix.lower() in IMAGES:
         stems.append(path.stem)
     found = re.fullmatch(r"(masks?[_-])?(.+?)([_-]masks?)?", stem, re.IGNORECASE)

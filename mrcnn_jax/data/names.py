@@ -26,6 +26,7 @@ UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # Label Studio's, before the name of an
 EXPORTED = re.compile(r"(_\w{3,4})?\.rf\.[0-9a-f]{32}$")  # Roboflow's, of each version of an image
 TILE = re.compile(r"(\d{5}|[1-9]\d{5})_(\d{5}|[1-9]\d{5})")  # as of `convert.cut_tiles`: y, x
 STRIDE = 16  # pixels: tiles lie no closer; frames of numbered clips do
+BEGIN = 100_000  # pixels: below it the first tiles begin; dates, YYMMDD_HHMMSS, do not
 
 
 def role(file: str) -> Role | None:
@@ -66,7 +67,8 @@ def _only_role(part: str) -> Role | None:
 def tiles(file_names: Sequence[str]) -> set[int]:
     """The numbers of the images that are tiles, as `convert tile` names them: NAME/Y_X.png.
 
-    All images of their folder are, and lie on a grid.
+    All images of their folder are, and lie on a grid that begins near 0 (tiles without objects are
+    left out).
 
     Args:
         file_names: relative paths, with /.
@@ -78,19 +80,24 @@ def tiles(file_names: Sequence[str]) -> set[int]:
     found = set()
     for numbers in inside.values():
         its = [place for number in numbers if (place := places[number]) is not None]
-        axes = (sorted({int(place[axis]) for place in its}) for axis in (1, 2))
-        # The last tile of a row or column is shifted inwards.
-        steps = [math.gcd(*axis[:-1]) for axis in axes]
-        if len(its) == len(numbers) and all(step == 0 or step >= STRIDE for step in steps):
+        if len(its) == len(numbers) and all(
+            _is_axis(sorted({int(place[axis]) for place in its})) for axis in (1, 2)
+        ):
             found.update(numbers)
     return found
+
+
+def _is_axis(places: list[int]) -> bool:
+    """Whether tiles may begin at these places."""
+    step = math.gcd(*places[:-1])  # the last tile of a row or column is shifted inwards
+    return places[0] < BEGIN and (step == 0 or step >= STRIDE)
 
 
 def originals(file_names: Sequence[str]) -> list[str]:
     """The path, without suffix, of what each image was made of.
 
-    That of a tile is its folder. Roboflow's versions of an image and Label Studio's uploads lose
-    what these tools put behind and before a name.
+    That of a tile is its folder. Roboflow's versions of an image, and Label Studio's uploads whose
+    names end in a number, lose what these tools put behind and before a name.
 
     Args:
         file_names: relative paths, with /.
@@ -105,5 +112,6 @@ def originals(file_names: Sequence[str]) -> list[str]:
         stems.append(EXPORTED.sub("", stem))
     uploads = [found[0] for stem in stems if (found := UPLOADED.match(stem))]
     if any(re.search("[a-f]", begin) for begin in uploads):  # else they are dates
-        stems = [UPLOADED.sub("", stem) for stem in stems]
+        # For the frames of a video: other names, as of many a phone's photographs, may be all one.
+        stems = [UPLOADED.sub("", s) if re.search("[0-9]$", s) else s for s in stems]
     return list(map(posixpath.join, folders, stems))

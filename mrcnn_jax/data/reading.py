@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.depth_files import DepthFiles, find_depth
+from mrcnn_jax.data.folders import folders_in
 from mrcnn_jax.data.formats import Formats
 from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
 from mrcnn_jax.data.other_formats import other_format
@@ -322,9 +323,9 @@ class _ByName:
 
     @functools.cached_property
     def files(self) -> dict[str, list[str]]:
-        """Relative paths by name."""
+        """Relative paths by name, of the folders that `folders_in` finds."""
         files = defaultdict(list)
-        for root, _, names in os.walk(self.folder):
+        for root, names in folders_in(self.folder):
             for name in names:
                 path = os.path.relpath(os.path.join(root, name), self.folder)
                 if is_text(path):

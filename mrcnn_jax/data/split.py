@@ -25,7 +25,7 @@ from mrcnn_jax.data.copies import equal_files
 from mrcnn_jax.data.json_values import integer, read_json
 from mrcnn_jax.data.names import Role, image_roles, originals, tiles
 from mrcnn_jax.data.reading import load_coco, read_coco
-from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.output import write_file
 
@@ -194,15 +194,12 @@ def split(
     content = load_coco(part.annotations, report)
     dataset = read_coco(part.annotations, part.images, limits, content=content)
     dataset.refuse_without_objects()
-    roles, not_used = _roles(dataset), ""
+    roles = _roles(dataset)
+    unused, not_used = _not_used(dataset, roles)
     moved: tuple[str, ...] = ()
-    tests = [number for number, role in roles.items() if role == "test"]
-    if tests:
-        names = [image.file_name for image in dataset.images if roles[image.id] == "test"]
-        folder = posixpath.commonpath(map(posixpath.dirname, names)) or "test"
-        not_used = f"{len(tests)} images of {folder}/"
-        dataset = dataset.with_images(i for i in dataset.images if roles[i.id] != "test")
-    val = {number for number, role in roles.items() if role == "val"}
+    if unused:
+        dataset = dataset.with_images(i for i in dataset.images if i.id not in unused)
+    val = {number for number, role in roles.items() if role == "val"} - unused
     by, rule = "as their folders say", "As the folders of the images say."
     if not val:
         val, by, moved = _chosen(dataset)
@@ -253,8 +250,28 @@ def _roles(dataset: CocoDataset) -> dict[int, Role]:
     found = image_roles([image.file_name for image in dataset.images])
     roles = {i.id: role for i, role in zip(dataset.images, found, strict=True) if role is not None}
     training = [image for image in dataset.images if roles.get(image.id) == "train"]
-    trains = any(not record.iscrowd for image in training for record in image.objects)
-    return roles if trains and len(training) < len(roles) == len(found) else {}
+    divides = len(training) < len(roles) == len(found)
+    return roles if divides and any(map(_has_object, training)) else {}
+
+
+def _not_used(dataset: CocoDataset, roles: dict[int, Role]) -> tuple[set[int], str]:
+    """The ids of the images that are for nothing by their folders, and a text on them: those for
+    tests, and those for validation if none has an object, as before it is annotated."""
+    ids: set[int] = set()
+    texts = []
+    for role in ("val", "test"):
+        images = [image for image in dataset.images if roles.get(image.id) == role]
+        if images and (role == "test" or not any(map(_has_object, images))):
+            names = [image.file_name for image in images]
+            folder = posixpath.commonpath(map(posixpath.dirname, names)) or role
+            why = "" if role == "test" else " (none has an object)"
+            texts.append(f"{len(images)} images of {folder}/{why}")
+            ids.update(image.id for image in images)
+    return ids, ", ".join(texts)
+
+
+def _has_object(image: ImageRecord) -> bool:
+    return not all(record.iscrowd for record in image.objects)
 
 
 def _chosen(dataset: CocoDataset) -> tuple[set[int], str, tuple[str, ...]]:

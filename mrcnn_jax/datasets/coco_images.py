@@ -81,11 +81,15 @@ def _with_others(tree: Tree, annotations: str, place: str) -> str:
     `read_coco` finds there what is in one of them only. Unless too many are missing, or if it would
     find more otherwise, or in folders for something else, `place`.
     """
-    names = set(map(normal, _file_names(tree.folder / annotations)))
+    names: set[str] = set()
+    for name in map(normal, _file_names(tree.folder / annotations)):
+        if "/" in name or "\\" in name:  # as all of LVIS, whose file is a gigabyte
+            return place
+        names.add(name)
     own = {base_name(normal(file)) for file in tree.images if parent(file) == place}
     found = [its for name in names - own if len(its := tree.by_name.get(name, [])) == 1]
     few = len(names - own) <= LOST_IMAGES * len(names)
-    if few or not found or any("/" in name or "\\" in name for name in names):
+    if few or not found:
         return place
     above = posixpath.commonpath([place, *(parent(file) for (file,) in found)])
     there = [[f for f in tree.by_name.get(name, []) if is_inside(f, above)] for name in names]

@@ -21,7 +21,7 @@ from mrcnn_jax.convert.cvat import Cvat
 from mrcnn_jax.convert.datumaro import Datumaro
 from mrcnn_jax.convert.label_studio import LabelStudio
 from mrcnn_jax.convert.labelme import Labelme
-from mrcnn_jax.convert.mask_images import LOSSY, Masks, image_stems
+from mrcnn_jax.convert.mask_images import LOSSY, Masks, image_stems, plain_stems
 from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
@@ -116,7 +116,8 @@ def _coco(tree: Tree) -> Recognised | None:
         if file is not None
     ]
     told = f"{tree.folder}: {kind}: " + "; validation: ".join(named)
-    unused = [file for file in found if file not in (first, second)] + tree.of_kind("labelme")
+    unused = [file for file in found if file not in (first, second)]
+    unused += [file for file, kind in tree.jsons.items() if kind != "coco"]
     if unused:
         told += f"; not used: {', '.join(unused[:3])}"
         told += f", ... ({len(unused)})" if len(unused) > 3 else ""
@@ -348,14 +349,22 @@ def _masks_without_images(tree: Tree) -> str:
 
 
 def _layout(files: list[str], stems: set[str]) -> Literal["image", "folder", "name"] | None:
-    """How masks name their images: the first way by which most of the first files do."""
+    """How masks name their images: the first way by which most of the first files do.
+
+    The names of `image_stems` that are not plain come last: 1/mask_1.png is of image 1 in a folder
+    for each image, whatever its own number.
+    """
     sample = list(map(PurePosixPath, files[:SAMPLE]))
-    fits: dict[Literal["image", "folder", "name"], int] = {
-        "image": sum(not stems.isdisjoint(image_stems(file.stem)) for file in sample),
-        "folder": sum(not stems.isdisjoint(file.parts[:-1]) for file in sample),
-        "name": sum(
-            any(file.stem[:i] in stems for i, c in enumerate(file.stem) if c == "_")
-            for file in sample
+    fits: tuple[tuple[Literal["image", "folder", "name"], int], ...] = (
+        ("image", sum(not stems.isdisjoint(plain_stems(file.stem)) for file in sample)),
+        ("folder", sum(not stems.isdisjoint(file.parts[:-1]) for file in sample)),
+        (
+            "name",
+            sum(
+                any(file.stem[:i] in stems for i, c in enumerate(file.stem) if c == "_")
+                for file in sample
+            ),
         ),
-    }
-    return next((layout for layout, count in fits.items() if 2 * count > len(sample)), None)
+        ("image", sum(not stems.isdisjoint(image_stems(file.stem)) for file in sample)),
+    )
+    return next((layout for layout, count in fits if 2 * count > len(sample)), None)

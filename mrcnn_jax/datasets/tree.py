@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
-from mrcnn_jax.convert.image_folder import folders_in
+from mrcnn_jax.data.folders import folders_in
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 TEXTS = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml")

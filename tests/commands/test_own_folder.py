@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,14 +22,16 @@ from training.whole_runs import latest
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import check, own_folder, train
-from mrcnn_jax.commands.own_data import is_changed
+from mrcnn_jax.commands.own_data import by_hand, is_changed
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
 from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
+from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data import reading
+from mrcnn_jax.datasets.recognise import recognise
 from mrcnn_jax.runs import manifest
 from mrcnn_jax.training import loop, memory
 from mrcnn_jax.training.open import _began_with, open_run
@@ -426,14 +429,90 @@ def test_an_export_that_needs_an_option_is_converted_by_hand(here: Path) -> None
     with pytest.raises(ConfigError) as refused:
         chosen("my", "--model.resnet.depth", 18)
     command = cli.command(
-        "convert", "via", "my/via.json", "--out", "my/annotations.json", "--images", "my"
+        "convert", "via", "my/via.json", "--out", "my/via_coco.json", "--images", "my"
     )
     assert str(refused.value).endswith(f"(see --attribute); to give options: {command} ...")
     options = Via(
-        Path("my/via.json"), Path("my/annotations.json"), images=Path("my"), attribute="kind"
+        Path("my/via.json"), Path("my/via_coco.json"), images=Path("my"), attribute="kind"
     )
     convert(options)
     assert chosen("my", "--model.resnet.depth", 18).data.class_names == ("a",)
+
+
+def run_printed(mrcnn: Callable[..., int], message: str, *options: str) -> None:
+    """Runs both commands that a message names, with these options."""
+    commands = message.partition("; to give options: ")[2].split(" && ")
+    assert len(commands) == 2
+    for command in commands:
+        assert command.endswith(" ...")
+        words = shlex.split(command.removesuffix(" ..."))
+        assert mrcnn(*words[words.index("convert") :], *options) == 0
+
+
+@pytest.mark.parametrize("places", ["{}/via.json", "annotations/{}_via.json"])
+def test_both_parts_of_an_export_are_converted_by_hand(
+    places: str, here: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one of them alone needs an option."""
+    for part, attributes in (("train", {"kind": "a"}), ("val", {"kind": "a", "colour": "red"})):
+        entries = {}
+        for number in range(2):
+            picture(here / "my" / part / f"{part}{number}.png")
+            shape = {"name": "rect", "x": 1, "y": 1, "width": 20, "height": 10}
+            region = {"shape_attributes": shape, "region_attributes": attributes}
+            name = f"{part}{number}.png"
+            entries[f"{name}1"] = {"filename": name, "size": 1, "regions": [region]}
+        file = here / "my" / places.format(part)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(entries))
+    with pytest.raises(ConfigError, match=r"see --attribute") as refused:
+        chosen("my")
+    with pytest.raises(ConfigError) as checked:
+        check.run(check.Arguments(Path("my"), cache=here / "cache"))
+    assert str(checked.value) == str(refused.value)
+    run_printed(mrcnn, str(refused.value), "--attribute", "kind")
+    capsys.readouterr()
+    config = chosen("my", "--workdir", "runs/x")
+    assert "; not used: " in capsys.readouterr().out  # of VIA
+    for part, file in (
+        ("train", config.data.train_annotations),
+        ("val", config.data.val_annotations),
+    ):
+        assert Path(file).is_relative_to(here / "my")
+        names = [image["file_name"] for image in json.loads(Path(file).read_text())["images"]]
+        assert [Path(name).name for name in names] == [f"{part}0.png", f"{part}1.png"]
+
+
+def test_parts_of_one_export_are_named_in_their_commands(
+    here: Path, mrcnn: Callable[..., int]
+) -> None:
+    """Of YOLO and Supervisely, whose parts are in one file or folder."""
+    for number, part in enumerate(("train", "val")):
+        picture(here / "my" / "images" / part / f"{number}.png", (40, 52))
+        labels = here / "my" / "labels" / part / f"{number}.txt"
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text("1 0.25 0.25 0.5 0.25 0.5 0.75")
+    (here / "my" / "data.yaml").write_text(
+        "train: images/train\nval: images/val\nnames: [ape, bee]\n"
+    )
+    found = recognise(Path("my"))
+    assert found.export is not None
+    assert found.val_export is not None
+    first, second = by_hand(found.export, found.val_export).split(" && ")
+    file = "my/data.yaml"
+    for line, part in ((first, "train"), (second, "val")):
+        words = "yolo", file, "--out", f"my/{part}_data_coco.json", "--part", part
+        assert line == f"{cli.command('convert', *words)} ..."
+        assert mrcnn("convert", *words) == 0
+    data = chosen("my").data
+    assert data.train_annotations == str(here / "my" / "train_data_coco.json")
+    assert data.val_annotations == str(here / "my" / "val_data_coco.json")
+    (here / "cells").mkdir()
+    sets = [Supervisely(Path("cells"), Path(), datasets=names) for names in (("a", "b"), ("val",))]
+    words = "supervisely", "cells", "--out", "cells/train_annotations.json", "--datasets", "a", "b"
+    other = "supervisely", "cells", "--out", "cells/val_annotations.json", "--datasets", "val"
+    commands = (f"{cli.command('convert', *its)} ..." for its in (words, other))
+    assert by_hand(*sets) == " && ".join(commands)
 
 
 def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from exports import (
 )
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.convert import mask_images
 from mrcnn_jax.convert.common import Options, blended
 from mrcnn_jax.convert.mask_images import Masks
 from mrcnn_jax.convert.write import convert
@@ -214,6 +215,20 @@ def test_grey_edges_and_files_that_change_values_are_told(
         "left out 1: files of masks in a format that changes values (JPEG, WebP) (b.jpg)"
         in capsys.readouterr().out
     )
+
+
+def test_blends_are_refused_before_their_values_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interpolated mask in colours has tens of thousands of them."""
+    colours = np.stack([MASK, np.rot90(MASK, 2), MASK // 2], axis=-1)
+
+    def never(_: object) -> object:
+        raise AssertionError("values were looked at")
+
+    monkeypatch.setattr(mask_images, "instances", never)
+    write = break_masks(cv2.resize(colours[::2, ::2], (WIDTH, HEIGHT)))
+    refuses(write(tmp_path), r"a.png: many values lie between those around them", tmp_path)
 
 
 THREE = block(0, 0, 20, 20) | block(20, 20, 29, 25) | block(30, 0, 50, 10) | block(40, 30, 41, 31)

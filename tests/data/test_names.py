@@ -55,6 +55,7 @@ def test_tiles_are_known(size: tuple[int, int], folder: str) -> None:
         ["00000_00001.png", "00000_00002.png", "00001_00001.png", "00000_00003.png"],  # frames
         ["240131_101112.jpg", "240131_115103.jpg", "240201_140507.jpg", "240202_153000.jpg"],
         ["00000_00896.png", "00000_01792.png", "other.png"],
+        [f"240131_{time}.jpg" for time in (101000, 101500, 102000, 103000)],  # on a grid, too
     ],
 )
 def test_other_names_with_numbers_are_no_tiles(names: list[str]) -> None:
@@ -65,5 +66,8 @@ def test_uploads_lose_their_digits() -> None:
     """But dates, which are digits too, stay."""
     uploads = ["x/3f2c1a9b-clip1_0001.jpg", "x/12345678-clip1_0002.jpg"]
     assert originals(uploads) == ["x/clip1_0001", "x/clip1_0002"]
+    named = [f"{number:08x}-image.jpg" for number in range(0xA0000000, 0xA000000A)]
+    assert len({*originals(named)}) == 10  # they do not tell of one video
+    assert originals(["3f2c1a9b-image.jpg", "3f2c1a9c-a1.jpg"]) == ["3f2c1a9b-image", "a1"]
     dates = ["20240131-0001.jpg", "20240201-0001.jpg"]
     assert originals(dates) == ["20240131-0001", "20240201-0001"]

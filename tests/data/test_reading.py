@@ -393,6 +393,22 @@ def test_a_name_that_fits_two_files_or_images_is_none(
     assert len(dataset.lost) == 4
 
 
+def test_names_are_looked_for_where_a_folder_is_recognised(
+    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+) -> None:
+    """In links to folders, and not in hidden ones, such as of small copies."""
+    folder = tmp_path / "my"
+    (tmp_path / "images").rename(tmp_path / "batch")
+    folder.mkdir()
+    (folder / "batch1").symlink_to(tmp_path / "batch")
+    (folder / ".thumbs").mkdir()
+    for image in mixed_content["images"]:
+        (folder / ".thumbs" / image["file_name"]).write_bytes(b"")
+    dataset = read_coco(write_json(mixed_content), folder, DATA)
+    assert len(dataset.images) == 7
+    assert {image.file_name[:7] for image in dataset.images} == {"batch1/"}
+
+
 def test_names_without_a_folder_in_subfolders(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:

@@ -232,6 +232,24 @@ def test_images_of_tests_are_not_trained_on(part: Part, tmp_path: Path) -> None:
     assert line.endswith("; not used: 3 images of my/Test/")
 
 
+def test_validation_images_that_are_not_annotated_are_not_used(part: Part, tmp_path: Path) -> None:
+    """AP would be -1; training on them as if they were empty would be worse."""
+    places = [f"{folder}/{n}.png" for n, folder in enumerate(["train", "test", "val"] * 2)]
+    in_folders(part, *places, "train/x/6.png")
+    content = read(part)
+    empty = [image["id"] for image in content["images"] if image["file_name"][:3] == "val"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in empty]
+    part.annotations.write_text(json.dumps(content))
+    training, validation, line = split(part, tmp_path, tmp_path / "out")
+    both = [*names_of(training), *names_of(validation)]
+    assert sorted(both) == ["train/0.png", "train/3.png", "train/x/6.png"]
+    assert read(validation)["annotations"]
+    told = "2 images of val/ (none has an object), 2 images of test/"
+    assert line.endswith(f"; not used: {told}")
+    record = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert record["rule"].endswith(f"Not used: {told}.")
+
+
 @pytest.mark.parametrize("other", ["bus", "train"])
 def test_folders_that_do_not_say_all(other: str, part: Part, tmp_path: Path) -> None:
     """One is named after a class; or the only image to train on would have no object."""

@@ -166,6 +166,8 @@ def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.json").write_text('{"shapes": [], "imagePath": "1.png"}')
     assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
+    (tmp_path / "0.json").write_text('{"_via_img_metadata": {}}')
+    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
 
 
 def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
@@ -548,6 +550,25 @@ def test_a_folder_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
         for number in range(count):
             mask(tmp_path / "set" / name / "masks" / f"{number}.png", 3 * number)
     assert of_masks(tmp_path / "set", capsys) == {"x.png": 2, "y.png": 1}
+
+
+@pytest.mark.parametrize(
+    ("image_place", "mask_place"),
+    [("images", "masks/{}"), ("{}/images", "{}/masks"), ("{}/images", "{}/masks/masks")],
+)
+def test_numbered_masks_in_a_folder_for_each_numbered_image(
+    image_place: str, mask_place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of a mask is not that of its image."""
+    counts = {"1": 2, "2": 1, "3": 3}
+    for name, count in counts.items():
+        image(tmp_path / "set" / image_place.format(name) / f"{name}.png")
+        for number in range(count):
+            place = tmp_path / "set" / mask_place.format(name)
+            mask(place / f"mask_{number + 1}.png", 2 * number)
+    found = of_masks(tmp_path / "set", capsys)
+    assert found == {f"{name}.png": count for name, count in counts.items()}
+    assert "one object per file" in recognise(tmp_path / "set").told
 
 
 def test_folders_that_are_not_understood(tmp_path: Path) -> None:

@@ -131,6 +131,20 @@ def test_nothing_is_fetched_unasked(site: Site, tmp_path: Path) -> None:
         locate(str(tmp_path / NAME), download=True)
 
 
+def test_the_option_that_names_weights_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`import` has none, whatever is wrong."""
+
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(cli, "cache_folder", no_home)
+    for option in ("--weights: ", ""):
+        with pytest.raises(ConfigError, match=f"^{option}{NAME}: no folder to keep it in: no home"):
+            locate(NAME, download=True, option=option)
+
+
 def test_paths_come_first(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in the working directory, then those in $MRCNN_DATA, as init_from's."""
     (tmp_path / "data" / NAME).mkdir(parents=True)
