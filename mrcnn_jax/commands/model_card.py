@@ -103,7 +103,7 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
         "",
         "## Figures",
         "",
-        *([before["Figures"]] if "Figures" in before else _figures(run, workdir)),
+        *(_figures(run, workdir) or [before.get("Figures", "Not evaluated.")]),
         "",
         "## Started from",
         "",
@@ -120,8 +120,8 @@ def model_card(run: Run, workdir: Path, *, weights_licence: str | None = None) -
 
 
 def _handed_on(run: Run, workdir: Path) -> dict[str, str]:
-    """Sections of the card of a run that `share` wrote, which has no commands and no evaluation."""
-    if any((workdir / name).exists() for name in (COMMANDS, "eval", "eval_ema")):
+    """Sections of the card of a run that `share` wrote, and that was not trained since."""
+    if (workdir / COMMANDS).exists():
         return {}
     try:
         card = (workdir / "README.md").read_text(errors="backslashreplace")
@@ -178,12 +178,12 @@ def _first_command(run: Run, workdir: Path) -> str:
 
 
 def _figures(run: Run, workdir: Path) -> list[str]:
-    """The run's own evaluation, if it is of this checkpoint and these weights."""
+    """The run's own evaluation, if it is of this checkpoint and these weights; else nothing."""
     end = "" if run.weights == "raw" else "_ema"
     found = (read_evaluation(workdir / f"{name}{end}") for name in ("eval", "eval_best"))
     metrics = next((one for one in found if one.pop("checkpoint", None) == run.meta.name), None)
     if metrics is None:
-        return ["Not evaluated."]
+        return []
     known = {name: metrics.get(name, -1) for name in FIGURES}
     cells = [f"{value:.3f}" if value >= 0 else "-" for value in known.values()]
     kind, title = ("segm", "Mask") if run.has_masks else ("bbox", "Box")

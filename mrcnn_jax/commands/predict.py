@@ -8,9 +8,9 @@ each object), out/images.json (COCO's list of the images and frames, with what w
 and one overlay per image or frame, with --format also annotations to correct. Prints what was
 converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
 2; the others are done. A call that is ended early (Ctrl-C, SIGTERM, a full disk) keeps what was
-done, but for the annotations. What an earlier call drew into the same folder is removed. With
---tile, large images are looked at tile by tile (docs/evaluation.md); a TIFF is then read by
-windows, whatever its size.
+done, but for the annotations; in a folder with the results of an earlier call, these stay instead.
+What an earlier call drew into the same folder is removed at the end. With --tile, large images are
+looked at tile by tile (docs/evaluation.md); a TIFF is then read by windows, whatever its size.
 """
 
 from __future__ import annotations
@@ -77,11 +77,12 @@ def run(arguments: Arguments) -> None:
             cannot be made or holds results of somebody else.
         OSError: a result cannot be written; has its name.
         SystemExit: status 2, after the other files are done, if some could not be read.
-        BaseException: whatever else ends it early; the lists then have what was done.
+        BaseException: whatever else ends it early; the lists then have what was done, or are those
+            of an earlier call.
     """
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.drawn import LIST, JSONList
+    from mrcnn_jax.inference.drawn import LIST, JSONList, has_results
     from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
@@ -91,7 +92,7 @@ def run(arguments: Arguments) -> None:
     if not 0 <= arguments.min_score <= 1:
         raise ConfigError(f"--min-score: {arguments.min_score}: must be in 0..1")
     tiling = _tiling(arguments)
-    earlier = _listed(out)
+    earlier, replaces = _listed(out), has_results(out)
     files = image_files(arguments.paths, report)
     workdir, checkpoint = arguments.workdir, arguments.checkpoint
     with warnings.catch_warnings():
@@ -115,8 +116,8 @@ def run(arguments: Arguments) -> None:
         with (
             whole_file(out / DETECTIONS) as found_part,
             whole_file(out / LIST) as images_part,
-            found_part.open("w") as found,
-            images_part.open("w") as images,
+            found_part.open("wb", buffering=0) as found,
+            images_part.open("wb", buffering=0) as images,
         ):
             lists = JSONList(found), JSONList(images)
             results = _Results(arguments, files, tiling, model, report, *lists, annotations)
@@ -124,8 +125,10 @@ def run(arguments: Arguments) -> None:
                 with cli.sigterm_interrupts():
                     failed = results.add_files(files)
             except BaseException as error:
-                if results.images.count == 0:
-                    raise  # what an earlier call wrote stays
+                if replaces:  # results that may be complete, by some that are not
+                    print(results.take_back(earlier))
+                if replaces or results.images.count == 0:
+                    raise
                 stopped = error
             results.detections.end()
             results.images.end()
@@ -235,6 +238,8 @@ class _Results:
         """Pixels that are too far for a depth map's file."""
         self.written: set[str] = set()
         """Names in `out`."""
+        self.new: set[str] = set()
+        """Those that were not there before."""
 
     def add_files(self, files: Sequence[Path]) -> int:
         """Adds the pictures of all files; returns how many files could not be read."""
@@ -288,13 +293,24 @@ class _Results:
             f"{out / DETECTIONS}" + (f", overlays in {out}" if self._arguments.overlays else "")
         )
 
+    def take_back(self, earlier: set[str]) -> str:
+        """Removes the new pictures; returns a line for people.
+
+        Args:
+            earlier: names of the pictures of an earlier call.
+        """
+        from mrcnn_jax.inference.drawn import take_back
+
+        return take_back(self._arguments.out, self.written & earlier, self.new - earlier)
+
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
         """Detects the objects in a picture (with tiles, a scene), and writes them."""
         from mrcnn_jax.data.report import Reason
         from mrcnn_jax.evaluation.average_precision import mask_score
         from mrcnn_jax.figures.draw import draw_instances
-        from mrcnn_jax.inference.drawn import picture_name
+        from mrcnn_jax.inference.drawn import LIST, picture_name
         from mrcnn_jax.inference.results import reduced
+        from mrcnn_jax.output import named
         from mrcnn_jax.pixels.encode import write_depth, write_image
 
         out, min_score = self._arguments.out, self._arguments.min_score
@@ -314,8 +330,8 @@ class _Results:
         seen, image, step = self._seen(picture)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
         found = seen.to_coco(self.number)
-        for result in found:
-            self.detections.add(source | result)
+        with named(out / DETECTIONS):
+            self.detections.add(*(source | result for result in found))
         drawn = [result for result in found if mask_score(result) >= min_score]
         if self._tiling is None:
             # The network keeps the best by class, whatever their masks.
@@ -328,7 +344,9 @@ class _Results:
             height, width = seen.size
         # Listed before they are drawn: whatever comes between, no later call takes them for images.
         size = {"height": height, "width": width}
-        self.images.add({"id": self.number, **source, **size, "pictures": [*names.values()]})
+        with named(out / LIST):
+            self.images.add({"id": self.number, **source, **size, "pictures": [*names.values()]})
+        self.new.update(one for one in names.values() if not (out / one).exists())
         self.written.update(names.values())
         if "" in names:
             if step > 1:

@@ -14,24 +14,42 @@ from mrcnn_jax.data.report import Reason, Report
 LIST = "images.json"
 """The images of a folder of results, with what was drawn of each."""
 LONGEST = 200  # bytes of a picture's name: file systems have 255, and files are written under more
+_END = b"]\n"
 _DRAWN = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
 
 class JSONList:
-    """A JSON list that grows in a file, entry by entry."""
+    """A JSON list that grows in a file; its end stands behind each entry already, so that it has
+    room on a disk that is full.
 
-    def __init__(self, stream: IO[str]) -> None:
+    Args:
+        stream: the empty file, without a buffer, which would keep what the disk did not take.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
         self.count = 0
-        self._stream = stream
-        stream.write("[")
+        self._stream, self._size = stream, 0
+        self._write(b"[")
 
-    def add(self, entry: dict[str, Any]) -> None:
-        self._stream.write((",\n" if self.count else "") + json.dumps(entry))
-        self.count += 1
-        self._stream.flush()
+    def add(self, *entries: dict[str, Any]) -> None:
+        """Adds all of them, or, if it is interrupted or raises OSError, none."""
+        if not entries:
+            return
+        text = ",\n".join(map(json.dumps, entries))
+        self._write(((",\n" if self.count else "") + text).encode())
+        self.count += len(entries)
 
     def end(self) -> None:
-        self._stream.write("]\n")
+        """Leaves what was added as a whole, whatever came after it."""
+        self._write(b"")
+        self._stream.truncate()
+
+    def _write(self, content: bytes) -> None:
+        self._stream.seek(self._size)
+        rest = memoryview(content + _END)
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[self._stream.write(rest) :]
+        self._size += len(content)
 
 
 def picture_name(number: int, file: Path, frame: int | None, report: Report) -> str:
@@ -68,6 +86,30 @@ def drawn_in(folder: Path) -> set[str]:
         return set()
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{path}: not written by predict") from None
+
+
+def has_results(folder: Path) -> bool:
+    """Whether an earlier call found images in a folder, whose list `drawn_in` can read."""
+    path = folder / LIST
+    return path.exists() and path.stat().st_size > len(b"[" + _END)
+
+
+def take_back(out: Path, drawn: Collection[str], new: Collection[str]) -> str:
+    """Removes what a call drew that was ended early, where the results of an earlier one stay.
+
+    Args:
+        out: the folder of results.
+        drawn: the names of pictures that are in the earlier call's list, and were drawn again.
+        new: the names of the others, which were not there before.
+
+    Returns:
+        A line for people.
+    """
+    removed = [name for name in new if (out / name).exists()]
+    for name in removed:
+        (out / name).unlink()
+    counts = f" (pictures drawn again: {len(drawn)}, new ones removed: {len(removed)})"
+    return f"ended early: the earlier results in {out} stay{counts if drawn or removed else ''}"
 
 
 def remove_earlier(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import tracemalloc
@@ -349,6 +350,89 @@ def test_a_signal_keeps_what_was_done(
     assert again() == 0
     assert images() == ["a.png", "b.png", "c.png"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("overlays", [True, False])
+def test_what_is_interrupted_replaces_no_earlier_results(
+    overlays: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They may be complete. Pictures of other names are removed, where none was before."""
+    files = [tmp_path / f"{name}.png" for name in "abcd"]
+    for file in files:
+        Image.new("L", (8, 6)).save(file)
+    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}
+    found, left = SimpleNamespace(to_coco=lambda _: [detection]), [9]
+
+    def predicted(*_: Any, **__: Any) -> SimpleNamespace:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return found
+
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
+    model = SimpleNamespace(run=run, class_names={}, predict=predicted)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    out = tmp_path / "out"
+
+    def predict_some(paths: list[Path]) -> None:
+        options = {"workdir": tmp_path, "out": out, "overlays": overlays}
+        predict.run(predict.Arguments(paths=tuple(paths), **options))  # type: ignore[arg-type]
+
+    predict_some(files[:3])
+    mine = out / "00001_d.png"
+    mine.write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    line = f"ended early: the earlier results in {out} stay"
+    for paths, done, counts in (
+        (files[:3], 1, " (pictures drawn again: 1, new ones removed: 0)"),
+        ([files[0], files[2], files[1]], 2, " (pictures drawn again: 1, new ones removed: 1)"),
+        (files[:3], 0, ""),
+    ):
+        left[0] = done
+        with pytest.raises(KeyboardInterrupt):
+            predict_some(paths)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert capsys.readouterr().out == f"{line}{counts if overlays else ''}\n"
+    left[0] = 1
+    with pytest.raises(KeyboardInterrupt):
+        predict_some([files[3], files[0]])
+    assert mine.exists()  # what was there is not removed, even where it was drawn over
+
+
+def test_a_disk_too_full_for_the_lists_keeps_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mrcnn: Callable[..., int], capfd: Any
+) -> None:
+    """Whole images, and the list that could not grow is named."""
+    for name in "abc":
+        Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def found(number: int) -> list[dict[str, Any]]:
+        if number == 3:
+            size = max(path.stat().st_size for path in (tmp_path / "out").iterdir())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 300, hard))
+        return 2 * [{"image_id": number, "bbox": 20 * [0], "score": 0.1, "category_id": 1}]
+
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
+    seen = SimpleNamespace(to_coco=found)
+    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: seen)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    out = tmp_path / "out"
+    try:
+        assert mrcnn("predict", tmp_path, "--workdir", ".", "--out", out, "--no-overlays") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capfd.readouterr()
+    assert told.err == f"error: {out / 'detections.json'}: File too large\n"
+    assert "ended early, but kept: 2 images, 4 detections: " in told.out
+    assert [result["image_id"] for result in results_of(out)] == [1, 1, 2, 2]
+    assert [image["id"] for image in json.loads((out / "images.json").read_text())] == [1, 2]
 
 
 def test_memory_does_not_grow_with_the_images(

@@ -212,8 +212,8 @@ def test_the_card_of_a_run_that_is_not_through_its_stages(kept_run: Path, tmp_pa
 
 
 def test_the_card_of_a_run_that_was_shared_before(run: Path, tmp_path: Path) -> None:
-    """It says what the first one says, until it is evaluated again, or another licence is named;
-    a README of somebody else says nothing."""
+    """It says what the first one says, but for the figures once it is evaluated again, or another
+    licence that is named; a README of somebody else says nothing."""
     hand_on(run, tmp_path / "shared", weights_licence="CC BY-NC 4.0")
     hand_on(tmp_path / "shared", tmp_path / "again")
     first, second = (tmp_path / name / "README.md" for name in ("shared", "again"))
@@ -224,7 +224,14 @@ def test_the_card_of_a_run_that_was_shared_before(run: Path, tmp_path: Path) -> 
     assert third == first.read_text().replace("CC BY-NC 4.0", "MIT")
     (tmp_path / "again" / "eval").mkdir()
     figures = json.dumps({"checkpoint": "00000072-mask"} | FIGURES | {"bbox/AP": 0.1})
-    (tmp_path / "again" / "eval" / "metrics.json").write_text(figures)
+    metrics = tmp_path / "again" / "eval" / "metrics.json"
+    metrics.write_text(figures.replace("-mask", "-box"))  # of another checkpoint
+    hand_on(tmp_path / "again", tmp_path / "older")
+    assert (tmp_path / "older" / "README.md").read_text() == first.read_text()
+    metrics.write_text(figures)
+    hand_on(tmp_path / "again", tmp_path / "evaluated")
+    evaluated = (tmp_path / "evaluated" / "README.md").read_text()
+    assert evaluated == first.read_text().replace("| 0.610 |", "| 0.100 |")
     second.write_text("# Mine\n\n## Training\n\nbadly\n")
     (tmp_path / "shared" / "README.md").write_text(second.read_text())
     for name, figures in (("again", "| 0.100 | 0.830 |"), ("shared", "Not evaluated.")):

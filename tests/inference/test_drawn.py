@@ -6,22 +6,86 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.inference.drawn import LIST, JSONList, drawn_in, picture_name, remove_earlier
+from mrcnn_jax.inference.drawn import (
+    LIST,
+    JSONList,
+    drawn_in,
+    has_results,
+    picture_name,
+    remove_earlier,
+    take_back,
+)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_list_grows_and_ends(count: int) -> None:
-    stream = io.StringIO()
+    stream = io.BytesIO()
     entries = JSONList(stream)
     for number in range(count):
         entries.add({"id": number})
+        entries.add()
     assert entries.count == count
     entries.end()
     assert json.loads(stream.getvalue()) == [{"id": number} for number in range(count)]
+    entries.add({"id": 3}, {"id": 4})
+    entries.end()
+    assert entries.count == count + 2
+    assert [entry["id"] for entry in json.loads(stream.getvalue())] == [*range(count), 3, 4]
+
+
+class Disk(io.BytesIO):
+    """A file on a disk that is full after `room` bytes."""
+
+    room = 3
+
+    def write(self, content: Any) -> int:
+        if not (taken := content[: max(0, self.room - self.tell())]):
+            raise OSError(28, "No space left on device")
+        return super().write(taken)
+
+
+def test_a_list_on_a_full_disk_has_all_that_was_added_as_a_whole() -> None:
+    """Whatever the byte at which the disk is full, and even with none to free for its end."""
+    pairs = [[{"id": 1}, {"id": 2}], [{"id": 3}, {"id": 4}]]
+    found = set()
+    for room in range(3, 60):
+        stream = Disk()
+        entries, stream.room, whole = JSONList(stream), room, []
+        for pair in pairs:
+            try:
+                entries.add(*pair)
+            except OSError:
+                break
+            whole += pair
+        entries.end()
+        assert json.loads(stream.getvalue()) == whole
+        assert entries.count == len(whole)
+        found.add(len(whole))
+    assert found == {0, 2, 4}
+    stream = Disk()
+    stream.room = 2
+    with pytest.raises(OSError, match="No space left"):
+        JSONList(stream)
+
+
+def test_what_was_drawn_beside_earlier_results_is_taken_back(tmp_path: Path) -> None:
+    assert not has_results(tmp_path)
+    (tmp_path / LIST).write_text("[]\n")
+    assert not has_results(tmp_path)
+    (tmp_path / LIST).write_text('[{"pictures": []}]\n')
+    assert has_results(tmp_path)
+    for name in ("00001_a.png", "00002_b.png"):
+        (tmp_path / name).touch()
+    line = f"ended early: the earlier results in {tmp_path} stay"
+    counts = " (pictures drawn again: 1, new ones removed: 1)"
+    assert take_back(tmp_path, {"00001_a.png"}, {"00002_b.png", "00003_c.png"}) == line + counts
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00001_a.png", LIST]
+    assert take_back(tmp_path, (), ()) == line
 
 
 def test_what_was_drawn_is_what_the_list_says(tmp_path: Path) -> None:
