@@ -25,7 +25,7 @@ from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.output import write_file
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.training.loop import train
-from mrcnn_jax.training.open import refuse_another_config
+from mrcnn_jax.training.resume import refuse_another_config
 
 
 @dataclass

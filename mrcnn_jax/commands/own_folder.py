@@ -235,7 +235,7 @@ def run(request: Request) -> None:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import train
-    from mrcnn_jax.training.open import AnotherConfig
+    from mrcnn_jax.training.resume import AnotherConfig
 
     parallel.join(request.config.distributed)
     if request.begun:

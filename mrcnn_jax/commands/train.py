@@ -219,7 +219,7 @@ def _train(arguments: Arguments) -> None:
     from mrcnn_jax import parallel
     from mrcnn_jax.commands.initial_weights import with_weights
     from mrcnn_jax.training.loop import train
-    from mrcnn_jax.training.open import AnotherConfig
+    from mrcnn_jax.training.resume import AnotherConfig
 
     config, workdir = arguments.config, arguments.workdir
     parallel.join(config.distributed)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import config_hash, differences, load_config_json, resolve_paths
+from mrcnn_jax.config.files import config_hash, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
 from mrcnn_jax.data.records import CocoDataset
@@ -31,12 +31,17 @@ from mrcnn_jax.output import remove_abandoned
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
 from mrcnn_jax.runs.loggers import refuse_missing
 from mrcnn_jax.runs.logs import METRICS
-from mrcnn_jax.runs.metrics import Row, read_metrics
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.features import refuse_unusable_cache
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.optimizer import learning_rate, make_optimizer
+from mrcnn_jax.training.resume import (
+    annotation_hashes,
+    refuse_another_config,
+    refuse_another_run,
+    refuse_lost_checkpoints,
+)
 from mrcnn_jax.training.splits import categories_of, read_splits, refuse_without_depth
 from mrcnn_jax.training.stages import (
     live_modules,
@@ -45,10 +50,6 @@ from mrcnn_jax.training.stages import (
     trained,
 )
 from mrcnn_jax.weights.choice import Choice
-
-
-class AnotherConfig(ConfigError):
-    """The folder holds a run whose config differs in what may not change."""
 
 
 @dataclass
@@ -224,19 +225,6 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def refuse_another_config(config: Config, workdir: Path) -> None:
-    """Raises AnotherConfig if `workdir` holds a run of another config."""
-    path = workdir / "config.json"
-    if path.exists():
-        _refuse_differences(path, config, f"{workdir}: holds a run of another config")
-
-
-def _refuse_differences(path: Path, config: Config, text: str) -> None:
-    changed = differences(load_config_json(path), config)
-    if changed:
-        raise AnotherConfig(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
-
-
 def _open(
     config: Config,
     workdir: Path,
@@ -252,7 +240,7 @@ def _open(
     resumed_from = checkpoints.latest()
     if resumed_from is not None:
         checkpoints.refuse_damaged_log(resumed_from, METRICS)
-        _refuse_another_run(config, workdir, train_set, resumed_from)
+        refuse_another_run(config, workdir, train_set, resumed_from)
     else:
         refuse_lost_checkpoints(config, workdir)
 
@@ -309,7 +297,7 @@ def _open(
         loaded,
         images,
         train_set.has_masks,
-        _annotations({"train": train_set, "val": val_set}, resumed_from),
+        annotation_hashes({"train": train_set, "val": val_set}, resumed_from),
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))
@@ -321,19 +309,6 @@ def _open(
     parallel.in_turn(lambda: _refuse_full_disk(run, shapes) if parallel.is_first() else None)
     _refuse_differing_processes(run)
     return run
-
-
-def _annotations(data_sets: Mapping[str, CocoDataset], resumed_from: Meta | None) -> dict[str, str]:
-    """The hashes of annotation files; says which are not those of the newest checkpoint."""
-    hashes = {}
-    for split, data_set in data_sets.items():
-        path = data_set.annotations_path
-        with path.open("rb") as file:
-            hashes[split] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        if resumed_from and resumed_from.annotations.get(split, hashes[split]) != hashes[split]:
-            left = "what is left of the training is on" if split == "train" else "it validates on"
-            print(f"{path}: changed since {resumed_from.name} was saved: {left} what is there now")
-    return hashes
 
 
 def refuse_schedules(run: OpenRun) -> None:
@@ -349,45 +324,6 @@ def _without_other_classes(config: Config, weights: Choice | None, dataset: Coco
         return config
     print(f"the outputs per class of these weights are left out: {why}")
     return replace(config, init_without_classes=True)
-
-
-def _refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, meta: Meta) -> None:
-    """Raises ConfigError if a checkpoint is of another config, or of other categories."""
-    # A version of this project with one more field has another hash for the same config: the
-    # checkpoint's own copy decides.
-    if meta.config_hash != config_hash(config):
-        text = f"{workdir}: checkpoint {meta.name} is of another config"
-        _refuse_differences(workdir / "checkpoints" / meta.name / "config.json", config, text)
-    categories = categories_of(dataset)
-    if meta.categories != categories:
-        raise ConfigError(
-            f"{config.data.train_annotations}: categories {categories}, but the run began with "
-            f"{meta.categories}: bring them back, or begin a new run with its weights (--weights "
-            f"{workdir}, another --workdir)"
-        )
-
-
-def refuse_lost_checkpoints(config: Config, workdir: Path) -> None:
-    """Raises ConfigError if a run without checkpoints has rows that are newer than its first one.
-
-    Its folder was copied without them, and a new run would remove the rows.
-    """
-    if not (workdir / "config.json").exists() or not (workdir / METRICS).exists():
-        return
-    first, every = config.stages[0], load_config_json(workdir / "config.json").save_every_steps
-
-    def is_later(row: Row) -> bool:
-        # A stage is saved at its end, before it is validated.
-        ends = row["split"] == "val" and row["epoch"] >= first.epochs
-        return row["stage"] != first.name or row["step"] > every or ends
-
-    rows = read_metrics(workdir)
-    if any(map(is_later, rows)):
-        row = rows[-1]
-        raise ConfigError(
-            f"{workdir}: holds metrics up to stage {row['stage']}, step {row['step']}, but no "
-            "checkpoint: copy its checkpoints too, or choose another --workdir"
-        )
 
 
 def _refuse_full_disk(run: OpenRun, shapes: Variables) -> None:

@@ -29,7 +29,7 @@ from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.loader import PlannedBatch, plan_epoch
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.training import loop
+from mrcnn_jax.training import loop, resume
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.open import Progress, open_run
@@ -184,16 +184,16 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     end = [line for line in rows if '"epoch": 2, "split": "val"' in line]
     rows = [line for line in rows if line not in end]
     (run / "metrics.jsonl").write_text("".join(rows))  # all of the first stage, but its checkpoint
-    opening.refuse_lost_checkpoints(tiny_config, run)
+    resume.refuse_lost_checkpoints(tiny_config, run)
     (run / "metrics.jsonl").write_text("")
-    opening.refuse_lost_checkpoints(tiny_config, run)
+    resume.refuse_lost_checkpoints(tiny_config, run)
     (run / "metrics.jsonl").write_text("".join(rows + end))  # it was validated, so it had one
     with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
-        opening.refuse_lost_checkpoints(tiny_config, run)
+        resume.refuse_lost_checkpoints(tiny_config, run)
     save_config(replace(tiny_config, save_every_steps=11), run / "config.json")
     (run / "metrics.jsonl").write_text("".join(rows))
     with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
-        opening.refuse_lost_checkpoints(tiny_config, run)
+        resume.refuse_lost_checkpoints(tiny_config, run)
 
 
 def test_metrics_that_were_harmed_are_refused_on_resume(
