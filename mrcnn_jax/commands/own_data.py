@@ -128,7 +128,10 @@ def by_hand(training: Options, validation: Options | None = None) -> str:
     would be trained on alone."""
     if validation is None:
         return f"{_command(training, None)} ..."
-    return f"{_command(training, 'train')} ... && {_command(validation, 'val')} ..."
+    ways = f"{_command(training, 'train')} ... && {_command(validation, 'val')} ..."
+    if validation.class_names() is None:
+        ways += " (--categories FILE, a class a line, for both, if validation lacks a class)"
+    return ways
 
 
 def _command(export: Options, part: Role | None) -> str:

@@ -82,7 +82,7 @@ def run(arguments: Arguments) -> None:
     """
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.drawn import LIST, JSONList, has_results
+    from mrcnn_jax.inference.drawn import LIST, JSONList, images_listed
     from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.output import whole_file
@@ -92,7 +92,7 @@ def run(arguments: Arguments) -> None:
     if not 0 <= arguments.min_score <= 1:
         raise ConfigError(f"--min-score: {arguments.min_score}: must be in 0..1")
     tiling = _tiling(arguments)
-    earlier, replaces = _listed(out), has_results(out)
+    earlier, before = _listed(out), images_listed(out)
     files = image_files(arguments.paths, report)
     workdir, checkpoint = arguments.workdir, arguments.checkpoint
     with warnings.catch_warnings():
@@ -125,9 +125,9 @@ def run(arguments: Arguments) -> None:
                 with cli.sigterm_interrupts():
                     failed = results.add_files(files)
             except BaseException as error:
-                if replaces:  # results that may be complete, by some that are not
-                    print(results.take_back(earlier))
-                if replaces or results.images.count == 0:
+                if before >= results.images.count:  # the earlier results are more complete
+                    if before:
+                        print(results.take_back(earlier))
                     raise
                 stopped = error
             results.detections.end()
@@ -344,8 +344,13 @@ class _Results:
             height, width = seen.size
         # Listed before they are drawn: whatever comes between, no later call takes them for images.
         size = {"height": height, "width": width}
-        with named(out / LIST):
-            self.images.add({"id": self.number, **source, **size, "pictures": [*names.values()]})
+        entry = {"id": self.number, **source, **size, "pictures": [*names.values()]}
+        try:
+            with named(out / LIST):
+                self.images.add(entry)
+        except BaseException:
+            self.detections.leave_out(len(found))
+            raise
         self.new.update(one for one in names.values() if not (out / one).exists())
         self.written.update(names.values())
         if "" in names:

@@ -227,19 +227,22 @@ def _parts(patch: Patch, where: str = "", report: Report | None = None) -> list[
 
 
 def plain_stems(stem: str) -> list[str]:
-    """The usual names of a mask's image, without suffix: of x and x_mask or x-masks that is x."""
-    return list(dict.fromkeys((stem, re.sub(r"[_-]masks?$", "", stem, flags=re.IGNORECASE))))
+    """The usual names of a mask's image, without suffix: of x, x.jpg (before its own suffix), and
+    x_mask or x-masks that is x."""
+    stems = [stem, re.sub(r"[_-]masks?$", "", stem, flags=re.IGNORECASE)]
+    path = Path(stem)
+    if path.suffix.lower() in IMAGES:
+        stems.append(path.stem)
+    return list(dict.fromkeys(stems))
 
 
 def image_stems(stem: str) -> list[str]:
     """The names that the image of a mask may have, without suffix.
 
-    First the plain ones. Of mask_x and x.jpg (before its own suffix) that is x, too; with "mask"
+    First the plain ones. Of mask_x that is x, too; with "mask"
     also x_img, x_image, img_x or image_x.
     """
-    stems, path = plain_stems(stem), Path(stem)
-    if path.suffix.lower() in IMAGES:
-        stems.append(path.stem)
+    stems = plain_stems(stem)
     found = re.fullmatch(r"(masks?[_-])?(.+?)([_-]masks?)?", stem, re.IGNORECASE)
     if found is None or not (found[1] or found[3]):
         return stems

@@ -10,7 +10,10 @@ from mrcnn_jax.config.errors import ConfigError
 
 
 def folders_in(
-    folder: Path, leave: Callable[[str, list[str]], bool] = lambda *_: False
+    folder: Path,
+    leave: Callable[[str, list[str]], bool] = lambda *_: False,
+    *,
+    refuse_unreadable: bool = True,
 ) -> Iterator[tuple[str, list[str]]]:
     """A folder and its subfolders, each with the sorted names of its files.
 
@@ -19,13 +22,15 @@ def folders_in(
     Args:
         folder: the first one; nothing comes of one that is not there.
         leave: whether a folder, given with the names of its subfolders, is passed over.
+        refuse_unreadable: else a folder that cannot be read is passed over.
 
     Raises:
         ConfigError: a folder cannot be read.
     """
     hidden = (".", "__MACOSX", "lost+found")
     seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+    refuse = _refuse_unreadable if refuse_unreadable else None
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(root)
         if real in seen or leave(root, folders):
             folders.clear()

@@ -325,7 +325,7 @@ class _ByName:
     def files(self) -> dict[str, list[str]]:
         """Relative paths by name, of the folders that `folders_in` finds."""
         files = defaultdict(list)
-        for root, names in folders_in(self.folder):
+        for root, names in folders_in(self.folder, refuse_unreadable=False):
             for name in names:
                 path = os.path.relpath(os.path.join(root, name), self.folder)
                 if is_text(path):

@@ -351,13 +351,18 @@ def _masks_without_images(tree: Tree) -> str:
 def _layout(files: list[str], stems: set[str]) -> Literal["image", "folder", "name"] | None:
     """How masks name their images: the first way by which most of the first files do.
 
-    The names of `image_stems` that are not plain come last: 1/mask_1.png is of image 1 in a folder
-    for each image, whatever its own number.
+    In a folder for each image the masks may have numbers, as the images do: 2.png in 1/ is of image
+    1, so folders come first where masks in them have other names. The names of `image_stems` that
+    are not plain come last: 1/mask_1.png is of image 1, too.
     """
     sample = list(map(PurePosixPath, files[:SAMPLE]))
+    in_folders = [file for file in sample if not stems.isdisjoint(file.parts[:-1])]
+    others = any(file.parts[-2] not in plain_stems(file.stem) for file in in_folders)
+    if others and 2 * len(in_folders) > len(sample):
+        return "folder"
     fits: tuple[tuple[Literal["image", "folder", "name"], int], ...] = (
         ("image", sum(not stems.isdisjoint(plain_stems(file.stem)) for file in sample)),
-        ("folder", sum(not stems.isdisjoint(file.parts[:-1]) for file in sample)),
+        ("folder", len(in_folders)),
         (
             "name",
             sum(

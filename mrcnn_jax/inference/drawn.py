@@ -28,16 +28,20 @@ class JSONList:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.count = 0
-        self._stream, self._size = stream, 0
+        self._stream, self._size, self._before = stream, 0, 0
         self._write(b"[")
 
     def add(self, *entries: dict[str, Any]) -> None:
         """Adds all of them, or, if it is interrupted or raises OSError, none."""
         if not entries:
             return
-        text = ",\n".join(map(json.dumps, entries))
+        text, self._before = ",\n".join(map(json.dumps, entries)), self._size
         self._write(((",\n" if self.count else "") + text).encode())
         self.count += len(entries)
+
+    def leave_out(self, count: int) -> None:
+        """Undoes the last `add`, of so many entries, which another list did not take."""
+        self._size, self.count = self._before, self.count - count
 
     def end(self) -> None:
         """Leaves what was added as a whole, whatever came after it."""
@@ -88,10 +92,10 @@ def drawn_in(folder: Path) -> set[str]:
         raise ValueError(f"{path}: not written by predict") from None
 
 
-def has_results(folder: Path) -> bool:
-    """Whether an earlier call found images in a folder, whose list `drawn_in` can read."""
+def images_listed(folder: Path) -> int:
+    """How many images an earlier call found in a folder, whose list `drawn_in` can read."""
     path = folder / LIST
-    return path.exists() and path.stat().st_size > len(b"[" + _END)
+    return len(json.loads(path.read_bytes())) if path.exists() else 0
 
 
 def take_back(out: Path, drawn: Collection[str], new: Collection[str]) -> str:

@@ -441,7 +441,7 @@ def test_an_export_that_needs_an_option_is_converted_by_hand(here: Path) -> None
 
 def run_printed(mrcnn: Callable[..., int], message: str, *options: str) -> None:
     """Runs both commands that a message names, with these options."""
-    commands = message.partition("; to give options: ")[2].split(" && ")
+    commands = message.partition("; to give options: ")[2].partition(" (--cat")[0].split(" && ")
     assert len(commands) == 2
     for command in commands:
         assert command.endswith(" ...")
@@ -512,7 +512,7 @@ def test_parts_of_one_export_are_named_in_their_commands(
     words = "supervisely", "cells", "--out", "cells/train_annotations.json", "--datasets", "a", "b"
     other = "supervisely", "cells", "--out", "cells/val_annotations.json", "--datasets", "val"
     commands = (f"{cli.command('convert', *its)} ..." for its in (words, other))
-    assert by_hand(*sets) == " && ".join(commands)
+    assert by_hand(*sets).startswith(" && ".join(commands))
 
 
 def test_both_parts_of_an_export_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -359,7 +359,7 @@ def test_what_is_interrupted_replaces_no_earlier_results(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """They may be complete. Pictures of other names are removed, where none was before."""
+    """Of more images. Pictures of other names are removed, where none was before."""
     files = [tmp_path / f"{name}.png" for name in "abcd"]
     for file in files:
         Image.new("L", (8, 6)).save(file)
@@ -402,6 +402,12 @@ def test_what_is_interrupted_replaces_no_earlier_results(
     with pytest.raises(KeyboardInterrupt):
         predict_some([files[3], files[0]])
     assert mine.exists()  # what was there is not removed, even where it was drawn over
+    # More than there was is kept.
+    left[0] = 4
+    Image.new("L", (8, 6)).save(tmp_path / "e.png")
+    with pytest.raises(KeyboardInterrupt):
+        predict_some([*files, tmp_path / "e.png"])
+    assert len(json.loads((out / "images.json").read_text())) == 4
 
 
 def test_a_disk_too_full_for_the_lists_keeps_what_is_in_them(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import unicodedata
 from collections.abc import Callable
@@ -394,14 +395,27 @@ def test_a_name_that_fits_two_files_or_images_is_none(
 
 
 def test_names_are_looked_for_where_a_folder_is_recognised(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+    tmp_path: Path,
+    write_json: Callable[[Any], Path],
+    mixed_content: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In links to folders, and not in hidden ones, such as of small copies."""
+    """In links to folders, and not in hidden ones, such as of small copies, or where nobody may
+    look."""
     folder = tmp_path / "my"
     (tmp_path / "images").rename(tmp_path / "batch")
     folder.mkdir()
     (folder / "batch1").symlink_to(tmp_path / "batch")
     (folder / ".thumbs").mkdir()
+    scan = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("recycle"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    (folder / "recycle").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing)
     for image in mixed_content["images"]:
         (folder / ".thumbs" / image["file_name"]).write_bytes(b"")
     dataset = read_coco(write_json(mixed_content), folder, DATA)

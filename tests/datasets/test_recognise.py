@@ -552,12 +552,17 @@ def test_a_folder_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert of_masks(tmp_path / "set", capsys) == {"x.png": 2, "y.png": 1}
 
 
+@pytest.mark.parametrize("start", ["", "mask_"])
 @pytest.mark.parametrize(
     ("image_place", "mask_place"),
     [("images", "masks/{}"), ("{}/images", "{}/masks"), ("{}/images", "{}/masks/masks")],
 )
 def test_numbered_masks_in_a_folder_for_each_numbered_image(
-    image_place: str, mask_place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_place: str,
+    mask_place: str,
+    start: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The number of a mask is not that of its image."""
     counts = {"1": 2, "2": 1, "3": 3}
@@ -565,10 +570,21 @@ def test_numbered_masks_in_a_folder_for_each_numbered_image(
         image(tmp_path / "set" / image_place.format(name) / f"{name}.png")
         for number in range(count):
             place = tmp_path / "set" / mask_place.format(name)
-            mask(place / f"mask_{number + 1}.png", 2 * number)
+            mask(place / f"{start}{number + 1}.png", 2 * number)
     found = of_masks(tmp_path / "set", capsys)
     assert found == {f"{name}.png": count for name, count in counts.items()}
     assert "one object per file" in recognise(tmp_path / "set").told
+
+
+def test_names_of_masks_that_begin_like_other_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the images' whole names."""
+    for name in ("a", "a_flip", "a_rot"):
+        image(tmp_path / "set" / "images" / f"{name}.png")
+        mask(tmp_path / "set" / "masks" / f"{name}.png.png", 2)
+    found = of_masks(tmp_path / "set", capsys)
+    assert found == {"a.png": 1, "a_flip.png": 1, "a_rot.png": 1}
 
 
 def test_folders_that_are_not_understood(tmp_path: Path) -> None:

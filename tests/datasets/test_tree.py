@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.datasets import tree
 from mrcnn_jax.datasets.tree import Tree, fingerprint, json_kind, normal, walk, xml_root
 
 
@@ -85,6 +86,21 @@ def test_the_first_element(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         assert xml_root(path) == root
+
+
+def test_a_fingerprint_reads_what_texts_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many large ones, which hold images: their size counts as a whole."""
+    monkeypatch.setattr(tree, "READ", 20)
+    monkeypatch.setattr(tree, "LEAST_READ", 2)
+    found = []
+    for text in ("0123456789abc", "0123456789xyz", "x123456789xyz", "x123456789xyz+"):
+        (tmp_path / "a.json").write_text(text)
+        (tmp_path / "b.json").write_text("{}")
+        found.append(fingerprint(tmp_path, None))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_a_fingerprint_changes_with_what_annotations_are_made_from(tmp_path: Path) -> None:

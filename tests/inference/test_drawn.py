@@ -15,7 +15,7 @@ from mrcnn_jax.inference.drawn import (
     LIST,
     JSONList,
     drawn_in,
-    has_results,
+    images_listed,
     picture_name,
     remove_earlier,
     take_back,
@@ -73,12 +73,25 @@ def test_a_list_on_a_full_disk_has_all_that_was_added_as_a_whole() -> None:
         JSONList(stream)
 
 
+def test_what_another_list_did_not_take_is_left_out() -> None:
+    stream = io.BytesIO()
+    entries = JSONList(stream)
+    entries.add({"id": 1})
+    entries.add({"id": 2}, {"id": 3})
+    entries.leave_out(2)
+    entries.end()
+    assert json.loads(stream.getvalue()) == [{"id": 1}]
+    entries.add({"id": 4})
+    entries.end()
+    assert (json.loads(stream.getvalue()), entries.count) == ([{"id": 1}, {"id": 4}], 2)
+
+
 def test_what_was_drawn_beside_earlier_results_is_taken_back(tmp_path: Path) -> None:
-    assert not has_results(tmp_path)
+    assert images_listed(tmp_path) == 0
     (tmp_path / LIST).write_text("[]\n")
-    assert not has_results(tmp_path)
+    assert images_listed(tmp_path) == 0
     (tmp_path / LIST).write_text('[{"pictures": []}]\n')
-    assert has_results(tmp_path)
+    assert images_listed(tmp_path) == 1
     for name in ("00001_a.png", "00002_b.png"):
         (tmp_path / name).touch()
     line = f"ended early: the earlier results in {tmp_path} stay"
