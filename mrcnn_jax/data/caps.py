@@ -81,7 +81,8 @@ def caps(dataset: CocoDataset, data: DataConfig, model: ModelConfig | None = Non
             (
                 "model.mask_head.samples",
                 model.mask_head.samples,
-                objects,
+                # Samples of the box head are drawn anew in each step.
+                objects if model.mask_head.train_on != "box_samples" else [],
                 "the mask head does not train on the rest",
             ),
         ]

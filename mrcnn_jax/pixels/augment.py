@@ -25,6 +25,7 @@ from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig, Shrink
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.rle import moved_rle
 from mrcnn_jax.pixels.transforms import View, coverage
 
 LEAST = 1.0  # canvas pixels: augmented objects with a shorter side are not trained on
@@ -88,9 +89,18 @@ class Seen:
 
     def crop(self, size: int) -> UInt8[np.ndarray, "size size"] | None:
         """Coverage 0..255 of the mask inside the box; None without a mask."""
-        if (mask := self.mask) is None:
-            return None
-        return coverage(mask, self.box, size)[:, :: -1 if self.view.flip else 1]
+        mask, box, counts = self.left, self.box, self.picture.counts[self.number]
+        if mask is None:
+            if not counts:
+                return None
+            # Only what `coverage` looks at: a large photograph has many pixels for each object.
+            (height, width), (x1, y1, x2, y2) = self.picture.size, box
+            left, top = max(math.floor(x1) - 1, 0), max(math.floor(y1) - 1, 0)
+            near = min(math.ceil(y2) + 1, height) - top, min(math.ceil(x2) + 1, width) - left
+            rle = {"size": [height, width], "counts": counts}
+            mask = rle_ops.decode(moved_rle(rle, (-top, -left), near))
+            box = (x1 - left, y1 - top, x2 - left, y2 - top)
+        return coverage(mask, box, size)[:, :: -1 if self.view.flip else 1]
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,13 @@ def test_every_limit_that_is_exceeded(objects: int, fields: list[str]) -> None:
     assert [cap.field for cap in caps(dataset((objects, 0), (3, 2)), DATA, MODEL)] == fields
 
 
+def test_samples_drawn_anew_in_each_step_are_no_limit() -> None:
+    """Of the box head's samples, masks train on some; on others in the next step."""
+    of_box_head = replace(MODEL.mask_head, train_on="box_samples")
+    found = caps(dataset((61, 0)), DATA, replace(MODEL, mask_head=of_box_head))
+    assert "model.mask_head.samples" not in [cap.field for cap in found]
+
+
 def test_the_field_the_images_and_the_most() -> None:
     (cap,) = caps(dataset((61, 0), (300, 0), (5, 2)), DATA)
     assert cap.line() == (

@@ -8,6 +8,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -522,3 +523,24 @@ def test_a_view_beyond_its_image_is_empty() -> None:
     assert (view.pixels(image) == expected).all()
     assert view.boxes(np.array([[1, 0, 4, 3]], np.float32)).tolist() == [[3, 1, 6, 4]]
     assert view.window == (0, 0, 4, 3)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0, 0, 40, 30),
+        (0, 0, 3.5, 30),
+        (36.2, 27.7, 40, 30),
+        (11.3, 9.9, 12.1, 10.2),
+        (8, 7, 31, 22),
+    ],
+)
+def test_a_crop_is_that_of_the_whole_mask(box: tuple[float, ...], flip: bool) -> None:
+    """To the bit, though only what is near the box is decoded."""
+    mask = np.asfortranarray(np.random.default_rng(7).random((30, 40)) < 0.6, np.uint8)
+    counts = rle_ops.encode(mask)["counts"]
+    picture: Any = SimpleNamespace(size=(30, 40), counts=[counts])
+    view: Any = SimpleNamespace(flip=flip)
+    crop = Seen(picture, view, 0, box).crop(28)
+    assert (crop == coverage(mask, box, 28)[:, :: -1 if flip else 1]).all()
