@@ -27,7 +27,7 @@ VIEWS: dict[Device, int] = {"cpu": 3000, "gpu": 6000}  # images shown, over all 
 RANDOM_VIEWS = 15_000  # with random weights, on any device: the network is small, and learns slowly
 EPOCHS: dict[Device, tuple[int, int]] = {"cpu": (4, 60), "gpu": (12, 60)}  # least and most
 MOST_VIEWS: dict[Device, int] = {"cpu": 20_000, "gpu": 90_000}  # of large data sets, fewer epochs
-FEWEST_UPDATES = 600  # of a few images, more epochs
+FEW_IMAGES_UPDATES = 600  # more epochs are allowed up to so many
 
 # ResNet-50-FPN in float32: bytes per image and pixel of the canvas. Of a GPU, 10.2 GiB at batch 16
 # less 1.72 at batch 2 in bfloat16, twice (2.98 and 19.6 GiB in float32 agree); of a CPU, 4.9 GiB at
@@ -147,7 +147,8 @@ def choose_epochs(
         updates: of an epoch.
         pretrained: whether training begins with weights that are not random.
     """
-    least, most = (max(n, math.ceil(FEWEST_UPDATES / updates)) for n in EPOCHS[device])
+    least, most = EPOCHS[device]
+    most = max(most, math.ceil(FEW_IMAGES_UPDATES / updates))
     views = VIEWS[device] if pretrained else RANDOM_VIEWS
     epochs = min(max(round(views / images), least), most)
     limit = MOST_VIEWS[device] / images

@@ -44,6 +44,7 @@ OF_NETWORK = {  # by the name of the recipe
     "finetune": "torchvision's, around the {} of the weights",
     "finetune_cpu": "torchvision's, half as wide around the {} of the weights: fast on a CPU",
 }
+FINENESS = {"finetune_cpu": 14.0}  # 7 in torchvision: 224 and anchors from 32 px
 VALIDATION = "validation"
 NOTHING: Mapping[str, Any] = {}
 OTHERS = "other --weights"  # what changes a choice that weights fix
@@ -163,7 +164,7 @@ def _model(
         base,
         num_classes=len(train.categories),
         rpn=replace(rpn, scales=scales),
-        roi=replace(base.roi, canonical_size=7.0 * scales[0]),
+        roi=replace(base.roi, canonical_size=_fineness(recipe, start) * scales[0]),
         box_head=replace(box_head, detections=max(100, 2 * most)),
         mask_head=replace(base.mask_head, train_on="box_samples", samples=masks),
     )
@@ -213,6 +214,13 @@ def _model(
             ("--model.mask-head.samples",),
         ),
     ]
+
+
+def _fineness(recipe: Config, start: Start | None) -> float:
+    """The side of a box that is read from P4, as a multiple of the smallest anchor."""
+    if start is not None:
+        return start.model.roi.canonical_size / start.model.rpn.scales[0]
+    return FINENESS.get(recipe.name, 7.0)
 
 
 def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> int:
