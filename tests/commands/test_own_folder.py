@@ -499,19 +499,21 @@ def test_parts_of_one_export_are_named_in_their_commands(
     assert found.export is not None
     assert found.val_export is not None
     first, second = by_hand(found.export, found.val_export).split(" && ")
-    file = "my/data.yaml"
-    for line, part in ((first, "train"), (second, "val")):
-        words = "yolo", file, "--out", f"my/{part}_data_coco.json", "--part", part
-        assert line == f"{cli.command('convert', *words)} ..."
-        assert mrcnn("convert", *words) == 0
+    words = [
+        ("yolo", "my/data.yaml", "--out", f"my/{part}_data_coco.json", "--part", part)
+        for part in ("train", "val")
+    ]
+    assert [first, second] == [f"{cli.command('convert', *its)} ..." for its in words]
+    for its in words:
+        assert mrcnn("convert", *its) == 0
     data = chosen("my").data
     assert data.train_annotations == str(here / "my" / "train_data_coco.json")
     assert data.val_annotations == str(here / "my" / "val_data_coco.json")
     (here / "cells").mkdir()
     sets = [Supervisely(Path("cells"), Path(), datasets=names) for names in (("a", "b"), ("val",))]
-    words = "supervisely", "cells", "--out", "cells/train_annotations.json", "--datasets", "a", "b"
-    other = "supervisely", "cells", "--out", "cells/val_annotations.json", "--datasets", "val"
-    commands = (f"{cli.command('convert', *its)} ..." for its in (words, other))
+    first = "supervisely", "cells", "--out", "cells/train_annotations.json", "--datasets", "a", "b"
+    second = "supervisely", "cells", "--out", "cells/val_annotations.json", "--datasets", "val"
+    commands = (f"{cli.command('convert', *its)} ..." for its in (first, second))
     assert by_hand(*sets).startswith(" && ".join(commands))
 
 

@@ -29,10 +29,13 @@ A_SECOND = int(100_000 / (time.perf_counter() - _started))  # iterations on this
 
 @pytest.fixture(autouse=True)
 def foreground() -> Iterator[None]:
-    """Signals as a command in the foreground has them; one in the background ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals as a command in the foreground has them: one in the background ignores SIGINT, and
+    one that nohup started SIGHUP."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Left(Exception):
@@ -169,6 +172,7 @@ def test_ctrl_c_with_nothing_to_save_leaves_at_once(
 
 def test_a_notebook_and_the_background_keep_their_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     run: Any = None
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of nohup
     for in_charge, handler in ((False, signal.default_int_handler), (True, signal.SIG_IGN)):
         monkeypatch.setattr(cli, "in_charge", in_charge)
         before = signal.signal(signal.SIGINT, handler)
@@ -176,5 +180,6 @@ def test_a_notebook_and_the_background_keep_their_ctrl_c(monkeypatch: pytest.Mon
             with StopSignal(run):
                 assert signal.getsignal(signal.SIGINT) is handler
                 assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGINT, before)
