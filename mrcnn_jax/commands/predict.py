@@ -8,7 +8,7 @@ each object), out/images.json (COCO's list of the images and frames, with what w
 and one overlay per image or frame, with --format also annotations to correct. Prints what was
 converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
 2; the others are done. A call that is ended early (Ctrl-C, SIGTERM, a full disk) keeps what was
-done, but for the annotations; in a folder with the results of an earlier call, these stay instead.
+done, but for the annotations; earlier results of as many images in the same folder stay instead.
 What an earlier call drew into the same folder is removed at the end. With --tile, large images are
 looked at tile by tile (docs/evaluation.md); a TIFF is then read by windows, whatever its size.
 """

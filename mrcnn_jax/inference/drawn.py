@@ -33,9 +33,10 @@ class JSONList:
 
     def add(self, *entries: dict[str, Any]) -> None:
         """Adds all of them, or, if it is interrupted or raises OSError, none."""
+        self._before = self._size
         if not entries:
             return
-        text, self._before = ",\n".join(map(json.dumps, entries)), self._size
+        text = ",\n".join(map(json.dumps, entries))
         self._write(((",\n" if self.count else "") + text).encode())
         self.count += len(entries)
 

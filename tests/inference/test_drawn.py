@@ -82,6 +82,8 @@ def test_what_another_list_did_not_take_is_left_out() -> None:
     entries.end()
     assert json.loads(stream.getvalue()) == [{"id": 1}]
     entries.add({"id": 4})
+    entries.add()  # of an image without detections
+    entries.leave_out(0)
     entries.end()
     assert (json.loads(stream.getvalue()), entries.count) == ([{"id": 1}, {"id": 4}], 2)
 
