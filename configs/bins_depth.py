@@ -3,8 +3,8 @@
     python train.py --config configs/bins_depth.py --workdir runs/bins_roi \\
         --data.root runs/bins_data --weights runs/bins --model.depth-head.kind roi
 
-The run to start from may have a depth head of the same kind, which is trained on, or none. Depth
-errors: docs/depth.md.
+The run to start from may have a depth head of the same kind, which is trained on; one of the other
+kind is not used. Depth errors: docs/depth.md.
 """
 
 from dataclasses import replace

@@ -56,7 +56,7 @@ class Arguments(OfWeights):
     the folder of the results."""
     depth_maps: bool = False
     """Also write the depth of every pixel, if the run has a depth head: 16-bit PNG in millimetres,
-    0 where it is unknown or over 65.535 m."""
+    0 where it is unknown or over 65.534 m."""
     overlays: bool = True
     """Draw what was found into a picture of each image and frame."""
     tile: int | None = None
@@ -281,7 +281,7 @@ class _Results:
         for line in self._report.lines()[1:] + self.notes:
             print(line)
         if self.beyond:
-            print(f"--depth-maps: {self.beyond} pixels over 65.535 m, written as 0")
+            print(f"--depth-maps: {self.beyond} pixels over 65.534 m, written as 0")
         if self.full:
             limit = self._model.run.config.model.box_head.detections
             what = "images" if self._tiling is None else "tiles"

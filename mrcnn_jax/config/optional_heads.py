@@ -22,6 +22,7 @@ from mrcnn_jax.config.tables import ADAM
 MASK_IOU = "mask_iou_head/.*"  # the pattern of the mask-IoU head
 _PROBE = "mask_iou_head/ious/kernel"  # one of its parameters
 _BOX2_PROBE = "box_head2/logits/kernel"
+_DEPTH_PROBE = "depth_head/log_depth/kernel"
 
 
 def with_depth(
@@ -182,7 +183,11 @@ def _without_mask_iou(pattern: str) -> str:
 
 
 def following_heads(config: Config) -> Config:
-    """Adds what the table lacks of the network's cascade and mask-IoU head."""
+    """Adds what the table lacks of the network's cascade, mask-IoU head and depth head.
+
+    A depth head that no row names gets one of its own, as long as the last one and by its
+    optimiser (`with_depth`).
+    """
     model, stages = config.model, config.stages
     cascade = len(model.box_head.cascade)
     if cascade > 0:
@@ -193,7 +198,15 @@ def following_heads(config: Config) -> Config:
             for row in stages
         )
         stages = tuple(map(_with_both, stages)) if named else with_mask_iou(stages)
+    if model.depth_head.kind != "none" and stages and not any(map(_has_depth, stages)):
+        last = stages[-1]
+        stages = with_depth(stages, epochs=last.epochs, optimizer=last.optimizer)
     return dataclasses.replace(config, stages=stages)
+
+
+def _has_depth(row: StageConfig) -> bool:
+    named = any("depth_head" in pattern for pattern in row.patterns)
+    return "depth" in row.losses or named or _match(row.patterns, _DEPTH_PROBE)
 
 
 def _with_both(row: StageConfig) -> StageConfig:

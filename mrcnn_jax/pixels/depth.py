@@ -18,6 +18,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from mrcnn_jax.pixels.transforms import View
 
+SATURATED = 65535  # in a PNG: no measurement, but what sensors and tools clip to
 PNG, NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}  # of a PNG's header
 HEADER = 16384  # bytes: more than any header that is read
@@ -61,8 +62,8 @@ def decode_depth(
         max_pixels: a larger map is not decoded.
 
     Returns:
-        float32; 0, unknown, where the file has 0, a negative value, NaN, infinity, or a depth
-        beyond `limits`.
+        float32; 0, unknown, where the file has 0, `SATURATED`, a negative value, NaN, infinity, or
+        a depth beyond `limits`.
 
     Raises:
         ValueError: the file is something else, cut off, or over `max_pixels`.
@@ -74,7 +75,8 @@ def decode_depth(
             f"{header.height} x {header.width} is over {max_pixels} pixels (data.max_pixels)"
         )
     if header.dtype is None:
-        metres = _png_values(encoded).astype(np.float32) / np.float32(scale)
+        values = _png_values(encoded)
+        metres = np.where(values == SATURATED, 0, values).astype(np.float32) / np.float32(scale)
     else:
         if len(encoded) - header.start < count * header.dtype.itemsize:
             raise ValueError("an .npy file that is cut off")

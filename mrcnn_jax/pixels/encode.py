@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8, UInt16
 
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.output import write_file
+from mrcnn_jax.pixels.depth import SATURATED
 
 
 def encode_image(
@@ -58,9 +59,9 @@ def write_image(
 
 
 def depth_millimetres(metres: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
-    """Depth as a 16-bit PNG holds it: 1..65535 mm, rounded; 0 where it is unknown or beyond."""
+    """Depth as a 16-bit PNG holds it: 1..65534 mm, rounded; 0 where it is unknown or beyond."""
     rounded = np.rint(np.nan_to_num(metres.astype(np.float64), posinf=0.0, neginf=0.0) * 1000)
-    return np.where((rounded >= 1) & (rounded <= 65535), rounded, 0).astype(np.uint16)
+    return np.where((rounded >= 1) & (rounded < SATURATED), rounded, 0).astype(np.uint16)
 
 
 def write_depth(path: Path, metres: Float[np.ndarray, "h w"]) -> int:
@@ -68,7 +69,7 @@ def write_depth(path: Path, metres: Float[np.ndarray, "h w"]) -> int:
 
     Args:
         path: the file.
-        metres: what is not finite, not positive or beyond 65.535 m is unknown: 0.
+        metres: what is not finite, not positive or over 65.534 m is unknown: 0.
 
     Returns:
         How many pixels are known, but beyond.

@@ -217,7 +217,7 @@ def depth_in_image(
 
     Args:
         depth: metres: float32 [h, w], a map of the canvas, or [N, M, M], of the cells of each box.
-        masks: float32 [N, M, M], probabilities inside the boxes.
+        masks: float32 [N, k M, k M], probabilities inside the boxes.
         boxes: (x1, y1, x2, y2) in pixels of the image, not clipped, best first.
         scale: (y, x); canvas = image pixels * scale.
         size: (height, width) of the image.
@@ -237,9 +237,10 @@ def depth_in_image(
         region, (y, x) = paste_region(masks[row], boxes[row], size, style)
         here = whole[y : y + region.shape[0], x : x + region.shape[1]]
         if not of_canvas:
+            # A refined mask has several times the cells, and is pasted over another region.
+            cells = np.kron(depth[row], np.ones([len(masks[row]) // len(depth[row])] * 2))
             weighted, ones = (
-                paste(cells, boxes[row], size, style)[0]
-                for cells in (depth[row], np.ones_like(depth[row]))
+                paste(part, boxes[row], size, style)[0] for part in (cells, np.ones_like(cells))
             )
             # Zeros are beyond the border: without their share, the border's cells extend.
             here[region] = (weighted / np.where(ones > 0, ones, 1))[region]

@@ -138,6 +138,8 @@ def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     losses = {loss for stage in begun_stages(config, meta) for loss in stage.losses}
     if not meta.has_masks:
         losses -= {"mask", "mask_iou"}
+        if config.model.depth_head.kind == "roi":  # within masks
+            losses.discard("depth")
     return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))
 
 

@@ -25,6 +25,14 @@ _CLASSES = r"params/box_head[23]?/logits/(kernel|bias)"
 _BOXES = r"params/box_head[23]?/deltas/(kernel|bias)"
 _MASKS = r"params/(mask_head/(points/)?logits|mask_iou_head/ious)/(kernel|bias)"
 _MASK_LOGITS = "mask_head/logits/kernel"
+_SIZES = {
+    "mask_iou_head": tuple(
+        f"mask_iou_head.{size}" for size in ("channels", "convs", "fcs", "hidden")
+    ),
+    "depth_head": ("depth_head.channels",),
+    "mask_head": ("mask_head.refine.channels",),
+}
+"""Fields that the shapes of modules follow from, and that weights do not fix (`weights.choice`)."""
 # Fields that change the meaning of the same parameters: of the trunk's, and of others.
 _MEANING = (
     "model.pixel_mean",
@@ -90,7 +98,7 @@ def initial_variables(
     left_out = _left_out(source, origin, config)
     source = {path: leaf for path, leaf in source.items() if path not in left_out}
     loaded = {path: source[path] for path in target if path in source}
-    _refuse_other_shapes(loaded, target, config)
+    _refuse_other_shapes(loaded, target, origin.model, config)
     if origin.has_heads:
         lists = {
             "random": sorted(target.keys() - source.keys() - set(left_out)),
@@ -160,7 +168,7 @@ def _left_out(source: Iterable[str], origin: Origin, config: Config) -> list[str
 
 
 def _refuse_other_shapes(
-    loaded: Mapping[str, np.ndarray], target: Variables, config: Config
+    loaded: Mapping[str, np.ndarray], target: Variables, theirs: ModelConfig, config: Config
 ) -> None:
     sizes = {path: (leaf.shape, target[path].shape) for path, leaf in loaded.items()}
     differing = {path: pair for path, pair in sizes.items() if pair[0] != pair[1]}
@@ -173,7 +181,13 @@ def _refuse_other_shapes(
             f"{', '.join(differing)} (--init-without-classes starts these from random weights)"
         )
     first = ", ".join(f"{path} {a} -> {b}" for path, (a, b) in list(differing.items())[:3])
-    raise ConfigError(f"init_from: {config.init_from}: {len(differing)} shapes differ: {first}")
+    line = f"init_from: {config.init_from}: {len(differing)} shapes differ: {first}"
+    modules = {path.split("/")[1] for path in differing}
+    for name in (name for module in sorted(modules) for name in _SIZES.get(module, ())):
+        there, here = (attrgetter(name)(model) for model in (theirs, config.model))
+        if there != here:
+            line += f"; --model.{name.replace('_', '-')} {there} fits it (here {here})"
+    raise ConfigError(line)
 
 
 def _warn_of_other_constants(

@@ -42,7 +42,12 @@ from mrcnn_jax.training.resume import (
     refuse_another_run,
     refuse_lost_checkpoints,
 )
-from mrcnn_jax.training.splits import categories_of, read_splits, refuse_without_depth
+from mrcnn_jax.training.splits import (
+    categories_of,
+    read_splits,
+    refuse_without_depth,
+    refuse_without_masks,
+)
 from mrcnn_jax.training.stages import (
     live_modules,
     refuse_partly_live,
@@ -274,6 +279,8 @@ def _open(
         if dataset.depth is not None:
             print(dataset.depth.line(len(dataset.images)))
     refuse_without_depth(config, train_split.dataset, val_split.dataset)
+    if resumed_from is None:
+        refuse_without_masks(config, train_split.dataset, initial)
     refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     images = _hash([*_images(train_split), repeats.tolist()])

@@ -13,6 +13,7 @@ from mrcnn_jax.data.copies import note_copies
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.models.mask_rcnn import Variables
 
 
 def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDataset, CocoDataset]:
@@ -92,8 +93,33 @@ def refuse_without_depth(config: Config, train_set: CocoDataset, val_set: CocoDa
             why = f"data.{name}: {folder} has no .png or .npy with the name of an image"
         elif dataset.depth is not None and dataset.depth.metres is None:
             why = f"not one pixel of its {dataset.depth.maps} depth maps is known"
+        elif config.model.depth_head.kind == "roi" and not dataset.has_masks:
+            why = (
+                "a head of the kind roi learns it within masks, and no object has one: "
+                "--model.depth-head.kind dense needs none"
+            )
         if why is not None:
             raise ConfigError(f"{dataset.annotations_path}: no depth for the loss depth: {why}")
+
+
+def refuse_without_masks(config: Config, dataset: CocoDataset, initial: Variables) -> None:
+    """ConfigError if masks of a class would stay random: none of its objects has one.
+
+    Args:
+        initial: the variables that the run does not begin with at random.
+    """
+    trained = any({"mask", "mask_iou"} & set(stage.losses) for stage in config.stages)
+    known = "logits" in initial.get("params", {}).get("mask_head", {})
+    if config.model.mask_head.class_agnostic or known or not (trained and dataset.has_masks):
+        return
+    objects = [o for image in dataset.images for o in image.objects if not o.iscrowd]
+    boxes = {o.label for o in objects} - {o.label for o in objects if o.rle is not None}
+    if boxes:
+        names = ", ".join(dataset.class_names[label - 1] for label in sorted(boxes))
+        raise ConfigError(
+            f"{dataset.annotations_path}: {names}: only boxes, no mask to learn from: "
+            "--model.mask-head.class-agnostic learns one mask for all classes"
+        )
 
 
 def categories_of(dataset: CocoDataset) -> tuple[tuple[int, str], ...]:

@@ -281,11 +281,17 @@ def _keep_failed(
 def _validate(
     run: OpenRun, stage: StageConfig, validate: Any, variables: Variables
 ) -> dict[str, float]:
-    """Losses averaged over the validation images, those of masks over the images that have any,
-    and recall of the proposals for the RPN."""
+    """Losses averaged over the validation images, those of masks and of depth over the images that
+    have any, and recall of the proposals for the RPN."""
     plan = plan_once(run.val_split, run.config.data.eval_batch_size)
     key = jax.random.key(run.config.seed)
-    with_masks = {i for i, image in enumerate(run.val_split.dataset.images) if image.has_mask}
+    images = run.val_split.dataset.images
+    masked = {i for i, image in enumerate(images) if image.has_mask}
+    deep = {i for i, image in enumerate(images) if image.depth_file is not None}
+    if run.config.model.depth_head.kind == "roi":
+        deep &= masked
+    counted = dict.fromkeys(("loss/mask", "loss/mask_points", "loss/mask_iou"), masked)
+    counted["loss/depth"] = deep
     totals: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     boxes: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, proposals, ground truth
@@ -293,10 +299,9 @@ def _validate(
         values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
         values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
         for name, value in values.items():
-            of_masks = name in ("loss/mask", "loss/mask_iou")
-            images = sum(not of_masks or i in with_masks for i in planned.images)
-            totals[name] += float(value) * images
-            counts[name] += images
+            count = sum(i in counted.get(name, planned.images) for i in planned.images)
+            totals[name] += float(value) * count
+            counts[name] += count
         for i in np.flatnonzero(batch.valid) if "rpn" in stage.losses else ():
             seen = found.boxes[i][found.valid[i]]
             truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]

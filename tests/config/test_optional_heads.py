@@ -1,4 +1,4 @@
-"""Stage tables of networks with a cascade of box heads, and with a mask-IoU head."""
+"""Stage tables of networks with a cascade of box heads, a mask-IoU head, and a depth head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from mrcnn_jax.config.heads import MaskIoUHeadConfig
+from mrcnn_jax.config.heads import DepthHeadConfig, MaskIoUHeadConfig
 from mrcnn_jax.config.optional_heads import (
     MASK_IOU,
     following_heads,
@@ -138,6 +138,20 @@ def test_a_table_follows_the_head_once() -> None:
     frozen = tuple(replace(stage, frozen=(*stage.frozen, MASK_IOU)) for stage in config.stages)
     known = replace(found, stages=frozen)  # its weights come from another run
     assert following_heads(known) == known
+
+
+def test_a_depth_head_gets_a_row_of_its_own() -> None:
+    config = tiny.get_config()
+    config = replace(config, model=replace(config.model, depth_head=DepthHeadConfig("dense")))
+    found = following_heads(config)
+    assert [stage.losses for stage in found.stages] == [("rpn",), ("box",), ("mask",), ("depth",)]
+    last = config.stages[-1]
+    assert found.stages == with_depth(config.stages, epochs=last.epochs, optimizer=last.optimizer)
+    assert following_heads(found) == found
+    # Named or matched by a row already, if only to be frozen.
+    for pattern in ("depth_head/.*", "(?!rpn/).*"):
+        named = (replace(config.stages[0], frozen=(pattern,)),)
+        assert following_heads(replace(config, stages=named)).stages == named
 
 
 @pytest.mark.parametrize("pattern", [".*", "box_head.*", "box_head[23]?/.*", "box_head/.*"])

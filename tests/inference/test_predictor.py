@@ -10,6 +10,7 @@ import pytest
 import mrcnn_jax
 from mrcnn_jax.commands.export_contents import metadata
 from mrcnn_jax.config.heads import DepthHeadConfig
+from mrcnn_jax.config.optional_heads import with_depth
 from mrcnn_jax.inference.predictor import Predictor, batch_of, batch_of_one
 from mrcnn_jax.structures import Instances
 
@@ -85,3 +86,10 @@ def test_masks_of_a_random_head_are_left_out_and_what_is_read_through_them(
         assert (seen.depth_map is not None) == (kept or kind == "dense")
     imported = replace(run, config=replace(deep, stages=()))
     assert imported.has_masks
+    # Depth of boxes is learnt within masks: data without any leave it random.
+    table = with_depth(deep.stages, epochs=1)
+    for masks in (True, False):
+        meta = replace(meta, loaded=("mask_head",), has_masks=masks, stage_index=3, stage_step=1)
+        learnt = replace(run, config=replace(deep, stages=table), meta=meta)
+        assert learnt.has_masks
+        assert ("depth" in learnt.trained) == (masks or kind == "dense")

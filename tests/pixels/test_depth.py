@@ -43,15 +43,16 @@ def decoded(encoded: bytes, scale: float = 1000, limits: tuple[float, float] = L
 def test_a_png_holds_metres_times_the_scale(scale: float) -> None:
     values = np.array([[0, 1, 255, 256, 4000], [8000, 20_000, 30_001, 65_534, 65_535]], np.uint16)
     expected = [[float(np.float32(v / scale)) for v in row] for row in values.tolist()]
+    expected[1][4] = 0.0  # saturated: no measurement
     assert decoded(png(values), scale, (0.0, math.inf)) == expected
 
 
 def test_what_the_package_writes_is_read_back(tmp_path: Path) -> None:
-    metres = np.array([[0.5, 0.0, np.nan], [1.2345, 65.535, 70.0]])
+    metres = np.array([[0.5, 0.0, np.nan], [1.2345, 65.534, 65.535]])
     write_depth(tmp_path / "x.png", metres)
     assert decoded((tmp_path / "x.png").read_bytes()) == [
         [0.5, 0.0, 0.0],
-        [float(np.float32(1.234)), float(np.float32(65.535)), 0.0],
+        [float(np.float32(1.234)), float(np.float32(65.534)), 0.0],
     ]
     assert depth_size(tmp_path / "x.png") == (2, 3)
 

@@ -57,14 +57,14 @@ def test_what_cannot_be_written_is_named_and_the_old_file_stays(
 
 def test_depth_comes_back_in_millimetres(tmp_path: Path) -> None:
     """By another decoder; what a 16-bit PNG cannot hold is unknown, never another depth."""
-    exact = {0.001: 1, 0.0006: 1, 0.5: 500, 1.2344: 1234, 1.2346: 1235, 65.535: 65535}
-    unknown = (0.0, 0.0004, -1.0, np.nan, np.inf, -np.inf, 65.536, 70.0)
+    exact = {0.001: 1, 0.0006: 1, 0.5: 500, 1.2344: 1234, 1.2346: 1235, 65.534: 65534}
+    unknown = (0.0, 0.0004, -1.0, np.nan, np.inf, -np.inf, 65.535, 70.0)
     metres = np.array([*exact, *unknown], np.float64)[None]
     for kind in (np.float64, np.float32):
         assert write_depth(tmp_path / "a.png", metres.astype(kind)) == 2  # known, but beyond
         read = np.asarray(Image.open(tmp_path / "a.png"))
         assert read.tolist() == [[*exact.values(), *[0] * len(unknown)]], kind
-    ramp = np.arange(1, 65536).reshape(-1, 255)
+    ramp = np.arange(1, 65535).reshape(2, -1)
     write_depth(tmp_path / "b.png", (ramp / 1000).astype(np.float32))
     assert (np.asarray(Image.open(tmp_path / "b.png")) == ramp).all()
     with pytest.raises(OSError, match=r"No such file or directory: .*none/a.png"):

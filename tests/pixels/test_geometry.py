@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.config.schema import Shrink
-from mrcnn_jax.pixels.geometry import paste, resize
+from mrcnn_jax.pixels.geometry import depth_in_image, paste, paste_region, resize
 from mrcnn_jax.pixels.rle import PasteStyle, paste_rle
 from mrcnn_jax.pixels.transforms import resize_image
 
@@ -133,6 +133,23 @@ def test_large_boxes_lose_their_corners_only() -> None:
     assert (~quarter).sum() == 10
     np.testing.assert_array_equal(image[:140, :140], quarter)
     np.testing.assert_array_equal(image, image[::-1, ::-1])
+
+
+@pytest.mark.parametrize("style", ["exact", "torchvision"])
+def test_one_distance_stays_itself_within_a_refined_mask(style: Any) -> None:
+    """The mask has four times the cells of the distances, so torchvision grows its box less."""
+    masks, depth = np.full((1, 112, 112), 0.9, np.float32), np.full((1, 28, 28), 1.5, np.float32)
+    box = np.array([[10, 20, 110.5, 120.25]], np.float32)
+    whole, medians = depth_in_image(
+        depth, masks, box, (1.0, 1.0), (200, 150), stride=4, style=style
+    )
+    region, (y, x) = paste_region(masks[0], box[0], (200, 150), style)
+    known = np.zeros((200, 150), bool)
+    known[y : y + region.shape[0], x : x + region.shape[1]] = region
+    assert known.sum() > 9000
+    np.testing.assert_allclose(whole[known], 1.5, rtol=1e-6)
+    assert np.isnan(whole[~known]).all()
+    np.testing.assert_allclose(medians, 1.5, rtol=1e-6)
 
 
 @given(

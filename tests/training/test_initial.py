@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, save_config
-from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig, PointRendConfig
+from mrcnn_jax.config.heads import (
+    BoxHeadConfig,
+    DepthHeadConfig,
+    MaskHeadConfig,
+    MaskIoUHeadConfig,
+    PointRendConfig,
+)
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2, joint, staged
@@ -428,7 +435,7 @@ def test_other_classes_are_refused_with_the_option_that_leaves_them_out(tmp_path
     "model",
     [
         replace(FPN, box_head=BoxHeadConfig(hidden=4)),
-        replace(FPN, mask_head=MaskHeadConfig(channels=4, convs=1)),
+        replace(FPN, mask_head=replace(FPN.mask_head, channels=4)),
         replace(FPN, num_classes=5, box_head=BoxHeadConfig(hidden=4)),
     ],
 )
@@ -440,9 +447,33 @@ def test_other_shapes_are_refused(model: ModelConfig, tmp_path: Path) -> None:
         ConfigError, match=r"init_from: .*: \d+ shapes differ: params/(box|mask)_head/"
     ) as caught:
         load(tmp_path, model)
+    assert "fits it" not in str(caught.value)  # sizes that weights fix
     head = "box_head" if model.box_head.hidden == 4 else "mask_head"
     assert f"params/{head}/" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "field"),
+    [
+        ({"mask_iou_head": MaskIoUHeadConfig(True, channels=4, fcs=1, hidden=8)}, "hidden"),
+        ({"mask_iou_head": MaskIoUHeadConfig(True, channels=4, fcs=1, hidden=8)}, "channels"),
+        ({"depth_head": DepthHeadConfig("dense", channels=8)}, "channels"),
+        ({"mask_head": FPN.mask_head}, "refine.channels"),
+    ],
+)
+def test_sizes_of_optional_heads_are_named(head: Any, field: str, tmp_path: Path) -> None:
+    """Weights do not fix them, so a shape alone does not say which option fits."""
+    ((name, config),) = head.items()
+    write_run(tmp_path, replace(FPN, **head))
+    there = attrgetter(field)(config)
+    if field == "refine.channels":
+        other = replace(config, refine=replace(config.refine, channels=16))
+    else:
+        other = replace(config, **{field: 16})
+    option = f"--model.{name}.{field}".replace("_", "-")
+    with pytest.raises(ConfigError, match=rf"; {option} {there} fits it \(here 16\)$"):
+        load(tmp_path, replace(FPN, **{name: other}))
 
 
 def test_between_fpn_and_c4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

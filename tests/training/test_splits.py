@@ -33,6 +33,17 @@ def with_maps(config: Config, folder: Path, *splits: str, metres: float = 0.8) -
     return replace(config, data=data)
 
 
+def without_masks(config: Config, folder: Path, categories: set[int]) -> Config:
+    """`config` with training objects of some categories that have boxes alone."""
+    content = tiny.read(Path(str(config.data.root)), "train")
+    for annotation in content["annotations"]:
+        if annotation["category_id"] in categories:
+            del annotation["segmentation"]
+    path = folder / f"boxes{len(categories)}.json"
+    path.write_text(json.dumps(content))
+    return replace(config, data=replace(config.data, train_annotations=str(path)))
+
+
 def test_a_depth_loss_needs_depth(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +77,12 @@ def test_a_depth_loss_needs_depth(
     )
 
     whole = with_maps(half, tmp_path / "more", "val")
+    roi = replace(whole.model, depth_head=replace(head, kind="roi"))
+    boxes = without_masks(whole, tmp_path, {5, 7, 90})
+    assert refused(replace(boxes, model=roi)) == (
+        f"{boxes.data.train_annotations}: no depth for the loss depth: a head of the kind roi "
+        "learns it within masks, and no object has one: --model.depth-head.kind dense needs none"
+    )
     capsys.readouterr()
     with opening.open_run(whole, tmp_path / "run") as run:
         assert run.train_split.dataset.has_depth
@@ -77,6 +94,28 @@ def test_a_depth_loss_needs_depth(
     without = replace(config, stages=config.stages[:-1])
     with opening.open_run(without, tmp_path / "run") as run:
         assert not run.train_split.dataset.has_depth
+
+
+def test_masks_of_a_class_that_has_none_would_stay_random(
+    tiny_config: Config, tiny_run: Path, tmp_path: Path
+) -> None:
+    config = without_masks(tiny_config, tmp_path, {7})
+    with pytest.raises(ConfigError) as error, opening.open_run(config, tmp_path / "run"):
+        pass
+    (name,) = (
+        c["name"] for c in tiny.read(Path(str(config.data.root)), "train")["categories"][1:2]
+    )
+    assert str(error.value) == (
+        f"{config.data.train_annotations}: {name}: only boxes, no mask to learn from: "
+        "--model.mask-head.class-agnostic learns one mask for all classes"
+    )
+    head = replace(config.model.mask_head, class_agnostic=True)
+    agnostic = replace(config, model=replace(config.model, mask_head=head))
+    untrained = replace(config, stages=config.stages[:2])
+    loaded = replace(config, init_from=str(tiny_run))
+    for number, known in enumerate((agnostic, untrained, loaded)):
+        with opening.open_run(known, tmp_path / f"run{number}") as run:
+            assert run.has_masks
 
 
 def test_categories_of_both_files_are_compared_before_anything_is_built(

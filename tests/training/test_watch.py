@@ -49,11 +49,17 @@ def test_an_ap_that_is_undefined_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     assert values == {"bbox/AP": 0.5}
 
 
-def test_losses_of_masks_are_means_over_images_with_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_masks_and_depth_are_means_over_images_that_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Images without any would make them smaller."""
     with_mask = ObjectRecord(1, 1, (0.0, 0.0, 1.0, 1.0), {"size": [9, 9], "counts": ""}, False, 1.0)
     objects = [(with_mask,), (), (), (with_mask,), (replace(with_mask, rle=None),)]
-    records = [SimpleNamespace(objects=one) for one in objects]
+    maps = ["0.png", None, "2.png", None, "4.png"]
+    records = [
+        SimpleNamespace(objects=one, depth_file=name)
+        for one, name in zip(objects, maps, strict=True)
+    ]
     for record in records:
         record.has_mask = ImageRecord.has_mask.fget(record)  # type: ignore[attr-defined]
     plan = [
@@ -61,20 +67,27 @@ def test_losses_of_masks_are_means_over_images_with_masks(monkeypatch: pytest.Mo
         SimpleNamespace(images=[2, 4]),
         SimpleNamespace(images=[3]),
     ]
-    losses = iter([(2.0, 5.0), (4.0, 0.0), (1.0, 8.0)])  # of boxes, of masks
+    losses = [(2.0, 5.0, 1.0), (4.0, 0.0, 4.0), (1.0, 8.0, 0.0)]  # of boxes, masks, depth
 
     def validate(*_: Any) -> Any:
-        box, mask = next(losses)
-        return {"loss/box": box, "loss/mask": mask, "loss/total": box + mask}, None
+        box, mask, depth = next(values)
+        own = {"loss/box": box, "loss/mask": mask, "loss/mask_points": mask, "loss/depth": depth}
+        return own | {"loss/total": sum(own.values())}, None
 
     monkeypatch.setattr(watch, "plan_once", lambda *_: plan)
     monkeypatch.setattr(watch, "batches", lambda *_: [None] * 3)
-    config = SimpleNamespace(data=SimpleNamespace(eval_batch_size=2), seed=0)
-    dataset = SimpleNamespace(images=records)
-    run: Any = SimpleNamespace(config=config, mesh=None, val_split=SimpleNamespace(dataset=dataset))
-    stage: Any = SimpleNamespace(losses=("box", "mask"))
-    means = watch._validate(run, stage, validate, {})
-    assert means == pytest.approx({"loss/box": 13 / 5, "loss/mask": 6.5, "loss/total": 9.1})
+    stage: Any = SimpleNamespace(losses=("box", "mask", "depth"))
+    split = SimpleNamespace(dataset=SimpleNamespace(images=records))
+    # Depth of boxes is learnt within masks, so where there are both: in the first image alone.
+    for kind, depth in (("dense", (1 + 2 * 4) / 3), ("roi", 1.0)):
+        model = SimpleNamespace(depth_head=SimpleNamespace(kind=kind))
+        config = SimpleNamespace(data=SimpleNamespace(eval_batch_size=2), model=model, seed=0)
+        run: Any = SimpleNamespace(config=config, mesh=None, val_split=split)
+        values = iter(losses)
+        means = watch._validate(run, stage, validate, {})
+        expected = {"loss/box": 13 / 5, "loss/mask": 6.5, "loss/mask_points": 6.5}
+        expected["loss/depth"] = depth
+        assert means == pytest.approx(expected | {"loss/total": sum(expected.values())})
 
 
 # -- what is not finite ----------------------------------------------------------------------------
