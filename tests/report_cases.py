@@ -108,7 +108,9 @@ def data_of(
     score: float = 0.5,
     metrics: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    evaluations = match_results(ground_truth, results)
+    evaluations = match_results(ground_truth, results, iou_types=("bbox",))
+    with_mask = [result for result in results if "segmentation" in result]
+    evaluations |= match_results(ground_truth, with_mask, iou_types=("segm",))
     kind = shown(evaluations)
     heading = {"run": "runs/" + NAMES[8], "data": "/long/" + "path/" * 60}
     config = {

@@ -39,7 +39,7 @@ NEEDS: dict[Name, Loss] = {
     "proposals": "rpn",
     "box_targets": "rpn",
     "masks": "mask",
-    "detections": "mask",
+    "detections": "box",
 }
 OF_ONE_RUN = ("rpn_targets", "box_targets", "curves")
 

@@ -49,6 +49,8 @@ class Found:
     score: float
     box: Float64[np.ndarray, " 4"]
     mask: RLE
+    place: RLE
+    """What it is compared by: its mask, or its box where the mask has no pixel."""
     cut: bool
     mask_score: float | None = None
     depth: float | None = None
@@ -74,7 +76,7 @@ def in_image(
 ) -> Iterator[Found]:
     """The detections in a tile, with masks as RLEs, in the pixels of its image.
 
-    A detection without a mask is merged by its box.
+    A detection without a mask, or with an empty one, is merged by its box.
 
     Args:
         found: in pixels of the tile.
@@ -90,12 +92,16 @@ def in_image(
         x1, y1, x2, y2 = found.boxes[row].tolist()
         gaps = np.array([x1, y1, width - x2, height - y2])
         close = gaps <= [near[1], near[0], near[1], near[0]]
+        of_box = mask is None or not coco_mask.area(mask)
+        place = _of_box(found.boxes[row], window.size) if of_box else mask
+        place = moved_rle(place, (y, x), size)
         yield Found(
             windows=frozenset({number}),
             label=int(found.labels[row]),
             score=float(found.scores[row]),
             box=found.boxes[row] + [x, y, x, y],
-            mask=moved_rle(mask or _of_box(found.boxes[row], window.size), (y, x), size),
+            mask=place if mask is None else moved_rle(mask, (y, x), size),
+            place=place,
             cut=bool((close & inner).any()),
             mask_score=None if found.mask_scores is None else float(found.mask_scores[row]),
             depth=None if found.depths is None else float(found.depths[row]),
@@ -145,7 +151,9 @@ def _groups(
         x1, y1, x2, y2 = item.box.tolist()
         # The mask may reach a pixel beyond its box.
         inside = place.x1 < x1 - 1 and place.y1 < y1 - 1 and x2 + 1 < place.x2 and y2 + 1 < place.y2
-        return item.mask if inside else coco_mask.merge([item.mask, region(place)], intersect=True)
+        if inside:
+            return item.place
+        return coco_mask.merge([item.place, region(place)], intersect=True)
 
     agreements = []
     for i, j in _near_pairs(found):
@@ -172,19 +180,24 @@ def _one(group: Sequence[Found]) -> Found:
     """The object that is seen in several tiles; see 2. of the rule."""
     if len(group) == 1:
         return group[0]
-    best = max((item for item in group if not item.cut), key=lambda i: i.score, default=None)
+    best = max((item for item in group if not item.cut), key=_goodness, default=None)
     parts = [best] if best is not None else []
     parts += [item for item in group if item.cut and (best is None or _covered(item, best) < AGREE)]
     corners = np.array([part.box for part in parts])
     largest = max(parts, key=lambda part: int(coco_mask.area(part.mask)))
-    merged = coco_mask.merge([part.mask for part in parts]) if len(parts) > 1 else parts[0].mask
+    mask, place = parts[0].mask, parts[0].place
+    if len(parts) > 1:
+        mask, place = (
+            coco_mask.merge([getattr(part, name) for part in parts]) for name in ("mask", "place")
+        )
     mask_scores = [part.mask_score for part in parts if part.mask_score is not None]
     return Found(
         windows=frozenset().union(*(item.windows for item in group)),
         label=group[0].label,
         score=max(item.score for item in group),
         box=np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)]),
-        mask=merged,
+        mask=mask,
+        place=place,
         cut=best is None,
         mask_score=max(mask_scores, default=None),
         depth=largest.depth,
@@ -192,9 +205,14 @@ def _one(group: Sequence[Found]) -> Found:
     )
 
 
+def _goodness(item: Found) -> tuple[bool, float]:
+    """A mask without a pixel is worse than any other."""
+    return bool(coco_mask.area(item.mask)), item.score
+
+
 def _covered(item: Found, other: Found) -> float:
-    """The share of a mask that another one covers."""
-    return float(coco_mask.iou([item.mask], [other.mask], [1])[0, 0])
+    """The share of a detection that another one covers."""
+    return float(coco_mask.iou([item.place], [other.place], [1])[0, 0])
 
 
 def _without_repetitions(found: Sequence[Found]) -> list[Found]:
@@ -206,7 +224,7 @@ def _without_repetitions(found: Sequence[Found]) -> list[Found]:
     kept: set[int] = set()
 
     def repeats(item: Found, better: Found) -> bool:
-        shared = float(coco_mask.iou([item.mask], [better.mask], [0])[0, 0])
+        shared = float(coco_mask.iou([item.place], [better.place], [0])[0, 0])
         return shared >= AGREE or (item.cut and _covered(item, better) >= AGREE)
 
     for i, item in enumerate(found):

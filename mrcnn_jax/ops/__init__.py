@@ -1,1 +1,1 @@
-"""Pure functions of one image, of static shapes; `jax.vmap` adds the batch axis."""
+"""Pure functions of static shapes, most of one image: `jax.vmap` adds the batch axis."""

@@ -216,6 +216,33 @@ def test_the_rule(
     assert (merged.joined, merged.repeated, merged.cut) == counts
 
 
+@pytest.mark.parametrize("scores", [(0.9, 0.5), (0.5, 0.9)])
+@pytest.mark.parametrize("empty", [(True, False), (False, True), (True, True)])
+def test_an_object_whose_mask_is_empty_is_seen_once(
+    scores: tuple[float, float], empty: tuple[bool, bool]
+) -> None:
+    """Its box says where it is; a mask with pixels is kept."""
+    found, size = [], (100, 180)
+    for number, place in enumerate((LEFT, RIGHT)):
+        box = (70 - place.x1, 20, 95 - place.x1, 40)
+        one = box_found(place, 1, box, scores[number])
+        if empty[number]:
+            one = replace(one, masks=tuple(encoded([np.zeros(place.size, bool)])))
+        found += in_image(one, number, place, size)
+    # A third tile cuts it.
+    third = Window(0, 80, 100, 180)
+    cut = replace(
+        box_found(third, 1, (0, 20, 15, 40), 0.3),
+        masks=tuple(encoded([np.zeros(third.size, bool)])) if all(empty) else None,
+    )
+    merged = merge([*found, *in_image(cut, 2, third, size)], [LEFT, RIGHT, third], size)
+    [item] = merged.objects
+    assert item.box.tolist() == [70, 20, 95, 40]
+    assert item.score == pytest.approx(0.9)
+    assert coco_mask.area(item.mask) == (0 if all(empty) else 25 * 20)
+    assert merged.repeated == 2
+
+
 def test_classes_are_apart() -> None:
     merged = two((65, 20, 90, 40), (65, 20, 90, 40), (0.9, 0.8), (1, 2))
     assert [item.label for item in merged.objects] == [1, 2]

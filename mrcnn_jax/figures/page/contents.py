@@ -55,6 +55,9 @@ def report_data(
     names = category_names(compared.cocoGt.dataset["categories"])
     objects = [a for a in evaluations["bbox"].cocoGt.dataset["annotations"] if not a["iscrowd"]]
     per_class = Counter(a["category_id"] for a in objects)
+    # Results without masks (of a head that is still random) have no figures for these, not 0.
+    detected = {kind: len(one.cocoDt.dataset["annotations"]) for kind, one in evaluations.items()}
+    given = {kind: count > 0 or not any(detected.values()) for kind, count in detected.items()}
     return {
         "heading": dict(heading),
         "totals": {
@@ -78,7 +81,9 @@ def report_data(
             {"name": names[category], "objects": per_class[category]}
             for category in compared.params.catIds
         ],
-        "class_figures": {kind: _class_figures(one) for kind, one in evaluations.items()},
+        "class_figures": {
+            kind: _class_figures(one, given=given[kind]) for kind, one in evaluations.items()
+        },
         "at_score": {
             **at_score.to_dict(),
             "rates": [
@@ -86,7 +91,10 @@ def report_data(
                 for label in (*range(len(at_score.names)), None)
             ],
         },
-        "precision": {kind: _precision_curves(one) for kind, one in evaluations.items()},
+        "precision": {
+            kind: _precision_curves(one) if given[kind] else [None] * (1 + len(names))
+            for kind, one in evaluations.items()
+        },
         "histogram": {kind: _score_histogram(one) for kind, one in evaluations.items()},
         "training": training_curves(rows),
         "config": json.loads(json.dumps(config), parse_constant=str),  # JSON has no infinity
@@ -180,8 +188,15 @@ def _score_histogram(evaluation: COCOeval) -> list[dict[str, list[int]]]:
     ]
 
 
-def _class_figures(evaluation: COCOeval) -> list[dict[str, float | None]]:
-    """AP of each class: over IoU .50:.95, at .50, at .75, of small, medium and large objects."""
+def _class_figures(evaluation: COCOeval, *, given: bool) -> list[dict[str, float | None]]:
+    """AP of each class: over IoU .50:.95, at .50, at .75, of small, medium and large objects.
+
+    Args:
+        evaluation: of boxes or masks.
+        given: whether there are such results; otherwise all is undefined.
+    """
+    if not given:
+        return [dict.fromkeys(FIGURES[:6]) for _ in evaluation.params.catIds]
     precision = evaluation.eval["precision"][..., -1]  # IoU x recall x class x size
     half, three_quarters = (
         precision[iou_index(evaluation, iou), :, :, 0].mean(axis=0) for iou in (0.5, 0.75)

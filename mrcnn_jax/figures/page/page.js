@@ -177,7 +177,7 @@ function showPrecision() {
   const of = state.class < 0 ? `mean of ${count(present, "class", "classes")}` : className(state.class);
   byId("precision-title").textContent = `Precision and recall, ${KINDS[state.kind]}: ${of}`;
   if (!curves) {
-    byId("precision").replaceChildren(html("p", { class: "note" }, "There is no object of this class."));
+    byId("precision").replaceChildren(html("p", { class: "note" }, present ? "There is no object of this class." : "There are no such results."));
     return;
   }
   const recall = Array.from({ length: curves.AP50.length }, (_, i) => i / (curves.AP50.length - 1));

@@ -43,6 +43,17 @@ def test_objects_without_masks_are_shown_and_evaluated_by_their_boxes() -> None:
     assert all(d["match"] is not None for image in shown for d in image["detections"])
 
 
+def test_results_without_masks_have_no_figures_for_them_rather_than_zero() -> None:
+    boxes = [{key: r[key] for key in r if key != "segmentation"} for r in RESULTS]
+    data = data_of(TRUTH, boxes)
+    assert not any(value for one in data["class_figures"]["segm"] for value in one.values())
+    assert None in data["class_figures"]["segm"][0].values()
+    assert data["precision"]["segm"] == [None] * (1 + len(CATEGORIES))
+    assert any(data["precision"]["bbox"])
+    nothing = data_of(TRUTH, [])  # is judged, by both
+    assert nothing["class_figures"]["segm"][0]["AP"] == 0.0
+
+
 def test_boundary_ap_has_its_row() -> None:
     figures = data_of(TRUTH, RESULTS, metrics={"boundary/AP": 0.25})["figures"]
     assert figures["boundary"]["AP"] == 0.25
