@@ -92,9 +92,8 @@ def in_image(
         x1, y1, x2, y2 = found.boxes[row].tolist()
         gaps = np.array([x1, y1, width - x2, height - y2])
         close = gaps <= [near[1], near[0], near[1], near[0]]
-        of_box = mask is None or not coco_mask.area(mask)
-        place = _of_box(found.boxes[row], window.size) if of_box else mask
-        place = moved_rle(place, (y, x), size)
+        here = mask if mask and coco_mask.area(mask) else _of_box(found.boxes[row], window.size)
+        place = moved_rle(here, (y, x), size)
         yield Found(
             windows=frozenset({number}),
             label=int(found.labels[row]),
