@@ -26,6 +26,7 @@ from mrcnn_jax.pixels.decode import (
     VIDEO_SUFFIXES,
     decode_with_kind,
     header_size,
+    is_camera_raw,
     pillow_pixels,
 )
 from mrcnn_jax.pixels.geometry import check_image
@@ -89,6 +90,8 @@ def _in_folder(folder: Path, report: Report) -> list[Path]:
             passed.append(("pipes, sockets, devices and broken links", file.name))
         elif file.name in earlier:
             passed.append(("pictures that an earlier prediction drew", file.name))
+        elif file.suffix.lower() not in SUFFIXES and is_camera_raw(file):
+            passed.append(("cameras' raw files (save them as JPEG or PNG)", file.name))
         elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
             found.append(file)
         elif file.suffix.lower() in VIDEO_SUFFIXES:

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mrcnn_jax.pixels.samples import Samples, bits_of, deep_values, eight_bits, integers
+from mrcnn_jax.pixels.tiff_tags import holds_thumbnail, refusal
 
 # Our own reports say what is wrong with a file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -100,6 +101,15 @@ def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
             return size[::-1] if _orientation(image) in SWAPS else size
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be read: {_line(error)}") from None
+
+
+def is_camera_raw(path: Path) -> bool:
+    """Whether a file is a camera's raw file, which holds a thumbnail that could be decoded."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            return holds_thumbnail(image.tag_v2)  # type: ignore[attr-defined]
+    except Exception:  # as of `header_size`
+        return False
 
 
 def suffix_of(path: Path) -> str:
@@ -202,6 +212,7 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
             raise ValueError(f"{image.height} x {image.width} is over {max_pixels} pixels")
         if image.format == "PNG" and b"IEND" not in encoded:
             raise ValueError("cut off")
+        _refuse_page(image)
         if (pages := _pages(image)) != 1:
             raise ValueError(f"{pages or 'several'} pages: a mask file has one (split it)")
         samples = Samples.of(image)
@@ -335,6 +346,7 @@ def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Sampl
         raise ValueError(
             f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
         )
+    _refuse_page(image)
     samples = Samples.of(image)
     if samples.channels > 4:
         raise ValueError(f"{samples.channels} channels")
@@ -349,6 +361,12 @@ def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Sampl
         ]
     image.load()
     return image, samples
+
+
+def _refuse_page(image: ImageFile.ImageFile) -> None:
+    """ValueError for a TIFF whose pixels would be others than those of the picture."""
+    if isinstance(image, TiffImageFile) and (why := refusal(image.tag_v2)) is not None:
+        raise ValueError(why)
 
 
 def _pages(image: Image.Image) -> int | None:

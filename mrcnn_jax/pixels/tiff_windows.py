@@ -22,12 +22,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages, value_bits
+from mrcnn_jax.pixels.tiff_tags import STRIP_BYTES, STRIPS, TILE_BYTES, TILES, refusal
 from mrcnn_jax.pixels.windows import Window
 
 # Tags of the TIFF 6.0 specification and its supplements.
 WIDTH, HEIGHT, BITS, COMPRESSION, CHANNELS, PLANES = 256, 257, 258, 259, 277, 284
-STRIPS, STRIP_BYTES, ROWS_PER_STRIP = 273, 279, 278
-TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES = 322, 323, 324, 325
+ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
 ORIENTATION = 274
 SHORT, LONG, UNDEFINED = 3, 4, 7  # types of values
 # They say how a tile or strip is decoded: as above, and photometric interpretation, fill order,
@@ -175,15 +175,17 @@ def open_windows(path: Path, *, max_pixels: int) -> TiffWindows | None:
         than 8 bits, all of it is looked at once for the largest value, which decides the scale.
 
     Raises:
-        ValueError: a part that is looked at cannot be decoded (see `TiffWindows.read`), or there
-            are MOST pixels or more.
+        ValueError: a part that is looked at cannot be decoded (see `TiffWindows.read`), parts have
+            no data, it is a camera's raw file, or there are MOST pixels or more.
     """
     try:
         with Image.open(path, formats=("TIFF",)) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            layout = _layout(tags)
+            refused, layout = refusal(tags), _layout(tags)
     except Exception:  # for broken files, Pillow raises whatever its parsers meet
         return None
+    if refused is not None:
+        raise ValueError(f"not an image that can be decoded: {refused}")
     return None if layout is None else TiffWindows(path, layout, max_pixels)
 
 

@@ -7,6 +7,7 @@ import itertools
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrcnn_jax.pixels.decode import decode_with_kind
+from mrcnn_jax.pixels.decode import decode_image, decode_labels, decode_with_kind
 from mrcnn_jax.pixels.tiff_windows import open_windows
 from mrcnn_jax.pixels.windows import Window, windows
 
@@ -180,6 +181,54 @@ def test_what_only_decoding_as_a_whole_reads(tmp_path: Path) -> None:
     (tmp_path / "b.tif").write_bytes(b"II*\0nothing")
     for name in ("turned.tif", "deep.tif", "a.png", "b.tif", "missing.tif"):
         assert open_windows(tmp_path / name, max_pixels=10**6) is None
+
+
+def changed(encoded: bytes, tags: Mapping[int, int], entry: int = -1) -> bytes:
+    """A little-endian TIFF with another value in an entry of the lists of some tags."""
+    file = bytearray(encoded)
+    start = struct.unpack_from("<L", file, 4)[0]
+    for number in range(struct.unpack_from("<H", file, start)[0]):
+        place = start + 2 + 12 * number
+        tag, kind, count = struct.unpack_from("<HHL", file, place)
+        if tag in tags:
+            size = {3: 2, 4: 4}[kind]
+            held = place + 8 if count * size <= 4 else struct.unpack_from("<L", file, place + 8)[0]
+            struct.pack_into(
+                "<H" if size == 2 else "<L", file, held + entry % count * size, tags[tag]
+            )
+    return bytes(file)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "tags"),
+    [("tiles", {324: 0, 325: 0}), ("tiles", {325: 0}), ("strips", {273: 0, 279: 0})],
+)
+def test_parts_without_data_are_refused(
+    tmp_path: Path, kind: str, tags: Mapping[int, int], deflated: bool
+) -> None:
+    """A sparse file of GDAL: decoders give the pixels of other places."""
+    path = tmp_path / "a.tif"
+    if kind == "tiles":
+        whole = tiled(PIXELS, (32, 48), deflated=deflated)
+    else:
+        compression = "tiff_adobe_deflate" if deflated else None
+        whole = written(path, Image.fromarray(PIXELS), compression, tiffinfo={278: 16})
+    for entry in (0, -1):
+        path.write_bytes(changed(whole, tags, entry))
+        for read in (
+            lambda: open_windows(path, max_pixels=10**6),
+            lambda: decode_image(path.read_bytes(), upright=True, max_pixels=10**6),
+            lambda: decode_labels(path.read_bytes(), max_pixels=10**6),
+        ):
+            told = rf"decoded: {kind} without data \(sparse\): write it with gdal_translate "
+            with pytest.raises(ValueError, match=told + "-co SPARSE_OK=FALSE$"):
+                read()
+
+
+def test_a_single_strip_may_lack_its_length(tmp_path: Path) -> None:
+    encoded = written(tmp_path / "a.tif", Image.fromarray(PIXELS), tiffinfo={278: 150})
+    assert_windows(tmp_path / "a.tif", changed(encoded, {279: 0}))
 
 
 def test_damage_and_limits_are_told(tmp_path: Path) -> None:
