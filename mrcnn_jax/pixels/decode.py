@@ -305,7 +305,7 @@ def value_bits(encoded: bytes, *, max_pixels: int) -> int:
     with _told(encoded):
         image, samples = _loaded(encoded, max_pixels)
         values = deep_values(image, samples, encoded)
-        return 8 if values is None or samples.bits < 16 else bits_of(values)
+        return 8 if values is None or samples.bits < 16 else bits_of(values, samples.nodata)
 
 
 def _decode(encoded: bytes, max_pixels: int, least_bits: int = 8) -> tuple[Image.Image, Kind]:

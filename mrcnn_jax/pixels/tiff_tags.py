@@ -7,6 +7,7 @@ from typing import Any
 # Tags of the TIFF 6.0 specification and its supplements.
 KIND_OF_PAGE, SUB_PAGES = 254, 330
 STRIPS, STRIP_BYTES, TILES, TILE_BYTES = 273, 279, 324, 325
+NODATA = 42113  # of GDAL: a number as text
 REDUCED = 1  # bit of KIND_OF_PAGE: a smaller picture of another one
 
 
@@ -37,3 +38,12 @@ def holds_thumbnail(tags: Any) -> bool:
     The smaller pictures of a pyramid are later pages, or below a first one of full size.
     """
     return bool(tags.get(KIND_OF_PAGE, 0) & REDUCED) and SUB_PAGES in tags
+
+
+def nodata(tags: Any) -> int | None:
+    """The whole number that stands for no value; None without one, or for 0, which is black."""
+    try:
+        value = float(tags[NODATA])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return int(value) or None if value.is_integer() and abs(value) < 1 << 31 else None

@@ -22,7 +22,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages, value_bits
-from mrcnn_jax.pixels.tiff_tags import STRIP_BYTES, STRIPS, TILE_BYTES, TILES, refusal
+from mrcnn_jax.pixels.tiff_tags import (
+    NODATA,
+    STRIP_BYTES,
+    STRIPS,
+    TILE_BYTES,
+    TILES,
+    nodata,
+    refusal,
+)
 from mrcnn_jax.pixels.windows import Window
 
 # Tags of the TIFF 6.0 specification and its supplements.
@@ -51,7 +59,7 @@ class _Layout:
     bits: int  # of a value
     planes: int  # stored one after the other
     row_bytes: int | None  # of a strip that is not compressed, in one plane
-    tags: Mapping[int, bytes | list[int]]  # those of DECODING
+    tags: Mapping[int, bytes | list[int]]  # those of DECODING, and NODATA
     order: str  # of bytes, as of `struct`: "<" or ">"
 
     @property
@@ -218,6 +226,8 @@ def _layout(tags: Any) -> _Layout | None:
     numbers = (number for v in listed.values() if isinstance(v, list) for number in v)
     if not all(isinstance(number, int) and 0 <= number < 1 << 16 for number in numbers):
         return None  # no other value is in the specification
+    if (absent := nodata(tags)) is not None:
+        listed[NODATA] = str(absent).encode()
     order = ">" if tags.prefix == b"MM" else "<"
     return _Layout(
         size, part, offsets, lengths, in_tiles, max(bits), planes, row_bytes, listed, order

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.pixels.tiff_tags import refusal
+from mrcnn_jax.pixels.tiff_tags import nodata, refusal
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,24 @@ from mrcnn_jax.pixels.tiff_tags import refusal
 def test_what_is_refused(tags: dict[int, Any], told: str | None) -> None:
     why = refusal(tags)
     assert why is None if told is None else why is not None and why.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("65535", 65535),
+        ("65535.0 ", 65535),
+        (b"-9999", -9999),
+        ("0", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e300", None),
+        ("0.5", None),
+        ("none", None),
+        ((1, 2), None),
+        (None, None),
+    ],
+)
+def test_nodata_is_a_whole_number(text: Any, value: int | None) -> None:
+    assert nodata({42113: text}) == value
+    assert nodata({}) is None

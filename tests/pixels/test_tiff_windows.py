@@ -154,6 +154,36 @@ def test_sixteen_bits_have_one_scale(tmp_path: Path, largest: int, channels: int
     assert_windows(tmp_path / "a.tif", encoded)
 
 
+def with_nodata(encoded: bytes, text: bytes) -> bytes:
+    """A little-endian TIFF with GDAL's tag."""
+    start = struct.unpack_from("<L", encoded, 4)[0]
+    count = struct.unpack_from("<H", encoded, start)[0]
+    entries = encoded[start + 2 : start + 2 + 12 * count]
+    place = len(encoded) + 2 + 12 * count + 12 + 4
+    entries += struct.pack("<HHLL", 42113, 2, len(text), place)
+    directory = struct.pack("<H", count + 1) + entries + bytes(4) + text
+    return encoded[:4] + struct.pack("<L", len(encoded)) + encoded[8:] + directory
+
+
+@pytest.mark.parametrize("compression", [1, 5])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nodata_leaves_the_scale(tmp_path: Path, channels: int, compression: int) -> None:
+    """The other pixels are those of the picture without it; it is black."""
+    path, whole = tmp_path / "a.tif", {}
+    values = PIXELS.astype(np.uint16)[..., :channels] << 4
+    options = [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 16, cv2.IMWRITE_TIFF_COMPRESSION, compression]
+    for absent in (0, 65535):
+        values[40:60] = absent
+        cv2.imwrite(str(path), values, options)
+        encoded = with_nodata(path.read_bytes(), b"65535\0")
+        whole[absent], kind = decode_with_kind(encoded, upright=True, max_pixels=10**6)
+        told = "16-bit with values of 12 bits (scaled by 1/16), nodata (65535) as black"
+        assert str(kind.converted).startswith(told)
+        assert_windows(path, encoded)
+    np.testing.assert_array_equal(whole[65535], whole[0])
+    assert whole[0].max() > 50
+
+
 @pytest.mark.parametrize("bits", [9, 12, 16])
 def test_grey_values_and_floats(tmp_path: Path, bits: int) -> None:
     """Uncompressed, written by Pillow."""
