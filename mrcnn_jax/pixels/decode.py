@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mrcnn_jax.pixels.samples import Samples, bits_of, deep_values, eight_bits, integers
-from mrcnn_jax.pixels.tiff_tags import holds_thumbnail, refusal
+from mrcnn_jax.pixels.tiff_tags import THREE_BANDS, holds_thumbnail, refusal, unknown
 
 # Our own reports say what is wrong with a file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -349,7 +349,7 @@ def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Sampl
     _refuse_page(image)
     samples = Samples.of(image)
     if samples.channels > 4:
-        raise ValueError(f"{samples.channels} channels")
+        raise ValueError(f"{samples.channels} channels ({THREE_BANDS})")
     if image.format == "PNG" and b"IEND" not in encoded:
         raise ValueError("cut off")  # the decoders of the other formats notice
     if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
@@ -413,7 +413,7 @@ def _other_format(encoded: bytes) -> str | None:
     if brand is not None and brand[:3] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
         return "HEIC or AVIF (save it as JPEG or PNG)"
     matroska, avi = encoded.startswith(b"\x1aE\xdf\xa3"), encoded[8:12] == b"AVI "
-    return "a video" if brand is not None or matroska or avi else None
+    return "a video" if brand is not None or matroska or avi else unknown(encoded)
 
 
 def _line(error: Exception) -> str:

@@ -66,7 +66,7 @@ def deep_values(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndar
     colours = np.asarray(image)[..., :3]
     if samples.nodata is not None:
         colours = colours[~_absent(colours, samples.nodata >> 8)]
-    if colours.max(initial=0) < 1 << BIT_DEPTHS[-2] - 8:  # 14 bits or fewer
+    if colours.size and colours.max() < 1 << BIT_DEPTHS[-2] - 8:  # 14 bits or fewer
         how = "plane by plane" if samples.planes else "in this compression"
         how = "multiplied by alpha" if samples.multiplied else how
         raise ValueError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 # Tags of the TIFF 6.0 specification and its supplements.
 KIND_OF_PAGE, SUB_PAGES = 254, 330
 STRIPS, STRIP_BYTES, TILES, TILE_BYTES = 273, 279, 324, 325
 NODATA = 42113  # of GDAL: a number as text
+THREE_BANDS = (
+    "save three bands as RGB of 8 or 16 bits: gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB"
+)
 REDUCED = 1  # bit of KIND_OF_PAGE: a smaller picture of another one
 
 
@@ -47,3 +51,19 @@ def nodata(tags: Any) -> int | None:
     except (KeyError, TypeError, ValueError):
         return None
     return int(value) or None if value.is_integer() and abs(value) < 1 << 31 else None
+
+
+def unknown(encoded: bytes) -> str | None:
+    """What a file is that begins like a TIFF, and that Pillow does not know; None: no TIFF."""
+    for magic, order in ((b"II*\0", "<"), (b"MM\0*", ">"), (b"II+\0", "<"), (b"MM\0+", ">")):
+        if encoded.startswith(magic):
+            place, count, entry = ("Q", "Q", 20) if b"+" in magic else ("L", "H", 12)
+            try:
+                (start,) = struct.unpack_from(f"{order}{place}", encoded, 4 if entry == 12 else 8)
+                (entries,) = struct.unpack_from(f"{order}{count}", encoded, start)
+            except (struct.error, OverflowError):
+                return "cut off"
+            if start + entries * entry > len(encoded):
+                return "cut off"
+            return f"a TIFF of bands or values that are not read ({THREE_BANDS})"
+    return None

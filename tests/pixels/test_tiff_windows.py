@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pictures import tiff_pages
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import decode_image, decode_labels, decode_with_kind
@@ -182,6 +184,15 @@ def test_nodata_leaves_the_scale(tmp_path: Path, channels: int, compression: int
         assert_windows(path, encoded)
     np.testing.assert_array_equal(whole[65535], whole[0])
     assert whole[0].max() > 50
+
+
+def test_nodata_hides_no_few_bits_that_cannot_be_read() -> None:
+    for values, few in ((PIXELS.astype(np.uint16) << 4, True), (0 * RGB.astype(np.uint16), False)):
+        values[40 if few else 0 :] = 65535
+        file = with_nodata(tiff_pages([values], photometric=2, planar=2), b"65535\0")
+        told = pytest.raises(ValueError, match="use fewer, and cannot be read plane by plane")
+        with told if few else contextlib.nullcontext():
+            decode_image(file, upright=True, max_pixels=10**6)
 
 
 @pytest.mark.parametrize("bits", [9, 12, 16])
