@@ -186,23 +186,44 @@ def open_windows(path: Path, *, max_pixels: int) -> TiffWindows | None:
         ValueError: a part that is looked at cannot be decoded (see `TiffWindows.read`), parts have
             no data, it is a camera's raw file, or there are MOST pixels or more.
     """
+    refused, layout = _first_page(path)
+    if refused is not None:
+        raise ValueError(f"not an image that can be decoded: {refused}")
+    return TiffWindows(path, layout, max_pixels) if isinstance(layout, _Layout) else None
+
+
+def not_by_windows(path: Path) -> str:
+    """Why `open_windows` gives None for a file, and what to do, in words that end a sentence."""
+    layout = _first_page(path)[1]
+    if isinstance(layout, str):
+        return (
+            f"not read by windows, being {layout}: save it upright, with 8 or 16 bits, "
+            "uncompressed or by Deflate"
+        )
+    return "not read by windows: save it as a TIFF of 8 or 16 bits in tiles or strips"
+
+
+def _first_page(path: Path) -> tuple[str | None, _Layout | str | None]:
+    """Why it is not read at all (`refusal`), and its layout; None, None if it is no TIFF."""
     try:
         with Image.open(path, formats=("TIFF",)) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            refused, layout = refusal(tags), _layout(tags)
+            return refusal(tags), _layout(tags)
     except Exception:  # for broken files, Pillow raises whatever its parsers meet
-        return None
-    if refused is not None:
-        raise ValueError(f"not an image that can be decoded: {refused}")
-    return None if layout is None else TiffWindows(path, layout, max_pixels)
+        return None, None
 
 
-def _layout(tags: Any) -> _Layout | None:
-    """None as of `open_windows`; any exception if the tags are those of no picture."""
+def _layout(tags: Any) -> _Layout | str | None:
+    """A reason why only decoding the whole reads it; None, or any exception, if the tags are those
+    of no picture."""
     size = int(tags[HEIGHT]), int(tags[WIDTH])
     bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, RAW)
-    if tags.get(ORIENTATION, 1) != 1 or max(bits) > 16 or compression not in ONE_BY_ONE:
-        return None
+    if tags.get(ORIENTATION, 1) != 1:
+        return "turned by its orientation"
+    if max(bits) > 16:
+        return "of more than 16 bits"
+    if compression not in ONE_BY_ONE:
+        return f"in compression {compression}"
     in_tiles, channels = TILES in tags, tags.get(CHANNELS, 1)
     planes = channels if tags.get(PLANES, 1) == 2 else 1
     part = (
