@@ -130,6 +130,31 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
             reads(tmp_path / "pipe.png")
 
 
+def test_videos_and_large_images_are_refused_by_their_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before gigabytes are read into memory."""
+    frames = 2 * [np.zeros((64, 64, 3), np.uint8)]
+    write_video(tmp_path / "clip.avi", frames)
+    Image.new("L", (30, 20)).save(tmp_path / "large.png")
+    assert read_image(tmp_path / "large.png", DataConfig(max_pixels=600)).shape == (20, 30, 3)
+
+    def fail(path: Path) -> bytes:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    told = r"clip\.avi: not an image .* \(the frames of a video: mrcnn_jax\.video_frames\)$"
+    with pytest.raises(ConfigError, match=told):
+        read_image(tmp_path / "clip.avi", DataConfig())
+    told = r"large\.png: 20 x 30 is over 599 pixels .*: tile=1024 looks at it in tiles$"
+    with pytest.raises(ConfigError, match=told):
+        read_image(tmp_path / "large.png", DataConfig(max_pixels=599))
+    monkeypatch.undo()
+    for name, told in (("gone.mp4", "No such file"), ("", "Is a directory")):
+        with pytest.raises(ConfigError, match=told):
+            read_image(tmp_path / name, DataConfig())
+
+
 def test_a_cameras_raw_file_is_not_its_thumbnail(tmp_path: Path) -> None:
     """A TIFF with the picture below its first page; the later pages of a pyramid are no reason."""
     picture, small = Image.new("RGB", (12, 8), "red"), Image.new("RGB", (6, 4), "red")
