@@ -71,7 +71,6 @@ ELSEWHERE = {
 USED_OUTSIDE = {
     "mrcnn_jax.__main__.script": "train.py, eval.py and predict.py",
     "mrcnn_jax.cli.pass_on": "the process that guards standard error, by `python -c`",
-    "mrcnn_jax.config.optional_heads.with_depth": "configs",
     "mrcnn_jax.inference.exported.load": "whoever runs an export, which this file is copied into",
 }
 

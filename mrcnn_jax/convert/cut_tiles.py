@@ -31,7 +31,7 @@ from mrcnn_jax.pixels.decode import Kind, decode_image
 from mrcnn_jax.pixels.encode import write_image
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped, mask_extent
 from mrcnn_jax.pixels.rle import moved_rle
-from mrcnn_jax.pixels.tiff_windows import MOST, open_windows
+from mrcnn_jax.pixels.tiff_windows import MOST, not_by_windows, open_windows
 from mrcnn_jax.pixels.windows import Window, check_tiles, windows
 
 ANNOTATIONS, IMAGES = "annotations.json", "images"  # in the new folder
@@ -170,8 +170,8 @@ def _kind_of_large(path: Path, image: ImageRecord) -> Kind:
     size = image.height, image.width
     if found is None:
         raise ConfigError(
-            f"{path}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, and is not read by "
-            "windows: save it as a TIFF of 8 or 16 bits in tiles or strips"
+            f"{path}: {size[0]} x {size[1]} is over {MAX_PIXELS} pixels, and is "
+            f"{not_by_windows(path)}"
         )
     if found.size != size:
         raise ConfigError(

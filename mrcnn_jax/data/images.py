@@ -29,7 +29,7 @@ from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
-VERSION = "1.4.0"  # of the checks and the records: raise it whenever they change
+VERSION = "1.5.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"
 LONGEST = 200  # bytes of an annotation file's name in that of its folder, which may have 255
 

@@ -137,20 +137,19 @@ class Model:
             UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
                 pages was read, or files of a folder were passed over.
         """
-        if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-            raise ValueError(f"scales: {tuple(scales)}: must be positive numbers, at least one")
+        scales = _checked_scales(scales)
         refuse_score(min_score)
         tiling = None if tile is None else Tiling.of(tile, overlap)
         if tiling is None and overlap is not None:
             raise ValueError("overlap: needs tile")
-        if tiling is not None and (flip or tuple(scales) != (1.0,)):
+        if tiling is not None and (flip or scales != (1.0,)):
             raise ValueError("tile: not together with flip or scales")
 
         def one(source: Source) -> Detections:
             if tiling is not None:
                 found = self.predict_scene(self._scene(source), tiling, min_score=min_score)
                 return replace(found, path=_path(source))
-            return self._one(source, min_score, rle, flip, tuple(scales))
+            return self._one(source, min_score, rle, flip, scales)
 
         many: Any = images
         if isinstance(images, str | os.PathLike) and os.path.isdir(images):
@@ -225,6 +224,17 @@ class Model:
         if isinstance(masks, tuple) and not rle:
             masks = decoded(masks, found.size)
         return replace(found, path=_path(source), masks=masks)
+
+
+def _checked_scales(scales: Any) -> tuple[float, ...]:
+    try:
+        found = tuple(scales)
+        right = bool(found) and all(math.isfinite(scale) and scale > 0 for scale in found)
+    except TypeError:  # a number alone, or what is none
+        found, right = scales, False
+    if not right:
+        raise ValueError(f"scales: {found!r}: must be a list of positive numbers, at least one")
+    return found
 
 
 def _path(source: Any) -> Path | None:

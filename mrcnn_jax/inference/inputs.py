@@ -26,6 +26,7 @@ from mrcnn_jax.pixels.decode import (
     VIDEO_SUFFIXES,
     decode_with_kind,
     header_size,
+    is_camera_raw,
     pillow_pixels,
 )
 from mrcnn_jax.pixels.geometry import check_image
@@ -89,6 +90,8 @@ def _in_folder(folder: Path, report: Report) -> list[Path]:
             passed.append(("pipes, sockets, devices and broken links", file.name))
         elif file.name in earlier:
             passed.append(("pictures that an earlier prediction drew", file.name))
+        elif file.suffix.lower() not in SUFFIXES and is_camera_raw(file):
+            passed.append(("cameras' raw files (save them as JPEG or PNG)", file.name))
         elif file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
             found.append(file)
         elif file.suffix.lower() in VIDEO_SUFFIXES:
@@ -145,20 +148,34 @@ def read_image(
         report: counts how the pixels differ from those of the file.
 
     Raises:
-        ConfigError: the file cannot be read or decoded, or has more than data.max_pixels.
+        ConfigError: the file cannot be read or decoded, or has more than data.max_pixels (by its
+            header, before it is read).
     """
     refuse_pipe(path)
+    _refuse_by_header(path, data)
     try:
         encoded = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     report = Report() if report is None else report
+    return read_encoded(encoded, data, report, str(path), path.name)
+
+
+def _refuse_by_header(path: Path, data: DataConfig) -> None:
+    """ConfigError for what should not be read into memory: a video, or too large an image."""
     try:
-        return read_encoded(encoded, data, report, str(path), path.name)
-    except ConfigError as error:
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise
-        raise ConfigError(f"{error} (the frames of a video: mrcnn_jax.video_frames)") from None
+        height, width = header_size(path)
+    except ValueError as error:
+        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+            raise ConfigError(
+                f"{path}: {error} (the frames of a video: mrcnn_jax.video_frames)"
+            ) from None
+        return  # decoding it will say more
+    if height * width > data.max_pixels:
+        raise ConfigError(
+            f"{path}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): "
+            "tile=1024 looks at it in tiles"
+        )
 
 
 def read_encoded(

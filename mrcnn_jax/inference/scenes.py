@@ -15,7 +15,7 @@ from mrcnn_jax.data.images import tell_kind
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.inputs import read_image
 from mrcnn_jax.pixels.decode import header_size
-from mrcnn_jax.pixels.tiff_windows import TiffWindows, open_windows
+from mrcnn_jax.pixels.tiff_windows import TiffWindows, not_by_windows, open_windows
 from mrcnn_jax.pixels.transforms import resize_image
 from mrcnn_jax.pixels.windows import Window
 
@@ -129,8 +129,7 @@ def open_scene(path: Path, data: DataConfig, report: Report) -> Scene:
         height, width = 0, 0  # decoding it will say more
     if height * width > AT_ONCE:
         raise ConfigError(
-            f"{path}: {height} x {width} is over {AT_ONCE} pixels, and is not read by windows: "
-            "save it as a TIFF of 8 or 16 bits in tiles or strips"
+            f"{path}: {height} x {width} is over {AT_ONCE} pixels, and is {not_by_windows(path)}"
         )
     return ArrayScene(read_image(path, limits(data), report))
 

@@ -40,6 +40,7 @@ class Tiling:
     @staticmethod
     def of(tile: int, overlap: int | None) -> Tiling:
         """By default an eighth of a tile is shared."""
+        check_tiles(tile, 0)
         return Tiling(tile, tile // 8 if overlap is None else overlap)
 
 

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mrcnn_jax.pixels.samples import Samples, bits_of, deep_values, eight_bits, integers
+from mrcnn_jax.pixels.tiff_tags import THREE_BANDS, holds_thumbnail, refusal, unknown
 
 # Our own reports say what is wrong with a file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -100,6 +101,15 @@ def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
             return size[::-1] if _orientation(image) in SWAPS else size
     except Exception as error:  # for broken files, Pillow raises whatever its parsers meet
         raise ValueError(f"not an image that can be read: {_line(error)}") from None
+
+
+def is_camera_raw(path: Path) -> bool:
+    """Whether a file is a camera's raw file, which holds a thumbnail that could be decoded."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            return holds_thumbnail(image.tag_v2)  # type: ignore[attr-defined]
+    except Exception:  # as of `header_size`
+        return False
 
 
 def suffix_of(path: Path) -> str:
@@ -202,6 +212,7 @@ def decode_labels(encoded: bytes, *, max_pixels: int) -> Int64[np.ndarray, "h w"
             raise ValueError(f"{image.height} x {image.width} is over {max_pixels} pixels")
         if image.format == "PNG" and b"IEND" not in encoded:
             raise ValueError("cut off")
+        _refuse_page(image)
         if (pages := _pages(image)) != 1:
             raise ValueError(f"{pages or 'several'} pages: a mask file has one (split it)")
         samples = Samples.of(image)
@@ -294,7 +305,7 @@ def value_bits(encoded: bytes, *, max_pixels: int) -> int:
     with _told(encoded):
         image, samples = _loaded(encoded, max_pixels)
         values = deep_values(image, samples, encoded)
-        return 8 if values is None or samples.bits < 16 else bits_of(values)
+        return 8 if values is None or samples.bits < 16 else bits_of(values, samples.nodata)
 
 
 def _decode(encoded: bytes, max_pixels: int, least_bits: int = 8) -> tuple[Image.Image, Kind]:
@@ -335,9 +346,10 @@ def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Sampl
         raise ValueError(
             f"{image.height} x {image.width} is over {max_pixels} pixels (data.max_pixels)"
         )
+    _refuse_page(image)
     samples = Samples.of(image)
     if samples.channels > 4:
-        raise ValueError(f"{samples.channels} channels")
+        raise ValueError(f"{samples.channels} channels ({THREE_BANDS})")
     if image.format == "PNG" and b"IEND" not in encoded:
         raise ValueError("cut off")  # the decoders of the other formats notice
     if samples.planes and samples.bits == 16 and image.tile[0].codec_name == "raw":
@@ -349,6 +361,12 @@ def _loaded(encoded: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Sampl
         ]
     image.load()
     return image, samples
+
+
+def _refuse_page(image: ImageFile.ImageFile) -> None:
+    """ValueError for a TIFF whose pixels would be others than those of the picture."""
+    if isinstance(image, TiffImageFile) and (why := refusal(image.tag_v2)) is not None:
+        raise ValueError(why)
 
 
 def _pages(image: Image.Image) -> int | None:
@@ -395,7 +413,7 @@ def _other_format(encoded: bytes) -> str | None:
     if brand is not None and brand[:3] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
         return "HEIC or AVIF (save it as JPEG or PNG)"
     matroska, avi = encoded.startswith(b"\x1aE\xdf\xa3"), encoded[8:12] == b"AVI "
-    return "a video" if brand is not None or matroska or avi else None
+    return "a video" if brand is not None or matroska or avi else unknown(encoded)
 
 
 def _line(error: Exception) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from mrcnn_jax.pixels.tiff_tags import nodata
+
 # Of the values in files of 16 bits: most cameras have 10, 12 or 14, and do not say so.
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
@@ -23,6 +25,7 @@ class Samples:
     planes: bool = False  # stored one after the other
     multiplied: bool = False  # by alpha
     least_bits: int = 8  # of the values: those of the whole, where this is a part of it
+    nodata: int | None = None  # stands for no value
 
     @staticmethod
     def of(image: ImageFile.ImageFile) -> Samples:
@@ -37,6 +40,7 @@ class Samples:
             signed=2 in tags.get(339, ()),  # SampleFormat
             planes=tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2,
             multiplied="RGBa" in str(image.tile),
+            nodata=nodata(tags),
         )
 
 
@@ -59,7 +63,10 @@ def deep_values(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndar
     wide = None if samples.planes or samples.multiplied else _by_opencv(image, encoded)
     if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
         return wide[..., 2::-1]
-    if np.asarray(image)[..., :3].max() < 1 << BIT_DEPTHS[-2] - 8:  # 14 bits or fewer
+    colours = np.asarray(image)[..., :3]
+    if samples.nodata is not None:
+        colours = colours[~_absent(colours, samples.nodata >> 8)]
+    if colours.size and colours.max() < 1 << BIT_DEPTHS[-2] - 8:  # 14 bits or fewer
         how = "plane by plane" if samples.planes else "in this compression"
         how = "multiplied by alpha" if samples.multiplied else how
         raise ValueError(
@@ -69,9 +76,18 @@ def deep_values(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndar
     return None
 
 
-def bits_of(values: np.ndarray) -> int:
-    """The least of BIT_DEPTHS that holds the values; 16 if none does."""
-    return next((depth for depth in BIT_DEPTHS if values.max() < 1 << depth), BIT_DEPTHS[-1])
+def bits_of(values: np.ndarray, nodata: int | None = None) -> int:
+    """The least of BIT_DEPTHS that holds the values but `nodata`; 16 if none does."""
+    if nodata is not None:
+        values = values[~_absent(values, nodata)]
+    most = values.max(initial=0)
+    return next((depth for depth in BIT_DEPTHS if most < 1 << depth), BIT_DEPTHS[-1])
+
+
+def _absent(values: np.ndarray, nodata: int) -> np.ndarray:
+    """Bool [h, w]: the pixels whose values are all `nodata`."""
+    same = values == nodata
+    return same.all(axis=2) if same.ndim == 3 else same
 
 
 def integers(image: Image.Image, samples: Samples, encoded: bytes) -> np.ndarray:
@@ -96,12 +112,16 @@ def _by_opencv(image: Image.Image, encoded: bytes) -> np.ndarray | None:
 
 
 def eight_bits(values: np.ndarray, samples: Samples) -> tuple[np.ndarray, str]:
-    """Values of more than 8 bits scaled to uint8, and how.
+    """Values of more than 8 bits scaled to uint8, and how; nodata becomes 0.
 
     Raises:
         ValueError: they are negative or have more than 16 bits.
     """
     values = np.asarray(values, np.int64)
+    absent = None if samples.nodata is None else _absent(values, samples.nodata)
+    if absent is not None:
+        values = values.copy()
+        values[absent] = 0
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its values are negative or have more than 16 bits")
     # A format that says how many bits it has, or that Pillow scaled to all 16.
@@ -112,4 +132,9 @@ def eight_bits(values: np.ndarray, samples: Samples) -> tuple[np.ndarray, str]:
     scaled = (values >> bits - 8).astype(np.uint8)
     told = f"{stored}-bit" + (f" with values of {bits} bits" if bits < stored else "")
     told += f" (scaled by 1/{1 << bits - 8})" if bits > 8 else " (as they are)"
-    return 255 - scaled if samples.white_is_zero else scaled, told
+    if samples.white_is_zero:
+        scaled = 255 - scaled
+    if absent is not None:
+        scaled[absent] = 0
+        told += f", nodata ({samples.nodata}) as black"
+    return scaled, told

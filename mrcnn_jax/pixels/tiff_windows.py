@@ -22,12 +22,20 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages, value_bits
+from mrcnn_jax.pixels.tiff_tags import (
+    NODATA,
+    STRIP_BYTES,
+    STRIPS,
+    TILE_BYTES,
+    TILES,
+    nodata,
+    refusal,
+)
 from mrcnn_jax.pixels.windows import Window
 
 # Tags of the TIFF 6.0 specification and its supplements.
 WIDTH, HEIGHT, BITS, COMPRESSION, CHANNELS, PLANES = 256, 257, 258, 259, 277, 284
-STRIPS, STRIP_BYTES, ROWS_PER_STRIP = 273, 279, 278
-TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES = 322, 323, 324, 325
+ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
 ORIENTATION = 274
 SHORT, LONG, UNDEFINED = 3, 4, 7  # types of values
 # They say how a tile or strip is decoded: as above, and photometric interpretation, fill order,
@@ -51,7 +59,7 @@ class _Layout:
     bits: int  # of a value
     planes: int  # stored one after the other
     row_bytes: int | None  # of a strip that is not compressed, in one plane
-    tags: Mapping[int, bytes | list[int]]  # those of DECODING
+    tags: Mapping[int, bytes | list[int]]  # those of DECODING, and NODATA
     order: str  # of bytes, as of `struct`: "<" or ">"
 
     @property
@@ -175,24 +183,47 @@ def open_windows(path: Path, *, max_pixels: int) -> TiffWindows | None:
         than 8 bits, all of it is looked at once for the largest value, which decides the scale.
 
     Raises:
-        ValueError: a part that is looked at cannot be decoded (see `TiffWindows.read`), or there
-            are MOST pixels or more.
+        ValueError: a part that is looked at cannot be decoded (see `TiffWindows.read`), parts have
+            no data, it is a camera's raw file, or there are MOST pixels or more.
     """
+    refused, layout = _first_page(path)
+    if refused is not None:
+        raise ValueError(f"not an image that can be decoded: {refused}")
+    return TiffWindows(path, layout, max_pixels) if isinstance(layout, _Layout) else None
+
+
+def not_by_windows(path: Path) -> str:
+    """Why `open_windows` gives None for a file, and what to do, in words that end a sentence."""
+    layout = _first_page(path)[1]
+    if isinstance(layout, str):
+        return (
+            f"not read by windows, being {layout}: save it upright, with 8 or 16 bits, "
+            "uncompressed or by Deflate"
+        )
+    return "not read by windows: save it as a TIFF of 8 or 16 bits in tiles or strips"
+
+
+def _first_page(path: Path) -> tuple[str | None, _Layout | str | None]:
+    """Why it is not read at all (`refusal`), and its layout; None, None if it is no TIFF."""
     try:
         with Image.open(path, formats=("TIFF",)) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            layout = _layout(tags)
+            return refusal(tags), _layout(tags)
     except Exception:  # for broken files, Pillow raises whatever its parsers meet
-        return None
-    return None if layout is None else TiffWindows(path, layout, max_pixels)
+        return None, None
 
 
-def _layout(tags: Any) -> _Layout | None:
-    """None as of `open_windows`; any exception if the tags are those of no picture."""
+def _layout(tags: Any) -> _Layout | str | None:
+    """A reason why only decoding the whole reads it; None, or any exception, if the tags are those
+    of no picture."""
     size = int(tags[HEIGHT]), int(tags[WIDTH])
     bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, RAW)
-    if tags.get(ORIENTATION, 1) != 1 or max(bits) > 16 or compression not in ONE_BY_ONE:
-        return None
+    if tags.get(ORIENTATION, 1) != 1:
+        return "turned by its orientation"
+    if max(bits) > 16:
+        return "of more than 16 bits"
+    if compression not in ONE_BY_ONE:
+        return f"in compression {compression}"
     in_tiles, channels = TILES in tags, tags.get(CHANNELS, 1)
     planes = channels if tags.get(PLANES, 1) == 2 else 1
     part = (
@@ -216,6 +247,8 @@ def _layout(tags: Any) -> _Layout | None:
     numbers = (number for v in listed.values() if isinstance(v, list) for number in v)
     if not all(isinstance(number, int) and 0 <= number < 1 << 16 for number in numbers):
         return None  # no other value is in the specification
+    if (absent := nodata(tags)) is not None:
+        listed[NODATA] = str(absent).encode()
     order = ">" if tags.prefix == b"MM" else "<"
     return _Layout(
         size, part, offsets, lengths, in_tiles, max(bits), planes, row_bytes, listed, order

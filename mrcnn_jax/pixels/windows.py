@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,11 @@ class Window(NamedTuple):
 
 def check_tiles(tile: int, overlap: int) -> None:
     """ConfigError, one line, unless windows of `tile` pixels' side can share `overlap` pixels."""
+    for name, pixels in (("tile", tile), ("overlap", overlap)):
+        try:
+            operator.index(pixels)
+        except TypeError:
+            raise ConfigError(f"{name}: {pixels!r}: must be a whole number of pixels") from None
     if tile < LEAST:
         raise ConfigError(f"tile: {tile}: at least {LEAST} pixels are needed")
     if not 0 <= overlap < tile:

@@ -204,9 +204,14 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=told):
             model.predict(wrong)
-    for scales in ((), (1.0, 0.0), (float("nan"),)):
-        with pytest.raises(ValueError, match="scales: "):
+    for scales in ((), (1.0, 0.0), (float("nan"),), np.zeros(2), 0.5, "0.5", None):
+        with pytest.raises(ValueError, match=r"^scales: .*: must be a list of positive numbers"):
             model.predict(np.zeros((5, 7, 3), np.uint8), scales=scales)
+    for tile in (1024.0, "1024", {"overlap": 8.0}):
+        options: Any = tile if isinstance(tile, dict) else {"tile": tile}
+        told = r"^(tile: '?1024|overlap: 8\.0).*: must be a whole number of pixels$"
+        with pytest.raises(ValueError, match=told):
+            model.predict(np.zeros((5, 7, 3), np.uint8), **{"tile": 64, **options})
     for score in (50, -0.1, float("nan")):
         with pytest.raises(ValueError, match=rf"^min_score: {score}: must be in 0\.\.1$"):
             model.predict(np.zeros((5, 7, 3), np.uint8), min_score=score)

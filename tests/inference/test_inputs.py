@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import mrcnn_jax
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.inputs import image_files, image_pixels, read_image, read_pictures
+from mrcnn_jax.inference.scenes import open_scene
 from tests.inference.frames import read, write_video
 
 
@@ -127,6 +128,53 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
     for reads in (lambda path: image_files([path]), lambda path: read_image(path, DataConfig())):
         with pytest.raises(ConfigError, match=r"pipe.png: not a file, but a pipe, socket or devi"):
             reads(tmp_path / "pipe.png")
+
+
+def test_videos_and_large_images_are_refused_by_their_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before gigabytes are read into memory."""
+    frames = 2 * [np.zeros((64, 64, 3), np.uint8)]
+    write_video(tmp_path / "clip.avi", frames)
+    Image.new("L", (30, 20)).save(tmp_path / "large.png")
+    assert read_image(tmp_path / "large.png", DataConfig(max_pixels=600)).shape == (20, 30, 3)
+
+    def fail(path: Path) -> bytes:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    told = r"clip\.avi: not an image .* \(the frames of a video: mrcnn_jax\.video_frames\)$"
+    with pytest.raises(ConfigError, match=told):
+        read_image(tmp_path / "clip.avi", DataConfig())
+    told = r"large\.png: 20 x 30 is over 599 pixels .*: tile=1024 looks at it in tiles$"
+    with pytest.raises(ConfigError, match=told):
+        read_image(tmp_path / "large.png", DataConfig(max_pixels=599))
+    monkeypatch.undo()
+    for name, told in (("gone.mp4", "No such file"), ("", "Is a directory")):
+        with pytest.raises(ConfigError, match=told):
+            read_image(tmp_path / name, DataConfig())
+
+
+def test_a_cameras_raw_file_is_not_its_thumbnail(tmp_path: Path) -> None:
+    """A TIFF with the picture below its first page; the later pages of a pyramid are no reason."""
+    picture, small = Image.new("RGB", (12, 8), "red"), Image.new("RGB", (6, 4), "red")
+    thumbnail = TiffImagePlugin.ImageFileDirectory_v2()
+    thumbnail[254], thumbnail[330] = 1, 8
+    small.save(tmp_path / "a.NEF", "TIFF", tiffinfo=thumbnail)
+    picture.save(tmp_path / "pyramid.dat", "TIFF", save_all=True, append_images=[small])
+    report = Report()
+    assert [file.name for file in image_files([tmp_path], report)] == ["pyramid.dat"]
+    assert report.lines()[1:] == [
+        "left out 1: cameras' raw files (save them as JPEG or PNG): passed over (a.NEF)"
+    ]
+    assert read_image(tmp_path / "pyramid.dat", DataConfig()).shape == (8, 12, 3)
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.NEF").read_bytes())
+    told = r": not an image that can be decoded: a camera's raw file, which holds a thumbnail \(sav"
+    for name in ("a.NEF", "b.tif"):
+        with pytest.raises(ConfigError, match=told):
+            read_image(tmp_path / name, DataConfig())
+        with pytest.raises(ConfigError, match=told):
+            open_scene(tmp_path / name, DataConfig(), Report())
 
 
 def test_a_file_that_is_named_twice_is_taken_once(

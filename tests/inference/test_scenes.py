@@ -55,6 +55,18 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         ConfigError, match=r"c\.png: 60 x 90 is over 5399 pixels, .* TIFF of 8 or 16 bits"
     ):
         open_scene(tmp_path / "c.png", SMALL, Report())
+    for number, (mode, options, why) in enumerate(
+        (
+            ("RGB", {"tiffinfo": {274: 6}}, "turned by its orientation"),
+            ("1", {"compression": "group4"}, "in compression 4"),
+            ("F", {}, "of more than 16 bits"),
+        )
+    ):
+        path = tmp_path / f"{number}.tif"
+        Image.fromarray(PIXELS).convert(mode).save(path, **options)
+        told = rf"(60 x 90|90 x 60) is over 5399 pixels, .* windows, being {why}: save it upright"
+        with pytest.raises(ConfigError, match=told):
+            open_scene(path, SMALL, Report())
     scene = open_scene(tmp_path / "c.tif", SMALL, Report())
     told = r"c\.tif: its strips are too large: 60 x 90 .* in smaller strips$"
     with pytest.raises(ConfigError, match=told):

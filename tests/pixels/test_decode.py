@@ -370,6 +370,35 @@ def test_refused(file: bytes, message: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+BANDS = np.zeros((20, 30, 8), np.uint16)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        tiff_pages([BANDS]),
+        tiff_pages([BANDS[..., :5].astype(np.uint8)], order=">"),
+        tiff_pages([BANDS[..., :3].astype(np.float32)], photometric=2, sample=3),
+        tiff_pages([BANDS[..., 0].astype(np.float64)], sample=3),
+        tiff_pages([BANDS[..., :3]], photometric=1),
+        b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + bytes(28),
+        b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, 1) + bytes(28),
+        tiff(5),
+    ],
+)
+def test_bands_and_values_of_other_tiffs_have_a_way_on(file: bytes) -> None:
+    """By what Pillow does not know, and by the number of channels; a part of one is cut off."""
+    told = (
+        r"a TIFF of bands or values that are not read|5 channels) \(save three bands as RGB of "
+        r"8 or 16 bits: gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB\)$"
+    )
+    with pytest.raises(ValueError, match=f"decoded: ({told}"):
+        decode_image(file, upright=True, max_pixels=LIMIT)
+    for length in (4, 15, 30):
+        with pytest.raises(ValueError, match=r"decoded: cut off$"):
+            decode_image(file[:length], upright=True, max_pixels=LIMIT)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pictures import tiff_pages
 from PIL import Image
 
-from mrcnn_jax.pixels.decode import decode_with_kind
+from mrcnn_jax.pixels.decode import decode_image, decode_labels, decode_with_kind
 from mrcnn_jax.pixels.tiff_windows import open_windows
 from mrcnn_jax.pixels.windows import Window, windows
 
@@ -153,6 +156,45 @@ def test_sixteen_bits_have_one_scale(tmp_path: Path, largest: int, channels: int
     assert_windows(tmp_path / "a.tif", encoded)
 
 
+def with_nodata(encoded: bytes, text: bytes) -> bytes:
+    """A little-endian TIFF with GDAL's tag."""
+    start = struct.unpack_from("<L", encoded, 4)[0]
+    count = struct.unpack_from("<H", encoded, start)[0]
+    entries = encoded[start + 2 : start + 2 + 12 * count]
+    place = len(encoded) + 2 + 12 * count + 12 + 4
+    entries += struct.pack("<HHLL", 42113, 2, len(text), place)
+    directory = struct.pack("<H", count + 1) + entries + bytes(4) + text
+    return encoded[:4] + struct.pack("<L", len(encoded)) + encoded[8:] + directory
+
+
+@pytest.mark.parametrize("compression", [1, 5])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nodata_leaves_the_scale(tmp_path: Path, channels: int, compression: int) -> None:
+    """The other pixels are those of the picture without it; it is black."""
+    path, whole = tmp_path / "a.tif", {}
+    values = PIXELS.astype(np.uint16)[..., :channels] << 4
+    options = [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 16, cv2.IMWRITE_TIFF_COMPRESSION, compression]
+    for absent in (0, 65535):
+        values[40:60] = absent
+        cv2.imwrite(str(path), values, options)
+        encoded = with_nodata(path.read_bytes(), b"65535\0")
+        whole[absent], kind = decode_with_kind(encoded, upright=True, max_pixels=10**6)
+        told = "16-bit with values of 12 bits (scaled by 1/16), nodata (65535) as black"
+        assert str(kind.converted).startswith(told)
+        assert_windows(path, encoded)
+    np.testing.assert_array_equal(whole[65535], whole[0])
+    assert whole[0].max() > 50
+
+
+def test_nodata_hides_no_few_bits_that_cannot_be_read() -> None:
+    for values, few in ((PIXELS.astype(np.uint16) << 4, True), (0 * RGB.astype(np.uint16), False)):
+        values[40 if few else 0 :] = 65535
+        file = with_nodata(tiff_pages([values], photometric=2, planar=2), b"65535\0")
+        told = pytest.raises(ValueError, match="use fewer, and cannot be read plane by plane")
+        with told if few else contextlib.nullcontext():
+            decode_image(file, upright=True, max_pixels=10**6)
+
+
 @pytest.mark.parametrize("bits", [9, 12, 16])
 def test_grey_values_and_floats(tmp_path: Path, bits: int) -> None:
     """Uncompressed, written by Pillow."""
@@ -180,6 +222,54 @@ def test_what_only_decoding_as_a_whole_reads(tmp_path: Path) -> None:
     (tmp_path / "b.tif").write_bytes(b"II*\0nothing")
     for name in ("turned.tif", "deep.tif", "a.png", "b.tif", "missing.tif"):
         assert open_windows(tmp_path / name, max_pixels=10**6) is None
+
+
+def changed(encoded: bytes, tags: Mapping[int, int], entry: int = -1) -> bytes:
+    """A little-endian TIFF with another value in an entry of the lists of some tags."""
+    file = bytearray(encoded)
+    start = struct.unpack_from("<L", file, 4)[0]
+    for number in range(struct.unpack_from("<H", file, start)[0]):
+        place = start + 2 + 12 * number
+        tag, kind, count = struct.unpack_from("<HHL", file, place)
+        if tag in tags:
+            size = {3: 2, 4: 4}[kind]
+            held = place + 8 if count * size <= 4 else struct.unpack_from("<L", file, place + 8)[0]
+            struct.pack_into(
+                "<H" if size == 2 else "<L", file, held + entry % count * size, tags[tag]
+            )
+    return bytes(file)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "tags"),
+    [("tiles", {324: 0, 325: 0}), ("tiles", {325: 0}), ("strips", {273: 0, 279: 0})],
+)
+def test_parts_without_data_are_refused(
+    tmp_path: Path, kind: str, tags: Mapping[int, int], deflated: bool
+) -> None:
+    """A sparse file of GDAL: decoders give the pixels of other places."""
+    path = tmp_path / "a.tif"
+    if kind == "tiles":
+        whole = tiled(PIXELS, (32, 48), deflated=deflated)
+    else:
+        compression = "tiff_adobe_deflate" if deflated else None
+        whole = written(path, Image.fromarray(PIXELS), compression, tiffinfo={278: 16})
+    for entry in (0, -1):
+        path.write_bytes(changed(whole, tags, entry))
+        for read in (
+            lambda: open_windows(path, max_pixels=10**6),
+            lambda: decode_image(path.read_bytes(), upright=True, max_pixels=10**6),
+            lambda: decode_labels(path.read_bytes(), max_pixels=10**6),
+        ):
+            told = rf"decoded: {kind} without data \(sparse\): write it with gdal_translate "
+            with pytest.raises(ValueError, match=told + "-co SPARSE_OK=FALSE$"):
+                read()
+
+
+def test_a_single_strip_may_lack_its_length(tmp_path: Path) -> None:
+    encoded = written(tmp_path / "a.tif", Image.fromarray(PIXELS), tiffinfo={278: 150})
+    assert_windows(tmp_path / "a.tif", changed(encoded, {279: 0}))
 
 
 def test_damage_and_limits_are_told(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_windows_by_hand() -> None:
     assert Window(0, 0, 6, 4).common(Window(4, 1, 10, 9)) == Window(4, 1, 6, 4)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(31, 0), (64, 64), (64, -1)])
+@pytest.mark.parametrize(("tile", "overlap"), [(31, 0), (64, 64), (64, -1), (64.0, 8), (64, 8.0)])
 def test_what_makes_no_windows_is_refused(tile: int, overlap: int) -> None:
     with pytest.raises(ConfigError, match=r"^(tile|overlap): "):
         check_tiles(tile, overlap)
