@@ -20,9 +20,12 @@ from typing import Any
 
 import pytest
 import tyro
+from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -364,6 +367,25 @@ def test_every_picture_is_shown() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(text_of("README.md").split()) <= 1000
+
+
+def test_the_example_of_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    """With nothing to repair, and as well without what the page says is not needed."""
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
+    whole = json.loads(block)
+    short = json.loads(block)
+    for side in ("width", "height"):
+        del short["images"][0][side]
+    for field in ("iscrowd", "area", "bbox"):
+        del short["annotations"][0][field]
+    for number, content in enumerate((whole, short)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(content))
+        dataset = read_coco(path, tmp_path, DataConfig())
+        (record,) = dataset.images[0].objects
+        assert (record.box, record.area) == ((10.0, 20.0, 210.0, 120.0), 20000.0)
+        assert len(dataset.report.lines()) == 1 or number  # only what is kept
 
 
 def test_the_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

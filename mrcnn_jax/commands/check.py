@@ -107,16 +107,11 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
             if not arguments.as_json and (found.export is None or len(parts) > 1):
                 side = "validation" if datasets else "training"
                 print(f"\n{part.annotations if found.export is None else side}:")
-            datasets.append(
-                _check(
-                    replace(
-                        arguments,
-                        annotations=part.annotations,
-                        images=part.images,
-                        contact_sheet=sheet,
-                    )
-                )
+            one = replace(
+                arguments, annotations=part.annotations, images=part.images, contact_sheet=sheet
             )
+            # As in training, validation may have the same classes under other ids (`matched`).
+            datasets.append(_check(one, classes=not datasets))
     training, *others = datasets
     for other in others:
         copies = Report()
@@ -134,8 +129,13 @@ def _users_cache() -> Path:
         raise ConfigError(f"--cache: has to name a folder for what is checked: {error}") from None
 
 
-def _check(arguments: Arguments) -> CocoDataset:
-    """Checks one annotation file, and returns what is in it."""
+def _check(arguments: Arguments, *, classes: bool = True) -> CocoDataset:
+    """Checks one annotation file, and returns what is in it.
+
+    Args:
+        arguments: with the file and its images.
+        classes: whether its classes have to be those of the config, in their order.
+    """
     from mrcnn_jax.commands.data_summary import summary, summary_lines
     from mrcnn_jax.data.copies import note_copies
     from mrcnn_jax.data.images import check_split
@@ -145,6 +145,8 @@ def _check(arguments: Arguments) -> CocoDataset:
     assert arguments.images is not None
     config = load_config_file(arguments.config) if arguments.config else None
     data, model = (config.data, config.model) if config else (DataConfig(), None)
+    if not classes:
+        data = replace(data, class_names=())
     cache = arguments.cache or (Path(data.cache) if data.cache else _users_cache())
     if arguments.depth_scale is not None:
         data = replace(data, depth_scale=arguments.depth_scale)

@@ -23,10 +23,14 @@ from mrcnn_jax.training.batch import LARGEST, Device
 NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
 # Fields of a recipe that choices and their reasons are computed from, whatever is given instead.
 _KEPT = ("name", "stages.0.optimizer.learning_rate", "stages.0.optimizer.batch_size")
-# Networks for which nothing is chosen: the field, its value in others, a config that has another.
+# Networks for which nothing is chosen: the field, its value in others, what to do.
 _NOT_CHOSEN = (
-    ("model.backbone", "fpn", "coco300_c4"),
-    ("model.depth_head.kind", "none", "shapes_depth"),
+    ("model.backbone", "fpn", "write a config (configs/coco300_c4.py is one)"),
+    (
+        "model.depth_head.kind",
+        "none",
+        "give a config, --config finetune for example, which gets a stage for it",
+    ),
 )
 
 
@@ -69,11 +73,10 @@ def recipe_for(
     Raises:
         ConfigError: a field is given that no recipe goes with.
     """
-    for field, usual, example in _NOT_CHOSEN:
+    for field, usual, instead in _NOT_CHOSEN:
         require(
             given.get(field, usual) == usual,
-            f"{field}: {given.get(field)}: nothing is chosen for such a network: write a config "
-            f"(configs/{example}.py is one)",
+            f"{field}: {given.get(field)}: nothing is chosen for such a network: {instead}",
         )
     recipe = replace(_recipe(device, given, init_from, start, trunk), init_from=init_from)
     (stage,) = recipe.stages

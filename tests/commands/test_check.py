@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tiny
 from exports import PICTURES, as_labelme
 from PIL import Image
 
@@ -378,6 +379,29 @@ def test_a_folder_is_checked_file_by_file(
     check.run(Arguments(folder=tiny_data, cache=tmp_path, contact_sheet=tmp_path / "sheet.png"))
     sheets = [tmp_path / name for name in ("sheet.png", "sheet_val.png")]
     assert sheets[0].read_bytes() != sheets[1].read_bytes()
+
+
+def test_validation_may_have_the_classes_of_a_config_under_other_ids(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As training takes it; the config of a run names the classes in training's order."""
+    folder = shutil.copytree(tiny_data, tmp_path / "my")
+    names = [c["name"] for c in tiny.read(folder, "train")["categories"]]
+    file = tiny.annotations(folder, "val")
+    content = json.loads(file.read_text())
+    for category in content["categories"]:
+        category["id"] = 99 - category["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 99 - annotation["category_id"]
+    file.write_text(json.dumps(content))
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from mrcnn_jax.config.schema import Config, DataConfig\n"
+        "def get_config():\n"
+        f"    return Config(data=DataConfig(class_names={tuple(names)}))\n"
+    )
+    check.run(Arguments(folder=folder, cache=tmp_path, config=str(config)))
+    assert capsys.readouterr().out.count("\nkept ") == 2
 
 
 def test_limits_of_a_folder_are_those_that_are_asked_for(

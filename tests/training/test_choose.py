@@ -407,7 +407,11 @@ def test_the_batch_follows_the_network_that_is_given() -> None:
             {"model.backbone": "c4"},
             "model.backbone: c4: nothing is chosen for such a network: write a config",
         ),
-        ({"model.depth_head.kind": "roi"}, "model.depth_head.kind: roi: nothing is chosen"),
+        (
+            {"model.depth_head.kind": "roi"},
+            "model.depth_head.kind: roi: nothing is chosen for such a network: give a config, "
+            "--config finetune for example, which gets a stage for it",
+        ),
         (
             {"stages.0.optimizer.name": "sgd"},
             "stages.0.optimizer.name: sgd: give --stages.0.optimizer.learning-rate as well: the "
