@@ -192,8 +192,8 @@ class MaskHeadConfig:
     match_iou: float = 0.5
     """A box matches an object at this IoU or above."""
     samples: int = 64
-    """Most boxes per image to train on: ground truth first, then matched detections by score.
-    metrics.jsonl counts those over the limit (mask_boxes_left_out)."""
+    """Most boxes per image to train on; of detections: ground truth first, then those matched, by
+    score. metrics.jsonl counts those over the limit (mask_boxes_left_out)."""
     class_agnostic: bool = False
     """One mask for whatever is in the box, which all classes train, in place of one per class."""
     soft_targets: bool = False

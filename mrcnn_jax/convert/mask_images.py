@@ -49,11 +49,11 @@ LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2")
 
 @dataclass(frozen=True)
 class Masks(Options):
-    """A folder of instance masks, PNG; --images names the folder of the images."""
+    """A folder of instance masks (PNG, TIFF, BMP, GIF); --images names the folder of the images."""
 
     layout: Literal["image", "folder", "name"] = "image"
-    """image: x.png holds all instances of image x, one value each; folder: x/1.png; name:
-    x_1.png."""
+    """image: x.png (or x_mask.png, mask_x.png, x.jpg.png) holds all instances of image x, one value
+    each; folder: x/1.png; name: x_1.png."""
     class_name: str | None = None
     """The class of all instances. By default, the name of a folder."""
     parts: Literal["auto", "value", "connected"] = "auto"
