@@ -293,7 +293,7 @@ def _validate(
         values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
         values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
         for name, value in values.items():
-            of_masks = name in ("loss/mask", "loss/mask_iou")
+            of_masks = name.startswith("loss/mask")  # mask, mask_points, mask_iou
             images = sum(not of_masks or i in with_masks for i in planned.images)
             totals[name] += float(value) * images
             counts[name] += images

@@ -65,7 +65,8 @@ def test_losses_of_masks_are_means_over_images_with_masks(monkeypatch: pytest.Mo
 
     def validate(*_: Any) -> Any:
         box, mask = next(losses)
-        return {"loss/box": box, "loss/mask": mask, "loss/total": box + mask}, None
+        of_masks = {"loss/mask": mask, "loss/mask_points": 2 * mask, "loss/mask_iou": 3 * mask}
+        return of_masks | {"loss/box": box, "loss/total": box + 6 * mask}, None
 
     monkeypatch.setattr(watch, "plan_once", lambda *_: plan)
     monkeypatch.setattr(watch, "batches", lambda *_: [None] * 3)
@@ -74,7 +75,8 @@ def test_losses_of_masks_are_means_over_images_with_masks(monkeypatch: pytest.Mo
     run: Any = SimpleNamespace(config=config, mesh=None, val_split=SimpleNamespace(dataset=dataset))
     stage: Any = SimpleNamespace(losses=("box", "mask"))
     means = watch._validate(run, stage, validate, {})
-    assert means == pytest.approx({"loss/box": 13 / 5, "loss/mask": 6.5, "loss/total": 9.1})
+    of_masks = {"loss/mask": 6.5, "loss/mask_points": 13, "loss/mask_iou": 19.5}
+    assert means == pytest.approx(of_masks | {"loss/box": 13 / 5, "loss/total": 41.6})
 
 
 # -- what is not finite ----------------------------------------------------------------------------
