@@ -91,6 +91,9 @@ def test_figures_by_hand() -> None:
         }
     )
     assert list(found) == list(NAMES)
+    # One factor on all depths is free, where rounding makes the variance less than 0, too.
+    three = np.array([[1.0, 2.0, 3.0]])
+    assert depth_figures(2 * three, three)["SILog"] == pytest.approx(0, abs=1e-4)
 
 
 def test_the_table_has_metres_and_percent() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -22,14 +22,15 @@ from tests.inference.perfect import CATEGORIES, as_set, seen
 
 
 def in_tiles(scene: np.ndarray, tile: int, overlap: int) -> tuple[Detections, Merged]:
+    """The depth of a detection is the area that its tile shows of the object."""
     places = windows(scene.shape, tile, overlap)
-    found = [
-        item
-        for number, w in enumerate(places)
-        for item in in_image(seen(scene[w.y1 : w.y2, w.x1 : w.x2]), number, w, scene.shape)
-    ]
+    found = []
+    for number, w in enumerate(places):
+        here = seen(scene[w.y1 : w.y2, w.x1 : w.x2])
+        here = replace(here, depths=np.array(coco_mask.area(list(here.masks)), np.float32))
+        found += in_image(here, number, w, scene.shape)
     merged = merge(found, places, scene.shape)
-    return detections(merged.objects, scene.shape, CATEGORIES), merged
+    return detections(merged.objects, scene.shape, CATEGORIES, depths=True), merged
 
 
 def drawn(shapes: list[tuple[int, int, int, int, int]], size: tuple[int, int]) -> np.ndarray:
@@ -57,13 +58,14 @@ SHAPES = st.lists(
 )
 
 
+@example([(120, 150, 50, 90, 1), (20, 40, 12, 30, 0)], 96, 32)
 @given(SHAPES, st.integers(48, 300), st.integers(12, 40))
 @settings(deadline=None, max_examples=60)
 def test_a_scene_in_tiles_is_the_scene_in_one_piece(
     shapes: list[tuple[int, int, int, int, int]], tile: int, overlap: int
 ) -> None:
     """Equal to the pixel where no object hides another: smaller than the overlap, larger than
-    tiles, at all borders and corners."""
+    tiles, at all borders and corners. Of pieces, the largest one's depth."""
     alone: list[tuple[int, int, int, int, int]] = []
     for shape in shapes:
         before = drawn(alone, (200, 260)) > 0
@@ -74,6 +76,11 @@ def test_a_scene_in_tiles_is_the_scene_in_one_piece(
     assert as_set(found) == as_set(seen(scene))
     assert merged.cut == 0
     assert (np.diff(found.scores) <= 0).all()
+    places = windows(scene.shape, tile, overlap)
+    for score, depth in zip(found.scores, found.depths, strict=True):
+        colour = round(1000 * (1 - float(score)))
+        shown = [(scene[w.y1 : w.y2, w.x1 : w.x2] == colour).sum() for w in places]
+        assert depth == max(shown)
 
 
 def test_an_object_on_four_tiles_is_one() -> None:

@@ -6,13 +6,18 @@ At a scale of 0.8 the canvas, and so the programs, are those of 1.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import mrcnn_jax
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.inference.test_time import View, scaled
+from mrcnn_jax.inference.test_time import MergedViews, View, scaled
+from mrcnn_jax.pixels.geometry import depth_map
+from mrcnn_jax.structures import Instances
 from tests.inference.frames import WIDTH, read
 
 NMS_IOU = 0.5  # of the kept run's box head, which keeps 8 boxes
@@ -82,6 +87,49 @@ def test_a_view_twice_changes_nothing(model: mrcnn_jax.Model, folder: Path) -> N
     np.testing.assert_allclose(once.scores, twice.scores, atol=1e-6)
     np.testing.assert_allclose(once.boxes, twice.boxes, atol=1e-3)
     assert (once.masks != twice.masks).mean() < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["dense", "roi"])
+def test_masks_ious_and_depth_are_means_over_the_views(kind: str) -> None:
+    """Of a network that is made up; what it gives of mirrored views is turned back."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    masks, ious = rng.random((2, 3, 4, 4)), np.array([[0.5, 1.5, -0.2], [0.9, 0.5, 0.4]])
+    seen = Instances(
+        boxes=np.array([[1, 1, 9, 7]] * 3, np.float32),
+        labels=np.array([1, 2, 1], np.int32),
+        scores=np.array([0.9, 0.8, 0.7], np.float32),
+        valid=np.ones(3, bool),
+    )
+    of_boxes, maps = rng.uniform(1, 9, (2, 3, 4, 4)), rng.uniform(1, 9, (2, 8, 8))
+    batched = jax.tree.map(lambda field: field[None], seen)
+    told: dict[str, Any] = {}
+
+    def in_image(found: Instances, *_: Any, depth: Any, **__: Any) -> None:
+        told.update(masks=found.masks, scores=found.mask_scores, depth=depth)
+
+    views = object.__new__(MergedViews)
+    data = DataConfig(short_side=8, long_side=12, canvases=((32, 32),))
+    run = SimpleNamespace(config=SimpleNamespace(data=data))
+    views._predictor = SimpleNamespace(run=run, variables=None, in_image=in_image)
+    answers, later = iter(maps), zip(masks, ious, of_boxes, strict=True)
+    views._detect = lambda *_: ({}, next(answers) if kind == "dense" else None, batched)
+    views._merge = lambda found: jax.tree.map(lambda field: field[:3], found)
+
+    def of_view(*_: Any) -> tuple[Any, Any, Any]:
+        mask, iou, depth = next(later)
+        return mask, iou, depth if kind == "roi" else None
+
+    views._masks = of_view
+    views.detections(image, flip=True, scales=(1.0,))
+    mean = (masks[0] + masks[1][..., ::-1]) / 2
+    np.testing.assert_allclose(told["masks"], mean)
+    np.testing.assert_allclose(told["scores"], seen.scores * [0.7, 0.75, 0.2])
+    if kind == "roi":
+        np.testing.assert_allclose(told["depth"], (of_boxes[0] + of_boxes[1][..., ::-1]) / 2)
+    else:
+        whole = [depth_map(one.astype(np.float32), np.ones(2), (8, 12), stride=4) for one in maps]
+        np.testing.assert_allclose(told["depth"], (whole[0] + whole[1][:, ::-1]) / 2)
 
 
 def test_scaled_canvases_hold_scaled_images() -> None:

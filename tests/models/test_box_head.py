@@ -405,6 +405,19 @@ def test_detections_equal_a_loop(scale: float, background: float, size: tuple[in
     )  # the background, though often likeliest, is never a detection
 
 
+def test_detections_at_the_borders_of_the_rules() -> None:
+    """A score has to be above its threshold; the least side is enough."""
+    config = replace(CONFIG, score_threshold=0.5, min_size=8.0)
+    output = BoxOutput(
+        logits=jnp.array([[0, 0], [0, 0.1], [0, 0.2]], jnp.float32),
+        deltas=jnp.zeros((3, 1, 4), jnp.float32),
+    )
+    proposals = instances([[40, 0, 60, 20], [0, 0, 8, 8], [20, 20, 27.9, 40]])
+    detect = jax.jit(box_detections, static_argnames="config")
+    found = detect(output, proposals, np.array([64, 64], np.int32), config=config)
+    assert np.asarray(found.boxes)[found.valid].tolist() == [[0, 0, 8, 8]]
+
+
 def test_one_box_for_all_classes_is_that_box_for_each() -> None:
     """Loss and detections of a class-agnostic head are those of a head with equal boxes."""
     agnostic = replace(CONFIG, class_agnostic=True)

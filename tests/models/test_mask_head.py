@@ -27,6 +27,7 @@ from mrcnn_jax.models.mask_head import (
     TransposedConv,
     depth_to_space,
     mask_loss,
+    mask_losses,
     mask_probabilities,
     mask_samples,
     point_loss,
@@ -34,7 +35,7 @@ from mrcnn_jax.models.mask_head import (
     true_class,
 )
 from mrcnn_jax.ops.masks import crop_targets
-from mrcnn_jax.structures import Instances
+from mrcnn_jax.structures import Instances, blank_batch
 
 CONFIG = MaskHeadConfig(channels=5, convs=2, pool_size=3)
 CLASSES = 3
@@ -456,6 +457,38 @@ def test_point_head_equals_a_loop() -> None:
     np.testing.assert_allclose(
         jax.jit(head.apply)({"params": params}, features, coarse), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_points_are_drawn_where_the_mask_of_the_boxs_class_is_unsure() -> None:
+    """On ramps with their outline at x = 0.5, by each image's own key."""
+    refine = PointRendConfig(steps=1, train_points=100, oversampling=3, uncertain_fraction=0.75)
+    config = replace(CONFIG, refine=refine)
+    _, samples = batch()
+    ramp = np.broadcast_to(np.arange(6) - 2.5, (3, 8, 6, 6))
+    own = np.asarray(samples.labels)[..., None, None, None] == np.arange(1, CLASSES + 1)
+    logits = np.where(own, ramp[..., None], ramp.swapaxes(2, 3)[..., None]).astype(np.float32)
+    truth = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), ground_truth())
+    images = blank_batch(3, (64, 64)).replace(ground_truth=truth, valid=np.ones(3, bool))
+
+    @jax.jit
+    def draw(keys: jax.Array) -> Any:
+        asked = []
+
+        def answer(boxes: Any, labels: Any, valid: Any, coarse: Any, points: jax.Array) -> Any:
+            asked.append(points)
+            return points[..., 0]
+
+        values = mask_losses(keys, logits, samples, images, config, refine=answer)
+        return asked[0], values["mask_points"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    points, value = draw(keys)
+    assert np.isfinite(value)
+    distance = np.abs(np.asarray(points)[..., 0] - 0.5)
+    assert distance[..., :75].max() < 0.2  # the nearest quarter of 300: about 0.125
+    assert distance[..., 75:].mean() == pytest.approx(0.25, abs=0.03)
+    assert len(np.unique(points[..., 0])) > 3 * 8 * 100 - 5  # of 2^23 numbers, two may be equal
+    np.testing.assert_array_equal(draw(keys[::-1])[0], points[::-1])
 
 
 def test_point_loss_equals_a_loop() -> None:

@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -232,6 +233,62 @@ def test_c4_reads_one_map_through_res5() -> None:
         variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="boxes"
     )
     np.testing.assert_allclose(output.logits[0], expected, rtol=1e-4, atol=1e-5)
+    seen = model.apply(
+        variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="mask_features"
+    )
+    np.testing.assert_allclose(seen[0], maps, rtol=1e-4, atol=1e-5)
+
+
+def test_live_res5_sees_boxes_that_exist_and_masks_its_running_statistics() -> None:
+    live = MaskRCNN(replace(C4, resnet=replace(C4.resnet, norm="live")))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: live.init(jax.random.key(0), example_batch(CANVAS)))
+    variables = {
+        kind: {
+            name: jax.tree.map(
+                lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32),
+                shapes[kind][name],
+            )
+            for name in ("res5", "box_head")
+            if name in shapes[kind]
+        }
+        for kind in ("params", "batch_stats")
+    }
+    channels = shapes["params"]["resnet"]["layer3"]["block0"]["conv2"]["bias"].shape[0]
+    maps = {"c4": rng.normal(size=(1, 4, 6, channels)).astype(np.float32)}
+    corners = rng.uniform(0, 30, (1, 5, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(9, 30, (1, 5, 2))], 2).astype(np.float32)
+    exists = np.array([[True, False, True, True, False]])
+    train = functools.partial(
+        live.apply, variables, maps, live=True, method="boxes", mutable=["batch_stats"]
+    )
+    found, moved = jax.jit(train)(boxes, exists)
+    expected, statistics = jax.jit(train)(boxes[:, exists[0]], np.ones((1, 3), bool))
+    for name in ("logits", "deltas"):
+        ours, theirs = getattr(found, name)[exists], getattr(expected, name)[0]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), moved, statistics
+    )
+    masks = [
+        jax.jit(functools.partial(model.apply, variables, maps, method="mask_features"))(
+            boxes, exists
+        )
+        for model in (live, MaskRCNN(C4))
+    ]
+    np.testing.assert_array_equal(*masks)
+
+
+def test_a_deterministic_network_sums_the_gradients_of_boxes_in_integers_on_a_gpu() -> None:
+    features = {f"p{k}": jnp.ones((1, 64 >> k, 96 >> k, 1), jnp.float32) for k in (2, 3, 4, 5)}
+    boxes, valid = jnp.array([[[0, 0, 30, 40]]], jnp.float32), jnp.ones((1, 1), bool)
+    for deterministic, kind in ((False, "f32"), (True, "i32")):
+        model = MaskRCNN(CONFIG, deterministic=deterministic)
+        pool = functools.partial(model.apply, {}, method="_roi_features")
+        traced = jax.jit(jax.grad(lambda maps: pool(maps, boxes, valid, 3).sum())).trace(features)  # noqa: B023
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+        sums = re.findall(r"stablehlo\.scatter.*?\^bb0\(%\w+: tensor<(\w+)>", program, re.DOTALL)
+        assert set(sums) == {kind}
 
 
 def test_imported_batch_norm_in_neck_and_heads() -> None:

@@ -263,6 +263,14 @@ def test_anchors_in_the_padding_count_if_so_configured() -> None:
         assert (best == expected) == (setting is config)
 
 
+def test_an_anchor_that_touches_the_border_is_inside() -> None:
+    inside = [[0, 0, 10, 10], [60, 40, 70, 50]]
+    across = [[-0.1, 0, 10, 10], [0, -0.1, 10, 10], [60, 40, 70.1, 50], [60, 40, 70, 50.1]]
+    config = replace(CONFIG, anchors_across_border=False)
+    usable = usable_anchors(config, jnp.array(inside + across, jnp.float32), SIZE)
+    assert usable.tolist() == [True] * 2 + [False] * 4
+
+
 def test_two_convolutions() -> None:
     """The second sees the first one's positive part."""
     head = RPNHead(replace(CONFIG, convs=2, batch_norm=False, ratios=(1.0,)), STRIDES)
@@ -677,16 +685,29 @@ def test_proposals_equal_a_loop(pre_nms: int) -> None:
 
 def test_fewer_boxes_than_slots_leave_slots_empty() -> None:
     """An image of 5 x 5 pixels holds the centres of a cell of P2 and one of P3, each with three
-    boxes that overlap."""
-    output = RPNOutput(
-        logits=jnp.arange(len(ANCHORS), dtype=jnp.float32) / 1000,
-        deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32),
-    )
-    propose = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, CONFIG))
+    boxes that overlap. These count, however unlikely they are."""
+    logits = np.arange(len(ANCHORS), dtype=np.float32) / 1000 - 20
+    output = RPNOutput(logits=jnp.array(logits), deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32))
+    config = replace(CONFIG, pre_nms=3)
+    propose = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, config))
     proposals = jax.tree.map(np.asarray, propose(output, np.array([5, 5], np.int32)))
     assert proposals.valid.tolist() == [True] * 2 + [False] * 48
-    third_of_first_cells = np.array([len(LEVELS[0]) + 2, 2]) / 1000
+    third_of_first_cells = logits[[len(LEVELS[0]) + 2, 2]].astype(float)
     np.testing.assert_allclose(
         proposals.scores[:2], 1 / (1 + np.exp(-third_of_first_cells)), rtol=1e-6
     )
     assert not propose(output, np.array([0, 0], np.int32)).valid.any()
+
+
+def test_the_least_side_of_a_proposal_is_enough() -> None:
+    """Of P2's anchors of 8 x 8 and about 11.3 x 5.7 pixels, of which the latter are likelier."""
+    sides = ANCHORS[:, 2:] - ANCHORS[:, :2]
+    here = (ANCHORS[:, :2] > 0).all(1) & (ANCHORS[:, 2:] < LIMITS[2:]).all(1)
+    (small,) = np.flatnonzero(here & (sides.min(1) < 8))[:1]
+    (square,) = np.flatnonzero(here & (sides == 8).all(1))[:1]
+    logits = np.full(len(ANCHORS), -9, np.float32)
+    logits[small], logits[square] = 2, 1
+    output = RPNOutput(logits=jnp.array(logits), deltas=jnp.zeros((len(ANCHORS), 4), jnp.float32))
+    config = replace(CONFIG, min_size=8.0)
+    found = jax.jit(lambda output, size: rpn_proposals(output, LEVELS, size, config))(output, SIZE)
+    np.testing.assert_array_equal(found.boxes[0], ANCHORS[square])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -47,13 +48,9 @@ def test_equals_loop(
 
 
 def test_whole_pixels_are_torchvisions() -> None:
-    """AnchorGenerator's base anchors of scale 32: 22.6 / 2 and 45.3 / 2 rounded."""
-    anchors = level_anchors(
-        grid=(1, 1),
-        stride=(4, 4),
-        scales=(32,),
-        ratios=(0.5, 1.0, 2.0),
-        offset=0,
-        whole_pixels=True,
-    )
+    """AnchorGenerator's base anchors of scale 32: 22.6 / 2 and 45.3 / 2 rounded; of 5 and 7, halves
+    to even."""
+    make = functools.partial(level_anchors, grid=(1, 1), stride=(4, 4), offset=0, whole_pixels=True)
+    anchors = make(scales=(32,), ratios=(0.5, 1.0, 2.0))
     assert anchors.tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+    assert make(scales=(5, 7), ratios=(1.0,)).tolist() == [[-2, -2, 2, 2], [-4, -4, 4, 4]]

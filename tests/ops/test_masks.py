@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.masks import area_outside, crop_targets
+from mrcnn_jax.ops.masks import area_outside, crop_targets, point_targets
 
 from .strategies import random_boxes
 
@@ -102,6 +102,12 @@ def test_by_hand() -> None:
     left_half = [[1, 1, 0, 0]] * 4
     top_left = [[1, 0, 0, 0]] * 2 + [[0, 0, 0, 0]] * 2
     np.testing.assert_array_equal(result, [left_half, top_left, np.zeros((4, 4)), np.zeros((4, 4))])
+    # Its outline, where the coverage is exactly one half, is of the object.
+    index, boxes = np.array([1, 1]), np.array([[13, 20, 15, 28], [13, 20, 15.1, 28]], np.float32)
+    assert targets(masks, gt_boxes, index, boxes, 1).ravel().tolist() == [1, 0]
+    centres = jnp.full((2, 1, 2), 0.5, jnp.float32)
+    at = jax.jit(point_targets)(*map(jnp.array, (masks, gt_boxes, index, boxes)), centres)
+    assert at.ravel().tolist() == [1, 0]
 
 
 def test_same_size_gives_the_mask_back_and_half_coverage_counts() -> None:

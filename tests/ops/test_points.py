@@ -75,19 +75,21 @@ def test_each_box_reads_its_own_grid() -> None:
     np.testing.assert_allclose(gradient.sum((1, 2)), told.sum(1), rtol=1e-5, atol=1e-5)
 
 
-def test_points_gather_where_the_mask_is_uncertain() -> None:
-    """On a ramp with its outline at x = 0.5, 75 of 100 points are the nearest quarter of 300."""
+@pytest.mark.parametrize(("share", "nearest"), [(0.75, 75), (0.29, 29)])
+def test_points_gather_where_the_mask_is_uncertain(share: float, nearest: int) -> None:
+    """On a ramp with its outline at x = 0.5, 75 of 100 points are the nearest quarter of 300; and
+    29 % of 100 are 29, though in floating point they are less."""
     ramp = jnp.array(np.tile(np.arange(28) + 0.5 - 14, (8, 28, 1)), jnp.float32)
     draw = jax.jit(
-        functools.partial(uncertain_points, count=100, oversampling=3, uncertain_fraction=0.75)
+        functools.partial(uncertain_points, count=100, oversampling=3, uncertain_fraction=share)
     )
     points = np.asarray(draw(jax.random.key(0), ramp))
     assert points.shape == (8, 100, 2)
     assert len(np.unique(points[..., 0])) == 800
     distance = np.abs(points[..., 0] - 0.5)
-    assert distance[:, :75].max() == pytest.approx(0.125, abs=0.03)
-    assert distance[:, :75].mean() == pytest.approx(0.0625, abs=0.006)
-    assert distance[:, 75:].mean() == pytest.approx(0.25, abs=0.03)
+    assert distance[:, :nearest].max() == pytest.approx(nearest / 600, abs=0.03)
+    assert distance[:, :nearest].mean() == pytest.approx(nearest / 1200, abs=0.006)
+    assert distance[:, nearest:].mean() == pytest.approx(0.25, abs=0.03)
     assert (points >= 0).all()
     assert (points < 1).all()
     assert points[..., 1].mean() == pytest.approx(0.5, abs=0.03)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -342,8 +343,10 @@ def test_boxes_get_no_gradient_and_may_hold_anything(name: str) -> None:
     assert (np.asarray(by_boxes) == 0).all()
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", OPS)
-def test_no_loop_on_a_gpu(name: str) -> None:
+def test_no_loop_on_a_gpu(name: str, deterministic: bool) -> None:
+    """And the gradient is summed in integers where its order may not matter."""
     inputs = case(6)
 
     def total(features: list[jax.Array]) -> jax.Array:
@@ -357,12 +360,14 @@ def test_no_loop_on_a_gpu(name: str) -> None:
             strides=STRIDES,
             output_size=3,
             config=LIGHT[name],
+            deterministic=deterministic,
         )
         return jnp.sum(pooled**2)
 
     traced = jax.jit(jax.grad(total)).trace([jnp.array(f) for f in inputs.features])
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "stablehlo.scatter" in program
+    sums = re.findall(r"stablehlo\.scatter.*?\^bb0\(%\w+: tensor<(\w+)>", program, re.DOTALL)
+    assert set(sums) == {"i32" if deterministic and name != "pool" else "f32"}
     assert "stablehlo.while" not in program
 
 

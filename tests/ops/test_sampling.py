@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.sampling import Samples, gather_samples, sample
+from mrcnn_jax.ops.sampling import Samples, drop_keys, gather_samples, image_keys, sample
 
 from .strategies import QUICK
 
@@ -128,3 +128,17 @@ def test_drawn_rows_and_their_gradient() -> None:
     expected = np.zeros((9, 4))
     expected[[7, 2, 5]] = np.arange(1, 13).reshape(3, 4)
     np.testing.assert_array_equal(gradient, expected)
+
+
+def test_keys_of_images_are_those_of_their_indices() -> None:
+    """As docs/architecture.md spells them out; no two draws of a step share one."""
+    key, indices = jax.random.key(5), [7, 0, 3, 7]
+    drawn = *image_keys(key, jnp.array(indices, jnp.int32)), drop_keys(key, jnp.array(indices))
+    found = np.stack([jax.random.key_data(keys) for keys in drawn], axis=1)
+    expected = []
+    for index in indices:
+        image = jax.random.fold_in(key, index)
+        own = *jax.random.split(image), *(jax.random.fold_in(image, n) for n in (2, 0x64726F70))
+        expected.append([jax.random.key_data(one) for one in own])
+    np.testing.assert_array_equal(found, expected)
+    assert len({one.tobytes() for one in found[:3].reshape(12, -1)}) == 12

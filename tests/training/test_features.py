@@ -185,7 +185,24 @@ def test_the_files_are_those_of_the_frozen_weights(cached_config: Config) -> Non
         key(replace(cached_config, cache_features="float16")),
         key(replace(cached_config, data=replace(cached_config.data, short_side=96))),
         key(replace(cached_config, data=replace(cached_config.data, short_side=96, long_side=120))),
+        key(replace(cached_config, data=replace(cached_config.data, canvases=((160, 160),)))),
         key(replace(cached_config, model=replace(cached_config.model, pixel_mean=(1.0, 2.0, 3.0)))),
         key(replace(cached_config, data=replace(cached_config.data, shrink="bilinear"))),
     ]
     assert len({key(), *others}) == 1 + len(others)
+
+
+def test_proposals_are_kept_as_training_has_them_unless_a_loss_reads_the_rpn(
+    cached_config: Config,
+) -> None:
+    rpn = replace(cached_config.model.rpn, train_proposals=7)
+    config = replace(cached_config, model=replace(cached_config.model, rpn=rpn))
+    model, stage = MaskRCNN(config.model), config.stages[0]
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch((128, 128))))
+    modules = features.frozen_modules(stage, variables, config)
+    assert modules is not None
+    assert modules.proposals
+    layout = features._layout(config, model, variables, modules, 0)
+    assert layout["boxes"].shape == (1, 7, 4)
+    both = features.frozen_modules(replace(stage, losses=("rpn", "mask")), variables, config)
+    assert both == replace(modules, proposals=False)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ModifyScopeVariableError
 from flax.traverse_util import flatten_dict
 from ops import laws
 
@@ -29,6 +31,7 @@ from mrcnn_jax.config.schema import Loss, OptimizerConfig, ParamGroup, StageConf
 from mrcnn_jax.config.tables import joint, staged
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch, modules_of
+from mrcnn_jax.ops.sampling import image_keys
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.optimizer import make_optimizer
@@ -53,6 +56,7 @@ C4 = replace(
     box_head=replace(CONFIG.box_head, fcs=0, pool_size=4),
     mask_head=replace(CONFIG.mask_head, convs=0, deconv_kernel=2),
 )
+STEP = "mrcnn_jax.training.step"
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # each program runs a few times only
 SGD = OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=0.1)
 RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
@@ -179,19 +183,83 @@ def test_a_loss_reads_the_modules_that_it_is_said_to(loss: Loss, config: ModelCo
     assert set(jax.eval_shape(init, jax.random.key(0))["params"]) == modules_of(loss, config)
 
 
-def test_losses_of_boxes_and_masks_end_at_the_proposals(variables: Variables) -> None:
-    """Trained jointly, the RPN learns from its own loss alone: proposals are constants."""
+def test_losses_of_boxes_and_masks_end_at_the_boxes_that_they_are_given(
+    variables: Variables,
+) -> None:
+    """Trained jointly, the RPN learns from its own loss alone, and the box head nothing from masks:
+    proposals and detections are constants, also where targets follow the box continuously."""
+    model = MaskRCNN(replace(CONFIG, mask_head=replace(CONFIG.mask_head, soft_targets=True)))
+    losses = "box", "mask"
 
-    def objective(rpn: Any) -> jax.Array:
-        params = variables["params"] | {"rpn": rpn}
+    def objective(trained: Any) -> tuple[jax.Array, jax.Array]:
+        params = variables["params"] | trained
         values, _, _ = nn.apply(
-            lambda m: stage_losses(m, batch(0), jax.random.key(0), ("box", "mask"), ()), MODEL
+            lambda m: stage_losses(m, batch(0), jax.random.key(0), losses, ()), model
         )({"params": params, "batch_stats": variables["batch_stats"]})
-        return sum(values.values(), jnp.float32(0))
+        return values["box_class"] + values["box_box"], values["mask"]
 
-    gradient = jax.jit(jax.grad(objective), compiler_options=QUICK_COMPILE)
-    gradients = jax.tree.leaves(gradient(variables["params"]["rpn"]))
-    assert not any(np.any(leaf) for leaf in gradients)
+    def gradients(trained: Any) -> list[Any]:
+        (boxes, masks), pull = jax.vjp(objective, trained)
+        return [pull(told)[0] for told in ((boxes, masks), (0 * boxes, masks))]
+
+    ours = {name: variables["params"][name] for name in ("rpn", "box_head")}
+    both, of_masks = jax.jit(gradients, compiler_options=QUICK_COMPILE)(ours)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((both["rpn"], of_masks)))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(both["box_head"]))
+
+
+def test_each_draw_is_given_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else is computed here."""
+    given: dict[str, jax.Array] = {}
+
+    def draw(name: str, place: int, result: Any) -> None:
+        def call(*args: Any, **_: Any) -> Any:
+            given[name] = args[place]
+            return result
+
+        monkeypatch.setattr(f"{STEP}.{name}", call)
+
+    draw("rpn_losses", 0, {})
+    draw("draw_box_samples", 0, SimpleNamespace(foreground=None))
+    draw("_mask_losses", 4, ({}, jnp.zeros(2, jnp.int32)))
+    for name, result in (("select_proposals", None), ("box_losses", {})):
+        monkeypatch.setattr(f"{STEP}.{name}", lambda *_, result=result, **__: result)
+    model: Any = SimpleNamespace(
+        config=replace(CONFIG, mask_head=replace(CONFIG.mask_head, train_on="box_samples")),
+        mesh=None,
+        features=lambda *_, **__: {},
+        propose=lambda *_, **__: None,
+        boxes=lambda: None,
+    )
+    both, key = jax.tree.map(jnp.asarray, batch(4)), jax.random.key(3)
+    stage_losses(model, both, key, ("rpn", "box", "mask"), ())
+    keys = image_keys(key, both.indices)
+    for name, own in zip(("rpn_losses", "draw_box_samples", "_mask_losses"), keys, strict=True):
+        assert (given[name] == own).all(), name
+
+
+def test_what_a_stage_does_not_train_is_normalised_by_running_statistics() -> None:
+    """Flax refuses to move others where nothing says that they may."""
+    model = MaskRCNN(C4)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch(CANVAS)))
+
+    def run(*modules: str) -> None:
+        losses = nn.apply(
+            lambda m: stage_losses(m, batch(0), jax.random.key(0), ("rpn", "box"), modules)[0],
+            model,
+        )
+        jax.eval_shape(losses, variables)
+
+    run("box_head", "mask_head")
+    for module in ("resnet", "rpn", "res5"):
+        with pytest.raises(ModifyScopeVariableError):
+            run(module)
+
+
+def test_training_takes_its_own_number_of_proposals(variables: Variables) -> None:
+    model = MaskRCNN(replace(CONFIG, rpn=replace(CONFIG.rpn, train_proposals=30)))
+    given = nn.apply(lambda m: stage_losses(m, batch(0), jax.random.key(0), ("box",), ())[1], model)
+    assert jax.eval_shape(given, variables).boxes.shape == (2, 30, 4)
 
 
 def moved(before: Any, after: Any) -> set[str]:
@@ -280,6 +348,14 @@ def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runne
         if path.split("/")[0] in ("resnet", "fpn", "rpn")
     }
     assert moved(start.params, state.params) == trained
+    before, after = (flatten_dict(tree, sep="/") for tree in (start.params, state.params))
+    # The update undone: SGD by the gradient and a tenth of the parameter.
+    gradients = [
+        (before[path] - after[path]) / float(SGD.learning_rate) - 0.1 * before[path]
+        for path in trained
+    ]
+    norm = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in gradients))
+    assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-3)
     statistics = set(flatten_dict(start.batch_stats, sep="/"))
     assert {path.split("/")[0] for path in statistics} == {"resnet", "rpn"}
     assert moved(start.batch_stats, state.batch_stats) == statistics
