@@ -127,13 +127,6 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
                 print(line)
 
 
-def _users_cache() -> Path:
-    try:
-        return cli.cache_folder()
-    except RuntimeError as error:
-        raise ConfigError(f"--cache: has to name a folder for what is checked: {error}") from None
-
-
 def _check(arguments: Arguments) -> CocoDataset:
     """Checks one annotation file, and returns what is in it."""
     from mrcnn_jax.commands.data_summary import summary, summary_lines
@@ -145,7 +138,7 @@ def _check(arguments: Arguments) -> CocoDataset:
     assert arguments.images is not None
     config = load_config_file(arguments.config) if arguments.config else None
     data, model = (config.data, config.model) if config else (DataConfig(), None)
-    cache = arguments.cache or (Path(data.cache) if data.cache else _users_cache())
+    cache = arguments.cache or (Path(data.cache) if data.cache else cli.cache_folder())
     if arguments.depth_scale is not None:
         data = replace(data, depth_scale=arguments.depth_scale)
     depth = arguments.depth or depth_folder(data, arguments.annotations)
