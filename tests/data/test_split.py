@@ -106,6 +106,7 @@ def test_the_hash_is_sha256() -> None:
             "by video",
             list("aabbccddee"),  # uploads to Label Studio
         ),
+        ([f"{n}a{n}a{n}a{n}a-image1.png" for n in range(9)], "one by one", None),
         (
             [f"x/{c}_{n}/00000_{x:05}.png" for c in "abcde" for n in (1, 2) for x in (0, 896)],
             "by video",
