@@ -190,7 +190,7 @@ def _keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     # A home that is not known or not writable, or no such file: programs are compiled each time.
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, ConfigError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = ("model name", "flags", "Features")
         processor = {line for line in lines if line.startswith(names)}
@@ -203,9 +203,12 @@ def _keep_compiled_programs() -> None:
 
 
 def cache_folder() -> Path:
-    """This program's part of the user's cache folder; RuntimeError if the home is not known."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser() / "mrcnn_jax"
+    """This program's part of the user's cache folder; ConfigError if the home is not known."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(base).expanduser() / "mrcnn_jax"
+    except RuntimeError as error:
+        raise ConfigError(f"XDG_CACHE_HOME: name a folder for what is kept: {error}") from None
 
 
 def _open_streams() -> None:

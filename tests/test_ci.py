@@ -1,4 +1,5 @@
-"""The Makefile and .ci/run where the environment says something, with a `make` that only notes."""
+"""The Makefile and .ci/run where the environment says or lacks something, with programs that only
+note how they are called."""
 
 from __future__ import annotations
 
@@ -13,6 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTES = """#!/bin/sh
 echo "$(basename $0) $*" >> "$NOTED"
 """
+
+
+def without_ours() -> dict[str, str]:
+    """The environment without our constraints, and without the `make` that runs tests."""
+    ours = ("PIP_CONSTRAINT", "MAKE", "MFLAGS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 @pytest.mark.parametrize(("given", "venv"), [({}, ".venv"), ({"VENV": "other/env"}, "other/env")])
@@ -58,8 +65,7 @@ def test_ci_makes_all_in_the_environment_that_is_named(
 )
 def test_constraints_hold_in_other_folders(given: str | None, seen: str) -> None:
     """Tests call pip where the file's name leads nowhere."""
-    ours = ("PIP_CONSTRAINT", "MAKE", "MFLAGS")  # and of the `make` that runs tests
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment = without_ours()
     if given is not None:
         environment["PIP_CONSTRAINT"] = given
     rule = 'shown: ; @echo "$${PIP_CONSTRAINT-unset}"'
@@ -68,3 +74,42 @@ def test_constraints_hold_in_other_folders(given: str | None, seen: str) -> None
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert done.stdout == f"{seen}\n"
+
+
+# A part of a call of an environment's program that fails, and what the target says then.
+@pytest.mark.parametrize(
+    ("target", "broken", "told"),
+    [
+        ("optional", "pip install --quiet -r requirements-hub.txt", ""),
+        ("optional", "pip install --quiet --no-deps timm", ""),
+        ("optional", "python -c import huggingface_hub", ""),
+        ("gpu-compile", "pip install --quiet --no-deps --target", "nothing was compiled"),
+        ("gpu-compile", "python -c import jaxlib", ""),
+        ("parity", "python -c import torch, torchvision", "nothing was compared"),
+        ("optional", "nothing", ""),
+        ("gpu-compile", "nothing", ""),
+        ("parity", "nothing", ""),
+    ],
+)
+def test_targets_fail_without_what_they_test(
+    tmp_path: Path, target: str, broken: str, told: str
+) -> None:
+    """They ended with status 0, and no test had run."""
+    (tmp_path / "bin").mkdir()
+    for name in ("pip", "python"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'{NOTES}case "$(basename $0) $*" in *"{broken}"*) exit 1;; esac\n')
+        program.chmod(0o755)
+    for name in (".made", ".installed", ".installed-dev"):
+        (tmp_path / name).touch()
+    noted = tmp_path / "noted"
+    done = subprocess.run(
+        ["make", target, f"VENV={tmp_path}"],
+        cwd=ROOT,
+        env=without_ours() | {"NOTED": str(noted)},
+        capture_output=True,
+        text=True,
+    )
+    tested = "python -m pytest" in noted.read_text()
+    assert (done.returncode == 0) == tested == (broken == "nothing"), done.stderr
+    assert told in done.stdout

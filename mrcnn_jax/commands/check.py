@@ -122,13 +122,6 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
                 print(line)
 
 
-def _users_cache() -> Path:
-    try:
-        return cli.cache_folder()
-    except RuntimeError as error:
-        raise ConfigError(f"--cache: has to name a folder for what is checked: {error}") from None
-
-
 def _check(arguments: Arguments, *, classes: bool = True) -> CocoDataset:
     """Checks one annotation file, and returns what is in it.
 
@@ -147,7 +140,7 @@ def _check(arguments: Arguments, *, classes: bool = True) -> CocoDataset:
     data, model = (config.data, config.model) if config else (DataConfig(), None)
     if not classes:
         data = replace(data, class_names=())
-    cache = arguments.cache or (Path(data.cache) if data.cache else _users_cache())
+    cache = arguments.cache or (Path(data.cache) if data.cache else cli.cache_folder())
     if arguments.depth_scale is not None:
         data = replace(data, depth_scale=arguments.depth_scale)
     depth = arguments.depth or depth_folder(data, arguments.annotations)

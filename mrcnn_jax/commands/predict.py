@@ -9,6 +9,7 @@ and one overlay per image or frame, with --format also annotations to correct. P
 converted to 8-bit RGB or passed over. A file that cannot be read is named, and the exit status is
 2; the others are done. A call that is ended early (Ctrl-C, SIGTERM, a full disk) keeps what was
 done, but for the annotations; earlier results of as many images in the same folder stay instead.
+One that is killed keeps it only in a folder without earlier results.
 What an earlier call drew into the same folder is removed at the end. With --tile, large images are
 looked at tile by tile (docs/evaluation.md); a TIFF is then read by windows, whatever its size.
 """
@@ -82,10 +83,9 @@ def run(arguments: Arguments) -> None:
     """
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.drawn import LIST, JSONList, images_listed
+    from mrcnn_jax.inference.drawn import LIST, JSONList, growing_file, images_listed
     from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
-    from mrcnn_jax.output import whole_file
     from mrcnn_jax.runs.run import make_folder
 
     report, out = Report(), arguments.out
@@ -112,12 +112,12 @@ def run(arguments: Arguments) -> None:
         made = open_annotations(arguments.format, out, files, model.class_names, report)
     stopped: BaseException | None = None
     with made as annotations:
-        # They get their names when they are whole, the annotations last: they are not replaced.
+        # The annotations get their name last: they are not replaced. No detections without a list.
         with (
-            whole_file(out / DETECTIONS) as found_part,
-            whole_file(out / LIST) as images_part,
-            found_part.open("wb", buffering=0) as found,
+            growing_file(out / LIST) as images_part,
+            growing_file(out / DETECTIONS) as found_part,
             images_part.open("wb", buffering=0) as images,
+            found_part.open("wb", buffering=0) as found,
         ):
             lists = JSONList(found), JSONList(images)
             results = _Results(arguments, files, tiling, model, report, *lists, annotations)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
@@ -23,6 +23,7 @@ ROLES: dict[str, Role] = {
     "testing": "test",
 }
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # Label Studio's, before the name of an upload
+NUMBER = re.compile(r"[\W_]*[0-9]+$")  # of a frame, behind the name of its video
 EXPORTED = re.compile(r"(_\w{3,4})?\.rf\.[0-9a-f]{32}$")  # Roboflow's, of each version of an image
 TILE = re.compile(r"(\d{5}|[1-9]\d{5})_(\d{5}|[1-9]\d{5})")  # as of `convert.cut_tiles`: y, x
 STRIDE = 16  # pixels: tiles lie no closer; frames of numbered clips do
@@ -96,8 +97,7 @@ def _is_axis(places: list[int]) -> bool:
 def originals(file_names: Sequence[str]) -> list[str]:
     """The path, without suffix, of what each image was made of.
 
-    That of a tile is its folder. Roboflow's versions of an image, and Label Studio's uploads whose
-    names end in a number, lose what these tools put behind and before a name.
+    That of a tile is its folder. Roboflow's versions of an image lose what it puts behind a name.
 
     Args:
         file_names: relative paths, with /.
@@ -110,8 +110,30 @@ def originals(file_names: Sequence[str]) -> list[str]:
             folder, stem = posixpath.split(folder)
         folders.append(folder)
         stems.append(EXPORTED.sub("", stem))
-    uploads = [found[0] for stem in stems if (found := UPLOADED.match(stem))]
-    if any(re.search("[a-f]", begin) for begin in uploads):  # else they are dates
-        # For the frames of a video: other names, as of many a phone's photographs, may be all one.
-        stems = [UPLOADED.sub("", s) if re.search("[0-9]$", s) else s for s in stems]
     return list(map(posixpath.join, folders, stems))
+
+
+def videos(names: Sequence[str]) -> list[str]:
+    """The path of the video that each image would be a frame of: without the number at its end.
+
+    Frames that were uploaded to Label Studio lose what it puts before their names, too. Frames have
+    numbers of their own: if one number is in more uploads of a name than there are numbers, these
+    are different images that somebody named alike, as many a phone's photographs, and keep it.
+
+    Args:
+        names: as of `originals`.
+    """
+    folders, stems = map(posixpath.dirname, names), list(map(posixpath.basename, names))
+    plain = [UPLOADED.sub("", stem) for stem in stems]
+    if all(stem[:8].isdecimal() for stem, rest in zip(stems, plain, strict=True) if stem != rest):
+        plain = stems  # they are dates
+    pairs = [(f, NUMBER.sub("", rest)) for f, rest in zip(folders, plain, strict=True)]
+    frames: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for pair, stem, rest in zip(pairs, stems, plain, strict=True):
+        if stem != rest:
+            frames[pair][rest] += 1
+    alike = {pair for pair, its in frames.items() if max(its.values()) > len(its)}
+    return [
+        posixpath.join(pair[0], NUMBER.sub("", stem) if pair in alike else pair[1])
+        for pair, stem in zip(pairs, stems, strict=True)
+    ]

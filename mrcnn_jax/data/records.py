@@ -116,7 +116,8 @@ class CocoDataset:
         if not left:
             lines = self.report.lines()
             reasons = [line for line in lines if line.startswith(("dropped", "left out"))]
-            why = "; ".join(reasons) if self.listed else "the file lists none"
+            why = "; ".join([*reasons, *self.lost[:3]]) if self.listed else "the file lists none"
+            why += "; ..." * (len(self.lost) > 3)
             raise ConfigError(f"{self.annotations_path}: no usable image is left: {why}")
         objects = [record for image in left for record in image.objects]
         crowds = sum(record.iscrowd for record in objects)

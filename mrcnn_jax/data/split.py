@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import posixpath
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.copies import equal_files
 from mrcnn_jax.data.json_values import integer, read_json
-from mrcnn_jax.data.names import Role, image_roles, originals, tiles
+from mrcnn_jax.data.names import Role, image_roles, originals, tiles, videos
 from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Report
@@ -76,14 +75,14 @@ def groupings(
         in one group of each.
     """
     names = originals(file_names)
-    folders, stems = zip(*map(posixpath.split, names), strict=True)
-    videos = [re.sub(r"[\W_]*[0-9]+$", "", stem) for stem in stems]
-    films = list(map(posixpath.join, folders, videos))
-    by_folder, by_film, by_name = (merged(groups, copies) for groups in (folders, films, names))
+    folders = list(map(posixpath.dirname, names))
+    by_folder, by_video, by_name = (
+        merged(groups, copies) for groups in (folders, videos(names), names)
+    )
     if len(set(by_folder)) >= GROUPS:
         yield "by subfolder", by_folder
-    if GROUPS <= len(set(by_film)) < len(set(by_name)):
-        yield "by video (names that differ in a number at their end)", by_film
+    if GROUPS <= len(set(by_video)) < len(set(by_name)):
+        yield "by video (names that differ in a number at their end)", by_video
     yield "one by one", by_name
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mrcnn_jax.config.errors import refuse_pipe
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.output import whole_file
 
 LIST = "images.json"
 """The images of a folder of results, with what was drawn of each."""
@@ -18,9 +21,27 @@ _END = b"]\n"
 _DRAWN = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and depth maps
 
 
+@contextlib.contextmanager
+def growing_file(path: Path) -> Iterator[Path]:
+    """Yields `path` itself to write to, so that it stays if the program is killed.
+
+    It is removed if the block fails. Where there is such a file, as of an earlier call, that one
+    stays until the block succeeds (`whole_file`).
+    """
+    if os.path.lexists(path):
+        with whole_file(path) as part:
+            yield part
+        return
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 class JSONList:
-    """A JSON list that grows in a file; its end stands behind each entry already, so that it has
-    room on a disk that is full.
+    """A JSON list that grows in a file; its end stands behind each entry already, for a disk that
+    is full or a program that is killed.
 
     Args:
         stream: the empty file, without a buffer, which would keep what the disk did not take.

@@ -86,7 +86,7 @@ def locate(weights: str, *, download: bool, option: str = "--weights: ") -> Path
             f"{option}{weights}: no such file or run, and none of the published ones: "
             f"{', '.join(PUBLISHED)}"
         )
-    path = _cached(weights, option)
+    path = _cached(weights)
     if path.exists():
         return path
     if not download:
@@ -97,12 +97,9 @@ def locate(weights: str, *, download: bool, option: str = "--weights: ") -> Path
     return fetch(weights)
 
 
-def _cached(name: str, option: str = "--weights: ") -> Path:
+def _cached(name: str) -> Path:
     """Where a published file lies, or would lie, on this machine."""
-    try:
-        return cli.cache_folder().resolve() / "weights" / PUBLISHED[name].file
-    except RuntimeError as error:
-        raise ConfigError(f"{option}{name}: no folder to keep it in: {error}") from None
+    return cli.cache_folder().resolve() / "weights" / PUBLISHED[name].file
 
 
 def fetch(name: str, base: str = BASE) -> Path:

@@ -273,15 +273,14 @@ def test_a_full_disk_ends_it_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And detections.json, which grows image by image, gets its name only when it is whole: then,
-    with all that was found, as has the list of the images."""
+    """And detections.json, which grows image by image, has all that was found, as has the list of
+    the images."""
     files = sorted((tiny_data / "images").glob("val*.png"))[:3]
     growing = []
     write = encode.Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
         (unfinished,) = (tmp_path / "out").glob("*detections.json*")
-        assert unfinished.name != "detections.json"
         growing.append(unfinished.stat().st_size)
         if len(growing) == 3:
             raise OSError(28, "No space left on device")
@@ -350,6 +349,37 @@ def test_a_signal_keeps_what_was_done(
     assert again() == 0
     assert images() == ["a.png", "b.png", "c.png"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_call_leaves_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mrcnn: Callable[..., int]
+) -> None:
+    """The folder at one instant is what SIGKILL would leave. A call into it takes no overlay for a
+    photograph; while it runs, the lists are still those of the first."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "abc":
+        Image.new("L", (8, 6)).save(folder / f"{name}.png")
+    killed: list[Path] = []
+
+    def predicted(number: int) -> list[dict[str, Any]]:
+        if number == 3:
+            killed.append(tmp_path / f"killed {len(killed)}")
+            shutil.copytree(folder, killed[-1])
+        return [{"image_id": number, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}]
+
+    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
+    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
+    seen = SimpleNamespace(to_coco=predicted)
+    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: seen)
+    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    for images in (2, 3):
+        assert mrcnn("predict", folder, "--workdir", ".", "--out", folder) == 0
+        left = killed[-1]
+        listed = json.loads((left / "images.json").read_text())
+        assert [image["id"] for image in listed] == [1, 2, 3][:images]
+        assert [result["image_id"] for result in results_of(left)] == [1, 2, 3][:images]
+        assert [file.name for file in image_files([left])] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize("overlays", [True, False])

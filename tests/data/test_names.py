@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mrcnn_jax.data.names import image_roles, originals, role, tiles
+from mrcnn_jax.data.names import image_roles, originals, role, tiles, videos
 from mrcnn_jax.pixels.windows import windows
 
 
@@ -62,12 +62,28 @@ def test_other_names_with_numbers_are_no_tiles(names: list[str]) -> None:
     assert tiles(names) == set()
 
 
-def test_uploads_lose_their_digits() -> None:
-    """But dates, which are digits too, stay."""
-    uploads = ["x/3f2c1a9b-clip1_0001.jpg", "x/12345678-clip1_0002.jpg"]
-    assert originals(uploads) == ["x/clip1_0001", "x/clip1_0002"]
-    named = [f"{number:08x}-image.jpg" for number in range(0xA0000000, 0xA000000A)]
-    assert len({*originals(named)}) == 10  # they do not tell of one video
-    assert originals(["3f2c1a9b-image.jpg", "3f2c1a9c-a1.jpg"]) == ["3f2c1a9b-image", "a1"]
-    dates = ["20240131-0001.jpg", "20240201-0001.jpg"]
-    assert originals(dates) == ["20240131-0001", "20240201-0001"]
+def test_frames_of_videos() -> None:
+    assert videos(["x/a_0001", "x/a_2", "y/a1", "y/0001", "b"]) == ["x/a", "x/a", "y/a", "y/", "b"]
+
+
+def uploaded(*names: str) -> list[str]:
+    """As Label Studio names its uploads."""
+    return [f"{0xA0000000 + number:08x}-{name}" for number, name in enumerate(names)]
+
+
+def test_frames_that_were_uploaded() -> None:
+    """But dates, which are eight digits too, stay."""
+    assert videos(["x/3f2c1a9b-clip1_0001", "x/12345678-clip1_0002"]) == ["x/clip1"] * 2
+    assert videos([*uploaded("a_1", "a_2", "b_1", "b_3"), "c_1"]) == [*"aabbc"]
+    twice = [f"clip_{number:04}" for number in range(9)] * 2
+    assert videos(uploaded(*twice)) == ["clip"] * 18  # also if others have equal names
+    dates = ["20240131-0001", "20240201-0001"]
+    assert videos(dates) == ["20240131", "20240201"]
+
+
+@pytest.mark.parametrize("names", [["image1"], ["image"], ["image1", "image2"]])
+def test_uploads_of_equal_names_are_no_video(names: list[str]) -> None:
+    """They were one group, and could not be divided."""
+    named = uploaded(*names * 10)
+    assert len({*videos(named)}) == len(named)
+    assert originals([f"{name}.jpg" for name in named]) == named

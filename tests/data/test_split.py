@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.split import (
     MOST,
@@ -106,6 +107,7 @@ def test_the_hash_is_sha256() -> None:
             "by video",
             list("aabbccddee"),  # uploads to Label Studio
         ),
+        ([f"{n}a{n}a{n}a{n}a-image1.png" for n in range(9)], "one by one", None),
         (
             [f"x/{c}_{n}/00000_{x:05}.png" for c in "abcde" for n in (1, 2) for x in (0, 896)],
             "by video",
@@ -163,6 +165,22 @@ def part(mixed_file: Path) -> Part:
 
 def read(part: Part) -> dict[str, Any]:
     return json.loads(part.annotations.read_text())
+
+
+def test_a_side_without_a_readable_image_is_refused(part: Part, tmp_path: Path) -> None:
+    """By the names of its files: neither side is left out in silence."""
+    sides = split(part, tmp_path, tmp_path / "out")[:2]
+    data = DataConfig()
+    for side in sides:
+        dataset = read_coco(side.annotations, side.images, data)
+        for image in dataset.images:
+            file = side.images / image.file_name
+            file.write_bytes(file.read_bytes()[:-60])
+        first = dataset.images[0].file_name
+        with pytest.raises(
+            ConfigError, match=rf"{side.annotations.name}: no us.*; {first} \(.*cut off\)"
+        ):
+            check_split(dataset, cache=tmp_path / "cache", data=data, keep_empty=True)
 
 
 def test_both_files_have_the_whole(part: Part, tmp_path: Path) -> None:

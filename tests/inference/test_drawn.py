@@ -15,11 +15,30 @@ from mrcnn_jax.inference.drawn import (
     LIST,
     JSONList,
     drawn_in,
+    growing_file,
     images_listed,
     picture_name,
     remove_earlier,
     take_back,
 )
+
+
+def test_a_growing_file_is_there_unless_one_was(tmp_path: Path) -> None:
+    path = tmp_path / LIST
+
+    def full(part: Path) -> None:
+        assert part == path
+        part.write_text("new")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), growing_file(path) as part:
+        full(part)
+    assert not path.exists()
+    path.write_text("earlier")
+    with growing_file(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "earlier"
+    assert path.read_text() == "new"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -131,18 +131,27 @@ def test_nothing_is_fetched_unasked(site: Site, tmp_path: Path) -> None:
         locate(str(tmp_path / NAME), download=True)
 
 
+@pytest.mark.parametrize("option", ["--weights: ", ""])
 def test_the_option_that_names_weights_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`import` has none, whatever is wrong."""
+    """`import` has none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, why in ((NAME, "not fetched yet"), ("resnet", "no such file")):
+        with pytest.raises(ConfigError, match=f"^{option}{name}: {why}"):
+            locate(name, download=False, option=option)
+
+
+def test_a_folder_to_keep_them_in_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the home is not known."""
 
     def no_home() -> Path:
         raise RuntimeError("no home")
 
-    monkeypatch.setattr(cli, "cache_folder", no_home)
-    for option in ("--weights: ", ""):
-        with pytest.raises(ConfigError, match=f"^{option}{NAME}: no folder to keep it in: no home"):
-            locate(NAME, download=True, option=option)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigError, match=r"^XDG_CACHE_HOME: name a folder .* kept: no home$"):
+        locate(NAME, download=True)
 
 
 def test_paths_come_first(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
