@@ -44,7 +44,7 @@ def whole_epochs(canvases: Sequence[int], batch_size: int, steps: int) -> tuple[
     Returns:
         (epochs, images, steps).
     """
-    from mrcnn_jax.data.loader import plan_epoch
+    from mrcnn_jax.data.order import plan_epoch
 
     def length(images: int) -> int:
         return len(plan_epoch(canvases[:images], batch_size, seed=0, epoch=0, shuffle=False))

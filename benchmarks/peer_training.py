@@ -242,7 +242,8 @@ def remaining(epochs: Sequence[Sequence[Any]], step: int) -> list[tuple[int, Seq
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains torchvision's side, from its checkpoint if there is one, and evaluates it."""
-    from mrcnn_jax.data.loader import load, plan_epoch
+    from mrcnn_jax.data.loader import load
+    from mrcnn_jax.data.order import plan_epoch
     from mrcnn_jax.runs.metrics import MetricsLog
 
     plan, config = joint_run.planned_config(arguments)

@@ -26,7 +26,6 @@ from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import to_dict
 from mrcnn_jax.config.schema import Config, OptimizerConfig
-from mrcnn_jax.data.loader import PlannedBatch, own_rows
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training.loop import train
@@ -416,27 +415,6 @@ def test_a_run_with_such_a_batch_is_refused_before_it_reads_anything(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: data.batch_size: 2 images do not divide by 8 devices (8 does)\n"
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_rows_of_all_processes_are_the_batch(
-    processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mesh: Any = AbstractMesh((4,), ("data",))
-    keys = (*((i,) for i in (0, 1, 2, 4, 6, 7)), (), ())
-    plan = [PlannedBatch(1, (5, 3, 8)), PlannedBatch(0, (0, 1, 2, 4, 6, 7, -1, -1), keys)]
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    shares = []
-    for index in range(processes):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        shares.append(own_rows(plan, mesh))
-    for number, (planned, rows) in enumerate(zip(plan, (4, 8), strict=True)):
-        parts = [share[number] for share in shares]
-        assert {part.canvas for part in parts} == {planned.canvas}
-        assert {len(part.indices) for part in parts} == {rows // processes}
-        together = sum((part.indices for part in parts), ())
-        assert together == planned.indices + (-1,) * (rows - len(planned.indices))
-        assert sum((part.keys for part in parts), ()) == planned.keys
 
 
 # -- processes that die ----------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
 from mrcnn_jax.config.model import ModelConfig, ResNetConfig, RPNConfig
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
-from mrcnn_jax.data.loader import load, open_split, plan_epoch
+from mrcnn_jax.data.loader import load, open_split
+from mrcnn_jax.data.order import plan_epoch
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch

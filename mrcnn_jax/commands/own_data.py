@@ -12,6 +12,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mrcnn_jax.config.schema import Config
     from mrcnn_jax.convert.common import Options
     from mrcnn_jax.data.names import Role
     from mrcnn_jax.data.split import Part
@@ -82,6 +83,30 @@ def is_changed(folder: Path, workdir: Path) -> bool:
 
     recorded = (existing_split(folder, workdir / DATASET) or {}).get("fingerprint")
     return recorded is not None and recorded != fingerprint(folder, workdir)
+
+
+def refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
+    """Raises ConfigError if a run was not begun on this folder."""
+    from mrcnn_jax.data.split import existing_split
+
+    annotations, made = Path(config.data.train_annotations), workdir / DATASET
+    if annotations.is_relative_to(made.resolve()):
+        existing_split(folder, made)
+    elif not (annotations.is_relative_to(folder.resolve()) or _links_to(folder, annotations)):
+        raise ConfigError(
+            f"{workdir}: holds a run on {annotations}, not on {folder} (choose another --workdir)"
+        )
+
+
+def _links_to(folder: Path, annotations: Path) -> bool:
+    """Whether the training file of a folder is a link to another one."""
+    from mrcnn_jax.datasets.recognise import recognise
+
+    try:
+        part = recognise(folder).train
+    except ConfigError:
+        return False
+    return part is not None and part.annotations.resolve() == annotations
 
 
 def with_classes_of(training: Part, export: Options, file: Path) -> Options:

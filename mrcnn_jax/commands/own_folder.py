@@ -29,7 +29,7 @@ from mrcnn_jax.commands.arguments import (
     next_workdir,
 )
 from mrcnn_jax.commands.minutes import refuse_contradiction
-from mrcnn_jax.commands.own_data import DATASET, is_changed
+from mrcnn_jax.commands.own_data import DATASET, is_changed, refuse_other_folder
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import (
     PATHS,
@@ -158,7 +158,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
     begun = (workdir / "config.json").exists()
     if begun:
         config = load_config_file(workdir / "config.json")  # without the processes that began it
-        _refuse_other_folder(config, folder, workdir)
+        refuse_other_folder(config, folder, workdir)
         others = plain
     else:
         _refuse_files(fields_given(plain))
@@ -201,30 +201,6 @@ def _refuse_files(given: frozenset[str]) -> None:
             f"data.{name}" not in given,
             f"data.{name}: the folder says which files: leave it out, or take a config (--config)",
         )
-
-
-def _refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
-    """Raises ConfigError if a run was not begun on this folder."""
-    from mrcnn_jax.data.split import existing_split
-
-    annotations, made = Path(config.data.train_annotations), workdir / DATASET
-    if annotations.is_relative_to(made.resolve()):
-        existing_split(folder, made)
-    elif not (annotations.is_relative_to(folder.resolve()) or _links_to(folder, annotations)):
-        raise ConfigError(
-            f"{workdir}: holds a run on {annotations}, not on {folder} (choose another --workdir)"
-        )
-
-
-def _links_to(folder: Path, annotations: Path) -> bool:
-    """Whether the training file of a folder is a link to another one."""
-    from mrcnn_jax.datasets.recognise import recognise
-
-    try:
-        part = recognise(folder).train
-    except ConfigError:
-        return False
-    return part is not None and part.annotations.resolve() == annotations
 
 
 def run(request: Request) -> None:

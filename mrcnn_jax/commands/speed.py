@@ -19,7 +19,8 @@ from typing import Any
 import jax
 
 from mrcnn_jax import parallel
-from mrcnn_jax.data.loader import PlannedBatch, Split, plan_once
+from mrcnn_jax.data.loader import Split, plan_once
+from mrcnn_jax.data.order import PlannedBatch
 from mrcnn_jax.inference.device_memory import naming_the_batch
 from mrcnn_jax.inference.evaluate import evaluation_of
 from mrcnn_jax.inference.predictor import Predictor, results_of_split

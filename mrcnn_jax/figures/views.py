@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int32
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.loader import PlannedBatch, Split, image_of, load
+from mrcnn_jax.data.loader import Split, image_of, load
+from mrcnn_jax.data.order import PlannedBatch
 from mrcnn_jax.data.records import ImageRecord, ObjectRecord
 from mrcnn_jax.figures.draw import Image, spread
 from mrcnn_jax.inference.predictor import Predictor, predict_split

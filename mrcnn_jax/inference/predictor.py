@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.loader import PlannedBatch, Split, depth_of, load, own_rows
+from mrcnn_jax.data.loader import Split, depth_of, load
+from mrcnn_jax.data.order import PlannedBatch, own_rows
 from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.inference.results import Detections, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables

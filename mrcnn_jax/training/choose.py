@@ -16,7 +16,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
-from mrcnn_jax.data.loader import repeat_factors
+from mrcnn_jax.data.order import repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.training.batch import (
     ONE,

@@ -23,7 +23,8 @@ from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.data.loader import PlannedBatch, Split, open_split, plan_epoch, repeat_factors
+from mrcnn_jax.data.loader import Split, open_split
+from mrcnn_jax.data.order import PlannedBatch, plan_epoch, repeat_factors
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables

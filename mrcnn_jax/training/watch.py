@@ -19,7 +19,8 @@ from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash
 from mrcnn_jax.config.schema import StageConfig
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, own_rows, plan_once
+from mrcnn_jax.data.loader import Split, load, plan_once
+from mrcnn_jax.data.order import PlannedBatch, own_rows
 from mrcnn_jax.evaluation.proposals import proposal_recall
 from mrcnn_jax.figures.curves import curves
 from mrcnn_jax.inference.evaluate import evaluate

@@ -21,7 +21,8 @@ from mrcnn_jax.config.schema import AugmentConfig, Config, DataConfig
 from mrcnn_jax.data import depth_files
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.images import check_split
-from mrcnn_jax.data.loader import Split, depth_of, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.loader import Split, depth_of, load, open_split, plan_once
+from mrcnn_jax.data.order import plan_epoch
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason

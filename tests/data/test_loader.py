@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import multiprocessing
 import os
@@ -15,8 +14,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -24,7 +21,8 @@ from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.builder import RandomAccess
 from mrcnn_jax.data.caps import caps
-from mrcnn_jax.data.loader import PlannedBatch, Split, load, open_split, plan_epoch, plan_once
+from mrcnn_jax.data.loader import Split, load, open_split, plan_once
+from mrcnn_jax.data.order import PlannedBatch, plan_epoch
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.transforms import resize_plan
@@ -181,45 +179,6 @@ def test_dtypes_and_padding_of_incomplete_batches(mixed_file: Path, mixed_data: 
             assert not batch.ground_truth.valid[row].any()
             assert not batch.ignore.valid[row].any()
             assert (batch.scales[row] > 0).all()
-
-
-@given(
-    st.lists(st.integers(0, 3), min_size=1, max_size=60),
-    st.integers(1, 7),
-    st.integers(0, 2**31),
-    st.booleans(),
-)
-@settings(deadline=None)
-def test_plans_are_pure_and_complete(
-    canvases: list[int], size: int, seed: int, shuffle: bool
-) -> None:
-    plans = [
-        plan_epoch(canvases, size, seed=seed, epoch=epoch, shuffle=shuffle) for epoch in (0, 1, 0)
-    ]
-    assert plans[0] == plans[2]
-    assert len(plans[0]) == len(plans[1]) == sum(-(-n // size) for n in Counter(canvases).values())
-    for plan in plans:
-        assert sorted(i for batch in plan for i in batch.indices if i >= 0) == list(
-            range(len(canvases))
-        )
-        for batch in plan:
-            assert len(batch.indices) == size
-            assert batch.indices[0] >= 0
-            assert all(i == -1 or canvases[i] == batch.canvas for i in batch.indices)
-    if not shuffle:
-        assert plans[0] == plans[1]
-
-
-def test_epochs_and_seeds_differ_and_canvases_are_mixed() -> None:
-    canvases = [0, 1] * 50
-    plans = [
-        plan_epoch(canvases, 2, seed=seed, epoch=epoch, shuffle=True)
-        for seed, epoch in ((0, 0), (0, 1), (1, 0))
-    ]
-    assert plans[0] != plans[1]
-    assert plans[0] != plans[2]
-    order = [batch.canvas for batch in plans[0]]
-    assert sum(a != b for a, b in itertools.pairwise(order)) > 10
 
 
 def _equal(a: Batch, b: Batch) -> bool:

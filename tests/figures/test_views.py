@@ -13,7 +13,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.data.loader import PlannedBatch, Split, load
+from mrcnn_jax.data.loader import Split, load
+from mrcnn_jax.data.order import PlannedBatch
 from mrcnn_jax.figures import views
 from mrcnn_jax.figures.draw import spread
 from mrcnn_jax.inference.predictor import Predictor

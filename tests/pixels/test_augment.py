@@ -18,10 +18,9 @@ from PIL import Image, ImageEnhance
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import AugmentConfig, DataConfig
-from mrcnn_jax.data.loader import load, open_split, plan_epoch, plan_once, repeat_factors
+from mrcnn_jax.data.loader import load, open_split, plan_once
+from mrcnn_jax.data.order import plan_epoch
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
-from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.augment import Picture, Scene, Seen, _coloured, augmented, plain
 from mrcnn_jax.pixels.transforms import View, coverage
 
@@ -440,79 +439,6 @@ def test_what_is_over_the_limit_is_counted(mixed_file: Path, mixed_data: DataCon
         if own:  # takes the one place
             more += int(batch.lost[0] + batch.ground_truth.valid[0].sum()) - own
     assert more > 0, "pasted objects that found no place"
-
-
-# -- repeated --------------------------------------------------------------------------------------
-
-
-def labelled(*images: tuple[int, ...], crowds: tuple[int, ...] = ()) -> CocoDataset:
-    """Images with objects of these labels, or with crowds if their number is in `crowds`."""
-    records = [
-        ImageRecord(
-            i,
-            f"{i}",
-            10,
-            10,
-            tuple(
-                ObjectRecord(0, label, (0, 0, 9, 9), None, i in crowds, 81.0) for label in labels
-            ),
-        )
-        for i, labels in enumerate(images)
-    ]
-    return CocoDataset(
-        (Category(1, "a"), Category(2, "b")),
-        tuple(records),
-        Report(),
-        Path("a"),
-        Path("b"),
-        len(records),
-    )
-
-
-def test_an_image_is_repeated_by_its_rarest_class() -> None:
-    """Of eight images, five have class 1 and two class 2 (the crowd does not count); the threshold
-    lies between their shares."""
-    dataset = labelled((1,), (1, 1), (1, 2), (1,), (2,), (), (1,), (2,), crowds=(7,))
-    rare = (0.5 / (2 / 8)) ** 0.5
-    assert np.allclose(repeat_factors(dataset, 0.5), [1, 1, rare, 1, rare, 1, 1, 1], rtol=1e-12)
-    assert np.allclose(repeat_factors(dataset, 1.0)[:3], [1.6**0.5, 1.6**0.5, 2], rtol=1e-12)
-    assert (repeat_factors(dataset, 0.0) == 1).all()
-
-
-def test_repeats_are_as_often_as_their_factors_in_epochs_of_one_length() -> None:
-    rng = np.random.default_rng(0)
-    canvases = rng.integers(0, 2, 40)
-    factors = np.where(rng.random(40) < 0.5, 1.0, 1 + 2 * rng.random(40))
-    epochs = 500
-    counts = np.zeros((epochs, 40))
-    lengths = set()
-    for epoch in range(epochs):
-        plan = plan_epoch(canvases.tolist(), 4, seed=1, epoch=epoch, shuffle=True, repeats=factors)
-        lengths.add(len(plan))
-        assert all(canvases[i] == batch.canvas for batch in plan for i in batch.indices if i >= 0)
-        images = [i for batch in plan for i in batch.indices if i >= 0]
-        np.add.at(counts[epoch], images, 1)
-        keys = [key for batch in plan for key in batch.keys if key]
-        assert len(set(keys)) == len(keys) == len(images)
-    assert len(lengths) == 1
-    assert plan == plan_epoch(
-        canvases.tolist(), 4, seed=1, epoch=epochs - 1, shuffle=True, repeats=factors
-    )
-    whole = np.floor(factors)
-    assert ((counts == whole) | (counts == whole + 1)).all()
-    assert (counts[:, factors == 1] == 1).all()
-    for canvas in (0, 1):
-        chance = np.where(canvases == canvas, factors - whole, 0)
-        total = counts[0, canvases == canvas].sum()
-        assert total == round(factors[canvases == canvas].sum())
-        chance *= round(chance.sum()) / chance.sum()
-        spread = 5 * np.sqrt(chance * (1 - chance) / epochs)  # five standard deviations
-        assert (np.abs(counts.mean(0) - whole - chance) <= spread + 1e-9)[canvases == canvas].all()
-    alone = [
-        plan_epoch(canvases.tolist(), 4, seed=1, epoch=0, shuffle=True, repeats=r)
-        for r in (None, np.ones(40))
-    ]
-    assert alone[0] == alone[1]
 
 
 def test_a_view_beyond_its_image_is_empty() -> None:

@@ -27,7 +27,7 @@ from mrcnn_jax.config.files import (
 from mrcnn_jax.config.heads import MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import joint
-from mrcnn_jax.data.loader import PlannedBatch, plan_epoch
+from mrcnn_jax.data.order import PlannedBatch, plan_epoch
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import loop, resume
 from mrcnn_jax.training import open as opening
