@@ -176,6 +176,8 @@ def two(
         ((20, 20, 100, 40), (60, 20, 140, 40), (0.6, 0.8), [(20, 20, 140, 40, 0.8)], (1, 0, 0)),
         # Their masks differ by less than half in the strip: joined.
         ((20, 20, 100, 40), (60, 25, 140, 45), (0.6, 0.8), [(20, 20, 140, 45, 0.8)], (1, 0, 0)),
+        # By exactly half, too.
+        ((20, 20, 100, 40), (60, 20, 140, 30), (0.6, 0.8), [(20, 20, 140, 40, 0.8)], (1, 0, 0)),
         # By more: two objects, each cut.
         (
             (20, 20, 100, 40),
@@ -188,6 +190,8 @@ def two(
         ((70, 20, 100, 40), (70, 20, 130, 42), (0.9, 0.5), [(70, 20, 130, 42, 0.9)], (0, 1, 0)),
         # It reaches further than the one that seems whole: joined to it.
         ((20, 20, 98, 40), (66, 20, 90, 40), (0.9, 0.5), [(20, 20, 98, 40, 0.9)], (1, 0, 0)),
+        # Half of it is covered: it is not joined.
+        ((52, 20, 100, 40), (66, 20, 90, 40), (0.9, 0.5), [(66, 20, 90, 40, 0.9)], (0, 1, 0)),
         # Whole in both: the better one.
         ((65, 20, 90, 40), (66, 20, 91, 40), (0.9, 0.8), [(65, 20, 90, 40, 0.9)], (0, 1, 0)),
         # Cut, without a partner: kept.
@@ -200,6 +204,8 @@ def two(
         ),
         # Cut, and a part of a better one: dropped.
         ((80, 20, 100, 30), (70, 10, 130, 42), (0.4, 0.5), [(70, 10, 130, 42, 0.5)], (0, 1, 0)),
+        # Or half a part of it.
+        ((80, 20, 100, 30), (70, 25, 130, 57), (0.4, 0.5), [(70, 25, 130, 57, 0.5)], (0, 1, 0)),
         # But a worse one, which covers more, takes nothing away.
         (
             (80, 20, 100, 30),
@@ -305,6 +311,43 @@ def test_what_is_near_a_border_of_its_tile_is_cut(gap: int) -> None:
         assert inner.box.tolist() == [side + 100 for side in box]
         [outer] = in_image(box_found(tile, 1, box, 0.5), 0, Window(0, 0, 400, 400), (400, 400))
         assert not outer.cut
+
+
+def test_near_is_a_share_of_the_side_that_ends_there() -> None:
+    """4 of 400 pixels of width, and of 200 of height the least, 2."""
+    tile = Window(100, 100, 300, 500)
+    for box, cut in (
+        ((4, 90, 150, 150), True),
+        ((90, 4, 150, 150), False),
+        ((90, 2, 150, 150), True),
+        ((90, 90, 396, 150), True),
+        ((90, 90, 150, 196), False),
+    ):
+        [item] = in_image(box_found(tile, 1, box, 0.5), 0, tile, (600, 600))
+        assert item.cut == cut, box
+
+
+def test_a_box_without_a_mask_is_its_pixels_at_least_one() -> None:
+    boxes = np.array([[3, 4, 9, 6], [3.1, 5.2, 9, 5.4], [4.9, 5, 5.1, 8], [99.8, 99.8, 100, 100]])
+    found = replace(
+        box_found(LEFT, 1, (0, 0, 9, 9), 0.5),
+        boxes=boxes,
+        labels=np.ones(4, np.int32),
+        scores=np.full(4, 0.5, np.float32),
+        masks=None,
+    )
+    masks = [coco_mask.decode(item.mask) for item in in_image(found, 0, LEFT, (100, 100))]
+    expected = np.s_[4:6, 3:9], np.s_[5:6, 3:9], np.s_[5:8, 5:6], np.s_[99:, 99:]
+    for mask, place in zip(masks, expected, strict=True):
+        assert mask[place].all()
+        assert mask.sum() == mask[place].size
+
+
+def test_the_least_score_is_kept() -> None:
+    merged = two((20, 20, 40, 40), (110, 20, 140, 40), (0.5, 0.25))
+    for least, count in ((0.25, 2), (0.5, 1), (0.75, 0)):
+        found = detections(merged.objects, SIZE, CATEGORIES, min_score=least)
+        assert len(found.scores) == count
 
 
 def test_nothing_is_merged_to_nothing() -> None:

@@ -245,6 +245,13 @@ def test_samples_at_the_borders_of_the_rules() -> None:
     assert samples.boxes[2].tolist() == [0, 0, 10, 5]
     assert samples.labels[:2].tolist() == [1, 2]
     assert samples.targets[:2].mean((1, 2)).tolist() == [0, 1]
+    # A box of an object without a mask is not given to another that it matches less.
+    gt = gt.replace(
+        boxes=jnp.array([[0, 0, 10, 10], [0, 0, 10, 8]], jnp.float32),
+        has_mask=jnp.array([False, True]),
+    )
+    samples = SAMPLE(instances([[0, 0, 10, 9.5], [0, 0, 10, 8.5]]), gt, config=CONFIG)
+    assert samples.boxes[samples.valid].tolist() == [[0, 0, 10, 8], [0, 0, 10, 8.5]]
 
 
 # Loss

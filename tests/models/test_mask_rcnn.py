@@ -240,7 +240,8 @@ def test_c4_reads_one_map_through_res5() -> None:
 
 
 def test_live_res5_sees_boxes_that_exist_and_masks_its_running_statistics() -> None:
-    live = MaskRCNN(replace(C4, resnet=replace(C4.resnet, norm="live")))
+    resnet, box_head = replace(C4.resnet, norm="live"), replace(C4.box_head, pool_size=7)
+    live = MaskRCNN(replace(C4, resnet=resnet, box_head=box_head))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: live.init(jax.random.key(0), example_batch(CANVAS)))
     variables = {
