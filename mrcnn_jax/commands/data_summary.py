@@ -39,9 +39,8 @@ def summary(
         (record, plan)
         for image, plan in zip(dataset.images, plans, strict=True)
         for record in image.objects
-        if not record.iscrowd
     ]
-    counts = [sum(not record.iscrowd for record in image.objects) for image in dataset.images]
+    counts = [len(image.objects) for image in dataset.images]
     by_label = Counter(record.label for record, _ in objects)
     by_size = Counter(f"{image.height} x {image.width}" for image in dataset.images)
     areas = np.array([record.area for record, _ in objects])

@@ -65,7 +65,7 @@ def check_split(
     """
     dataset = replace(dataset, report=copy.deepcopy(dataset.report))
     if not keep_empty:
-        empty = {i.id for i in dataset.images if all(record.iscrowd for record in i.objects)}
+        empty = {i.id for i in dataset.images if not i.objects}
         for image_id in sorted(empty):
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(i for i in dataset.images if i.id not in empty)

@@ -51,16 +51,27 @@ class ImageRecord:
     file_name: str
     height: int
     width: int
-    objects: tuple[ObjectRecord, ...]
+    annotations: tuple[ObjectRecord, ...]
+    """Objects and crowds, in the order of the file."""
     upright: bool = False
     """The file's pixels are to be turned as its EXIF orientation says."""
     depth_file: str | None = None
     """Its depth map, relative to the image folder; None: there is none, or it is not read."""
 
     @property
+    def objects(self) -> tuple[ObjectRecord, ...]:
+        """The annotations that are trained on and found: without crowds."""
+        return tuple(record for record in self.annotations if not record.iscrowd)
+
+    @property
+    def crowds(self) -> tuple[ObjectRecord, ...]:
+        """The regions to ignore."""
+        return tuple(record for record in self.annotations if record.iscrowd)
+
+    @property
     def has_mask(self) -> bool:
-        """Whether any object, crowds aside, has a mask, not only a box."""
-        return any(o.rle is not None for o in self.objects if not o.iscrowd)
+        """Whether any object has a mask, not only a box."""
+        return any(record.rle is not None for record in self.objects)
 
 
 @dataclass(frozen=True)
@@ -119,9 +130,9 @@ class CocoDataset:
             why = "; ".join(reasons) if self.listed else "the file lists none"
             raise ConfigError(f"{self.annotations_path}: no usable image is left: {why}")
         objects = [record for image in left for record in image.objects]
-        crowds = sum(record.iscrowd for record in objects)
-        kept = {"images": len(left), "objects": len(objects) - crowds, "crowds": crowds}
-        if boxes := sum(record.rle is None and not record.iscrowd for record in objects):
+        crowds = sum(len(image.crowds) for image in left)
+        kept = {"images": len(left), "objects": len(objects), "crowds": crowds}
+        if boxes := sum(record.rle is None for record in objects):
             kept["objects without a mask (box only)"] = boxes
         return replace(self, images=left, report=replace(self.report, kept=kept))
 
@@ -178,7 +189,9 @@ class CocoDataset:
         labels = {category.name: label for label, category in enumerate(new, 1)}
         label_of = [0, *(labels[name] for name in self.class_names)]
         images = tuple(
-            replace(i, objects=tuple(replace(o, label=label_of[o.label]) for o in i.objects))
+            replace(
+                i, annotations=tuple(replace(a, label=label_of[a.label]) for a in i.annotations)
+            )
             for i in self.images
         )
         key = Reason.CATEGORY_IDS, Reason.CATEGORY_IDS.text
@@ -205,7 +218,7 @@ class CocoDataset:
                 record.rle,
             )
             for image in self.images
-            for record in image.objects
+            for record in image.annotations
         ]
         images = [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}

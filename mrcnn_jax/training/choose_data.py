@@ -71,7 +71,7 @@ def choose_data(
     canvases = canvases_given or choose_canvases(resized, short_side, long_side)
     most_objects = max(object_counts(train) + object_counts(val))
     pasted = most_objects if recipe.data.augment.copy_paste > 0 else 0
-    crowds = [sum(o.iscrowd for o in i.objects) for i in (*train.images, *val.images)]
+    crowds = [len(i.crowds) for i in (*train.images, *val.images)]
     data = DataConfig(
         root=None,
         train_annotations=str(train.annotations_path.resolve()),
@@ -93,7 +93,7 @@ def choose_data(
     padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)
     of_classes = ""
     for what, dataset in (("without objects", train), ("without objects in validation", val)):
-        there = {o.label for image in dataset.images for o in image.objects if not o.iscrowd}
+        there = {o.label for image in dataset.images for o in image.objects}
         there_by_name = {dataset.class_names[label - 1] for label in there}
         if without := [name for name in train.class_names if name not in there_by_name]:
             of_classes += f"; {what}: {listed(without)}"
@@ -135,7 +135,7 @@ def choose_data(
 
 def object_counts(dataset: CocoDataset) -> list[int]:
     """Objects of each image."""
-    return [sum(not o.iscrowd for o in image.objects) for image in dataset.images]
+    return [len(image.objects) for image in dataset.images]
 
 
 def rounded(count: int, multiple: int) -> int:
