@@ -33,7 +33,7 @@ from mrcnn_jax.runs.hub_folder import (
 )
 from mrcnn_jax.runs.state import TrainState
 
-Choice = Literal["newest", "best"]
+CheckpointName = Literal["newest", "best"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))
 
 
-def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:
+def load_run(workdir: Path, checkpoint: CheckpointName = "newest", weights: Weights = "raw") -> Run:
     """Load a run from its folder.
 
     Args:
@@ -165,7 +165,7 @@ def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "r
     return runs[weights]
 
 
-def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, Run]:
+def load_weights(workdir: Path, checkpoint: CheckpointName = "newest") -> dict[Weights, Run]:
     """Load a run from its folder with each kind of weights that the checkpoint holds, read once.
 
     Args:
@@ -205,7 +205,7 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
     return {name: Run(config, meta, variables, name) for name, variables in found.items()}
 
 
-def _of_hub_folder(folder: Path, checkpoint: Choice) -> Run:
+def _of_hub_folder(folder: Path, checkpoint: CheckpointName) -> Run:
     if checkpoint == "best":
         raise ConfigError(f"{folder}: holds one checkpoint only, and none that is its best")
     config, meta, variables = read_hub_folder(folder)
