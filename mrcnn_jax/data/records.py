@@ -10,6 +10,7 @@ from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.depth_statistics import DepthSummary
 from mrcnn_jax.pixels.places import RLE, Box
 
@@ -180,10 +181,8 @@ class CocoDataset:
             if (name not in ids if certain else (number, name) not in categories)
         ]
         if unknown:
-            more = ", ..." if len(unknown) > 3 else ""
             raise ConfigError(
-                f"{self.annotations_path}: categories that {where} does not have: "
-                f"{', '.join(unknown[:3])}{more}"
+                f"{self.annotations_path}: categories that {where} does not have: {listed(unknown)}"
             )
         new = tuple(sorted((Category(ids[name], name) for _, name in own), key=lambda c: c.id))
         labels = {category.name: label for label, category in enumerate(new, 1)}
@@ -251,10 +250,10 @@ def coco_annotation(
     return annotation if segmentation is None else annotation | {"segmentation": segmentation}
 
 
-def refuse_lost(lost: Sequence[str], listed: int, where: str, what: str = "images") -> None:
-    """ConfigError, naming the first ten, if more than 1 % of the `listed` images are lost."""
-    if len(lost) > LOST_IMAGES * listed:
-        names = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+def refuse_lost(lost: Sequence[str], count: int, where: str, what: str = "images") -> None:
+    """ConfigError, naming the first ten, if more than 1 % of the `count` listed images are lost."""
+    if len(lost) > LOST_IMAGES * count:
         raise ConfigError(
-            f"{where}: {len(lost)} of {listed} {what} are lost (at most 1 % may be): {names}"
+            f"{where}: {len(lost)} of {count} {what} are lost (at most 1 % may be): "
+            f"{listed(lost, 10)}"
         )

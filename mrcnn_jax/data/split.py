@@ -27,7 +27,7 @@ from mrcnn_jax.data.names import Role, image_roles, originals, tiles
 from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.output import write_file
+from mrcnn_jax.output import listed, write_file
 
 SHARE = 0.2  # of the groups, for validation
 MOST = 0.4  # of the images: the largest share that few or large groups may make of it
@@ -234,9 +234,8 @@ def split(
     if not_used:
         lines.append(f"not used: {not_used}")
     if lost := dataset.lost:
-        more = ", ..." if len(lost) > 3 else ""
-        first = ", ".join(lost[:3])
-        lines.append(f"left out: {len(lost)} of {dataset.listed} listed images: {first}{more}")
+        counted = f"{len(lost)} of {dataset.listed} listed images"
+        lines.append(f"left out: {counted}: {listed(lost)}")
     lines += report.lines()[1:]  # values that are in neither of them
     return *_parts(out, part.images.resolve()), "; ".join(lines)
 

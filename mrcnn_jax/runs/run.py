@@ -20,7 +20,7 @@ from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
-from mrcnn_jax.output import part_folder, remove_abandoned
+from mrcnn_jax.output import listed, part_folder, remove_abandoned
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
@@ -240,7 +240,7 @@ def _config_of(checkpoints: Checkpoints, meta: Meta, of_run: Config, workdir: Pa
         raise ConfigError(
             f"{workdir / 'config.json'}: differs from that of checkpoint {meta.name} "
             f"({workdir / 'checkpoints' / meta.name / 'config.json'}, which may be copied over "
-            f"it): {'; '.join(changed[:3])}"
+            f"it): {listed(changed, separator='; ')}"
         )
     return config
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.geometry import resize_plan
 from mrcnn_jax.training.batch import Device
 from mrcnn_jax.training.choices import Row
@@ -96,11 +97,11 @@ def choose_data(
         there = {o.label for image in dataset.images for o in image.objects}
         there_by_name = {dataset.class_names[label - 1] for label in there}
         if without := [name for name in train.class_names if name not in there_by_name]:
-            of_classes += f"; {what}: {listed(without)}"
+            of_classes += f"; {what}: {listed(without, 5)}"
     return data, [
         Row(
             "classes",
-            lambda c: f"{c.model.num_classes}: {listed(c.data.class_names)}",
+            lambda c: f"{c.model.num_classes}: {listed(c.data.class_names, 5)}",
             f"categories of {train.annotations_path.name}{of_classes}",
         ),
         Row(
@@ -141,8 +142,3 @@ def object_counts(dataset: CocoDataset) -> list[int]:
 def rounded(count: int, multiple: int) -> int:
     """A count rounded up to a multiple."""
     return -(-count // multiple) * multiple
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many there are if these are not all."""
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

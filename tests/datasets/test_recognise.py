@@ -165,9 +165,9 @@ def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     coco(tmp_path / "mine.json", "1.png", images=tmp_path)
     for number in range(4):
         (tmp_path / f"{number}.json").write_text('{"shapes": [], "imagePath": "1.png"}')
-    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
+    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json and 1 more")
     (tmp_path / "0.json").write_text('{"_via_img_metadata": {}}')
-    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
+    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json and 1 more")
 
 
 def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
