@@ -109,18 +109,18 @@ def trained_images(dataset: CocoDataset) -> list[ImageRecord]:
     """
     for image in dataset.images:
         for record in image.objects:
-            if record.rle is None and not record.iscrowd:
+            if record.rle is None:
                 raise ConfigError(
                     f"{dataset.annotations_path}: annotation {record.annotation_id}: has no mask, "
                     "which torchvision needs"
                 )
-    return [i for i in dataset.images if any(not o.iscrowd for o in i.objects)]
+    return [i for i in dataset.images if i.objects]
 
 
 def read_example(image: ImageRecord, folder: Path, data: DataConfig) -> Example:
     """Reads an image file and decodes the masks of its objects."""
     encoded = (folder / image.file_name).read_bytes()
-    objects = [record for record in image.objects if not record.iscrowd]
+    objects = image.objects
     masks = coco_mask.decode([record.rle for record in objects])
     return Example(
         decode_image(encoded, upright=image.upright, max_pixels=data.max_pixels),

@@ -303,10 +303,7 @@ def evaluate_peer(peer: Peer, config: Config, split: Any, folder: Path) -> None:
             found["masks"] = found["masks"][:, 0] > 0.5
             results += results_of(record.id, category_ids, **found)
         proposals += boxes
-        truths += [
-            np.array([o.box for o in record.objects if not o.iscrowd]).reshape(-1, 4)
-            for record in records
-        ]
+        truths += [np.array([o.box for o in record.objects]).reshape(-1, 4) for record in records]
     recall = proposal_recall(proposals, truths, limit=config.model.rpn.proposals)
     write_evaluation(folder, split.dataset.to_coco(), results, recall)
 

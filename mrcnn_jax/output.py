@@ -1,16 +1,17 @@
 """Output for people and for the next start: files that are whole or absent, text without control
-characters, and text tables."""
+characters, text tables, and the first of many names."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,12 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def listed(names: Collection[str], most: int = 3, separator: str = ", ") -> str:
+    """The first names, and how many more there are: "a, b, c and 4 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(itertools.islice(names, most)) + more
 
 
 def text_table(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:

@@ -55,7 +55,7 @@ ELSEWHERE = {
     "mrcnn_jax.commands.variants": (JOBS, "each variant's stages by hand"),
     "mrcnn_jax.convert.lists": ("convert/test_write.py", "--only and --categories"),
     "mrcnn_jax.weights.pickle_machine": ("weights/test_pickles.py", "what pickles make, and lies"),
-    "mrcnn_jax.config.errors": ("config/test_files.py", SHARED + "an exception class"),
+    "mrcnn_jax.config.errors": ("config/test_schema.py", SHARED + "an exception class"),
     "mrcnn_jax.convert.tile_data": ("convert/test_cut_tiles.py", "a dataclass: the options"),
     "mrcnn_jax.evaluation.coco_categories": ("weights/test_importer.py", "constants"),
     "mrcnn_jax.figures.page": ("figures/page/test_page.py", "a package of one module"),

@@ -11,6 +11,7 @@ import pytest
 from tqdm import tqdm
 
 from mrcnn_jax.output import (
+    listed,
     printable,
     printable_streams,
     printable_values,
@@ -56,6 +57,13 @@ def test_columns_are_aligned() -> None:
         "bb  x         12,345",
     ]
     assert text_table([("a", "b"), ("cc", "")], left=2) == ["a   b", "cc"]
+
+
+def test_of_many_names_the_first_are_listed_and_the_others_counted() -> None:
+    assert listed("ab") == "a, b"
+    assert listed("abc") == "a, b, c"
+    assert listed("abcdefg") == "a, b, c and 4 more"
+    assert listed(dict.fromkeys("abc"), 2, separator="; ") == "a; b and 1 more"
 
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J b\u202egnp.exe\u2066\x9b31m\r\x7f\udce4"

@@ -202,7 +202,7 @@ def refuse_dropped(dataset: CocoDataset) -> None:
 def contact_sheet(dataset: CocoDataset, path: Path, data: DataConfig) -> None:
     """Draws images from all over the data set with boxes and masks into one file.
 
-    Images without annotations are drawn only if there are no others.
+    Images without objects are drawn only if there are no others.
     """
     import cv2
     import numpy as np

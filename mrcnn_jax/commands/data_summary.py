@@ -15,6 +15,7 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.caps import Cap, caps
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.evaluation.average_precision import category_names
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.transforms import resize_plan
 
 SMALL = 32**2  # px: COCO calls objects of a smaller area small
@@ -39,9 +40,8 @@ def summary(
         (record, plan)
         for image, plan in zip(dataset.images, plans, strict=True)
         for record in image.objects
-        if not record.iscrowd
     ]
-    counts = [sum(not record.iscrowd for record in image.objects) for image in dataset.images]
+    counts = [len(image.objects) for image in dataset.images]
     by_label = Counter(record.label for record, _ in objects)
     by_size = Counter(f"{image.height} x {image.width}" for image in dataset.images)
     areas = np.array([record.area for record, _ in objects])
@@ -80,22 +80,21 @@ def summary(
 def summary_lines(dataset: CocoDataset, found: dict[str, Any]) -> list[str]:
     """`summary` for people."""
 
-    def listed(counts: dict[str, int], limit: int = 8) -> str:
-        more = f", and {len(counts) - limit} others" if len(counts) > limit else ""
-        return ", ".join(f"{name}: {count}" for name, count in list(counts.items())[:limit]) + more
+    def counted(name: str, limit: int = 8) -> str:
+        return listed([f"{key}: {count}" for key, count in found[name].items()], limit)
 
     return [
         *dataset.report.lines(),
-        f"objects per class: {listed(found['objects_by_class'], 100)}",
+        f"objects per class: {counted('objects_by_class', 100)}",
         "objects by size (square root of the box's area on the canvas, px): "
-        f"{listed(found['objects_by_canvas_side'])}",
+        f"{counted('objects_by_canvas_side')}",
         "small objects (area under 32 x 32 px): "
         f"{found['small_objects_share']:.1%} in the images, "
         f"{found['small_objects_share_on_canvas']:.1%} on the canvas",
         f"objects without a mask: {found['objects_without_mask']}",
         f"most objects in an image: {found['max_objects_per_image']}",
-        f"images by height x width: {listed(found['images_by_size'])}",
-        f"images by canvas: {listed(found['images_by_canvas'])}",
+        f"images by height x width: {counted('images_by_size')}",
+        f"images by canvas: {counted('images_by_canvas')}",
         f"images without objects: {found['images_without_objects']}",
         *([] if dataset.depth is None else [dataset.depth.line(len(dataset.images))]),
         *(Cap(**cap).line() for cap in found["caps"]),

@@ -65,7 +65,7 @@ def run(arguments: ToYolo) -> None:
         raise ConfigError(f"{arguments.input}: categories: {twice!r} is there twice")
     datasets = {part: _usable(dataset) for part, dataset in datasets.items()}
     corners = any(
-        record.rle is not None and not record.iscrowd
+        record.rle is not None
         for dataset in datasets.values()
         for image in dataset.images
         for record in image.objects
@@ -136,8 +136,7 @@ def _write(
     for image in dataset.images:
         copy = out / "images" / part / image.file_name
         size = image.height, image.width
-        objects = [record for record in image.objects if not record.iscrowd]
-        for record in image.objects:
+        for record in image.annotations:
             if record.iscrowd:
                 report.add(Reason.CROWD, record.annotation_id)
             elif record.rle is None:
@@ -145,9 +144,9 @@ def _write(
                 report.add(reason, record.annotation_id)
         lines = yolo_lines(
             size,
-            [classes[dataset.category_id(record.label)] for record in objects],
-            np.array([record.box for record in objects], np.float64).reshape(-1, 4),
-            [record.rle for record in objects],
+            [classes[dataset.category_id(record.label)] for record in image.objects],
+            np.array([record.box for record in image.objects], np.float64).reshape(-1, 4),
+            [record.rle for record in image.objects],
             corners=corners,
         )
         labels = labels_of(copy)

@@ -32,11 +32,27 @@ def require_share(options: object, prefix: str, *names: str) -> None:
         require(0 <= getattr(options, name) <= 1, f"{prefix}{name}: must be in 0..1")
 
 
-def require_weight(options: object, prefix: str, *names: str) -> None:
-    """Raises ConfigError if one of the options named, a factor, is negative or not finite."""
+def require_positive(options: object, prefix: str, *names: str) -> None:
+    """Raises ConfigError if one of the options named, a number or a tuple of numbers, is not above
+    0 and finite; None passes."""
     for name in names:
-        value = getattr(options, name)
-        require(0 <= value < math.inf, f"{prefix}{name}: must be at least 0 and finite")
+        holds = all(0 < value < math.inf for value in _numbers(options, name))
+        require(holds, f"{prefix}{name}: must be positive and finite")
+
+
+def require_weight(options: object, prefix: str, *names: str) -> None:
+    """Raises ConfigError if one of the options named, a factor or a tuple of them, is negative or
+    not finite."""
+    for name in names:
+        holds = all(0 <= value < math.inf for value in _numbers(options, name))
+        require(holds, f"{prefix}{name}: must be at least 0 and finite")
+
+
+def _numbers(options: object, name: str) -> tuple[float, ...]:
+    value = getattr(options, name)
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
 
 
 def require_positives(samples: int, fraction: float, prefix: str) -> None:

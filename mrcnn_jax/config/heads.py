@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mrcnn_jax.config.errors import (
     require,
     require_at_least,
+    require_positive,
     require_positives,
     require_share,
     require_weight,
@@ -88,10 +88,7 @@ class BoxHeadConfig:
         require_at_least(0, self, "model.box_head.", "convs", "fcs", "min_size", "smooth_l1_beta")
         require_share(self, "model.box_head.", "foreground_iou", "nms_iou", "score_threshold")
         require_weight(self, "model.box_head.", "class_loss_weight", "box_loss_weight")
-        require(
-            all(0 < weight < math.inf for weight in self.box_weights),
-            "model.box_head.box_weights: must be positive and finite",
-        )
+        require_positive(self, "model.box_head.", "box_weights")
 
     def _check_cascade(self) -> None:
         prefix = "model.box_head.cascade"
@@ -107,14 +104,8 @@ class BoxHeadConfig:
             f"{prefix}: {self.cascade}: must rise from model.box_head.foreground_iou, "
             f"{self.foreground_iou:g}, and stay below 1",
         )
-        require(
-            all(0 < weight < math.inf for weight in self.cascade_box_weights),
-            f"{prefix}_box_weights: must be positive and finite",
-        )
-        require(
-            all(0 <= weight < math.inf for weight in self.cascade_loss_weights),
-            f"{prefix}_loss_weights: must be at least 0 and finite",
-        )
+        require_positive(self, "model.box_head.", "cascade_box_weights")
+        require_weight(self, "model.box_head.", "cascade_loss_weights")
 
     @property
     def heads(self) -> tuple[BoxHeadConfig, ...]:

@@ -5,13 +5,13 @@ The report is the document that this project reproduces; its constants are the d
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from mrcnn_jax.config.errors import (
     require,
     require_at_least,
+    require_positive,
     require_positives,
     require_share,
     require_weight,
@@ -69,10 +69,7 @@ class ConvNeXtConfig:
     def __post_init__(self) -> None:
         for name in ("blocks", "channels"):
             require(min(getattr(self, name)) >= 1, f"model.convnext.{name}: must be at least 1")
-        require(
-            0 <= self.layer_scale < math.inf,
-            "model.convnext.layer_scale: must be at least 0 and finite",
-        )
+        require_weight(self, "model.convnext.", "layer_scale")
         require(0 <= self.drop_path < 1, "model.convnext.drop_path: must be in [0, 1)")
 
     @property
@@ -168,11 +165,7 @@ class RPNConfig:
         require_share(self, "model.rpn.", "nms_iou")
         require(self.crowd_overlap > 0, "model.rpn.crowd_overlap: must be positive")
         require_weight(self, "model.rpn.", "objectness_loss_weight", "box_loss_weight")
-        for name in ("scales", "ratios", "box_weights"):
-            require(
-                all(0 < value < math.inf for value in getattr(self, name)),
-                f"model.rpn.{name}: must be positive and finite",
-            )
+        require_positive(self, "model.rpn.", "scales", "ratios", "box_weights")
 
 
 @dataclass(frozen=True)
@@ -205,7 +198,7 @@ class RoIConfig:
         )
         require_at_least(1, self, "model.roi.", "max_sampling_ratio")
         require_at_least(0, self, "model.roi.", "level_epsilon")
-        require(self.canonical_size > 0, "model.roi.canonical_size: must be positive")
+        require_positive(self, "model.roi.", "canonical_size")
 
 
 @dataclass(frozen=True)
@@ -243,10 +236,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model.", "num_classes", "fpn_channels")
-        require(
-            all(0 < value < math.inf for value in self.pixel_std),
-            "model.pixel_std: must be positive and finite",
-        )
+        require_positive(self, "model.", "pixel_std")
         require(
             self.fpn_norm != "group",
             "model.fpn_norm: group norm would include the canvas's padding in its statistics",

@@ -12,7 +12,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mrcnn_jax.config.errors import ConfigError, require, require_at_least, require_weight
+from mrcnn_jax.config.errors import (
+    ConfigError,
+    require,
+    require_at_least,
+    require_positive,
+    require_weight,
+)
 from mrcnn_jax.config.model import ModelConfig
 
 RUNTIME = {"runtime": True}  # metadata of the fields that may differ when a run is resumed
@@ -149,7 +155,7 @@ class DataConfig:
         require_at_least(1, self, "data.", "batch_size", "eval_batch_size", "threads")
         require_at_least(0, self, "data.", "workers")
         require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold: must be in 0..1")
-        require(0 < self.depth_scale < math.inf, "data.depth_scale: must be positive and finite")
+        require_positive(self, "data.", "depth_scale")
         require(
             0 < self.depth_range[0] < self.depth_range[1] < math.inf,
             "data.depth_range: must be (least, largest) metres with 0 < least < largest",
@@ -195,14 +201,8 @@ class OptimizerConfig:
     Clipping comes afterwards; batch statistics are those of each step."""
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.learning_rate < math.inf,
-            "optimizer.learning_rate: must be positive and finite",
-        )
+        require_positive(self, "optimizer.", "learning_rate", "clip_norm")
         require(0 <= self.momentum < 1, "optimizer.momentum: must be in [0, 1)")
-        require(
-            self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm: must be positive"
-        )
         require(
             all(a < b for a, b in itertools.pairwise((0.0, *self.milestones, 1.0))),
             f"optimizer.milestones: {self.milestones}: must rise, between 0 and 1",
@@ -273,7 +273,7 @@ class StageConfig:
         where = f"stages.{self.name}"
         require(len(self.losses) > 0, f"{where}.losses: at least one loss is needed")
         require(len(self.train) > 0, f"{where}.train: at least one parameter group is needed")
-        require(0 < self.epochs < math.inf, f"{where}.epochs: must be positive and finite")
+        require_positive(self, f"{where}.", "epochs")
         if float(self.epochs).is_integer():  # written and hashed as 20, not 20.0
             object.__setattr__(self, "epochs", int(self.epochs))
         require(0 <= self.ema_decay < 1, f"{where}.ema_decay: must be in [0, 1)")

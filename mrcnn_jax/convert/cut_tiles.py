@@ -201,8 +201,8 @@ def _reader(path: Path, image: ImageRecord) -> Read:
 
 
 def _parts(image: ImageRecord, window: Window, options: Tile, report: Report) -> Iterator[_Part]:
-    """The objects of an image that have a part in a tile; counts those that it cuts."""
-    for record in image.objects:
+    """The annotations of an image that have a part in a tile; counts those that it cuts."""
+    for record in image.annotations:
         part = _part(record, window)
         if part is None:
             continue

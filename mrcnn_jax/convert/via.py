@@ -26,6 +26,7 @@ from mrcnn_jax.convert.common import Picture, RectangleOptions, Shape, ellipse, 
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 METADATA = "_via_img_metadata"  # of a project
@@ -99,9 +100,9 @@ class Via(RectangleOptions):
             return self.attribute
         likely = [wanted for wanted in LIKELY for name in names if name.lower() == wanted]
         if len(names) > 1 and not likely:
+            several = listed([short(name) for name in names], 5)
             raise ConfigError(
-                f"{path}: several attributes may be the class: {', '.join(map(short, names[:5]))} "
-                "(see --attribute)"
+                f"{path}: several attributes may be the class: {several} (see --attribute)"
             )
         chosen = next((name for name in names if likely and name.lower() == likely[0]), None)
         return chosen or (names[0] if names else None)

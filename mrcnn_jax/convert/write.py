@@ -40,7 +40,7 @@ from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import coco_annotation, refuse_lost
 from mrcnn_jax.data.repair import MIN_SIDE, is_polygon
 from mrcnn_jax.data.report import Finding, Reason, Report
-from mrcnn_jax.output import whole_file, write_file
+from mrcnn_jax.output import listed, whole_file, write_file
 from mrcnn_jax.pixels.decode import header_pages
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.places import RLE, Box, box_area, clipped
@@ -128,13 +128,13 @@ def _images(
     only = Only(options.only)
     converted: dict[str, _Image] = {}
     places: dict[str, str] = {}
-    lost, wrong, listed = [], [], 0
+    lost, wrong, count = [], [], 0
     for picture in options.pictures(images, report):
         file = _file(picture, images, report)
         if not only.names(file or picture.stem or picture.names[0]):
             report.add(Reason.NOT_LISTED, picture.name, file=options.only)
             continue
-        listed += 1
+        count += 1
         size = None if file is None else image_size(images.folder / file, picture.size)
         if file is None or size is None:
             reason = Reason.MISSING if file is None else Reason.UNDECODABLE
@@ -153,14 +153,13 @@ def _images(
         tell_pages(report, file, header_pages(images.folder / file))
         converted[file] = _Image(file, *size, _objects(picture, size, options, names, report))
     if wrong:
-        more = "; ..." if len(wrong) > 3 else ""
         raise ConfigError(
             f"{len(wrong)} images have another size (height x width) than annotated: "
-            f"{'; '.join(wrong[:3])}{more}"
+            f"{listed(wrong, separator='; ')}"
         )
     if not options.allow_missing:
         see = " (see --allow-missing)" if hint else ""
-        refuse_lost(lost, listed, f"{options.input}: in {images.folder}{see}")
+        refuse_lost(lost, count, f"{options.input}: in {images.folder}{see}")
     for file in images.files:
         if file in places or not only.names(file):
             continue

@@ -61,7 +61,7 @@ def make_record(image: ImageRecord, encoded: bytes, depth: bytes = b"") -> dict[
             "iscrowd": record.iscrowd,
             "counts": record.rle["counts"] if record.rle is not None else "",
         }
-        for record in image.objects
+        for record in image.annotations
     ]
     return {
         "image": encoded,

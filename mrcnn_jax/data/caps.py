@@ -60,8 +60,8 @@ def caps(dataset: CocoDataset, data: DataConfig, model: ModelConfig | None = Non
         data: its limits.
         model: the limits of the network; None: they are left out.
     """
-    crowds = [sum(record.iscrowd for record in image.objects) for image in dataset.images]
-    objects = [len(image.objects) - n for image, n in zip(dataset.images, crowds, strict=True)]
+    crowds = [len(image.crowds) for image in dataset.images]
+    objects = [len(image.objects) for image in dataset.images]
     smallest = "the smallest are not trained on"
     limits = [
         ("data.max_objects", data.max_objects, objects, smallest),

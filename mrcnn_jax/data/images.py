@@ -27,6 +27,7 @@ from mrcnn_jax.data.cache import each, keep, kept
 from mrcnn_jax.data.depth_files import check_depth
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
 
 VERSION = "1.5.0"  # of the checks and the records: raise it whenever they change
@@ -65,7 +66,7 @@ def check_split(
     """
     dataset = replace(dataset, report=copy.deepcopy(dataset.report))
     if not keep_empty:
-        empty = {i.id for i in dataset.images if all(record.iscrowd for record in i.objects)}
+        empty = {i.id for i in dataset.images if not i.objects}
         for image_id in sorted(empty):
             dataset.report.add(Reason.NEGATIVE, image_id)
         dataset = dataset.with_images(i for i in dataset.images if i.id not in empty)
@@ -170,14 +171,13 @@ def _refuse_by_header(
 
 def _refuse_sizes(dataset: CocoDataset, wrong: list[tuple[ImageRecord, tuple[int, int]]]) -> None:
     if wrong:
-        shown = "; ".join(
+        shown = [
             f"{i.id} ({i.file_name}) is {h} x {w}, annotated as {i.height} x {i.width}"
-            for i, (h, w) in wrong[:3]
-        )
-        more = "; ..." if len(wrong) > 3 else ""
+            for i, (h, w) in wrong
+        ]
         raise ConfigError(
             f"{dataset.annotations_path}: {len(wrong)} images have another size (height x width) "
-            f"than annotated: {shown}{more}"
+            f"than annotated: {listed(shown, separator='; ')}"
         )
 
 

@@ -89,7 +89,7 @@ def read_coco(
     if not lost_images:
         dataset.refuse_lost_images()
     return dataset.with_images(
-        replace(image, objects=tuple(objects[number]), depth_file=maps.names.get(number))
+        replace(image, annotations=tuple(objects[number]), depth_file=maps.names.get(number))
         for number, image in sorted(usable.items())
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.depth_statistics import DepthSummary
 from mrcnn_jax.pixels.places import RLE, Box
 
@@ -51,16 +52,27 @@ class ImageRecord:
     file_name: str
     height: int
     width: int
-    objects: tuple[ObjectRecord, ...]
+    annotations: tuple[ObjectRecord, ...]
+    """Objects and crowds, in the order of the file."""
     upright: bool = False
     """The file's pixels are to be turned as its EXIF orientation says."""
     depth_file: str | None = None
     """Its depth map, relative to the image folder; None: there is none, or it is not read."""
 
     @property
+    def objects(self) -> tuple[ObjectRecord, ...]:
+        """The annotations that are trained on and found: without crowds."""
+        return tuple(record for record in self.annotations if not record.iscrowd)
+
+    @property
+    def crowds(self) -> tuple[ObjectRecord, ...]:
+        """The regions to ignore."""
+        return tuple(record for record in self.annotations if record.iscrowd)
+
+    @property
     def has_mask(self) -> bool:
-        """Whether any object, crowds aside, has a mask, not only a box."""
-        return any(o.rle is not None for o in self.objects if not o.iscrowd)
+        """Whether any object has a mask, not only a box."""
+        return any(record.rle is not None for record in self.objects)
 
 
 @dataclass(frozen=True)
@@ -120,9 +132,9 @@ class CocoDataset:
             why += "; ..." * (len(self.lost) > 3)
             raise ConfigError(f"{self.annotations_path}: no usable image is left: {why}")
         objects = [record for image in left for record in image.objects]
-        crowds = sum(record.iscrowd for record in objects)
-        kept = {"images": len(left), "objects": len(objects) - crowds, "crowds": crowds}
-        if boxes := sum(record.rle is None and not record.iscrowd for record in objects):
+        crowds = sum(len(image.crowds) for image in left)
+        kept = {"images": len(left), "objects": len(objects), "crowds": crowds}
+        if boxes := sum(record.rle is None for record in objects):
             kept["objects without a mask (box only)"] = boxes
         return replace(self, images=left, report=replace(self.report, kept=kept))
 
@@ -170,16 +182,16 @@ class CocoDataset:
             if (name not in ids if certain else (number, name) not in categories)
         ]
         if unknown:
-            more = ", ..." if len(unknown) > 3 else ""
             raise ConfigError(
-                f"{self.annotations_path}: categories that {where} does not have: "
-                f"{', '.join(unknown[:3])}{more}"
+                f"{self.annotations_path}: categories that {where} does not have: {listed(unknown)}"
             )
         new = tuple(sorted((Category(ids[name], name) for _, name in own), key=lambda c: c.id))
         labels = {category.name: label for label, category in enumerate(new, 1)}
         label_of = [0, *(labels[name] for name in self.class_names)]
         images = tuple(
-            replace(i, objects=tuple(replace(o, label=label_of[o.label]) for o in i.objects))
+            replace(
+                i, annotations=tuple(replace(a, label=label_of[a.label]) for a in i.annotations)
+            )
             for i in self.images
         )
         key = Reason.CATEGORY_IDS, Reason.CATEGORY_IDS.text
@@ -206,7 +218,7 @@ class CocoDataset:
                 record.rle,
             )
             for image in self.images
-            for record in image.objects
+            for record in image.annotations
         ]
         images = [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
@@ -239,10 +251,10 @@ def coco_annotation(
     return annotation if segmentation is None else annotation | {"segmentation": segmentation}
 
 
-def refuse_lost(lost: Sequence[str], listed: int, where: str, what: str = "images") -> None:
-    """ConfigError, naming the first ten, if more than 1 % of the `listed` images are lost."""
-    if len(lost) > LOST_IMAGES * listed:
-        names = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+def refuse_lost(lost: Sequence[str], count: int, where: str, what: str = "images") -> None:
+    """ConfigError, naming the first ten, if more than 1 % of the `count` listed images are lost."""
+    if len(lost) > LOST_IMAGES * count:
         raise ConfigError(
-            f"{where}: {len(lost)} of {listed} {what} are lost (at most 1 % may be): {names}"
+            f"{where}: {len(lost)} of {count} {what} are lost (at most 1 % may be): "
+            f"{listed(lost, 10)}"
         )

@@ -24,9 +24,9 @@ from mrcnn_jax.data.copies import equal_files
 from mrcnn_jax.data.json_values import integer, read_json
 from mrcnn_jax.data.names import Role, image_roles, originals, tiles, videos
 from mrcnn_jax.data.reading import load_coco, read_coco
-from mrcnn_jax.data.records import CocoDataset, ImageRecord
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.output import write_file
+from mrcnn_jax.output import listed, write_file
 
 SHARE = 0.2  # of the groups, for validation
 MOST = 0.4  # of the images: the largest share that few or large groups may make of it
@@ -233,9 +233,8 @@ def split(
     if not_used:
         lines.append(f"not used: {not_used}")
     if lost := dataset.lost:
-        more = ", ..." if len(lost) > 3 else ""
-        first = ", ".join(lost[:3])
-        lines.append(f"left out: {len(lost)} of {dataset.listed} listed images: {first}{more}")
+        counted = f"{len(lost)} of {dataset.listed} listed images"
+        lines.append(f"left out: {counted}: {listed(lost)}")
     lines += report.lines()[1:]  # values that are in neither of them
     return *_parts(out, part.images.resolve()), "; ".join(lines)
 
@@ -250,7 +249,7 @@ def _roles(dataset: CocoDataset) -> dict[int, Role]:
     roles = {i.id: role for i, role in zip(dataset.images, found, strict=True) if role is not None}
     training = [image for image in dataset.images if roles.get(image.id) == "train"]
     divides = len(training) < len(roles) == len(found)
-    return roles if divides and any(map(_has_object, training)) else {}
+    return roles if divides and any(image.objects for image in training) else {}
 
 
 def _not_used(dataset: CocoDataset, roles: dict[int, Role]) -> tuple[set[int], str]:
@@ -260,17 +259,13 @@ def _not_used(dataset: CocoDataset, roles: dict[int, Role]) -> tuple[set[int], s
     texts = []
     for role in ("val", "test"):
         images = [image for image in dataset.images if roles.get(image.id) == role]
-        if images and (role == "test" or not any(map(_has_object, images))):
+        if images and (role == "test" or not any(image.objects for image in images)):
             names = [image.file_name for image in images]
             folder = posixpath.commonpath(map(posixpath.dirname, names)) or role
             why = "" if role == "test" else " (none has an object)"
             texts.append(f"{len(images)} images of {folder}/{why}")
             ids.update(image.id for image in images)
     return ids, ", ".join(texts)
-
-
-def _has_object(image: ImageRecord) -> bool:
-    return not all(record.iscrowd for record in image.objects)
 
 
 def _chosen(dataset: CocoDataset) -> tuple[set[int], str, tuple[str, ...]]:
@@ -282,7 +277,7 @@ def _chosen(dataset: CocoDataset) -> tuple[set[int], str, tuple[str, ...]]:
     same = [
         [number for file in files for number in numbers[file]] for files in equal_files(numbers)
     ]
-    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
+    labels = [{o.label for o in image.objects} for image in dataset.images]
     cut = tiles(names)
     # Folders and names may be those of classes, or one may hold all objects: then they do not say
     # what belongs together.

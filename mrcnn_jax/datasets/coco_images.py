@@ -16,6 +16,7 @@ from mrcnn_jax.data.reading import written_name
 from mrcnn_jax.data.records import LOST_IMAGES
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, normal, parent
+from mrcnn_jax.output import listed
 
 SAMPLE = 50  # names that tell a layout
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "rgb", "jpegimages")
@@ -53,10 +54,7 @@ def coco_part(tree: Tree, annotations: str) -> Part:
         return Part(path, tree.folder / _with_others(tree, annotations, best))
     if elsewhere or not names:
         return Part(path, tree.folder)
-    more = ", ..." if len(names) > 3 else ""
-    raise ConfigError(
-        f"{path}: none of its images is in {tree.folder}: {', '.join(names[:3])}{more}"
-    )
+    raise ConfigError(f"{path}: none of its images is in {tree.folder}: {listed(names)}")
 
 
 def _places(tree: Tree, names: Iterable[str]) -> tuple[Counter[str], bool]:

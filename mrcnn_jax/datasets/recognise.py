@@ -31,6 +31,7 @@ from mrcnn_jax.data.names import ROLES, role
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.coco_images import SAMPLE, coco_part
 from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, parent, walk, xml_root
+from mrcnn_jax.output import listed
 
 LOOKED_FOR = (
     "COCO's JSON (of Roboflow, CVAT and Label Studio, too), YOLO's data.yaml, JSON of labelme, "
@@ -119,8 +120,7 @@ def _coco(tree: Tree) -> Recognised | None:
     unused = [file for file in found if file not in (first, second)]
     unused += [file for file, kind in tree.jsons.items() if kind != "coco"]
     if unused:
-        told += f"; not used: {', '.join(unused[:3])}"
-        told += f", ... ({len(unused)})" if len(unused) > 3 else ""
+        told += f"; not used: {listed(unused)}"
     return Recognised(told, parts[0], parts[1] if len(parts) > 1 else None)
 
 

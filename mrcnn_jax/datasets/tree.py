@@ -17,6 +17,7 @@ from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.data.folders import folders_in
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 TEXTS = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml")
@@ -73,9 +74,8 @@ class Tree:
     def only(self, found: list[str], what: str) -> str:
         """The only one of `found`; ConfigError, which says `what` they are, if they are several."""
         if len(found) > 1:
-            more = ", ..." if len(found) > 3 else ""
             raise ConfigError(
-                f"{self.folder}: several {what}: {', '.join(found[:3])}{more}: name a folder with "
+                f"{self.folder}: several {what}: {listed(found)}: name a folder with "
                 "one of them, or write a config that names files and folders (--config)"
             )
         return found[0]

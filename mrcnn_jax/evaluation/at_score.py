@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.evaluation.average_precision import NAMES, IouType, category_names
 from mrcnn_jax.evaluation.matches import matches_at_half
-from mrcnn_jax.output import text_table
+from mrcnn_jax.output import listed, text_table
 
 IOU = 0.5
 SHOWN = 10  # classes whose confusion matrix fits a terminal
@@ -173,9 +173,8 @@ def missing_line(found: AtScore) -> str | None:
     without = [name for name, row in zip(found.names, found.counts, strict=False) if not row.sum()]
     if not 0 < len(without) < len(found.names):
         return None
-    more = f", ... ({len(without)})" if len(without) > 5 else ""
     return (
-        f"no object of {', '.join(without[:5])}{more}: AP is the mean of the other "
+        f"no object of {listed(without, 5)}: AP is the mean of the other "
         f"{len(found.names) - len(without)} classes"
     )
 

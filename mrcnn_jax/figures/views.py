@@ -95,7 +95,7 @@ def largest_object(image: ImageRecord) -> ObjectRecord:
 
 
 def _objects(image: ImageRecord, with_mask: bool = False) -> list[ObjectRecord]:
-    return [o for o in image.objects if not o.iscrowd and not (with_mask and o.rle is None)]
+    return [o for o in image.objects if not (with_mask and o.rle is None)]
 
 
 # -- predictions -----------------------------------------------------------------------------------

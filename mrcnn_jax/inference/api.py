@@ -38,7 +38,7 @@ from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
 from mrcnn_jax.pixels.rle import decoded
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Weights
-from mrcnn_jax.runs.run import Choice, Run, load_run
+from mrcnn_jax.runs.run import CheckpointName, Run, load_run
 
 __all__ = ["Detections", "Model", "load", "video_frames"]
 
@@ -47,7 +47,9 @@ Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | Image.Image | bytes | str | os.
 _BYTES = (bytes, bytearray, memoryview)
 
 
-def load(run: str | Path, *, checkpoint: Choice = "newest", weights: Weights = "raw") -> Model:
+def load(
+    run: str | Path, *, checkpoint: CheckpointName = "newest", weights: Weights = "raw"
+) -> Model:
     """Load a run.
 
     Args:

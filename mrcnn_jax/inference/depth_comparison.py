@@ -44,7 +44,7 @@ class DepthComparison:
             return
         self._errors.add(predicted, true)
         pairs = []
-        for record in image.objects:
+        for record in image.annotations:
             pair = UNKNOWN, UNKNOWN
             if record.rle is not None and not record.iscrowd:
                 (mask,) = decoded([record.rle], predicted.shape)
@@ -81,7 +81,7 @@ class DepthComparison:
             without true depth.
         """
         pairs = [
-            self._objects.get(index, np.full((len(image.objects), 2), UNKNOWN))
+            self._objects.get(index, np.full((len(image.annotations), 2), UNKNOWN))
             for index, image in images
         ]
         under_masks, true = np.concatenate([np.zeros((0, 2)), *pairs]).T

@@ -165,10 +165,7 @@ def evaluation_of(
     )
     if boundary and (with_mask or not counted):
         metrics |= coco_figures(match_results(ground_truth, with_mask, iou_types=("boundary",)))
-    truths = [
-        np.array([o.box for o in image.objects if not o.iscrowd]).reshape(-1, 4)
-        for image in seen.images
-    ]
+    truths = [np.array([o.box for o in image.objects]).reshape(-1, 4) for image in seen.images]
     metrics |= proposal_recall(
         [proposals[i][0] for i in indices], truths, limit=config.model.rpn.proposals
     )

@@ -25,7 +25,7 @@ from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_rcnn import Variables
-from mrcnn_jax.output import part_folder
+from mrcnn_jax.output import listed, part_folder
 from mrcnn_jax.runs.checkpoints import Meta, parse_meta
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
@@ -118,9 +118,9 @@ def read_hub_folder(folder: Path) -> tuple[Config, Meta, Variables]:
         ("has besides", tensors.keys() - wanted.keys()),
     ):
         if names:
-            first, *others = sorted(names)
-            more = f" and {len(others)} more" if others else ""
-            raise ConfigError(f"{path}: {kind} {first}{more}, for the network of {folder / CONFIG}")
+            raise ConfigError(
+                f"{path}: {kind} {listed(sorted(names), 1)}, for the network of {folder / CONFIG}"
+            )
     for name, leaf in wanted.items():
         found, should = ((of.shape, np.dtype(of.dtype).name) for of in (tensors[name], leaf))
         if found != should:

@@ -20,7 +20,7 @@ from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
-from mrcnn_jax.output import part_folder, remove_abandoned
+from mrcnn_jax.output import listed, part_folder, remove_abandoned
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
@@ -33,7 +33,7 @@ from mrcnn_jax.runs.hub_folder import (
 )
 from mrcnn_jax.runs.state import TrainState
 
-Choice = Literal["newest", "best"]
+CheckpointName = Literal["newest", "best"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def known_modules(config: Config, meta: Meta) -> frozenset[str]:
     return frozenset(meta.loaded or ()).union(*(modules_of(loss, config.model) for loss in losses))
 
 
-def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "raw") -> Run:
+def load_run(workdir: Path, checkpoint: CheckpointName = "newest", weights: Weights = "raw") -> Run:
     """Load a run from its folder.
 
     Args:
@@ -165,7 +165,7 @@ def load_run(workdir: Path, checkpoint: Choice = "newest", weights: Weights = "r
     return runs[weights]
 
 
-def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, Run]:
+def load_weights(workdir: Path, checkpoint: CheckpointName = "newest") -> dict[Weights, Run]:
     """Load a run from its folder with each kind of weights that the checkpoint holds, read once.
 
     Args:
@@ -205,7 +205,7 @@ def load_weights(workdir: Path, checkpoint: Choice = "newest") -> dict[Weights, 
     return {name: Run(config, meta, variables, name) for name, variables in found.items()}
 
 
-def _of_hub_folder(folder: Path, checkpoint: Choice) -> Run:
+def _of_hub_folder(folder: Path, checkpoint: CheckpointName) -> Run:
     if checkpoint == "best":
         raise ConfigError(f"{folder}: holds one checkpoint only, and none that is its best")
     config, meta, variables = read_hub_folder(folder)
@@ -240,7 +240,7 @@ def _config_of(checkpoints: Checkpoints, meta: Meta, of_run: Config, workdir: Pa
         raise ConfigError(
             f"{workdir / 'config.json'}: differs from that of checkpoint {meta.name} "
             f"({workdir / 'checkpoints' / meta.name / 'config.json'}, which may be copied over "
-            f"it): {'; '.join(changed[:3])}"
+            f"it): {listed(changed, separator='; ')}"
         )
     return config
 

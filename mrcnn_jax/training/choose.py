@@ -249,7 +249,7 @@ def _training(
     elif stage.frozen:
         trained, why_trained = TRAINED[recipe.name, recipe.model.trunk], f"as in {source}"
     if not data.keep_empty:
-        train = train.with_images(i for i in train.images if any(not o.iscrowd for o in i.objects))
+        train = train.with_images(i for i in train.images if i.objects)
     threshold, rare = choose_repeats(train)
     threshold = given.get("data.repeat_threshold", threshold)
     images = int(repeat_factors(train, threshold).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.geometry import resize_plan
 from mrcnn_jax.training.batch import Device
 from mrcnn_jax.training.choices import Row
@@ -71,7 +72,7 @@ def choose_data(
     canvases = canvases_given or choose_canvases(resized, short_side, long_side)
     most_objects = max(object_counts(train) + object_counts(val))
     pasted = most_objects if recipe.data.augment.copy_paste > 0 else 0
-    crowds = [sum(o.iscrowd for o in i.objects) for i in (*train.images, *val.images)]
+    crowds = [len(i.crowds) for i in (*train.images, *val.images)]
     data = DataConfig(
         root=None,
         train_annotations=str(train.annotations_path.resolve()),
@@ -93,14 +94,14 @@ def choose_data(
     padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)
     of_classes = ""
     for what, dataset in (("without objects", train), ("without objects in validation", val)):
-        there = {o.label for image in dataset.images for o in image.objects if not o.iscrowd}
+        there = {o.label for image in dataset.images for o in image.objects}
         there_by_name = {dataset.class_names[label - 1] for label in there}
         if without := [name for name in train.class_names if name not in there_by_name]:
-            of_classes += f"; {what}: {listed(without)}"
+            of_classes += f"; {what}: {listed(without, 5)}"
     return data, [
         Row(
             "classes",
-            lambda c: f"{c.model.num_classes}: {listed(c.data.class_names)}",
+            lambda c: f"{c.model.num_classes}: {listed(c.data.class_names, 5)}",
             f"categories of {train.annotations_path.name}{of_classes}",
         ),
         Row(
@@ -135,14 +136,9 @@ def choose_data(
 
 def object_counts(dataset: CocoDataset) -> list[int]:
     """Objects of each image."""
-    return [sum(not o.iscrowd for o in image.objects) for image in dataset.images]
+    return [len(image.objects) for image in dataset.images]
 
 
 def rounded(count: int, multiple: int) -> int:
     """A count rounded up to a multiple."""
     return -(-count // multiple) * multiple
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many there are if these are not all."""
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

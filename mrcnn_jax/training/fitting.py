@@ -89,9 +89,8 @@ def object_sides(dataset: CocoDataset, data: DataConfig) -> Float[np.ndarray, " 
             image.height, image.width, data.short_side, data.long_side, data.canvases
         )
         for record in image.objects:
-            if not record.iscrowd:
-                x1, y1, x2, y2 = record.box
-                sides.append(math.sqrt((x2 - x1) * (y2 - y1) * x * y))
+            x1, y1, x2, y2 = record.box
+            sides.append(math.sqrt((x2 - x1) * (y2 - y1) * x * y))
     return np.array(sides)
 
 
@@ -126,7 +125,7 @@ def choose_repeats(dataset: CocoDataset) -> tuple[float, int]:
     Args:
         dataset: with one object at least.
     """
-    labels = [{o.label for o in image.objects if not o.iscrowd} for image in dataset.images]
+    labels = [{o.label for o in image.objects} for image in dataset.images]
     images_with = Counter(label for found in labels for label in found)
     wanted = RARE * max(images_with.values())
     rare = sum(count < wanted for count in images_with.values())

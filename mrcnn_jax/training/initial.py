@@ -15,6 +15,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.output import listed
 from mrcnn_jax.structures import Params
 from mrcnn_jax.training.stages import loaded_modules, trained
 from mrcnn_jax.weights.origin import Origin, open_origin
@@ -180,8 +181,8 @@ def _refuse_other_shapes(
             f"init_from: {config.init_from}: not for {config.model.num_classes} classes: "
             f"{', '.join(differing)} (--init-without-classes starts these from random weights)"
         )
-    first = ", ".join(f"{path} {a} -> {b}" for path, (a, b) in list(differing.items())[:3])
-    line = f"init_from: {config.init_from}: {len(differing)} shapes differ: {first}"
+    shapes = listed([f"{path} {a} -> {b}" for path, (a, b) in differing.items()])
+    line = f"init_from: {config.init_from}: {len(differing)} shapes differ: {shapes}"
     modules = {path.split("/")[1] for path in differing}
     for name in (name for module in sorted(modules) for name in _SIZES.get(module, ())):
         there, here = (attrgetter(name)(model) for model in (theirs, config.model))
@@ -223,10 +224,9 @@ def _warn_of_other_classes(path: Path, theirs: Sequence[str], ours: Sequence[str
     changed = [f"{label} {a!r} -> {b!r}" for label, (a, b) in pairs if a != b]
     if changed:
         order = "in another order" if sorted(theirs) == sorted(ours) else "of other names"
-        more = f", ... ({len(changed)} in all)" if len(changed) > 3 else ""
         print(
             f"warning: {path} was trained on classes {order}, label by label: "
-            f"{', '.join(changed[:3])}{more}; each keeps the weights of its label "
+            f"{listed(changed)}; each keeps the weights of its label "
             "(--init-without-classes starts them from random weights)"
         )
 

@@ -25,7 +25,7 @@ from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.files import from_dict, to_dict
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import listed, whole_file
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances
@@ -55,8 +55,7 @@ class FailedStep:
     def describe(self, image: int) -> str:
         """The ids of an image and of its first annotations."""
         ids = self.images[image]
-        shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
-        shown += f", ... {len(ids)} in all" if len(ids) > _SHOWN_IDS else ""
+        shown = listed([str(number) for number in ids], _SHOWN_IDS)
         return f"image {image} ({f'annotations {shown}' if ids else 'no annotations'})"
 
 

@@ -10,6 +10,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, differences, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.records import CocoDataset
+from mrcnn_jax.output import listed
 from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.logs import METRICS
 from mrcnn_jax.runs.metrics import Row, read_metrics
@@ -30,7 +31,7 @@ def refuse_another_config(config: Config, workdir: Path) -> None:
 def _refuse_differences(path: Path, config: Config, text: str) -> None:
     changed = differences(load_config_json(path), config)
     if changed:
-        raise AnotherConfig(f"{text}: {'; '.join(changed[:3])} (choose another --workdir)")
+        raise AnotherConfig(f"{text}: {listed(changed, separator='; ')} (choose another --workdir)")
 
 
 def refuse_another_run(config: Config, workdir: Path, dataset: CocoDataset, meta: Meta) -> None:

@@ -112,7 +112,7 @@ def refuse_without_masks(config: Config, dataset: CocoDataset, initial: Variable
     known = "logits" in initial.get("params", {}).get("mask_head", {})
     if config.model.mask_head.class_agnostic or known or not (trained and dataset.has_masks):
         return
-    objects = [o for image in dataset.images for o in image.objects if not o.iscrowd]
+    objects = [o for image in dataset.images for o in image.objects]
     boxes = {o.label for o in objects} - {o.label for o in objects if o.rle is not None}
     if boxes:
         names = ", ".join(dataset.class_names[label - 1] for label in sorted(boxes))

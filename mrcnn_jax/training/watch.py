@@ -256,7 +256,7 @@ def _keep_failed(
     """Writes the batch of a step that is not finite, and warns of it or ends the run."""
     stage = run.config.stages[stage_index]
     records = [run.train_split.dataset.images[i] for i in step.planned.images]
-    images = {image.id: [record.annotation_id for record in image.objects] for image in records}
+    images = {image.id: [record.annotation_id for record in image.annotations] for image in records}
     failed = FailedStep(stage_index, step.number, broken, images)
     path = run.workdir / f"failed_batch-{stage.name}-{step.number}.npz"
     leaves, structure = jax.tree.flatten(step.batch)

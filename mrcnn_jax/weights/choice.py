@@ -11,6 +11,7 @@ from typing import Any
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.output import listed
 from mrcnn_jax.weights.origin import Origin
 
 _TRUNK = "trunk"
@@ -129,8 +130,7 @@ class Choice:
         changed = [f"{label} is {a!r} there, {b!r} here" for label, (a, b) in pairs if a != b]
         if not changed:
             return None
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        return f"other classes: {', '.join(changed[:3])}{more}"
+        return f"other classes: {listed(changed)}"
 
 
 def choose(path: Path, origin: Origin) -> Choice:

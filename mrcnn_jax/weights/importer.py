@@ -15,6 +15,7 @@ from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import COCO_CANVASES
 from mrcnn_jax.evaluation.coco_categories import Categories
+from mrcnn_jax.output import listed
 from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.run import refuse_taken, write_run
 from mrcnn_jax.weights.family import Family
@@ -65,7 +66,7 @@ def import_weights(
         words = ("--config", "CONFIG", "--workdir", "DIR", "--weights", out)
         print(f"next: {cli.command('train', *words)}")
     else:
-        print(f"{len(known)} classes: {', '.join(name for _, name in known[:3])}, ...")
+        print(f"{len(known)} classes: {listed([name for _, name in known])}")
         data = ("--annotations", "JSON", "--images", "DIR")
         print(f"next: {cli.command('predict', 'IMAGE', '--workdir', out, '--out', 'DIR')}")
         print(f"      {cli.command('eval', '--workdir', out, *data)}")
@@ -75,9 +76,8 @@ def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> 
     """Prints what was left out, and what a user might have to choose differently."""
     for pattern, reason in family.left_out.items():
         found = [name for name in names if re.fullmatch(pattern, name)]
-        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
         if found:
-            print(f"left out: {', '.join(found[:2])}{more}: {reason}")
+            print(f"left out: {listed(found, 2)}: {reason}")
     for remark in family.remarks:
         print(remark)
     if model.trunk == "convnext":

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.output import listed
 from mrcnn_jax.runs.finite import fault_of, is_variance
 
 Layout = Callable[[np.ndarray], np.ndarray]
@@ -164,6 +165,5 @@ def fill(
             raise ConfigError(f"{source}: {name}: {fault}")
     missing = [path for path in wanted if path not in filled]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ConfigError(f"{source}: no tensor for {', '.join(missing[:3])}{more}")
+        raise ConfigError(f"{source}: no tensor for {listed(missing)}")
     return unflatten_dict(filled, sep="/")

@@ -95,6 +95,6 @@ def test_images_without_objects_are_left_out_and_missing_masks_refused(tmp_path:
     images = tuple(ImageRecord(i, "a.png", *SIZE, objects) for i, objects in enumerate(lists))
     dataset = CocoDataset((), images, Report(), tmp_path / "train.json", tmp_path, 3)
     assert peer_recipe.trained_images(dataset) == [images[0]]
-    boxed = replace(images[0], objects=(replace(record(1, 2, 4, 5), rle=None),))
+    boxed = replace(images[0], annotations=(replace(record(1, 2, 4, 5), rle=None),))
     with pytest.raises(ConfigError, match="annotation 1: has no mask"):
         peer_recipe.trained_images(replace(dataset, images=(*images, boxed)))

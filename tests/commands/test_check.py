@@ -24,6 +24,7 @@ from mrcnn_jax.commands import check
 from mrcnn_jax.commands.check import Arguments
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data import images
+from mrcnn_jax.figures import draw
 
 ROOT = Path(__file__).parents[2]
 
@@ -273,6 +274,30 @@ def test_contact_sheet(
     )  # the mask is 550 of 4,800 pixels, and the box and label of each object come to it
     with pytest.raises(OSError, match=r"No such file or directory: '/none/sheet.png'"):
         check.run(dataclasses.replace(arguments, contact_sheet=Path("/none/sheet.png")))
+
+
+def test_a_contact_sheet_shows_and_counts_objects(
+    arguments: Arguments,
+    mixed_content: dict[str, Any],
+    write_json: Callable[[Any], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Crowds are none of them: image 16 has only one, image 11 gets another."""
+    crowd = next(a for a in mixed_content["annotations"] if a["iscrowd"])
+    mixed_content["annotations"].append(crowd | {"id": 99, "image_id": 11})
+    write_json(mixed_content)
+    titles: list[str] = []
+    titled = draw.titled
+
+    def noted(image: np.ndarray, title: str) -> np.ndarray:
+        titles.append(title)
+        return titled(image, title)
+
+    monkeypatch.setattr(draw, "titled", noted)
+    sheet = arguments.annotations.parent / "sheet.png"
+    check.run(dataclasses.replace(arguments, contact_sheet=sheet))
+    counts = {11: 2, 12: 1, 13: 1, 14: 1, 15: 1}
+    assert titles == [f"image {number}: {count}" for number, count in counts.items()]
 
 
 def _command(arguments: Arguments, *more: str) -> subprocess.CompletedProcess[str]:

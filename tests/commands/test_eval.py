@@ -25,6 +25,8 @@ from mrcnn_jax.commands import eval as evaluation
 from mrcnn_jax.commands import export
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.records import ImageRecord, ObjectRecord
+from mrcnn_jax.figures import views
 from mrcnn_jax.inference.api import Model
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.inference.exported import ExportedModel
@@ -219,6 +221,31 @@ def test_the_page_shows_this_evaluation(
         assert np.abs(stored.astype(float) - shown).mean() < 12
         number = next(i["id"] for i in truth["images"] if i["file_name"] == image["name"])
         assert len(image["objects"]) == sum(a["image_id"] == number for a in truth["annotations"])
+
+
+def test_images_of_crowds_alone_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They show as little as images without annotations, unless there are no others."""
+    crowd = ObjectRecord(1, 1, (0.0, 0.0, 4.0, 4.0), None, True, 16.0)
+    lists = [(crowd,), (), (crowd, replace(crowd, iscrowd=False))]
+    shown: list[list[int]] = []
+
+    def read(split: Any, chosen: list[int], data: Any) -> Any:
+        shown.append(chosen)
+        raise InterruptedError  # no more is asked
+
+    monkeypatch.setattr(views, "read_images", read)
+    run: Any = SimpleNamespace(config=SimpleNamespace(data=None))
+    arguments = evaluation.Arguments(workdir=Path("none"), figures=8)
+    for count in (3, 2):
+        images = [ImageRecord(i, "a.png", 8, 8, lists[i], depth_file="a") for i in range(count)]
+        split: Any = SimpleNamespace(dataset=SimpleNamespace(images=images))
+        found: Any = SimpleNamespace(proposals=dict.fromkeys(range(count)))
+        with pytest.raises(InterruptedError):
+            evaluation.draw(found, run, split, Path("none"), [], arguments)
+        alone: Any = SimpleNamespace(mesh=None)
+        with pytest.raises(InterruptedError):
+            evaluation.draw_depth(alone, run, split, Path("none"), arguments)
+    assert shown == [[2], [2], [0, 1], [0, 1]]
 
 
 def test_data_of_boxes_alone_give_no_masks(

@@ -46,7 +46,6 @@ from mrcnn_jax.config.model import ModelConfig
         (lambda: BoxHeadConfig(crowd_overlap=0.0), "model.box_head.crowd_overlap"),
         (lambda: BoxHeadConfig(class_loss_weight=-1.0), "model.box_head.class_loss_weight"),
         (lambda: BoxHeadConfig(box_loss_weight=math.inf), "model.box_head.box_loss_weight"),
-        (lambda: BoxHeadConfig(box_weights=(0.0, 1.0, 1.0, 1.0)), "model.box_head.box_weights"),
         (lambda: MaskHeadConfig(match_iou=50), "model.mask_head.match_iou"),
         (lambda: MaskHeadConfig(loss_weight=-1.0), "model.mask_head.loss_weight"),
         (lambda: PointRendConfig(loss_weight=-1.0), "model.mask_head.refine.loss_weight"),
@@ -67,10 +66,6 @@ from mrcnn_jax.config.model import ModelConfig
         (
             lambda: BoxHeadConfig(class_agnostic=True, cascade=(0.5, 0.6, 0.7)),
             "model.box_head.cascade: at most two",
-        ),
-        (
-            lambda: BoxHeadConfig(cascade_box_weights=(2.0, math.inf)),
-            "model.box_head.cascade_box_weights: must be positive",
         ),
         (
             lambda: BoxHeadConfig(cascade_loss_weights=(0.0, math.nan)),

@@ -55,10 +55,6 @@ from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, Ro
         (lambda: RPNConfig(crowd_overlap=0.0), "model.rpn.crowd_overlap"),
         (lambda: RPNConfig(box_loss_weight=-1.0), "model.rpn.box_loss_weight"),
         (lambda: RPNConfig(objectness_loss_weight=math.nan), "model.rpn.objectness_loss_weight"),
-        (lambda: RPNConfig(scales=(0, 8, 16, 32, 64)), "model.rpn.scales"),
-        (lambda: RPNConfig(ratios=(1.0, -1.0)), "model.rpn.ratios"),
-        (lambda: RPNConfig(box_weights=(1.0, 1.0, 0.0, 1.0)), "model.rpn.box_weights"),
-        (lambda: ModelConfig(pixel_std=(1.0, 0.0, 1.0)), "model.pixel_std"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: str) -> None:

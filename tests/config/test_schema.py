@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import tiny
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import BoxHeadConfig, DepthHeadConfig
-from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.model import ModelConfig, RoIConfig, RPNConfig
 from mrcnn_jax.config.schema import (
     AugmentConfig,
     Config,
@@ -48,22 +49,15 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: AugmentConfig(scale=(0.0, 1.0)), "data.augment.scale"),
         (lambda: AugmentConfig(scale=(1.5, 1.0)), "data.augment.scale"),
         (lambda: DataConfig(max_pixels=0), "data.max_pixels"),
-        (lambda: DataConfig(depth_scale=0.0), "data.depth_scale"),
-        (lambda: DataConfig(depth_scale=float("nan")), "data.depth_scale"),
-        (lambda: DataConfig(depth_scale=float("inf")), "data.depth_scale"),
         (lambda: DataConfig(depth_range=(0.0, 1.0)), "data.depth_range"),
         (lambda: DataConfig(depth_range=(1.0, 1.0)), "data.depth_range"),
         (lambda: DataConfig(depth_range=(1.0, float("inf"))), "data.depth_range"),
         (lambda: DataConfig(depth_range=(float("nan"), 1.0)), "data.depth_range"),
         (lambda: DataConfig(max_pixels=200_000_001), "data.max_pixels"),
-        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate"),
-        (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate"),
-        (lambda: OptimizerConfig(learning_rate=float("inf")), "optimizer.learning_rate"),
         (lambda: ParamGroup("rpn/.*", -1.0), "stages: rpn/.*: lr_scale"),
         (lambda: ParamGroup("rpn/.*", float("nan")), "stages: rpn/.*: lr_scale"),
         (lambda: OptimizerConfig(batch_size=0), "optimizer.batch_size"),
         (lambda: OptimizerConfig(momentum=1.0), "optimizer.momentum"),
-        (lambda: OptimizerConfig(clip_norm=0.0), "optimizer.clip_norm"),
         (lambda: OptimizerConfig(milestones=(0.5, 0.5)), "optimizer.milestones"),
         (lambda: OptimizerConfig(milestones=(1.0,)), "optimizer.milestones"),
         (lambda: OptimizerConfig(step_factor=1.0), "optimizer.step_factor"),
@@ -71,10 +65,6 @@ def stage(**changes: Any) -> StageConfig:
         (lambda: stage(name="first stage"), "stages: name 'first stage'"),
         (lambda: stage(losses=()), "stages.rpn.losses"),
         (lambda: stage(train=()), "stages.rpn.train"),
-        (lambda: stage(epochs=0), "stages.rpn.epochs"),
-        (lambda: stage(epochs=-0.5), "stages.rpn.epochs"),
-        (lambda: stage(epochs=float("nan")), "stages.rpn.epochs"),
-        (lambda: stage(epochs=float("inf")), "stages.rpn.epochs"),
         (lambda: stage(ema_decay=1.0), "stages.rpn.ema_decay"),
         (lambda: Config(evaluate_every_epochs=-1), "evaluate_every_epochs"),
         (lambda: stage(frozen=("box_head/(",)), "stages.rpn: pattern 'box_head/('"),
@@ -96,6 +86,33 @@ def test_a_value_that_makes_no_sense_is_named(make: Callable[[], Any], field: st
     """In one line that begins with the field."""
     with pytest.raises(ConfigError, match=rf"\A{re.escape(field)}.*\Z"):
         make()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("options", "name", "where"),
+    [
+        (DataConfig(), "depth_scale", "data."),
+        (OptimizerConfig(), "learning_rate", "optimizer."),
+        (OptimizerConfig(), "clip_norm", "optimizer."),
+        (stage(), "epochs", "stages.rpn."),
+        (ModelConfig(), "pixel_std", "model."),
+        (RPNConfig(), "scales", "model.rpn."),
+        (RPNConfig(), "ratios", "model.rpn."),
+        (RPNConfig(), "box_weights", "model.rpn."),
+        (RoIConfig(), "canonical_size", "model.roi."),
+        (BoxHeadConfig(), "box_weights", "model.box_head."),
+        (BoxHeadConfig(), "cascade_box_weights", "model.box_head."),
+    ],
+)
+def test_what_has_to_be_positive_and_finite(
+    options: Any, name: str, where: str, value: float
+) -> None:
+    """Of several numbers each."""
+    before = getattr(options, name)
+    wrong = (*before[:-1], value) if isinstance(before, tuple) else value
+    with pytest.raises(ConfigError, match=rf"\A{where}{name}: must be positive and finite\Z"):
+        replace(options, **{name: wrong})
 
 
 def test_pasted_objects_have_no_depth() -> None:

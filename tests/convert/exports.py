@@ -477,7 +477,7 @@ def objects(dataset: CocoDataset, file: str) -> list[tuple[str, np.ndarray]]:
             dataset.class_names[o.label - 1],
             empty if o.rle is None else rle_ops.decode(o.rle).astype(bool),
         )
-        for o in image.objects
+        for o in image.annotations
     ]
 
 

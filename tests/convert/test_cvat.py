@@ -68,7 +68,7 @@ def test_cvat_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     masks = [mask for _, mask in objects(dataset, "train/dir/x.png")]
     assert same_but_for_the_border(masks[0], by_pillow(POLYGON))
     assert not masks[1].any()
-    assert dataset.images[0].objects[1].box == (11.0, 16.0, 41.0, 24.0)
+    assert dataset.images[0].annotations[1].box == (11.0, 16.0, 41.0, 24.0)
     assert same_but_for_the_border(
         masks[2], by_pillow(cv2.boxPoints(((26, 20), (30, 8), 30)).tolist())
     )
@@ -104,7 +104,7 @@ def test_frames_of_a_video_have_no_suffix(
     options = Cvat(tmp_path, tmp_path / "out.json")
     convert(options)
     dataset = checked(options, tmp_path / "cache")
-    assert {image.file_name: image.objects[0].box[2] for image in dataset.images} == {
+    assert {image.file_name: image.annotations[0].box[2] for image in dataset.images} == {
         "frame_0.PNG": 20.0,
         "frame_1.PNG": 21.0,
         "take 1.5.jpg": 22.0,

@@ -94,10 +94,10 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for mask, degrees in ((masks[2], 0), (masks[3], 30)):
         assert same_but_for_the_border(mask, oval(26, 20, 18, 7, degrees))
     assert not masks[4].any()
-    assert dataset.images[0].objects[4].box == (30.0, 20.0, 40.0, 35.0)
+    assert dataset.images[0].annotations[4].box == (30.0, 20.0, 40.0, 35.0)
     corners = cv2.boxPoints(((26, 15), (20, 10), 30)).tolist()  # clockwise
     assert same_but_for_the_border(masks[5], by_pillow(corners))
-    assert [o.iscrowd for o in dataset.images[0].objects] == [False] * 6 + [True] * 2
+    assert [o.iscrowd for o in dataset.images[0].annotations] == [False] * 6 + [True] * 2
     text = capsys.readouterr().out
     for kind, place in (("label", 8), ("points", 9), ("skeleton", 10)):
         what = f"shapes of type {kind}, which has no area (item 'a': annotation {place})"
@@ -132,7 +132,7 @@ def test_a_group_is_an_object(rectangles: Any, tmp_path: Path) -> None:
     alone = block(1, 1, 51, 39) if rectangles == "mask" else np.zeros_like(left)
     for (_, mask), expected in zip(found, (left | right, alone, left, right), strict=True):
         assert (mask == expected).all()
-    assert [o.box for o in dataset.images[0].objects[:2]] == [(1.0, 1.0, 51.0, 39.0)] * 2
+    assert [o.box for o in dataset.images[0].annotations[:2]] == [(1.0, 1.0, 51.0, 39.0)] * 2
 
 
 def test_classes_are_the_files_without_a_skeletons_points(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_classes_are_the_files_without_a_skeletons_points(tmp_path: Path) -> Non
     convert(options)
     dataset = checked(options, tmp_path / "cache")
     assert dataset.class_names == ("z", "person", "car", "sedan")
-    assert [o.label for o in dataset.images[0].objects] == [4]
+    assert [o.label for o in dataset.images[0].annotations] == [4]
 
 
 @pytest.mark.parametrize(

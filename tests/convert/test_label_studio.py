@@ -131,7 +131,7 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = [mask for _, mask in found]
     assert same_but_for_the_border(masks[0], by_pillow(POLYGON))
     assert not masks[1].any()
-    assert dataset.images[0].objects[1].box == (30.0, 20.0, 40.0, 35.0)
+    assert dataset.images[0].annotations[1].box == (30.0, 20.0, 40.0, 35.0)
     # The centre of a rectangle that is turned by 30 degrees around its corner (26, 5).
     right, down = np.array([3**0.5 / 2, 0.5]), np.array([-0.5, 3**0.5 / 2])
     centre = tuple(np.array([26, 5]) + 10 * right + 5 * down)
@@ -201,7 +201,10 @@ def test_the_newest_annotation_counts(tmp_path: Path, capsys: pytest.CaptureFixt
     convert(options)
     dataset = checked(options, tmp_path / "cache")
     assert dataset.class_names == ("new",)
-    assert [(i.file_name, len(i.objects)) for i in dataset.images] == [("a.png", 1), ("c.png", 0)]
+    assert [(i.file_name, len(i.annotations)) for i in dataset.images] == [
+        ("a.png", 1),
+        ("c.png", 0),
+    ]
     text = capsys.readouterr().out
     assert "left out 1: annotations of an image that has a newer one (task 7)" in text
     assert "left out 1: annotations that were cancelled (task 7)" in text

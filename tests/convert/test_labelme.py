@@ -76,9 +76,9 @@ def test_labelme_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert abs(masks[1].sum() - math.pi * 12**2) < 6
     assert same_but_for_the_border(masks[2], by_pillow(turned))
     assert not masks[3].any(), "a box has no mask"
-    assert dataset.images[0].objects[3].box == (10.0, 20.0, 40.0, 30.0)
+    assert dataset.images[0].annotations[3].box == (10.0, 20.0, 40.0, 30.0)
     assert (masks[4] == (RING | block(30, 5, 40, 15))).all()
-    assert dataset.images[0].objects[6].box == (40.0, 8.0, 52.0, 31.0), (
+    assert dataset.images[0].annotations[6].box == (40.0, 8.0, 52.0, 31.0), (
         "of the part inside, by its pixels"
     )
     written = json.loads(options.out.read_text())["annotations"]

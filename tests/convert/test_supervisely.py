@@ -100,7 +100,7 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = by_opencv(TRIANGLE, HOLE) | by_opencv(square)
     assert same_but_for_the_border(parts, both)
     assert not (whole | fractions).any()
-    boxes = [o.box for o in image.objects]
+    boxes = [o.box for o in image.annotations]
     assert boxes[3:5] == [(30.0, 20.0, 40.0, 35.0), (30.5, 20.25, 40.0, 35.0)]
     corners = cv2.boxPoints(((26, 15), (20, 10), 30)).tolist()  # clockwise
     assert same_but_for_the_border(turned, by_pillow(corners))
@@ -123,7 +123,7 @@ def test_whole_numbers_are_pixels(tmp_path: Path) -> None:
     options = project(tmp_path, *drawn)
     convert(options)
     (image,) = checked(options, tmp_path / "cache").images
-    assert [o.box for o in image.objects] == [(10.5, 20.5, 19.5, 29.5)] * 2
+    assert [o.box for o in image.annotations] == [(10.5, 20.5, 19.5, 29.5)] * 2
 
 
 def alpha(values: np.ndarray) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_classes_are_those_of_the_project(tmp_path: Path) -> None:
         convert(options)
         dataset = checked(options, tmp_path / "cache")
         assert dataset.class_names == ("z", "a", "y", "other")
-        assert [o.label for o in dataset.images[0].objects] == [1, 4]
+        assert [o.label for o in dataset.images[0].annotations] == [1, 4]
 
 
 def of(*drawn: Any, **options: Any) -> Callable[[Path], Options]:

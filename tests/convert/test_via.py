@@ -90,7 +90,7 @@ def test_shapes(version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for mask, degrees in ((masks[2], 330), (masks[3], 0)):
         assert same_but_for_the_border(mask, oval(26, 20, 18, 7, degrees))
     assert not masks[4].any()
-    assert dataset.images[0].objects[4].box == (30.0, 20.0, 40.0, 35.0)
+    assert dataset.images[0].annotations[4].box == (30.0, 20.0, 40.0, 35.0)
     text = capsys.readouterr().out
     assert "dropped 1: shapes of type point, which has no area (a.png: region 5)" in text
     assert "dropped 1: shapes of type polyline, which has no area (a.png: region 6)" in text
@@ -183,8 +183,8 @@ def test_a_csv_has_the_same_regions(
     found = objects(dataset, "a.png")
     assert [label for label, _ in found] == ["x", '"y']
     assert same_but_for_the_border(found[0][1], disc(14, 15, 12.5))
-    assert dataset.images[0].objects[1].box == (30.0, 20.0, 40.0, 35.0)
-    assert dataset.images[1].objects == ()
+    assert dataset.images[0].annotations[1].box == (30.0, 20.0, 40.0, 35.0)
+    assert dataset.images[1].annotations == ()
     told = capsys.readouterr().out
     assert "dropped 1: shapes of type point, which has no area (a.png: region 2)" in told
 

@@ -67,13 +67,13 @@ def test_voc_borders_difficult_objects_and_boxes_without_masks(
     assert [label for label, _ in found] == ["cat", "dog", "cow", "cat"]
     for (_, mask), expected in zip(found, (inner, core, bit, ~inner & inner), strict=True):
         assert (mask == expected).all()
-    assert [o.box for o in dataset.images[0].objects][:2] == [
+    assert [o.box for o in dataset.images[0].annotations][:2] == [
         (2.0, 4.0, 20.0, 32.0),
         (30.0, 5.0, 45.0, 15.0),
     ]
-    assert dataset.images[0].objects[3].box == (21.0, 33.0, 30.0, 40.0)
-    assert [o.iscrowd for o in dataset.images[0].objects] == [False, True, False, False]
-    assert dataset.images[1].objects[0].box == (0.0, 0.0, 52.0, 40.0)
+    assert dataset.images[0].annotations[3].box == (21.0, 33.0, 30.0, 40.0)
+    assert [o.iscrowd for o in dataset.images[0].annotations] == [False, True, False, False]
+    assert dataset.images[1].annotations[0].box == (0.0, 0.0, 52.0, 40.0)
     lines = capsys.readouterr().out
     assert lines.startswith(
         "kept 2 images, 4 objects, 1 crowds, 2 objects without a mask (box only)\n"
@@ -135,7 +135,7 @@ def test_voc_boxes_from_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = Voc(tmp_path, tmp_path / "out.json")
     convert(options)
     dataset = checked(options, tmp_path / "cache")
-    assert [image.objects[0].box for image in dataset.images] == [
+    assert [image.annotations[0].box for image in dataset.images] == [
         (0.0, 3.0, 9.0, 12.0),
         (10.0, 10.0, 20.0, 20.0),
     ]

@@ -82,7 +82,7 @@ def test_masks_come_back_as_they_were_drawn(
         assert sorted((label, mask.tobytes()) for label, mask in found) == sorted(
             (label, mask.tobytes()) for label, mask in drawn
         )
-    boxes = {image.file_name: {o.box for o in image.objects} for image in dataset.images}
+    boxes = {image.file_name: {o.box for o in image.annotations} for image in dataset.images}
     assert boxes["größe 2.png"] == {(51.0, 39.0, 52.0, 40.0), (0.0, 0.0, 5.0, 40.0)}
     areas = {a["area"] for a in json.loads(options.out.read_text())["annotations"]}
     assert areas == {float(mask.sum()) for drawn in PICTURES.values() for _, mask in drawn}
@@ -109,7 +109,7 @@ def test_split_is_by_image_and_repeatable(
         assert sorted(item["id"] for item in train[key] + val[key]) == list(range(1, count + 1))
     for file in files:
         for image in checked(split, tmp_path / "cache", file).images:
-            assert len(image.objects) == len(drawn[image.file_name])
+            assert len(image.annotations) == len(drawn[image.file_name])
     texts = [file.read_text() for file in files]
     capsys.readouterr()
     assert [file.read_text() for file in convert(split)] == texts

@@ -76,7 +76,7 @@ def test_polygons_and_boxes_in_pixels(tmp_path: Path, capsys: pytest.CaptureFixt
     assert label == "nerve"
     assert (second == block(13, 10, 26, 30)).all()
     assert not third.any()
-    assert dataset.images[0].objects[2].box == (0.0, 20.0, 52.0, 40.0)
+    assert dataset.images[0].annotations[2].box == (0.0, 20.0, 52.0, 40.0)
     assert not objects(dataset, "train/b.png") + objects(dataset, "train/c.jpg")
     options = Yolo(tmp_path / "data.yaml", tmp_path / "out.json", part="val")
     convert(options)
@@ -110,7 +110,7 @@ def test_boxes_alone_are_told_and_can_be_masks(
 def paths(options: Options) -> list[str]:
     convert(options)
     dataset = read_coco(options.out, options.open_images().folder, DataConfig())
-    return [image.file_name for image in dataset.images if image.objects]
+    return [image.file_name for image in dataset.images if image.annotations]
 
 
 @pytest.mark.parametrize(

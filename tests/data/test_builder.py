@@ -39,15 +39,15 @@ def test_records_hold_the_data_set(dataset: CocoDataset, tmp_path: Path) -> None
         )
         objects = record["objects"]
         assert [int(i) for i in objects["annotation_id"]] == [
-            o.annotation_id for o in image.objects
+            o.annotation_id for o in image.annotations
         ]
-        assert [int(i) for i in objects["label"]] == [o.label for o in image.objects]
-        assert [bool(i) for i in objects["iscrowd"]] == [o.iscrowd for o in image.objects]
+        assert [int(i) for i in objects["label"]] == [o.label for o in image.annotations]
+        assert [bool(i) for i in objects["iscrowd"]] == [o.iscrowd for o in image.annotations]
         assert [tuple(b.tolist()) for b in objects["box"]] == [
-            tuple(np.float32(o.box).tolist()) for o in image.objects
+            tuple(np.float32(o.box).tolist()) for o in image.annotations
         ]
         assert [c.decode() for c in objects["counts"]] == [
-            o.rle["counts"] if o.rle else "" for o in image.objects
+            o.rle["counts"] if o.rle else "" for o in image.annotations
         ]
     assert "tensorflow" not in sys.modules
 

@@ -268,7 +268,7 @@ def test_boxes_of_zeros_come_from_the_masks(tmp_path: Path) -> None:
     dataset = read(tmp_path, changed(boxes(lambda *_: [0, 0, 0, 0])))
     expected = {a["id"]: a["bbox"] for a in content()["annotations"]}
     for image in dataset.images:
-        for record in image.objects:
+        for record in image.annotations:
             x, y, w, h = expected[record.annotation_id]
             # The last row and column of a triangle may have no pixel.
             assert np.abs(np.subtract(record.box, (x, y, x + w, y + h))).max() <= 2
@@ -300,7 +300,7 @@ def test_polygons_of_points(tmp_path: Path, segmentation: Any) -> None:
     expected = read(tmp_path, data).images[0].objects
     data["annotations"][0]["segmentation"] = segmentation
     dataset = read(tmp_path, data)
-    assert dataset.images[0].objects == expected
+    assert dataset.images[0].annotations == expected
     assert found(dataset) == {Reason.PAIRS: (1, [1])}
 
 

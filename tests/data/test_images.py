@@ -200,7 +200,7 @@ def test_all_orientations_give_one_picture_and_aligned_masks(
     dataset = check(mixed_file)
     image = dataset.images[0]
     pixels = decode_image(path.read_bytes(), upright=image.upright, max_pixels=DATA.max_pixels)
-    assert (pixels[..., 0] == 255 * rle_ops.decode(image.objects[0].rle)).all()
+    assert (pixels[..., 0] == 255 * rle_ops.decode(image.annotations[0].rle)).all()
     expected = (
         {}
         if orientation == 1

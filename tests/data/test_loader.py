@@ -267,7 +267,7 @@ def test_any_number_of_objects(
     (batch,) = load(split, [PlannedBatch(0, (0,))], mixed_data)
     truth = batch.ground_truth
     assert truth.valid[0].sum() == min(count, 4)
-    assert len(split.dataset.images[0].objects) == count
+    assert len(split.dataset.images[0].annotations) == count
     widths = (truth.boxes[0, :, 2] - truth.boxes[0, :, 0])[truth.valid[0]] / batch.scales[0, 1]
     assert np.allclose(sorted(widths), sorted(box[2] for box in boxes)[-4:])
     found = [cap.most for cap in caps(split.dataset, mixed_data)]

@@ -34,13 +34,13 @@ def test_everything_comes_through(mixed_file: Path) -> None:
     for label in (0, 4, -1):
         with pytest.raises(ValueError, match=str(label)):
             dataset.category_id(label)
-    first = dataset.images[0].objects
+    first = dataset.images[0].annotations
     assert [(o.annotation_id, o.label, o.box, o.iscrowd) for o in first] == [
         (0, 3, (20.0, 10.0, 50.0, 30.0), False),
         (5, 1, (0.0, 0.0, 12.5, 20.25), False),
     ]
     assert first[1].rle is None
-    half = rle_ops.decode(dataset.images[1].objects[0].rle)
+    half = rle_ops.decode(dataset.images[1].annotations[0].rle)
     assert (half == (np.arange(60)[None, :] >= 30) * np.ones((80, 1))).all()
     assert found(dataset, but=frozenset()) == {
         Reason.CATEGORY_IDS: (3, [90, 3, 7]),
@@ -247,7 +247,10 @@ def test_category_ids_become_labels_in_their_order(
     order = sorted(names, key=lambda old: int(new[old]))
     assert dataset.class_names == tuple(names[old] for old in order)
     assert [dataset.category_id(label) for label in (1, 2, 3)] == sorted(map(int, ids))
-    assert [o.label for o in dataset.images[0].objects] == [order.index(90) + 1, order.index(3) + 1]
+    assert [o.label for o in dataset.images[0].annotations] == [
+        order.index(90) + 1,
+        order.index(3) + 1,
+    ]
     assert (Reason.CATEGORY_IDS in found(dataset, but=set())) == repaired
     texts = {
         text: f.count
@@ -275,7 +278,7 @@ def test_one_category_of_id_0(
     for annotation in mixed_content["annotations"]:
         annotation["category_id"] = 0
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert {o.label for image in dataset.images for o in image.objects} == {1}
+    assert {o.label for image in dataset.images for o in image.annotations} == {1}
     assert dataset.category_id(1) == 0
     assert found(dataset, but=set())[Reason.CATEGORY_IDS] == (1, [0])
 

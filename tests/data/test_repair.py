@@ -113,7 +113,7 @@ def test_repaired(
     mixed_content["annotations"][0].update(change)
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     assert found(dataset, but={Reason.CATEGORY_IDS}) == ({reason: (1, [0])} if reason else {})
-    (record,) = (o for o in dataset.images[0].objects if o.annotation_id == 0)
+    (record,) = (o for o in dataset.images[0].annotations if o.annotation_id == 0)
     assert record.box == box
     assert record.label == 3
     assert dataset.report.kept["objects"] == 6
@@ -130,7 +130,7 @@ def test_a_crowd_may_be_a_truth_value(
 ) -> None:
     mixed_content["annotations"][0].update(iscrowd=iscrowd)
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    (record,) = (o for o in dataset.images[0].objects if o.annotation_id == 0)
+    (record,) = (o for o in dataset.images[0].annotations if o.annotation_id == 0)
     assert record.iscrowd == crowd
 
 
@@ -167,7 +167,7 @@ def test_areas(
     raw["area"] = area
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     assert found(dataset) == ({reason: (1, [number])} if reason else {})
-    (record,) = (o for i in dataset.images for o in i.objects if o.annotation_id == number)
+    (record,) = (o for i in dataset.images for o in i.annotations if o.annotation_id == number)
     own = 253.125 if number == 5 else rle_ops.area(raw["segmentation"])
     assert record.area == (own if reason else area)
 
@@ -250,7 +250,7 @@ def test_dropped(
     assert found(dataset) == {reason: (1, [0])}
     assert reason.outcome == "dropped"
     assert dataset.report.kept["objects"] == 5
-    assert [o.annotation_id for o in dataset.images[0].objects] == [5]
+    assert [o.annotation_id for o in dataset.images[0].annotations] == [5]
 
 
 @pytest.mark.parametrize("segmentation", [None, [], {}, "", [[]], [[], []], "absent"])
@@ -265,7 +265,7 @@ def test_no_segmentation_is_a_box_and_said_so(
         del mixed_content["annotations"][0]["segmentation"]
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     assert found(dataset) == {}
-    assert dataset.images[0].objects[0].rle is None
+    assert dataset.images[0].annotations[0].rle is None
     assert dataset.report.kept["objects without a mask (box only)"] == 2
     assert "2 objects without a mask (box only)" in dataset.report.lines()[0]
 
@@ -282,8 +282,8 @@ def test_a_mask_without_a_pixel_leaves_the_box(
     mixed_content["annotations"][0]["segmentation"] = segmentation
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     assert found(dataset)[Reason.EMPTY_MASK] == (1, [0])
-    assert dataset.images[0].objects[0].box == HOLED
-    assert dataset.images[0].objects[0].rle is None
+    assert dataset.images[0].annotations[0].box == HOLED
+    assert dataset.images[0].annotations[0].rle is None
     assert dataset.report.kept["objects without a mask (box only)"] == 2
 
 
@@ -367,7 +367,7 @@ def test_runs_of_length_zero(
 ) -> None:
     mixed_content["annotations"][0] |= {"bbox": None, **with_runs(runs)}
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    boxes = [o.box for o in dataset.images[0].objects if o.annotation_id == 0]
+    boxes = [o.box for o in dataset.images[0].annotations if o.annotation_id == 0]
     assert boxes == ([extent] if extent else [])
     assert (Reason.NO_PIXEL in found(dataset)) == (extent is None)
 
@@ -386,8 +386,8 @@ def test_several_parts_and_holes(
     dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
     assert time.perf_counter() - start < 2
     expected = rle_ops.merge(rle_ops.frPyObjects(parts, image["height"], image["width"]))
-    assert (rle_ops.decode(dataset.images[0].objects[0].rle) == rle_ops.decode(expected)).all()
-    assert rle_ops.area(dataset.images[0].objects[0].rle) == 1200
+    assert (rle_ops.decode(dataset.images[0].annotations[0].rle) == rle_ops.decode(expected)).all()
+    assert rle_ops.area(dataset.images[0].annotations[0].rle) == 1200
 
 
 @given(st.text(max_size=30) | st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=30))

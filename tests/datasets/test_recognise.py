@@ -165,9 +165,9 @@ def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     coco(tmp_path / "mine.json", "1.png", images=tmp_path)
     for number in range(4):
         (tmp_path / f"{number}.json").write_text('{"shapes": [], "imagePath": "1.png"}')
-    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
+    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json and 1 more")
     (tmp_path / "0.json").write_text('{"_via_img_metadata": {}}')
-    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json, ... (4)")
+    assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json and 1 more")
 
 
 def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
@@ -231,7 +231,8 @@ def converted(options: Options, out: Path) -> list[object]:
     convert(options)
     dataset = read_coco(out, options.open_images().folder, DataConfig())
     images = {
-        Path(i.file_name).name: [(o.label, o.box, o.rle) for o in i.objects] for i in dataset.images
+        Path(i.file_name).name: [(o.label, o.box, o.rle) for o in i.annotations]
+        for i in dataset.images
     }
     return [dataset.class_names, images]
 
@@ -314,7 +315,7 @@ def test_yolo_of_two_parts(tmp_path: Path) -> None:
         convert(replace(export, out=tmp_path / "out.json"))
         dataset = read_coco(tmp_path / "out.json", tmp_path, DataConfig())
         assert dataset.class_names == ("ape", "bee")
-        assert {i.file_name: [(o.label, o.box) for o in i.objects] for i in dataset.images} == {
+        assert {i.file_name: [(o.label, o.box) for o in i.annotations] for i in dataset.images} == {
             f"{part}/images/1.png": square,
             f"{part}/images/2.png": square,
         }
@@ -437,7 +438,7 @@ def test_datumaro_of_subsets(tmp_path: Path) -> None:
         convert(replace(export, out=tmp_path / "o.json"))
         dataset = read_coco(tmp_path / "o.json", tmp_path, DataConfig())
         assert dataset.class_names == ("bee", "ape")
-        assert {i.file_name: [o.box for o in i.objects] for i in dataset.images} == {
+        assert {i.file_name: [o.box for o in i.annotations] for i in dataset.images} == {
             f"images/{subset}/a.png": [(1.0, 2.0, 5.0, 5.0)]
         }
 
@@ -507,7 +508,7 @@ def test_equal_names_in_each_split(tmp_path: Path, capsys: pytest.CaptureFixture
         assert export is not None
         convert(replace(export, out=tmp_path / "o.json"))
         dataset = read_coco(tmp_path / "o.json", tmp_path / layout, DataConfig())
-        assert {i.file_name: len(i.objects) for i in dataset.images} == {
+        assert {i.file_name: len(i.annotations) for i in dataset.images} == {
             f"train/{place}images/1.png": 2,
             f"val/{place}images/1.png": 1,
         }

@@ -56,7 +56,7 @@ def test_images_come_from_all_over_the_split_or_as_asked_for(opened: tuple[Run, 
     1."""
     split = opened[1]
     ids = [image.id for image in split.dataset.images]
-    empty = next(i for i, image in enumerate(split.dataset.images) if not image.objects)
+    empty = next(i for i, image in enumerate(split.dataset.images) if not image.annotations)
     everything = views.choose(split, 100)
     assert everything == [i for i in range(len(ids)) if i != empty]
     few = views.choose(split, 3)
@@ -82,17 +82,17 @@ def test_what_is_spread_leaves_no_wide_gap() -> None:
 
 
 def test_the_largest_object_with_a_mask_is_shown(opened: tuple[Run, Split]) -> None:
-    image = next(image for image in opened[1].dataset.images if len(image.objects) > 1)
+    image = next(image for image in opened[1].dataset.images if len(image.annotations) > 1)
     largest = views.largest_object(image)
     assert all(
         np.prod(np.subtract(o.box[2:], o.box[:2]))
         <= np.prod(np.subtract(largest.box[2:], largest.box[:2]))
-        for o in image.objects
+        for o in image.annotations
     )
-    others = tuple(replace(o, iscrowd=True) if o is largest else o for o in image.objects)
+    others = tuple(replace(o, iscrowd=True) if o is largest else o for o in image.annotations)
     assert (
-        views.largest_object(replace(image, objects=others))
-        is not others[image.objects.index(largest)]
+        views.largest_object(replace(image, annotations=others))
+        is not others[image.annotations.index(largest)]
     )
 
 

@@ -69,7 +69,7 @@ def test_pixels_objects_and_objects_under_true_masks() -> None:
                 "segmentation": o.rle,
             }
             for i in images
-            for o in i.objects
+            for o in i.annotations
         ],
     }
     masks = match_results(truth, results, iou_types=("segm",))["segm"]

@@ -93,7 +93,7 @@ def assert_found(
             assert (mask & expected).sum() / (mask | expected).sum() >= overlap
         mask = block(1, 2, 9, 8) if corners else np.zeros_like(SQUARE)
         assert (found[2][1] == mask).all()
-    boxes = [o.box for o in dataset.images[0].objects]
+    boxes = [o.box for o in dataset.images[0].annotations]
     assert (1.0, 2.0, 9.0, 8.0) in [tuple(np.round(box, 3).tolist()) for box in boxes]
 
 

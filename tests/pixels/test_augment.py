@@ -414,7 +414,7 @@ def test_draws_are_a_pure_function_of_seed_epoch_and_image(
                 key = planned.keys[row]
                 assert key not in seen
                 seen[key] = batch.images[row].tobytes()
-                objects = sum(not record.iscrowd for record in image.objects)
+                objects = sum(not record.iscrowd for record in image.annotations)
                 assert batch.ground_truth.valid[row].sum() + batch.lost[row] >= objects
             assert planned.keys[int(batch.valid.sum()) :] == ((),) * int((~batch.valid).sum())
     assert len(set(seen.values())) == len(seen) == 18

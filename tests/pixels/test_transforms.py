@@ -154,7 +154,7 @@ def objects(data_folder: Path) -> list[tuple[np.ndarray, tuple[float, ...], np.n
     records = [
         record
         for image in dataset.images
-        for record in image.objects
+        for record in image.annotations
         if record.rle and not record.iscrowd
     ]
     return [

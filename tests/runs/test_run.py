@@ -84,6 +84,9 @@ def test_a_config_that_is_not_the_checkpoints_is_an_error_that_names_the_fields(
         r"model\.box_head\.score_threshold: 0\.01 -> 0\.51; seed: 0 -> 5$",
     ):
         load_run(copied)
+    change(copied, model__box_head__nms_iou=0.51, model__box_head__detections=7)
+    with pytest.raises(ConfigError, match=r": 0\.01 -> 0\.51; .*; .* and 1 more$"):
+        load_run(copied)
 
 
 def test_what_may_differ_on_resume_is_the_checkpoints(copied: Path) -> None:

@@ -60,6 +60,16 @@ def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_confi
     )
 
 
+def test_differences_that_are_not_named_are_counted(tiny_config: Config, tmp_path: Path) -> None:
+    save_config(tiny_config, tmp_path / "config.json")
+    model = replace(tiny_config.model, fpn_channels=8, remat=True)
+    other = replace(tiny_config, seed=1, model=model, data=replace(tiny_config.data, mask_crop=9))
+    with pytest.raises(
+        ConfigError, match=r"config: data\.mask_crop: .*; .*; .* and 1 more \(choose"
+    ):
+        resume.refuse_another_config(other, tmp_path)
+
+
 def test_a_logger_that_is_not_installed_is_refused_first(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,7 +345,8 @@ def test_other_shapes_are_refused(tiny_run: Path, tiny_config: Config, tmp_path:
     )
     with pytest.raises(
         ConfigError,
-        match=r"init_from: .*: 5 shapes differ: params/mask_head/conv1/bias \(8,\) -> \(4,\), ",
+        match=r"init_from: .*: 5 shapes differ: params/mask_head/conv1/bias \(8,\) -> \(4,\), "
+        r".* and 2 more",
     ) as error:
         loop.train(config, tmp_path / "run")
     assert "\n" not in str(error.value)

@@ -57,11 +57,9 @@ def test_losses_of_masks_and_depth_are_means_over_images_that_have_them(
     objects = [(with_mask,), (), (), (with_mask,), (replace(with_mask, rle=None),)]
     maps = ["0.png", None, "2.png", None, "4.png"]
     records = [
-        SimpleNamespace(objects=one, depth_file=name)
-        for one, name in zip(objects, maps, strict=True)
+        ImageRecord(i, "a.png", 9, 9, one, depth_file=name)
+        for i, (one, name) in enumerate(zip(objects, maps, strict=True))
     ]
-    for record in records:
-        record.has_mask = ImageRecord.has_mask.fget(record)  # type: ignore[attr-defined]
     plan = [
         SimpleNamespace(images=[0, 1]),
         SimpleNamespace(images=[2, 4]),

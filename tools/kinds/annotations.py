@@ -129,7 +129,7 @@ def objects_of(dataset: CocoDataset) -> dict[int, Object]:
             (record.rle or {"counts": ""})["counts"].encode(),
         )
         for image in dataset.images
-        for record in image.objects
+        for record in image.annotations
     }
 
 
