@@ -122,16 +122,18 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
         family = mmdetection.with_meta(family, meta, str(path))
     assigned = assign(tensors, family.rules, family.left_out, str(path))
     _refuse_other_constants(family, tensors, path)
-    if norm_epsilon is None:
-        live = any(name.endswith(".num_batches_tracked") for name in tensors)
-        norm_epsilon = 1e-5 if live else family.frozen_norm_epsilon
     stated = _pixels_beside(path) if family.model is None else {}
     model = family.model or replace(ModelConfig(), **stated)
     if family.trunk == "convnext":
         convnext = convnext_families.sizes(assigned, tensors, str(path))
         model = replace(model, trunk="convnext", convnext=convnext)
         return FileNetwork(path, family, model, tensors, assigned, bool(stated))
-    resnet = replace(model.resnet, depth=_depth(assigned, path), norm_epsilon=norm_epsilon)
+    depth = _depth(assigned, path)
+    if norm_epsilon is None:
+        live = any(name.endswith(".num_batches_tracked") for name in tensors)
+        # Frozen batch norm of other depths comes from ImageNet weights, not a published detector.
+        norm_epsilon = family.frozen_norm_epsilon if depth == 50 and not live else 1e-5
+    resnet = replace(model.resnet, depth=depth, norm_epsilon=norm_epsilon)
     stem = assigned.get("params/resnet/stem/kernel")
     if stem is not None and tensors[stem.name].ndim == 4 and len(tensors[stem.name]) > 0:
         resnet = replace(resnet, width=len(tensors[stem.name]))
