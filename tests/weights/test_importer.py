@@ -31,7 +31,6 @@ from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.weights import network, published
 from mrcnn_jax.weights.importer import import_weights
 
-
 V1, V2 = "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"
 FPN, C4 = "mask_rcnn_R_50_FPN", "mask_rcnn_R_50_C4"
 LSJ, MMDET = "mask_rcnn_R_50_FPN_LSJ", "mask-rcnn_r50_fpn"
