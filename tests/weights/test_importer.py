@@ -27,7 +27,7 @@ from mrcnn_jax.config.tables import (
     TORCHVISION_V2,
 )
 from mrcnn_jax.runs.checkpoints import Checkpoints
-from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.run import load_run, open_data
 from mrcnn_jax.weights import network, published
 from mrcnn_jax.weights.importer import import_weights
 
@@ -288,12 +288,17 @@ def narrow_to(shapes: state_dicts.Shapes, classes: int) -> state_dicts.Shapes:
     return {name: tuple(rows.get(side, side) for side in shape) for name, shape in shapes.items()}
 
 
-def test_other_numbers_of_classes(tmp_path: Path) -> None:
+def test_other_numbers_of_classes(tiny_data: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "weights.npz", narrow_to(SHAPES[V1](), 3))
     import_weights(source, tmp_path / "a")
     run = load_run(tmp_path / "a")
     assert run.config.model.num_classes == 3
     assert run.meta.categories == ((1, "class1"), (2, "class2"), (3, "class3"))
+    annotations = tiny.annotations(tiny_data, "val")
+    with pytest.raises(
+        ConfigError, match=r"\(its classes have no names: import it again with --categories FILE\)$"
+    ):
+        open_data(run, tmp_path / "a", "val", annotations, tiny_data / "images")
 
     file = tmp_path / "categories.json"
     file.write_text(
