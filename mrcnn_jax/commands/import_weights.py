@@ -25,8 +25,8 @@ class Arguments:
     out: Path
     """The new run's folder."""
     categories: Path | None = None
-    """A COCO annotation file whose categories are the classes of the weights; by default COCO's, if
-    the weights have as many."""
+    """A COCO annotation file whose categories are the classes of the weights; by default the names
+    that the file itself states (mmdetection's), else COCO's, if the weights have as many."""
     download: bool = False
     """Fetch the published weights of that name, unless that was done before."""
     norm_epsilon: float | None = None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax import parallel
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import hub
@@ -25,8 +26,8 @@ def with_weights(
         workdir: the run's folder.
         weights: as of `published.locate`.
         given: dotted names of the fields that the user gave.
-        download: fetch published weights that are not in the cache, and of a new run a model of
-            the Hub.
+        download: fetch what is not in the cache, unless a run with checkpoints needs it no more;
+            of a new run also a newer model of the Hub.
 
     Returns:
         The config with the fields that the weights fix, and the choice; None if the run made it
@@ -35,14 +36,29 @@ def with_weights(
     Raises:
         ConfigError: the weights cannot be used, or an option contradicts them.
     """
-    begun = (workdir / "config.json").exists()
-    # A model of the Hub may have changed since the run began from it.
-    fetch = download and not (begun and weights.startswith(hub.SCHEME))
-    path = parallel.in_turn(lambda: locate(weights, download=fetch))
+    if (workdir / "config.json").exists():
+        saved = load_config_json(workdir / "config.json")
+        began = parallel.in_turn(lambda: _of_begun(saved, workdir, weights, download=download))
+        return chosen_before(replace(config, init_from=began), saved, given), None
+    path = parallel.in_turn(lambda: locate(weights, download=download))
     config = replace(config, init_from=str(path))
-    if begun:
-        return chosen_before(config, load_config_json(workdir / "config.json"), given), None
     choice = choose(path, open_origin(path))
     if "init_without_classes" in given and not config.init_without_classes:
         choice = replace(choice, classes=0)  # the user knows that they are the same
     return choice.applied(config, given), choice
+
+
+def _of_begun(saved: Config, workdir: Path, weights: str, *, download: bool) -> str:
+    """`init_from` of a run that has begun: as saved, if its weights are gone and not needed."""
+    needed = saved.init_from is None or not (workdir / "checkpoints").is_dir()
+    # A model of the Hub may have changed since the run began from it: first that of the cache.
+    first = download and needed and not weights.startswith(hub.SCHEME)
+    try:
+        return str(locate(weights, download=first))
+    except ConfigError:
+        if needed and first == download:
+            raise
+    if needed:
+        return str(locate(weights, download=True))
+    print(f"--weights: {weights}: not there; the run goes on without, begun from {saved.init_from}")
+    return str(saved.init_from)

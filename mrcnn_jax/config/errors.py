@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
+
+VERSION: str = sys.modules[__name__.partition(".")[0]].__version__
+"""Of the package, which is loaded before its modules."""
+OTHER_VERSION = f"(written by another version of mrcnn_jax? this is {VERSION})"
+"""Ends the message of a field that a file of a run has and this version does not know."""
 
 
 class ConfigError(ValueError):

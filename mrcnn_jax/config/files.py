@@ -16,7 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
 
-from mrcnn_jax.config.errors import ConfigError, refuse_pipe, require
+from mrcnn_jax.config.errors import OTHER_VERSION, ConfigError, refuse_pipe, require
 from mrcnn_jax.config.schema import Config, DataConfig, DistributedConfig
 from mrcnn_jax.output import write_file
 
@@ -27,6 +27,7 @@ RECIPES = next(
     for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
     if folder.is_dir()
 )
+_UNKNOWN = "unknown field"
 
 
 def load_config_file(path: str | Path) -> Config:
@@ -181,7 +182,7 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
         hints, prefix = typing.get_type_hints(hint), f"{where}." if where else ""
         fields = {f.name: f for f in dataclasses.fields(hint)}
         for name in value:
-            require(name in fields, f"{prefix}{name}: unknown field")
+            require(name in fields, f"{prefix}{name}: {_UNKNOWN}")
         for name, f in fields.items():
             require(
                 name in value or f.default is not dataclasses.MISSING, f"{prefix}{name}: missing"
@@ -232,7 +233,8 @@ def load_config_json(path: Path) -> Config:
     try:
         return from_dict(values)
     except (ValueError, TypeError, ArithmeticError) as error:  # also of numbers far too large
-        raise ConfigError(f"{path}: {error}") from None
+        hint = f" {OTHER_VERSION}" if str(error).endswith(f": {_UNKNOWN}") else ""
+        raise ConfigError(f"{path}: {error}{hint}") from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.errors import OTHER_VERSION, ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import logs, manifest
@@ -55,6 +55,10 @@ Weights = Literal["raw", "ema"]
 _NAME = re.compile(
     r"\d{8,}-[a-z0-9_]+"
 )  # `Meta.name`: nothing else in the folder is ours to remove
+
+
+class UnknownField(ConfigError):
+    """A checkpoint, perhaps of a newer version of this package, has a field more than `Meta`."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ class Checkpoints:
         A damaged one is skipped with a warning that names the file.
 
         Raises:
-            ConfigError: there are checkpoints, and all of them are damaged.
+            ConfigError: there are checkpoints, and all of them are damaged, or one is of a version
+                with other fields.
         """
         metas = reversed(self._metas("skipped"))
         found = next((meta for meta in metas if _intact(self.folder / meta.name)), None)
@@ -299,6 +304,8 @@ class Checkpoints:
                 continue
             try:
                 metas.append(_read_meta(folder))
+            except UnknownField:  # not damaged: nothing is done beside it, let alone to it
+                raise
             except ConfigError as error:
                 log.warning("%s: %s", error, fate)
                 if fate == "removed":
@@ -363,6 +370,7 @@ def parse_meta(values: Any) -> Meta:
     """Inverse of `dataclasses.asdict`, after a way through JSON.
 
     Raises:
+        UnknownField: it has a field more.
         ValueError, TypeError, KeyError: it is not that.
     """
     values["categories"] = tuple((int(number), str(name)) for number, name in values["categories"])
@@ -370,6 +378,8 @@ def parse_meta(values: Any) -> Meta:
         values["loaded"] = tuple(map(str, loaded))
     values.pop("best_metric", None)  # of earlier versions, which did not use it either
     values.setdefault("ap", values.pop("mask_ap", None))  # as earlier versions called it
+    for name in sorted(values.keys() - {field.name for field in dataclasses.fields(Meta)}):
+        raise UnknownField(f"{name!r:.80}: unknown field {OTHER_VERSION}")
     meta = Meta(**values)
     kinds: dict[str, type] = dict.fromkeys(("step", "stage_index", "stage_step"), int)
     kinds |= dict.fromkeys(("stage_complete", "validated", "has_masks"), bool)
@@ -385,6 +395,8 @@ def _read_meta(folder: Path) -> Meta:
         meta = parse_meta(json.loads((folder / _META).read_bytes()))
         if meta.name != folder.name:
             raise ValueError(f"of {meta.name}")
+    except UnknownField as error:
+        raise UnknownField(f"{folder / _META}: {error}") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{folder / _META}: damaged: {error}") from None
     return meta

@@ -11,9 +11,14 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from mrcnn_jax.config.errors import VERSION
+
 
 def environment() -> dict[str, str | int]:
-    """Collect everything besides the config on which bit-for-bit repetition depends."""
+    """Collect everything besides the config on which bit-for-bit repetition depends.
+
+    Also this package's version: which one wrote a run.
+    """
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -24,6 +29,7 @@ def environment() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 0,
+        "mrcnn_jax": VERSION,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -31,12 +37,15 @@ def environment() -> dict[str, str | int]:
 
 
 def changes(saved: Mapping[str, str | int]) -> list[str]:
-    """Differences of a saved environment from the present one, as "cores 64 -> 2"."""
+    """Differences of a saved environment from the present one, as "cores 64 -> 2".
+
+    Not of this package's version: most of them train the same.
+    """
     before = {"devices": 1} | dict(saved)  # versions that used one device did not write this
     return [
         f"{name} {before.get(name)!r} -> {now!r}"
         for name, now in environment().items()
-        if before.get(name) != now
+        if before.get(name) != now and name != "mrcnn_jax"
     ]
 
 

@@ -26,7 +26,7 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.output import listed, part_folder
-from mrcnn_jax.runs.checkpoints import Meta, parse_meta
+from mrcnn_jax.runs.checkpoints import Meta, UnknownField, parse_meta
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _HEADER = "checkpoint"  # key of the Meta in the header of WEIGHTS
@@ -145,6 +145,8 @@ def _read(path: Path) -> tuple[Meta, dict[str, np.ndarray]]:
         )
     try:
         return parse_meta(json.loads(header[_HEADER])), tensors
+    except UnknownField as error:
+        raise ConfigError(f"{path}: the checkpoint in its header: {error}") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{path}: the checkpoint in its header is damaged: {error}") from None
 

@@ -289,7 +289,14 @@ def open_data(
     def opened() -> Split:
         depth = depth_source(run.config, split_name if annotations is None else None)
         dataset = read_coco(json_path, images_path, data, depth=depth)
-        dataset = dataset.matched_to(run.meta.categories, "the run")
+        try:
+            dataset = dataset.matched_to(run.meta.categories, "the run")
+        except ConfigError as error:
+            made_up = all(name == f"class{number}" for number, name in run.meta.categories)
+            if run.meta.stage != "imported" or not made_up:
+                raise
+            way_on = "its classes have no names: import it again with --categories FILE"
+            raise ConfigError(f"{error} ({way_on})") from None
         return open_split(split_name, dataset, cache=cache, data=data)
 
     return parallel.in_turn(opened)

@@ -377,6 +377,22 @@ def family_of(names: Collection[str], source: str) -> Family:
         found.remove(RESNET_BACKBONE)
     if len(found) != 1:
         known = ", ".join(f"{family.name} ({family.project})" for family in found or FAMILIES)
-        reason = "names of several families" if found else "names of no known family"
+        unknown = f"names of no known family ({_told(names)})"
+        reason = "names of several families" if found else unknown
         raise ConfigError(f"{source}: {reason}: {known}")
     return found[0]
+
+
+def _told(names: Collection[str]) -> str:
+    """Three of the names, and the prefix without which they would be of a known family."""
+    told = ", ".join(f"{name!r:.60}" for name in list(names)[:3]) + ", ..." * (len(names) > 3)
+    known = [
+        (name.removesuffix(family.mark), family.name)
+        for name in names
+        for family in FAMILIES
+        if name.endswith(f".{family.mark}")
+    ]
+    if not known:
+        return told
+    prefix, family = min(known, key=lambda pair: len(pair[0]))
+    return f"{told}; they are of {family} without the prefix {prefix!r:.60}: save them so"

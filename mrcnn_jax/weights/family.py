@@ -31,9 +31,12 @@ class Family:
     trunk: Trunk = "resnet"
     """The network, if there are no heads."""
     categories: Categories = ()
-    """Those of the published file."""
+    """Those of the published file, or those that a file itself names."""
+    categories_stated: bool = False
+    """A file itself names `categories`."""
     frozen_norm_epsilon: float = 1e-5
-    """Epsilon of frozen batch norm (files without counters of steps); live batch norm has 1e-5."""
+    """Epsilon of frozen batch norm (files without counters of steps) of a ResNet-50, the published
+    one; live batch norm, and that of other depths, has 1e-5."""
     shrink: Shrink = "area"
     """`DataConfig.shrink` nearest to how the project makes images smaller, for networks with heads.
     torchvision's GeneralizedRCNNTransform and mmdetection's Resize (OpenCV's INTER_LINEAR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +31,15 @@ def import_weights(
     Args:
         source: a file of one of `families.FAMILIES`.
         out: the new folder.
-        categories: a COCO file whose categories, by id, are the classes; None: those of the
-            family's published file or, if their number differs, class1, class2, ...
+        categories: a COCO file whose categories are the classes, in the order of the names that
+            `source` states, or else of their ids; None: those that `source` states, else those of
+            the family's published file or, if their number differs, class1, class2, ...
         norm_epsilon: epsilon of the ResNet's batch norm; None: the family's.
 
     Raises:
         ConfigError: `out` is not empty; `source` cannot be read, is of no known family or does not
-            fill its network exactly; or there are not as many categories as classes. Nothing is
-            written then.
+            fill its network exactly; or there are not as many categories as classes, or others
+            than it states. Nothing is written then.
     """
     refuse_taken(out)
     network = read_network(source, norm_epsilon=norm_epsilon)
@@ -113,4 +115,21 @@ def _categories(network: FileNetwork, file: Path | None) -> Categories:
         raise ConfigError(
             f"--categories: {file}: {len(found)} categories, but the network has {count} classes"
         )
+    if network.family.categories_stated and network.categories:
+        return _as_stated(found, [name for _, name in network.categories], file, network.path)
     return found
+
+
+def _as_stated(found: Categories, names: list[str], file: Path, source: Path) -> Categories:
+    """Returns `found`, of `file`, in the order of the names that `source` gives to its labels."""
+    by_name = sorted(found, key=lambda category: category[1])
+    own, stated = Counter(name for _, name in found), Counter(names)
+    if own != stated:
+        here, there = (", ".join(list(each)[:3]) for each in (own - stated, stated - own))
+        raise ConfigError(
+            f"--categories: {file}: has {here}, where {source} itself names its classes {there}: "
+            "leave --categories out, or name them so"
+        )
+    # Of equal names, the one with the smaller id goes first.
+    rank = sorted(range(len(names)), key=lambda label: names[label])
+    return tuple(category for _, category in sorted(zip(rank, by_name, strict=True)))

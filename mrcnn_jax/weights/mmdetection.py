@@ -103,7 +103,8 @@ def with_meta(family: Family, meta: Mapping[Any, Any], source: str) -> Family:
     Raises:
         ConfigError: the config states another network.
     """
-    family = replace(family, categories=_categories(meta) or family.categories)
+    if stated := _categories(meta):
+        family = replace(family, categories=stated, categories_stated=True)
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), None)
     if text is None:
         return replace(family, presumed="style pytorch: no config in the file says caffe")

@@ -41,6 +41,8 @@ class FileNetwork:
     """Path of a variable -> its tensor."""
     pixels_stated: bool
     """Whether a file says which mean and standard deviation of pixels it was trained with."""
+    note: str = ""
+    """As of `pickles.Pickled`."""
 
     @property
     def name(self) -> str:
@@ -52,9 +54,10 @@ class FileNetwork:
 
     @property
     def title(self) -> str:
-        """The name, whose it is and what is presumed of it."""
+        """The name, whose it is, what is presumed of it, and which weights were not read."""
         presumed = f"; presumably {self.family.presumed}" if self.family.presumed else ""
-        return f"{self.name} ({self.family.project}{presumed})"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.name} ({self.family.project}{presumed}{note})"
 
     @property
     def has_heads(self) -> bool:
@@ -116,22 +119,24 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
         ConfigError: the file cannot be read, is of no known family, or has a tensor without a place
             or blocks of no known ResNet or ConvNeXt.
     """
-    tensors, meta = read_tensors(path)
+    tensors, meta, note = read_tensors(path)
     family = family_of(tensors, str(path))
     if family.mark == mmdetection.MASK_RCNN.mark:
         family = mmdetection.with_meta(family, meta, str(path))
     assigned = assign(tensors, family.rules, family.left_out, str(path))
     _refuse_other_constants(family, tensors, path)
-    if norm_epsilon is None:
-        live = any(name.endswith(".num_batches_tracked") for name in tensors)
-        norm_epsilon = 1e-5 if live else family.frozen_norm_epsilon
     stated = _pixels_beside(path) if family.model is None else {}
     model = family.model or replace(ModelConfig(), **stated)
     if family.trunk == "convnext":
         convnext = convnext_families.sizes(assigned, tensors, str(path))
         model = replace(model, trunk="convnext", convnext=convnext)
-        return FileNetwork(path, family, model, tensors, assigned, bool(stated))
-    resnet = replace(model.resnet, depth=_depth(assigned, path), norm_epsilon=norm_epsilon)
+        return FileNetwork(path, family, model, tensors, assigned, bool(stated), note)
+    depth = _depth(assigned, path)
+    if norm_epsilon is None:
+        live = any(name.endswith(".num_batches_tracked") for name in tensors)
+        # Frozen batch norm of other depths comes from ImageNet weights, not a published detector.
+        norm_epsilon = family.frozen_norm_epsilon if depth == 50 and not live else 1e-5
+    resnet = replace(model.resnet, depth=depth, norm_epsilon=norm_epsilon)
     stem = assigned.get("params/resnet/stem/kernel")
     if stem is not None and tensors[stem.name].ndim == 4 and len(tensors[stem.name]) > 0:
         resnet = replace(resnet, width=len(tensors[stem.name]))
@@ -148,7 +153,7 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
     masks = assigned.get("params/mask_head/logits/bias")
     if masks is not None and tensors[masks.name].size == 1 < model.num_classes:
         model = replace(model, mask_head=replace(model.mask_head, class_agnostic=True))
-    return FileNetwork(path, family, model, tensors, assigned, bool(stated))
+    return FileNetwork(path, family, model, tensors, assigned, bool(stated), note)
 
 
 def _pixels_beside(path: Path) -> dict[str, Any]:

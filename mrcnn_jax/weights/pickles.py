@@ -22,7 +22,7 @@ from mrcnn_jax.weights.pickle_machine import (
 )
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of torch's older stream
-_WRAPPERS = ("model", "state_dict", "teacher")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "teacher")
 
 
 class Pickled(NamedTuple):
@@ -33,13 +33,15 @@ class Pickled(NamedTuple):
     meta: Mapping[Any, Any]
     """What the file has under "meta", beside its table of tensors (mmdetection): numbers, strings
     and containers, and other values that are not to be used."""
+    note: str = ""
+    """Which of several tables of tensors (raw weights, averaged ones) was read; "" of one."""
 
 
 def read_pickled(data: bytes) -> Pickled:
     """Reads the named tensors of a .pkl or .pth file.
 
-    They may lie under "model" or "state_dict" (detectron2's zoo, training checkpoints) or "teacher"
-    (DINO). Whatever else such a file holds is not used.
+    They may lie under "model", "state_dict" or "model_state_dict" (detectron2's zoo, training
+    checkpoints) or "teacher" (DINO). Whatever else such a file holds is not used.
 
     Args:
         data: content of the file: torch's zip archive, its older stream of pickles and storages, or
@@ -50,17 +52,46 @@ def read_pickled(data: bytes) -> Pickled:
     """
     content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
     meta: Any = {}
+    note = ""
+    tables = _tables(content)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            if others := [name for name in tables if name != wrapper]:
+                note = f"read: {wrapper}; also there: {_listed(others)}, not read"
             meta, content = content.get("meta"), content[wrapper]
             break
+    else:
+        if tables and not any(map(_is_tensor, content.values())):
+            raise ValueError(
+                f"tensors are looked for under {', '.join(_WRAPPERS)}; here they are under "
+                f"{_listed(tables)}: save that alone"
+            )
     refuse_foreign(content)
     if not isinstance(content, dict):
         raise ValueError("holds no table of tensors")
     if not content:
         raise ValueError("holds no tensors")
     tensors = {name: _resolve(name, value, storages) for name, value in content.items()}
-    return Pickled(tensors, meta if isinstance(meta, dict) else {})
+    return Pickled(tensors, meta if isinstance(meta, dict) else {}, note)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | Array | np.ndarray)
+
+
+def _tables(content: Any) -> list[Any]:
+    """The names under which a file has tables of tensors."""
+    if not isinstance(content, dict):
+        return []
+    return [
+        name
+        for name, value in content.items()
+        if isinstance(value, dict) and any(map(_is_tensor, value.values()))
+    ]
+
+
+def _listed(names: list[Any]) -> str:
+    return ", ".join(f"{name!r:.40}" for name in names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _resolve(name: Any, value: Any, storages: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.weights.npz import read_npz
-from mrcnn_jax.weights.pickles import read_pickled
+from mrcnn_jax.weights.pickles import Pickled, read_pickled
 
 SUFFIXES = (".pth", ".pt", ".pkl", ".pth.tar", ".safetensors", ".npz")
 _PARALLEL = "module."  # prefix of every name in torch's DataParallel
@@ -24,6 +24,8 @@ class TensorFile(NamedTuple):
     """By name, without the prefix "module." that torch's DataParallel gives to all."""
     meta: Mapping[Any, Any]
     """As of `pickles.Pickled`; of other formats {}."""
+    note: str = ""
+    """As of `pickles.Pickled`."""
 
 
 def read_tensors(path: Path) -> TensorFile:
@@ -37,7 +39,7 @@ def read_tensors(path: Path) -> TensorFile:
         raise ConfigError(f"{path}: weights files are {', '.join(SUFFIXES)}")
     refuse_pipe(path)
     try:
-        tensors, meta = _read(path)
+        tensors, meta, note = _read(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such weights file") from None
     except Exception as error:  # a damaged or hostile file can raise any
@@ -49,12 +51,12 @@ def read_tensors(path: Path) -> TensorFile:
         raise ConfigError(f"{path}: holds no tensors")
     if all(name.startswith(_PARALLEL) for name in tensors):
         tensors = {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
-    return TensorFile(tensors, meta)
+    return TensorFile(tensors, meta, note)
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], Mapping[Any, Any]]:
+def _read(path: Path) -> Pickled:
     if path.suffix == ".npz":
-        return read_npz(path), {}
+        return Pickled(read_npz(path), {})
     if path.suffix == ".safetensors":
-        return safetensors.numpy.load_file(path), {}
+        return Pickled(safetensors.numpy.load_file(path), {})
     return read_pickled(path.read_bytes())

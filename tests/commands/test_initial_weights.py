@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import hub
 from mrcnn_jax.training.open import OpenRun, open_run
-from mrcnn_jax.weights import network
+from mrcnn_jax.weights import network, published
 from mrcnn_jax.weights.choice import Choice
 
 
@@ -146,6 +147,49 @@ def test_the_same_command_again_takes_no_newer_model_of_the_hub(
     save_config(config, tmp_path / "run" / "config.json")
     again, choice = with_weights(*asked, download=True)
     assert (again.init_from, choice) == (config.init_from, None)
+
+
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize("weights", ["file", "hf://org/name", "torchvision-resnet18"])
+def test_the_same_command_again_when_the_weights_are_gone(
+    weights: str, download: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with checkpoints needs and fetches them no more; one without them fetches, if asked."""
+    missing = ConfigError("not fetched yet; with --download it would be")
+    fetched = []
+
+    def fetch(name: str, *, download: bool = True) -> Path:
+        if not download:
+            raise missing
+        fetched.append(name)
+        return tmp_path / "again"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(published, "fetch", fetch)
+    path, workdir = tmp_path / "w.safetensors", tmp_path / "run"
+    resnet_file(path, 18)
+    begun, _ = with_weights(Config(), workdir, str(path), (), download=False)
+    workdir.mkdir()
+    save_config(begun, workdir / "config.json")
+    path.unlink()
+    name = str(path) if weights == "file" else weights
+
+    def again() -> Config:
+        return with_weights(Config(), workdir, name, (), download=download)[0]
+
+    if download and weights != "file":
+        assert (again().init_from, fetched) == (str(tmp_path / "again"), [name])
+    else:
+        with pytest.raises(ConfigError):
+            again()
+    (workdir / "checkpoints").mkdir()
+    fetched.clear()
+    assert (again(), fetched) == (begun, [])
+    save_config(replace(begun, init_from=None), workdir / "config.json")
+    if not download:
+        with pytest.raises(ConfigError):
+            again()
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
+from mrcnn_jax import __version__
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     PATHS,
@@ -154,6 +155,15 @@ def test_a_wrong_field_or_value_in_json_is_named(path: str, value: Any, tmp_path
     with pytest.raises(ConfigError) as error:
         load_config_json(file)
     assert one_line(error).startswith(f"{file}: {path}: ")
+
+
+def test_an_unknown_field_may_be_of_another_version(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(edited("model.rpn.conv", 2)))
+    with pytest.raises(ConfigError) as error:
+        load_config_json(file)
+    version = f"(written by another version of mrcnn_jax? this is {__version__})"
+    assert one_line(error) == f"{file}: model.rpn.conv: unknown field {version}"
 
 
 def test_a_missing_field_in_json_is_named() -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrcnn_jax import __version__
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.runs import manifest
@@ -313,7 +315,7 @@ def test_a_log_may_grow_but_not_change(run: Checkpoints) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": "3"}, {"stage_complete": 0}, {"environment": []}, {"categories": 1}, {"a": 1}],
+    [{"step": "3"}, {"stage_complete": 0}, {"environment": []}, {"categories": 1}],
 )
 def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) -> None:
     """Also with a manifest that says so: the folder may be a stranger's."""
@@ -325,6 +327,23 @@ def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) ->
     manifest.write(folder)
     with pytest.raises(ConfigError, match="none of the 1 checkpoints is intact"):
         run.latest()
+
+
+def test_a_field_more_is_of_another_version(run: Checkpoints) -> None:
+    """Neither damaged nor removed by the next save."""
+    run.save(STATE, meta(3))
+    folder = run.folder / meta(3).name
+    content = json.loads((folder / "meta.json").read_text())
+    assert content["environment"]["mrcnn_jax"] == __version__
+    (folder / "meta.json").write_text(json.dumps(content | {"a": 1}))
+    (folder / manifest.NAME).unlink()
+    manifest.write(folder)
+    this = re.escape(f"(written by another version of mrcnn_jax? this is {__version__})")
+    line = rf"meta\.json: 'a': unknown field {this}$"
+    for action in (run.latest, run.best, lambda: run.save(STATE, meta(4))):
+        with pytest.raises(ConfigError, match=line):
+            action()
+    assert folder.exists()
 
 
 def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Checkpoints) -> None:

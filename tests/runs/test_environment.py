@@ -17,6 +17,7 @@ def test_the_same_environment_has_no_changes() -> None:
 
 def test_changes_are_named() -> None:
     here = environment()
+    assert changes(here | {"mrcnn_jax": "0.0.1"}) == []
     assert changes(here | {"cores": -1, "jaxlib": "0.0.1"}) == [
         f"cores -1 -> {here['cores']}",
         f"jaxlib '0.0.1' -> {here['jaxlib']!r}",

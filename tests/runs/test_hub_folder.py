@@ -156,6 +156,13 @@ def harmed(header: dict[str, Any]) -> str:
     return json.dumps(header)
 
 
+def more(header: dict[str, Any]) -> str:
+    """As a newer version might write it."""
+    meta = json.loads(header["__metadata__"]["checkpoint"])
+    header["__metadata__"]["checkpoint"] = json.dumps(meta | {"new": 1})
+    return json.dumps(header)
+
+
 def fewer(header: dict[str, Any]) -> str:
     meta = json.loads(header["__metadata__"]["checkpoint"])
     meta["categories"] = meta["categories"][:2]
@@ -188,6 +195,7 @@ def nan(tensors: dict[str, np.ndarray]) -> None:
         (rewritten(nan), f"{KERNEL}: 1 of 576 numbers are not finite"),
         (with_header(foreign), "not written by mrcnn_jax (to start from weights of another "),
         (with_header(harmed), "the checkpoint in its header is damaged: "),
+        (with_header(more), "the checkpoint in its header: 'new': unknown field (written by anoth"),
         (with_header(fewer), "of 2 categories, but model.num_classes in "),
         (with_header(twice_instead_of_another), "not a readable .safetensors file: "),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a readable .safetensors fi"),

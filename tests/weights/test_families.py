@@ -328,8 +328,17 @@ def test_another_depth_is_an_error() -> None:
 def test_families_are_told_apart_by_their_marks() -> None:
     names = ", ".join(family.name for family in FAMILIES)
     first, last = r"resnet \(torchvision or timm\)", r"mask_rcnn_R_50_C4 \(detectron2\)"
-    with pytest.raises(ConfigError, match=rf"file: names of no known family: {first}, .*{last}$"):
+    unknown = "file: names of no known family"
+    with pytest.raises(ConfigError, match=rf"{unknown} \('encoder\.weight'\): {first}, .*{last}$"):
         family_of(["encoder.weight"], "file")
+    for prefix in ("model.", "_orig_mod."):
+        shapes = [f"{prefix}{name}" for name in state_dicts.published()]
+        told = ", ".join(map(repr, shapes[:3]))
+        end = (
+            f", ...; they are of maskrcnn_resnet50_fpn without the prefix '{prefix}': save them so"
+        )
+        with pytest.raises(ConfigError, match=re.escape(f"({told}{end}): ")):
+            family_of(shapes, "file")
     with pytest.raises(ConfigError, match=rf"file: names of several families: {first}, {last}$"):
         family_of([RESNET.mark, "roi_heads.res5.0.conv1.weight"], "file")
     with pytest.raises(ConfigError, match=r"file: bbox_head\.fc_cls\.weight: a name of mmd.* 1\.x"):

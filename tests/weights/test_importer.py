@@ -27,7 +27,7 @@ from mrcnn_jax.config.tables import (
     TORCHVISION_V2,
 )
 from mrcnn_jax.runs.checkpoints import Checkpoints
-from mrcnn_jax.runs.run import load_run
+from mrcnn_jax.runs.run import load_run, open_data
 from mrcnn_jax.weights import network, published
 from mrcnn_jax.weights.importer import import_weights
 
@@ -42,7 +42,18 @@ SHAPES = {
     LSJ: lambda: state_dicts.detectron2("LSJ"),
     MMDET: state_dicts.mmdetection,
     "published": state_dicts.published,
+    "frozen, 101 layers": lambda: deeper(state_dicts.published()),
 }
+
+
+def deeper(shapes: state_dicts.Shapes) -> state_dicts.Shapes:
+    """The same with as many blocks as a ResNet-101 has."""
+    last = {name: shape for name, shape in shapes.items() if ".layer3.5." in name}
+    more = (
+        {name.replace("3.5", f"3.{block}", 1): shape for name, shape in last.items()}
+        for block in range(6, 23)
+    )
+    return dict(item for each in (shapes, *more) for item in each.items())
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +190,7 @@ def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:
     [
         (V1, None, 1e-5),
         ("published", None, 0.0),
+        ("frozen, 101 layers", None, 1e-5),
         ("published", 1e-5, 1e-5),
         (V1, 1e-3, 1e-3),
         (V2, None, 1e-5),
@@ -276,12 +288,17 @@ def narrow_to(shapes: state_dicts.Shapes, classes: int) -> state_dicts.Shapes:
     return {name: tuple(rows.get(side, side) for side in shape) for name, shape in shapes.items()}
 
 
-def test_other_numbers_of_classes(tmp_path: Path) -> None:
+def test_other_numbers_of_classes(tiny_data: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "weights.npz", narrow_to(SHAPES[V1](), 3))
     import_weights(source, tmp_path / "a")
     run = load_run(tmp_path / "a")
     assert run.config.model.num_classes == 3
     assert run.meta.categories == ((1, "class1"), (2, "class2"), (3, "class3"))
+    annotations = tiny.annotations(tiny_data, "val")
+    with pytest.raises(
+        ConfigError, match=r"\(its classes have no names: import it again with --categories FILE\)$"
+    ):
+        open_data(run, tmp_path / "a", "val", annotations, tiny_data / "images")
 
     file = tmp_path / "categories.json"
     file.write_text(
@@ -314,6 +331,22 @@ def test_other_numbers_of_classes(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"--categories: .*categories\.json: {message}"):
             import_weights(source, tmp_path / "c", categories=file)
     assert not (tmp_path / "c").exists()
+
+
+def test_names_that_a_file_states_keep_their_labels(tmp_path: Path) -> None:
+    """mmdetection's: a categories file gives them ids, whatever their order, and no other names."""
+    tensors = state_dicts.tensors(state_dicts.mmdetection(classes=2))
+    source, file = tmp_path / "a.pth", tmp_path / "categories.json"
+    content = {"meta": {"CLASSES": ("dog", "cat")}, "state_dict": tensors}
+    source.write_bytes(pickle.dumps(content, protocol=2))
+    listed = [{"id": 2, "name": "dog"}, {"id": 1, "name": "cat"}]
+    file.write_text(json.dumps({"categories": listed}))
+    import_weights(source, tmp_path / "run", categories=file)
+    assert load_run(tmp_path / "run").meta.categories == ((2, "dog"), (1, "cat"))
+    file.write_text(json.dumps({"categories": [{"id": 1, "name": "cow"}, listed[0]]}))
+    with pytest.raises(ConfigError, match=r"\.json: has cow, where .*a\.pth itself names .* cat: "):
+        import_weights(source, tmp_path / "other", categories=file)
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_imported_run_is_evaluated(

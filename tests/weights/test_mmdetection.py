@@ -170,6 +170,10 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     other = write(tmp_path / "b.pth", {"config": CAFFE, "CLASSES": ("x", "y")}, classes=3)
     assert open_origin(other).class_names == ()  # names of another number of classes
+    content = {"state_dict": tensors, "state_dict_ema": tensors}
+    (tmp_path / "e.pth").write_bytes(pickle.dumps(content, protocol=2))
+    note = "; read: state_dict; also there: 'state_dict_ema', not read)"
+    assert open_origin(tmp_path / "e.pth").title.endswith(note)
     box_only = state_dicts.tensors(state_dicts.mmdetection())
     box_only = {name: x for name, x in box_only.items() if "mask_head" not in name}
     (tmp_path / "c.pth").write_bytes(pickle.dumps({"state_dict": box_only}))

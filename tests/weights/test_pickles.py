@@ -279,6 +279,21 @@ def test_objects_beside_the_tensors_are_not_made(protocol: int, tmp_path: Path) 
         read_pickled(pickle.dumps({"meta": {}, "w": SIX}, protocol))
 
 
+def test_where_the_tensors_are() -> None:
+    """Under a known name; of further tables, such as a moving average, one line."""
+    found = read_pickled(pickle.dumps({"epoch": 3, "model_state_dict": {"w": SIX}}))
+    assert (found.tensors.keys(), found.note) == ({"w"}, "")
+    both = {"state_dict": {"w": SIX}, "state_dict_ema": {"w": SIX + 1}, "optimizer": {"state": {}}}
+    found = read_pickled(pickle.dumps(both))
+    np.testing.assert_array_equal(found.tensors["w"], SIX)
+    assert found.note == "read: state_dict; also there: 'state_dict_ema', not read"
+    known = "model, state_dict, model_state_dict, teacher"
+    with pytest.raises(
+        ValueError, match=rf"under {known}; here they are under 'net': save that alone"
+    ):
+        read_pickled(pickle.dumps({"net": {"w": SIX}, "acc": 93.0, "args": argparse.Namespace()}))
+
+
 @pytest.mark.parametrize(
     "name",
     [
