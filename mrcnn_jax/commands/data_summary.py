@@ -16,7 +16,7 @@ from mrcnn_jax.data.caps import Cap, caps
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.evaluation.average_precision import category_names
 from mrcnn_jax.output import listed
-from mrcnn_jax.pixels.transforms import resize_plan
+from mrcnn_jax.pixels.transforms import plan_for
 
 SMALL = 32**2  # px: COCO calls objects of a smaller area small
 SIDES = (8, 16, 32, 64, 128, 256, 512)  # px on the canvas: limits of the histogram
@@ -35,7 +35,7 @@ def summary(
     Returns:
         JSON values only. Sides are in canvas pixels, the square root of the box's area.
     """
-    plans = [resize_plan(image.height, image.width, data) for image in dataset.images]
+    plans = [plan_for(image.height, image.width, data) for image in dataset.images]
     objects = [
         (record, plan)
         for image, plan in zip(dataset.images, plans, strict=True)

@@ -67,7 +67,7 @@ def work(arguments: Arguments) -> None:
 
     Raises:
         ConfigError: a user's mistake.
-        Stopped, TrainingError: as of `training.loop.train`; the same arguments resume the job.
+        Stopped, Failure: as of `training.loop.train`; the same arguments resume the job.
     """
     import jax
 

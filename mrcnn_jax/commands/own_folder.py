@@ -207,7 +207,7 @@ def run(request: Request) -> None:
     """Chooses a config unless the run has one, tells what was chosen, and trains.
 
     Raises:
-        ConfigError, TrainingError, cli.Stopped: as of `training.loop.train`.
+        ConfigError, cli.Failure, cli.Stopped: as of `training.loop.train`.
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.training.loop import train

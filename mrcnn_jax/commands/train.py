@@ -187,7 +187,7 @@ def run(arguments: Arguments | own_folder.Request) -> None:
     """Trains, or goes on, in this process or in several.
 
     Raises:
-        ConfigError, TrainingError: as of `training.loop.train`.
+        ConfigError, cli.Failure: as of `training.loop.train`.
         cli.Stopped: by a signal; the line says how to go on.
     """
     with contextlib.ExitStack() as stack:

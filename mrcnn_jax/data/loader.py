@@ -25,7 +25,8 @@ from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.pixels.augment import Picture, Scene, augmented, plain
 from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.depth import decode_depth, depth_cells
-from mrcnn_jax.pixels.transforms import Plan, resize_plan
+from mrcnn_jax.pixels.geometry import Plan
+from mrcnn_jax.pixels.transforms import plan_for
 from mrcnn_jax.structures import Batch, blank_batch
 
 TRAIN = "train"
@@ -59,7 +60,7 @@ def open_split(name: str, dataset: CocoDataset, *, cache: Path, data: DataConfig
     keep_empty = data.keep_empty or name != TRAIN
     dataset, folder = check_split(dataset, cache=cache, data=data, keep_empty=keep_empty)
     dataset.refuse_lost_images()
-    plans = tuple(resize_plan(image.height, image.width, data) for image in dataset.images)
+    plans = tuple(plan_for(image.height, image.width, data) for image in dataset.images)
     return Split(name, dataset, build(dataset, folder), plans, folder)
 
 

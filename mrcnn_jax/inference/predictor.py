@@ -21,7 +21,7 @@ from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.inference.results import Detections, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
-from mrcnn_jax.pixels.transforms import resize_image, resize_plan
+from mrcnn_jax.pixels.transforms import plan_for, resize_image
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import DEPTH_STRIDE, Batch, Instances, blank_batch
@@ -203,7 +203,7 @@ def batch_of(
         like: (height, width) of the image whose canvas and scale they get.
         rows: size of the batch; rows without an image are not valid.
     """
-    plan = resize_plan(*like, data)
+    plan = plan_for(*like, data)
     batch = blank_batch(rows, data.canvases[plan.canvas])
     for row, image in enumerate(images):
         size = image.shape[0], image.shape[1]

@@ -6,7 +6,7 @@ model compute the same pixels with the same code.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,18 @@ def check_image(image: Any) -> None:
         raise ValueError(f"image: {image.dtype} {list(image.shape)} is not uint8 RGB [H, W, 3]")
 
 
-def resize_plan(
-    height: int, width: int, short_side: int, long_side: int, canvases: Any
-) -> tuple[int, tuple[int, int], tuple[float, float]]:
+class Plan(NamedTuple):
+    """An image is resized to `resized` (height, width), at the top left of canvas number `canvas`.
+
+    Boxes are multiplied by `scale` (y, x): exactly resized / original, not the nominal factor.
+    """
+
+    canvas: int
+    resized: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def resize_plan(height: int, width: int, short_side: int, long_side: int, canvases: Any) -> Plan:
     """Chooses the canvas of an image and its size there.
 
     The nominal scale is min(short_side / short, long_side / long). Sides are rounded down, to at
@@ -36,8 +45,7 @@ def resize_plan(
         canvases: (height, width) of each.
 
     Returns:
-        The number of the smallest canvas that holds the image, the first of equals; the image's
-        size (height, width) on it; and the scale (y, x), exactly that size / original.
+        The plan, on the smallest canvas that holds the image, the first of equals.
     """
     short, long = min(height, width), max(height, width)
     by_long = long_side * short < short_side * long
@@ -45,7 +53,7 @@ def resize_plan(
     resized = max(1, height * numerator // denominator), max(1, width * numerator // denominator)
     fitting = [i for i, (h, w) in enumerate(canvases) if h >= resized[0] and w >= resized[1]]
     canvas = min(fitting, key=lambda i: canvases[i][0] * canvases[i][1])
-    return canvas, resized, (resized[0] / height, resized[1] / width)
+    return Plan(canvas, resized, (resized[0] / height, resized[1] / width))
 
 
 def resize(image: np.ndarray, size: tuple[int, int], shrink: str) -> np.ndarray:

@@ -11,25 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from mrcnn_jax.config.schema import DataConfig, Shrink
-from mrcnn_jax.pixels import geometry
+from mrcnn_jax.pixels.geometry import Plan, resize_plan
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An image is resized to `resized` (height, width), at the top left of canvas number `canvas`.
-
-    Boxes are multiplied by `scale` (y, x): exactly resized / original, not the nominal factor.
-    """
-
-    canvas: int
-    resized: tuple[int, int]
-    scale: tuple[float, float]
-
-
-def resize_plan(height: int, width: int, data: DataConfig) -> Plan:
-    """The plan for an image of height x width: see `geometry.resize_plan`."""
-    plan = geometry.resize_plan(height, width, data.short_side, data.long_side, data.canvases)
-    return Plan(*plan)
+def plan_for(height: int, width: int, data: DataConfig) -> Plan:
+    """The plan for an image of height x width with the sides and canvases of `data`."""
+    return resize_plan(height, width, data.short_side, data.long_side, data.canvases)
 
 
 def resize_image(

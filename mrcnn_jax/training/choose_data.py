@@ -66,7 +66,7 @@ def choose_data(
     if not 0 < short_side <= long_side:  # before anything is computed from them
         raise ConfigError("data.short_side: must be in 1..data.long_side")
     resized = [
-        resize_plan(height, width, short_side, long_side, [(long_side, long_side)])[1]
+        resize_plan(height, width, short_side, long_side, [(long_side, long_side)]).resized
         for height, width in sides.tolist()
     ]
     canvases = canvases_given or choose_canvases(resized, short_side, long_side)
@@ -88,7 +88,7 @@ def choose_data(
         augment=recipe.data.augment,
     )
     used = [
-        canvases[resize_plan(height, width, short_side, long_side, canvases)[0]]
+        canvases[resize_plan(height, width, short_side, long_side, canvases).canvas]
         for height, width in sides.tolist()
     ]
     padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)

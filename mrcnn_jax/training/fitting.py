@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.pixels.geometry import resize_plan
+from mrcnn_jax.pixels.transforms import plan_for
 
 MULTIPLE = 32
 SAVED = 0.1  # of all pixels: a further canvas, which is another program to compile, must save it
@@ -85,9 +85,7 @@ def object_sides(dataset: CocoDataset, data: DataConfig) -> Float[np.ndarray, " 
     """The square root of each object's box area on the canvas, in pixels."""
     sides = []
     for image in dataset.images:
-        _, _, (y, x) = resize_plan(
-            image.height, image.width, data.short_side, data.long_side, data.canvases
-        )
+        y, x = plan_for(image.height, image.width, data).scale
         for record in image.objects:
             x1, y1, x2, y2 = record.box
             sides.append(math.sqrt((x2 - x1) * (y2 - y1) * x * y))

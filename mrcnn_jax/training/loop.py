@@ -46,7 +46,7 @@ from mrcnn_jax.training.optimizer import (
 from mrcnn_jax.training.stages import summary
 from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.training.stop import StopSignal
-from mrcnn_jax.training.watch import Step, TrainingError, Watch, as_text, batches
+from mrcnn_jax.training.watch import Step, Watch, as_text, batches
 from mrcnn_jax.weights.choice import Choice
 
 
@@ -71,7 +71,7 @@ def train(
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled (but by `settle`).
-        TrainingError: a loss, gradient or parameter is not finite, an image cannot be loaded, the
+        cli.Failure: a loss, gradient or parameter is not finite, an image cannot be loaded, the
             disk or the device's memory is full.
         cli.Stopped: SIGTERM or, in a command, Ctrl-C arrived, and the state is saved.
     """
@@ -87,9 +87,7 @@ def train(
         if cli.lost_output() is not None:
             raise
         where = f"{error.filename or workdir}: {error.strerror or error}"
-        raise TrainingError(
-            f"{where} (the same command goes on from the last checkpoint)"
-        ) from error
+        raise cli.Failure(f"{where} (the same command goes on from the last checkpoint)") from error
 
 
 def _train(watch: Watch, stop: StopSignal) -> None:
@@ -245,16 +243,14 @@ def _end_epoch(
     """Does what the end of an epoch asks for, and prints it with what the epoch took.
 
     Raises:
-        TrainingError: the device's memory runs out; names a smaller batch.
+        Failure: an image cannot be loaded, or the device's memory runs out; says how to go on.
     """
     run, stage = watch.run, watch.run.config.stages[progress.stage_index]
     try:
         with naming_the_batch(run.config.data.eval_batch_size, "--data.eval-batch-size"):
             values = watch.end_epoch(progress, validate, state)
     except cli.Failure as error:
-        if isinstance(error, TrainingError):
-            raise
-        raise TrainingError(
+        raise cli.Failure(
             f"stage {stage.name}, validation after step {progress.step}: {error}; the same command "
             "goes on from the last checkpoint"
         ) from error
@@ -270,7 +266,7 @@ def _end_epoch(
 def naming_the_batch_that_fits(
     run: OpenRun, stage_index: int, train_step: Any, state: TrainState
 ) -> Iterator[None]:
-    """Raises TrainingError if the device's memory runs out in a step of a stage.
+    """Raises Failure if the device's memory runs out in a step of a stage.
 
     Args:
         train_step, state: of which only shapes are read.
@@ -283,7 +279,7 @@ def naming_the_batch_that_fits(
         line = out_of_memory(error, train_step, state, example, multiple=devices)
         if line is None:
             raise
-        raise TrainingError(line) from error
+        raise cli.Failure(line) from error
 
 
 def compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainState, Any, Any]:

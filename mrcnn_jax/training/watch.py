@@ -46,13 +46,6 @@ _FIGURES = {f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in ("AP",
 _FIGURES |= {"depth/AbsRel", "depth/delta1"}
 
 
-class TrainingError(Failure):
-    """Training cannot go on; the last checkpoint stays.
-
-    The text is one line that names the loss, step and images, or the file.
-    """
-
-
 @dataclass(frozen=True)
 class Step:
     """A training step whose metrics have not been read."""
@@ -70,13 +63,10 @@ def batches(
     """The rows of a plan's batches that this process loads, with what the stage's losses need.
 
     Raises:
-        TrainingError: an image cannot be loaded; names its file.
+        Failure: an image cannot be loaded; names its file.
     """
     rows, depth = own_rows(plan, run.mesh), "depth" in stage.losses
-    try:
-        yield from load(split, rows, run.config.data, depth=depth)
-    except Failure as error:
-        raise TrainingError(str(error)) from error
+    yield from load(split, rows, run.config.data, depth=depth)
 
 
 class Watch:
@@ -117,7 +107,7 @@ class Watch:
             state: after this step, or after the next one.
 
         Raises:
-            TrainingError: a metric is not finite, and no more steps may be skipped.
+            Failure: a metric is not finite, and no more steps may be skipped.
         """
         stage = self.run.config.stages[stage_index]
         values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
@@ -176,8 +166,8 @@ class Watch:
         self._predictor.load(variables if run.mesh is None else parallel.to_host(variables))
         try:
             found = evaluate(self._predictor, split)
-        except (ConfigError, Failure) as error:  # an image that cannot be loaded any more
-            raise TrainingError(str(error)) from error
+        except ConfigError as error:  # data that cannot be read any more
+            raise Failure(str(error)) from error
         figures = {} if found is None else found.metrics
         # What is undefined, such as the AP of masks where no object has one, is -1.
         return {name: value for name, value in figures.items() if name in _FIGURES and value >= 0}
@@ -203,13 +193,13 @@ class Watch:
         )
 
     def save(self, progress: Progress, state: TrainState, *, complete: bool) -> None:
-        """Writes a checkpoint; TrainingError if a number in it is not finite."""
+        """Writes a checkpoint; Failure if a number in it is not finite."""
         run = self.run
         state = state if run.mesh is None else parallel.to_host(state)
         broken = [path for path, leaf in flatten(state).items() if not np.isfinite(leaf).all()]
         if broken:
             stage = run.config.stages[progress.stage_index]
-            raise TrainingError(
+            raise Failure(
                 f"stage {stage.name}, step {progress.step}: not saved: {', '.join(broken[:3])} not "
                 f"finite ({len(broken)} in all); the last checkpoint stays"
             )
@@ -272,7 +262,7 @@ def _keep_failed(
     line = f"stage {stage.name}, {failed}; {kept}"
     allowed = run.config.skip_non_finite
     if skipped > allowed:
-        raise TrainingError(
+        raise Failure(
             f"{line}; --skip-non-finite {skipped} would leave it out and go on from the last "
             "checkpoint"
         )

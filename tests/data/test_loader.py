@@ -25,7 +25,7 @@ from mrcnn_jax.data.loader import Split, load, open_split, plan_once
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.report import Reason
-from mrcnn_jax.pixels.transforms import resize_plan
+from mrcnn_jax.pixels.transforms import plan_for
 from mrcnn_jax.structures import Batch
 
 
@@ -99,7 +99,7 @@ def test_images_shrink_as_the_config_says(
 ) -> None:
     """To a quarter: means of 16 pixels, or of the 4 in their middle."""
     small = dataclasses.replace(shapes_data, short_side=32, long_side=32, canvases=((32, 32),))
-    plans = tuple(resize_plan(128, 128, small) for _ in shapes_split.plans)
+    plans = tuple(plan_for(128, 128, small) for _ in shapes_split.plans)
     split, plan = dataclasses.replace(shapes_split, plans=plans), [PlannedBatch(0, (0, 1))]
     for shrink, cells in (("area", slice(0, 4)), ("bilinear", slice(1, 3))):
         (batch,) = load(split, plan, dataclasses.replace(small, shrink=shrink))  # type: ignore[arg-type]

@@ -16,18 +16,18 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.schema import DataConfig, Shrink
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.ops.masks import crop_targets
-from mrcnn_jax.pixels.transforms import coverage, resize_image, resize_plan
+from mrcnn_jax.pixels.transforms import coverage, plan_for, resize_image
 
 DATA = DataConfig()
 SIZE = 28
 
 
 def test_the_report_s_image_becomes_800_x_1066() -> None:
-    plan = resize_plan(300, 400, DATA)
+    plan = plan_for(300, 400, DATA)
     assert plan.resized == (800, 1066)
     assert DATA.canvases[plan.canvas] == (800, 1088)
     assert plan.scale == (800 / 300, 1066 / 400)
-    portrait = resize_plan(400, 300, DATA)
+    portrait = plan_for(400, 300, DATA)
     assert portrait.resized == (1066, 800)
     assert DATA.canvases[portrait.canvas] == (1088, 800)
 
@@ -35,7 +35,7 @@ def test_the_report_s_image_becomes_800_x_1066() -> None:
 @given(st.integers(1, 9000), st.integers(1, 9000))
 @settings(deadline=None)
 def test_every_image_fits_its_canvas(height: int, width: int) -> None:
-    plan = resize_plan(height, width, DATA)
+    plan = plan_for(height, width, DATA)
     canvas = DATA.canvases[plan.canvas]
     factor = min(Fraction(800, min(height, width)), Fraction(1088, max(height, width)))
     assert plan.resized == (max(1, int(height * factor)), max(1, int(width * factor)))
@@ -48,10 +48,10 @@ def test_the_smallest_canvas_is_taken() -> None:
     data = DataConfig(
         short_side=96, long_side=128, canvases=((128, 128), (96, 128), (128, 96), (96, 96))
     )
-    assert resize_plan(96, 128, data).canvas == 1
-    assert resize_plan(128, 96, data).canvas == 2
-    assert resize_plan(50, 50, data).canvas == 3
-    assert resize_plan(1, 5000, data).resized == (1, 128)
+    assert plan_for(96, 128, data).canvas == 1
+    assert plan_for(128, 96, data).canvas == 2
+    assert plan_for(50, 50, data).canvas == 3
+    assert plan_for(1, 5000, data).resized == (1, 128)
 
 
 def test_resizing_agrees_with_pillow() -> None:

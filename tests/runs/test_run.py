@@ -85,7 +85,7 @@ def test_a_config_that_is_not_the_checkpoints_is_an_error_that_names_the_fields(
     ):
         load_run(copied)
     change(copied, model__box_head__nms_iou=0.51, model__box_head__detections=7)
-    with pytest.raises(ConfigError, match=r": 0\.01 -> 0\.51; .*; .* and 1 more$"):
+    with pytest.raises(ConfigError, match=r"box_head\.detections: 8 -> 7; .*; .* and 1 more$"):
         load_run(copied)
 
 

@@ -20,7 +20,7 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.pixels.transforms import resize_plan
+from mrcnn_jax.pixels.transforms import plan_for
 from mrcnn_jax.training.batch import Device, Devices
 from mrcnn_jax.training.choices import Chosen
 from mrcnn_jax.training.choose import choose
@@ -84,7 +84,7 @@ def test_what_every_choice_has(images: list[Image], device: Device, init_from: s
     data, model, (stage,) = config.data, config.model, config.stages
     enlarged = 0
     for height, width, objects in images:
-        plan = resize_plan(height, width, data)  # fits, or there is none
+        plan = plan_for(height, width, data)  # fits, or there is none
         enlarged += plan.resized[0] > 1.5 * height + 1 and data.short_side > 32
         assert len(objects) <= min(data.max_objects, model.box_head.detections)
         assert len(objects) <= model.rpn.proposals

@@ -49,6 +49,25 @@ def test_an_ap_that_is_undefined_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     assert values == {"bbox/AP": 0.5}
 
 
+def test_what_fails_in_a_validation_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data that an evaluation cannot read any more, too: no mistake in what was asked for."""
+    failing = Mock(side_effect=ConfigError("images/a.png: gone"))
+    monkeypatch.setattr(watch, "evaluate", failing)
+    run = SimpleNamespace(mesh=None, val_split=None, config=tiny.get_config())
+    seen: Any = SimpleNamespace(run=run, _predictor=Mock())
+    seen.end_epoch = lambda *_: watch.Watch._evaluate(seen, None, {})
+    progress: Any = SimpleNamespace(stage_index=1, step=6, validated=False)
+    line = (
+        "stage box, validation after step 6: images/a.png: gone; the same command goes on from "
+        "the last checkpoint"
+    )
+    for error in (ConfigError, cli.Failure):
+        failing.side_effect = error("images/a.png: gone")
+        with pytest.raises(cli.Failure, match=f"^{line}$"):
+            loop._end_epoch(seen, progress, None, None, "")
+    assert not progress.validated
+
+
 def test_losses_of_masks_and_depth_are_means_over_images_that_have_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -321,7 +340,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_across_runs(
     with pytest.raises(ConfigError, match=r"skip_non_finite: 0, but .* has skipped 1 "):
         loop.train(replace(config, skip_non_finite=0), begun)
     with pytest.raises(
-        loop.TrainingError,
+        cli.Failure,
         match=r"stage mask, step 5: gradient_norm not finite; .*; --skip-non-finite 2 would",
     ):
         loop.train(replace(config, skip_non_finite=1), begun)
@@ -344,7 +363,7 @@ def test_work_is_saved_before_a_validation_that_may_fail(
     failing = Mock(side_effect=OSError(errno.EIO, "out of sight"))
     with monkeypatch.context() as patch:
         patch.setattr(watch, "_validate", failing)
-        with pytest.raises(loop.TrainingError, match="out of sight"):
+        with pytest.raises(cli.Failure, match="out of sight"):
             loop.train(tiny_config, tmp_path)
     meta = latest(tmp_path)
     assert (meta.name, meta.validated) == ("00000006-rpn", False)
@@ -391,7 +410,7 @@ def test_a_device_without_memory_for_validation_loses_nothing(
         r"\(--data.eval-batch-size 1 needs less\); the same command goes on from the last check"
     )
     for _ in range(2):
-        with pytest.raises(loop.TrainingError, match=line):
+        with pytest.raises(cli.Failure, match=line):
             loop.train(tiny_config, run)
         meta = latest(run)
         assert (meta.stage, meta.stage_step) == ("box", 6)
@@ -426,7 +445,7 @@ def test_a_device_without_memory_ends_the_run_with_the_need_of_its_batch(
 
     monkeypatch.setattr(loop, "_train_epoch", run_out)
     with pytest.raises(
-        loop.TrainingError,
+        cli.Failure,
         match=r"^out of device memory: a step of batch 2 needs about \d+\.\d\d GiB",
     ) as error:
         loop.train(mask_config, tmp_path / "run")
@@ -449,7 +468,7 @@ def test_a_state_that_is_not_finite_is_not_saved(
 
     monkeypatch.setattr(watch, "flatten", overflowed)
     with pytest.raises(
-        loop.TrainingError,
+        cli.Failure,
         match=r"^stage rpn, step 2: not saved: opt_state/nu/rpn/logits/bias not finite "
         r"\(1 in all\)",
     ):
@@ -470,7 +489,7 @@ def test_a_label_out_of_range_ends_the_run_on_the_host(
 
     monkeypatch.setattr(opening, "open_split", open_split)
     with pytest.raises(
-        loop.TrainingError, match=r"images: .*\.png: annotation \d+: label 3 is outside 1\.\.2$"
+        cli.Failure, match=r"images: .*\.png: annotation \d+: label 3 is outside 1\.\.2$"
     ) as error:
         loop.train(tiny_config, tmp_path / "run")
     assert "\n" not in str(error.value)
@@ -537,7 +556,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_freed_one_resumes_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save)
-        with pytest.raises(loop.TrainingError) as error:
+        with pytest.raises(cli.Failure) as error:
             loop.train(replace(tiny_config, save_every_steps=2), run)
     assert str(error.value) == (
         f"{run}/checkpoints/00000004-rpn: {os.strerror(errno.EFBIG)} "

@@ -27,7 +27,7 @@ from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.pixels.transforms import resize_plan
+from mrcnn_jax.pixels.transforms import plan_for
 from tools.kinds.annotation_damage import DAMAGES, mixed_file, prepare, whole_file
 from tools.kinds.mutations import (
     HEIGHT,
@@ -108,7 +108,7 @@ def through(annotations: Path, images: Path, cache: Path) -> CocoDataset:
     found = summary(dataset, DATA)
     json.dumps(found)
     "\n".join(summary_lines(dataset, found)).encode()
-    plans = tuple(resize_plan(image.height, image.width, DATA) for image in dataset.images)
+    plans = tuple(plan_for(image.height, image.width, DATA) for image in dataset.images)
     split = Split("train", dataset, Records(dataset), plans, folder)
     for batch in load(split, plan_once(split, 2), DATA):
         truth = batch.ground_truth
