@@ -300,6 +300,7 @@ def _settled(request: Request, chosen: Chosen, run: OpenRun) -> Config:
 
 def _refuse_other_weights(request: Request) -> None:
     """Raises ConfigError if a run did not begin from the weights that are named."""
+    from mrcnn_jax import parallel
     from mrcnn_jax.weights.published import locate
 
     if request.weights is None:
@@ -310,7 +311,9 @@ def _refuse_other_weights(request: Request) -> None:
     except ConfigError:
         if (request.workdir / "checkpoints").is_dir():
             return  # they are not needed any more
-        raise
+        if not request.download:
+            raise
+        path = parallel.in_turn(lambda: locate(str(request.weights), download=True))
     if str(path.resolve()) != began:
         raise ConfigError(
             f"--weights: {request.workdir} holds a run that began from {began or 'random weights'} "

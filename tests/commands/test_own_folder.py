@@ -32,7 +32,7 @@ from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data import reading
 from mrcnn_jax.datasets.recognise import recognise
-from mrcnn_jax.runs import manifest
+from mrcnn_jax.runs import hub, manifest
 from mrcnn_jax.training import loop, memory
 from mrcnn_jax.training.open import _began_with, open_run
 from mrcnn_jax.weights import network
@@ -223,6 +223,32 @@ def test_losses_given_again_are_those_of_the_run(tiny_data: Path, here: Path) ->
 
 def test_a_run_has_the_name_that_is_given(tiny_data: Path, here: Path) -> None:
     assert chosen(tiny_data, "--name", "bins").name == "bins"
+
+
+def test_weights_that_are_gone_are_fetched_if_asked(
+    tiny_data: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run without a checkpoint: its error would name an option that was given."""
+
+    def fetch(address: str, *, download: bool) -> Path:
+        if not download:
+            raise ConfigError("not fetched yet; with --download it would be")
+        return here / "model"
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    folder = Path("runs", tiny_data.name)
+    folder.mkdir(parents=True)
+    config = replace(chosen(tiny_data), init_from=str(here / "model"))
+    save_config(config, folder / "config.json")
+    words = [str(tiny_data), "--weights", "hf://org/name"]
+    for more in ([], ["--download"]):
+        request = train.parse([*words, *more], "mrcnn train")
+        assert isinstance(request, own_folder.Request)
+        if more:
+            own_folder._refuse_other_weights(request)
+        else:
+            with pytest.raises(ConfigError, match="with --download it would be"):
+                own_folder._refuse_other_weights(request)
 
 
 def test_weights_that_are_gone_are_not_missed(
