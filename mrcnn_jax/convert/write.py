@@ -189,7 +189,14 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
         if own and file not in own:
             report.add(Reason.NAMED_OTHERWISE, f"{picture.name}: {file}")
     else:
-        file = images.find(picture.beside) or images.find_elsewhere(picture.names, picture.stem)
+        file = images.find(picture.beside) or images.find_elsewhere(picture.names, None)
+        if file is None and picture.embedded is None and (away := images.outside(picture.names)):
+            # Of another name there may be a picture of it with the answers painted in.
+            raise ConfigError(
+                f"{picture.where}: its image {away} lies outside of {images.folder}: --images "
+                "names its folder"
+            )
+        file = file or images.find_elsewhere((), picture.stem)
         if file is not None and picture.names:
             report.add(Reason.IMAGE_PATH, picture.name)
     if file is None and picture.embedded is not None:
