@@ -78,6 +78,11 @@ class ImageFolder:
                 return self._only(found, names[0])
         return None if stem is None else self.with_stem(stem)
 
+    def outside(self, names: Sequence[str]) -> str | None:
+        """The first of these relative paths that leads to a file outside of the folder."""
+        away = (name for name in names if os.path.normpath(name).startswith(("..", os.sep)))
+        return next((name for name in away if os.path.isfile(self.folder / name)), None)
+
     def with_stem(self, stem: str) -> str | None:
         """The file with this path, or this name in any folder, whatever its suffix; see `_only`."""
         path = normal_path(stem)

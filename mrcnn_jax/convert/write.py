@@ -188,7 +188,14 @@ def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
         if own and file not in own:
             report.add(Reason.NAMED_OTHERWISE, f"{picture.name}: {file}")
     else:
-        file = images.find(picture.beside) or images.find_elsewhere(picture.names, picture.stem)
+        file = images.find(picture.beside) or images.find_elsewhere(picture.names, None)
+        if file is None and picture.embedded is None and (away := images.outside(picture.names)):
+            # Of another name there may be a picture of it with the answers painted in.
+            raise ConfigError(
+                f"{picture.where}: its image {away} lies outside of {images.folder}: --images "
+                "names its folder"
+            )
+        file = file or images.find_elsewhere((), picture.stem)
         if file is not None and picture.names:
             report.add(Reason.IMAGE_PATH, picture.name)
     if file is None and picture.embedded is not None:
@@ -365,7 +372,10 @@ def _written(
                 part.write_text(json.dumps(content) + "\n")
                 read = read_coco(part, folder, DataConfig(max_pixels=MAX_PIXELS))
                 kept.update(read.report.kept)
+                told = {reason for reason, _ in report.findings}
                 for key, finding in read.report.findings.items():
+                    if key[0] is Reason.MANY_CROWDS and Reason.DIFFICULT in told:
+                        continue
                     mine = report.findings.setdefault(key, Finding())
                     mine.count += finding.count
                     mine.first_ids += [f"annotation {number}" for number in finding.first_ids]

@@ -28,6 +28,7 @@ from mrcnn_jax.convert.common import (
 )
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, is_text, read_bytes, short
+from mrcnn_jax.data.names import ROLES
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.decode import SUFFIXES
 
@@ -219,22 +220,22 @@ def read_data_yaml(path: Path) -> DataYaml:
     images: dict[PartName, tuple[Path, ...]] = {}
     absent: dict[PartName, str] = {}
     for part in PARTS:
-        value = content.get(part)
-        if value is None or value in ("", []):
+        key, value = _of_part(content, part)
+        if value is None:
             continue
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
-            raise ConfigError(f"{path}: {part} is {short(value)}, not a folder or list of folders")
+            raise ConfigError(f"{path}: {key} is {short(value)}, not a folder or list of folders")
         places = {text: _place(roots, text) for text in texts}
         lost = [text for text, place in places.items() if place is None]
         if lost:
-            absent[part] = f"{part}: no {lost[0]!r} in {roots[0]}"
+            absent[part] = f"{key}: no {lost[0]!r} in {roots[0]}"
             continue
         found = [image for place in places.values() if place for image in _listed(place, roots)]
         if found:
             images[part] = tuple(dict.fromkeys(found))
         else:
-            absent[part] = f"{part}: no images in {', '.join(map(str, places.values()))}"
+            absent[part] = f"{key}: no images in {', '.join(map(str, places.values()))}"
     if not images:
         raise ConfigError(f"{path}: {'; '.join(absent.values()) or 'no train, val or test'}")
     return DataYaml(path, names, images, absent)
@@ -253,6 +254,13 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a data.yaml: no keys in it")
     return content
+
+
+def _of_part(content: dict[str, Any], part: PartName) -> tuple[str, Any]:
+    """The key of a part, such as val, or else valid, Validation, ..., and what it names."""
+    found = {k: v for k, v in content.items() if isinstance(k, str) and v not in (None, "", [])}
+    keys = [part, *(key for key in found if ROLES.get(key.lower()) == part)]
+    return next(((key, found[key]) for key in keys if key in found), (part, None))
 
 
 def _names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ INTEGERS = {
     "annotations": ("id", "image_id", "category_id"),
     "categories": ("id",),
 }
+MANY_CROWDS = 0.05  # of all annotations, and more than one; COCO has 1 %
 
 
 def read_coco(
@@ -395,7 +396,8 @@ def _objects(
 
 def _note_oddities(records: list[ObjectRecord], formats: Formats, report: Report) -> None:
     crowds = [record for record in records if record.iscrowd]
-    for record in crowds if 2 * len(crowds) > len(records) else ():
-        report.add(Reason.MOSTLY_CROWDS, record.annotation_id)
+    many = len(crowds) >= max(2, MANY_CROWDS * len(records))
+    for record in crowds if many else ():
+        report.add(Reason.MANY_CROWDS, record.annotation_id)
     for record in records if formats.in_a_corner else ():
         report.add(Reason.IN_A_CORNER, record.annotation_id)

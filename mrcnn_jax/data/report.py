@@ -107,10 +107,11 @@ class Reason(Enum):
         "noticed",
         "annotations that all lie in the upper left of their image: of a smaller picture?",
     )
-    MOSTLY_CROWDS = (
+    MANY_CROWDS = (
         "noticed",
-        "annotations with iscrowd 1, more than without: regions to ignore, neither trained on nor "
-        "evaluated (iscrowd 0 makes objects of them)",
+        "annotations with iscrowd 1, 5 % of all or more: regions to ignore, neither trained on nor "
+        "evaluated (CVAT's brush masks come so: export 'CVAT for images 1.1' instead, or write "
+        "iscrowd 0)",
     )
     NO_DEPTH = "noticed", "images without a depth map in {folder}: their depth counts as unknown"
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"

@@ -161,7 +161,7 @@ def _is_data_yaml(path: Path) -> bool:
     text = mapped(path)[:1_000_000]
     return all(
         re.search(rb"^(" + keys + rb")\s*:", text, re.MULTILINE)
-        for keys in (b"names|nc", b"train|val|test")
+        for keys in (b"names|nc", b"(?i:" + "|".join(ROLES).encode() + b")")
     )
 
 

@@ -176,6 +176,21 @@ def test_the_image_beside_the_json_wins(
         place(tmp_path / "4", "a.png", "cam2/a.png", "cam3/a.png", images_in=images_in)
 
 
+def test_an_image_outside_is_not_its_overlay(tmp_path: Path) -> None:
+    """As after predict --format labelme: the overlays have the names of the JSON files."""
+    picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "found" / "00001_a.png")
+    (tmp_path / "found" / "labelme").mkdir()
+    shapes = [labelme_mask("x", RING)]
+    labelme_file(tmp_path / "found" / "labelme" / "00001_a.json", "../../photos/a.png", shapes)
+    options = Labelme(tmp_path / "found", tmp_path / "out.json")
+    outside = r"00001_a.json: its image ../photos/a.png lies outside of .*found: --images names its"
+    refuses(options, outside, tmp_path)
+    convert(Labelme(tmp_path / "found", tmp_path / "out.json", images=tmp_path / "photos"))
+    names = [image["file_name"] for image in json.loads(options.out.read_text())["images"]]
+    assert names == ["a.png"]
+
+
 def test_another_image_than_its_own_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,13 @@ def paths(options: Options) -> list[str]:
             ["a/images/1.png", "b/2.png"],
             ["c/images/1.png"],
         ),
+        # Other words for them; the usual one comes first.
+        (
+            f"Train: a/images\nvalidation: a/images\nval: b\nTraining: b\n{NAMES}",
+            ("a/images/1.png", "b/2.png"),
+            ["a/images/1.png"],
+            ["b/2.png"],
+        ),
         # Lists of images, relative to them, to `path`, or with "./"; a suffix among the dots.
         (
             f"train: train.txt\nval: val.txt\n{NAMES}",

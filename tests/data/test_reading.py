@@ -536,16 +536,19 @@ def test_what_is_listed_twice_is_noticed(
     assert line.startswith("noticed 1: images whose file is that of an image before")
 
 
-def test_more_crowds_than_objects_are_noticed(
+def test_many_crowds_are_noticed(
     tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
 ) -> None:
-    for annotation in mixed_content["annotations"][:2]:
-        annotation["iscrowd"] = 1
-    path = write_json(mixed_content)
-    assert found(read_coco(path, tmp_path / "images", DATA)) == {}  # 3 of 7
-    mixed_content["annotations"][2]["iscrowd"] = 1
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert found(dataset) == {Reason.MOSTLY_CROWDS: (4, [0, 5, 6, 4])}
+    """From 5 % on, but not a single one."""
+    first, *others = mixed_content["annotations"]
+    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {}  # 1 of 7
+    others[0]["iscrowd"] = 1
+    box = {**others[-1], "segmentation": [], "iscrowd": 0}
+    for count, told in ((33, True), (34, False)):  # 2 of 40; 2 of 41
+        more = [{**box, "id": 100 + n, "bbox": [n / 4, 0, 20, 20]} for n in range(count)]
+        path = write_json({**mixed_content, "annotations": [first, *others, *more]})
+        dataset = read_coco(path, tmp_path / "images", DATA)
+        assert (Reason.MANY_CROWDS in found(dataset)) == told
 
 
 def test_keys_that_occur_twice_are_told(tmp_path: Path, mixed_file: Path) -> None:

@@ -329,6 +329,7 @@ def test_yolo_of_two_parts(tmp_path: Path) -> None:
         ("train: images\nval: images", "2 images of train, val has images of train, and is divi"),
         ("train: images\nval: gone", "2 images of train; val: no 'gone' in "),
         ("val: images", "2 images of val"),
+        ("Validation: images", "2 images of val"),
     ],
 )
 def test_yolo_of_one_part(yaml: str, told: str, tmp_path: Path) -> None:
