@@ -128,8 +128,9 @@ class CocoDataset:
         if not left:
             lines = self.report.lines()
             reasons = [line for line in lines if line.startswith(("dropped", "left out"))]
-            why = "; ".join([*reasons, *self.lost[:3]]) if self.listed else "the file lists none"
-            why += "; ..." * (len(self.lost) > 3)
+            why = "the file lists none"
+            if self.listed:
+                why = listed([*reasons, *self.lost], len(reasons) + 3, "; ")
             raise ConfigError(f"{self.annotations_path}: no usable image is left: {why}")
         objects = [record for image in left for record in image.objects]
         crowds = sum(len(image.crowds) for image in left)

@@ -19,6 +19,7 @@ from mrcnn_jax.config.tables import (
     TORCHVISION_V2,
 )
 from mrcnn_jax.evaluation.coco_categories import COCO, COCO_WITH_GAPS
+from mrcnn_jax.output import listed
 from mrcnn_jax.weights import convnext_families, mmdetection
 from mrcnn_jax.weights.family import (
     COUNTERS,
@@ -385,7 +386,7 @@ def family_of(names: Collection[str], source: str) -> Family:
 
 def _told(names: Collection[str]) -> str:
     """Three of the names, and the prefix without which they would be of a known family."""
-    told = ", ".join(f"{name!r:.60}" for name in list(names)[:3]) + ", ..." * (len(names) > 3)
+    told = listed([f"{name!r:.60}" for name in names])
     known = [
         (name.removesuffix(family.mark), family.name)
         for name in names

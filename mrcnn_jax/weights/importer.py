@@ -125,7 +125,7 @@ def _as_stated(found: Categories, names: list[str], file: Path, source: Path) ->
     by_name = sorted(found, key=lambda category: category[1])
     own, stated = Counter(name for _, name in found), Counter(names)
     if own != stated:
-        here, there = (", ".join(list(each)[:3]) for each in (own - stated, stated - own))
+        here, there = map(listed, (own - stated, stated - own))
         raise ConfigError(
             f"--categories: {file}: has {here}, where {source} itself names its classes {there}: "
             "leave --categories out, or name them so"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrcnn_jax.output import listed
 from mrcnn_jax.weights.pickle_machine import (
     Array,
     Tensor,
@@ -57,14 +58,14 @@ def read_pickled(data: bytes) -> Pickled:
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             if others := [name for name in tables if name != wrapper]:
-                note = f"read: {wrapper}; also there: {_listed(others)}, not read"
+                note = f"read: {wrapper}; also there: {_named(others)}, not read"
             meta, content = content.get("meta"), content[wrapper]
             break
     else:
         if tables and not any(map(_is_tensor, content.values())):
             raise ValueError(
                 f"tensors are looked for under {', '.join(_WRAPPERS)}; here they are under "
-                f"{_listed(tables)}: save that alone"
+                f"{_named(tables)}: save that alone"
             )
     refuse_foreign(content)
     if not isinstance(content, dict):
@@ -80,7 +81,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tables(content: Any) -> list[Any]:
-    """The names under which a file has tables of tensors."""
+    """The keys under which a file has tables of tensors."""
     if not isinstance(content, dict):
         return []
     return [
@@ -90,8 +91,8 @@ def _tables(content: Any) -> list[Any]:
     ]
 
 
-def _listed(names: list[Any]) -> str:
-    return ", ".join(f"{name!r:.40}" for name in names[:3]) + ", ..." * (len(names) > 3)
+def _named(keys: list[Any]) -> str:
+    return listed([f"{key!r:.40}" for key in keys])
 
 
 def _resolve(name: Any, value: Any, storages: Mapping[str, np.ndarray]) -> np.ndarray:

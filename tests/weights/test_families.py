@@ -335,7 +335,8 @@ def test_families_are_told_apart_by_their_marks() -> None:
         shapes = [f"{prefix}{name}" for name in state_dicts.published()]
         told = ", ".join(map(repr, shapes[:3]))
         end = (
-            f", ...; they are of maskrcnn_resnet50_fpn without the prefix '{prefix}': save them so"
+            f" and {len(shapes) - 3} more; they are of maskrcnn_resnet50_fpn without the prefix "
+            f"'{prefix}': save them so"
         )
         with pytest.raises(ConfigError, match=re.escape(f"({told}{end}): ")):
             family_of(shapes, "file")
