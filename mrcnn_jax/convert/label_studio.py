@@ -54,7 +54,9 @@ class LabelStudio(RectangleOptions):
         path = self.input
         if path.is_dir():
             raise ConfigError(f"{path}: a folder: name the JSON file of Label Studio")
-        for place, task in enumerate(read_json_list(path), 1):
+        tasks = read_json_list(path)
+        usual = _usual_target(tasks)
+        for place, task in enumerate(tasks, 1):
             if not isinstance(task, dict) or not isinstance(task.get("annotations"), list):
                 raise ConfigError(
                     f"{path}: task {place}: no annotations (export as JSON, not as JSON-MIN)"
@@ -63,7 +65,7 @@ class LabelStudio(RectangleOptions):
             with named(f"{path}: {name}"):
                 annotation = self._newest(task["annotations"], name, report)
                 if annotation is not None:
-                    yield self._picture(path, name, task, annotation, report)
+                    yield self._picture(path, name, task, annotation, usual, report)
 
     def _newest(self, annotations: list[Any], name: str, report: Report) -> dict[str, Any] | None:
         """The annotation that counts; None if there is none."""
@@ -86,6 +88,7 @@ class LabelStudio(RectangleOptions):
         name: str,
         task: dict[str, Any],
         annotation: dict[str, Any],
+        usual: str | None,
         report: Report,
     ) -> Picture:
         drawn: dict[str, tuple[str, str, dict[str, Any]]] = {}  # id -> where, kind, result
@@ -103,6 +106,7 @@ class LabelStudio(RectangleOptions):
                 if label := _label(result["value"]):
                     labels.setdefault(identity, label)
                 drawn.setdefault(identity, (where, kind, result))
+        target = _target([result for _, _, result in drawn.values()]) or usual
         shapes = []
         for identity, (where, kind, result) in drawn.items():
             found = labels.get(identity)
@@ -114,7 +118,10 @@ class LabelStudio(RectangleOptions):
                 with named(f"{path}: {name}: {where}"):
                     size = _size(result, size)
                     shapes.append(self._shape(kind, result["value"], where, found, size))
-        return Picture(f"{path}: {name}", name, _image_names(task), None, size, shapes)
+        key, names = _image_names(task, target)
+        if key != target:
+            report.add(Reason.FIRST_IMAGE, name, key=short(key))
+        return Picture(f"{path}: {name}", name, names, None, size, shapes)
 
     def _shape(
         self, kind: str, value: dict[str, Any], where: str, label: str, size: tuple[int, int]
@@ -201,21 +208,66 @@ def _size(result: dict[str, Any], known: tuple[int, int] | None) -> tuple[int, i
     return height, width
 
 
-def _image_names(task: dict[str, Any]) -> tuple[str, ...]:
-    """Paths at which the image of a task may be, the likeliest first; ValueError if it has none."""
+def _target(results: list[dict[str, Any]]) -> str | None:
+    """The name of the image that results are drawn on; ValueError if they are on several."""
+    named_ones = [result for result in results if result.get("to_name")]
+    found = {(short(r["to_name"]), short(r.get("item_index") or 0)): r for r in named_ones}
+    if len(found) > 1:
+        alike = len({name for name, _ in found}) < len(found)
+        shown = ", ".join(f"{name} {index}" if alike else name for name, index in found)
+        raise ValueError(f"shapes on several images ({shown}): give each image a task of its own")
+    return str(named_ones[0]["to_name"]) if named_ones else None
+
+
+def _usual_target(tasks: list[Any]) -> str | None:
+    """What all results of an export are drawn on; None if there are several or none."""
+
+    def inside(parent: Any, key: str) -> list[Any]:
+        found = parent.get(key) if isinstance(parent, dict) else None
+        return found if isinstance(found, list) else []
+
+    annotations = [a for task in tasks for a in inside(task, "annotations")]
+    results = [result for a in annotations for result in inside(a, "result")]
+    found = {str(r["to_name"]) for r in results if isinstance(r, dict) and r.get("to_name")}
+    return found.pop() if len(found) == 1 else None
+
+
+def _image_names(task: dict[str, Any], target: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Where the image of a task is in its data, and may be in the folder.
+
+    Args:
+        task: as exported.
+        target: the name of the image in the labelling interface, mostly that in the data, too.
+
+    Returns:
+        `target`, or of several images the key of the first one if `target` is not that of any;
+        and paths, the likeliest first.
+
+    Raises:
+        ValueError: it has none.
+    """
     data = task.get("data")
-    texts = (
-        [text for text in data.values() if isinstance(text, str)] if isinstance(data, dict) else []
-    )
-    for text in texts:
+    texts = data.items() if isinstance(data, dict) else ()
+    places = {key: _place(text) for key, text in texts if isinstance(text, str)}
+    images = {key: place for key, place in places.items() if place is not None}
+    if not images:
+        raise ValueError(f"no image in its data {short(data)}")
+    several = len(set(images.values())) > 1
+    key = target if target in images else next(iter(images))
+    path = images[key].replace("\\", "/").lstrip("/")
+    name = path.rpartition("/")[2]
+    paths = dict.fromkeys((path, f"images/{name}", name, UPLOADED.sub("", name)))
+    return key if several else target, tuple(paths)
+
+
+def _place(text: str) -> str | None:
+    """The path in an image's address; None if it is none."""
+    try:
         parts = urlsplit(text)
-        place = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]  # of local files: ?d=path
-        if Path(place).suffix.lower() in SUFFIXES:
-            path = place.replace("\\", "/").lstrip("/")
-            name = path.rpartition("/")[2]
-            plain = UPLOADED.sub("", name)
-            return tuple(dict.fromkeys((path, f"images/{name}", name, plain)))
-    raise ValueError(f"no image in its data {short(data)}")
+    except ValueError:  # any text, not an address
+        return None
+    place = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]  # of local files: ?d=path
+    return place if Path(place).suffix.lower() in SUFFIXES else None
 
 
 # -- brushes ---------------------------------------------------------------------------------------

@@ -147,6 +147,11 @@ class Reason(Enum):
         "regions without an attribute, as all here: of one class, {label}",
     )
     NO_LABEL = "dropped", "shapes without a label"
+    FIRST_IMAGE = (
+        "noticed",
+        "tasks with several images, none of which its data names as the interface does: that under "
+        "{key} is taken",
+    )
     CANCELLED = "left out", "annotations that were cancelled"
     OLDER = "left out", "annotations of an image that has a newer one"
     CROWD = "left out", "annotations with iscrowd 1: YOLO has none"

@@ -187,6 +187,29 @@ def test_images_are_found(image: str, file: str, tmp_path: Path) -> None:
     assert [i.file_name for i in checked(options, tmp_path / "cache").images] == [file]
 
 
+def test_of_several_images_the_one_that_is_drawn_on_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for a task without shapes; else the first one, which is told."""
+    for name in ("1.png", "1s.png", "2.png", "2s.png"):
+        picture(tmp_path / name)
+    box = result("rectangle", **place(30, 20, width=10, height=15))
+    first, second = (
+        task(f"{n}.png", *drawn)
+        | {"data": {"thumbnail": f"{n}s.png", "image": f"{n}.png", "by": "//[me"}}
+        for n, drawn in ((1, [box]), (2, []))
+    )
+    options = write(tmp_path, first, second)
+    convert(options)
+    dataset = checked(options, tmp_path / "cache")
+    assert [(i.file_name, len(i.objects)) for i in dataset.images] == [("1.png", 1), ("2.png", 0)]
+    assert "several images" not in capsys.readouterr().out
+    options = write(tmp_path, json.loads(json.dumps(first).replace('"to_name": "image"', '"x": 1')))
+    convert(options)
+    assert [i.file_name for i in checked(options, tmp_path / "cache").images] == ["1s.png"]
+    assert "that under 'thumbnail' is taken (task 7)" in capsys.readouterr().out
+
+
 def test_the_newest_annotation_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / name)
@@ -253,6 +276,14 @@ POINTS = percent(POLYGON)
         (
             of({**result("polygon"), "value": {"polygonlabels": ["a", "b"], "points": POINTS}}),
             r"result 1: its labels are \['a', 'b'\], not one",
+        ),
+        (
+            of(*(result("polygon", points=POINTS) | {"to_name": n, "id": n} for n in ("l", "r"))),
+            r"project-1.json: task 7: shapes on several images \('l', 'r'\): give each image a t",
+        ),
+        (
+            of(*(result("polygon", points=POINTS) | {"item_index": n, "id": n} for n in (0, 1))),
+            r"task 7: shapes on several images \('image' 0, 'image' 1\): give each image",
         ),
         (of(result("brush", rle="abc")), r"result 1: its rle is not a list of bytes"),
         (of(result("brush", rle=RGBA)), r"its rle has 96 values of 8 bits, the image 8320 of 8"),
