@@ -2,14 +2,16 @@
 
 Of several annotations of a task the newest that was not cancelled counts. Places are in percent of
 the image's sides, turns in degrees, clockwise: of a rectangle around its (x, y) corner, of an
-ellipse around its centre. Polygons, ellipses, turned rectangles and brushes are outlines; upright
-rectangles are boxes (`--rectangles mask`: outlines). A brush is an RGBA picture, packed by
-https://github.com/thi-ng/umbrella (rle-pack): the pixels whose alpha is 128 and more are it.
+ellipse around its centre. Polygons, closed vectors without curves, ellipses, turned rectangles,
+brushes and bitmasks are outlines; upright rectangles are boxes (`--rectangles mask`: outlines). A
+brush is an RGBA picture, packed by https://github.com/thi-ng/umbrella (rle-pack), a bitmask a PNG:
+the pixels whose alpha is 128 and more are it.
 https://labelstud.io/guide/export and its label-studio-sdk (converter/brush.py)
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +36,11 @@ from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_number, read_json_list, short
 from mrcnn_jax.data.names import UPLOADED
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.decode import SUFFIXES, opacity
 
-KINDS = ("polygon", "rectangle", "ellipse", "brush")  # with an area
+KINDS = ("polygon", "rectangle", "ellipse", "brush", "bitmask")  # with an area
 NO_AREA = ("keypoint", "vector")
+CURVED = "curved"  # of a vector
 # Begins of the types of results that are no shapes.
 NO_SHAPE = (
     *("choice", "textarea", "relation", "rating", "number", "taxonomy", "datetime", "pairwise"),
@@ -100,6 +103,8 @@ class LabelStudio(RectangleOptions):
                 kind = _kind(result)
                 if kind is None:
                     continue
+                if kind == "vector":
+                    kind, result = _vector(result)
                 identity = where if result.get("id") is None else str(result["id"])
                 if identity in drawn and _another(result, drawn[identity][2]):
                     identity = where
@@ -112,6 +117,8 @@ class LabelStudio(RectangleOptions):
             found = labels.get(identity)
             if kind in NO_AREA:
                 report.add(Reason.NO_AREA, f"{name}: {where}", kind=kind)
+            elif kind == CURVED:
+                report.add(Reason.CURVED, f"{name}: {where}")
             elif found is None:
                 report.add(Reason.NO_LABEL, f"{name}: {where}")
             else:
@@ -135,6 +142,8 @@ class LabelStudio(RectangleOptions):
 
         if kind == "brush":
             return Shape(where, label, patch=cropped(_brush(value, size)))
+        if kind == "bitmask":
+            return Shape(where, label, patch=cropped(_bitmask(value, size)))
         if kind == "polygon":
             points = value.get("points")
             if not isinstance(points, list) or not all(
@@ -171,10 +180,27 @@ def _kind(result: Any) -> str | None:
     known = next((k for k in (*KINDS, *NO_AREA) if kind in (k, f"{k}labels")), None)
     if kind == "labels":  # with a shape
         keys = {"polygon": "points", "ellipse": "radiusX", "brush": "rle", "rectangle": "width"}
+        keys |= {"bitmask": "imageDataURL", "vector": "vertices"}
         return next((one for one, key in keys.items() if key in result["value"]), NO_AREA[0])
     if known is None:
         raise ValueError(f"its type is {short(result.get('type'))}")
     return known
+
+
+def _vector(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind of a vector, and its result: closed, without curves and branches, a polygon."""
+    value = result["value"]
+    if not value.get("closed"):
+        return "vector", result
+    found = value.get("vertices")
+    if not isinstance(found, list) or not all(isinstance(vertex, dict) for vertex in found):
+        raise ValueError(f"its vertices are {short(found)}")
+    for before, vertex in zip([*found[-1:], *found], found, strict=False):
+        follows = vertex.get("prevPointId") in (None, before.get("id"))
+        if vertex.get("isBezier") or not follows:
+            return CURVED, result
+    points = [[vertex.get("x"), vertex.get("y")] for vertex in found]
+    return "polygon", {**result, "value": {**value, "points": points}}
 
 
 def _label(value: dict[str, Any]) -> str | None:
@@ -270,7 +296,7 @@ def _place(text: str) -> str | None:
     return place if Path(place).suffix.lower() in SUFFIXES else None
 
 
-# -- brushes ---------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 def _brush(value: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -282,6 +308,22 @@ def _brush(value: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarray, "h 
         raise ValueError(f"an image of {height} x {width} pixels: too large")
     values = unpacked(bytes(packed), 4 * height * width)
     return values.reshape(height, width, 4)[..., 3] >= OPAQUE
+
+
+def _bitmask(value: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a bitmask."""
+    url = value.get("imageDataURL")
+    head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if head != "data:image/png;base64":
+        raise ValueError(f"its imageDataURL is {short(url)}, not a PNG in base64")
+    try:
+        alpha = opacity(base64.b64decode(data), max_pixels=MAX_PIXELS)
+    except ValueError as error:
+        raise ValueError(f"its imageDataURL: {error}") from None
+    if alpha.shape != size:
+        (height, width), (h, w) = size, alpha.shape
+        raise ValueError(f"its imageDataURL is {h} x {w}, the image {height} x {width}")
+    return alpha >= OPAQUE
 
 
 def unpacked(packed: bytes, count: int) -> UInt8[np.ndarray, " n"]:

@@ -126,6 +126,7 @@ class Reason(Enum):
 
     # Of the converters (convert) only.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
+    CURVED = "dropped", "closed vectors with curves or branches, which are not read (draw polygons)"
     NO_CLASS = (
         "dropped",
         "instances without a class: no <object> has their box, nor SegmentationClass a name there",

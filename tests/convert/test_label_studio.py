@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 from exports import (
     HEIGHT,
     POLYGON,
+    RING,
     WIDTH,
     block,
     by_pillow,
     checked,
     objects,
     picture,
+    png,
     refuses,
     same_but_for_the_border,
 )
@@ -160,6 +163,47 @@ def test_brushes_of_label_studio(packed: list[int], tmp_path: Path) -> None:
     assert ["".join(".#"[pixel] for pixel in row) for row in mask.astype(int)] == BRUSH
 
 
+def bitmask(mask: np.ndarray) -> str:
+    """Black where it is, and transparent elsewhere."""
+    black = np.zeros((*mask.shape, 4), np.uint8)
+    black[..., 3] = 255 * mask
+    return f"data:image/png;base64,{base64.b64encode(png(black)).decode()}"
+
+
+def test_bitmasks(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    options = write(tmp_path, task("a.png", result("bitmask", imageDataURL=bitmask(RING))))
+    convert(options)
+    ((label, mask),) = objects(checked(options, tmp_path / "cache"), "a.png")
+    assert label == "x"
+    assert (mask == RING).all()
+
+
+def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Closed ones are polygons; not those with curves or branches."""
+
+    def vector(label: str, closed: bool = True, **last: Any) -> dict[str, Any]:
+        places = [
+            {"id": f"v{n}", "prevPointId": f"v{n - 1}" if n else None, "x": x, "y": y}
+            for n, (x, y) in enumerate(percent(POLYGON))
+        ]
+        places[-1] |= last
+        return result("vector", label, vertices=places, closed=closed)
+
+    picture(tmp_path / "a.png")
+    curve, branch = vector("curve", isBezier=True), vector("branch", prevPointId="v1")
+    drawn = vector("x"), vector("line", closed=False), curve, branch
+    options = write(tmp_path, task("a.png", *drawn))
+    convert(options)
+    ((label, mask),) = objects(checked(options, tmp_path / "cache"), "a.png")
+    assert label == "x"
+    assert same_but_for_the_border(mask, by_pillow(POLYGON))
+    told = capsys.readouterr().out
+    assert "dropped 1: shapes of type vector, which has no area (task 7: result 2)" in told
+    assert "closed vectors with curves or branches, which are not read" in told
+    assert "(task 7: result 3, task 7: result 4)" in told
+
+
 def test_runs_that_are_not_repeated() -> None:
     """By hand: sizes of lengths 3, 4, 8, 16; three values as they are, then 200 of one."""
     bits = f"{203:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
@@ -285,6 +329,17 @@ POINTS = percent(POLYGON)
             of(*(result("polygon", points=POINTS) | {"item_index": n, "id": n} for n in (0, 1))),
             r"task 7: shapes on several images \('image' 0, 'image' 1\): give each image",
         ),
+        (of(result("bitmask", imageDataURL="x")), r"its imageDataURL is 'x', not a PNG in base64"),
+        (
+            of(result("bitmask", imageDataURL="data:image/png;base64,eHg=")),
+            r"result 1: its imageDataURL: ",
+        ),
+        (
+            of(result("bitmask", imageDataURL=bitmask(RING[:9]))),
+            r"its imageDataURL is 9 x 52, the image 40 x 52",
+        ),
+        (of(result("vector", closed=True, vertices=3)), r"result 1: its vertices are 3"),
+        (of(result("vector", closed=True, vertices=[{}])), r"result 1: its points are not \[x, y"),
         (of(result("brush", rle="abc")), r"result 1: its rle is not a list of bytes"),
         (of(result("brush", rle=RGBA)), r"its rle has 96 values of 8 bits, the image 8320 of 8"),
         (of(result("brush", size=(4, 6), rle=RGBA[:50])), r"result 1: its rle is cut off"),
