@@ -26,7 +26,7 @@ from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
 from mrcnn_jax.convert.voc import Voc, is_mask
-from mrcnn_jax.convert.yolo import PARTS, Yolo
+from mrcnn_jax.convert.yolo import PARTS, Yolo, missing_yaml
 from mrcnn_jax.data.names import ROLES, role
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.coco_images import SAMPLE, coco_part
@@ -90,7 +90,10 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
-    raise ConfigError(f"{folder}: {what}looked for {LOOKED_FOR}; found {there}")
+    classes = [parent(file) for file in tree.files if base_name(file) == "classes.txt"]
+    roots = [parent(place) if base_name(place) == "labels" else place for place in classes]
+    way = next(filter(None, (missing_yaml(folder / root) for root in roots)), "")
+    raise ConfigError(f"{folder}: {what}looked for {LOOKED_FOR}; found {there}{way}")
 
 
 # -- COCO ------------------------------------------------------------------------------------------

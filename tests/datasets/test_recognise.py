@@ -39,6 +39,7 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.mask_images import Masks
 from mrcnn_jax.convert.write import convert
+from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.datasets.recognise import recognise
 
@@ -338,6 +339,33 @@ def test_yolo_of_one_part(yaml: str, told: str, tmp_path: Path) -> None:
     assert result.val_export is None
     assert result.export is not None
     assert converted(result.export, tmp_path / "o.json")[0] == ("ape", "bee")
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "train"),
+    [
+        ("images", "classes.txt", "images"),  # Label Studio's
+        ("images", "labels/classes.txt", "images"),  # LabelImg's
+        ("", "classes.txt", "."),
+    ],
+)
+def test_yolo_without_data_yaml(images: str, classes: str, train: str, tmp_path: Path) -> None:
+    """The file to write is told, and works."""
+    my = tmp_path / "my"
+    yolo(my, f"{images}/1.png".lstrip("/"), yaml="")
+    (my / "data.yaml").unlink()
+    (my / classes).write_text("ape\nbee: 2\nno\n")
+    told = f'; write {my / "data.yaml"}: train: {train}, names: [ape, "bee: 2", "no"]'
+    with pytest.raises(ConfigError) as caught:
+        recognise(tmp_path)
+    assert str(caught.value).endswith(told)
+    with pytest.raises(ConfigError) as caught:
+        convert(Yolo(my, tmp_path / "o.json"))
+    assert str(caught.value) == f"{my}: no data.yaml in this folder{told}"
+    (my / "data.yaml").write_text(told.split("yaml: ")[1].replace(", names", "\nnames"))
+    export = recognise(tmp_path).export
+    assert export is not None
+    assert converted(export, tmp_path / "o.json")[0] == ("ape", "bee: 2", "no")
 
 
 def test_via_of_two_parts(tmp_path: Path) -> None:
