@@ -154,6 +154,8 @@ def _yolo(tree: Tree) -> Recognised | None:
             told += f", {len(images['val'])} of val"
         else:  # such as both the same folder
             told += ", val has images of train, and is divided anew"
+            if alone := len(set(images["val"]) - set(images["train"])):
+                told += f"; {alone} images of val alone are not used"
     told += f"; not used: {', '.join(unused)}" if unused else ""
     told += "".join(f"; {why}" for why in options.data.absent.values())
     return Recognised(told, export=train, val_export=val)

@@ -327,6 +327,10 @@ def test_yolo_of_two_parts(tmp_path: Path) -> None:
     [
         ("train: images", "2 images of train"),
         ("train: images\nval: images", "2 images of train, val has images of train, and is divi"),
+        (
+            "train: images/1.png\nval: images",
+            "1 images of train, val has images of train, and is divided anew; 1 images of val alo",
+        ),
         ("train: images\nval: gone", "2 images of train; val: no 'gone' in "),
         ("val: images", "2 images of val"),
         ("Validation: images", "2 images of val"),
