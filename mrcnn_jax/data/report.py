@@ -140,7 +140,8 @@ class Reason(Enum):
     LABEL = "repaired", "labels with outer spaces or not in Unicode's form NFC: normalised"
     ZERO_BASED = (
         "repaired",
-        "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
+        "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0, "
+        "or most have decimals, as of CVAT and Datumaro",
     )
     NO_ATTRIBUTE = "dropped", "regions whose attribute {attribute} names no class, or several"
     NO_ATTRIBUTES = (
