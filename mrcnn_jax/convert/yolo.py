@@ -289,6 +289,11 @@ def _names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if names is None and type(count) is int and 0 < count < 10_000:
         return tuple(f"class_{number}" for number in range(count))
     if isinstance(names, dict):
+        digits = re.compile("[0-9]{1,9}")  # "0" is 0 for Ultralytics, too
+        numbers = [int(k) if isinstance(k, str) and digits.fullmatch(k) else k for k in names]
+        names = dict(zip(numbers, names.values(), strict=True))
+        if len(names) < len(numbers):
+            raise ConfigError(f"{path}: names: a number is there twice")
         missing = [number for number in range(len(names)) if number not in names]
         if missing:
             raise ConfigError(f"{path}: names: {missing[0]} is missing: they count from 0")
