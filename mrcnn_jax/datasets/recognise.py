@@ -28,6 +28,7 @@ from mrcnn_jax.convert.via import Via, is_csv
 from mrcnn_jax.convert.voc import Voc, is_mask
 from mrcnn_jax.convert.yolo import PARTS, Yolo, missing_yaml
 from mrcnn_jax.data.names import ROLES, role
+from mrcnn_jax.data.other_formats import NOT_VIA3
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.coco_images import SAMPLE, coco_part
 from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, parent, walk, xml_root
@@ -90,6 +91,7 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
+    what += "".join(f"{file}: {NOT_VIA3}; " for file in tree.of_kind("via3")[:1])
     classes = [parent(file) for file in tree.files if base_name(file) == "classes.txt"]
     roots = [parent(place) if base_name(place) == "labels" else place for place in classes]
     way = next(filter(None, (missing_yaml(folder / root) for root in roots)), "")

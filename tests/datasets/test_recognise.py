@@ -656,6 +656,11 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
         f"{tmp_path}: a_masks.png beside images: put masks into a folder of their own, named masks;"
     )
     (tmp_path / "a_masks.png").unlink()
+    keys = ("project", "config", "attribute", "file", "metadata", "view")
+    (tmp_path / "my.json").write_text(json.dumps({key: {} for key in keys}))
+    assert line(tmp_path).startswith(
+        f"{tmp_path}: my.json: VIA 3's: not read (VIA 1 and 2 are); looked for COCO's JSON"
+    )
     (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [a]\n")
     assert line(tmp_path) == f"{tmp_path / 'data.yaml'}: train: no 'nowhere' in {tmp_path}"
     coco(tmp_path / "x.json", "no.png", "such.png")
