@@ -27,7 +27,8 @@ class ToYolo:
     images: Path
     """The folder that its file names are relative to."""
     out: Path
-    """The folder of the data set, which is made: data.yaml, labels, and copies of the images."""
+    """The folder of the data set, which appears when all is in it: data.yaml, labels, and copies of
+    the images."""
     val: Path | None = None
     """An annotation file of validation images, with the same classes or some of them."""
     val_images: Path | None = None
@@ -45,7 +46,7 @@ def run(arguments: ToYolo) -> None:
     from mrcnn_jax.convert.common import MAX_PIXELS, normal_label
     from mrcnn_jax.data.reading import read_coco
     from mrcnn_jax.inference.annotations import data_yaml
-    from mrcnn_jax.output import write_file
+    from mrcnn_jax.output import part_folder, write_file
 
     if arguments.val_images is not None and arguments.val is None:
         raise ConfigError("--val-images: needs --val")
@@ -55,8 +56,8 @@ def run(arguments: ToYolo) -> None:
     datasets = {"train": read_coco(arguments.input, arguments.images, limits)}
     known = [(category.id, category.name) for category in datasets["train"].categories]
     if arguments.val is not None:
-        folder = arguments.val_images or arguments.images
-        validation = read_coco(arguments.val, folder, limits)
+        val_images = arguments.val_images or arguments.images
+        validation = read_coco(arguments.val, val_images, limits)
         datasets["val"] = validation.matched_to(known, f"{arguments.input}")
     classes = {number: place for place, (number, _) in enumerate(known)}
     names = [normal_label(name) for _, name in known]
@@ -71,12 +72,16 @@ def run(arguments: ToYolo) -> None:
         for record in image.objects
     )
     try:
-        for part, dataset in datasets.items():
-            _write(dataset, classes, arguments.out, part, corners)
-            print("\n".join(dataset.report.lines()))
-        write_file(arguments.out / "data.yaml", data_yaml(names, *datasets))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with part_folder(arguments.out) as folder:
+            for part, dataset in datasets.items():
+                _write(dataset, classes, folder, part, corners)
+            write_file(folder / "data.yaml", data_yaml(names, *datasets))
+            folder.rename(arguments.out)
     except OSError as error:
         raise ConfigError(f"--out: {error.filename}: {error.strerror}") from None
+    for dataset in datasets.values():
+        print("\n".join(dataset.report.lines()))
     if arguments.val is None:
         print("no validation images, without which Ultralytics does not train (see --val)")
     print(f"{arguments.out / 'data.yaml'}: {len(known)} classes: {', '.join(names)}")

@@ -2,14 +2,16 @@
 
 Of several annotations of a task the newest that was not cancelled counts. Places are in percent of
 the image's sides, turns in degrees, clockwise: of a rectangle around its (x, y) corner, of an
-ellipse around its centre. Polygons, ellipses, turned rectangles and brushes are outlines; upright
-rectangles are boxes (`--rectangles mask`: outlines). A brush is an RGBA picture, packed by
-https://github.com/thi-ng/umbrella (rle-pack): the pixels whose alpha is 128 and more are it.
+ellipse around its centre. Polygons, closed vectors without curves, ellipses, turned rectangles,
+brushes and bitmasks are outlines; upright rectangles are boxes (`--rectangles mask`: outlines). A
+brush is an RGBA picture, packed by https://github.com/thi-ng/umbrella (rle-pack), a bitmask a PNG:
+the pixels whose alpha is 128 and more are it.
 https://labelstud.io/guide/export and its label-studio-sdk (converter/brush.py)
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +36,11 @@ from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_number, read_json_list, short
 from mrcnn_jax.data.names import UPLOADED
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.decode import SUFFIXES, opacity
 
-KINDS = ("polygon", "rectangle", "ellipse", "brush")  # with an area
+KINDS = ("polygon", "rectangle", "ellipse", "brush", "bitmask")  # with an area
 NO_AREA = ("keypoint", "vector")
+CURVED = "curved"  # of a vector
 # Begins of the types of results that are no shapes.
 NO_SHAPE = (
     *("choice", "textarea", "relation", "rating", "number", "taxonomy", "datetime", "pairwise"),
@@ -54,7 +57,9 @@ class LabelStudio(RectangleOptions):
         path = self.input
         if path.is_dir():
             raise ConfigError(f"{path}: a folder: name the JSON file of Label Studio")
-        for place, task in enumerate(read_json_list(path), 1):
+        tasks = read_json_list(path)
+        usual = _usual_target(tasks)
+        for place, task in enumerate(tasks, 1):
             if not isinstance(task, dict) or not isinstance(task.get("annotations"), list):
                 raise ConfigError(
                     f"{path}: task {place}: no annotations (export as JSON, not as JSON-MIN)"
@@ -63,7 +68,7 @@ class LabelStudio(RectangleOptions):
             with named(f"{path}: {name}"):
                 annotation = self._newest(task["annotations"], name, report)
                 if annotation is not None:
-                    yield self._picture(path, name, task, annotation, report)
+                    yield self._picture(path, name, task, annotation, usual, report)
 
     def _newest(self, annotations: list[Any], name: str, report: Report) -> dict[str, Any] | None:
         """The annotation that counts; None if there is none."""
@@ -86,6 +91,7 @@ class LabelStudio(RectangleOptions):
         name: str,
         task: dict[str, Any],
         annotation: dict[str, Any],
+        usual: str | None,
         report: Report,
     ) -> Picture:
         drawn: dict[str, tuple[str, str, dict[str, Any]]] = {}  # id -> where, kind, result
@@ -97,24 +103,32 @@ class LabelStudio(RectangleOptions):
                 kind = _kind(result)
                 if kind is None:
                     continue
+                if kind == "vector":
+                    kind, result = _vector(result)
                 identity = where if result.get("id") is None else str(result["id"])
                 if identity in drawn and _another(result, drawn[identity][2]):
                     identity = where
                 if label := _label(result["value"]):
                     labels.setdefault(identity, label)
                 drawn.setdefault(identity, (where, kind, result))
+        target = _target([result for _, _, result in drawn.values()]) or usual
         shapes = []
         for identity, (where, kind, result) in drawn.items():
             found = labels.get(identity)
             if kind in NO_AREA:
                 report.add(Reason.NO_AREA, f"{name}: {where}", kind=kind)
+            elif kind == CURVED:
+                report.add(Reason.CURVED, f"{name}: {where}")
             elif found is None:
                 report.add(Reason.NO_LABEL, f"{name}: {where}")
             else:
                 with named(f"{path}: {name}: {where}"):
                     size = _size(result, size)
                     shapes.append(self._shape(kind, result["value"], where, found, size))
-        return Picture(f"{path}: {name}", name, _image_names(task), None, size, shapes)
+        key, names = _image_names(task, target)
+        if key != target:
+            report.add(Reason.FIRST_IMAGE, name, key=short(key))
+        return Picture(f"{path}: {name}", name, names, None, size, shapes)
 
     def _shape(
         self, kind: str, value: dict[str, Any], where: str, label: str, size: tuple[int, int]
@@ -128,6 +142,8 @@ class LabelStudio(RectangleOptions):
 
         if kind == "brush":
             return Shape(where, label, patch=cropped(_brush(value, size)))
+        if kind == "bitmask":
+            return Shape(where, label, patch=cropped(_bitmask(value, size)))
         if kind == "polygon":
             points = value.get("points")
             if not isinstance(points, list) or not all(
@@ -164,10 +180,27 @@ def _kind(result: Any) -> str | None:
     known = next((k for k in (*KINDS, *NO_AREA) if kind in (k, f"{k}labels")), None)
     if kind == "labels":  # with a shape
         keys = {"polygon": "points", "ellipse": "radiusX", "brush": "rle", "rectangle": "width"}
+        keys |= {"bitmask": "imageDataURL", "vector": "vertices"}
         return next((one for one, key in keys.items() if key in result["value"]), NO_AREA[0])
     if known is None:
         raise ValueError(f"its type is {short(result.get('type'))}")
     return known
+
+
+def _vector(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind of a vector, and its result: closed, without curves and branches, a polygon."""
+    value = result["value"]
+    if not value.get("closed"):
+        return "vector", result
+    found = value.get("vertices")
+    if not isinstance(found, list) or not all(isinstance(vertex, dict) for vertex in found):
+        raise ValueError(f"its vertices are {short(found)}")
+    for before, vertex in zip([*found[-1:], *found], found, strict=False):
+        follows = vertex.get("prevPointId") in (None, before.get("id"))
+        if vertex.get("isBezier") or not follows:
+            return CURVED, result
+    points = [[vertex.get("x"), vertex.get("y")] for vertex in found]
+    return "polygon", {**result, "value": {**value, "points": points}}
 
 
 def _label(value: dict[str, Any]) -> str | None:
@@ -201,24 +234,69 @@ def _size(result: dict[str, Any], known: tuple[int, int] | None) -> tuple[int, i
     return height, width
 
 
-def _image_names(task: dict[str, Any]) -> tuple[str, ...]:
-    """Paths at which the image of a task may be, the likeliest first; ValueError if it has none."""
+def _target(results: list[dict[str, Any]]) -> str | None:
+    """The name of the image that results are drawn on; ValueError if they are on several."""
+    named_ones = [result for result in results if result.get("to_name")]
+    found = {(short(r["to_name"]), short(r.get("item_index") or 0)): r for r in named_ones}
+    if len(found) > 1:
+        alike = len({name for name, _ in found}) < len(found)
+        shown = ", ".join(f"{name} {index}" if alike else name for name, index in found)
+        raise ValueError(f"shapes on several images ({shown}): give each image a task of its own")
+    return str(named_ones[0]["to_name"]) if named_ones else None
+
+
+def _usual_target(tasks: list[Any]) -> str | None:
+    """What all results of an export are drawn on; None if there are several or none."""
+
+    def inside(parent: Any, key: str) -> list[Any]:
+        found = parent.get(key) if isinstance(parent, dict) else None
+        return found if isinstance(found, list) else []
+
+    annotations = [a for task in tasks for a in inside(task, "annotations")]
+    results = [result for a in annotations for result in inside(a, "result")]
+    found = {str(r["to_name"]) for r in results if isinstance(r, dict) and r.get("to_name")}
+    return found.pop() if len(found) == 1 else None
+
+
+def _image_names(task: dict[str, Any], target: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Where the image of a task is in its data, and may be in the folder.
+
+    Args:
+        task: as exported.
+        target: the name of the image in the labelling interface, mostly that in the data, too.
+
+    Returns:
+        `target`, or of several images the key of the first one if `target` is not that of any;
+        and paths, the likeliest first.
+
+    Raises:
+        ValueError: it has none.
+    """
     data = task.get("data")
-    texts = (
-        [text for text in data.values() if isinstance(text, str)] if isinstance(data, dict) else []
-    )
-    for text in texts:
+    texts = data.items() if isinstance(data, dict) else ()
+    places = {key: _place(text) for key, text in texts if isinstance(text, str)}
+    images = {key: place for key, place in places.items() if place is not None}
+    if not images:
+        raise ValueError(f"no image in its data {short(data)}")
+    several = len(set(images.values())) > 1
+    key = target if target in images else next(iter(images))
+    path = images[key].replace("\\", "/").lstrip("/")
+    name = path.rpartition("/")[2]
+    paths = dict.fromkeys((path, f"images/{name}", name, UPLOADED.sub("", name)))
+    return key if several else target, tuple(paths)
+
+
+def _place(text: str) -> str | None:
+    """The path in an image's address; None if it is none."""
+    try:
         parts = urlsplit(text)
-        place = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]  # of local files: ?d=path
-        if Path(place).suffix.lower() in SUFFIXES:
-            path = place.replace("\\", "/").lstrip("/")
-            name = path.rpartition("/")[2]
-            plain = UPLOADED.sub("", name)
-            return tuple(dict.fromkeys((path, f"images/{name}", name, plain)))
-    raise ValueError(f"no image in its data {short(data)}")
+    except ValueError:  # any text, not an address
+        return None
+    place = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]  # of local files: ?d=path
+    return place if Path(place).suffix.lower() in SUFFIXES else None
 
 
-# -- brushes ---------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 def _brush(value: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -230,6 +308,22 @@ def _brush(value: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarray, "h 
         raise ValueError(f"an image of {height} x {width} pixels: too large")
     values = unpacked(bytes(packed), 4 * height * width)
     return values.reshape(height, width, 4)[..., 3] >= OPAQUE
+
+
+def _bitmask(value: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a bitmask."""
+    url = value.get("imageDataURL")
+    head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if head != "data:image/png;base64":
+        raise ValueError(f"its imageDataURL is {short(url)}, not a PNG in base64")
+    try:
+        alpha = opacity(base64.b64decode(data), max_pixels=MAX_PIXELS)
+    except ValueError as error:
+        raise ValueError(f"its imageDataURL: {error}") from None
+    if alpha.shape != size:
+        (height, width), (h, w) = size, alpha.shape
+        raise ValueError(f"its imageDataURL is {h} x {w}, the image {height} x {width}")
+    return alpha >= OPAQUE
 
 
 def unpacked(packed: bytes, count: int) -> UInt8[np.ndarray, " n"]:

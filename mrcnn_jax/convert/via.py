@@ -25,6 +25,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import Picture, RectangleOptions, Shape, ellipse, named
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
+from mrcnn_jax.data.other_formats import NOT_VIA3, VIA3
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.decode import SUFFIXES
@@ -72,6 +73,8 @@ class Via(RectangleOptions):
         content = _read_csv(path) if of_csv else read_json(path, repeated=keys.append)
         for key in keys:
             report.add(Reason.REPEATED_KEY, f"{path.name}: {short(key)}")
+        if content.keys() >= VIA3:
+            raise ConfigError(f"{path}: {NOT_VIA3}")
         entries = content.get(METADATA, content)
         if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
             raise ConfigError(f"{path}: not from VIA 1 or 2: entries with filename and regions")

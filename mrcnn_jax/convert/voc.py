@@ -7,7 +7,7 @@ are those of the <object> with that number in the XML or, where numbers and boxe
 number as they like), of the <object> whose box overlaps most. Without such an <object>, or without
 XML, the class is that of SegmentationClass there, by labelmap.txt, class_names.txt or VOC's own 20
 names. Objects without a mask keep their box. VOC counts pixels from 1, and xmax, ymax are the last
-pixel.
+pixel; CVAT and Datumaro write decimals ("12.0"), from 0.
 
 Objects marked difficult become crowds: VOC leaves them out of training and counts no detection of
 them as right or wrong, as COCO does with crowds. (`--difficult object`: they are like any other.)
@@ -68,6 +68,7 @@ class _Object:
     corners: Box  # xmin, ymin, xmax, ymax as written
     difficult: bool
     polygon: tuple[float, ...] = ()  # as written
+    decimals: int = 0  # of the four corners, how many are written with a point
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ class Voc(Options):
                 f"{self.input}: neither Annotations/*.xml nor SegmentationObject/*.png"
             )
         annotations = {stem: _annotation(path) for stem, path in sorted(xmls.items())}
-        corners = (o.corners for annotation in annotations.values() for o in annotation.objects)
-        start = 0 if any(min(x1, y1) < 1 for x1, y1, *_ in corners) else 1
+        found = [o for annotation in annotations.values() for o in annotation.objects]
+        decimals = 2 * sum(o.decimals for o in found) > 4 * len(found)
+        start = 0 if decimals or any(min(o.corners[:2]) < 1 for o in found) else 1
         names = _class_names(self.input)
         for stem in sorted(xmls.keys() | pngs.keys()):
             png = pngs.get(stem)
@@ -200,12 +202,11 @@ def _annotation(path: Path) -> _Annotation:
             label = element.findtext("name")
             if label is None:
                 raise ValueError("its <name> is missing")
-            polygon = _polygon(element)
+            polygon, texts = _polygon(element), {}
             if element.find("bndbox") is not None:
-                x1, y1, x2, y2 = (
-                    number(element.findtext(f"bndbox/{side}"), f"<bndbox/{side}>")
-                    for side in ("xmin", "ymin", "xmax", "ymax")
-                )
+                sides = ("xmin", "ymin", "xmax", "ymax")
+                texts = {side: element.findtext(f"bndbox/{side}") for side in sides}
+                x1, y1, x2, y2 = (number(text, f"<bndbox/{side}>") for side, text in texts.items())
             elif polygon:
                 xs, ys = polygon[::2], polygon[1::2]
                 x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
@@ -213,7 +214,8 @@ def _annotation(path: Path) -> _Annotation:
                 without.append(f"object {place}")
                 continue
             difficult = (element.findtext("difficult") or "").strip() not in ("0", "")
-            objects.append(_Object(label, (x1, y1, x2, y2), difficult, polygon))
+            decimals = sum("." in (text or "") for text in texts.values())
+            objects.append(_Object(label, (x1, y1, x2, y2), difficult, polygon, decimals))
     filename = (root.findtext("filename") or "").strip() or None
     # Some tools write 0 x 0 if they do not know the size.
     size = (height, width) if height and width else None

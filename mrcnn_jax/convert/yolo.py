@@ -9,6 +9,7 @@ https://docs.ultralytics.com/datasets/segment/
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from mrcnn_jax.pixels.decode import SUFFIXES
 PartName = Literal["train", "val", "test"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 NO_LABELS = ("classes.txt", "labels.txt", "notes.txt")  # of labels/, by other tools
+NO_NAMES = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # in YAML
 OUTSIDE = 0.01  # of a side: what Ultralytics accepts; pixels instead of shares are far more
 ROUNDING = 1e-5  # of a side: numbers are written with five decimals or more
 
@@ -66,7 +68,8 @@ class Yolo(RectangleOptions):
         if path.is_dir():
             found = [path / name for name in ("data.yaml", "data.yml") if (path / name).is_file()]
             if not found:
-                raise ConfigError(f"{path}: no data.yaml in this folder (or name another .yaml)")
+                way = missing_yaml(path) or " (or name another .yaml)"
+                raise ConfigError(f"{path}: no data.yaml in this folder{way}")
             path = found[0]
         return read_data_yaml(path)
 
@@ -195,6 +198,23 @@ def labels_of(image: Path) -> Path:
     return beside if beside.is_file() and not mapped.is_file() else mapped
 
 
+def missing_yaml(folder: Path) -> str:
+    """The data.yaml to write where tools leave a classes.txt instead, for the end of a message; ""
+    if there is none."""
+    for train, labels in (("images", folder / "labels"), (".", folder)):
+        classes = [path for path in (folder, labels) if (path / "classes.txt").is_file()]
+        if classes and any(path.name not in NO_LABELS for path in labels.glob("*.txt")):
+            names = ", ".join(map(_quoted, read_lines(classes[0] / "classes.txt")))
+            return f"; write {folder / 'data.yaml'}: train: {train}, names: [{names}]"
+    return ""
+
+
+def _quoted(name: str) -> str:
+    """A name as a YAML list needs it."""
+    plain = re.fullmatch(r"[^\W\d_][\w -]*", name) and name.lower() not in NO_NAMES
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
 # -- data.yaml -------------------------------------------------------------------------------------
 
 
@@ -269,6 +289,11 @@ def _names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if names is None and type(count) is int and 0 < count < 10_000:
         return tuple(f"class_{number}" for number in range(count))
     if isinstance(names, dict):
+        digits = re.compile("[0-9]{1,9}")  # "0" is 0 for Ultralytics, too
+        numbers = [int(k) if isinstance(k, str) and digits.fullmatch(k) else k for k in names]
+        names = dict(zip(numbers, names.values(), strict=True))
+        if len(names) < len(numbers):
+            raise ConfigError(f"{path}: names: a number is there twice")
         missing = [number for number in range(len(names)) if number not in names]
         if missing:
             raise ConfigError(f"{path}: names: {missing[0]} is missing: they count from 0")

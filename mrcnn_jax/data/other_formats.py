@@ -10,6 +10,8 @@ from mrcnn_jax import cli
 from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
 
 HEAD = 4096  # bytes that tell a format
+VIA3 = frozenset(("project", "config", "file", "metadata", "view"))  # keys of its projects
+NOT_VIA3 = "VIA 3's: not read (VIA 1 and 2 are)"
 
 
 def other_format(path: Path, content: dict[str, Any] | None = None) -> str | None:
@@ -23,18 +25,7 @@ def other_format(path: Path, content: dict[str, Any] | None = None) -> str | Non
         What it is, and what to do; None if it is not known.
     """
     if content is not None:
-        if "shapes" in content and "imagePath" in content:
-            return f"labelme's: {_convert('labelme', path.parent)}"
-        entries = content.get("_via_img_metadata", content)
-        if isinstance(entries, dict) and any(
-            isinstance(entry, dict) and "regions" in entry for entry in entries.values()
-        ):
-            return f"VIA's: {_convert('via', path)}"
-        if "objects" in content and "size" in content:
-            return f"Supervisely's: {_convert('supervisely', _project(path))}"
-        if "items" in content and "categories" in content:
-            return f"Datumaro's: {_convert('datumaro', path)}"
-        return None
+        return _of_json(content, path)
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return "a video, which predict takes"
@@ -72,6 +63,23 @@ def _project(path: Path) -> Path:
     """The folder of Supervisely's project: above that of the data set, if it has a meta.json."""
     dataset = path.parent.parent
     return dataset.parent if (dataset.parent / "meta.json").is_file() else dataset
+
+
+def _of_json(content: dict[str, Any], path: Path) -> str | None:
+    if "shapes" in content and "imagePath" in content:
+        return f"labelme's: {_convert('labelme', path.parent)}"
+    if content.keys() >= VIA3:
+        return NOT_VIA3
+    entries = content.get("_via_img_metadata", content)
+    if isinstance(entries, dict) and any(
+        isinstance(entry, dict) and "regions" in entry for entry in entries.values()
+    ):
+        return f"VIA's: {_convert('via', path)}"
+    if "objects" in content and "size" in content:
+        return f"Supervisely's: {_convert('supervisely', _project(path))}"
+    if "items" in content and "categories" in content:
+        return f"Datumaro's: {_convert('datumaro', path)}"
+    return None
 
 
 def _of_xml(root: str, path: Path) -> str | None:

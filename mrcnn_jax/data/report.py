@@ -126,6 +126,7 @@ class Reason(Enum):
 
     # Of the converters (convert) only.
     NO_AREA = "dropped", "shapes of type {kind}, which has no area"
+    CURVED = "dropped", "closed vectors with curves or branches, which are not read (draw polygons)"
     NO_CLASS = (
         "dropped",
         "instances without a class: no <object> has their box, nor SegmentationClass a name there",
@@ -139,7 +140,8 @@ class Reason(Enum):
     LABEL = "repaired", "labels with outer spaces or not in Unicode's form NFC: normalised"
     ZERO_BASED = (
         "repaired",
-        "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0",
+        "annotations whose box is taken to count from 0: VOC counts from 1, but some begin at 0, "
+        "or most have decimals, as of CVAT and Datumaro",
     )
     NO_ATTRIBUTE = "dropped", "regions whose attribute {attribute} names no class, or several"
     NO_ATTRIBUTES = (
@@ -147,6 +149,11 @@ class Reason(Enum):
         "regions without an attribute, as all here: of one class, {label}",
     )
     NO_LABEL = "dropped", "shapes without a label"
+    FIRST_IMAGE = (
+        "noticed",
+        "tasks with several images, none of which its data names as the interface does: that under "
+        "{key} is taken",
+    )
     CANCELLED = "left out", "annotations that were cancelled"
     OLDER = "left out", "annotations of an image that has a newer one"
     CROWD = "left out", "annotations with iscrowd 1: YOLO has none"

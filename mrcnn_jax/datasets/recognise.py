@@ -26,8 +26,9 @@ from mrcnn_jax.convert.mask_images import SUFFIXES as MASK_SUFFIXES
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via, is_csv
 from mrcnn_jax.convert.voc import Voc, is_mask
-from mrcnn_jax.convert.yolo import PARTS, Yolo
+from mrcnn_jax.convert.yolo import PARTS, Yolo, missing_yaml
 from mrcnn_jax.data.names import ROLES, role
+from mrcnn_jax.data.other_formats import NOT_VIA3
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.coco_images import SAMPLE, coco_part
 from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, parent, walk, xml_root
@@ -91,7 +92,11 @@ def recognise(folder: Path, *, without: Path | None = None) -> Recognised:
     lossy = [file for file in tree.with_suffix(*LOSSY) if "mask" in parent(file).lower()]
     if lossy:
         what += f"{lossy[0]} is in a format that changes values, no mask (PNG, TIFF, BMP, GIF); "
-    raise ConfigError(f"{folder}: {what}looked for {LOOKED_FOR}; found {there}")
+    what += "".join(f"{file}: {NOT_VIA3}; " for file in tree.of_kind("via3")[:1])
+    classes = [parent(file) for file in tree.files if base_name(file) == "classes.txt"]
+    roots = [parent(place) if base_name(place) == "labels" else place for place in classes]
+    way = next(filter(None, (missing_yaml(folder / root) for root in roots)), "")
+    raise ConfigError(f"{folder}: {what}looked for {LOOKED_FOR}; found {there}{way}")
 
 
 # -- COCO ------------------------------------------------------------------------------------------
@@ -151,6 +156,8 @@ def _yolo(tree: Tree) -> Recognised | None:
             told += f", {len(images['val'])} of val"
         else:  # such as both the same folder
             told += ", val has images of train, and is divided anew"
+            if alone := len(set(images["val"]) - set(images["train"])):
+                told += f"; {alone} images of val alone are not used"
     told += f"; not used: {', '.join(unused)}" if unused else ""
     told += "".join(f"; {why}" for why in options.data.absent.values())
     return Recognised(told, export=train, val_export=val)

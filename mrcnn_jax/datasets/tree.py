@@ -17,12 +17,13 @@ from typing import Literal
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.data.folders import folders_in
+from mrcnn_jax.data.other_formats import VIA3
 from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.decode import SUFFIXES
 
 TEXTS = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml")
 READ, LEAST_READ = 10**9, 10**5  # bytes of all texts, and of each: what follows may be an image
-Kind = Literal["coco", "labelme", "via", "label_studio", "supervisely", "datumaro"]
+Kind = Literal["coco", "labelme", "via", "via3", "label_studio", "supervisely", "datumaro"]
 
 
 def walk(folder: Path, without: Path | None) -> Iterator[str]:
@@ -154,6 +155,8 @@ def json_kind(path: Path) -> Kind | None:
         return "supervisely"
     if has("items") and has("labels") and has("categories") and not has("images"):
         return "datumaro"
+    if all(map(has, VIA3)):
+        return "via3"
     return "coco" if keys == 2 else None
 
 

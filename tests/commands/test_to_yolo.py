@@ -108,6 +108,25 @@ def test_boxes_alone_stay_four_numbers(
     assert Path("my/labels/train/a.txt").read_text() == "0 0.500000 0.500000 0.500000 0.500000\n"
 
 
+def test_an_interrupted_call_leaves_nothing(
+    here: Path, mrcnn: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the next one is not refused."""
+    picture(here / "a.png")
+    coco(here / "t.json", {1: "ape"}, [square(0, 1)], a="a.png")
+    words = ("convert", "to-yolo", "t.json", "--images", ".", "--out", "new/my")
+    with monkeypatch.context() as patched:
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr("shutil.copyfile", interrupted)
+        mrcnn(*words)
+    assert not list((here / "new").iterdir())
+    assert mrcnn(*words) == 0
+    assert Path("new/my/labels/train/a.txt").is_file()
+
+
 def test_mistakes(
     here: Path, mrcnn: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

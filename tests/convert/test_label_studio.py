@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 from exports import (
     HEIGHT,
     POLYGON,
+    RING,
     WIDTH,
     block,
     by_pillow,
     checked,
     objects,
     picture,
+    png,
     refuses,
     same_but_for_the_border,
 )
@@ -160,6 +163,47 @@ def test_brushes_of_label_studio(packed: list[int], tmp_path: Path) -> None:
     assert ["".join(".#"[pixel] for pixel in row) for row in mask.astype(int)] == BRUSH
 
 
+def bitmask(mask: np.ndarray) -> str:
+    """Black where it is, and transparent elsewhere."""
+    black = np.zeros((*mask.shape, 4), np.uint8)
+    black[..., 3] = 255 * mask
+    return f"data:image/png;base64,{base64.b64encode(png(black)).decode()}"
+
+
+def test_bitmasks(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    options = write(tmp_path, task("a.png", result("bitmask", imageDataURL=bitmask(RING))))
+    convert(options)
+    ((label, mask),) = objects(checked(options, tmp_path / "cache"), "a.png")
+    assert label == "x"
+    assert (mask == RING).all()
+
+
+def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Closed ones are polygons; not those with curves or branches."""
+
+    def vector(label: str, closed: bool = True, **last: Any) -> dict[str, Any]:
+        places = [
+            {"id": f"v{n}", "prevPointId": f"v{n - 1}" if n else None, "x": x, "y": y}
+            for n, (x, y) in enumerate(percent(POLYGON))
+        ]
+        places[-1] |= last
+        return result("vector", label, vertices=places, closed=closed)
+
+    picture(tmp_path / "a.png")
+    curve, branch = vector("curve", isBezier=True), vector("branch", prevPointId="v1")
+    drawn = vector("x"), vector("line", closed=False), curve, branch
+    options = write(tmp_path, task("a.png", *drawn))
+    convert(options)
+    ((label, mask),) = objects(checked(options, tmp_path / "cache"), "a.png")
+    assert label == "x"
+    assert same_but_for_the_border(mask, by_pillow(POLYGON))
+    told = capsys.readouterr().out
+    assert "dropped 1: shapes of type vector, which has no area (task 7: result 2)" in told
+    assert "closed vectors with curves or branches, which are not read" in told
+    assert "(task 7: result 3, task 7: result 4)" in told
+
+
 def test_runs_that_are_not_repeated() -> None:
     """By hand: sizes of lengths 3, 4, 8, 16; three values as they are, then 200 of one."""
     bits = f"{203:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
@@ -185,6 +229,29 @@ def test_images_are_found(image: str, file: str, tmp_path: Path) -> None:
     options = write(tmp_path, task(image, box))
     convert(options)
     assert [i.file_name for i in checked(options, tmp_path / "cache").images] == [file]
+
+
+def test_of_several_images_the_one_that_is_drawn_on_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for a task without shapes; else the first one, which is told."""
+    for name in ("1.png", "1s.png", "2.png", "2s.png"):
+        picture(tmp_path / name)
+    box = result("rectangle", **place(30, 20, width=10, height=15))
+    first, second = (
+        task(f"{n}.png", *drawn)
+        | {"data": {"thumbnail": f"{n}s.png", "image": f"{n}.png", "by": "//[me"}}
+        for n, drawn in ((1, [box]), (2, []))
+    )
+    options = write(tmp_path, first, second)
+    convert(options)
+    dataset = checked(options, tmp_path / "cache")
+    assert [(i.file_name, len(i.objects)) for i in dataset.images] == [("1.png", 1), ("2.png", 0)]
+    assert "several images" not in capsys.readouterr().out
+    options = write(tmp_path, json.loads(json.dumps(first).replace('"to_name": "image"', '"x": 1')))
+    convert(options)
+    assert [i.file_name for i in checked(options, tmp_path / "cache").images] == ["1s.png"]
+    assert "that under 'thumbnail' is taken (task 7)" in capsys.readouterr().out
 
 
 def test_the_newest_annotation_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,6 +324,25 @@ POINTS = percent(POLYGON)
             of({**result("polygon"), "value": {"polygonlabels": ["a", "b"], "points": POINTS}}),
             r"result 1: its labels are \['a', 'b'\], not one",
         ),
+        (
+            of(*(result("polygon", points=POINTS) | {"to_name": n, "id": n} for n in ("l", "r"))),
+            r"project-1.json: task 7: shapes on several images \('l', 'r'\): give each image a t",
+        ),
+        (
+            of(*(result("polygon", points=POINTS) | {"item_index": n, "id": n} for n in (0, 1))),
+            r"task 7: shapes on several images \('image' 0, 'image' 1\): give each image",
+        ),
+        (of(result("bitmask", imageDataURL="x")), r"its imageDataURL is 'x', not a PNG in base64"),
+        (
+            of(result("bitmask", imageDataURL="data:image/png;base64,eHg=")),
+            r"result 1: its imageDataURL: ",
+        ),
+        (
+            of(result("bitmask", imageDataURL=bitmask(RING[:9]))),
+            r"its imageDataURL is 9 x 52, the image 40 x 52",
+        ),
+        (of(result("vector", closed=True, vertices=3)), r"result 1: its vertices are 3"),
+        (of(result("vector", closed=True, vertices=[{}])), r"result 1: its points are not \[x, y"),
         (of(result("brush", rle="abc")), r"result 1: its rle is not a list of bytes"),
         (of(result("brush", rle=RGBA)), r"its rle has 96 values of 8 bits, the image 8320 of 8"),
         (of(result("brush", size=(4, 6), rle=RGBA[:50])), r"result 1: its rle is cut off"),

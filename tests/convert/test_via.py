@@ -249,6 +249,13 @@ def folders(*names: str) -> Callable[[Path], Options]:
         (text("{"), r"via.json: not JSON"),
         (text('{"a": {"filename": "a.png"}}'), r"via.json: not from VIA 1 or 2: entries with f"),
         (text('{"project": {"pid": "1"}, "file": {}}'), r"via.json: not from VIA 1 or 2"),
+        (
+            text(
+                '{"project": {}, "config": {}, "attribute": {}, "file": {}, "metadata": {"1_x": '
+                '{"vid": "1", "flg": 0, "z": [], "xy": [2, 1, 1, 9, 9], "av": {}}}, "view": {}}'
+            ),
+            r"via.json: VIA 3's: not read \(VIA 1 and 2 are\)$",
+        ),
         (broken(3), r"via.json: a.png: region 0: without shape_attributes"),
         (broken(rect(1), region("blob")), r"via.json: a.png: region 1: its shape is 'blob'"),
         (broken(region("circle", cx=1, cy="2", r=3)), r"region 0: its cx, cy, r are 1, '2', 3"),

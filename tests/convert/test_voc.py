@@ -155,6 +155,24 @@ def test_voc_boxes_from_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "(x: object 1, y: object 1)" in capsys.readouterr().out
 
 
+def test_voc_boxes_with_decimals_are_from_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As CVAT and Datumaro write them; a few decimals, as in VOC itself, say nothing."""
+    for few in (False, True):
+        folder = tmp_path / str(few)
+        whole = voc_object("cat", (11, 11, 20, 20))
+        for name, box in (("x", (3.0, 5.0, 9.0, 12.0)), ("y", (10.0, 10.25, 20.0, 20.0))):
+            picture(folder / f"{name}.png")
+            voc_xml(folder / f"{name}.xml", voc_object("cat", box) + few * whole)
+        options = Voc(folder, folder / "out.json")
+        convert(options)
+        first, second = checked(options, tmp_path / "cache").images
+        assert first.objects[0].box == (3 - few, 5 - few, 9, 12)
+        assert second.objects[0].box == (10 - few, 10.25 - few, 20, 20)
+        assert ("taken to count from 0" in capsys.readouterr().out) != few
+
+
 @pytest.mark.parametrize(
     ("box", "start"), [((1, 3, 45, 38), 1), ((0, 2, 44, 37), 0)], ids=["from 1", "from 0"]
 )

@@ -269,6 +269,10 @@ def labels(text: str) -> Callable[[Path], Options]:
         (break_yolo("train: images\nnames: [a, a]"), r"data.yaml: names: 'a' is there twice"),
         (break_yolo("train: images\nnames: {1: a}"), r"data.yaml: names: 0 is missing: they coun"),
         (
+            break_yolo('train: images\nnames: {0: a, "0": b}'),
+            r"data.yaml: names: a number is there twice",
+        ),
+        (
             break_yolo(f"train: images\nnc: 3\n{NAMES}"),
             r"data.yaml: nc is 3, but there are 2 names",
         ),
@@ -295,6 +299,12 @@ def test_a_count_of_classes_names_them(tmp_path: Path) -> None:
     options = break_yolo("train: images\nnc: 2")(tmp_path)
     convert(options)
     assert checked(options, tmp_path / "cache").class_names == ("class_0", "class_1")
+
+
+def test_numbers_of_names_may_be_in_quotes(tmp_path: Path) -> None:
+    options = break_yolo('train: images\nnames: {"1": nerve, 0: cell}')(tmp_path)
+    convert(options)
+    assert checked(options, tmp_path / "cache").class_names == ("cell", "nerve")
 
 
 def test_names_are_in_one_unicode_form(tmp_path: Path) -> None:

@@ -148,3 +148,9 @@ def test_what_is_not_known_is_told_as_before(name: str, content: str, tmp_path: 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     assert "not a file, but a pipe" in refusal(tmp_path / "a.json")
+
+
+def test_projects_of_via_3_are_named(tmp_path: Path) -> None:
+    keys = ("project", "config", "attribute", "file", "metadata", "view")
+    (tmp_path / "x.json").write_text(json.dumps({key: {} for key in keys}))
+    assert refusal(tmp_path / "x.json").endswith("VIA 3's: not read (VIA 1 and 2 are)")

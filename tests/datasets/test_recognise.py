@@ -39,6 +39,7 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import Options
 from mrcnn_jax.convert.mask_images import Masks
 from mrcnn_jax.convert.write import convert
+from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.datasets.recognise import recognise
 
@@ -327,6 +328,10 @@ def test_yolo_of_two_parts(tmp_path: Path) -> None:
     [
         ("train: images", "2 images of train"),
         ("train: images\nval: images", "2 images of train, val has images of train, and is divi"),
+        (
+            "train: images/1.png\nval: images",
+            "1 images of train, val has images of train, and is divided anew; 1 images of val alo",
+        ),
         ("train: images\nval: gone", "2 images of train; val: no 'gone' in "),
         ("val: images", "2 images of val"),
         ("Validation: images", "2 images of val"),
@@ -339,6 +344,33 @@ def test_yolo_of_one_part(yaml: str, told: str, tmp_path: Path) -> None:
     assert result.val_export is None
     assert result.export is not None
     assert converted(result.export, tmp_path / "o.json")[0] == ("ape", "bee")
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "train"),
+    [
+        ("images", "classes.txt", "images"),  # Label Studio's
+        ("images", "labels/classes.txt", "images"),  # LabelImg's
+        ("", "classes.txt", "."),
+    ],
+)
+def test_yolo_without_data_yaml(images: str, classes: str, train: str, tmp_path: Path) -> None:
+    """The file to write is told, and works."""
+    my = tmp_path / "my"
+    yolo(my, f"{images}/1.png".lstrip("/"), yaml="")
+    (my / "data.yaml").unlink()
+    (my / classes).write_text("ape\nbee: 2\nno\n")
+    told = f'; write {my / "data.yaml"}: train: {train}, names: [ape, "bee: 2", "no"]'
+    with pytest.raises(ConfigError) as caught:
+        recognise(tmp_path)
+    assert str(caught.value).endswith(told)
+    with pytest.raises(ConfigError) as caught:
+        convert(Yolo(my, tmp_path / "o.json"))
+    assert str(caught.value) == f"{my}: no data.yaml in this folder{told}"
+    (my / "data.yaml").write_text(told.split("yaml: ")[1].replace(", names", "\nnames"))
+    export = recognise(tmp_path).export
+    assert export is not None
+    assert converted(export, tmp_path / "o.json")[0] == ("ape", "bee: 2", "no")
 
 
 def test_via_of_two_parts(tmp_path: Path) -> None:
@@ -625,6 +657,11 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
         f"{tmp_path}: a_masks.png beside images: put masks into a folder of their own, named masks;"
     )
     (tmp_path / "a_masks.png").unlink()
+    keys = ("project", "config", "attribute", "file", "metadata", "view")
+    (tmp_path / "my.json").write_text(json.dumps({key: {} for key in keys}))
+    assert line(tmp_path).startswith(
+        f"{tmp_path}: my.json: VIA 3's: not read (VIA 1 and 2 are); looked for COCO's JSON"
+    )
     (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [a]\n")
     assert line(tmp_path) == f"{tmp_path / 'data.yaml'}: train: no 'nowhere' in {tmp_path}"
     coco(tmp_path / "x.json", "no.png", "such.png")

@@ -60,6 +60,10 @@ def test_files_are_found_once_and_hidden_ones_and_runs_never(tmp_path: Path) -> 
         ({"_via_img_metadata": {}}, "via"),
         ([{"annotations": [{"result": [{"to_name": "image"}]}]}], "label_studio"),
         ({"categories": {"label": {"labels": []}}, "items": [{"annotations": []}]}, "datumaro"),
+        (
+            {"project": {}, "config": {}, "attribute": {}, "file": {}, "metadata": {}, "view": {}},
+            "via3",
+        ),
         ({"objects": [], "size": {}}, None),
         ({"name": "package"}, None),
     ],
