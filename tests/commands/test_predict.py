@@ -501,7 +501,7 @@ def test_memory_does_not_grow_with_the_images(
 def test_no_overlays_a_low_score_and_depth_that_is_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The depth maps alone are drawn; their pixels over 65.535 m are counted."""
+    """The depth maps alone are drawn; their pixels over 65.534 m are counted."""
     Image.new("L", (8, 6)).save(tmp_path / "a.png")
     depth = np.full((6, 8), 3, np.float32)
     depth[0, :5], depth[1, 0] = (65.535, 65.536, 70, np.nan, np.inf), 0
@@ -522,7 +522,7 @@ def test_no_overlays_a_low_score_and_depth_that_is_too_far(
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"--min-score 0.01: nothing below the run's {threshold} is found"
     assert told[-2:] == [
-        "--depth-maps: 2 pixels over 65.535 m, written as 0",
+        "--depth-maps: 3 pixels over 65.534 m, written as 0",
         f"1 images, 0 detections: {out / 'detections.json'}",
     ]
     names = ["00001_a_depth.png", "detections.json", "images.json"]

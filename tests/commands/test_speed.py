@@ -72,7 +72,7 @@ def several(tiny_config: Config, tmp_path: Path) -> Iterator[OpenRun]:
 
         def of(split: Any, canvases: list[int]) -> Any:
             plans = zip(split.plans, canvases, strict=True)
-            changed = (replace(plan, canvas=c, resized=sides[c]) for plan, c in plans)
+            changed = (plan._replace(canvas=c, resized=sides[c]) for plan, c in plans)
             return replace(split, plans=tuple(changed))
 
         yield replace(
