@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax import parallel
+from mrcnn_jax.commands.arguments import has_weights
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import hub
 from mrcnn_jax.weights.choice import Choice, choose, chosen_before
 from mrcnn_jax.weights.origin import open_origin
-from mrcnn_jax.weights.published import locate
+from mrcnn_jax.weights.published import PUBLISHED, locate
 
 
 def with_weights(
@@ -50,7 +52,7 @@ def with_weights(
 
 def _of_begun(saved: Config, workdir: Path, weights: str, *, download: bool) -> str:
     """`init_from` of a run that has begun: as saved, if its weights are gone and not needed."""
-    needed = saved.init_from is None or not (workdir / "checkpoints").is_dir()
+    needed = not (has_weights(workdir) and _is_named(saved.init_from, weights))
     # A model of the Hub may have changed since the run began from it: first that of the cache.
     first = download and needed and not weights.startswith(hub.SCHEME)
     try:
@@ -62,3 +64,16 @@ def _of_begun(saved: Config, workdir: Path, weights: str, *, download: bool) -> 
         return str(locate(weights, download=True))
     print(f"--weights: {weights}: not there; the run goes on without, begun from {saved.init_from}")
     return str(saved.init_from)
+
+
+def _is_named(began: str | None, weights: str) -> bool:
+    """Whether `weights` name what a run began with, which need not be there any more."""
+    if began is None:
+        return False
+    if weights in PUBLISHED:
+        return Path(began).name == PUBLISHED[weights].file
+    if weights.startswith(hub.SCHEME):
+        repository, _ = hub.parse(weights)
+        return f"models--{repository.replace('/', '--')}" in Path(began).parts  # of the Hub's cache
+    folders = ("", os.environ.get("MRCNN_DATA", ""))
+    return began in (weights, *(str(Path(folder, weights).resolve()) for folder in folders))

@@ -309,7 +309,7 @@ def _refuse_other_weights(request: Request) -> None:
     try:
         path = locate(request.weights, download=False)
     except ConfigError:
-        if (request.workdir / "checkpoints").is_dir():
+        if has_weights(request.workdir):
             return  # they are not needed any more
         if not request.download:
             raise

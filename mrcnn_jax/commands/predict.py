@@ -83,7 +83,7 @@ def run(arguments: Arguments) -> None:
     """
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference import api
-    from mrcnn_jax.inference.drawn import LIST, JSONList, growing_file, images_listed
+    from mrcnn_jax.inference.drawn import LIST, JSONList, growing_files, images_listed
     from mrcnn_jax.inference.inputs import image_files
     from mrcnn_jax.inference.predicted_annotations import open_annotations
     from mrcnn_jax.runs.run import make_folder
@@ -114,8 +114,7 @@ def run(arguments: Arguments) -> None:
     with made as annotations:
         # The annotations get their name last: they are not replaced. No detections without a list.
         with (
-            growing_file(out / LIST) as images_part,
-            growing_file(out / DETECTIONS) as found_part,
+            growing_files(out / LIST, out / DETECTIONS) as (images_part, found_part),
             images_part.open("wb", buffering=0) as images,
             found_part.open("wb", buffering=0) as found,
         ):

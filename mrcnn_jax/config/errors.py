@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 VERSION: str = sys.modules[__name__.partition(".")[0]].__version__
@@ -54,11 +55,11 @@ def require_weight(options: object, prefix: str, *names: str) -> None:
         require(holds, f"{prefix}{name}: must be at least 0 and finite")
 
 
-def _numbers(options: object, name: str) -> tuple[float, ...]:
+def _numbers(options: object, name: str) -> Sequence[float]:
     value = getattr(options, name)
     if value is None:
         return ()
-    return value if isinstance(value, tuple) else (value,)
+    return value if isinstance(value, tuple | list) else (value,)  # a config file may have a list
 
 
 def require_positives(samples: int, fraction: float, prefix: str) -> None:

@@ -110,8 +110,9 @@ class Reason(Enum):
     MANY_CROWDS = (
         "noticed",
         "annotations with iscrowd 1, 5 % of all or more: regions to ignore, neither trained on nor "
-        "evaluated (CVAT's brush masks come so: export 'CVAT for images 1.1' instead, or write "
-        "iscrowd 0)",
+        "evaluated: right for groups, parts cut by tiles and VOC's difficult objects; if they are "
+        "objects (CVAT's brush masks in its COCO export), export 'CVAT for images 1.1' or write "
+        "iscrowd 0",
     )
     NO_DEPTH = "noticed", "images without a depth map in {folder}: their depth counts as unknown"
     NEGATIVE = "left out", "images without objects (data.keep_empty is off)"

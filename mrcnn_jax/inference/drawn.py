@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from mrcnn_jax.config.errors import refuse_pipe
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.output import whole_file
+from mrcnn_jax.output import named, whole_file
 
 LIST = "images.json"
 """The images of a folder of results, with what was drawn of each."""
@@ -22,21 +22,26 @@ _DRAWN = re.compile(r"\d{5,}_[^/]*\.png", re.DOTALL)  # names of overlays and de
 
 
 @contextlib.contextmanager
-def growing_file(path: Path) -> Iterator[Path]:
-    """Yields `path` itself to write to, so that it stays if the program is killed.
+def growing_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yields `paths` themselves to write to, so that they stay if the program is killed.
 
-    It is removed if the block fails. Where there is such a file, as of an earlier call, that one
-    stays until the block succeeds (`whole_file`).
+    They are removed if the block fails. Where there is one of them, as of an earlier call, what is
+    there stays until the block succeeds (`whole_file`), and lists of two calls never lie together.
+
+    Raises:
+        OSError: with one of them as its file, if writing failed.
     """
-    if os.path.lexists(path):
-        with whole_file(path) as part:
-            yield part
-        return
-    try:
-        yield path
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with contextlib.ExitStack() as stack:
+        if any(map(os.path.lexists, paths)):
+            yield tuple(stack.enter_context(whole_file(path)) for path in paths)
+            return
+        stack.enter_context(named(paths[0]))
+        try:
+            yield paths
+        except BaseException:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise
 
 
 class JSONList:

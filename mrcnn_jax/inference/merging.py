@@ -2,10 +2,11 @@
 
 1. Two detections of one class from different tiles are the same object if their masks agree in the
    region that both tiles see: IoU of at least AGREE there. The best agreements come first, and an
-   object has at most one detection of each tile.
+   object has at most one detection of each tile. Where a mask has no pixel, its box is compared.
 2. A detection is cut if its box comes within `margin` pixels of a border of its tile that is not
    the image's. Of an object's detections, the best one that is not cut gives mask and box. Pieces
-   that it covers by less than AGREE are added, and if all are cut, all are joined. The score is
+   that it covers by less than AGREE are added, and if all are cut, all are joined; those without a
+   pixel count only if there are no others. The score is
    the highest; the mask score, where there is one, the highest of those that make the mask.
 3. Of what is left, best first, a detection is a repetition if a better one of its class from other
    tiles has a mask IoU of at least AGREE with it, or, if it is cut, covers at least that share of
@@ -179,9 +180,11 @@ def _one(group: Sequence[Found]) -> Found:
     """The object that is seen in several tiles; see 2. of the rule."""
     if len(group) == 1:
         return group[0]
-    best = max((item for item in group if not item.cut), key=_goodness, default=None)
+    # Those whose mask has no pixel say no more than where the object is.
+    seen = [item for item in group if coco_mask.area(item.mask)] or group
+    best = max((item for item in seen if not item.cut), key=lambda i: i.score, default=None)
     parts = [best] if best is not None else []
-    parts += [item for item in group if item.cut and (best is None or _covered(item, best) < AGREE)]
+    parts += [item for item in seen if item.cut and (best is None or _covered(item, best) < AGREE)]
     corners = np.array([part.box for part in parts])
     largest = max(parts, key=lambda part: int(coco_mask.area(part.mask)))
     mask, place = parts[0].mask, parts[0].place
@@ -204,11 +207,6 @@ def _one(group: Sequence[Found]) -> Found:
     )
 
 
-def _goodness(item: Found) -> tuple[bool, float]:
-    """A mask without a pixel is worse than any other."""
-    return bool(coco_mask.area(item.mask)), item.score
-
-
 def _covered(item: Found, other: Found) -> float:
     """The share of a detection that another one covers."""
     return float(coco_mask.iou([item.place], [other.place], [1])[0, 0])
@@ -216,7 +214,8 @@ def _covered(item: Found, other: Found) -> float:
 
 def _without_repetitions(found: Sequence[Found]) -> list[Found]:
     """The detections that repeat none with a better score, best first; see 3. of the rule."""
-    found = sorted(found, key=lambda item: -item.score)
+    # A mask without a pixel is worse than any other.
+    found = sorted(found, key=lambda item: (not coco_mask.area(item.mask), -item.score))
     near: dict[int, list[int]] = defaultdict(list)
     for i, j in _near_pairs(found):
         near[max(i, j)].append(min(i, j))
@@ -229,7 +228,7 @@ def _without_repetitions(found: Sequence[Found]) -> list[Found]:
     for i, item in enumerate(found):
         if not any(repeats(item, found[j]) for j in near[i] if j in kept):
             kept.add(i)
-    return [found[i] for i in sorted(kept)]
+    return sorted((found[i] for i in kept), key=lambda item: -item.score)
 
 
 def _near_pairs(found: Sequence[Found]) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ NODATA = 42113  # of GDAL: a number as text
 THREE_BANDS = (
     "save three bands as RGB of 8 or 16 bits: gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB"
 )
+COMPRESSION, RAW = 259, 1
 REDUCED = 1  # bit of KIND_OF_PAGE: a smaller picture of another one
 
 
@@ -28,8 +29,9 @@ def refusal(tags: Any) -> str | None:
         ("strips", STRIPS, STRIP_BYTES),
     ):
         counts = tags.get(lengths, ())
-        # Old writers leave out the length of a single part: all that follows is it.
-        if 0 in tags.get(offsets, ()) or (len(counts) > 1 and 0 in counts):
+        # Writers may leave out all lengths, without which only what is not compressed is read.
+        left_out = not any(counts) and (len(counts) == 1 or tags.get(COMPRESSION, RAW) == RAW)
+        if 0 in tags.get(offsets, ()) or (0 in counts and not left_out):
             return (
                 f"{parts} without data (sparse): write it with gdal_translate -co SPARSE_OK=FALSE"
             )

@@ -169,7 +169,8 @@ def optimizer_option(config: Config, index: int) -> str:
     rows have the numbers of those in the file, which are not known here.
     """
     model = config.model
-    if len(config.stages) > 1 and (model.box_head.cascade or model.mask_iou_head.enabled):
+    heads = model.box_head.cascade, model.mask_iou_head.enabled, model.depth_head.kind != "none"
+    if len(config.stages) > 1 and any(heads):
         return f"stages.{config.stages[index].name}.optimizer"
     return f"--stages.{index}.optimizer"
 

@@ -203,9 +203,9 @@ def open_run(
 
 def _began_with(init_from: str | None, workdir: Path) -> str | None:
     """The name that a run saved of the weights that it began with, if these are they, and it has
-    checkpoints: so they are not read again."""
+    a checkpoint: so they are not read again."""
     saved = workdir / "config.json"
-    if not (workdir / "checkpoints").is_dir() or not saved.exists():
+    if not any(workdir.glob("checkpoints/[!.]*")) or not saved.exists():
         return None
     began, shared = load_config_json(saved).init_from, os.environ.get("MRCNN_DATA", "")
     names = (str(Path(folder, init_from or "").resolve()) for folder in ("", shared))
@@ -256,6 +256,7 @@ def _open(
     for stage in config.stages:
         refuse_partly_live(stage, shapes["params"], live_modules(config.model))
     initial: Variables = {}
+    began: Mapping[str, Any] = {}
     if resumed_from is None:
         config = _without_other_classes(config, weights, train_set)
         initial, modules, began = initial_variables(shapes, config, train_set.class_names)
@@ -281,7 +282,7 @@ def _open(
             print(dataset.depth.line(len(dataset.images)))
     refuse_without_depth(config, train_split.dataset, val_split.dataset)
     if resumed_from is None:
-        refuse_without_masks(config, train_split.dataset, initial)
+        refuse_without_masks(config, train_split.dataset, began)
     refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     images = _hash([*_images(train_split), repeats.tolist()])

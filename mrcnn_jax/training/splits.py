@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from mrcnn_jax.data.copies import note_copies
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.output import listed
 
 
 def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDataset, CocoDataset]:
@@ -93,32 +93,44 @@ def refuse_without_depth(config: Config, train_set: CocoDataset, val_set: CocoDa
             why = f"data.{name}: {folder} has no .png or .npy with the name of an image"
         elif dataset.depth is not None and dataset.depth.metres is None:
             why = f"not one pixel of its {dataset.depth.maps} depth maps is known"
-        elif config.model.depth_head.kind == "roi" and not dataset.has_masks:
-            why = (
-                "a head of the kind roi learns it within masks, and no object has one: "
-                "--model.depth-head.kind dense needs none"
-            )
         if why is not None:
             raise ConfigError(f"{dataset.annotations_path}: no depth for the loss depth: {why}")
 
 
-def refuse_without_masks(config: Config, dataset: CocoDataset, initial: Variables) -> None:
-    """ConfigError if masks of a class would stay random: none of its objects has one.
+def refuse_without_masks(
+    config: Config, dataset: CocoDataset, began: Mapping[str, Collection[str]]
+) -> None:
+    """ConfigError if what is learnt of masks would stay random, for lack of them, in a new run.
+
+    That is a RoI depth head, which learns in the boxes of objects with a mask, if no object has
+    one, and the masks of a class, or their IoU, if none of its objects has one.
 
     Args:
-        initial: the variables that the run does not begin with at random.
+        began: layers of each module that do not begin with random values.
     """
-    trained = any({"mask", "mask_iou"} & set(stage.losses) for stage in config.stages)
-    known = "logits" in initial.get("params", {}).get("mask_head", {})
-    if config.model.mask_head.class_agnostic or known or not (trained and dataset.has_masks):
+    losses = {loss for stage in config.stages for loss in stage.losses}
+    model = config.model
+    if "depth" in losses and model.depth_head.kind == "roi" and not dataset.has_masks:
+        raise ConfigError(
+            f"{dataset.annotations_path}: no depth for the loss depth: a head of the kind roi "
+            "learns from objects with a mask, and there is none: --model.depth-head.kind dense "
+            "needs none"
+        )
+    outputs = {"mask_head": "logits"}
+    if "mask_iou" in losses:
+        outputs["mask_iou_head"] = "ious"
+    known = all(layer in began.get(module, ()) for module, layer in outputs.items())
+    trained = losses & {"mask", "mask_iou"}
+    if model.mask_head.class_agnostic or known or not (trained and dataset.has_masks):
         return
     objects = [o for image in dataset.images for o in image.objects]
     boxes = {o.label for o in objects} - {o.label for o in objects if o.rle is not None}
     if boxes:
-        names = ", ".join(dataset.class_names[label - 1] for label in sorted(boxes))
+        names = listed([dataset.class_names[label - 1] for label in sorted(boxes)])
+        loss = "--model.mask-head.loss bce " if model.mask_head.loss == "softmax" else ""
         raise ConfigError(
             f"{dataset.annotations_path}: {names}: only boxes, no mask to learn from: "
-            "--model.mask-head.class-agnostic learns one mask for all classes"
+            f"{loss}--model.mask-head.class-agnostic learns one mask for all classes"
         )
 
 

@@ -171,9 +171,15 @@ def test_the_same_command_again_when_the_weights_are_gone(
     resnet_file(path, 18)
     begun, _ = with_weights(Config(), workdir, str(path), (), download=False)
     workdir.mkdir()
-    save_config(begun, workdir / "config.json")
     path.unlink()
-    name = str(path) if weights == "file" else weights
+    name, began = (
+        (str(path), path) if weights == "file" else (weights, tmp_path / "models--org--name")
+    )
+    if weights in published.PUBLISHED:
+        began = tmp_path / published.PUBLISHED[weights].file
+    begun = replace(begun, init_from=str(began))
+    save_config(begun, workdir / "config.json")
+    (workdir / "checkpoints").mkdir()  # of a first one that was not written
 
     def again() -> Config:
         return with_weights(Config(), workdir, name, (), download=download)[0]
@@ -183,13 +189,14 @@ def test_the_same_command_again_when_the_weights_are_gone(
     else:
         with pytest.raises(ConfigError):
             again()
-    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints" / "00000001-rpn").mkdir()
     fetched.clear()
     assert (again(), fetched) == (begun, [])
-    save_config(replace(begun, init_from=None), workdir / "config.json")
-    if not download:
-        with pytest.raises(ConfigError):
-            again()
+    for other in (None, str(tmp_path / "other")):  # these weights are not what it began with
+        save_config(replace(begun, init_from=other), workdir / "config.json")
+        if not download:
+            with pytest.raises(ConfigError):
+                again()
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -264,7 +264,7 @@ def test_weights_that_are_gone_are_not_missed(
     assert isinstance(request, own_folder.Request)
     with pytest.raises(ConfigError, match=r"gone\.pth: no such file or run"):
         own_folder._refuse_other_weights(request)
-    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "00000001-joint").mkdir(parents=True)
     own_folder._refuse_other_weights(request)
     gone = str(here / "gone.pth")  # as a relative name is saved
     save_config(replace(config, init_from=gone), folder / "config.json")

@@ -115,6 +115,14 @@ def test_what_has_to_be_positive_and_finite(
         replace(options, **{name: wrong})
 
 
+def test_a_config_file_may_have_lists() -> None:
+    """They become tuples when it is loaded."""
+    ratios: Any = [0.5, 1.0]
+    assert RPNConfig(ratios=ratios).ratios == ratios
+    with pytest.raises(ConfigError, match="ratios: must be positive"):
+        RPNConfig(ratios=[*ratios, 0.0])  # type: ignore[arg-type]
+
+
 def test_pasted_objects_have_no_depth() -> None:
     pasting = DataConfig(augment=AugmentConfig(copy_paste=0.5))
     Config(data=pasting)

@@ -90,19 +90,6 @@ def test_voc_borders_difficult_objects_and_boxes_without_masks(
     )
 
 
-def test_difficult_objects_are_told_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Not as crowds, too, which brush masks may have become by mistake."""
-    picture(tmp_path / "JPEGImages" / "x.png")
-    text = voc_object("cat", (3, 5, 20, 32), 1) + voc_object("dog", (31, 6, 45, 15), 1)
-    voc_xml(tmp_path / "Annotations" / "x.xml", text + voc_object("dog", (1, 1, 52, 40)))
-    convert(Voc(tmp_path, tmp_path / "out.json"))
-    told = capsys.readouterr().out
-    assert "left out 2: difficult objects" in told
-    assert "iscrowd 1" not in told
-
-
 @pytest.mark.parametrize(
     ("names", "cat", "other"), [(None, 8, 30), ("_background_\ncat\nvoid", 1, 2)]
 )

@@ -15,7 +15,7 @@ from mrcnn_jax.inference.drawn import (
     LIST,
     JSONList,
     drawn_in,
-    growing_file,
+    growing_files,
     images_listed,
     picture_name,
     remove_earlier,
@@ -24,21 +24,25 @@ from mrcnn_jax.inference.drawn import (
 
 
 def test_a_growing_file_is_there_unless_one_was(tmp_path: Path) -> None:
-    path = tmp_path / LIST
+    path, other = tmp_path / LIST, tmp_path / "detections.json"
 
-    def full(part: Path) -> None:
-        assert part == path
-        part.write_text("new")
-        raise OSError("full")
+    def full(*parts: Path) -> None:
+        assert parts == (path, other)
+        for part in parts:
+            part.write_text("new")
+        raise OSError(28, "full")
 
-    with pytest.raises(OSError, match="full"), growing_file(path) as part:
-        full(part)
+    with pytest.raises(OSError, match=LIST), growing_files(path, other) as parts:
+        full(*parts)
     assert not path.exists()
+    assert not other.exists()
     path.write_text("earlier")
-    with growing_file(path) as part:
-        part.write_text("new")
+    with growing_files(path, other) as parts:
+        for part in parts:
+            part.write_text("new")
         assert path.read_text() == "earlier"
-    assert path.read_text() == "new"
+        assert not other.exists()  # beside a list of another call
+    assert path.read_text() == other.read_text() == "new"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -256,6 +256,20 @@ def test_an_object_whose_mask_is_empty_is_seen_once(
     assert merged.repeated == 2
 
 
+@pytest.mark.parametrize("scores", [(0.9, 0.5), (0.5, 0.9)])
+def test_a_cut_mask_is_better_than_an_empty_whole_one(scores: tuple[float, float]) -> None:
+    left = replace(
+        box_found(LEFT, 1, (30, 20, 95, 40), scores[0]),
+        masks=tuple(encoded([np.zeros(LEFT.size, bool)])),
+    )
+    right = box_found(RIGHT, 1, (0, 20, 35, 40), scores[1])
+    found = [*in_image(left, 0, LEFT, SIZE), *in_image(right, 1, RIGHT, SIZE)]
+    assert [item.cut for item in found] == [False, True]
+    [item] = merge(found, [LEFT, RIGHT], SIZE).objects
+    assert coco_mask.area(item.mask) == 35 * 20
+    assert item.score == pytest.approx(0.9)
+
+
 def test_classes_are_apart() -> None:
     merged = two((65, 20, 90, 40), (65, 20, 90, 40), (0.9, 0.8), (1, 2))
     assert [item.label for item in merged.objects] == [1, 2]

@@ -16,6 +16,8 @@ from mrcnn_jax.pixels.tiff_tags import nodata, refusal
         ({273: (8,), 279: (0,)}, None),  # old writers do not know it
         ({273: (8, 20), 279: (12, 12)}, None),
         ({273: (8, 20), 279: (12, 0)}, "strips without data"),
+        ({273: (8, 20), 279: (0, 0)}, None),  # nor these, where nothing is compressed
+        ({259: 5, 273: (8, 20), 279: (0, 0)}, "strips without data"),
         ({273: (0,), 279: (0,)}, "strips without data"),
         ({324: (0, 20), 325: (0, 12)}, "tiles without data"),
         ({254: 1, 330: (900, 1800)}, "a camera's raw file"),

@@ -28,6 +28,7 @@ from mrcnn_jax.config.files import (
     load_config_json,
     resolve_paths,
 )
+from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs.checkpoints import Checkpoints
@@ -131,6 +132,9 @@ def test_the_option_of_a_rate_is_one_of_the_command_line(tiny_config: Config) ->
         replace(tiny_config, model=replace(tiny_config.model, mask_iou_head=head))
     )
     assert loop.optimizer_option(added, 3) == "stages.mask_iou.optimizer"
+    model = replace(tiny_config.model, depth_head=DepthHeadConfig("dense"))
+    deep = following_heads(replace(tiny_config, model=model))
+    assert loop.optimizer_option(deep, 3) == "stages.depth.optimizer"
 
 
 def test_a_finished_run_is_left_as_it_is(

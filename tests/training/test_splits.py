@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.heads import DepthHeadConfig
-from mrcnn_jax.config.optional_heads import with_depth
+from mrcnn_jax.config.heads import DepthHeadConfig, MaskIoUHeadConfig
+from mrcnn_jax.config.optional_heads import following_heads, with_depth
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training import loop
 from mrcnn_jax.training import open as opening
@@ -81,7 +81,8 @@ def test_a_depth_loss_needs_depth(
     boxes = without_masks(whole, tmp_path, {5, 7, 90})
     assert refused(replace(boxes, model=roi)) == (
         f"{boxes.data.train_annotations}: no depth for the loss depth: a head of the kind roi "
-        "learns it within masks, and no object has one: --model.depth-head.kind dense needs none"
+        "learns from objects with a mask, and there is none: --model.depth-head.kind dense needs "
+        "none"
     )
     capsys.readouterr()
     with opening.open_run(whole, tmp_path / "run") as run:
@@ -112,6 +113,11 @@ def test_masks_of_a_class_that_has_none_would_stay_random(
     head = replace(config.model.mask_head, class_agnostic=True)
     agnostic = replace(config, model=replace(config.model, mask_head=head))
     untrained = replace(config, stages=config.stages[:2])
+    of_iou = MaskIoUHeadConfig(True, channels=4, fcs=1, hidden=8)
+    model = replace(config.model, mask_iou_head=of_iou)
+    scored = following_heads(replace(config, model=model, init_from=str(tiny_run)))
+    with pytest.raises(ConfigError, match="only boxes"), opening.open_run(scored, tmp_path / "s"):
+        pass  # their outputs per class would be random, though the masks' are not
     loaded = replace(config, init_from=str(tiny_run))
     for number, known in enumerate((agnostic, untrained, loaded)):
         with opening.open_run(known, tmp_path / f"run{number}") as run:
