@@ -30,7 +30,8 @@ class Arguments:
     download: bool = False
     """Fetch the published weights of that name, unless that was done before."""
     norm_epsilon: float | None = None
-    """Epsilon of the ResNet's batch norm; by default that of the published weights."""
+    """Epsilon of the ResNet's batch norm; by default that of the published weights, and
+    1e-5 where these have another depth."""
 
 
 def run(arguments: Arguments) -> None:
