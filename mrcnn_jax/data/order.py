@@ -48,7 +48,7 @@ def repeat_factors(dataset: CocoDataset, threshold: float) -> Float[np.ndarray, 
     Returns:
         max(1, sqrt(threshold / share of the images with the class)) of each image's rarest class.
     """
-    labels = [{o.label for o in image.objects} for image in dataset.images]
+    labels = [image.labels for image in dataset.images]
     images_with = Counter(label for found in labels for label in found)
     wanted = threshold * len(labels)
     factors = ((math.sqrt(wanted / images_with[label]) for label in found) for found in labels)

@@ -70,6 +70,11 @@ class ImageRecord:
         return tuple(record for record in self.annotations if record.iscrowd)
 
     @property
+    def labels(self) -> set[int]:
+        """Of its objects."""
+        return {record.label for record in self.objects}
+
+    @property
     def has_mask(self) -> bool:
         """Whether any object has a mask, not only a box."""
         return any(record.rle is not None for record in self.objects)

@@ -277,7 +277,7 @@ def _chosen(dataset: CocoDataset) -> tuple[set[int], str, tuple[str, ...]]:
     same = [
         [number for file in files for number in numbers[file]] for files in equal_files(numbers)
     ]
-    labels = [{o.label for o in image.objects} for image in dataset.images]
+    labels = [image.labels for image in dataset.images]
     cut = tiles(names)
     # Folders and names may be those of classes, or one may hold all objects: then they do not say
     # what belongs together.

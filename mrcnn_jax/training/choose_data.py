@@ -94,7 +94,7 @@ def choose_data(
     padding = 1 - sum(h * w for h, w in resized) / sum(h * w for h, w in used)
     of_classes = ""
     for what, dataset in (("without objects", train), ("without objects in validation", val)):
-        there = {o.label for image in dataset.images for o in image.objects}
+        there = set().union(*(image.labels for image in dataset.images))
         there_by_name = {dataset.class_names[label - 1] for label in there}
         if without := [name for name in train.class_names if name not in there_by_name]:
             of_classes += f"; {what}: {listed(without, 5)}"

@@ -123,7 +123,7 @@ def choose_repeats(dataset: CocoDataset) -> tuple[float, int]:
     Args:
         dataset: with one object at least.
     """
-    labels = [{o.label for o in image.objects} for image in dataset.images]
+    labels = [image.labels for image in dataset.images]
     images_with = Counter(label for found in labels for label in found)
     wanted = RARE * max(images_with.values())
     rare = sum(count < wanted for count in images_with.values())

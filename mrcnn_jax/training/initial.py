@@ -27,13 +27,11 @@ _BOXES = r"params/box_head[23]?/deltas/(kernel|bias)"
 _MASKS = r"params/(mask_head/(points/)?logits|mask_iou_head/ious)/(kernel|bias)"
 _MASK_LOGITS = "mask_head/logits/kernel"
 _SIZES = {
-    "mask_iou_head": tuple(
-        f"mask_iou_head.{size}" for size in ("channels", "convs", "fcs", "hidden")
-    ),
-    "depth_head": ("depth_head.channels",),
-    "mask_head": ("mask_head.refine.channels",),
+    "mask_iou_head": ("channels", "convs", "fcs", "hidden"),
+    "depth_head": ("channels",),
+    "mask_head": ("refine.channels",),
 }
-"""Fields that the shapes of modules follow from, and that weights do not fix (`weights.choice`)."""
+"""Fields of modules that decide shapes, and that weights do not fix (`weights.choice`)."""
 # Fields that change the meaning of the same parameters: of the trunk's, and of others.
 _MEANING = (
     "model.pixel_mean",
@@ -184,7 +182,8 @@ def _refuse_other_shapes(
     shapes = listed([f"{path} {a} -> {b}" for path, (a, b) in differing.items()])
     line = f"init_from: {config.init_from}: {len(differing)} shapes differ: {shapes}"
     modules = {path.split("/")[1] for path in differing}
-    for name in (name for module in sorted(modules) for name in _SIZES.get(module, ())):
+    fields = [f"{module}.{size}" for module in sorted(modules) for size in _SIZES.get(module, ())]
+    for name in fields:
         there, here = (attrgetter(name)(model) for model in (theirs, config.model))
         if there != here:
             line += f"; --model.{name.replace('_', '-')} {there} fits it (here {here})"
