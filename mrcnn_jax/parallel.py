@@ -14,7 +14,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -321,3 +322,13 @@ def rows_to_host(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is not None:
         tree = multihost_utils.global_array_to_host_local_array(tree, mesh, PartitionSpec(AXIS))
     return jax.device_get(tree)
+
+
+def one_ahead(dispatched: Iterable[Result]) -> Iterator[Result]:
+    """Yields each value once the next one was made: a device works on that one meanwhile.
+
+    Args:
+        dispatched: each value is made by a call that returns before the device is done.
+    """
+    end: Any = None
+    return (value for value, _ in pairwise(chain(dispatched, (end,))))

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,20 @@ def test_what_is_gathered_arrives_to_the_bit() -> None:
         assert (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
         assert theirs.tobytes() == ours.tobytes()
         assert theirs.flags.writeable
+
+
+def test_a_value_is_given_once_the_next_one_is_dispatched() -> None:
+    events = []
+
+    def dispatched() -> Iterator[int]:
+        for value in range(3):
+            events.append(f"dispatch {value}")
+            yield value
+
+    for value in parallel.one_ahead(dispatched()):
+        events.append(f"read {value}")
+    assert events == ["dispatch 0", "dispatch 1", "read 0", "dispatch 2", "read 1", "read 2"]
+    assert list(parallel.one_ahead([])) == []
 
 
 def test_a_message_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

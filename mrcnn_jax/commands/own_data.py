@@ -89,7 +89,7 @@ def refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
     """Raises ConfigError if a run was not begun on this folder."""
     from mrcnn_jax.data.split import existing_split
 
-    annotations, made = Path(config.data.train_annotations), workdir / DATASET
+    annotations, made = Path(config.data.train_annotations).resolve(), workdir / DATASET
     if annotations.is_relative_to(made.resolve()):
         existing_split(folder, made)
     elif not (annotations.is_relative_to(folder.resolve()) or _links_to(folder, annotations)):

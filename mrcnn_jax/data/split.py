@@ -345,6 +345,6 @@ def existing_split(source: Path, out: Path) -> dict[str, Any] | None:
         return None
     record = read_json(path)
     folder = str(record.get("folder"))
-    if folder != str(source.resolve()):
+    if Path(folder).resolve() != source.resolve():  # it may have moved behind a link
         raise ConfigError(f"{path}: is of {folder}, not of {source} (choose another --workdir)")
     return record

@@ -64,8 +64,16 @@ class Predictor:
             self.variables = parallel.place(variables, places)
 
     def __call__(self, batch: Batch) -> Prediction:
-        placed = parallel.place_rows(batch, self.mesh)
-        return parallel.rows_to_host(self._apply(self.variables, placed), self.mesh)
+        return self.to_host(self.dispatch(batch))
+
+    def dispatch(self, batch: Batch) -> Prediction:
+        """Begin a prediction without waiting for it; `to_host` reads the rows of this process."""
+        prediction: Prediction = self._apply(self.variables, parallel.place_rows(batch, self.mesh))
+        return prediction
+
+    def to_host(self, prediction: Prediction) -> Prediction:
+        """Wait for a prediction that `dispatch` began."""
+        return parallel.rows_to_host(prediction, self.mesh)
 
     def found(self, batch: Batch, prediction: Prediction) -> Iterator[tuple[int, Detections]]:
         """Convert the detections of a batch: (row of a valid image, `Detections` with RLEs)."""
@@ -176,11 +184,15 @@ def predict_split(
 ) -> Iterator[tuple[Batch, Prediction]]:
     """Iterate over a plan's batches and their predictions: the rows of this process.
 
+    The device predicts the next batch while the caller has one.
+
     Raises:
         Failure: an image cannot be loaded.
     """
-    for batch in load(split, own_rows(plan, predictor.mesh), predictor.run.config.data):
-        yield batch, predictor(batch)
+    loaded = load(split, own_rows(plan, predictor.mesh), predictor.run.config.data)
+    dispatched = ((batch, predictor.dispatch(batch)) for batch in loaded)
+    for batch, prediction in parallel.one_ahead(dispatched):
+        yield batch, predictor.to_host(prediction)
 
 
 def batch_of_one(image: UInt8[np.ndarray, "h w 3"], data: DataConfig) -> Batch:

@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,13 +218,9 @@ class Checkpoints:
         return load_config_json(path) if path.exists() else None
 
     def best(self) -> Meta | None:
-        """Find the intact checkpoint of highest AP, if any has one.
-
-        It is the last of equals: a stage that trains the depth head alone does not change the AP.
-        """
-        measured = [meta for meta in self._metas("skipped") if meta.ap is not None]
-        ranked = sorted(measured, key=_ap)
-        return next((meta for meta in ranked[::-1] if _intact(self.folder / meta.name)), None)
+        """Find the intact checkpoint of highest AP, if any has one."""
+        ranked = _by_ap(self._metas("skipped"))
+        return next((meta for meta in ranked if _intact(self.folder / meta.name)), None)
 
     def refuse_damaged_log(self, meta: Meta, name: str) -> None:
         """Raise ConfigError if a log of the run has changed since an intact checkpoint was saved.
@@ -319,11 +315,26 @@ class Checkpoints:
         # One that is not validated yet will be replaced, and does not take a place until then.
         keep = self.keep + (not newest.validated)
         between = [meta for meta in past if not meta.stage_complete][-keep:]
-        measured = [meta for meta in past if meta.ap is not None]
-        best = max(measured[::-1], key=_ap, default=newest)
+        best = next(iter(_by_ap(past)), newest)
         for meta in metas:
             if meta not in (*stages.values(), *between, best):
                 manifest.remove(self.folder / meta.name)
+
+
+def _by_ap(metas: Sequence[Meta]) -> list[Meta]:
+    """Those with an AP, best first.
+
+    The last of equals is before the others: a stage that trains the depth head alone does not
+    change the AP. Where the validation annotations have changed, those of the newest one count: an
+    AP on others says nothing beside it.
+
+    Args:
+        metas: oldest first.
+    """
+    measured = [meta for meta in metas[::-1] if meta.ap is not None]
+    now = measured[0].annotations.get("val") if measured else None
+    same = [meta for meta in measured if meta.annotations.get("val", now) == now]
+    return sorted(same, key=_ap, reverse=True)
 
 
 def _folders(folder: Path) -> list[Path]:

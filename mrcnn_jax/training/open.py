@@ -287,10 +287,13 @@ def _open(
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     images = _hash([*_images(train_split), repeats.tolist()])
     if resumed_from is not None and resumed_from.images not in (None, images):
+        # Rare classes are those of the annotations: one more label may change what is repeated.
+        or_repeats = ", or not repeated as often (data.repeat_threshold)"
         raise ConfigError(
-            f"{data.train_annotations}: not the training images that {workdir} began with, by "
-            f"which its steps are counted ({len(train_split.plans)} now): bring them back, or "
-            f"begin a new run with its weights (--weights {workdir}, another --workdir)"
+            f"{data.train_annotations}: not the training images that {workdir} began with"
+            f"{or_repeats if data.repeat_threshold > 0 else ''}, by which its steps are counted "
+            f"({len(train_split.plans)} now): bring them back, or begin a new run with its weights "
+            f"(--weights {workdir}, another --workdir)"
         )
     run = OpenRun(
         config,

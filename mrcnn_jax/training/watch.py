@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from mrcnn_jax.runs.loggers import open_loggers
 from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
-from mrcnn_jax.structures import Batch
+from mrcnn_jax.structures import Batch, Instances
 from mrcnn_jax.training.open import OpenRun, Progress
 from mrcnn_jax.training.optimizer import learning_rates
 from mrcnn_jax.training.profiler import Profiler
@@ -272,8 +273,11 @@ def _keep_failed(
 def _validate(
     run: OpenRun, stage: StageConfig, validate: Any, variables: Variables
 ) -> dict[str, float]:
-    """Losses averaged over the validation images, those of masks and of depth over the images that
-    have any, and recall of the proposals for the RPN."""
+    """Losses averaged over the validation images, and recall of the proposals for the RPN.
+
+    Those of masks and of depth are averaged over the images that have any, and left out where none
+    has.
+    """
     plan = plan_once(run.val_split, run.config.data.eval_batch_size)
     key = jax.random.key(run.config.seed)
     images = run.val_split.dataset.images
@@ -286,26 +290,48 @@ def _validate(
     totals: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     boxes: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, proposals, ground truth
-    for planned, batch in zip(plan, batches(run, stage, run.val_split, plan), strict=True):
-        values, found = validate(variables, parallel.place_rows(batch, run.mesh), key)
-        values, found = jax.device_get(values), parallel.rows_to_host(found, run.mesh)
-        for name, value in values.items():
-            count = sum(i in counted.get(name, planned.images) for i in planned.images)
-            totals[name] += float(value) * count
-            counts[name] += count
-        for i in np.flatnonzero(batch.valid) if "rpn" in stage.losses else ():
-            seen = found.boxes[i][found.valid[i]]
-            truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
-            seen, truth = (boxes_to_image(of, batch.scales[i]) for of in (seen, truth))
-            boxes.append((int(batch.indices[i]), seen, truth))
-    means = {name: total / max(counts[name], 1) for name, total in totals.items()}
+    has_proposals = "rpn" in stage.losses
+    loaded = zip(plan, batches(run, stage, run.val_split, plan), strict=True)
+    dispatched = (
+        (planned, batch, validate(variables, parallel.place_rows(batch, run.mesh), key))
+        for planned, batch in loaded
+    )
+    bar = tqdm(
+        total=len(images),
+        desc="validating",
+        unit="img",
+        leave=False,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        disable=not parallel.is_first(),
+    )
+    with bar:
+        for planned, batch, (values, found) in parallel.one_ahead(dispatched):
+            for name, value in jax.device_get(values).items():
+                count = sum(i in counted.get(name, planned.images) for i in planned.images)
+                totals[name] += float(value) * count
+                counts[name] += count
+            if has_proposals:
+                boxes += _boxes_in_images(batch, parallel.rows_to_host(found, run.mesh))
+            bar.update(len(planned.images))
+    means = {name: total / counts[name] for name, total in totals.items() if counts[name]}
     means["loss/total"] = sum(means[name] for name in means if name != "loss/total")
-    if "rpn" in stage.losses:
+    if has_proposals:
         pair_of = {i: pair for part in parallel.gather(boxes) for i, *pair in part}
         pairs = [pair_of[i] for planned in plan for i in planned.images]
         proposals, truths = zip(*pairs, strict=True)
         means |= proposal_recall(proposals, truths, limit=run.config.model.rpn.proposals)
     return means
+
+
+def _boxes_in_images(
+    batch: Batch, proposals: Instances
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The index, proposals and objects of each image of a batch, boxes in the image's pixels."""
+    for i in np.flatnonzero(batch.valid):
+        seen = proposals.boxes[i][proposals.valid[i]]
+        truth = batch.ground_truth.boxes[i][batch.ground_truth.valid[i]]
+        seen, truth = (boxes_to_image(boxes, batch.scales[i]) for boxes in (seen, truth))
+        yield int(batch.indices[i]), seen, truth
 
 
 def as_text(values: dict[str, float], digits: int) -> str:

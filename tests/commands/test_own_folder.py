@@ -22,15 +22,16 @@ from training.whole_runs import latest
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import check, own_folder, train
-from mrcnn_jax.commands.own_data import by_hand, is_changed
+from mrcnn_jax.commands.own_data import by_hand, is_changed, refuse_other_folder
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
-from mrcnn_jax.config.schema import Config, DistributedConfig, ParamGroup
+from mrcnn_jax.config.schema import Config, DataConfig, DistributedConfig, ParamGroup
 from mrcnn_jax.convert.supervisely import Supervisely
 from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data import reading
+from mrcnn_jax.data.split import write_record
 from mrcnn_jax.datasets.recognise import recognise
 from mrcnn_jax.runs import hub, manifest
 from mrcnn_jax.training import loop, memory
@@ -204,6 +205,21 @@ def test_a_begun_run_chooses_nothing_again(
     (here / "other" / tiny_data.name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds a run on .*, not on .*choose another --workdir"):
         train.parse([str(here / "other" / tiny_data.name)], "mrcnn train")
+
+
+def test_moved_folders_behind_links_are_those_of_the_run(here: Path) -> None:
+    (here / "my").mkdir()
+    made = here / "runs" / "a" / "dataset"
+    made.mkdir(parents=True)
+    config = Config(data=DataConfig(train_annotations=str(made / "train.json")))
+    write_record(here / "my", made, here / "my", {})
+    for name in ("runs", "my"):
+        Path(name).rename(f"moved {name}")
+        Path(name).symlink_to(f"moved {name}")
+    refuse_other_folder(config, Path("my"), Path("runs", "a"))
+    Path("other").mkdir()
+    with pytest.raises(ConfigError, match=r"is of .*my, not of other"):
+        refuse_other_folder(config, Path("other"), Path("runs", "a"))
 
 
 def test_losses_given_again_are_those_of_the_run(tiny_data: Path, here: Path) -> None:

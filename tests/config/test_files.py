@@ -315,6 +315,26 @@ def test_differences_says_from_what_to_what() -> None:
     assert differences(none, none) == []
 
 
+def test_a_link_at_the_old_place_of_a_moved_folder_is_no_difference(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "train.json").touch()
+    config = tiny.get_config()
+
+    def at(folder: Path) -> Config:
+        data = replace(config.data, train_annotations=str(folder / "train.json"))
+        return replace(config, data=data, init_from=str(folder / "weights"))
+
+    saved = at(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    begun = at(tmp_path / "new")
+    assert [line.split(":")[0] for line in differences(saved, begun)] == [
+        "data.train_annotations",
+        "init_from",
+    ]
+    (tmp_path / "old").symlink_to(tmp_path / "new")
+    assert differences(saved, begun) == []
+
+
 def test_whole_epochs_are_written_and_hashed_as_whole_numbers(tmp_path: Path) -> None:
     """As they were before epochs could be parts: old runs keep their hash."""
     config = tiny.get_config()

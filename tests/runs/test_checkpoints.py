@@ -424,6 +424,32 @@ def test_the_best_ap_is_never_let_go(run: Checkpoints, caplog: pytest.LogCapture
     assert save(4, -1.0) == [3, 4]
 
 
+def test_the_best_is_of_the_validation_images_of_today(run: Checkpoints) -> None:
+    """An AP on the images that there were before would stay the best for ever."""
+
+    def save(step: int, ap: float | None, **annotations: str) -> list[int]:
+        run.save(STATE, dataclasses.replace(meta(step), ap=ap, annotations=annotations))
+        return [int(name.split("-")[0]) for name in names(run)]
+
+    assert save(1, 0.9) == [1]  # of an earlier version, which did not know on which
+    assert save(2, 0.4, val="easy") == [1, 2]
+    best = run.best()
+    assert best is not None
+    assert best.step == 1
+    assert save(3, 0.3, val="hard", train="more") == [1, 2, 3]
+    assert save(4, 0.2, val="hard", train="more") == [1, 3, 4]
+    assert save(5, None, val="other") == [1, 4, 5]  # not measured yet
+    run.save(STATE, dataclasses.replace(meta(1), ap=0.1, annotations={"val": "easy"}))
+    for step, ap in ((2, 0.4), (3, 0.3), (4, 0.2)):
+        saved = dataclasses.replace(
+            meta(step), ap=ap, annotations={"val": "easy" if step < 3 else "hard"}
+        )
+        run.save(STATE, saved)
+    best = run.best()
+    assert best is not None
+    assert best.step == 3
+
+
 def test_a_stage_that_starts_where_the_last_one_ended_is_the_newer(run: Checkpoints) -> None:
     run.save(STATE, meta(4, "rpn", complete=True))
     run.save(STATE, meta(4, "box", index=1))  # sorts before "rpn" by name

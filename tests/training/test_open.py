@@ -270,7 +270,8 @@ def test_other_training_images_are_refused_and_other_annotations_told(
     stop_at(1)
     rpn = tiny_config.stages[0]
     run = tmp_path / "run"
-    first = replace(tiny_config, stages=(rpn,), data=replace(tiny_config.data, root=str(data)))
+    of_rare_classes = replace(tiny_config.data, root=str(data), repeat_threshold=0.5)
+    first = replace(tiny_config, stages=(rpn,), data=of_rare_classes)
     with pytest.raises(cli.Stopped):
         loop.train(first, run)
     start = shutil.copytree(run, tmp_path / "start")
@@ -298,10 +299,14 @@ def test_other_training_images_are_refused_and_other_annotations_told(
     assert f"{path}: changed since 00000001-rpn was saved: what is left" in told
     assert f"{val}: changed since 00000001-rpn was saved: it validates on what is there" in told
 
+    line = r"instances_train\.json: not the training images that .*run began with, or not repeated"
+    others = content["annotations"][1:]  # a class in one image less
+    path.write_text(json.dumps(content | {"annotations": others}))
+    with pytest.raises(ConfigError, match=line):
+        loop.train(first, run)
     gone = content["images"].pop()["id"]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
     path.write_text(json.dumps(content))
-    line = r"instances_train\.json: not the training images that .*run began with, by which "
     with pytest.raises(ConfigError, match=line):
         loop.train(first, run)
 

@@ -105,6 +105,12 @@ def test_losses_of_masks_and_depth_are_means_over_images_that_have_them(
         expected = {"loss/box": 13 / 5, "loss/mask": 6.5, "loss/mask_points": 6.5}
         expected["loss/depth"] = depth
         assert means == pytest.approx(expected | {"loss/total": sum(expected.values())})
+    # Without any mask or depth map there is no loss of them, and none of 0.
+    records[:] = [replace(record, annotations=(), depth_file=None) for record in records]
+    values = iter(losses)
+    assert watch._validate(run, stage, validate, {}) == pytest.approx(
+        {"loss/box": 13 / 5, "loss/total": 13 / 5}
+    )
 
 
 # -- what is not finite ----------------------------------------------------------------------------
