@@ -82,9 +82,9 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
     Raises:
         ConfigError: one is not usable, or the second has other categories than the first.
     """
-    from mrcnn_jax.commands.own_data import ANNOTATIONS, CLASSES, converted, with_classes_of
     from mrcnn_jax.data.copies import note_copies
     from mrcnn_jax.data.report import Report
+    from mrcnn_jax.datasets.prepare import ANNOTATIONS, CLASSES, converted, with_classes_of
     from mrcnn_jax.datasets.recognise import recognise
     from mrcnn_jax.training.splits import matched
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from mrcnn_jax import cli
+from mrcnn_jax.choices.minutes import refuse_contradiction
 from mrcnn_jax.commands.arguments import (
     FromWeights,
     fields_given,
@@ -28,8 +29,6 @@ from mrcnn_jax.commands.arguments import (
     longer,
     next_workdir,
 )
-from mrcnn_jax.commands.minutes import refuse_contradiction
-from mrcnn_jax.commands.own_data import DATASET, is_changed, refuse_other_folder
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import (
     PATHS,
@@ -43,8 +42,8 @@ from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 
 if TYPE_CHECKING:
+    from mrcnn_jax.choices.table import Chosen
     from mrcnn_jax.data.records import CocoDataset
-    from mrcnn_jax.training.choices import Chosen
     from mrcnn_jax.training.open import OpenRun
     from mrcnn_jax.weights.choice import Choice
 
@@ -157,6 +156,8 @@ def parse(argv: Sequence[str], program: str) -> Request:
     refuse_contradiction(own.minutes, fields_given(plain))
     begun = (workdir / "config.json").exists()
     if begun:
+        from mrcnn_jax.datasets.prepare import refuse_other_folder
+
         config = load_config_file(workdir / "config.json")  # without the processes that began it
         refuse_other_folder(config, folder, workdir)
         others = plain
@@ -210,6 +211,7 @@ def run(request: Request) -> None:
         ConfigError, cli.Failure, cli.Stopped: as of `training.loop.train`.
     """
     from mrcnn_jax import parallel
+    from mrcnn_jax.datasets.prepare import DATASET, is_changed
     from mrcnn_jax.training.loop import train
     from mrcnn_jax.training.resume import AnotherConfig
 
@@ -257,7 +259,7 @@ def _anew(request: Request) -> str:
 
 
 def _train_new(request: Request) -> None:
-    from mrcnn_jax.commands.minutes import late, refuse_several_processes
+    from mrcnn_jax.choices.minutes import late, refuse_several_processes
     from mrcnn_jax.training.loop import train
 
     minutes, settle = request.minutes, None
@@ -280,8 +282,8 @@ def _train_new(request: Request) -> None:
 
 def _settled(request: Request, chosen: Chosen, run: OpenRun) -> Config:
     """The config of a run that ends in the minutes asked; prints the choices."""
-    from mrcnn_jax.commands.minutes import fitted
-    from mrcnn_jax.commands.speed import measure
+    from mrcnn_jax.choices.minutes import fitted
+    from mrcnn_jax.choices.speed import measure
 
     assert request.minutes is not None
     print("--minutes: measuring the speed of this machine", flush=True)
@@ -332,14 +334,14 @@ def chosen_config(request: Request) -> Opening:
     import jax
 
     from mrcnn_jax import parallel
-    from mrcnn_jax.commands.own_data import prepare
+    from mrcnn_jax.choices.batch import Device, Devices
+    from mrcnn_jax.choices.choose import choose
+    from mrcnn_jax.choices.recipes import Start
     from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.reading import read_coco
-    from mrcnn_jax.training.batch import Device, Devices
-    from mrcnn_jax.training.choose import choose
+    from mrcnn_jax.datasets.prepare import prepare
     from mrcnn_jax.training.initial import better_start
     from mrcnn_jax.training.memory import device_memory
-    from mrcnn_jax.training.recipes import Start
     from mrcnn_jax.weights.choice import choose as choose_weights
     from mrcnn_jax.weights.origin import open_origin
     from mrcnn_jax.weights.published import locate

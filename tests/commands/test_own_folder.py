@@ -22,7 +22,6 @@ from training.whole_runs import latest
 
 from mrcnn_jax import cli
 from mrcnn_jax.commands import check, own_folder, train
-from mrcnn_jax.commands.own_data import by_hand, is_changed, refuse_other_folder
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
@@ -32,6 +31,7 @@ from mrcnn_jax.convert.via import Via
 from mrcnn_jax.convert.write import convert
 from mrcnn_jax.data import reading
 from mrcnn_jax.data.split import write_record
+from mrcnn_jax.datasets.prepare import by_hand, is_changed, refuse_other_folder
 from mrcnn_jax.datasets.recognise import recognise
 from mrcnn_jax.runs import hub, manifest
 from mrcnn_jax.training import loop, memory

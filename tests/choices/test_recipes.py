@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from mrcnn_jax.choices.batch import Device
+from mrcnn_jax.choices.recipes import Start, recipe_for
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig
 from mrcnn_jax.config.tables import TORCHVISION
-from mrcnn_jax.training.batch import Device
-from mrcnn_jax.training.recipes import Start, recipe_for
 
 WHOLE = Start(TORCHVISION, ("ape",))
 LIVE = Start(replace(TORCHVISION, resnet=replace(TORCHVISION.resnet, norm="live")), ("ape",))

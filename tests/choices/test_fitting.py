@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrcnn_jax.choices.fitting import choose_canvases, choose_scales, object_sides
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.training.fitting import choose_canvases, choose_scales, object_sides
 
 SHORT, LONG = 64, 128
 SIZES = st.lists(

@@ -11,8 +11,8 @@ from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.schema import Config
 
 if TYPE_CHECKING:
-    from mrcnn_jax.commands.speed import Speed
-    from mrcnn_jax.training.choices import Chosen, Row
+    from mrcnn_jax.choices.speed import Speed
+    from mrcnn_jax.choices.table import Chosen, Row
 
 # Of the time, and seconds at least: starting Python, curves, and steps slower than the first ones.
 RESERVE, LEAST_RESERVE = 0.05, 5.0
@@ -66,7 +66,7 @@ class Fit:
 
     def table(self, chosen: Chosen, given: Collection[str]) -> list[str]:
         """The choices in lines, as of `Chosen.table`, of which this gives the epochs a reason."""
-        from mrcnn_jax.training.choose import VALIDATION
+        from mrcnn_jax.choices.choose import VALIDATION
 
         def fitting(row: Row) -> Row:
             if "--minutes" in row.options:
@@ -102,7 +102,7 @@ def fitted(
     Raises:
         ConfigError: under `FEWEST` steps fit; says how many minutes would do.
     """
-    from mrcnn_jax.training.choose import WARMUP
+    from mrcnn_jax.choices.choose import WARMUP
 
     (stage,) = config.stages
     most = MOST * max(1, round(stage.epochs * steps_per_epoch))

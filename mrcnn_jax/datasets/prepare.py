@@ -6,16 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mrcnn_jax.config.schema import Config
-    from mrcnn_jax.convert.common import Options
-    from mrcnn_jax.data.names import Role
-    from mrcnn_jax.data.split import Part
+from mrcnn_jax.config.schema import Config
+from mrcnn_jax.convert.common import Options
+from mrcnn_jax.convert.write import convert
+from mrcnn_jax.data.json_values import read_json
+from mrcnn_jax.data.names import Role, role
+from mrcnn_jax.data.split import RECORD, TRAIN, VAL, Part, existing_split, split, write_record
+from mrcnn_jax.datasets.recognise import recognise
+from mrcnn_jax.datasets.tree import fingerprint
+from mrcnn_jax.output import write_file
 
 DATASET = "dataset"  # in a run's folder: what was converted and divided for it
 ANNOTATIONS = "annotations.json"  # in it, of an export
@@ -31,18 +33,7 @@ def prepare(folder: Path, workdir: Path) -> tuple[Part, Part]:
     Raises:
         ConfigError: the folder is not understood, or cannot be converted or divided.
     """
-    from mrcnn_jax import parallel
-    from mrcnn_jax.data.split import (
-        RECORD,
-        TRAIN,
-        VAL,
-        Part,
-        existing_split,
-        split,
-        write_record,
-    )
-    from mrcnn_jax.datasets.recognise import recognise
-    from mrcnn_jax.datasets.tree import fingerprint
+    from mrcnn_jax import parallel  # loads jax, which `check` does without
 
     out = workdir / DATASET
     record = existing_split(folder, out)  # refuses that of another folder
@@ -78,17 +69,12 @@ def is_changed(folder: Path, workdir: Path) -> bool:
     Raises:
         ConfigError: they are of another folder, or damaged.
     """
-    from mrcnn_jax.data.split import existing_split
-    from mrcnn_jax.datasets.tree import fingerprint
-
     recorded = (existing_split(folder, workdir / DATASET) or {}).get("fingerprint")
     return recorded is not None and recorded != fingerprint(folder, workdir)
 
 
 def refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
     """Raises ConfigError if a run was not begun on this folder."""
-    from mrcnn_jax.data.split import existing_split
-
     annotations, made = Path(config.data.train_annotations).resolve(), workdir / DATASET
     if annotations.is_relative_to(made.resolve()):
         existing_split(folder, made)
@@ -100,8 +86,6 @@ def refuse_other_folder(config: Config, folder: Path, workdir: Path) -> None:
 
 def _links_to(folder: Path, annotations: Path) -> bool:
     """Whether the training file of a folder is a link to another one."""
-    from mrcnn_jax.datasets.recognise import recognise
-
     try:
         part = recognise(folder).train
     except ConfigError:
@@ -112,9 +96,6 @@ def _links_to(folder: Path, annotations: Path) -> bool:
 def with_classes_of(training: Part, export: Options, file: Path) -> Options:
     """The validation part of an export, with the classes of training, which are written to `file`,
     if it lists none itself."""
-    from mrcnn_jax.data.json_values import read_json
-    from mrcnn_jax.output import write_file
-
     if export.class_names() is not None:  # else those that it has objects of may not be all
         return export
     names = [category["name"] for category in read_json(training.annotations)["categories"]]
@@ -133,9 +114,6 @@ def converted(export: Options, out: Path, parts: Sequence[Options] = ()) -> Part
     Raises:
         ConfigError: it cannot be used; where options would help, with the commands that take them.
     """
-    from mrcnn_jax.convert.write import convert
-    from mrcnn_jax.data.split import Part
-
     try:
         convert(replace(export, out=out), hint=False)
     except ConfigError as error:
@@ -160,8 +138,6 @@ def by_hand(training: Options, validation: Options | None = None) -> str:
 
 
 def _command(export: Options, part: Role | None) -> str:
-    from mrcnn_jax.data.names import role
-
     folder, stem = export.input, Path(ANNOTATIONS).stem
     if not folder.is_dir():
         folder, stem = folder.parent, f"{export.input.stem}_coco"

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.commands import minutes, own_folder, speed
-from mrcnn_jax.commands.minutes import Fit, fitted, late
-from mrcnn_jax.commands.speed import Speed
+from mrcnn_jax.choices import minutes, speed
+from mrcnn_jax.choices.minutes import Fit, fitted, late
+from mrcnn_jax.choices.speed import Speed
+from mrcnn_jax.commands import own_folder
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.commands import speed
-from mrcnn_jax.commands.speed import Speed, measure
+from mrcnn_jax.choices import speed
+from mrcnn_jax.choices.speed import Speed, measure
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.training import loop, watch

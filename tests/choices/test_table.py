@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mrcnn_jax.choices.table import Chosen, Row
 from mrcnn_jax.config.schema import Config, DataConfig
-from mrcnn_jax.training.choices import Chosen, Row
 
 
 def test_the_table_has_the_values_of_the_config_and_tells_what_was_given() -> None:

@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mrcnn_jax.choices.batch import LARGEST, Device
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import load_config_file, with_fields
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Config, ParamGroup, Shrink
 from mrcnn_jax.config.tables import joint
-from mrcnn_jax.training.batch import LARGEST, Device
 
 NAMES: dict[Trunk, str] = {"resnet": "ResNet", "convnext": "ConvNeXt"}
 # Fields of a recipe that choices and their reasons are computed from, whatever is given instead.

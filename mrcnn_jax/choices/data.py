@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mrcnn_jax.choices.batch import Device
+from mrcnn_jax.choices.fitting import MULTIPLE, choose_canvases
+from mrcnn_jax.choices.table import Row
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.output import listed
 from mrcnn_jax.pixels.geometry import resize_plan
-from mrcnn_jax.training.batch import Device
-from mrcnn_jax.training.choices import Row
-from mrcnn_jax.training.fitting import MULTIPLE, choose_canvases
 
 SHORT_SIDE: dict[Device, int] = {"cpu": 320, "gpu": 800}
 LONG_SIDE: dict[Device, int] = {"cpu": 640, "gpu": 1333}

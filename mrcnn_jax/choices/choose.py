@@ -1,6 +1,6 @@
 """Chooses a config for a data set: every value by a rule that is stated and can be overruled.
 
-The constants come from recipes that were tried (`training.recipes`).
+The constants come from recipes that were tried (`choices.recipes`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from typing import Any
 import numpy as np
 
 from mrcnn_jax import cli
-from mrcnn_jax.config.files import with_fields
-from mrcnn_jax.config.model import ModelConfig, Trunk
-from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
-from mrcnn_jax.data.order import repeat_factors
-from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.training.batch import (
+from mrcnn_jax.choices.batch import (
     ONE,
     Device,
     Devices,
@@ -26,14 +21,19 @@ from mrcnn_jax.training.batch import (
     choose_epochs,
     rate_for,
 )
-from mrcnn_jax.training.choices import Chosen, Row
-from mrcnn_jax.training.choose_data import choose_data, object_counts, rounded
-from mrcnn_jax.training.fitting import (
+from mrcnn_jax.choices.data import choose_data, object_counts, rounded
+from mrcnn_jax.choices.fitting import (
     choose_repeats,
     choose_scales,
     object_sides,
 )
-from mrcnn_jax.training.recipes import NAMES, Start, recipe_for
+from mrcnn_jax.choices.recipes import NAMES, Start, recipe_for
+from mrcnn_jax.choices.table import Chosen, Row
+from mrcnn_jax.config.files import with_fields
+from mrcnn_jax.config.model import ModelConfig, Trunk
+from mrcnn_jax.config.schema import Config, DataConfig, StageConfig
+from mrcnn_jax.data.order import repeat_factors
+from mrcnn_jax.data.records import CocoDataset
 
 TINY = 8  # px on the canvas: half of all objects under it are worth a word
 THREADS = 16  # at most, to load images for a GPU

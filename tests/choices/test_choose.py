@@ -12,6 +12,10 @@ from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrcnn_jax.choices.batch import Device, Devices
+from mrcnn_jax.choices.choose import choose
+from mrcnn_jax.choices.recipes import Start
+from mrcnn_jax.choices.table import Chosen
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import from_dict, load_config_file, to_dict
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig
@@ -21,10 +25,6 @@ from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.pixels.transforms import plan_for
-from mrcnn_jax.training.batch import Device, Devices
-from mrcnn_jax.training.choices import Chosen
-from mrcnn_jax.training.choose import choose
-from mrcnn_jax.training.recipes import Start
 from mrcnn_jax.training.stages import labels
 
 GOLDEN = Path(__file__).parents[1] / "golden"

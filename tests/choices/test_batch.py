@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
-from mrcnn_jax.config.tables import TORCHVISION
-from mrcnn_jax.models.initialise import variable_shapes
-from mrcnn_jax.training.batch import (
+from mrcnn_jax.choices.batch import (
     FIXED,
     OF_RESNET,
     ChosenBatch,
@@ -25,6 +20,11 @@ from mrcnn_jax.training.batch import (
     image_bytes,
     rate_for,
 )
+from mrcnn_jax.config.files import load_config_file
+from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
+from mrcnn_jax.config.tables import TORCHVISION
+from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.training.memory import GIB
 
 SGD = OptimizerConfig(name="sgd", batch_size=2)
