@@ -41,6 +41,8 @@ ELSEWHERE = {
     "mrcnn_jax": ("inference/test_api.py", "the API that it names"),
     "mrcnn_jax.__main__": (SCRIPTS, "called as users call it"),
     "mrcnn_jax.choices.data": ("choices/test_choose.py", "parts of what is chosen"),
+    "mrcnn_jax.choices.devices": ("commands/test_own_folder.py", "the batch that follows them"),
+    "mrcnn_jax.choices.folder": ("commands/test_own_folder.py", "from the command line"),
     "mrcnn_jax.commands.arguments": ("commands/test_eval.py", SHARED + "options of several"),
     "mrcnn_jax.commands.data_summary": ("commands/test_check.py", "what `check` prints"),
     "mrcnn_jax.commands.experiment_job": (JOBS, "a job that is stopped and resumed"),

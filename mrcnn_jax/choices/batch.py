@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
+from mrcnn_jax.choices.devices import Device, Devices
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
 from mrcnn_jax.training.memory import GIB
-
-Device = Literal["cpu", "gpu"]
 
 LARGEST = 8  # images: at the rate of 0.02 that torchvision and detectron2 have for 16
 USUAL = 16
@@ -51,21 +49,6 @@ OBJECTS = 100
 
 
 @dataclass(frozen=True)
-class Devices:
-    """What trains."""
-
-    count: int = 1
-    """A batch is spread over so many, evenly."""
-    memory: int | None = None
-    """Bytes that training may take on each; None: not known."""
-    cores: int = 2
-    """Of the processor, which load images."""
-
-
-ONE = Devices()
-
-
-@dataclass(frozen=True)
 class ChosenBatch:
     """Images per step, over all devices."""
 
@@ -76,7 +59,6 @@ class ChosenBatch:
 def choose_batch(
     optimizer: OptimizerConfig,
     source: str,
-    device: Device,
     devices: Devices,
     data: DataConfig,
     model: ModelConfig,
@@ -92,13 +74,12 @@ def choose_batch(
     Args:
         optimizer: the recipe's; its `batch_size` is the recipe's batch.
         source: the recipe's name.
-        device: what trains.
-        devices: how many, and their memory.
+        devices: what trains.
         data: canvases and most objects of an image.
         model: the network.
         images: of an epoch, repetitions counted.
     """
-    step, memory = devices.count, devices.memory
+    device, step, memory = devices.kind, devices.count, devices.memory
     usual = min(optimizer.batch_size, images)
     recipe = size = math.ceil(usual / step) * step
     why = f"as in {source}" if usual == optimizer.batch_size else f"all {images} images at once"

@@ -13,20 +13,10 @@ from typing import Any
 import numpy as np
 
 from mrcnn_jax import cli
-from mrcnn_jax.choices.batch import (
-    ONE,
-    Device,
-    Devices,
-    choose_batch,
-    choose_epochs,
-    rate_for,
-)
+from mrcnn_jax.choices.batch import choose_batch, choose_epochs, rate_for
 from mrcnn_jax.choices.data import choose_data, object_counts, rounded
-from mrcnn_jax.choices.fitting import (
-    choose_repeats,
-    choose_scales,
-    object_sides,
-)
+from mrcnn_jax.choices.devices import Device, Devices
+from mrcnn_jax.choices.fitting import choose_repeats, choose_scales, object_sides
 from mrcnn_jax.choices.recipes import NAMES, Start, recipe_for
 from mrcnn_jax.choices.table import Chosen, Row
 from mrcnn_jax.config.files import with_fields
@@ -59,13 +49,10 @@ TRAINED: dict[tuple[str, Trunk], str] = {
 def choose(
     train: CocoDataset,
     val: CocoDataset,
-    *,
-    device: Device,
-    devices: Devices = ONE,
+    devices: Devices,
     given: Mapping[str, Any] = NOTHING,
-    init_from: str | None = None,
+    *,
     start: Start | None = None,
-    trunk: ModelConfig | None = None,
     name: str = "own",
 ) -> Chosen:
     """Chooses a config for a data set; the paths in it are those of the data sets.
@@ -73,30 +60,31 @@ def choose(
     Args:
         train: training images, with one object at least.
         val: validation images.
-        device, devices: what trains.
+        devices: what trains.
         given: fields by dotted name, "stages.0.epochs" for example. They are not chosen; those that
             depend on them follow.
-        init_from, start, trunk: what training starts from, as of `recipe_for`.
+        start: what training starts from; None: random weights.
         name: of the config.
 
     Raises:
         ConfigError: a value given cannot be used; a network or start for which nothing is chosen.
     """
-    recipe = recipe_for(device, given, init_from=init_from, start=start, trunk=trunk)
+    device, recipe = devices.kind, recipe_for(devices.kind, given, start)
+    whole = start if start is not None and start.has_heads else None
     data, of_data = choose_data(train, val, device, recipe, given)
-    if start is not None:
-        data = replace(data, shrink=start.shrink)
-        why = f"as for {init_from}"
-        changed_by = "--data.shrink" if "data.shrink" in start.presumed else OTHERS
+    if whole is not None:
+        data = replace(data, shrink=whole.shrink)
+        why = f"as for {whole.path}"
+        changed_by = "--data.shrink" if "data.shrink" in whole.presumed else OTHERS
         of_data.append(Row("made smaller by", lambda c: c.data.shrink, why, (changed_by,)))
-    model, of_model = _model(train, val, device, data, recipe, given, start)
+    model, of_model = _model(train, val, device, data, recipe, given, whole)
     draft = with_fields(replace(recipe, name=name, data=data, model=model), given)
-    data, stage, of_stage = _training(train, device, devices, draft, recipe, given)
+    data, stage, of_stage = _training(train, devices, draft, recipe, given)
     chosen = replace(
         draft,
         data=data,
         stages=(stage,),
-        init_without_classes=start is not None and not start.fits(train.class_names),
+        init_without_classes=whole is not None and not whole.fits(train.class_names),
         validate_every_epochs=math.ceil(stage.epochs / 10),
         save_every_steps=SAVE_EVERY[device],
     )
@@ -235,13 +223,13 @@ def _usual_scale(base: ModelConfig, data: DataConfig, start: Start | None) -> in
 
 def _training(
     train: CocoDataset,
-    device: Device,
     devices: Devices,
     draft: Config,
     recipe: Config,
     given: Mapping[str, Any],
 ) -> tuple[DataConfig, StageConfig, list[Row]]:
     (stage,), source, data = recipe.stages, f"configs/{recipe.name}.py", draft.data
+    device = devices.kind
     optimizer, trained = stage.optimizer, "everything"
     why_trained = "weights are random" if recipe.init_from is None else "batch norms are live"
     if any(field.startswith(("stages.0.train.", "stages.0.frozen")) for field in given):
@@ -256,7 +244,7 @@ def _training(
     of_batch = source
     if recipe.model.trunk == "convnext" and recipe.init_from and device == "gpu":
         of_batch = "configs/convnext.py, halved"
-    chosen = choose_batch(optimizer, of_batch, device, devices, data, draft.model, images)
+    chosen = choose_batch(optimizer, of_batch, devices, data, draft.model, images)
     batch = given.get("data.batch_size", chosen.size)
     data = replace(data, batch_size=batch, repeat_threshold=threshold)
     of_gpu = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_jax.choices.batch import Device
+from mrcnn_jax.choices.devices import Device
 from mrcnn_jax.choices.fitting import MULTIPLE, choose_canvases
 from mrcnn_jax.choices.table import Row
 from mrcnn_jax.config.errors import ConfigError

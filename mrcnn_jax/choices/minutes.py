@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import jax
+
+from mrcnn_jax.choices.choose import VALIDATION, WARMUP
+from mrcnn_jax.choices.speed import Speed
+from mrcnn_jax.choices.table import Chosen, Row
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.schema import Config
-
-if TYPE_CHECKING:
-    from mrcnn_jax.choices.speed import Speed
-    from mrcnn_jax.choices.table import Chosen, Row
 
 # Of the time, and seconds at least: starting Python, curves, and steps slower than the first ones.
 RESERVE, LEAST_RESERVE = 0.05, 5.0
@@ -22,23 +22,8 @@ CHECKING = 0.05  # of a training, at most: validation before its end
 LATE = 1.1  # times the minutes asked
 
 
-def refuse_contradiction(minutes: float | None, given: Collection[str]) -> None:
-    """Raises ConfigError if --minutes is no time, or goes with what it sets.
-
-    Args:
-        minutes: None: not given.
-        given: options, as of `fields_given`.
-    """
-    if minutes is None:
-        return
-    require(0 < minutes < math.inf, "--minutes: must be positive and finite")
-    require("stages.0.epochs" not in given, "--minutes: not with --stages.0.epochs, which it sets")
-
-
 def refuse_several_processes() -> None:
     """Raises ConfigError if this is one process of several, each of which would measure."""
-    import jax
-
     count = jax.process_count()
     require(
         count == 1,
@@ -66,7 +51,6 @@ class Fit:
 
     def table(self, chosen: Chosen, given: Collection[str]) -> list[str]:
         """The choices in lines, as of `Chosen.table`, of which this gives the epochs a reason."""
-        from mrcnn_jax.choices.choose import VALIDATION
 
         def fitting(row: Row) -> Row:
             if "--minutes" in row.options:
@@ -97,13 +81,11 @@ def fitted(
         minutes: all that there is, with what was used before.
         used: seconds.
         steps_per_epoch: of the run.
-        given: fields that stay as they are, as of `fields_given`.
+        given: dotted names of the fields that stay as they are.
 
     Raises:
         ConfigError: under `FEWEST` steps fit; says how many minutes would do.
     """
-    from mrcnn_jax.choices.choose import WARMUP
-
     (stage,) = config.stages
     most = MOST * max(1, round(stage.epochs * steps_per_epoch))
     # The end of a stage, and of an epoch that is evaluated, is saved before validation and after;

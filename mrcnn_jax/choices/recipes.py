@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mrcnn_jax.choices.batch import LARGEST, Device
+from mrcnn_jax.choices.batch import LARGEST
+from mrcnn_jax.choices.devices import Device
 from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import load_config_file, with_fields
 from mrcnn_jax.config.heads import DepthHeadConfig
@@ -36,14 +37,19 @@ _NOT_CHOSEN = (
 
 @dataclass(frozen=True)
 class Start:
-    """The run that training starts from."""
+    """The run or the file that training starts from."""
 
+    path: str
+    """As of `Config.init_from`."""
     model: ModelConfig
-    class_names: tuple[str, ...]
+    """Its network; without heads its trunk alone counts."""
+    class_names: tuple[str, ...] = ()
     """() if they are unknown."""
     shrink: Shrink = "area"
     presumed: Collection[str] = ()
     """As of `Choice.presumed`: fields that options may change."""
+    has_heads: bool = True
+    """Whether it has a whole network, not only a ResNet or ConvNeXt."""
 
     def fits(self, class_names: tuple[str, ...]) -> bool:
         """Whether its outputs per class can be those of these classes."""
@@ -52,23 +58,14 @@ class Start:
         return self.class_names in ((), class_names)
 
 
-def recipe_for(
-    device: Device,
-    given: Mapping[str, Any],
-    *,
-    init_from: str | None = None,
-    start: Start | None = None,
-    trunk: ModelConfig | None = None,
-) -> Config:
+def recipe_for(device: Device, given: Mapping[str, Any], start: Start | None = None) -> Config:
     """The config that the network, the stage and the augmentation are taken from.
 
     Args:
         device: what trains.
         given: fields by dotted name, which replace the recipe's. What they rule out of a recipe,
             and nobody asked for, gives way: a cascade, for example, to a box per class.
-        init_from: weights to start from; None: random ones.
-        start: the run that `init_from` names; None: it names a file with a trunk alone, or nothing.
-        trunk: the network that that file has the trunk of.
+        start: weights to start from; None: random ones.
 
     Raises:
         ConfigError: a field is given that no recipe goes with.
@@ -78,7 +75,8 @@ def recipe_for(
             given.get(field, usual) == usual,
             f"{field}: {given.get(field)}: nothing is chosen for such a network: {instead}",
         )
-    recipe = replace(_recipe(device, given, init_from, start, trunk), init_from=init_from)
+    init_from = None if start is None else start.path
+    recipe = replace(_recipe(device, given, start), init_from=init_from)
     (stage,) = recipe.stages
     norm = given.get("model.resnet.norm", recipe.model.resnet.norm)
     if recipe.model.trunk == "resnet" and norm == "live":  # trained as a whole
@@ -106,28 +104,22 @@ def recipe_for(
     return recipe
 
 
-def _recipe(
-    device: Device,
-    given: Mapping[str, Any],
-    init_from: str | None,
-    start: Start | None,
-    trunk: ModelConfig | None,
-) -> Config:
+def _recipe(device: Device, given: Mapping[str, Any], start: Start | None) -> Config:
     """The recipe before other fields are given, with the network that training starts from."""
-    there, asked = trunk if start is None else start.model, given.get("model.trunk")
-    if there is not None and asked not in (None, there.trunk):
-        raise ConfigError(
-            f"model.trunk: {asked}, but {init_from} needs a config with {there.trunk}"
-        )
-    if init_from is None:
+    asked = given.get("model.trunk")
+    if start is None:
         recipe = load_config_file("scratch")
         return _around_convnext(recipe, device) if asked == "convnext" else recipe
-    if start is None:
+    if asked not in (None, start.model.trunk):
+        raise ConfigError(
+            f"model.trunk: {asked}, but {start.path} needs a config with {start.model.trunk}"
+        )
+    if not start.has_heads:
         recipe = load_config_file("finetune_cpu" if device == "cpu" else "finetune")
-        return recipe if trunk is None else _around(trunk, recipe, device)
+        return _around(start.model, recipe, device)
     require(
         start.model.backbone == "fpn",
-        f"init_from: {init_from}: a C4 network, for which nothing is chosen: write a config "
+        f"init_from: {start.path}: a C4 network, for which nothing is chosen: write a config "
         "(configs/coco300_c4.py is one)",
     )
     recipe = load_config_file("finetune")

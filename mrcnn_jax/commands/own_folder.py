@@ -11,17 +11,16 @@ configs/finetune.py, with one box for all classes: before anything is chosen.
 from __future__ import annotations
 
 import functools
-import os
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mrcnn_jax import cli
-from mrcnn_jax.choices.minutes import refuse_contradiction
 from mrcnn_jax.commands.arguments import (
     FromWeights,
     fields_given,
@@ -33,7 +32,6 @@ from mrcnn_jax.config.errors import ConfigError, require
 from mrcnn_jax.config.files import (
     PATHS,
     differences,
-    find_start,
     load_config_file,
     load_config_json,
     values_of,
@@ -42,10 +40,9 @@ from mrcnn_jax.config.optional_heads import following_heads
 from mrcnn_jax.config.schema import Config
 
 if TYPE_CHECKING:
+    from mrcnn_jax.choices.folder import Opening
     from mrcnn_jax.choices.table import Chosen
-    from mrcnn_jax.data.records import CocoDataset
     from mrcnn_jax.training.open import OpenRun
-    from mrcnn_jax.weights.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -119,16 +116,6 @@ class Request:
     """When, by `time.monotonic`."""
 
 
-class Opening(NamedTuple):
-    """What a new run is opened with."""
-
-    config: Config
-    """The chosen one, with what was given."""
-    weights: Choice | None
-    data_sets: tuple[CocoDataset, ...]
-    chosen: Chosen
-
-
 def parse(argv: Sequence[str], program: str) -> Request:
     """The request; `argv` begins with the folder.
 
@@ -153,7 +140,7 @@ def parse(argv: Sequence[str], program: str) -> Request:
     if workdir.resolve() == folder.resolve():
         raise ConfigError(f"--workdir: {workdir} is the folder of the data: name another one")
     own.refuse_contradiction(fields_given(plain))
-    refuse_contradiction(own.minutes, fields_given(plain))
+    _refuse_minutes(own.minutes, fields_given(plain))
     begun = (workdir / "config.json").exists()
     if begun:
         from mrcnn_jax.datasets.prepare import refuse_other_folder
@@ -193,6 +180,19 @@ def parse(argv: Sequence[str], program: str) -> Request:
         program=program,
         asked=asked,
     )
+
+
+def _refuse_minutes(minutes: float | None, given: frozenset[str]) -> None:
+    """Raises ConfigError if --minutes is no time, or goes with what it sets.
+
+    Args:
+        minutes: None: not given.
+        given: options, as of `fields_given`.
+    """
+    if minutes is None:
+        return
+    require(0 < minutes < math.inf, "--minutes: must be positive and finite")
+    require("stages.0.epochs" not in given, "--minutes: not with --stages.0.epochs, which it sets")
 
 
 def _refuse_files(given: frozenset[str]) -> None:
@@ -326,71 +326,19 @@ def _refuse_other_weights(request: Request) -> None:
 def chosen_config(request: Request) -> Opening:
     """Chooses a config, and prints the choices unless --minutes leaves some of them open.
 
-    Of several processes each calls this; the first one writes.
-
     Raises:
         ConfigError: a user's mistake.
     """
-    import jax
+    from mrcnn_jax.choices.folder import config_for
 
-    from mrcnn_jax import parallel
-    from mrcnn_jax.choices.batch import Device, Devices
-    from mrcnn_jax.choices.choose import choose
-    from mrcnn_jax.choices.recipes import Start
-    from mrcnn_jax.config.schema import DataConfig
-    from mrcnn_jax.data.reading import read_coco
-    from mrcnn_jax.datasets.prepare import prepare
-    from mrcnn_jax.training.initial import better_start
-    from mrcnn_jax.training.memory import device_memory
-    from mrcnn_jax.weights.choice import choose as choose_weights
-    from mrcnn_jax.weights.origin import open_origin
-    from mrcnn_jax.weights.published import locate
-
-    init_from, start, choice, trunk = request.init_from, None, None, None
-    if request.weights is not None:
-        name = request.weights
-        path = parallel.in_turn(lambda: locate(name, download=request.download)).resolve()
-        init_from = str(path)
-    if init_from is not None:
-        path = find_start(init_from)
-        origin = open_origin(path)
-        if request.weights is not None:
-            choice = choose_weights(path, origin)
-            if "--no-init-without-classes" in request.given:
-                choice = replace(choice, classes=0)
-        if origin.has_heads:
-            start = Start(origin.model, origin.class_names, origin.shrink, origin.presumed)
-        else:
-            trunk = origin.model
-    parts = parallel.in_turn(lambda: prepare(request.folder, request.workdir))
-    data = DataConfig(max_pixels=request.config.data.max_pixels)
-    train_set, val_set = (
-        read_coco(part.annotations.resolve(), part.images.resolve(), data) for part in parts
+    opening = config_for(
+        request.folder,
+        request.workdir,
+        request.values,
+        init_from=request.init_from,
+        weights=request.weights,
+        download=request.download,
     )
-    train_set.refuse_without_objects()
-    device: Device = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    if init_from is None:
-        of_device = {"cpu": "torchvision-resnet50-v2", "gpu": "torchvision-coco-v1"}
-        print(better_start(of_device[device], "training"))
-    count, kind = jax.device_count(), jax.devices()[0].device_kind
-    print(f"device: {kind if count == 1 else f'{count} x {kind}'}")
-    known = [bytes_ for bytes_ in parallel.gather(device_memory()) if bytes_ is not None]
-    memory = min(known, default=None)
-    chosen: Chosen = choose(
-        train_set,
-        val_set,
-        device=device,
-        devices=Devices(jax.device_count(), memory, len(os.sched_getaffinity(0))),
-        given=request.values,
-        init_from=init_from,
-        start=start,
-        trunk=trunk,
-        name=request.folder.resolve().name,
-    )
-    config = chosen.config
-    if choice is not None:
-        config = choice.applied(config, fields_given(request.given))
-    config = following_heads(config)
     if request.minutes is None:
-        print("\n".join(chosen.table(config, request.given)))
-    return Opening(config, choice, (train_set, val_set), chosen)
+        print("\n".join(opening.chosen.table(opening.config, request.given)))
+    return opening

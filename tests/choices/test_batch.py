@@ -13,13 +13,12 @@ from mrcnn_jax.choices.batch import (
     FIXED,
     OF_RESNET,
     ChosenBatch,
-    Device,
-    Devices,
     choose_batch,
     fixed_bytes,
     image_bytes,
     rate_for,
 )
+from mrcnn_jax.choices.devices import Device, Devices
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import DataConfig, OptimizerConfig
@@ -44,8 +43,8 @@ def batch(
     model: ModelConfig = TORCHVISION,
 ) -> ChosenBatch:
     """`memory`: GiB of a device."""
-    devices = Devices(count, None if memory is None else int(memory * GIB))
-    return choose_batch(optimizer, "r.py", device, devices, data, model, images)
+    devices = Devices(device, count, None if memory is None else int(memory * GIB))
+    return choose_batch(optimizer, "r.py", devices, data, model, images)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_jax.choices.batch import Device, Devices
 from mrcnn_jax.choices.choose import choose
+from mrcnn_jax.choices.devices import Device, Devices
 from mrcnn_jax.choices.recipes import Start
 from mrcnn_jax.choices.table import Chosen
 from mrcnn_jax.config.errors import ConfigError
@@ -33,6 +33,9 @@ CONVNEXT_B = replace(
     trunk="convnext",
     convnext=ConvNeXtConfig(blocks=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
 )
+CPU, GPU = Devices("cpu"), Devices("gpu")
+WHOLE = Start("runs/tv", TORCHVISION, ("person",))
+TRUNK = Start("resnet50.pth", TORCHVISION, has_heads=False)
 Image = tuple[int, int, list[tuple[int, float]]]  # height, width, (label, side) of each object
 
 
@@ -58,10 +61,10 @@ def dataset(images: list[Image], classes: int = 2, name: str = "train.json") -> 
 
 def config_of(images: list[Image], device: Device = "cpu", **options: object) -> Config:
     """With the options of `choose`, and others as fields that are given: `data__short_side`."""
-    own = {name: options.pop(name, None) for name in ("start", "init_from", "trunk")}
+    start: Any = options.pop("start", None)
     val = dataset(images[:1], name="val.json")
     fields = {name.replace("__", "."): value for name, value in options.items()}
-    return choose(dataset(images), val, device=device, given=fields, **own).config  # type: ignore[arg-type]
+    return choose(dataset(images), val, Devices(device), fields, start=start).config
 
 
 def likeness(count: int, height: int, width: int, sides: list[float]) -> list[Image]:
@@ -77,9 +80,9 @@ IMAGES = st.lists(
 
 
 @settings(deadline=None, max_examples=40)
-@given(IMAGES, st.sampled_from(["cpu", "gpu"]), st.sampled_from([None, "resnet50.pth"]))
-def test_what_every_choice_has(images: list[Image], device: Device, init_from: str | None) -> None:
-    config = config_of(images, device, init_from=init_from)
+@given(IMAGES, st.sampled_from(["cpu", "gpu"]), st.sampled_from([None, TRUNK]))
+def test_what_every_choice_has(images: list[Image], device: Device, start: Start | None) -> None:
+    config = config_of(images, device, start=start)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     data, model, (stage,) = config.data, config.model, config.stages
     enlarged = 0
@@ -92,7 +95,7 @@ def test_what_every_choice_has(images: list[Image], device: Device, init_from: s
     assert data.short_side <= {"cpu": 320, "gpu": 800}[device]
     assert data.long_side <= {"cpu": 640, "gpu": 1333}[device]
     assert data.max_objects % 8 == 0
-    fineness = 14 if device == "cpu" and init_from else 7
+    fineness = 14 if device == "cpu" and start else 7
     assert model.roi.canonical_size == fineness * model.rpn.scales[0]
     updates = stage.epochs * -(-len(images) // data.batch_size)
     assert stage.optimizer.warmup_steps <= updates / 10
@@ -102,7 +105,7 @@ def test_what_every_choice_has(images: list[Image], device: Device, init_from: s
 def test_on_a_cpu_it_is_the_profile_of_coco300() -> None:
     """configs/coco300_cpu.py has 300 to 480 and these anchors; maps are twice as fine."""
     recipe = load_config_file("coco300_cpu").model
-    config = config_of(likeness(300, 300, 450, [20, 60, 200]), init_from="resnet50.pth")
+    config = config_of(likeness(300, 300, 450, [20, 60, 200]), start=TRUNK)
     assert (config.data.short_side, config.data.long_side) == (320, 480)
     assert config.data.canvases == ((320, 480), (480, 320))
     assert config.model.rpn.scales == recipe.rpn.scales == (16, 32, 64, 128, 256)
@@ -116,17 +119,17 @@ def test_a_resnet_alone_trains_a_narrow_network_on_a_cpu() -> None:
     """The network and the stage of configs/finetune_cpu.py; of a detector, its own network."""
     images = likeness(300, 300, 450, [20, 60, 200])
     recipe = load_config_file("finetune_cpu")
-    config = config_of(images, init_from="resnet50.pth")
+    config = config_of(images, start=TRUNK)
     assert config.data.augment == recipe.data.augment
     assert config.data.canvases == recipe.data.canvases
     heads = replace(recipe.model.mask_head, samples=8)
     assert config.model == replace(recipe.model, num_classes=2, mask_head=heads)
     assert config.stages == recipe.stages
-    wide = config_of(images, init_from="runs/tv", start=Start(TORCHVISION, ("person",)))
+    wide = config_of(images, start=WHOLE)
     assert wide.model.fpn_channels == 256
     assert (len(config.model.box_head.cascade), wide.model.box_head.cascade) == (2, ())
     assert wide.stages[0].train == load_config_file("finetune").stages[0].train
-    assert config_of(images, "gpu", init_from="resnet50.pth").model.fpn_channels == 256
+    assert config_of(images, "gpu", start=TRUNK).model.fpn_channels == 256
 
 
 def test_on_a_cpu_three_images_in_four_keep_the_short_side() -> None:
@@ -140,16 +143,14 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
     config = config_of(
         likeness(300, 480, 800, [25, 80, 300]),
         "gpu",
-        init_from="runs/tv",
-        start=Start(TORCHVISION, ("person",)),
+        start=WHOLE,
     )
     recipe = load_config_file("finetune")
     assert (config.data.short_side, config.data.long_side) == (720, 1216)
     config = config_of(
         likeness(300, 600, 1000, [25, 80, 300]),
         "gpu",
-        init_from="runs/tv",
-        start=Start(TORCHVISION, ("person",)),
+        start=WHOLE,
     )
     assert (config.data.short_side, config.data.long_side) == (800, 1333)
     assert config.data.canvases == recipe.data.canvases
@@ -179,17 +180,14 @@ def test_on_a_gpu_it_is_torchvisions() -> None:
     ],
 )
 def test_epochs(images: int, device: Device, epochs: int, random: int) -> None:
-    for weights, expected in (("resnet50.pth", epochs), (None, random)):
-        config = config_of(likeness(images, 40, 40, [9]), device, init_from=weights)
+    for start, expected in ((TRUNK, epochs), (None, random)):
+        config = config_of(likeness(images, 40, 40, [9]), device, start=start)
         assert config.stages[0].epochs == expected
 
 
 def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
-    start = Start(replace(TORCHVISION, num_classes=2), ("class 1", "class 2"))
-    large, small = (
-        config_of(likeness(9, 320, 320, [side]), init_from="runs/tv", start=start)
-        for side in (100.0, 10.0)
-    )
+    start = Start("runs/tv", replace(TORCHVISION, num_classes=2), ("class 1", "class 2"))
+    large, small = (config_of(likeness(9, 320, 320, [side]), start=start) for side in (100.0, 10.0))
     assert large.model.rpn.scales == TORCHVISION.rpn.scales
     assert small.model.rpn.scales == (8, 16, 32, 64, 128)
     assert not large.init_without_classes  # they are the same
@@ -199,9 +197,9 @@ def test_the_weights_scales_stay_unless_objects_are_smaller() -> None:
     ("name", "start"),
     [
         ("scratch", None),
-        ("finetune_cpu", None),
-        ("tables.TORCHVISION", Start(TORCHVISION, ())),
-        ("shapes", Start(load_config_file("shapes").model, ())),
+        ("finetune_cpu", TRUNK),
+        ("tables.TORCHVISION", WHOLE),
+        ("shapes", Start("runs/a", load_config_file("shapes").model)),
     ],
 )
 def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -> None:
@@ -209,8 +207,7 @@ def test_the_stage_table_names_every_parameter(name: str, start: Start | None) -
     lines = (GOLDEN / f"{name}.parameters.txt").read_text().splitlines()
     paths = [tuple(line.split()[0].split("/")) for line in lines]
     params = unflatten_dict({path: 0 for path in paths if path[-1] not in ("mean", "var")})
-    init_from = None if name == "scratch" else "weights"
-    config = config_of(likeness(9, 90, 90, [9]), init_from=init_from, start=start)
+    config = config_of(likeness(9, 90, 90, [9]), start=start)
     assert labels(following_heads(config).stages[0], params)
 
 
@@ -248,7 +245,7 @@ def test_crowded_images() -> None:
 def test_objects_that_vanish_are_told() -> None:
     """A large image with small objects, which are 2 px on the canvas of a CPU."""
     images = likeness(3, 4000, 4000, [25.0] * 9)
-    chosen = choose(dataset(images), dataset(images[:1]), device="cpu")
+    chosen = choose(dataset(images), dataset(images[:1]), CPU)
     line = next(row for row in chosen.table(chosen.config) if row.startswith("anchors"))
     assert "; half are under 8 px" in line
     assert "convert tile" in line
@@ -257,7 +254,7 @@ def test_objects_that_vanish_are_told() -> None:
 def test_a_gpu_is_fed_by_all_cores() -> None:
     images = dataset(likeness(300, 600, 800, [50.0]))
     for cores, threads in ((4, 4), (64, 16)):
-        chosen = choose(images, images, device="gpu", devices=Devices(1, None, cores))
+        chosen = choose(images, images, Devices("gpu", cores=cores))
         assert chosen.config.data.threads == threads
         assert chosen.config.data.eval_batch_size == chosen.config.data.batch_size
         assert chosen.config.save_every_steps == 5000
@@ -270,8 +267,7 @@ def test_what_is_given_is_followed() -> None:
         data__short_side=160,
         data__batch_size=6,
         stages__0__epochs=1,
-        init_from="runs/tv",
-        start=Start(TORCHVISION, ("person",)),
+        start=WHOLE,
     )
     assert (config.data.short_side, config.data.long_side) == (160, 256)
     assert config.data.canvases == ((160, 256), (256, 160))
@@ -285,10 +281,10 @@ def test_what_is_given_is_followed() -> None:
 def test_what_depends_on_a_field_follows_the_one_given() -> None:
     """Each figure by hand."""
     images = likeness(300, 300, 450, [20, 60])
-    plain = config_of(images, init_from="runs/tv", start=Start(TORCHVISION, ("person",)))
+    plain = config_of(images, start=WHOLE)
     assert plain.model.roi.canonical_size == 224.0
     finer = replace(TORCHVISION, roi=replace(TORCHVISION.roi, canonical_size=112.0))
-    own = config_of(images, init_from="runs/a", start=Start(finer, ("person",)))
+    own = config_of(images, start=Start("runs/a", finer, ("person",)))
     assert own.model.roi.canonical_size == 112.0
     config = config_of(images, model__rpn__scales=(4, 8, 16, 32, 64))
     assert config.model.rpn.scales == (4, 8, 16, 32, 64)
@@ -299,12 +295,9 @@ def test_what_depends_on_a_field_follows_the_one_given() -> None:
     config = config_of(likeness(9, 90, 90, [9.0] * 40), data__augment__copy_paste=0.5)
     assert config.data.max_objects == 80
     rates = {"stages__0__optimizer__name": "adamw", "stages__0__optimizer__learning_rate": 2e-4}
-    start = Start(TORCHVISION, ("person",))
-    optimizer = config_of(images, init_from="runs/tv", start=start, **rates).stages[0].optimizer
+    optimizer = config_of(images, start=WHOLE, **rates).stages[0].optimizer
     assert (optimizer.name, optimizer.learning_rate) == ("adamw", 2e-4)
-    config = config_of(
-        images, init_from="runs/tv", start=start, stages__0__optimizer__accumulate_steps=4
-    )
+    config = config_of(images, start=WHOLE, stages__0__optimizer__accumulate_steps=4)
     before, after = plain.stages[0].optimizer, config.stages[0].optimizer
     assert config.stages[0].epochs == plain.stages[0].epochs
     assert after.learning_rate == pytest.approx(4 * before.learning_rate)
@@ -318,10 +311,10 @@ def test_epochs_count_the_images_that_are_trained_on() -> None:
     images: list[Image] = [(90, 90, [(1, 9.0)])] * 90 + [(90, 90, [(2, 9.0)])] * 10
     images += [(90, 90, [])] * 900
     shown = {"data__keep_empty": False, "data__repeat_threshold": 0.9}
-    config = config_of(images, init_from="a.pth", **shown)
+    config = config_of(images, start=TRUNK, **shown)
     factor = (0.9 / 0.1) ** 0.5
     assert config.stages[0].epochs == round(3000 / (90 + 10 * factor))
-    assert config_of(images, init_from="a.pth").stages[0].epochs == 4
+    assert config_of(images, start=TRUNK).stages[0].epochs == 4
 
 
 def test_choices_that_nobody_asked_for_give_way() -> None:
@@ -338,8 +331,8 @@ def test_choices_that_nobody_asked_for_give_way() -> None:
     for loss, agnostic in (("focal", True), ("softmax", False)):
         head = config_of(images, model__mask_head__loss=loss).model.mask_head
         assert (head.loss, head.soft_targets, head.class_agnostic) == (loss, False, agnostic)
-    start = Start(replace(TORCHVISION, num_classes=2), ())
-    cascade = {"init_from": "runs/a", "start": start, "model__box_head__cascade": (0.6,)}
+    start = Start("runs/a", replace(TORCHVISION, num_classes=2))
+    cascade = {"start": start, "model__box_head__cascade": (0.6,)}
     box_head = config_of(images, **cascade).model.box_head
     assert (box_head.cascade, box_head.class_agnostic) == ((0.6,), True)
 
@@ -348,7 +341,7 @@ def test_a_convnext_from_random_weights() -> None:
     """All of it is trained, by the optimiser of scratch."""
     images = dataset(likeness(9, 90, 90, [9]))
     fields = {"model.trunk": "convnext", "model.convnext.blocks": (1, 1, 1, 1)}
-    chosen = choose(images, images, device="gpu", given=fields)
+    chosen = choose(images, images, GPU, fields)
     config, (stage,) = chosen.config, chosen.config.stages
     assert config.model.convnext.blocks == (1, 1, 1, 1)
     assert (stage.train[0].pattern, stage.frozen) == ("convnext/.*", ())
@@ -357,18 +350,17 @@ def test_a_convnext_from_random_weights() -> None:
     assert rows["network"].options[0] == "--model.trunk"
     assert rows["batch"].why.startswith("as in configs/scratch.py")
     with pytest.raises(
-        ConfigError, match=r"^model\.trunk: convnext, but a\.pth needs a config with"
+        ConfigError, match=r"^model\.trunk: convnext, but resnet50\.pth needs a config with"
     ):
         config_of(
             likeness(9, 90, 90, [9]),
-            init_from="a.pth",
-            trunk=TORCHVISION,
+            start=TRUNK,
             model__trunk="convnext",
         )
 
 
 def test_live_norms_that_are_asked_for_are_trained() -> None:
-    fields = {"init_from": "resnet50.pth", "model__resnet__norm": "live"}
+    fields = {"start": TRUNK, "model__resnet__norm": "live"}
     (stage,) = config_of(likeness(9, 90, 90, [9]), **fields).stages
     assert (stage.train[0].pattern, stage.frozen) == ("resnet/.*", ())
     assert stage.optimizer.name == "adamw"
@@ -376,11 +368,9 @@ def test_live_norms_that_are_asked_for_are_trained() -> None:
 
 def test_the_batch_follows_the_network_that_is_given() -> None:
     """Maps four times as wide need four times the memory."""
-    images, devices = dataset(likeness(9, 320, 480, [9])), Devices(1, 4 * 2**30)
-    plain = choose(images, images, device="cpu", devices=devices).config
-    wide = choose(
-        images, images, device="cpu", devices=devices, given={"model.fpn_channels": 512}
-    ).config
+    images, devices = dataset(likeness(9, 320, 480, [9])), Devices("cpu", memory=4 * 2**30)
+    plain = choose(images, images, devices).config
+    wide = choose(images, images, devices, {"model.fpn_channels": 512}).config
     assert plain.data.batch_size > wide.data.batch_size
 
 
@@ -426,7 +416,7 @@ def test_the_batch_follows_the_network_that_is_given() -> None:
 def test_what_is_given_may_be_wrong(fields: dict[str, Any], line: str) -> None:
     images = dataset(likeness(9, 90, 90, [9]))
     with pytest.raises(ConfigError, match=f"^{line}"):
-        choose(images, images, device="cpu", given=fields)
+        choose(images, images, CPU, fields)
 
 
 def test_one_pixel_is_enough() -> None:
@@ -444,20 +434,15 @@ def test_reasons_are_those_that_decided() -> None:
     """Few images meet the most epochs; boxes train no masks; norms that are live train whole."""
     images = dataset(likeness(30, 90, 90, [9]))
     live = replace(TORCHVISION, resnet=replace(TORCHVISION.resnet, norm="live"))
-    for start, trained in ((TORCHVISION, "as in configs/finetune.py"), (live, "batch norms are")):
-        chosen = choose(
-            images,
-            images,
-            device="cpu",
-            init_from="runs/a",
-            start=Start(start, images.class_names),
-        )
+    for model, trained in ((TORCHVISION, "as in configs/finetune.py"), (live, "batch norms are")):
+        start = Start("runs/a", model, images.class_names)
+        chosen = choose(images, images, CPU, start=start)
         reasons = {row.what: row.why for row in chosen.rows}
         assert reasons["epochs"] == "3000 images shown would be 100; 4 to 60 are allowed"
         assert reasons["masks trained per image"].startswith("no object has a mask")
         assert reasons["trained"].startswith(trained)
     many = dataset(likeness(20_000, 90, 90, [9]))
-    rows = choose(many, images, device="gpu", init_from="a.pth").rows
+    rows = choose(many, images, GPU, start=TRUNK).rows
     assert "at most 90000 images shown" in {row.why for row in rows}
 
 
@@ -470,19 +455,19 @@ def test_outputs_per_class_start_anew_for_other_classes(
 ) -> None:
     """Where nobody knows their names, their number alone decides."""
     images = dataset(likeness(30, 90, 90, [9]))
-    start = Start(replace(TORCHVISION, num_classes=classes), names)
-    found = choose(images, images, device="cpu", init_from="a.pth", start=start)
+    start = Start("a.pth", replace(TORCHVISION, num_classes=classes), names)
+    found = choose(images, images, CPU, start=start)
     assert found.config.init_without_classes == anew
 
 
 def test_images_shrink_as_for_the_run_that_training_starts_from() -> None:
     images = dataset(likeness(30, 900, 900, [9]))
-    start = Start(TORCHVISION, images.class_names, "bilinear")
-    chosen = choose(images, images, device="cpu", init_from="runs/a", start=start)
+    start = Start("runs/a", TORCHVISION, images.class_names, "bilinear")
+    chosen = choose(images, images, CPU, start=start)
     assert chosen.config.data.shrink == "bilinear"
     (line,) = (line for line in chosen.table(chosen.config) if "made smaller" in line)
     assert " ".join(line.split()) == "made smaller by bilinear as for runs/a other --weights"
-    alone = choose(images, images, device="cpu", init_from="resnet50.pth")
+    alone = choose(images, images, CPU, start=TRUNK)
     assert alone.config.data.shrink == "area"
     assert "made smaller by" not in {row.what for row in alone.rows}
 
@@ -501,8 +486,9 @@ def test_the_batch_is_that_of_the_trunk_in_the_file(
     """On a GPU of 40 GB, of which JAX takes three quarters. With SGD, 8 images would leave 38
     updates an epoch."""
     images = dataset(likeness(300, 800, 1333, [20, 60, 200]))
-    devices, path = Devices(1, 30 * 2**30), "weights.safetensors"
-    chosen = choose(images, images, device="gpu", devices=devices, init_from=path, trunk=trunk)
+    devices = Devices("gpu", memory=30 * 2**30)
+    start = Start("weights.safetensors", trunk, has_heads=False)
+    chosen = choose(images, images, devices, start=start)
     assert chosen.config.model.trunk_name == name
     assert chosen.config.data.batch_size == batch
 
@@ -511,9 +497,9 @@ def test_the_batch_is_that_of_the_trunk_in_the_file(
 def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str) -> None:
     """But the optimiser of configs/convnext.py on a GPU; every parameter is trained or frozen."""
     images = dataset(likeness(300, 600, 900, [20, 60, 200]))
-    trunk, path = replace(TORCHVISION, trunk="convnext"), "convnext.safetensors"
-    chosen = choose(images, images, device=device, init_from=path, trunk=trunk)
-    like = choose(images, images, device=device, init_from=path).config
+    start = replace(TRUNK, model=replace(TORCHVISION, trunk="convnext"))
+    chosen = choose(images, images, Devices(device), start=start)
+    like = choose(images, images, Devices(device), start=TRUNK).config
     config, (stage,) = chosen.config, chosen.config.stages
     assert replace(config.model, trunk="resnet") == like.model
     assert (stage.optimizer.name, stage.optimizer.decay_vectors) == ("adamw", False)
@@ -541,13 +527,13 @@ def test_a_convnext_alone_has_the_recipe_of_a_resnet(device: Device, recipe: str
 
 
 def test_a_run_with_a_convnext_is_trained_like_one() -> None:
-    start = Start(replace(TORCHVISION, trunk="convnext"), ("person",))
+    start = replace(WHOLE, model=replace(TORCHVISION, trunk="convnext"))
     images = dataset(likeness(9, 90, 90, [9]))
-    for device, batch, why in (
-        ("cpu", 2, "as in configs/finetune.py"),
-        ("gpu", 8, "as in configs/convnext.py, halved"),
+    for devices, batch, why in (
+        (CPU, 2, "as in configs/finetune.py"),
+        (GPU, 8, "as in configs/convnext.py, halved"),
     ):
-        chosen = choose(images, images, device=device, init_from="runs/a", start=start)
+        chosen = choose(images, images, devices, start=start)
         (row,) = (row for row in chosen.rows if row.what == "batch")
         assert (chosen.config.data.batch_size, row.why.partition(";")[0]) == (batch, why)
     config = chosen.config
@@ -557,20 +543,18 @@ def test_a_run_with_a_convnext_is_trained_like_one() -> None:
 
 def test_a_c4_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^init_from: runs/c4: a C4 network"):
-        config_of(likeness(9, 90, 90, [9]), init_from="runs/c4", start=Start(DETECTRON2_C4, ()))
+        config_of(likeness(9, 90, 90, [9]), start=Start("runs/c4", DETECTRON2_C4))
 
 
 def choose_on_gpus(images: CocoDataset, devices: Devices, fields: dict[str, Any]) -> Chosen:
     """From weights of torchvision's whole network."""
-    start = Start(TORCHVISION, ("person",))
-    options = {"device": "gpu", "devices": devices, "init_from": "runs/tv", "start": start}
-    return choose(images, images, given=fields, **options)  # type: ignore[arg-type]
+    return choose(images, images, devices, fields, start=WHOLE)
 
 
 def test_the_batch_follows_memory_and_the_rate_follows_it() -> None:
     """1000 images in batches of 8 are 125 updates an epoch."""
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
-    devices = Devices(1, 80 * 2**30)
+    devices = Devices("gpu", memory=80 * 2**30)
     recipe = load_config_file("finetune").stages[0].optimizer
     six = {"data.batch_size": 6}
     for fields, size, why in (({}, 8, "the most; needs about 10.2 GiB"), (six, 6, "")):
@@ -587,9 +571,9 @@ def test_the_rate_of_a_large_batch_is_explained() -> None:
     """On 16 GPUs, too, where the recipe's batch becomes one image on each."""
     images = dataset(likeness(1000, 600, 1000, [25, 80, 300]))
     for fields, devices, size, rate in (
-        ({"data.batch_size": 32}, Devices(), 32, 0.04),
-        ({"stages.0.optimizer.accumulate_steps": 16}, Devices(), 32, 0.04),
-        ({}, Devices(16), 16, 0.02),
+        ({"data.batch_size": 32}, GPU, 32, 0.04),
+        ({"stages.0.optimizer.accumulate_steps": 16}, GPU, 32, 0.04),
+        ({}, Devices("gpu", 16), 16, 0.02),
     ):
         chosen = choose_on_gpus(images, devices, fields)
         optimizer = chosen.config.stages[0].optimizer
@@ -600,7 +584,7 @@ def test_the_rate_of_a_large_batch_is_explained() -> None:
 
 def test_every_option_of_the_table_exists() -> None:
     images = dataset(likeness(9, 90, 90, [9]))
-    chosen = choose(images, images, device="cpu")
+    chosen = choose(images, images, CPU)
     options = {option for row in chosen.rows for option in row.options}
     assert {"--model.rpn.proposals", "--validate-every-epochs"} <= options
     assert "--minutes" in options  # the only one that is no field
@@ -613,7 +597,7 @@ def test_every_option_of_the_table_exists() -> None:
 def test_classes_without_objects_are_told() -> None:
     """Roboflow's category 0, a supercategory, is such a one."""
     train = dataset([(90, 90, [(2, 9.0)])] * 3, classes=2)
-    chosen = choose(train, train, device="cpu")
+    chosen = choose(train, train, CPU)
     assert chosen.config.model.num_classes == 2
     assert chosen.config.data.class_names == ("class 1", "class 2")
     assert any("without objects: class 1" in line for line in chosen.table(chosen.config))
@@ -623,7 +607,7 @@ def test_other_networks_parameters_stay() -> None:
     """A start keeps every shape: only outputs per class may change."""
     start = ModelConfig(fpn_channels=64)
     model = config_of(
-        likeness(9, 90, 90, [9]), init_from="run", start=Start(start, ("class 1", "class 2"))
+        likeness(9, 90, 90, [9]), start=Start("run", start, ("class 1", "class 2"))
     ).model
     assert (model.fpn_channels, model.resnet, model.rpn.batch_norm) == (
         start.fpn_channels,

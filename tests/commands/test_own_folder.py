@@ -21,6 +21,7 @@ from exports import PICTURES, as_labelme, picture
 from training.whole_runs import latest
 
 from mrcnn_jax import cli
+from mrcnn_jax.choices import devices
 from mrcnn_jax.commands import check, own_folder, train
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, resolve_paths, save_config
@@ -34,7 +35,7 @@ from mrcnn_jax.data.split import write_record
 from mrcnn_jax.datasets.prepare import by_hand, is_changed, refuse_other_folder
 from mrcnn_jax.datasets.recognise import recognise
 from mrcnn_jax.runs import hub, manifest
-from mrcnn_jax.training import loop, memory
+from mrcnn_jax.training import loop
 from mrcnn_jax.training.open import _began_with, open_run
 from mrcnn_jax.weights import network
 
@@ -97,7 +98,7 @@ def test_the_batch_follows_the_memory_of_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for gib, size in ((90, 8), (1, 1)):
-        monkeypatch.setattr(memory, "device_memory", lambda gib=gib: gib * 2**30)
+        monkeypatch.setattr(devices, "device_memory", lambda gib=gib: gib * 2**30)
         assert chosen(tiny_data).data.batch_size == size
     assert re.search(
         r"\n *batch +1 images +8 need about \d\.\d GiB, over 80% of 1.0 ", capsys.readouterr().out
