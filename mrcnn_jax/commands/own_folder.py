@@ -229,24 +229,28 @@ def run(request: Request) -> None:
         try:
             train(request.config, request.workdir)
         except AnotherConfig as error:
-            again = cli.command("train", "--resume", request.workdir)
-            raise ConfigError(f"{error}; as it was begun: {again}{_ways_on(request)}") from None
+            raise ConfigError(f"{error}; {_ways_on(request)}") from None
     else:
         _train_new(request)
 
 
 def _ways_on(request: Request) -> str:
-    """What else to type where options do not fit the run in the folder; "" if it has no weights."""
+    """What to type where options do not fit the run in the folder."""
     if not has_weights(request.workdir):
-        return ""
+        begun = cli.command("train", request.folder, "--workdir", request.workdir)
+        return (
+            f"as it was begun: {begun}; nothing is trained there yet: to choose again, remove "
+            f"{request.workdir}"
+        )
     from mrcnn_jax.weights.choice import fixed_by_runs
 
+    begun = cli.command("train", "--resume", request.workdir)
     saved = load_config_json(request.workdir / "config.json")
     more = longer(saved, request.config, request.workdir)
     changed = {line.partition(":")[0] for line in differences(saved, request.config)}
-    if changed & fixed_by_runs():
-        return more  # its weights do not fit
-    return f"{more}; a new run from its weights: {_anew(request)}"
+    if not changed & fixed_by_runs():  # else its weights do not fit
+        more += f"; a new run from its weights: {_anew(request)}"
+    return f"as it was begun: {begun}{more}"
 
 
 def _anew(request: Request) -> str:

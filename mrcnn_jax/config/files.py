@@ -126,7 +126,7 @@ def _without_links(config: Config) -> Config:
     A saved one names others where a folder was moved, and a link put at its old place.
     """
     data = config.data
-    names = {name: _resolved(getattr(data, name)) for name in PATHS}
+    names: dict[str, Any] = {name: _resolved(getattr(data, name)) for name in PATHS}
     return dataclasses.replace(
         config, data=dataclasses.replace(data, **names), init_from=_resolved(config.init_from)
     )

@@ -307,6 +307,14 @@ def test_another_config_is_refused_with_the_way_on(
         f" -> 99 (choose another --workdir); as it was begun: {again}; a new run from its "
         f"weights: {start} --weights {run} --workdir {run}_2 --seed 99"
     )
+    # Stopped while the first step was compiled: the command that goes on is no way.
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError) as refused:
+        own_folder.run(request)
+    assert str(refused.value).endswith(
+        f" -> 99 (choose another --workdir); as it was begun: {start} --workdir {run}; nothing is "
+        f"trained there yet: to choose again, remove {run}"
+    )
 
 
 def test_a_longer_training_is_told_how_to_go_on(
