@@ -120,22 +120,6 @@ def resolve_paths(config: Config, *, needs_start: bool = True) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(data, **names), init_from=init_from)
 
 
-def _without_links(config: Config) -> Config:
-    """Returns a config with the files that its names lead to today.
-
-    A saved one names others where a folder was moved, and a link put at its old place.
-    """
-    data = config.data
-    names: dict[str, Any] = {name: _resolved(getattr(data, name)) for name in PATHS}
-    return dataclasses.replace(
-        config, data=dataclasses.replace(data, **names), init_from=_resolved(config.init_from)
-    )
-
-
-def _resolved(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
-
-
 def find_start(init_from: str) -> Path:
     """Returns the absolute path of weights to start from; ConfigError if there are none."""
     shared = os.environ.get("MRCNN_DATA")
@@ -293,7 +277,8 @@ def differences(old: Config, new: Config) -> list[str]:
     Rows that were added at the end of the stage table are no difference: what is trained before
     them is the same.
     """
-    a, b = (_fixed_fields(_without_links(config)) for config in (old, new))
+    a, b = _fixed_fields(old), _fixed_fields(new)
+    places = {"init_from", *(f"data.{name}" for name in PATHS)}
     before, now = len(old.stages), len(new.stages)
     # Rows that only one of them has are told by their number, not by each of their fields.
     rows = tuple(f"stages.{i}." for i in range(min(before, now), max(before, now)))
@@ -308,7 +293,15 @@ def differences(old: Config, new: Config) -> list[str]:
         f"{name}: {a.get(name)!r} -> {b.get(name)!r}"
         for name in sorted(a | b)
         if a.get(name) != b.get(name)
+        and not (name in places and _is_one_place(a.get(name), b.get(name)))
     ]
+
+
+def _is_one_place(*names: Any) -> bool:
+    """Whether names lead to one file: where a folder was moved, a link may be at its old place."""
+    return (
+        all(isinstance(name, str) for name in names) and len(set(map(os.path.realpath, names))) == 1
+    )
 
 
 def config_hash(config: Config) -> str:
