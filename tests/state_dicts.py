@@ -4,6 +4,7 @@ fit."""
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -318,6 +319,22 @@ def tensors(shapes: Shapes) -> dict[str, np.ndarray]:
         if name in made
     }
     return made | {name: cell_anchors(name, len(made[name])) for name in made if _ANCHORS in name}
+
+
+def write(path: Path, shapes: Shapes) -> Path:
+    """Writes `tensors`, as detectron2 does or with NumPy, by the suffix."""
+    made = tensors(shapes)
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"model": made, "__author__": "somebody"}, protocol=4))
+    else:
+        np.savez(path, **made)  # type: ignore[arg-type]
+    return path
+
+
+def with_classes(shapes: Shapes, classes: int) -> Shapes:
+    """Of torchvision's Mask R-CNN, with another number of classes."""
+    rows = {91: classes + 1, 364: 4 * (classes + 1)}
+    return {name: tuple(rows.get(side, side) for side in shape) for name, shape in shapes.items()}
 
 
 def cell_anchors(name: str, count: int) -> np.ndarray:

@@ -50,7 +50,6 @@ ELSEWHERE = {
     "mrcnn_jax.commands.export": ("inference/test_exported.py", "the file that it writes"),
     "mrcnn_jax.commands.export_contents": ("inference/test_exported.py", "parts of that file"),
     "mrcnn_jax.commands.generate": (SCRIPTS, "its options; the data sets have their own"),
-    "mrcnn_jax.commands.import_weights": ("weights/test_importer.py", "files of all families"),
     "mrcnn_jax.commands.model_card": ("commands/test_share.py", "the card of a shared run"),
     "mrcnn_jax.training.resume": ("training/test_open.py", "what it refuses in such a folder"),
     "mrcnn_jax.commands.replay": (SCRIPTS, "its options; training/test_replay.py has the rest"),

@@ -109,7 +109,10 @@ HELP = {  # what each help names
     ("check",): ["my/", "--annotations", "--images", "--json", "--strict", "--contact-sheet"],
     ("convert",): ["labelme", "cvat", "voc", "masks"],
     ("convert", "voc"): ["--out", "--split"],
-    ("import",): ["--out", "--categories", "--download", "--norm-epsilon"],
+    ("import",): [
+        *("--out", "--categories", "--download", "--channel-order"),
+        *("--data.short-side", "--model.pixel-mean", "--model.resnet.stride-in-1x1"),
+    ],
     ("export",): ["--workdir", "--out", "--weights-licence"],
     ("share",): ["--workdir", "--out", "--weights-licence"],
     ("figures",): ["proposals", "box_targets", "--titles"],

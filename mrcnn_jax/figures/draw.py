@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.evaluation.average_precision import mask_score
+from mrcnn_jax.pixels.geometry import check_image
 from mrcnn_jax.pixels.rle import moved_rle, segmentation_rle
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -84,7 +85,12 @@ def draw_instances(
 
     Returns:
         A new image.
+
+    Raises:
+        ValueError: the image is not uint8 RGB.
+        KeyError: a category without a name.
     """
+    check_image(image)
     canvas, scale = _canvas(image, size)
     texts = labels or [_text(instance, class_names) for instance in instances]
     kept = [i for i, one in enumerate(instances) if _score(one, 1.0) >= min_score]

@@ -3,6 +3,8 @@
 model = mrcnn_jax.load("runs/a")
 found = model.predict(image)    # a file's name, uint8 RGB pixels, an image of Pillow, or bytes
 found.boxes, found.class_names, found.scores, found.masks
+for found in model.predict_many("folder"):    # or a list of images, the frames of a video
+    print(found.path, found.class_names)
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.inputs import (
@@ -42,8 +45,17 @@ from mrcnn_jax.runs.run import CheckpointName, Run, load_run
 
 __all__ = ["Detections", "Model", "load", "video_frames"]
 
-Source: TypeAlias = UInt8[np.ndarray, "h w 3"] | Image.Image | bytes | str | os.PathLike[str]
-"""An image (RGB, original pixels; also an array of jax or torch), or its file's bytes or name."""
+
+class SupportsArray(Protocol):
+    """An array of jax or torch, or another that NumPy can read."""
+
+    def __array__(self) -> np.ndarray: ...
+
+
+Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"] | SupportsArray | Image.Image
+Encoded: TypeAlias = bytes | bytearray | memoryview
+Source: TypeAlias = Pixels | Encoded | str | os.PathLike[str]
+"""An image (RGB, original pixels), or its file's bytes or name."""
 _BYTES = (bytes, bytearray, memoryview)
 
 
@@ -77,7 +89,7 @@ def load(
 
 
 class Model:
-    """A run on one device.
+    """A run on one device; `run` is what was loaded, its config and the checkpoint's `meta`.
 
     Programs are compiled when an image first needs them: one for each of the run's canvases; with
     test-time augmentation, two for each canvas and scale and one for each number of views. Their
@@ -96,7 +108,7 @@ class Model:
 
     def predict(
         self,
-        images: Source | Iterable[Source],
+        image: Source,
         *,
         min_score: float = 0.0,
         rle: bool = False,
@@ -104,14 +116,12 @@ class Model:
         scales: Sequence[float] = (1.0,),
         tile: int | None = None,
         overlap: int | None = None,
-        progress: bool = False,
-    ) -> Any:
-        """Detect objects in one image or in many, of any sizes.
+    ) -> Detections:
+        """Detect objects in one image, of any size; `predict_many` takes several.
 
         Args:
-            images: an image (uint8 RGB [H, W, 3] of NumPy, jax or torch; an image of Pillow, taken
-                as it is; a file's name, or its bytes); a list or tuple of images; a folder; or
-                another iterable of images (`video_frames`), of which one at a time is in memory.
+            image: uint8 RGB [H, W, 3] of NumPy, jax or torch; an image of Pillow, taken as it is; a
+                file's name, or its bytes.
             min_score: detections below it are left out, as are those below the run's
                 model.box_head.score_threshold; where a mask-IoU head gives mask scores, it is
                 compared with these.
@@ -122,51 +132,99 @@ class Model:
                 and merge (`inference.merging`). Masks are then always RLEs, there is no depth map,
                 and a TIFF is read by windows.
             overlap: pixels that neighbouring tiles share at least; by default an eighth of `tile`.
-            progress: show a progress bar for several images.
-
-        Returns:
-            `Detections` for one image; a list of them for a list or tuple; otherwise an iterator,
-            which predicts an image when its result is asked for.
 
         Raises:
-            ConfigError: (a ValueError) a file is missing or not an image, or a folder is empty.
-            ValueError: an image is none of those above, such as an array that is not uint8 RGB (in
-                a list, before any is predicted); there is no scale, or one is not positive; there
-                are no such tiles, or other views besides; `overlap` without `tile`; `min_score` is
-                not in 0..1.
+            ConfigError: (a ValueError) a file is missing or not an image.
+            ValueError: the image is none of those above, such as an array that is not uint8 RGB;
+                there is no scale, or one is not positive; there are no such tiles, or other views
+                besides; `overlap` without `tile`; `min_score` is not in 0..1.
 
         Warns:
-            UserWarning: a file's pixels were changed (other than 8-bit RGB), only the first of its
-                pages was read, or files of a folder were passed over.
+            UserWarning: a file's pixels were changed (other than 8-bit RGB), or only the first of
+                its pages was read.
         """
-        scales = _checked_scales(scales)
-        refuse_score(min_score)
-        tiling = None if tile is None else Tiling.of(tile, overlap)
-        if tiling is None and overlap is not None:
-            raise ValueError("overlap: needs tile")
-        if tiling is not None and (flip or scales != (1.0,)):
-            raise ValueError("tile: not together with flip or scales")
+        detect = self._detector(min_score, rle, flip, scales, tile, overlap)
+        if isinstance(image, str | os.PathLike) and os.path.isdir(image):
+            raise ConfigError(f"{os.fspath(image)}: a folder: predict_many takes its images")
+        if _are_several(image):
+            raise ValueError(f"image: {type(image).__name__}: predict_many takes several images")
+        return detect(image)
 
-        def one(source: Source) -> Detections:
-            if tiling is not None:
-                found = self.predict_scene(self._scene(source), tiling, min_score=min_score)
-                return replace(found, path=_path(source))
-            return self._one(source, min_score, rle, flip, scales)
+    def predict_many(
+        self,
+        images: Iterable[Source] | str | os.PathLike[str],
+        *,
+        min_score: float = 0.0,
+        rle: bool = False,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        tile: int | None = None,
+        overlap: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[Detections]:
+        """Detect objects in many images, of any sizes, one after the other.
 
-        many: Any = images
-        if isinstance(images, str | os.PathLike) and os.path.isdir(images):
+        Args:
+            images: images as of `predict`; or a folder, whose images are taken in the order of
+                their names. Of an iterable that is no sequence (`video_frames`), one image at a
+                time is in memory.
+            min_score, rle, flip, scales, tile, overlap: as of `predict`.
+            progress: show a progress bar.
+
+        Returns:
+            The detections of each image, which is predicted when they are asked for.
+
+        Raises:
+            ConfigError, ValueError: at once: as of `predict`, of the options and of images of a
+                sequence that are in memory; there are no images in the folder; or these are not
+                several images. Of other images when their turn comes.
+
+        Warns:
+            UserWarning: as of `predict`; or files of the folder were passed over.
+        """
+        detect = self._detector(min_score, rle, flip, scales, tile, overlap)
+        sources: Iterable[Source]
+        if isinstance(images, str | os.PathLike):
             report = Report()
-            many = image_files([Path(images)], report)
+            sources = image_files([Path(images)], report)
             _warn(report)
-        elif isinstance(images, list | tuple):
+        elif not _are_several(images):
+            kind = type(images).__name__
+            raise ValueError(f"images: {kind} is not a list, a folder or another iterable of them")
+        elif isinstance(images, Sequence):
             # Before the first is predicted: a mistake in the last should not cost the others.
-            many = [
+            sources = [
                 image if _is_encoded(image) else image_pixels(image, Report()) for image in images
             ]
-        elif _is_one(images):
-            return one(images)  # type: ignore[arg-type]
-        found = map(one, tqdm(many, unit="img", leave=False) if progress else many)
-        return list(found) if isinstance(images, list | tuple) else found
+        else:
+            sources = images
+        return map(detect, tqdm(sources, unit="img", leave=False) if progress else sources)
+
+    def _detector(
+        self,
+        min_score: float,
+        rle: bool,
+        flip: bool,
+        scales: Sequence[float],
+        tile: int | None,
+        overlap: int | None,
+    ) -> Callable[[Source], Detections]:
+        """What is done with each image; ValueError for options as of `predict`."""
+        checked = _checked_scales(scales)
+        refuse_score(min_score)
+        if tile is None:
+            if overlap is not None:
+                raise ValueError("overlap: needs tile")
+            return lambda source: self._one(source, min_score, rle, flip, checked)
+        tiling = Tiling.of(tile, overlap)
+        if flip or checked != (1.0,):
+            raise ValueError("tile: not together with flip or scales")
+
+        def in_tiles(source: Source) -> Detections:
+            found = self.predict_scene(self._scene(source), tiling, min_score=min_score)
+            return replace(found, path=_path(source))
+
+        return in_tiles
 
     def predict_scene(
         self, scene: Scene, tiling: Tiling, *, min_score: float = 0.0, progress: bool = False
@@ -247,10 +305,10 @@ def _is_encoded(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike, Image.Image, *_BYTES))
 
 
-def _is_one(images: Any) -> bool:
-    """Whether this is one image, or something that is refused as one."""
+def _are_several(images: Any) -> TypeGuard[Iterable[Source]]:
+    """Whether these may be images, and are neither one nor something that is refused as one."""
     several = isinstance(images, Iterable) and not hasattr(images, "__array__")
-    return not several or _is_encoded(images) or isinstance(images, Mapping | Set | io.IOBase)
+    return several and not (_is_encoded(images) or isinstance(images, Mapping | Set | io.IOBase))
 
 
 def _warn(report: Report) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.geometry import depth_in_image, in_image
 from mrcnn_jax.pixels.rle import PasteStyle, decoded, encoded, paste_rle, sampled_rle
 from mrcnn_jax.structures import DEPTH_STRIDE, Instances
+
+if TYPE_CHECKING:
+    import supervision
 
 
 @dataclass(frozen=True)
@@ -41,33 +44,41 @@ class Detections:
     """Detections in one image of H x W pixels: N objects, best first."""
 
     size: tuple[int, int]
-    """(H, W)."""
+    """(H, W) of the original image in pixels."""
     boxes: Float64[np.ndarray, "n 4"]
-    """(x1, y1, x2, y2) in pixels of the original image, continuous in [0, W] x [0, H]."""
+    """float64 [N, 4]: (x1, y1, x2, y2) in pixels of the original image, continuous in
+    [0, W] x [0, H]."""
     labels: Int32[np.ndarray, " n"]
-    """1..K."""
+    """int32 [N]: the classes, 1..K."""
     category_ids: tuple[int, ...]
-    """COCO ids of the classes, as in the annotations that the run was trained on."""
+    """N COCO ids of the classes, as in the annotations that the run was trained on."""
     class_names: tuple[str, ...]
+    """N names of the classes, from the same annotations."""
     scores: Float32[np.ndarray, " n"]
-    """Probabilities of the classes."""
+    """float32 [N]: probabilities of the classes, in 0..1."""
     masks: Bool[np.ndarray, "n h w"] | tuple[dict[str, Any], ...] | None
-    """Pixels of each object, or compressed COCO RLEs, {"size": [H, W], "counts": str}.
+    """bool [N, H, W]: pixels of each object; or, where RLEs were asked for, N compressed COCO RLEs,
+    {"size": [H, W], "counts": str}, which `rles` gives of either.
 
     None: the network has no mask head, or one that is not trained yet.
     """
     mask_scores: Float32[np.ndarray, " n"] | None = None
-    """Of the masks: probability of the class * predicted IoU of the mask, at most the former.
+    """float32 [N], of the masks: probability of the class * predicted IoU of the mask, at most the
+    former.
 
     None: the network has no mask-IoU head, or one that is not trained yet.
     """
     depths: Float32[np.ndarray, " n"] | None = None
-    """Metres from the camera: the median of the depth map over each mask; NaN if it has no pixel.
+    """float32 [N]: metres from the camera: the median of the depth map over each mask; NaN if it
+    has no pixel.
 
     None: the network has no depth head, or no masks.
     """
     depth_map: Float32[np.ndarray, "h w"] | None = None
-    """Metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere."""
+    """float32 [H, W]: metres of each pixel. A RoI head's are inside the masks alone, NaN elsewhere.
+
+    None: the network has no depth head, or the image was looked at in tiles.
+    """
     path: Path | None = None
     """The file that was read, if any."""
     tiles: TileCounts | None = None
@@ -132,7 +143,7 @@ class Detections:
         )
         write_file(Path(path), json.dumps(content) + "\n")
 
-    def to_supervision(self) -> Any:
+    def to_supervision(self) -> supervision.Detections:
         """Convert to `supervision.Detections`, for its annotators, trackers and metrics.
 
         Returns:

@@ -236,14 +236,9 @@ _BUFFERS = {
     r"pixel_(mean|std)": "as in the config (checked)",
     r"proposal_generator\.anchor_generator\.cell_anchors\.\d": "those of the config (checked)",
 }
-_PIXELS = {  # BGR, 0..255
-    "pixel_mean": tuple(255 * value for value in reversed(DETECTRON2_FPN.pixel_mean)),
-    "pixel_std": tuple(255 * value for value in reversed(DETECTRON2_FPN.pixel_std)),
-}
 _REMARKS = (
     _UNTESTED,
-    "the stem's kernel was turned from BGR to RGB, and the background's class logit moved from the"
-    " end to the front",
+    "the background's class logit was moved from the end to the front",
 )
 
 _DETECTRON2_BODY = _detectron2_resnet(
@@ -280,7 +275,7 @@ MASK_RCNN_FPN = Family(
     left_out=_BUFFERS,
     model=DETECTRON2_FPN,
     categories=COCO,
-    constants=_PIXELS,
+    channel_order="bgr",
     remarks=_REMARKS,
 )
 MASK_RCNN_LSJ = Family(
@@ -320,7 +315,7 @@ MASK_RCNN_LSJ = Family(
     left_out={**COUNTERS, **_BUFFERS},
     model=DETECTRON2_LSJ,
     categories=COCO,
-    constants=_PIXELS,
+    channel_order="bgr",
     remarks=_REMARKS,
 )
 MASK_RCNN_C4 = Family(
@@ -335,7 +330,7 @@ MASK_RCNN_C4 = Family(
     left_out=_BUFFERS,
     model=DETECTRON2_C4,
     categories=COCO,
-    constants=_PIXELS,
+    channel_order="bgr",
     remarks=_REMARKS,
 )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 from mrcnn_jax.config.model import ModelConfig, Trunk
 from mrcnn_jax.config.schema import Shrink
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.weights.mapping import Layout, Rule, convolution
 
+ChannelOrder = Literal["rgb", "bgr"]
 COUNTERS = {r".*\.num_batches_tracked": "counters of steps"}
 """Of `Family.left_out`: those of torch's batch norm."""
 
@@ -42,8 +44,11 @@ class Family:
     torchvision's GeneralizedRCNNTransform and mmdetection's Resize (OpenCV's INTER_LINEAR)
     interpolate without antialiasing; detectron2 resizes by Pillow's bilinear filter, which averages
     over a window that grows with the factor."""
-    constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Values that left-out tensors must have, since the config states them."""
+    channel_order: ChannelOrder = "rgb"
+    """Of the images that the published network reads; ours reads RGB, so `rules` turn the first
+    kernel of a BGR one."""
+    stated: frozenset[str] = frozenset()
+    """Dotted names of the fields, and "channel_order", that the config in a file states."""
     presumed: str = ""
     """What of the network a file does not say."""
     remarks: tuple[str, ...] = ()

@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.config.files import config_hash
-from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import Config
-from mrcnn_jax.config.tables import COCO_CANVASES
+from mrcnn_jax.config.files import config_hash, values_of, with_fields
+from mrcnn_jax.config.schema import Config, DataConfig
+from mrcnn_jax.config.tables import COCO_CANVASES, canvases_for
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.output import listed
 from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.run import refuse_taken, write_run
-from mrcnn_jax.weights.family import Family
-from mrcnn_jax.weights.network import FileNetwork, read_network, unnamed
+from mrcnn_jax.weights.choice import CONVNEXT, RESNET
+from mrcnn_jax.weights.family import ChannelOrder
+from mrcnn_jax.weights.network import FileNetwork, as_text, read_network, unnamed
 
 
 def import_weights(
-    source: Path, out: Path, *, categories: Path | None = None, norm_epsilon: float | None = None
+    source: Path,
+    out: Path,
+    *,
+    categories: Path | None = None,
+    values: Mapping[str, Any] | None = None,
+    channel_order: ChannelOrder | None = None,
 ) -> None:
     """Writes a folder that eval, predict and --weights accept as a run; prints its content.
 
@@ -34,22 +40,34 @@ def import_weights(
         categories: a COCO file whose categories are the classes, in the order of the names that
             `source` states, or else of their ids; None: those that `source` states, else those of
             the family's published file or, if their number differs, class1, class2, ...
-        norm_epsilon: epsilon of the ResNet's batch norm; None: the family's.
+        values: fields of the run's config, by their dotted names, in place of what is presumed.
+        channel_order: of the images that the network was trained on; None: the family's.
 
     Raises:
-        ConfigError: `out` is not empty; `source` cannot be read, is of no known family or does not
-            fill its network exactly; or there are not as many categories as classes, or others
-            than it states. Nothing is written then.
+        ConfigError: `out` is not empty; `source` cannot be read, is of no known family, does not
+            fill its network exactly, or states something else than is given; or there are not as
+            many categories as classes, or others than it states. Nothing is written then.
     """
     refuse_taken(out)
-    network = read_network(source, norm_epsilon=norm_epsilon)
-    if network.model.trunk == "convnext" and norm_epsilon is not None:
-        raise ConfigError(f"--norm-epsilon: {source}: a ConvNeXt has no batch norm")
-    family, model, tensors, name = network.family, network.model, network.tensors, network.name
-    variables = network.variables()
+    values = dict(values or {})
+    network = read_network(source, values=values, channel_order=channel_order)
+    _refuse_not_of_trunk(network, values)
+    given = [*values, *(["channel_order"] if channel_order is not None else [])]
+    try:
+        variables = network.variables()
+    except ConfigError as error:
+        fields = [name for name in values if name.startswith("model.")]
+        if not fields:
+            raise
+        raise ConfigError(f"{error} (with {listed(fields)} as given)") from None
 
     known = _categories(network, categories)
-    config = Config(name=name, data=replace(COCO_CANVASES, shrink=family.shrink), model=model)
+    published = Config(
+        name=network.name,
+        data=replace(COCO_CANVASES, shrink=network.family.shrink),
+        model=network.published,
+    )
+    config = with_fields(published, values | _canvases(published.data, values))
     meta = Meta(
         step=0,
         stage="imported",
@@ -60,10 +78,10 @@ def import_weights(
         config_hash=config_hash(config),
     )
     write_run(out, config, variables, meta)
-    print(
-        f"{source}: {network.title}, {len(tensors)} tensors, {len(network.assigned)} of them used"
-    )
-    _print_choices(family, tensors, model)
+    used = f"{len(network.tensors)} tensors, {len(network.assigned)} of them used"
+    print(f"{source}: {network.short_title}, {used}")
+    _print_remarks(network)
+    _print_presumed(network, published, config, given)
     if not network.has_heads:
         words = ("--config", "CONFIG", "--workdir", "DIR", "--weights", out)
         print(f"next: {cli.command('train', *words)}")
@@ -74,23 +92,66 @@ def import_weights(
         print(f"      {cli.command('eval', '--workdir', out, *data)}")
 
 
-def _print_choices(family: Family, names: Iterable[str], model: ModelConfig) -> None:
-    """Prints what was left out, and what a user might have to choose differently."""
-    for pattern, reason in family.left_out.items():
-        found = [name for name in names if re.fullmatch(pattern, name)]
+def _refuse_not_of_trunk(network: FileNetwork, values: Iterable[str]) -> None:
+    """Raises ConfigError if a field is none that a ResNet or ConvNeXt alone decides."""
+    resnet = network.published.trunk == "resnet"
+    trunk, other = (RESNET, "convnext.") if resnet else (CONVNEXT, "resnet.")
+    for name in values:
+        part = name.removeprefix("model.")
+        if part.startswith(other) or not (network.has_heads or part in trunk):
+            raise ConfigError(f"{name}: {network.path}: a {network.name} alone does not decide it")
+
+
+def _canvases(data: DataConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Canvases for the sides that are given, unless they are given too."""
+    short = values.get("data.short_side", data.short_side)
+    long = values.get("data.long_side", data.long_side)
+    if "data.canvases" in values or (short, long) == (data.short_side, data.long_side):
+        return {}
+    return {"data.canvases": canvases_for(short, long)}
+
+
+def _print_remarks(network: FileNetwork) -> None:
+    """Prints what was left out, and what was changed."""
+    for pattern, reason in network.family.left_out.items():
+        found = [name for name in network.tensors if re.fullmatch(pattern, name)]
         if found:
             print(f"left out: {listed(found, 2)}: {reason}")
-    for remark in family.remarks:
+    for remark in network.family.remarks:
         print(remark)
-    if model.trunk == "convnext":
+    if network.channel_order == "bgr":
+        print("the first kernel was turned from BGR to RGB")
+    if network.model.trunk == "convnext":
         print("norms of the backbone's four maps, which a classifier lacks: ones and zeros")
+
+
+def _print_presumed(
+    network: FileNetwork, published: Config, config: Config, given: Collection[str]
+) -> None:
+    """Prints the fields that the file does not state, and those that were given."""
+    was, now = (
+        {**values_of(of, (*network.presumed, *given)), "channel_order": order}
+        for of, order in (
+            (published, network.family.channel_order),
+            (config, network.channel_order),
+        )
+    )
+    why = {"data.shrink": f"the nearest to how {network.family.project} shrinks images"}
+    if published.model.resnet.norm_epsilon == 0:
+        why["model.resnet.norm_epsilon"] = "1e-5 for models trained from ImageNet weights"
+    names = dict.fromkeys((*network.presumed, *given))
+    if not names:
         return
-    print(f"batch norm: epsilon {model.resnet.norm_epsilon:g}")
-    if model.resnet.norm_epsilon == 0:
-        print("  for the published file and models trained from it;")
-        print("  use --norm-epsilon 1e-5 for models trained from ImageNet weights")
-    if family.model is not None:
-        print(f"data.shrink: {family.shrink}, the nearest to how {family.project} shrinks images")
+    print("the file does not state these, which are presumed; options of their names change them:")
+    for name in names:
+        if name in given:
+            note = f", as given (presumably {as_text(was[name])})"
+        else:
+            note = f" ({why[name]})" if name in why else ""
+        print(f"  {name}: {as_text(now[name])}{note}")
+    if "data.canvases" not in given and config.data.canvases != published.data.canvases:
+        canvases = ", ".join(f"{height} x {width}" for height, width in config.data.canvases)
+        print(f"canvases: {canvases}")
 
 
 def _categories(network: FileNetwork, file: Path | None) -> Categories:

@@ -77,6 +77,13 @@ _STATED: Mapping[str, set[tuple[float, ...]]] = {
     "ratios": {(0.5, 1.0, 2.0)},
     "target_stds": {(1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)},
 }
+_STATED_FIELDS = frozenset(
+    (
+        *("channel_order", "model.pixel_mean", "model.pixel_std"),
+        *("model.resnet.stride_in_1x1", "model.rpn.scales", "model.rpn.ratios"),
+    )
+)
+"""What a config in a checkpoint decides, of what import takes as options."""
 
 
 def refuse_first_version(names: Collection[str], source: str) -> None:
@@ -111,6 +118,7 @@ def with_meta(family: Family, meta: Mapping[Any, Any], source: str) -> Family:
     # Older files hold the text of the base files as well: their style is always pytorch.
     style = "caffe" if re.search(r"""\bstyle=['"]caffe""", text) else "pytorch"
     _refuse_other(text, style, source)
+    family = replace(family, stated=_STATED_FIELDS)
     if style == "pytorch":
         return family
     assert family.model is not None
@@ -125,7 +133,7 @@ def with_meta(family: Family, meta: Mapping[Any, Any], source: str) -> Family:
         name=family.name.replace("_fpn", "-caffe_fpn"),
         rules=(*torchvision_resnet(r"backbone\.", stem=(convolution, bgr_input)), *_HEADS),
         model=model,
-        remarks=(*family.remarks, "the stem's kernel was turned from BGR to RGB"),
+        channel_order="bgr",
     )
 
 

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
+from mrcnn_jax.config.files import values_of, with_fields
 from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.initialise import variable_shapes
@@ -24,8 +26,8 @@ from mrcnn_jax.models.rpn import level_scales
 from mrcnn_jax.ops.anchors import level_anchors
 from mrcnn_jax.weights import convnext_families, mmdetection
 from mrcnn_jax.weights.families import family_of
-from mrcnn_jax.weights.family import Family
-from mrcnn_jax.weights.mapping import Assigned, assign, fill
+from mrcnn_jax.weights.family import ChannelOrder, Family
+from mrcnn_jax.weights.mapping import Assigned, assign, bgr_input, fill
 from mrcnn_jax.weights.tensors import read_tensors
 
 
@@ -36,11 +38,15 @@ class FileNetwork:
     path: Path
     family: Family
     model: ModelConfig
+    published: ModelConfig
+    """`model` before options changed it: what a file does not say is as published."""
+    channel_order: ChannelOrder
+    """Of the images that it was trained on."""
     tensors: Mapping[str, np.ndarray]
     assigned: Mapping[str, Assigned]
     """Path of a variable -> its tensor."""
-    pixels_stated: bool
-    """Whether a file says which mean and standard deviation of pixels it was trained with."""
+    stated: frozenset[str] = frozenset()
+    """Those of PRESUMED that a file says."""
     note: str = ""
     """As of `pickles.Pickled`."""
 
@@ -55,9 +61,33 @@ class FileNetwork:
     @property
     def title(self) -> str:
         """The name, whose it is, what is presumed of it, and which weights were not read."""
-        presumed = f"; presumably {self.family.presumed}" if self.family.presumed else ""
-        note = f"; {self.note}" if self.note else ""
-        return f"{self.name} ({self.family.project}{presumed}{note})"
+        presumed = self.family.presumed and f"presumably {self.family.presumed}"
+        return self._titled(presumed, self.note)
+
+    @property
+    def short_title(self) -> str:
+        """The same without what is presumed."""
+        return self._titled(self.note)
+
+    def _titled(self, *remarks: str) -> str:
+        return f"{self.name} ({'; '.join(filter(None, (self.family.project, *remarks)))})"
+
+    @property
+    def presumed(self) -> tuple[str, ...]:
+        """Those of PRESUMED that decide what it computes, and that the file does not say."""
+        names = [name for name in PRESUMED if name not in self.stated]
+        if not self.has_heads:
+            names = [name for name in names if not name.startswith(("data.", "model.rpn."))]
+        if self.model.trunk == "convnext":
+            names = [name for name in names if not name.startswith("model.resnet.")]
+        elif not DEPTHS[self.model.resnet.depth].bottleneck:
+            names.remove("model.resnet.stride_in_1x1")
+        return tuple(names)
+
+    @property
+    def pixels_stated(self) -> bool:
+        """Whether a file says which mean or standard deviation of pixels it was trained with."""
+        return not self.stated.isdisjoint({"model.pixel_mean", "model.pixel_std"})
 
     @property
     def has_heads(self) -> bool:
@@ -94,6 +124,13 @@ class FileNetwork:
         return filled
 
 
+PRESUMED = (
+    *("data.short_side", "data.long_side", "data.shrink"),
+    *("channel_order", "model.pixel_mean", "model.pixel_std"),
+    *("model.resnet.stride_in_1x1", "model.resnet.norm_epsilon"),
+    *("model.rpn.scales", "model.rpn.ratios"),
+)
+"""Fields of `Config`, and "channel_order", that leave no trace in the tensors of most files."""
 _CONVNEXTS = {
     "ConvNeXt-T": "convnext_tiny",
     "ConvNeXt-S": "convnext_small",
@@ -108,42 +145,94 @@ def unnamed(count: int) -> Categories:
     return tuple((number, f"class{number}") for number in range(1, count + 1))
 
 
-def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwork:
+def read_network(
+    path: Path,
+    *,
+    values: Mapping[str, Any] | None = None,
+    channel_order: ChannelOrder | None = None,
+) -> FileNetwork:
     """Reads a file of one of `families.FAMILIES`.
 
     Args:
         path: the file.
-        norm_epsilon: epsilon of the ResNet's batch norm; None: the family's.
+        values: fields of the network that are known better than by PRESUMED, by their dotted names
+            in `Config`.
+        channel_order: of the images that it was trained on; None: the family's.
 
     Raises:
-        ConfigError: the file cannot be read, is of no known family, or has a tensor without a place
-            or blocks of no known ResNet or ConvNeXt.
+        ConfigError: the file cannot be read, is of no known family, has a tensor without a place or
+            blocks of no known ResNet or ConvNeXt, or states something else than is given.
     """
     tensors, meta, note = read_tensors(path)
     family = family_of(tensors, str(path))
     if family.mark == mmdetection.MASK_RCNN.mark:
         family = mmdetection.with_meta(family, meta, str(path))
     assigned = assign(tensors, family.rules, family.left_out, str(path))
-    _refuse_other_constants(family, tensors, path)
-    stated = _pixels_beside(path) if family.model is None else {}
-    model = family.model or replace(ModelConfig(), **stated)
+    beside = _pixels_beside(path) if family.model is None else {}
+    published = _published(family, beside, tensors, assigned, path)
+    given = {name: value for name, value in (values or {}).items() if name.startswith("model.")}
+    model = with_fields(Config(model=published), given).model
+    order = channel_order or family.channel_order
+    fixed = family.stated | {f"model.{name}" for name in beside}
+    was, now = (
+        {**values_of(Config(model=network), fixed), "channel_order": channels}
+        for network, channels in ((published, family.channel_order), (model, order))
+    )
+    for name in sorted(fixed):
+        if now[name] != was[name]:
+            raise ConfigError(
+                f"{name}: {as_text(now[name])}, but {path} states {as_text(was[name])}"
+            )
+    _refuse_other_pixels(model, order, tensors, path)
+    _refuse_other_anchors(model, tensors, path)
+    if family.project in ("torchvision", "detectron2") and family.model is not None:
+        family = replace(family, presumed=_not_stated(tensors))
+    if order != family.channel_order:
+        stem = f"params/{model.trunk}/stem/kernel"
+        if stem in assigned:  # else it is named where variables are filled
+            name, layouts = assigned[stem]
+            assigned[stem] = Assigned(name, (*layouts, bgr_input))
+    return FileNetwork(
+        path=path,
+        family=family,
+        model=model,
+        published=published,
+        channel_order=order,
+        tensors=tensors,
+        assigned=assigned,
+        stated=fixed | _stated_by(tensors),
+        note=note,
+    )
+
+
+def _published(
+    family: Family,
+    beside: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    assigned: Mapping[str, Assigned],
+    path: Path,
+) -> ModelConfig:
+    """The family's network in the sizes of a file.
+
+    Args:
+        beside: as of `_pixels_beside`.
+
+    Raises:
+        ConfigError: blocks of no known ResNet or ConvNeXt.
+    """
+    model = family.model or replace(ModelConfig(), **beside)
     if family.trunk == "convnext":
         convnext = convnext_families.sizes(assigned, tensors, str(path))
-        model = replace(model, trunk="convnext", convnext=convnext)
-        return FileNetwork(path, family, model, tensors, assigned, bool(stated), note)
+        return replace(model, trunk="convnext", convnext=convnext)
     depth = _depth(assigned, path)
-    if norm_epsilon is None:
-        live = any(name.endswith(".num_batches_tracked") for name in tensors)
-        # Frozen batch norm of other depths comes from ImageNet weights, not a published detector.
-        norm_epsilon = family.frozen_norm_epsilon if depth == 50 and not live else 1e-5
+    live = any(name.endswith(".num_batches_tracked") for name in tensors)
+    # Frozen batch norm of other depths comes from ImageNet weights, not a published detector.
+    norm_epsilon = family.frozen_norm_epsilon if depth == 50 and not live else 1e-5
     resnet = replace(model.resnet, depth=depth, norm_epsilon=norm_epsilon)
     stem = assigned.get("params/resnet/stem/kernel")
     if stem is not None and tensors[stem.name].ndim == 4 and len(tensors[stem.name]) > 0:
         resnet = replace(resnet, width=len(tensors[stem.name]))
     model = replace(model, resnet=resnet)
-    _refuse_other_anchors(model, tensors, path)
-    if family.project in ("torchvision", "detectron2") and family.model is not None:
-        family = replace(family, presumed=_not_stated(tensors))
     logits = assigned.get("params/box_head/logits/bias")
     if logits is not None:
         model = replace(model, num_classes=tensors[logits.name].size - 1)  # the background has one
@@ -153,7 +242,13 @@ def read_network(path: Path, *, norm_epsilon: float | None = None) -> FileNetwor
     masks = assigned.get("params/mask_head/logits/bias")
     if masks is not None and tensors[masks.name].size == 1 < model.num_classes:
         model = replace(model, mask_head=replace(model.mask_head, class_agnostic=True))
-    return FileNetwork(path, family, model, tensors, assigned, bool(stated), note)
+    return model
+
+
+def as_text(value: Any) -> str:
+    """A field's value as it is typed in an option."""
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
 
 
 def _pixels_beside(path: Path) -> dict[str, Any]:
@@ -245,17 +340,49 @@ def _refuse_other_anchors(
         if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3):
             raise ConfigError(
                 f"{source}: {name}: other anchors than those of scales {list(scales)} and ratios "
-                f"{list(model.rpn.ratios)}: unsupported"
+                f"{list(model.rpn.ratios)}: import takes --model.rpn.scales and --model.rpn.ratios"
             )
 
 
-def _refuse_other_constants(
-    family: Family, tensors: Mapping[str, np.ndarray], source: Path
+_CONSTANTS = {"pixel_mean": "model.pixel_mean", "pixel_std": "model.pixel_std"}
+"""Where older files of detectron2 keep fields, of values from 0 to 255 in the images' order."""
+
+
+def _stated_by(names: Collection[str]) -> frozenset[str]:
+    """Those of PRESUMED that detectron2's constants say, which are compared with the network."""
+    stated = {field for name, field in _CONSTANTS.items() if name in names}
+    if "pixel_mean" in names:
+        stated.add("channel_order")
+    if any(name.startswith(_ANCHORS) for name in names):
+        stated |= {"model.rpn.scales", "model.rpn.ratios"}
+    return frozenset(stated)
+
+
+def _refuse_other_pixels(
+    model: ModelConfig,
+    channel_order: ChannelOrder,
+    tensors: Mapping[str, np.ndarray],
+    source: Path,
 ) -> None:
-    for name, expected in family.constants.items():
-        if name in tensors:
-            found = np.ravel(tensors[name])
-            if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-3):
-                raise ConfigError(
-                    f"{source}: {name}: {found.tolist()}, but {family.name} has {list(expected)}"
-                )
+    """Raises ConfigError if the pixels that detectron2 keeps beside its weights are not those of
+    the config."""
+    step = 1 if channel_order == "rgb" else -1
+    for name, field in _CONSTANTS.items():
+        if name not in tensors:
+            continue
+        own = getattr(model, field.removeprefix("model."))[::step]
+        found = np.ravel(tensors[name]) / 255
+        if found.shape == (3,) and np.allclose(found, own, rtol=1e-3):
+            continue
+        line = f"{source}: {name}: {_of_255(found)}, where {_of_255(own)} is presumed"
+        if found.shape != (3,) or not np.isfinite(found).all():
+            raise ConfigError(line)
+        if np.allclose(found[::-1], own, rtol=1e-3):
+            other = "bgr" if channel_order == "rgb" else "rgb"
+            raise ConfigError(f"{line}: import takes --channel-order {other}")
+        option = f"--{field.replace('_', '-')} {as_text(tuple(found[::step].tolist()))}"
+        raise ConfigError(f"{line}: import takes {option}")
+
+
+def _of_255(pixel: Iterable[float]) -> list[float]:
+    return [round(255 * float(value), 3) for value in pixel]

@@ -52,6 +52,12 @@ def test_mask_box_and_label_are_where_the_object_is() -> None:
     assert (GREY == 100).all()
 
 
+def test_what_is_no_image_is_named() -> None:
+    for image in (GREY / 255, GREY[..., 0]):
+        with pytest.raises(ValueError, match=r"^image: .* is not uint8 RGB"):
+            draw_instances(image, [], NAMES)
+
+
 def test_labels_say_class_score_and_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The distance of results alone: an annotation's `depth` is the user's own."""
     written: list[str] = []

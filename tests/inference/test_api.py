@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.hub_folder import write_hub_folder
 from mrcnn_jax.runs.run import load_run, write_run
+from tests.inference import typed_user
 from tests.inference.frames import read, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ def test_it_is_what_predict_writes(
     COCO's results."""
     predict.run(predict.Arguments(workdir=kept_run, paths=(folder,), out=tmp_path))
     written = json.loads((tmp_path / "detections.json").read_text())
-    found = list(model.predict(folder, progress=True))
+    found = list(model.predict_many(folder, progress=True))
     assert [detections.path for detections in found] == sorted(folder.iterdir())
     results = [
         result
@@ -71,7 +73,7 @@ def test_it_is_what_predict_writes(
         assert (np.diff(detections.scores) <= 0).all()
 
 
-def test_one_image_a_list_and_an_iterator(model: mrcnn_jax.Model, folder: Path) -> None:
+def test_one_image_a_sequence_and_an_iterator(model: mrcnn_jax.Model, folder: Path) -> None:
     """The same each way; an iterator's images are taken one at a time."""
     paths = sorted(folder.iterdir())
     one = model.predict(read(paths[1]))
@@ -84,14 +86,13 @@ def test_one_image_a_list_and_an_iterator(model: mrcnn_jax.Model, folder: Path) 
             taken += 1
             yield read(path)
 
-    stream = model.predict(frames())
+    stream = model.predict_many(frames())
     assert taken == 0
     streamed = []
     for number, detections in enumerate(stream, 1):
         assert taken == number
         streamed.append(detections)
-    listed = model.predict([str(paths[0]), read(paths[1]), paths[2]])
-    assert isinstance(listed, list)
+    listed = list(model.predict_many([str(paths[0]), read(paths[1]), paths[2]]))
     for ours, theirs in zip(listed, streamed, strict=True):
         np.testing.assert_array_equal(ours.boxes, theirs.boxes)
     np.testing.assert_array_equal(one.masks, listed[1].masks)
@@ -106,7 +107,7 @@ def test_arrays_of_jax_images_of_pillow_and_bytes_are_images(
     assert len(expected.scores) > 0
     encoded = file.read_bytes()
     sources = [jnp.asarray(pixels), Image.open(file), encoded, bytearray(encoded)]
-    for found in (*map(model.predict, sources), *model.predict(sources)):
+    for found in (*map(model.predict, sources), *model.predict_many(tuple(sources))):
         np.testing.assert_array_equal(found.masks, expected.masks)
         np.testing.assert_array_equal(found.boxes, expected.boxes)
         assert found.path is None
@@ -127,10 +128,22 @@ def test_what_is_no_image_is_refused_at_once(model: mrcnn_jax.Model, folder: Pat
         ):
             with pytest.raises(ValueError, match=told):
                 model.predict(wrong)
+    for several in ([pixels], (folder / "0.png",), iter([pixels]), [[1, 2]]):
+        with pytest.raises(ValueError, match=r"^image: \w+: predict_many takes several images$"):
+            model.predict(several)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"^{folder}: a folder: predict_many takes its images$"):
+        model.predict(folder)
+    for one in (pixels, jnp.asarray(pixels), Image.fromarray(pixels), b"png", {"a": pixels}, None):
+        with pytest.raises(
+            ValueError, match=r"^images: \w+ is not a list, a folder or another iter"
+        ):
+            model.predict_many(one)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "_one", lambda *_: pytest.fail("one was predicted"))
         with pytest.raises(ValueError, match=r"image: uint8 \[5, 7\] is not"):
-            model.predict([pixels, folder / "0.png", np.zeros((5, 7), np.uint8)])
+            model.predict_many(deque([pixels, folder / "0.png", np.zeros((5, 7), np.uint8)]))
+        with pytest.raises(ValueError, match="min_score: 2: must be in"):
+            model.predict_many([pixels], min_score=2)
 
 
 def test_changed_pixels_are_warned_of(model: mrcnn_jax.Model, tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_changed_pixels_are_warned_of(model: mrcnn_jax.Model, tmp_path: Path) ->
     (tmp_path / "notes.txt").touch()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
-        list(model.predict(tmp_path, rle=True))
+        list(model.predict_many(tmp_path, rle=True))
     told = [str(warning.message) for warning in warned if warning.category is UserWarning]
     assert told == [
         "files that are no images: passed over",
@@ -188,10 +201,10 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.jpg: No such file or directory$"):
         model.predict(tmp_path / "nowhere.jpg")
     with pytest.raises(ConfigError, match="no images in this folder"):
-        model.predict(tmp_path)
+        model.predict_many(tmp_path)
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ConfigError, match=r"broken\.png: not an image that can be decoded"):
-        model.predict([tmp_path / "broken.png"])
+        next(model.predict_many([tmp_path / "broken.png"]))
     for wrong, told in (
         (
             np.zeros((5, 7, 3), np.float32),
@@ -200,7 +213,6 @@ def test_mistakes_are_named(model: mrcnn_jax.Model, tmp_path: Path) -> None:
         (np.zeros((5, 7), np.uint8), r"uint8 \[5, 7\]"),
         (np.zeros((5, 7, 4), np.uint8), r"uint8 \[5, 7, 4\]"),
         (np.zeros((0, 7, 3), np.uint8), r"uint8 \[0, 7, 3\]"),
-        ([[1, 2]], "image: list is not a NumPy array"),
     ):
         with pytest.raises(ValueError, match=told):
             model.predict(wrong)
@@ -234,8 +246,13 @@ def test_what_the_documentation_says_runs(
     assert len(blocks) == 4
     names: dict[str, Any] = {}
     exec("\n".join(blocks), names)
+    assert isinstance(names["several"], list)
     assert len(names["several"]) == 2
     assert names["overlay"].std() > 0
+
+
+def test_what_mypy_checks_runs(model: mrcnn_jax.Model, kept_run: Path, folder: Path) -> None:
+    assert len(typed_user.use_a_run(kept_run, folder)) == 3
 
 
 def test_importing_it_costs_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import typing
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +21,10 @@ import mrcnn_jax
 from mrcnn_jax.commands import export as export_command
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.inference import exported
+from mrcnn_jax.inference.exported import Found
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.runs.run import load_run
+from tests.inference import typed_user
 
 PREDICT = """
 import sys
@@ -165,6 +168,36 @@ def test_without_masks_there_is_a_depth_map_alone(artefact: Path) -> None:
     found = model.predict(image)
     assert found.keys().isdisjoint({"masks", "depths"})
     assert (found["depth_map"] == 3).all()
+
+
+def test_what_mypy_checks_runs(artefact: Path, tiny_data: Path) -> None:
+    name = tiny.read(tiny_data, "val")["images"][0]["file_name"]
+    pixels = np.ascontiguousarray(cv2.imread(str(tiny_data / "images" / name))[..., ::-1])
+    found = typed_user.use_an_export(artefact, pixels)
+    assert len(found["scores"]) > 0
+    types = typing.get_type_hints(Found)
+    for field, value in found.items():
+        if isinstance(value, np.ndarray):
+            of_array = typing.get_args(types[field])[1]  # numpy.dtype[numpy.float64]
+            assert value.dtype == typing.get_args(of_array)[0], field
+        else:
+            assert [type(each) for each in value] == len(value) * [*typing.get_args(types[field])]
+    for image in (pixels.astype(np.float32), pixels[..., 0], pixels.tolist(), None):
+        with pytest.raises(ValueError, match=r"^image: "):
+            exported.load(artefact).predict(image)
+
+
+def test_a_folder_without_programs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"meta\.json"):
+        exported.load(tmp_path)
+    whole = {"categories": [], "short_side": 8, "long_side": 8, "canvases": [], "paste": "cells"}
+    for content in ("{", "7", "[]", "{}", '{"programs": []}', '{"programs": {}}', "\udcff"):
+        (tmp_path / "meta.json").write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(ValueError, match=r"meta|no folder of `mrcnn export|Expecting|decode"):
+            exported.load(tmp_path)
+    (tmp_path / "meta.json").write_text(json.dumps(whole | {"programs": {"8x8.onnx": "0"}}))
+    with pytest.raises(FileNotFoundError, match=r"8x8\.onnx"):
+        exported.load(tmp_path)
 
 
 def test_its_programs_are_for_three_platforms_and_choose_there(artefact: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_video_is_predicted_frame_by_frame(
     for ours, theirs in zip(back, frames, strict=True):
         assert np.abs(ours.astype(int) - theirs).mean() < 12
     assert np.abs(back[0][5:35, 5:35].mean((0, 1)) - (250, 20, 20)).max() < 12
-    found = list(model.predict(mrcnn_jax.video_frames(tmp_path / "a.avi")))
+    found = list(model.predict_many(mrcnn_jax.video_frames(tmp_path / "a.avi")))
     for detections, frame in zip(found, back, strict=True):
         np.testing.assert_array_equal(detections.boxes, model.predict(frame).boxes)
 

@@ -39,7 +39,7 @@ def test_boxes_of_all_views_go_through_one_per_class_nms(
     image = read(folder / "0.png")
     seen: list[tuple[float, int, np.ndarray]] = []
     for scale in (1.0, 0.8):
-        plain, turned = model.predict([image, image[:, ::-1]], scales=(scale,))
+        plain, turned = model.predict_many([image, image[:, ::-1]], scales=(scale,))
         for detections, boxes in ((plain, plain.boxes), (turned, mirrored(turned.boxes))):
             seen += zip(detections.scores.tolist(), detections.labels.tolist(), boxes, strict=True)
     expected: list[tuple[float, int, np.ndarray]] = []
@@ -60,7 +60,8 @@ def test_views_of_a_mirrored_image_are_the_same_mirrored(
 ) -> None:
     """Holds for masks only if each view's are turned back, and count the same."""
     image = read(folder / "0.png")[:90]
-    ours, theirs = model.predict([image, image[:, ::-1]], flip=True, scales=(1.0, 0.8))
+    both = [image, image[:, ::-1]]
+    ours, theirs = model.predict_many(both, flip=True, scales=(1.0, 0.8))
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-6)
     np.testing.assert_allclose(ours.boxes, mirrored(theirs.boxes), atol=1e-3)
     turned = theirs.masks[:, :, ::-1]

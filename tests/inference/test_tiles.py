@@ -164,7 +164,7 @@ def test_images_side_by_side_are_tiles(model: mrcnn_jax.Model, folder: Path) -> 
     np.testing.assert_allclose(found.scores, scores[order], atol=1e-4)
     np.testing.assert_allclose(found.boxes, boxes[order], atol=1e-2)
     Image.fromarray(scene).save(folder.parent / "scene.tif", tiffinfo={278: 16})
-    of_file = model.predict([folder.parent / "scene.tif"], tile=128, overlap=0)[0]
+    (of_file,) = model.predict_many([folder.parent / "scene.tif"], tile=128, overlap=0)
     np.testing.assert_array_equal(of_file.boxes, found.boxes)
     assert of_file.masks == found.masks
 

@@ -177,7 +177,6 @@ def test_an_import_is_only_trained_from(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "left out: head.bias, head.weight and 2 more: the classifier, with the norm" in printed
     assert "norms of the backbone's four maps, which a classifier lacks: ones and zeros" in printed
-    assert "batch norm" not in printed
     config = load_config_json(tmp_path / "run" / "config.json")
     assert (config.name, config.model.trunk, config.model.convnext) == (
         "convnext",
@@ -186,6 +185,10 @@ def test_an_import_is_only_trained_from(tmp_path: Path, capsys: pytest.CaptureFi
     )
     with pytest.raises(ConfigError, match=r"run: holds only a backbone, to train a detector from"):
         load_run(tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"^--norm-epsilon: .*: a ConvNeXt has no batch norm$"):
-        import_weights(source, tmp_path / "other", norm_epsilon=1e-5)
+    presumed = re.findall(r"^  ([a-z][\w.]+): .*$", printed, re.MULTILINE)
+    assert presumed == ["channel_order", "model.pixel_mean", "model.pixel_std"]
+    for name in ("model.resnet.norm_epsilon", "data.short_side", "model.rpn.nms_iou"):
+        told = rf"^{name}: .*a\.safetensors: a convnext alone does not decide it$"
+        with pytest.raises(ConfigError, match=told):
+            import_weights(source, tmp_path / "other", values={name: 1})
     assert not (tmp_path / "other").exists()
