@@ -62,14 +62,14 @@ def _places(tree: Tree, names: Iterable[str]) -> tuple[Counter[str], bool]:
     whether one has a path of another machine, which `read_coco` finds by its end."""
     places: Counter[str] = Counter()
     elsewhere = False
-    for name in map(normal, names):
+    for name, times in Counter(map(normal, names)).items():
         forward = posixpath.normpath(name.replace("\\", "/"))
-        same_name = tree.by_name.get(base_name(forward), [])
-        ends = [f for f in same_name if f"/{normal(f)}".endswith(f"/{forward}")]
+        ends = tree.ending_in(forward)
         depth = len(forward.split("/"))  # not its length: Unicode forms differ in that
-        places.update({"/".join(file.split("/")[:-depth]) for file in ends})
+        for place in {"/".join(file.split("/")[:-depth]) for file in ends}:
+            places[place] += times
         foreign = posixpath.isabs(forward) or PureWindowsPath(name).drive != "" or "\\" in name
-        elsewhere |= foreign and not ends and bool(same_name)
+        elsewhere |= foreign and not ends and base_name(forward) in tree.by_name
     return places, elsewhere
 
 

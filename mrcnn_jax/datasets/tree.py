@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import unicodedata
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -64,6 +65,19 @@ class Tree:
         return found
 
     @functools.cached_property
+    def _by_end(self) -> tuple[list[str], list[str]]:
+        """The `_reversed` paths of the images, in their order, and the images in the same."""
+        found = sorted((_reversed(normal(file)), file) for file in self.images)
+        return [end for end, _ in found], [file for _, file in found]
+
+    def ending_in(self, path: str) -> list[str]:
+        """The images whose `normal` path is this one, or ends in its parts."""
+        ends, files = self._by_end
+        first = _reversed(path)
+        after = first[:-1] + chr(ord("/") + 1)  # more than all that begin with `first`
+        return files[bisect_left(ends, first) : bisect_left(ends, after)]
+
+    @functools.cached_property
     def jsons(self) -> dict[str, Kind]:
         """JSON file -> its kind (`json_kind`); others are left out."""
         kinds = {file: json_kind(self.folder / file) for file in self.with_suffix(".json")}
@@ -117,6 +131,11 @@ def parent(file: str) -> str:
 def is_inside(file: str, folder: str) -> bool:
     """Whether a file is in a folder, or the folder itself; "" has all."""
     return folder in ("", file) or file.startswith(f"{folder}/")
+
+
+def _reversed(path: str) -> str:
+    """The parts of a path, the last one first, each with a / behind it."""
+    return "".join(f"{part}/" for part in reversed(path.split("/")))
 
 
 def normal(file: str) -> str:

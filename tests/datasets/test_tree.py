@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,19 @@ def test_a_fingerprint_changes_with_what_annotations_are_made_from(tmp_path: Pat
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "x.json").write_text("{}")
     assert fingerprint(tmp_path, tmp_path / "runs") == found[-1]
+
+
+def test_images_by_the_end_of_their_path(tmp_path: Path) -> None:
+    """As texts end. Parts have characters on both sides of the slash, and both Unicode forms."""
+    draw = random.Random(0)
+    words = ["a", "ab", "a-b", "a0", "a.b", "\u00fc", "u\u0308", "b"]
+    files = {
+        "/".join([*draw.choices(words, k=draw.randrange(4)), f"{draw.choice(words)}.png"])
+        for _ in range(400)
+    }
+    tree = Tree(tmp_path, (*files, "a.txt"))
+    ends = {unicodedata.normalize("NFC", file) for file in files}
+    ends |= {file.split("/", 1)[1] for file in ends if "/" in file}
+    for end in (*ends, "png", ".png", "b.pn", "", "/", "..", "//a.png", "c/a.png", "a.txt"):
+        expected = [f for f in files if f"/{unicodedata.normalize('NFC', f)}".endswith(f"/{end}")]
+        assert sorted(tree.ending_in(end)) == sorted(expected), end
