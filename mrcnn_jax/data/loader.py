@@ -88,11 +88,13 @@ def load(
     Raises:
         Failure: an image cannot be loaded; names its file.
     """
+    has_depth = tuple(depth and image.depth_file is not None for image in split.dataset.images)
     images = _Batches(
         split.source,
         split.plans,
         tuple(image.id for image in split.dataset.images),
-        tuple(depth and image.depth_file is not None for image in split.dataset.images),
+        has_depth,
+        any(has_depth),
         len(split.dataset.categories),
         tuple(plan),
         data,
@@ -132,6 +134,7 @@ class _Batches:
     plans: tuple[Plan, ...]
     image_ids: tuple[int, ...]
     has_depth: tuple[bool, ...]  # of each image: a depth map that is wanted
+    any_depth: bool  # whether one of them has, once: there may be millions
     num_classes: int
     plan: tuple[PlannedBatch, ...]
     data: DataConfig
@@ -150,7 +153,7 @@ class _Batches:
             ignored=self.data.max_ignored,
             mask_crop=self.data.mask_crop,
             count_lost=bool(keys),
-            depth=any(self.has_depth),
+            depth=self.any_depth,
         )
         for row, index in enumerate(planned.indices):
             if index < 0:

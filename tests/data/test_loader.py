@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 
 from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data import loader
 from mrcnn_jax.data.builder import RandomAccess
 from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.loader import Split, load, open_split, plan_once
@@ -92,6 +93,29 @@ def test_the_whole_pipeline_on_shapes(
             crowds += len(ignored)
     assert seen == Counter(image.id for image in shapes_split.dataset.images)
     assert crowds == 1
+
+
+def test_whether_there_is_depth_is_not_asked_of_every_image_in_every_batch(
+    shapes_split: Split, shapes_data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, made = [], []
+
+    class Flags(tuple[bool, ...]):
+        def __iter__(self) -> Iterator[bool]:
+            looks.append(len(self))
+            return super().__iter__()
+
+    def batches(*fields: Any) -> Any:
+        made.append(loader_batches(*fields))
+        return made[-1]
+
+    loader_batches = loader._Batches
+    monkeypatch.setattr(loader, "_Batches", batches)
+    plan = _plan(shapes_split, 4)
+    next(load(shapes_split, plan, shapes_data, depth=True))
+    flagged = dataclasses.replace(made[0], has_depth=Flags(made[0].has_depth))
+    assert [flagged[position].depth for position in range(3)] == [None] * 3
+    assert len(looks) <= 1
 
 
 def test_images_shrink_as_the_config_says(
