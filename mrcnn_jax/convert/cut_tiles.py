@@ -140,13 +140,11 @@ def _checked(options: Tile) -> CocoDataset:
         ConfigError: as of `read_coco` and `check_images`; an image is too large.
     """
     of_file = Report()
-    content = load_coco(options.annotations, of_file)
+    file = load_coco(options.annotations, of_file)
     data = DataConfig(max_pixels=MAX_PIXELS)
-    dataset = read_coco(
-        options.annotations, options.images, data, content=content, max_pixels=MOST - 1
-    )
+    dataset = read_coco(options.annotations, options.images, data, file=file, max_pixels=MOST - 1)
     dataset.report.findings.update(of_file.findings)
-    for image in content["images"]:
+    for image in file.content["images"]:
         if image.get("depth_file") is not None:
             dataset.report.add(Reason.NO_DEPTH_TILES, image["id"])
     large = [image for image in dataset.images if image.height * image.width > MAX_PIXELS]

@@ -1,8 +1,9 @@
 """The whole check of a data set: every image is decoded once, and the result is cached.
 
-The data set's folder in the cache is named by a hash of the annotation file, the names, sizes and
-times of the images and depth maps, and VERSION, so that nothing stale is ever read. It holds
-`images.json`, written here, what `depth_files` found, and the records that `builder` writes.
+The data set's folder in the cache is named by a hash of the annotation file as it was parsed, the
+names, sizes and times of the images and depth maps, and VERSION, so that nothing stale is ever
+read. It holds `images.json`, written here, what `depth_files` found, the records that `builder`
+writes, and what it was made from (`superseded`).
 
 EXIF orientation. A file does not say whether its annotations refer to the stored pixels or to the
 picture after the turn that EXIF asks for. If only one of the two has the annotated size, it is
@@ -105,7 +106,8 @@ def _key(dataset: CocoDataset) -> str:
         stats = ((name, (dataset.images_dir / name).stat()) for name in names)
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
-    digest = hashlib.sha256(dataset.annotations_path.read_bytes())
+    assert dataset.annotations_sha256, "not of a data set that was read"
+    digest = hashlib.sha256(dataset.annotations_sha256.encode())
     images = files(image.file_name for image in dataset.images)
     digest.update(json.dumps([VERSION, images]).encode())
     if dataset.has_depth:

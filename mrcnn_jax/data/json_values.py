@@ -48,7 +48,17 @@ def read_json(
     Raises:
         ConfigError: the file cannot be read, is not JSON, or holds another value than an object.
     """
-    content = _read(path, constant, repeated)
+    return parse_json(read_bytes(path), path, constant, repeated)
+
+
+def parse_json(
+    encoded: bytes,
+    path: Path,
+    constant: Callable[[str], float] = _refused,
+    repeated: Callable[[str], object] = _refuse_repeated,
+) -> dict[str, Any]:
+    """The JSON object in the bytes of a file, as of `read_json`; `path` is for messages."""
+    content = _parsed(encoded, path, constant, repeated)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a JSON object, not a {type(content).__name__}")
     return content
@@ -56,13 +66,18 @@ def read_json(
 
 def read_json_list(path: Path) -> list[Any]:
     """The JSON list in a file; ConfigError as of `read_json`, keys that are repeated included."""
-    content = _read(path, _refused, _refuse_repeated)
+    content = _parsed(read_bytes(path), path, _refused, _refuse_repeated)
     if not isinstance(content, list):
         raise ConfigError(f"{path}: expected a JSON list, not a {type(content).__name__}")
     return content
 
 
-def _read(path: Path, constant: Callable[[str], float], repeated: Callable[[str], object]) -> Any:
+def _parsed(
+    encoded: bytes,
+    path: Path,
+    constant: Callable[[str], float],
+    repeated: Callable[[str], object],
+) -> Any:
     def built(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         item = dict(pairs)
         if len(item) < len(pairs):
@@ -71,7 +86,6 @@ def _read(path: Path, constant: Callable[[str], float], repeated: Callable[[str]
                     repeated(key)
         return item
 
-    encoded = read_bytes(path)
     try:
         return json.loads(encoded, parse_constant=constant, object_pairs_hook=built)
     except ConfigError as error:

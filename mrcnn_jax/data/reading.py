@@ -8,6 +8,7 @@ looked up here: `images.check_images` decodes them.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import posixpath
 import unicodedata
@@ -15,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mrcnn_jax.config.errors import ConfigError
@@ -23,7 +24,14 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.depth_files import DepthFiles, find_depth
 from mrcnn_jax.data.folders import folders_in
 from mrcnn_jax.data.formats import Formats
-from mrcnn_jax.data.json_values import has_constant, integer, is_text, read_json, short
+from mrcnn_jax.data.json_values import (
+    has_constant,
+    integer,
+    is_text,
+    parse_json,
+    read_bytes,
+    short,
+)
 from mrcnn_jax.data.other_formats import other_format
 from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord, name_forms
 from mrcnn_jax.data.repair import Dropped, object_record
@@ -39,6 +47,13 @@ INTEGERS = {
 MANY_CROWDS = 0.05  # of all annotations, and more than one; COCO has 1 %
 
 
+class CocoFile(NamedTuple):
+    """The content of a COCO file, and which bytes that was: it may be saved anew meanwhile."""
+
+    content: dict[str, Any]
+    sha256: str
+
+
 def read_coco(
     annotations: Path,
     images: Path,
@@ -46,7 +61,7 @@ def read_coco(
     *,
     lost_images: bool = False,
     depth: Path | bool = False,
-    content: dict[str, Any] | None = None,
+    file: CocoFile | None = None,
     max_pixels: int | None = None,
 ) -> CocoDataset:
     """Reads and checks an annotation file and looks up its images.
@@ -58,7 +73,7 @@ def read_coco(
         lost_images: accept that more than 1 % of the images or depth maps are missing.
         depth: where depth maps are looked up: in this folder, by the names of the images, or as
             images[].depth_file says (True). False: nowhere.
-        content: what `load_coco` returned for the file; None: it is loaded.
+        file: what `load_coco` returned for it; None: it is loaded.
         max_pixels: instead of that of `data`, which is limited itself.
 
     Returns:
@@ -72,10 +87,18 @@ def read_coco(
             depth maps, or too many missing ones.
     """
     report = Report()
-    content = load_coco(annotations, report) if content is None else content
+    content, digest = load_coco(annotations, report) if file is None else file
     raw = {key: _with_integers(content[key], key, annotations, report) for key in INTEGERS}
     categories = _categories(raw["categories"], annotations, report)
-    dataset = CocoDataset(categories, (), report, annotations, images, listed=len(raw["images"]))
+    dataset = CocoDataset(
+        categories,
+        (),
+        report,
+        annotations,
+        images,
+        listed=len(raw["images"]),
+        annotations_sha256=digest,
+    )
     if data.class_names and data.class_names != dataset.class_names:
         expected, found = ", ".join(data.class_names), ", ".join(dataset.class_names)
         raise ConfigError(
@@ -98,7 +121,7 @@ def read_coco(
 # -- the file --------------------------------------------------------------------------------------
 
 
-def load_coco(path: Path, report: Report) -> dict[str, Any]:
+def load_coco(path: Path, report: Report) -> CocoFile:
     """Parses a COCO file.
 
     Args:
@@ -119,7 +142,10 @@ def load_coco(path: Path, report: Report) -> dict[str, Any]:
         return constants[-1]
 
     try:
-        content = read_json(path, constant, lambda key: report.add(Reason.REPEATED_KEY, short(key)))
+        encoded = read_bytes(path)
+        content = parse_json(
+            encoded, path, constant, lambda key: report.add(Reason.REPEATED_KEY, short(key))
+        )
     except ConfigError as error:
         what = other_format(path)
         raise ConfigError(f"{path}: no COCO file, but {what}") if what else error from None
@@ -135,7 +161,7 @@ def load_coco(path: Path, report: Report) -> dict[str, Any]:
             raise ConfigError(f"{path}: {why}")
     if constants:
         _refuse_constants(content, path)
-    return content
+    return CocoFile(content, hashlib.sha256(encoded).hexdigest())
 
 
 def _refuse_constants(content: dict[str, Any], path: Path) -> None:

@@ -101,6 +101,9 @@ class CocoDataset:
     """"name (reason)" of each of them that is missing or cannot be used."""
     depth: DepthSummary | None = None
     """Of a checked data set; None without depth maps."""
+    annotations_sha256: str = ""
+    """Of the bytes that were parsed, whatever is in the annotation file by now. "": made otherwise,
+    which no cache can hold."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

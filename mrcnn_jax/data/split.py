@@ -190,8 +190,9 @@ def split(
         ConfigError: the file cannot be used (as of `read_coco`), or cannot be divided.
     """
     report, limits = Report(), DataConfig(max_pixels=MAX_PIXELS)
-    content = load_coco(part.annotations, report)
-    dataset = read_coco(part.annotations, part.images, limits, content=content)
+    file = load_coco(part.annotations, report)
+    content = file.content
+    dataset = read_coco(part.annotations, part.images, limits, file=file)
     dataset.refuse_without_objects()
     roles = _roles(dataset)
     unused, not_used = _not_used(dataset, roles)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,12 +75,12 @@ def refuse_lost_checkpoints(config: Config, workdir: Path) -> None:
 def annotation_hashes(
     data_sets: Mapping[str, CocoDataset], resumed_from: Meta | None
 ) -> dict[str, str]:
-    """The hashes of annotation files; says which are not those of the newest checkpoint."""
+    """The hashes of annotation files as they were read; says which differ from those of the newest
+    checkpoint."""
     hashes = {}
     for split, data_set in data_sets.items():
         path = data_set.annotations_path
-        with path.open("rb") as file:
-            hashes[split] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        hashes[split] = data_set.annotations_sha256[:16]
         if resumed_from and resumed_from.annotations.get(split, hashes[split]) != hashes[split]:
             left = "what is left of the training is on" if split == "train" else "it validates on"
             print(f"{path}: changed since {resumed_from.name} was saved: {left} what is there now")

@@ -25,6 +25,7 @@ from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.loader import Split, load, open_split, plan_once
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch
 from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.transforms import plan_for
 from mrcnn_jax.structures import Batch
@@ -93,6 +94,27 @@ def test_the_whole_pipeline_on_shapes(
             crowds += len(ignored)
     assert seen == Counter(image.id for image in shapes_split.dataset.images)
     assert crowds == 1
+
+
+def test_annotations_that_are_saved_between_reading_and_opening(
+    mixed_content: dict[str, Any], write_json: Callable[[Any], Path], mixed_data: DataConfig
+) -> None:
+    """What was read is built, and is not taken for the new file at the next start."""
+    root = write_json(mixed_content).parent
+
+    def read() -> CocoDataset:
+        return read_coco(root / "instances.json", root / "images", mixed_data)
+
+    def box(dataset: CocoDataset) -> list[float]:
+        """Of annotation 5, the second of the first image, as it is built."""
+        split = open_split("train", dataset, cache=root / "cache", data=mixed_data)
+        return list(split.source[0]["objects"]["box"][1])
+
+    earlier = read()
+    mixed_content["annotations"][1]["bbox"] = [1, 2, 30, 40]
+    write_json(mixed_content)
+    assert box(earlier) == [0, 0, 12.5, 20.25]
+    assert box(read()) == [1, 2, 31, 42]
 
 
 def test_whether_there_is_depth_is_not_asked_of_every_image_in_every_batch(

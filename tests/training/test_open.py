@@ -4,6 +4,7 @@ start from other weights."""
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -28,6 +29,7 @@ from mrcnn_jax.config.heads import MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch
+from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
 from mrcnn_jax.training import loop, resume
 from mrcnn_jax.training import open as opening
@@ -309,6 +311,17 @@ def test_other_training_images_are_refused_and_other_annotations_told(
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=line):
         loop.train(first, run)
+
+
+def test_annotations_are_recorded_as_they_were_read(tiny_config: Config, tmp_path: Path) -> None:
+    """A run that is being opened has read them: what is saved from then on is another file."""
+    data = shutil.copytree(str(tiny_config.data.root), tmp_path / "data")
+    path, images = tiny.annotations(data, "train"), data / "images"
+    content = path.read_bytes()
+    dataset = read_coco(path, images, tiny_config.data)
+    path.write_bytes(content + b"\n")
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    assert resume.annotation_hashes({"train": dataset}, None) == {"train": digest}
 
 
 def test_a_partial_load_is_listed(
