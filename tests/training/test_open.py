@@ -324,6 +324,30 @@ def test_annotations_are_recorded_as_they_were_read(tiny_config: Config, tmp_pat
     assert resume.annotation_hashes({"train": dataset}, None) == {"train": digest}
 
 
+def test_data_of_earlier_annotations_are_removed_from_the_runs_folder(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a cache of their own, they are told."""
+    data = shutil.copytree(str(tiny_config.data.root), tmp_path / "data")
+    run, shared = tmp_path / "run", tmp_path / "shared"
+    line = "what was built from earlier versions of these annotations or images: 1 folder, "
+    for cache, told in ((None, "removed"), (str(shared), "also has")):
+        own = replace(tiny_config.data, root=str(data), cache=cache)
+        config = replace(tiny_config, data=own)
+        folder = run / "data" if cache is None else shared
+        with open_run(config, run):
+            before = set(folder.iterdir())
+        assert len(before) == 2
+        assert line not in capsys.readouterr().out
+        path = tiny.annotations(data, "val")
+        path.write_text(path.read_text() + "\n")
+        with open_run(config, run) as opened:
+            now = {opened.train_split.folder, opened.val_split.folder}
+        assert len(now & before) == 1
+        assert set(folder.iterdir()) == (now if cache is None else now | before)
+        assert f"{folder}: {told} {line}" in capsys.readouterr().out
+
+
 def test_a_partial_load_is_listed(
     tiny_run: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
