@@ -25,7 +25,8 @@ from mrcnn_jax.inference.device_memory import naming_the_batch
 from mrcnn_jax.inference.evaluate import evaluation_of
 from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.output import part_folder
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.data.loader import Split
     from mrcnn_jax.inference.evaluate import Evaluation
     from mrcnn_jax.inference.predictor import Predictor
-    from mrcnn_jax.runs.checkpoints import Meta
+    from mrcnn_jax.runs.meta import Meta
     from mrcnn_jax.runs.metrics import Row
     from mrcnn_jax.runs.run import Run
 

@@ -23,7 +23,8 @@ from mrcnn_jax.commands.variants import Chain, StageRun
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.output import write_file
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.training.loop import train
 from mrcnn_jax.training.resume import refuse_another_config
 

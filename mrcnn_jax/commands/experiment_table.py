@@ -17,8 +17,9 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.inference.evaluate import read_evaluation
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.output import write_file
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.logs import TIMING
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.metrics import read_timing
 
 AP = {

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ from mrcnn_jax.commands.arguments import OfWeights, with_batch
 from mrcnn_jax.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mrcnn_jax.config.schema import DataConfig
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.inference.drawn import JSONList
     from mrcnn_jax.inference.predicted_annotations import Annotations
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from mrcnn_jax.runs.run import Run
 
 DETECTIONS = "detections.json"
-LONGEST_SIDE = 4096  # pixels of an overlay of tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,46 +165,6 @@ def _tiling(arguments: Arguments) -> Tiling | None:
     return Tiling.of(arguments.tile, arguments.overlap)
 
 
-def _pictures(
-    file: Path,
-    tiling: Tiling | None,
-    data: DataConfig,
-    report: Report,
-    tell: Callable[[str], object],
-) -> Iterator[tuple[int | None, Any]]:
-    """The pictures of a file, with tiles as scenes; see `read_pictures`."""
-    from mrcnn_jax.inference.inputs import read_pictures
-    from mrcnn_jax.inference.scenes import ArrayScene, open_scene
-    from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
-
-    if tiling is None:
-        _refuse_large(file, data)
-        return read_pictures(file, data, report, tell)
-    if file.suffix.lower() not in VIDEO_SUFFIXES:
-        return iter([(None, open_scene(file, data, report))])
-    frames = read_pictures(file, data, report, tell)
-    return ((frame, ArrayScene(image)) for frame, image in frames)
-
-
-def _refuse_large(file: Path, data: DataConfig) -> None:
-    """ConfigError, which names --tile, for an image over data.max_pixels."""
-    from mrcnn_jax.inference.scenes import AT_ONCE
-    from mrcnn_jax.pixels.decode import header_size, suffix_of
-
-    try:
-        height, width = header_size(file)
-        if height * width <= data.max_pixels:
-            return
-        way = "--tile 1024 looks at it in tiles"
-        if height * width > AT_ONCE and suffix_of(file) != ".tiff":
-            way = f"saved as a TIFF of 8 or 16 bits in tiles or strips, {way}"
-    except ValueError:
-        return  # a video, or what reading it will name
-    raise ConfigError(
-        f"{file}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): {way}"
-    )
-
-
 class _Results:
     """What is written of each picture."""
 
@@ -244,6 +202,7 @@ class _Results:
         """Adds the pictures of all files; returns how many files could not be read."""
         from tqdm import tqdm
 
+        from mrcnn_jax.commands.predict_pictures import pictures
         from mrcnn_jax.inference.device_memory import naming_the_batch
 
         data, failed = self._model.run.config.data, 0
@@ -252,8 +211,8 @@ class _Results:
             for file in bar:
                 before = self.number
                 try:
-                    pictures = _pictures(file, self._tiling, data, self._report, self.notes.append)
-                    for frame, picture in pictures:
+                    found = pictures(file, self._tiling, data, self._report, self.notes.append)
+                    for frame, picture in found:
                         with naming_the_batch(at_once):
                             self.add(file, frame, picture)
                     if self.number == before:
@@ -304,6 +263,7 @@ class _Results:
 
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
         """Detects the objects in a picture (with tiles, a scene), and writes them."""
+        from mrcnn_jax.commands.predict_pictures import see
         from mrcnn_jax.data.report import Reason
         from mrcnn_jax.evaluation.average_precision import mask_score
         from mrcnn_jax.figures.draw import draw_instances
@@ -326,7 +286,7 @@ class _Results:
         for drawn_name in names.values():
             if (path := out / drawn_name).resolve() in self._inputs:
                 raise ConfigError(f"{file}: its picture would replace {path} (another --out)")
-        seen, image, step = self._seen(picture)
+        seen, image, step = see(self._model, picture, self._tiling)
         source = {"file_name": str(file)} | ({} if frame is None else {"frame": frame})
         found = seen.to_coco(self.number)
         with named(out / DETECTIONS):
@@ -365,16 +325,6 @@ class _Results:
             self._annotations.add(name, file, pixels, seen.at_least(min_score))
         if "_depth" in names:
             self.beyond += write_depth(out / names["_depth"], seen.depth_map)
-
-    def _seen(self, picture: Any) -> tuple[Any, Any, int]:
-        """The detections, and an image to draw them into, smaller by a factor."""
-        from mrcnn_jax.inference.scenes import ReducedScene
-
-        if self._tiling is None:
-            return self._model.predict(picture, rle=True), picture, 1
-        scene = ReducedScene(picture, LONGEST_SIDE)
-        seen = self._model.predict_scene(scene, self._tiling, progress=True)
-        return seen, scene.picture, scene.step
 
 
 def _listed(out: Path) -> set[str]:

@@ -225,15 +225,7 @@ class ParamGroup:
         require_weight(self, f"stages: {self.pattern}: ", "lr_scale")
 
 
-Loss = Literal[
-    "rpn",
-    "box",
-    "box2",
-    "box3",
-    "mask",
-    "mask_iou",
-    "depth",
-]
+Loss = Literal["rpn", "box", "box2", "box3", "mask", "mask_iou", "depth"]
 BOX_LOSSES: tuple[Loss, ...] = ("box", "box2", "box3")
 """Those of the box head, and of the further heads of a cascade."""
 

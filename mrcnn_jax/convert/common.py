@@ -21,8 +21,10 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_number, read_bytes
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.pixels.decode import SWAPS, decode_labels, header_size, image_kind
+from mrcnn_jax.pixels.decode import image_kind
 from mrcnn_jax.pixels.geometry import mask_box
+from mrcnn_jax.pixels.headers import SWAPS, header_size
+from mrcnn_jax.pixels.label_images import decode_labels
 from mrcnn_jax.pixels.places import Box
 
 # The most that data.max_pixels allows; a run's own limit is the checker's business.

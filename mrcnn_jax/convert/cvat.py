@@ -31,7 +31,7 @@ from mrcnn_jax.convert.common import (
 from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.headers import SUFFIXES
 
 OUTLINES = ("polygon", "box", "ellipse", "mask")
 

@@ -37,7 +37,7 @@ from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.repair import Dropped, mask_rle
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.headers import SUFFIXES
 
 OUTLINES = ("polygon", "mask", "ellipse")
 NO_AREA = ("label", "caption", "points", "polyline", "skeleton", "cuboid_2d", "cuboid_3d")

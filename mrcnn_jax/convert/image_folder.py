@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.data.folders import folders_in
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.headers import SUFFIXES
 
 
 class ImageFolder:

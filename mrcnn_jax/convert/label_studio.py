@@ -36,7 +36,8 @@ from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.data.json_values import is_number, read_json_list, short
 from mrcnn_jax.data.names import UPLOADED
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES, opacity
+from mrcnn_jax.pixels.headers import SUFFIXES
+from mrcnn_jax.pixels.label_images import opacity
 
 KINDS = ("polygon", "rectangle", "ellipse", "brush", "bitmask")  # with an area
 NO_AREA = ("keypoint", "vector")

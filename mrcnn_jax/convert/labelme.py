@@ -29,7 +29,7 @@ from mrcnn_jax.convert.common import (
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import decode_labels
+from mrcnn_jax.pixels.label_images import decode_labels
 
 NO_AREA = ("point", "points", "line", "linestrip")
 FEWEST = {"circle": 2, "rectangle": 2}  # points; polygons of too few are counted later

@@ -39,7 +39,7 @@ from mrcnn_jax.convert.common import (
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import read_json
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES as IMAGES
+from mrcnn_jax.pixels.headers import SUFFIXES as IMAGES
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 LOOKED_AT = 20  # files that decide about `--parts auto`

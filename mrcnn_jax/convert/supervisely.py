@@ -41,7 +41,7 @@ from mrcnn_jax.convert.image_folder import ImageFolder, files_in, normal_path
 from mrcnn_jax.data.json_values import is_number, read_json, short
 from mrcnn_jax.data.repair import is_polygon
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import opacity
+from mrcnn_jax.pixels.label_images import opacity
 from mrcnn_jax.pixels.places import Box
 
 NO_AREA = ("point", "line", "graph", "cuboid", "cuboid_2d")

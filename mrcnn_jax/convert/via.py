@@ -28,7 +28,7 @@ from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.other_formats import NOT_VIA3, VIA3
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.output import listed
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.headers import SUFFIXES
 
 METADATA = "_via_img_metadata"  # of a project
 COLUMNS = ("filename", "file_size", "region_shape_attributes", "region_attributes")  # of a CSV

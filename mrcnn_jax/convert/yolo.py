@@ -31,7 +31,7 @@ from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, is_text, read_bytes, short
 from mrcnn_jax.data.names import ROLES
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.headers import SUFFIXES
 
 PartName = Literal["train", "val", "test"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")

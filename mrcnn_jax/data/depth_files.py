@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.data.cache import each, keep, kept
+from mrcnn_jax.data.image_names import name_forms
 from mrcnn_jax.data.json_values import is_text, short
-from mrcnn_jax.data.records import CocoDataset, ImageRecord, name_forms
+from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.pixels.depth import decode_depth, depth_size
 from mrcnn_jax.pixels.depth_statistics import DepthStatistics, MapStatistics

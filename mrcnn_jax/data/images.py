@@ -29,7 +29,8 @@ from mrcnn_jax.data.depth_files import check_depth
 from mrcnn_jax.data.records import CocoDataset, ImageRecord
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.output import listed
-from mrcnn_jax.pixels.decode import SWAPS, Kind, header_size, image_kind
+from mrcnn_jax.pixels.decode import Kind, image_kind
+from mrcnn_jax.pixels.headers import SWAPS, header_size
 
 VERSION = "1.5.0"  # of the checks and the records: raise it whenever they change
 FILE = "images.json"

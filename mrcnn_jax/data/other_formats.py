@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrcnn_jax import cli
-from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
+from mrcnn_jax.pixels.headers import VIDEO_SUFFIXES
 
 HEAD = 4096  # bytes that tell a format
 VIA3 = frozenset(("project", "config", "file", "metadata", "view"))  # keys of its projects

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import posixpath
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.depth_files import DepthFiles, find_depth
-from mrcnn_jax.data.folders import folders_in
 from mrcnn_jax.data.formats import Formats
+from mrcnn_jax.data.image_names import FilesByName, written_name
 from mrcnn_jax.data.json_values import (
     has_constant,
     integer,
@@ -33,10 +29,10 @@ from mrcnn_jax.data.json_values import (
     short,
 )
 from mrcnn_jax.data.other_formats import other_format
-from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord, name_forms
+from mrcnn_jax.data.records import Category, CocoDataset, ImageRecord, ObjectRecord
 from mrcnn_jax.data.repair import Dropped, object_record
 from mrcnn_jax.data.report import Reason, Report
-from mrcnn_jax.pixels.decode import header_size
+from mrcnn_jax.pixels.headers import header_size
 
 # By section of the file: the fields that are integers, the id first.
 INTEGERS = {
@@ -237,7 +233,7 @@ def _usable_images(
     used: set[str] = set()
     lost: list[str] = []
     written = {item["id"]: written_name(item) for item in raw}
-    by_name = _ByName(folder, [name for name in written.values() if isinstance(name, str)])
+    by_name = FilesByName(folder, [name for name in written.values() if isinstance(name, str)])
     elsewhere: dict[int, Reason] = {}  # images that are not where their name says: how found
     for item in raw:
         number, name = item["id"], written[item["id"]]
@@ -276,14 +272,6 @@ def _usable_images(
     return usable, tuple(lost)
 
 
-def written_name(item: dict[str, Any]) -> Any:
-    """The file_name of an image; without one (LVIS), its folder and name in coco_url."""
-    name, url = item.get("file_name"), item.get("coco_url")
-    if name is None and isinstance(url, str):
-        return "/".join(urlsplit(url).path.split("/")[-2:]) or None
-    return name
-
-
 def _size(item: dict[str, Any], path: Path, report: Report) -> tuple[int, int]:
     """(height, width) as annotated, or of the file's upright picture where they are missing."""
     sides = [item[side] if type(item[side]) is int else 0 for side in ("height", "width")]
@@ -297,83 +285,6 @@ def _size(item: dict[str, Any], path: Path, report: Report) -> tuple[int, int]:
     # A side that is annotated stays: it will be compared with the file's.
     height, width = (a if a > 0 else b for a, b in zip(sides, stored, strict=True))
     return height, width
-
-
-def _found(folder: Path, name: Any) -> str | None:
-    """How `name` is spelled in the folder; None if it is a path of another machine."""
-    if not is_text(name):
-        raise Dropped(Reason.NAME)
-    forward = name.replace("\\", "/")
-    leaves = False
-    for spelling in (name, *name_forms(forward)):
-        if posixpath.isabs(spelling) or posixpath.normpath(spelling).split("/")[0] == "..":
-            leaves = True
-        elif os.path.isfile(folder / spelling):  # Path.is_file raises if the name is too long
-            return spelling
-    if posixpath.isabs(forward) or "\\" in name or PureWindowsPath(name).drive:
-        return None
-    raise Dropped(Reason.NAME if leaves else Reason.MISSING)
-
-
-class _ByName:
-    """Finds the files of names in a folder; also of paths of another machine, C:\\me\\a.jpg or
-    /home/me/a.jpg, and of names without a folder, if all lie in subfolders."""
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder, self.names = folder, names
-
-    def look(self, name: Any, *, of_url: bool) -> tuple[str, Reason | None]:
-        """How a name is spelled in the folder, and how it was found if it is not where it says."""
-        try:
-            found = _found(self.folder, name)
-        except Dropped as dropped:
-            bare = "/" not in str(name) and self.all_in_subfolders
-            if dropped.reason is not Reason.MISSING or not (of_url or bare):
-                raise
-            found = None
-        if found is not None:
-            return found, Reason.FROM_URL if of_url else None
-        if of_url:
-            return self.find(str(name)), Reason.FROM_URL
-        bare = PureWindowsPath(name).name == name
-        return self.find(name), Reason.IN_SUBFOLDER if bare else Reason.FOUND_BY_NAME
-
-    @functools.cached_property
-    def all_in_subfolders(self) -> bool:
-        """Whether no file lies where a name without a folder says."""
-        return not any(
-            os.path.isfile(self.folder / form)
-            for name in self.names
-            if "/" not in name
-            for form in name_forms(name)
-        )
-
-    @functools.cached_property
-    def files(self) -> dict[str, list[str]]:
-        """Relative paths by name, of the folders that `folders_in` finds."""
-        files = defaultdict(list)
-        for root, names in folders_in(self.folder, refuse_unreadable=False):
-            for name in names:
-                path = os.path.relpath(os.path.join(root, name), self.folder)
-                if is_text(path):
-                    files[unicodedata.normalize("NFC", name)].append(path)
-        return files
-
-    def find(self, name: str) -> str:
-        """The file at the path's longest end with a folder, else the only one with its name."""
-        path = PureWindowsPath(name)  # knows both slashes
-        parts = [part for part in path.parts if part not in (path.anchor, "..")]
-        for start in range(len(parts) - 1):
-            for end in name_forms("/".join(parts[start:])):
-                if os.path.isfile(self.folder / end):
-                    return end
-        files = self.files.get(unicodedata.normalize("NFC", parts[-1]), []) if parts else []
-        if len(files) > 1:
-            raise Dropped(Reason.AMBIGUOUS)
-        if not files or not os.path.isfile(self.folder / files[0]):
-            leaves = path.anchor or ".." in path.parts
-            raise Dropped(Reason.NAME if leaves else Reason.MISSING)
-        return files[0]
 
 
 # -- annotations -----------------------------------------------------------------------------------

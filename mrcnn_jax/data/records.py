@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,6 @@ from mrcnn_jax.pixels.depth_statistics import DepthSummary
 from mrcnn_jax.pixels.places import RLE, Box
 
 LOST_IMAGES = 0.01  # share of the images that may be missing or unreadable
-
-
-def name_forms(name: str) -> Iterator[str]:
-    """A name as written, and in both Unicode forms that file systems use."""
-    yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
 
 
 @dataclass(frozen=True)

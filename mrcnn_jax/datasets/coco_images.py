@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path, PureWindowsPath
 
 from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.data.image_names import written_name
 from mrcnn_jax.data.names import role, roles_in
-from mrcnn_jax.data.reading import written_name
 from mrcnn_jax.data.records import LOST_IMAGES
 from mrcnn_jax.data.split import Part
 from mrcnn_jax.datasets.tree import Tree, base_name, is_inside, mapped, normal, parent

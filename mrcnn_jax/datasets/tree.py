@@ -20,7 +20,7 @@ from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.data.folders import folders_in
 from mrcnn_jax.data.other_formats import VIA3
 from mrcnn_jax.output import listed
-from mrcnn_jax.pixels.decode import SUFFIXES
+from mrcnn_jax.pixels.headers import SUFFIXES
 
 TEXTS = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml")
 READ, LEAST_READ = 10**9, 10**5  # bytes of all texts, and of each: what follows may be an image

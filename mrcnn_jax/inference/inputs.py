@@ -20,16 +20,15 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import tell_kind
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.drawn import drawn_in
-from mrcnn_jax.pixels.decode import (
+from mrcnn_jax.pixels.decode import decode_with_kind, pillow_pixels
+from mrcnn_jax.pixels.geometry import check_image
+from mrcnn_jax.pixels.headers import (
     HEIF_SUFFIXES,
     SUFFIXES,
     VIDEO_SUFFIXES,
-    decode_with_kind,
     header_size,
     is_camera_raw,
-    pillow_pixels,
 )
-from mrcnn_jax.pixels.geometry import check_image
 
 
 def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:

@@ -21,8 +21,8 @@ from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.annotations import data_yaml, yolo_lines
 from mrcnn_jax.inference.results import Detections
 from mrcnn_jax.output import part_folder, write_file
-from mrcnn_jax.pixels.decode import SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from mrcnn_jax.pixels.encode import write_image
+from mrcnn_jax.pixels.headers import SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from mrcnn_jax.pixels.places import box_area, far, mask_extent
 
 LABELS = "labels.txt"  # all classes, in their order: labelme takes it as --labels

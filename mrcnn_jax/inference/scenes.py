@@ -14,7 +14,7 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.images import tell_kind
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.inputs import read_image
-from mrcnn_jax.pixels.decode import header_size
+from mrcnn_jax.pixels.headers import header_size
 from mrcnn_jax.pixels.tiff_windows import TiffWindows, not_by_windows, open_windows
 from mrcnn_jax.pixels.transforms import resize_image
 from mrcnn_jax.pixels.windows import Window

@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mrcnn_jax.pixels.decode import Kind, decode_with_kind, header_pages, value_bits
+from mrcnn_jax.pixels.decode import Kind, decode_with_kind, value_bits
+from mrcnn_jax.pixels.headers import header_pages
 from mrcnn_jax.pixels.tiff_tags import (
     NODATA,
     STRIP_BYTES,

@@ -5,7 +5,7 @@
         training/       orbax: opt_state, step, skipped, key
         config.json     the resolved config, so that the checkpoint needs no other file
         logs.json       what the run's logs held (`runs.logs`)
-        meta.json       `Meta`
+        meta.json       `runs.meta.Meta`
         manifest.json   size and SHA-256 of every file above (`runs.manifest`)
 
 A save writes and flushes everything in a hidden folder, adds the manifest under another name,
@@ -17,15 +17,12 @@ is never read, never removed, and no training goes on beside it.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,72 +31,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from mrcnn_jax.config.errors import OTHER_VERSION, ConfigError
+from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json, save_config
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs import logs, manifest
 from mrcnn_jax.runs.arrays import ArrayFolders, flatten, refuse_other_leaves
-from mrcnn_jax.runs.environment import changes, environment
+from mrcnn_jax.runs.environment import changes
+from mrcnn_jax.runs.meta import Meta, UnknownField, read_meta, write_meta
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Params
 
 log = logging.getLogger(__name__)
 
-_META = "meta.json"
 _REPLACED = "replaced"  # ends the hidden name of a checkpoint that is being saved again
 _ITEMS = {
     "model": ("params", "batch_stats", "ema"),
     "training": ("opt_state", "step", "skipped", "key"),
 }
 Weights = Literal["raw", "ema"]
-_NAME = re.compile(
-    r"\d{8,}-[a-z0-9_]+"
-)  # `Meta.name`: nothing else in the folder is ours to remove
-
-
-class UnknownField(ConfigError):
-    """A checkpoint, perhaps of a newer version of this package, has a field more than `Meta`."""
-
-
-@dataclass(frozen=True)
-class Meta:
-    """A checkpoint without its arrays."""
-
-    step: int
-    """Steps done since the run began, over all stages."""
-    stage: str
-    stage_index: int
-    stage_step: int
-    """Steps done within the stage."""
-    stage_complete: bool
-    categories: tuple[tuple[int, str], ...]
-    """(id, name) of the data set's categories; the i-th one (from 0) has label i + 1."""
-    config_hash: str
-    environment: dict[str, str | int] = dataclasses.field(default_factory=environment)
-    ap: float | None = None
-    """COCO AP on the validation images, of masks, or of boxes where no object has a mask; None if
-    not measured (`evaluate_every_epochs`)."""
-    loaded: tuple[str, ...] | None = None
-    """Modules whose parameters the run began with, all of them from other weights ("box_head" for
-    example); None: not known, of a run that an earlier version began or that was not trained."""
-    images: str | None = None
-    """A hash of the training images that its steps are counted in; None: as of `loaded`."""
-    validated: bool = True
-    """False: of the end of an epoch whose validation has yet to come, which is saved before it."""
-    has_masks: bool = True
-    """False: no object that it was trained on has a mask, so losses of masks taught it nothing."""
-    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Hashes of the annotation files by their split, "train" and "val"; empty: not known."""
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's folder."""
-        return f"{self.step:08d}-{self.stage}"
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Age: a stage's last step and the next stage's step 0 share a global step."""
-        return self.step, self.stage_index
+_NAME = re.compile(r"\d{8,}-[a-z0-9_]+")  # `Meta.name`: nothing else is ours to remove
 
 
 class Checkpoints:
@@ -161,7 +111,7 @@ class Checkpoints:
         if config is not None:
             save_config(config, hidden / "config.json")
         logs.record(self.folder.parent, hidden)
-        (hidden / _META).write_text(json.dumps(dataclasses.asdict(meta), indent=2, allow_nan=False))
+        write_meta(hidden, meta)
         manifest.write(hidden)
 
     def latest(self) -> Meta | None:
@@ -299,7 +249,7 @@ class Checkpoints:
                 log.warning("%s: skipped", fault)
                 continue
             try:
-                metas.append(_read_meta(folder))
+                metas.append(read_meta(folder))
             except UnknownField:  # not damaged: nothing is done beside it, let alone to it
                 raise
             except ConfigError as error:
@@ -375,39 +325,3 @@ def _remove_unfinished(folder: Path) -> None:
 def _ap(meta: Meta) -> float:
     assert meta.ap is not None
     return meta.ap
-
-
-def parse_meta(values: Any) -> Meta:
-    """Inverse of `dataclasses.asdict`, after a way through JSON.
-
-    Raises:
-        UnknownField: it has a field more.
-        ValueError, TypeError, KeyError: it is not that.
-    """
-    values["categories"] = tuple((int(number), str(name)) for number, name in values["categories"])
-    if (loaded := values.get("loaded")) is not None:
-        values["loaded"] = tuple(map(str, loaded))
-    values.pop("best_metric", None)  # of earlier versions, which did not use it either
-    values.setdefault("ap", values.pop("mask_ap", None))  # as earlier versions called it
-    for name in sorted(values.keys() - {field.name for field in dataclasses.fields(Meta)}):
-        raise UnknownField(f"{name!r:.80}: unknown field {OTHER_VERSION}")
-    meta = Meta(**values)
-    kinds: dict[str, type] = dict.fromkeys(("step", "stage_index", "stage_step"), int)
-    kinds |= dict.fromkeys(("stage_complete", "validated", "has_masks"), bool)
-    kinds |= {"config_hash": str, "environment": dict, "annotations": dict}
-    for name, kind in kinds.items():
-        if type(getattr(meta, name)) is not kind:
-            raise TypeError(f"{name} is no {kind.__name__}")
-    return meta
-
-
-def _read_meta(folder: Path) -> Meta:
-    try:
-        meta = parse_meta(json.loads((folder / _META).read_bytes()))
-        if meta.name != folder.name:
-            raise ValueError(f"of {meta.name}")
-    except UnknownField as error:
-        raise UnknownField(f"{folder / _META}: {error}") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError(f"{folder / _META}: damaged: {error}") from None
-    return meta

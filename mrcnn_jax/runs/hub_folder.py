@@ -26,7 +26,7 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.output import listed, part_folder
-from mrcnn_jax.runs.checkpoints import Meta, UnknownField, parse_meta
+from mrcnn_jax.runs.meta import Meta, UnknownField, parse_meta
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 _HEADER = "checkpoint"  # key of the Meta in the header of WEIGHTS

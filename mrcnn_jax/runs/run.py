@@ -23,7 +23,7 @@ from mrcnn_jax.data.superseded import remove_earlier
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
 from mrcnn_jax.output import listed, part_folder, remove_abandoned
 from mrcnn_jax.runs import hub
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta, Weights
+from mrcnn_jax.runs.checkpoints import Checkpoints, Weights
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.hub_folder import (
     WEIGHTS,
@@ -32,6 +32,7 @@ from mrcnn_jax.runs.hub_folder import (
     read_hub_folder,
     source_of,
 )
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.state import TrainState
 
 CheckpointName = Literal["newest", "best"]

@@ -30,9 +30,10 @@ from mrcnn_jax.data.superseded import remove_earlier, tell_earlier
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.output import remove_abandoned
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.loggers import refuse_missing
 from mrcnn_jax.runs.logs import METRICS
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.features import refuse_unusable_cache

@@ -10,8 +10,8 @@ from mrcnn_jax.config.files import config_hash, differences, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.output import listed
-from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.logs import METRICS
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.metrics import Row, read_metrics
 from mrcnn_jax.training.splits import categories_of
 

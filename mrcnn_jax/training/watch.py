@@ -29,10 +29,10 @@ from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.arrays import flatten
-from mrcnn_jax.runs.checkpoints import Meta
 from mrcnn_jax.runs.environment import environment
 from mrcnn_jax.runs.hub_folder import is_hub_folder, source_of
 from mrcnn_jax.runs.loggers import open_loggers
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.metrics import MetricsLog, append_timing, read_metrics
 from mrcnn_jax.runs.run import Run
 from mrcnn_jax.runs.state import TrainState

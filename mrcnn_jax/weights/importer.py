@@ -17,7 +17,7 @@ from mrcnn_jax.config.schema import Config, DataConfig
 from mrcnn_jax.config.tables import COCO_CANVASES, canvases_for
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.output import listed
-from mrcnn_jax.runs.checkpoints import Meta
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.run import refuse_taken, write_run
 from mrcnn_jax.weights.choice import CONVNEXT, RESNET
 from mrcnn_jax.weights.family import ChannelOrder

@@ -13,9 +13,10 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Config, Shrink
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.hub_folder import is_hub_folder
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.run import known_modules, load_run
 from mrcnn_jax.weights.network import read_network, unnamed
 from mrcnn_jax.weights.tensors import SUFFIXES

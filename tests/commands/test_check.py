@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ def arguments(mixed_file: Path) -> Arguments:
         images=mixed_file.parent / "images",
         cache=mixed_file.parent / "cache",
     )
+
+
+@pytest.fixture
+def my(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of the data set of tests/tiny.py."""
+    return shutil.copytree(tiny_data, tmp_path / "my")
+
+
+@contextmanager
+def changed(file: Path) -> Iterator[dict[str, Any]]:
+    """The content of a JSON file, which is written again after the block."""
+    content = json.loads(file.read_text())
+    yield content
+    file.write_text(json.dumps(content))
+
+
+def config_file(folder: Path, config: str) -> Path:
+    """Of a config that is written as an expression."""
+    path = folder / "config.py"
+    path.write_text(
+        "from mrcnn_jax.config.model import *\nfrom mrcnn_jax.config.schema import *\n"
+        f"def get_config():\n    return {config}\n"
+    )
+    return path
 
 
 def as_json(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -76,14 +101,8 @@ def test_what_a_recipe_needs(arguments: Arguments, capsys: pytest.CaptureFixture
 def test_the_config_decides(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from mrcnn_jax.config.schema import *\n"
-        "def get_config():\n"
-        "    data = DataConfig(short_side=32, long_side=64, canvases=((64, 64),),\n"
-        "                      max_objects=1, keep_empty=False)\n"
-        "    return Config(data=data)\n"
-    )
+    data = "short_side=32, long_side=64, canvases=((64, 64),), max_objects=1, keep_empty=False"
+    config = config_file(tmp_path, f"Config(data=DataConfig({data}))")
     found = as_json(dataclasses.replace(arguments, config=config), capsys)
     assert found["images_by_canvas"] == {"64 x 64": 5}
     (cap,) = found["caps"]
@@ -99,10 +118,9 @@ def test_the_config_decides(
 def test_classes_of_one_name_are_counted_apart(
     arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = json.loads(arguments.annotations.read_text())
-    for category in content["categories"]:
-        category["name"] = "seven" if category["name"] == "three" else category["name"]
-    arguments.annotations.write_text(json.dumps(content))
+    with changed(arguments.annotations) as content:
+        for category in content["categories"]:
+            category["name"] = "seven" if category["name"] == "three" else category["name"]
     ids = [c["id"] for c in content["categories"] if c["name"] == "seven"]
     found = as_json(arguments, capsys)["objects_by_class"]
     assert found == {f"seven ({number})": 2 for number in ids} | {"ninety": 2}
@@ -126,14 +144,8 @@ def test_lines_for_people(arguments: Arguments, capsys: pytest.CaptureFixture[st
 def test_every_limit_that_images_exceed(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from mrcnn_jax.config.model import *\n"
-        "from mrcnn_jax.config.schema import *\n"
-        "def get_config():\n"
-        "    model = ModelConfig(box_head=BoxHeadConfig(detections=1))\n"
-        "    return Config(data=DataConfig(max_objects=1), model=model)\n"
-    )
+    model = "ModelConfig(box_head=BoxHeadConfig(detections=1))"
+    config = config_file(tmp_path, f"Config(data=DataConfig(max_objects=1), model={model})")
     check.run(arguments)
     assert "set it to" not in capsys.readouterr().out
     check.run(dataclasses.replace(arguments, config=config))
@@ -201,11 +213,7 @@ def test_strict_allows_no_loss_but_what_the_config_leaves_out(
     write_json: Callable[[Any], Path],
     tmp_path: Path,
 ) -> None:
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from mrcnn_jax.config.schema import *\n"
-        "def get_config():\n    return Config(data=DataConfig(keep_empty=False, max_objects=1))\n"
-    )
+    config = config_file(tmp_path, "Config(data=DataConfig(keep_empty=False, max_objects=1))")
     strict = dataclasses.replace(arguments, strict=True, config=config)
     check.run(strict)
     mixed_content["annotations"][1]["bbox"] = [0, 0, 0, 0]
@@ -269,9 +277,8 @@ def test_contact_sheet(
     assert drawn.shape[1] > 1500  # six images in a row
     first = drawn[30:300, 6:326]
     tinted = (first.max(-1) - first.min(-1) > 30).mean()
-    assert (
-        0.1 < tinted < 0.3
-    )  # the mask is 550 of 4,800 pixels, and the box and label of each object come to it
+    # The mask is 550 of 4,800 pixels, and the box and label of each object come to it.
+    assert 0.1 < tinted < 0.3
     with pytest.raises(OSError, match=r"No such file or directory: '/none/sheet.png'"):
         check.run(dataclasses.replace(arguments, contact_sheet=Path("/none/sheet.png")))
 
@@ -301,15 +308,9 @@ def test_a_contact_sheet_shows_and_counts_objects(
 
 
 def _command(arguments: Arguments, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "mrcnn_jax",
-        "check",
-        "--annotations",
-        str(arguments.annotations),
-    ]
-    command += ["--images", str(arguments.images), "--cache", str(arguments.cache), *more]
+    command = [sys.executable, "-m", "mrcnn_jax", "check", *more]
+    for name in ("annotations", "images", "cache"):
+        command += [f"--{name}", str(getattr(arguments, name))]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
@@ -356,14 +357,9 @@ def test_depth_maps_are_checked_too(
     with pytest.raises(ConfigError, match=r"data\.depth_scale 1 gives a median depth of 5e\+03 m"):
         check.run(dataclasses.replace(by_option, depth_scale=1))
 
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from mrcnn_jax.config.schema import *\n"
-        "def get_config():\n"
-        f"    data = DataConfig(root={str(tmp_path)!r}, val_depth='maps', depth_scale=2500,\n"
-        "                      val_annotations='instances.json')\n"
-        "    return Config(data=data)\n"
-    )
+    data = f"root={str(tmp_path)!r}, val_depth='maps', depth_scale=2500"
+    data += ", val_annotations='instances.json'"
+    config = config_file(tmp_path, f"Config(data=DataConfig({data}))")
     by_config = dataclasses.replace(arguments, config=config)
     assert as_json(by_config, capsys)["depth"]["metres"] == [2, 2]
 
@@ -405,80 +401,61 @@ def test_a_folder_is_checked_file_by_file(
 
 
 def test_validation_may_have_the_classes_of_a_config_under_other_ids(
-    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    my: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As training takes it; the config of a run names the classes in training's order."""
-    folder = shutil.copytree(tiny_data, tmp_path / "my")
-    names = [c["name"] for c in tiny.read(folder, "train")["categories"]]
-    file = tiny.annotations(folder, "val")
-    content = json.loads(file.read_text())
-    for category in content["categories"]:
-        category["id"] = 99 - category["id"]
-    for annotation in content["annotations"]:
-        annotation["category_id"] = 99 - annotation["category_id"]
-    file.write_text(json.dumps(content))
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from mrcnn_jax.config.schema import Config, DataConfig\n"
-        "def get_config():\n"
-        f"    return Config(data=DataConfig(class_names={tuple(names)}))\n"
-    )
-    check.run(Arguments(folder=folder, cache=tmp_path, config=str(config)))
+    names = [c["name"] for c in tiny.read(my, "train")["categories"]]
+    with changed(tiny.annotations(my, "val")) as content:
+        for category in content["categories"]:
+            category["id"] = 99 - category["id"]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 99 - annotation["category_id"]
+    config = config_file(tmp_path, f"Config(data=DataConfig(class_names={tuple(names)}))")
+    check.run(Arguments(folder=my, cache=tmp_path, config=config))
     assert capsys.readouterr().out.count("\nkept ") == 2
 
 
 def test_limits_of_a_folder_are_those_that_are_asked_for(
-    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    my: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`train my/` chooses its own; a config has its own."""
-    folder = shutil.copytree(tiny_data, tmp_path / "my")
-    file = folder / "annotations" / "instances_train.json"
-    content = json.loads(file.read_text())
-    (first, *_) = (a for a in content["annotations"] if not a["iscrowd"])
-    number = max(a["id"] for a in content["annotations"]) + 1
-    content["annotations"] += [
-        first | {"id": number + i, "bbox": [i % 10, i // 10, 20, 20], "segmentation": []}
-        for i in range(101)
-    ]
-    file.write_text(json.dumps(content))
-    check.run(Arguments(folder=folder, cache=tmp_path))
+    with changed(tiny.annotations(my, "train")) as content:
+        (first, *_) = (a for a in content["annotations"] if not a["iscrowd"])
+        number = max(a["id"] for a in content["annotations"]) + 1
+        content["annotations"] += [
+            first | {"id": number + i, "bbox": [i % 10, i // 10, 20, 20], "segmentation": []}
+            for i in range(101)
+        ]
+    check.run(Arguments(folder=my, cache=tmp_path))
     told = capsys.readouterr().out
     assert "most objects in an image: 10" in told
     assert "set it to" not in told
-    check.run(Arguments(folder=folder, cache=tmp_path, config=Path("shapes")))
+    check.run(Arguments(folder=my, cache=tmp_path, config=Path("shapes")))
     told = capsys.readouterr().out
     assert "data.max_objects = 12: images with more objects: " in told
     assert "chooses its own" not in told
 
 
-def test_classes_of_validation_are_those_of_training(tiny_data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "my"
-    shutil.copytree(tiny_data, folder)
-    file = folder / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    content["categories"][0]["name"] = "elephant"
-    file.write_text(json.dumps(content))
+def test_classes_of_validation_are_those_of_training(my: Path, tmp_path: Path) -> None:
+    file = tiny.annotations(my, "val")
+    with changed(file) as content:
+        content["categories"][0]["name"] = "elephant"
     with pytest.raises(ConfigError, match=r"instances_val.json: categories that .* 'elephant'"):
-        check.run(Arguments(folder=folder, cache=tmp_path))
-    lost = content["categories"].pop(0)["id"]
-    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != lost]
-    file.write_text(json.dumps(content))
+        check.run(Arguments(folder=my, cache=tmp_path))
+    with changed(file) as content:
+        lost = content["categories"].pop(0)["id"]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] != lost]
     with pytest.raises(ConfigError, match=r"instances_val.json: 'categories' lacks 'disc' of"):
-        check.run(Arguments(folder=folder, cache=tmp_path))
+        check.run(Arguments(folder=my, cache=tmp_path))
 
 
 def test_images_of_both_files_are_told(
-    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    my: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "my"
-    shutil.copytree(tiny_data, folder)
-    train, val = (
-        json.loads((folder / "annotations" / f"instances_{split}.json").read_text())["images"][0]
-        for split in ("train", "val")
-    )
-    shutil.copy(folder / "images" / train["file_name"], folder / "images" / val["file_name"])
-    check.run(Arguments(folder=folder, cache=tmp_path))
-    line = f"noticed 1: images that are in {folder}/annotations/instances_train.json, too"
+    train, val = (tiny.read(my, split)["images"][0] for split in ("train", "val"))
+    shutil.copy(my / "images" / train["file_name"], my / "images" / val["file_name"])
+    check.run(Arguments(folder=my, cache=tmp_path))
+    line = f"noticed 1: images that are in {my}/annotations/instances_train.json, too"
     assert line in capsys.readouterr().out
 
 

@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import tiny
 
-import mrcnn_jax
 from mrcnn_jax.commands import export as export_command
 from mrcnn_jax.commands import export_onnx
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference import exported
+from tests.inference.alone import assert_sees_the_same
 
 needs_converter = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnx", "onnxruntime")),
     reason="jax2onnx, onnx and onnxruntime are not installed (docs/api.md)",
 )
-
-PREDICT = """
-import sys
-
-folder, images, out = sys.argv[1:]
-sys.path.append(folder)
-
-import numpy as np
-from mrcnn_exported import load
-
-model = load(folder)
-found = {}
-for name, image in np.load(images).items():
-    seen = model.predict(image, min_score=0.05)
-    found |= {f"{name}/{field}": value for field, value in seen.items()}
-loaded = {name.split(".")[0] for name in sys.modules}
-foreign = {"cv2", "jax", "flax", "pycocotools", "mrcnn_jax", "jax2onnx"} & loaded
-sys.exit(f"imports {foreign}") if foreign else np.savez(out, **found)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +37,8 @@ def artefact(kept_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_sees_what_the_run_sees_without_jax(
     artefact: Path, kept_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """At the canvas's size, enlarged to it with padding, and shrunk to it."""
-    names = [image["file_name"] for image in tiny.read(tiny_data, "val")["images"][:3]]
-    pixels = [cv2.imread(str(tiny_data / "images" / name))[..., ::-1] for name in names]
-    images = {"a": pixels[0], "b": pixels[1][:90, :100], "c": cv2.resize(pixels[2], (301, 222))}
-    np.savez(tmp_path / "images.npz", **images)
-    arguments = [str(artefact), str(tmp_path / "images.npz"), str(tmp_path / "found.npz")]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PREDICT, *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    model = mrcnn_jax.load(kept_run)
-    with np.load(tmp_path / "found.npz") as found:
-        for name, image in images.items():
-            live = model.predict(image, min_score=0.05)
-            assert len(live.scores) > 3
-            for field in ("labels", "category_ids", "class_names"):
-                np.testing.assert_array_equal(found[f"{name}/{field}"], getattr(live, field))
-            np.testing.assert_allclose(found[f"{name}/scores"], live.scores, atol=1e-5)
-            np.testing.assert_allclose(found[f"{name}/boxes"], live.boxes, rtol=1e-5, atol=1e-3)
-            assert (found[f"{name}/masks"] != live.masks).mean() < 1e-4
+    without = ("cv2", "jax", "flax", "pycocotools", "mrcnn_jax", "jax2onnx")
+    assert assert_sees_the_same(artefact, kept_run, tiny_data, tmp_path, without) == ""
 
 
 @needs_converter

@@ -26,7 +26,8 @@ from mrcnn_jax.config.optional_heads import with_cascade, with_depth
 from mrcnn_jax.data import loader
 from mrcnn_jax.figures.png_pages import PAGE_WIDTH
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.run import Run, load_run
 from mrcnn_jax.runs.state import TrainState
 

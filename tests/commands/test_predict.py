@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
-import signal
-import tracemalloc
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,25 +18,14 @@ from PIL import Image
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.commands import eval as evaluation
-from mrcnn_jax.commands import predict
+from mrcnn_jax.commands import predict_pictures
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.inference import api
-from mrcnn_jax.inference.inputs import image_files
-from mrcnn_jax.pixels import encode
+from tests.commands.predictions import images_of, pictures_in, predict_files, results_of
 from tests.inference.frames import read, write_video
-
-
-def results_of(out: Path) -> list[dict[str, Any]]:
-    return json.loads((out / "detections.json").read_text())
-
-
-def predict_files(workdir: Path, paths: list[Path], out: Path, min_score: float = 0.5) -> None:
-    predict.run(
-        predict.Arguments(workdir=workdir, paths=tuple(paths), out=out, min_score=min_score)
-    )
+from tests.inference.stand_ins import load_stand_in
 
 
 def test_files_and_folders_are_predicted_like_the_split(
@@ -62,7 +46,7 @@ def test_files_and_folders_are_predicted_like_the_split(
     Image.open(tiny_data / "images" / single.name).rotate(180).save(single, exif=exif)
     paths = [single, tmp_path / "broken.jpg", folder]
     with pytest.raises(SystemExit) as stop:
-        predict_files(kept_run, paths, tmp_path / "out", 0.0)
+        predict_files(kept_run, paths, tmp_path / "out", min_score=0.0)
     assert stop.value.code == 2
     broken = f"{tmp_path / 'broken.jpg'}: not an image that can be decoded: unknown format"
     told, errors = capsys.readouterr()
@@ -72,7 +56,7 @@ def test_files_and_folders_are_predicted_like_the_split(
         f"{number:05d}_{Path(image['file_name']).stem}.png"
         for number, image in zip((1, *range(3, 10)), truth["images"], strict=True)
     ]
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(expected)
+    assert pictures_in(tmp_path / "out") == sorted(expected)
     pictures = [cv2.imread(str(tmp_path / "out" / name)) for name in expected]
     assert all(picture.std() > 0 for picture in pictures)
     plain = cv2.imread(str(single))
@@ -140,7 +124,7 @@ def test_a_folder_may_be_predicted_into_itself(
     shutil.copy(tiny_data / "images" / name, tmp_path)
     for _ in range(2):
         predict_files(kept_run, [tmp_path], tmp_path)
-        (listed,) = json.loads((tmp_path / "images.json").read_text())
+        (listed,) = images_of(tmp_path)
         assert listed["file_name"] == str(tmp_path / name)
     assert "pictures that an earlier prediction drew" in capsys.readouterr().out
     (tmp_path / "images.json").unlink()
@@ -162,14 +146,6 @@ def test_files_that_are_not_there_are_named(
             predict_files(tmp_path, paths, tmp_path / "out")
 
 
-def test_images_of_a_folder_are_in_order_and_not_from_deeper(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "c.tiff", "d.txt", "deep/e.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = image_files([tmp_path / "d.txt", tmp_path])
-    assert [file.name for file in found] == ["d.txt", "a.png", "b.JPG", "c.tiff"]
-
-
 def test_files_are_told_of_once_per_kind_and_long_names_are_shortened(
     kept_run: Path, programs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,11 +163,7 @@ def test_files_are_told_of_once_per_kind_and_long_names_are_shortened(
         "repaired 2: images that are grey: converted to 8-bit RGB (x.png, x.png)",
         f"repaired 1: pictures whose file's name is too long for theirs: shortened ({short})",
     ]
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
-        "00001_x.png",
-        "00002_x.png",
-        short,
-    }
+    assert pictures_in(tmp_path / "out") == ["00001_x.png", "00002_x.png", short]
 
 
 def test_a_video_is_predicted_frame_by_frame(
@@ -205,7 +177,7 @@ def test_a_video_is_predicted_frame_by_frame(
     with pytest.raises(SystemExit) as stop:
         predict_files(kept_run, files, tmp_path / "out")
     assert stop.value.code == 2
-    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    images = images_of(tmp_path / "out")
     assert [(image["id"], image["file_name"], image.get("frame")) for image in images] == [
         (1, str(files[0]), 0),
         (2, str(files[0]), 1),
@@ -214,7 +186,7 @@ def test_a_video_is_predicted_frame_by_frame(
     assert {(image["height"], image["width"]) for image in images} == {(128, 128)}
     pictures = ["00001_clip_000000.png", "00002_clip_000001.png", f"00004_{files[2].stem}.png"]
     assert [image["pictures"] for image in images] == [[name] for name in pictures]
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == pictures
+    assert pictures_in(tmp_path / "out") == pictures
     found = defaultdict(list)
     for result in results_of(tmp_path / "out"):
         found[result["image_id"]].append(result)
@@ -243,7 +215,7 @@ def test_a_second_call_leaves_no_picture_of_the_first(
     predict_files(kept_run, [files[2]], out)
     first, second, third = (f"0000{n}_{file.stem}.png" for n, file in enumerate(files, 1))
     new = f"00001_{files[2].stem}.png"
-    assert {path.name for path in out.glob("*.png")} == {new, mine.name, "photo.png"}
+    assert pictures_in(out) == [new, mine.name, "photo.png"]
     told = capsys.readouterr().out
     assert (
         "repaired 3: pictures of the earlier prediction in this folder: removed "
@@ -265,239 +237,6 @@ def test_a_second_call_leaves_no_picture_of_the_first(
     assert (out / "images.json").read_text() == "[3]"
 
 
-def test_a_full_disk_ends_it_in_a_line(
-    kept_run: Path,
-    programs: None,
-    tiny_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """And detections.json, which grows image by image, has all that was found, as has the list of
-    the images."""
-    files = sorted((tiny_data / "images").glob("val*.png"))[:3]
-    growing = []
-    write = encode.Path.write_bytes
-
-    def full(path: Path, content: bytes) -> int:
-        (unfinished,) = (tmp_path / "out").glob("*detections.json*")
-        growing.append(unfinished.stat().st_size)
-        if len(growing) == 3:
-            raise OSError(28, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(encode.Path, "write_bytes", full)
-    with pytest.raises(OSError, match=rf"No space left on device: .*00003_{files[2].stem}.png"):
-        predict_files(kept_run, files, tmp_path / "out")
-    assert growing == sorted(set(growing))
-    left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    pictures = [f"0000{n}_{file.stem}.png" for n, file in enumerate(files, 1)]
-    assert left == [*pictures[:2], "detections.json", "images.json"]
-    assert "ended early, but kept: 3 images, " in capsys.readouterr().out
-    listed = json.loads((tmp_path / "out" / "images.json").read_text())
-    assert [image["pictures"] for image in listed] == [[name] for name in pictures]
-    assert {result["image_id"] for result in results_of(tmp_path / "out")} <= {1, 2, 3}
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_what_was_done(
-    number: int,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    mrcnn: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """So that a second call into the folder of the images takes no overlay of the first for one;
-    one that did nothing leaves what an earlier call wrote."""
-    for name in ("a", "b", "c"):
-        Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
-    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}
-    found, calls = SimpleNamespace(to_coco=lambda _: [detection]), []
-
-    def predicted(*_: Any, **__: Any) -> SimpleNamespace:
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return found
-
-    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
-    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
-    model = SimpleNamespace(run=run, class_names={}, predict=predicted)
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
-    before = signal.getsignal(number)
-    request.addfinalizer(lambda: signal.signal(number, before))
-    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-    signal.signal(number, usual)  # another command may have set one
-
-    def again() -> int:
-        return mrcnn("predict", tmp_path, "--workdir", tmp_path, "--out", tmp_path)
-
-    def images() -> list[str]:
-        listed = json.loads((tmp_path / "images.json").read_text())
-        return [Path(image["file_name"]).name for image in listed]
-
-    assert again() == 128 + number
-    assert signal.getsignal(number) == usual
-    assert "ended early, but kept: 2 images, 2 detections: " in capsys.readouterr().out
-    assert images() == ["a.png", "b.png"]
-    assert len(results_of(tmp_path)) == 2
-    assert [file.name for file in image_files([tmp_path])] == ["a.png", "b.png", "c.png"]
-    calls[:] = [1, 1]
-    assert again() == 128 + number
-    assert images() == ["a.png", "b.png"]
-    assert again() == 0
-    assert images() == ["a.png", "b.png", "c.png"]
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_a_killed_call_leaves_what_was_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mrcnn: Callable[..., int]
-) -> None:
-    """The folder at one instant is what SIGKILL would leave. A call into it takes no overlay for a
-    photograph; while it runs, the lists are still those of the first."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in "abc":
-        Image.new("L", (8, 6)).save(folder / f"{name}.png")
-    killed: list[Path] = []
-
-    def predicted(number: int) -> list[dict[str, Any]]:
-        if number == 3:
-            killed.append(tmp_path / f"killed {len(killed)}")
-            shutil.copytree(folder, killed[-1])
-        return [{"image_id": number, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}]
-
-    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
-    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
-    seen = SimpleNamespace(to_coco=predicted)
-    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: seen)
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
-    for images in (2, 3):
-        assert mrcnn("predict", folder, "--workdir", ".", "--out", folder) == 0
-        left = killed[-1]
-        listed = json.loads((left / "images.json").read_text())
-        assert [image["id"] for image in listed] == [1, 2, 3][:images]
-        assert [result["image_id"] for result in results_of(left)] == [1, 2, 3][:images]
-        assert [file.name for file in image_files([left])] == ["a.png", "b.png", "c.png"]
-
-
-@pytest.mark.parametrize("overlays", [True, False])
-def test_what_is_interrupted_replaces_no_earlier_results(
-    overlays: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Of more images. Pictures of other names are removed, where none was before."""
-    files = [tmp_path / f"{name}.png" for name in "abcd"]
-    for file in files:
-        Image.new("L", (8, 6)).save(file)
-    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "category_id": 1}
-    found, left = SimpleNamespace(to_coco=lambda _: [detection]), [9]
-
-    def predicted(*_: Any, **__: Any) -> SimpleNamespace:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return found
-
-    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
-    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
-    model = SimpleNamespace(run=run, class_names={}, predict=predicted)
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
-    out = tmp_path / "out"
-
-    def predict_some(paths: list[Path]) -> None:
-        options = {"workdir": tmp_path, "out": out, "overlays": overlays}
-        predict.run(predict.Arguments(paths=tuple(paths), **options))  # type: ignore[arg-type]
-
-    predict_some(files[:3])
-    mine = out / "00001_d.png"
-    mine.write_text("mine")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    capsys.readouterr()
-    line = f"ended early: the earlier results in {out} stay"
-    for paths, done, counts in (
-        (files[:3], 1, " (pictures drawn again: 1, new ones removed: 0)"),
-        ([files[0], files[2], files[1]], 2, " (pictures drawn again: 1, new ones removed: 1)"),
-        (files[:3], 0, ""),
-    ):
-        left[0] = done
-        with pytest.raises(KeyboardInterrupt):
-            predict_some(paths)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-        assert capsys.readouterr().out == f"{line}{counts if overlays else ''}\n"
-    left[0] = 1
-    with pytest.raises(KeyboardInterrupt):
-        predict_some([files[3], files[0]])
-    assert mine.exists()  # what was there is not removed, even where it was drawn over
-    # More than there was is kept.
-    left[0] = 4
-    Image.new("L", (8, 6)).save(tmp_path / "e.png")
-    with pytest.raises(KeyboardInterrupt):
-        predict_some([*files, tmp_path / "e.png"])
-    assert len(json.loads((out / "images.json").read_text())) == 4
-
-
-def test_a_disk_too_full_for_the_lists_keeps_what_is_in_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mrcnn: Callable[..., int], capfd: Any
-) -> None:
-    """Whole images, and the list that could not grow is named."""
-    for name in "abc":
-        Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def found(number: int) -> list[dict[str, Any]]:
-        if number == 3:
-            size = max(path.stat().st_size for path in (tmp_path / "out").iterdir())
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 300, hard))
-        return 2 * [{"image_id": number, "bbox": 20 * [0], "score": 0.1, "category_id": 1}]
-
-    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
-    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
-    seen = SimpleNamespace(to_coco=found)
-    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: seen)
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
-    out = tmp_path / "out"
-    try:
-        assert mrcnn("predict", tmp_path, "--workdir", ".", "--out", out, "--no-overlays") == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    told = capfd.readouterr()
-    assert told.err == f"error: {out / 'detections.json'}: File too large\n"
-    assert "ended early, but kept: 2 images, 4 detections: " in told.out
-    assert [result["image_id"] for result in results_of(out)] == [1, 1, 2, 2]
-    assert [image["id"] for image in json.loads((out / "images.json").read_text())] == [1, 2]
-
-
-def test_memory_does_not_grow_with_the_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Detections of 100 kB on each image."""
-    Image.new("L", (8, 6)).save(tmp_path / "a.png")
-    mask = {"size": [6, 8], "counts": 100_000 * "0"}
-    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
-
-    found = SimpleNamespace(to_coco=lambda _: [detection])
-    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
-    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
-    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
-    predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
-    copies = [tmp_path / f"{number}.png" for number in range(100)]
-    for copy in copies:
-        copy.symlink_to("a.png")
-    tracemalloc.start()
-    try:
-        predict_files(tmp_path, copies, tmp_path / "out")
-        assert tracemalloc.get_traced_memory()[1] < 4e6
-    finally:
-        tracemalloc.stop()
-    assert (tmp_path / "out" / "detections.json").stat().st_size > 10e6
-    assert len(results_of(tmp_path / "out")) == 100
-
-
 def test_no_overlays_a_low_score_and_depth_that_is_too_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -507,18 +246,15 @@ def test_no_overlays_a_low_score_and_depth_that_is_too_far(
     depth[0, :5], depth[1, 0] = (65.535, 65.536, 70, np.nan, np.inf), 0
     found = SimpleNamespace(to_coco=lambda _: [], depth_map=depth)
     network = replace(ModelConfig(), depth_head=DepthHeadConfig("dense"))
-    config = SimpleNamespace(data=DataConfig(), model=network)
-    run = SimpleNamespace(config=config, network=network, untrained_line=None)
-    model = SimpleNamespace(run=run, class_names={}, predict=lambda *_, **__: found)
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    load_stand_in(monkeypatch, lambda *_, **__: found, network)
     threshold = "model.box_head.score_threshold = 0.05"
-    out, more = tmp_path / "out", {"workdir": tmp_path, "paths": (tmp_path / "a.png",)}
-    predict.run(predict.Arguments(out=out, **more))
+    out = tmp_path / "out"
+    predict_files(tmp_path, [tmp_path / "a.png"], out)
     told = capsys.readouterr().out
     assert "overlays in " in told
     assert "score_threshold" not in told
     options = {"overlays": False, "depth_maps": True, "min_score": 0.01}
-    predict.run(predict.Arguments(out=out, **options, **more))
+    predict_files(tmp_path, [tmp_path / "a.png"], out, **options)
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"--min-score 0.01: nothing below the run's {threshold} is found"
     assert told[-2:] == [
@@ -527,7 +263,7 @@ def test_no_overlays_a_low_score_and_depth_that_is_too_far(
     ]
     names = ["00001_a_depth.png", "detections.json", "images.json"]
     assert sorted(path.name for path in out.iterdir()) == names
-    (listed,) = json.loads((out / "images.json").read_text())
+    (listed,) = images_of(out)
     assert listed["pictures"] == names[:1]
 
 
@@ -570,19 +306,11 @@ def test_large_images_are_looked_at_in_tiles(
     config["data"]["max_pixels"] = 256 * 256 - 1
     shutil.copytree(kept_run, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(predict, "LONGEST_SIDE", 100)
+    monkeypatch.setattr(predict_pictures, "LONGEST_SIDE", 100)
     out = tmp_path / "out"
+    paths = [tmp_path / name for name in ("a.tif", "b.tif", "c.png")]
     with pytest.raises(SystemExit):
-        predict.run(
-            predict.Arguments(
-                workdir=tmp_path / "run",
-                paths=tuple(tmp_path / name for name in ("a.tif", "b.tif", "c.png")),
-                out=out,
-                min_score=0.0,
-                tile=128,
-                overlap=32,
-            )
-        )
+        predict_files(tmp_path / "run", paths, out, min_score=0.0, tile=128, overlap=32)
     told, errors = capsys.readouterr()
     assert errors == f"error: {tmp_path / 'b.tif'}: not an image that can be decoded: cut off\n"
     found = api.load(kept_run).predict(tmp_path / "c.png", tile=128, overlap=32)
@@ -592,7 +320,7 @@ def test_large_images_are_looked_at_in_tiles(
         assert len(expected) > 8
         source = {"file_name": str(tmp_path / name)}
         assert [r for r in results if r["image_id"] == number] == [source | r for r in expected]
-    images = json.loads((out / "images.json").read_text())
+    images = images_of(out)
     assert [(i["id"], i["height"], i["width"]) for i in images] == [(1, 256, 256), (3, 256, 256)]
     for image in images:
         picture = cv2.imread(str(out / image["pictures"][0]))
@@ -626,13 +354,13 @@ def test_an_image_that_needs_tiles_is_told_of_them(
         Image.new("1", (20_000, 20_000)).save(tmp_path / name)
     paths = (tmp_path / "large.png", tmp_path / "large.tif", small)
     with pytest.raises(SystemExit):
-        predict.run(predict.Arguments(workdir=kept_run, paths=paths, out=tmp_path / "out"))
+        predict_files(kept_run, paths, tmp_path / "out")
     too_large, way = "20000 x 20000 is over 100000000 pixels (data.max_pixels)", "--tile 1024 looks"
     assert capsys.readouterr().err == (
         f"error: {paths[0]}: {too_large}: saved as a TIFF of 8 or 16 bits in tiles or strips, "
         f"{way} at it in tiles\nerror: {paths[1]}: {too_large}: {way} at it in tiles\n"
     )
-    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    images = images_of(tmp_path / "out")
     assert [image["file_name"] for image in images] == [str(small)]
 
 
@@ -650,4 +378,4 @@ def test_options_that_cannot_be_are_refused_first(
     tmp_path: Path, options: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        predict.run(predict.Arguments(workdir=tmp_path, paths=(tmp_path,), **options))
+        predict_files(tmp_path, [tmp_path], tmp_path / "out", **options)

@@ -1,14 +1,18 @@
-"""The memory that predict.py needs for a large image, above that of a loaded model."""
+"""The memory that predict.py needs for a large image, and for many."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.commands.predictions import grey_images, predict_files, results_of
+from tests.inference.stand_ins import load_stand_in
 from tests.sparse_tiff import sparse_tiff
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +125,26 @@ def test_a_tiff_of_20000_x_20000_stays_under_2_gib_in_all(kept_run: Path, tmp_pa
     assert (shown["height"], shown["width"]) == (20_000, 20_000)
     # 0.72 GiB were measured with tiles of 1024 (docs/evaluation.md).
     assert int(done.stdout.splitlines()[-1]) / 1024 < 2048
+
+
+def test_memory_does_not_grow_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Detections of 100 kB on each image."""
+    grey_images(tmp_path, "a")
+    mask = {"size": [6, 8], "counts": 100_000 * "0"}
+    detection = {"image_id": 1, "bbox": [0, 0, 1, 1], "score": 0.1, "segmentation": mask}
+    found = SimpleNamespace(to_coco=lambda _: [detection])
+    load_stand_in(monkeypatch, lambda *_, **__: found)
+    predict_files(tmp_path, [tmp_path / "a.png"], tmp_path / "out")  # what is imported late
+    copies = [tmp_path / f"{number}.png" for number in range(100)]
+    for copy in copies:
+        copy.symlink_to("a.png")
+    tracemalloc.start()
+    try:
+        predict_files(tmp_path, copies, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out" / "detections.json").stat().st_size > 10e6
+    assert len(results_of(tmp_path / "out")) == 100

@@ -10,9 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from findings import Read
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.datasets.shapes import write_shapes
 
 SIZES = (
@@ -144,3 +147,13 @@ def write_json(tmp_path: Path) -> Callable[[Any], Path]:
 @pytest.fixture
 def mixed_file(write_json: Callable[[Any], Path], mixed_content: dict[str, Any]) -> Path:
     return write_json(mixed_content)
+
+
+@pytest.fixture
+def read_mixed(tmp_path: Path, write_json: Callable[[Any], Path]) -> Read:
+    """Reads the content of an annotation file, with the images in tmp_path/images by default."""
+
+    def read(content: Any, folder: Path = tmp_path / "images", **options: Any) -> CocoDataset:
+        return read_coco(write_json(content), folder, DataConfig(), **options)
+
+    return read

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from typing import Any
+from collections.abc import Callable, Set
+from typing import Any, TypeAlias
 
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 
+Read: TypeAlias = Callable[..., CocoDataset]  # the fixture `read_mixed`
 ALWAYS = frozenset({Reason.CATEGORY_IDS, Reason.RUN_LIST})  # those of `mixed_content` itself
 
 

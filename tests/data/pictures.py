@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -31,27 +32,16 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def by_cv2(pixels: np.ndarray, suffix: str) -> bytes:
+    """RGB or grey values, as OpenCV writes them: also those of 16 bits and floats."""
+    return cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
+
+
 def tiff(channels: int, height: int = 4, width: int = 6) -> bytes:
-    """An uncompressed TIFF, RGB and further channels, by hand."""
-    data = bytes(i % 251 for i in range(height * width * channels))
-    extra = channels - 3
-    tags = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, channels, 134),
-        (259, 3, 1, 1),
-        (262, 3, 1, 2),
-        (273, 4, 1, 200),
-    ]
-    tags += [
-        (277, 3, 1, channels),
-        (278, 4, 1, height),
-        (279, 4, 1, len(data)),
-        (338, 3, extra, 160 if extra > 2 else 0),
-    ]
-    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    head = (b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4)).ljust(134, b"\0")
-    return (head + struct.pack(f"<{channels}H", *[8] * channels)).ljust(200, b"\0") + data
+    """An uncompressed TIFF, RGB and further channels that it does not name."""
+    count = height * width * channels
+    pixels = (np.arange(count) % 251).astype(np.uint8).reshape(height, width, channels)
+    return tiff_pages([pixels], photometric=2, extra=(0,) * (channels - 3))
 
 
 def tiff_pages(

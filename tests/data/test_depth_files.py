@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.depth import depth_cells
 from mrcnn_jax.pixels.transforms import View
 
-WriteJson = Callable[[Any], Path]
 OWN = {Reason.CATEGORY_IDS, Reason.RUN_LIST}  # what mixed_content has by itself
 
 
@@ -62,20 +60,35 @@ def maps(mixed_content: dict[str, Any], tmp_path: Path) -> dict[int, np.ndarray]
     return write_maps(mixed_content, tmp_path)
 
 
-def read(
-    path: Path, data: DataConfig, depth: Path | bool = True, *, lost: bool = False
-) -> CocoDataset:
-    return read_coco(path, path.parent / "images", data, lost_images=lost, depth=depth)
+@dataclass(frozen=True)
+class Mixed:
+    """The content of an annotation file beside `images`, and what reads it."""
+
+    root: Path
+    content: dict[str, Any]
+    data: DataConfig
+
+    @property
+    def path(self) -> Path:
+        path, text = self.root / "instances.json", json.dumps(self.content)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        return path
+
+    def read(self, depth: Path | bool = True, *, lost: bool = False) -> CocoDataset:
+        return read_coco(self.path, self.root / "images", self.data, lost_images=lost, depth=depth)
+
+    def check(self, depth: Path | bool = True, **change: Any) -> CocoDataset:
+        dataset, data = self.read(depth, lost=True), replace(self.data, **change)
+        return check_split(dataset, cache=self.root / "cache", data=data, keep_empty=True)[0]
+
+    def opened(self, depth: Path | bool = True) -> Split:
+        return open_split("train", self.read(depth), cache=self.root / "cache", data=self.data)
 
 
-def check(path: Path, data: DataConfig, depth: Path | bool = True) -> CocoDataset:
-    dataset = read(path, data, depth, lost=True)
-    return check_split(dataset, cache=path.parent / "cache", data=data, keep_empty=True)[0]
-
-
-def opened(path: Path, data: DataConfig, depth: Path | bool = True) -> Split:
-    dataset = read(path, data, depth)
-    return open_split("train", dataset, cache=path.parent / "cache", data=data)
+@pytest.fixture
+def mixed(tmp_path: Path, mixed_content: dict[str, Any], mixed_data: DataConfig) -> Mixed:
+    return Mixed(tmp_path, mixed_content, mixed_data)
 
 
 def found(dataset: CocoDataset) -> dict[str, tuple[int, list[Any]]]:
@@ -100,38 +113,28 @@ def test_depth_is_read_for_a_network_with_a_depth_head_only() -> None:
         assert depth_source(config) is True  # of another data set
 
 
-def test_without_asking_nothing_is_looked_for(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-) -> None:
-    for image in mixed_content["images"]:
+def test_without_asking_nothing_is_looked_for(maps: dict[int, np.ndarray], mixed: Mixed) -> None:
+    for image in mixed.content["images"]:
         image["depth_file"] = "nowhere.png"
-    path = write_json(mixed_content)
-    split = opened(path, mixed_data, depth=False)
+    split = mixed.opened(depth=False)
     assert not split.dataset.has_depth
     assert split.dataset.depth is None
     assert found(split.dataset) == {}
-    assert depth_of(split, 0, mixed_data) is None
-    assert all(batch.depth is None for batch in load(split, plan_once(split, 2), mixed_data))
+    assert depth_of(split, 0, mixed.data) is None
+    assert all(batch.depth is None for batch in load(split, plan_once(split, 2), mixed.data))
 
 
 def test_names_in_the_file_are_relative_to_the_image_folder(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
+    maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path
 ) -> None:
-    by_id = {image["id"]: image for image in mixed_content["images"]}
+    by_id = {image["id"]: image for image in mixed.content["images"]}
     by_id[11]["depth_file"] = "..\\depth\\photo 0.png"
     (tmp_path / "images" / "inside").mkdir()
     (tmp_path / "depth" / "photo 1.png").rename(tmp_path / "images" / "inside" / "1.png")
     by_id[12]["depth_file"] = "inside/1.png"
     by_id[13]["depth_file"] = None  # not listed, like one that has no such field
     del by_id[14]["depth_file"]
-    dataset = check(write_json(mixed_content), mixed_data)
+    dataset = mixed.check()
     files = {image.id: image.depth_file for image in dataset.images}
     assert files == {
         11: "../depth/photo 0.png",
@@ -148,33 +151,23 @@ def test_names_in_the_file_are_relative_to_the_image_folder(
 
 @pytest.mark.parametrize("name", ["../depth/none.png", "/etc/hostname", 7, ["x"], "../depth", "p"])
 def test_a_missing_map_costs_its_image_nothing_else(
-    name: Any,
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
+    name: Any, maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path
 ) -> None:
     """A name that is absolute, no text, a folder or a pipe (opening it would take forever)."""
     os.mkfifo(tmp_path / "images" / "p")
-    mixed_content["images"][0]["depth_file"] = name  # of image 17
-    path = write_json(mixed_content)
-    dataset = check(path, mixed_data)
+    mixed.content["images"][0]["depth_file"] = name  # of image 17
+    dataset = mixed.check()
     assert found(dataset) == {Reason.MISSING_DEPTH.text: (1, [17])}
     assert [image.depth_file for image in dataset.images][-1] is None
     assert len(dataset.images) == 7
     line = r"1 of 7 depth maps are lost \(at most 1 % may be\): .* \(no such file, looked up from"
-    for refused in (dataset.refuse_lost_images, lambda: read(path, mixed_data)):
+    for refused in (dataset.refuse_lost_images, lambda: mixed.read()):
         with pytest.raises(ConfigError, match=line):
             refused()
 
 
 def test_a_folder_has_maps_of_the_images_names(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
+    maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path
 ) -> None:
     """Instead of what the file says; through a link, as .npy, and not for every image."""
     (tmp_path / "elsewhere").mkdir()
@@ -184,29 +177,26 @@ def test_a_folder_has_maps_of_the_images_names(
     (folder / "photo 2.png").unlink()
     np.save(folder / "photo 2.npy", maps[13].astype(np.float64))
     (folder / "photo 3.png").unlink()
-    path = write_json(mixed_content)
-    split = opened(path, mixed_data, folder)
+    split = mixed.opened(folder)
     dataset = split.dataset
     assert found(dataset) == {Reason.NO_DEPTH.text.format(folder=folder): (1, [14])}
     for index, image in enumerate(dataset.images):
-        metres = depth_of(split, index, mixed_data)
+        metres = depth_of(split, index, mixed.data)
         if image.id == 14:
             assert metres is None
         else:
             assert (dataset.images_dir / str(image.depth_file)).is_file()
             np.testing.assert_array_equal(metres, maps[image.id])
     with pytest.raises(ConfigError, match=r"none: no such folder of depth maps$"):
-        read(path, mixed_data, tmp_path / "none")
+        mixed.read(tmp_path / "none")
 
 
-def test_maps_may_lie_beside_their_images(
-    mixed_content: dict[str, Any], mixed_data: DataConfig, write_json: WriteJson, tmp_path: Path
-) -> None:
+def test_maps_may_lie_beside_their_images(mixed: Mixed, tmp_path: Path) -> None:
     """x.npy beside x.png, which is no depth map of itself."""
-    for image in mixed_content["images"][1:]:
+    for image in mixed.content["images"][1:]:
         metres = metres_of(image["id"], (image["height"], image["width"]))
         np.save(tmp_path / "images" / image["file_name"].replace(".png", ".npy"), metres)
-    dataset = check(write_json(mixed_content), mixed_data, tmp_path / "images")
+    dataset = mixed.check(tmp_path / "images")
     assert [image.depth_file for image in dataset.images] == [
         *(f"photo {number}.npy" for number in range(6)),
         None,
@@ -216,14 +206,9 @@ def test_maps_may_lie_beside_their_images(
 # -- the check -------------------------------------------------------------------------------------
 
 
-def test_the_numbers_of_a_data_set(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-) -> None:
-    mixed_content["images"][0]["depth_file"] = ""  # of image 17
-    depth = check(write_json(mixed_content), mixed_data).depth
+def test_the_numbers_of_a_data_set(maps: dict[int, np.ndarray], mixed: Mixed) -> None:
+    mixed.content["images"][0]["depth_file"] = ""  # of image 17
+    depth = mixed.check().depth
     values = np.concatenate([metres for number, metres in maps.items() if number != 17], axis=None)
     known = values[values > 0]
     assert depth is not None
@@ -237,16 +222,12 @@ def test_the_numbers_of_a_data_set(
 
 
 def test_a_map_of_another_size_is_refused(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
+    maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path
 ) -> None:
     """The turned one too: a map has the size of the annotations."""
     write_png(tmp_path / "depth" / "photo 0.png", np.full((80, 60), 500, np.uint16))
     with pytest.raises(ConfigError) as error:
-        check(write_json(mixed_content), mixed_data)
+        mixed.check()
     assert str(error.value) == (
         f"{tmp_path}/images/../depth/photo 0.png: the depth map is 80 x 60, but its image 11 "
         "(photo 0.png) is 60 x 80 (height x width)"
@@ -254,17 +235,12 @@ def test_a_map_of_another_size_is_refused(
 
 
 def test_a_map_that_cannot_be_decoded_is_told_and_tried_again(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, file = write_json(mixed_content), tmp_path / "depth" / "photo 4.png"
+    file = tmp_path / "depth" / "photo 4.png"
     write_png(file, np.full((50, 96, 3), 90, np.uint8))
     for _ in range(2):  # from the files, then from the cache
-        dataset = check(path, mixed_data)
+        dataset = mixed.check()
         assert found(dataset) == {Reason.UNDECODABLE_DEPTH.text: (1, [15])}
         assert [i.id for i in dataset.images if i.depth_file is None] == [15]
         assert dataset.depth is not None
@@ -288,29 +264,22 @@ def test_a_map_that_cannot_be_decoded_is_told_and_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(depth_files, "decode_depth", away)
-        assert check(path, mixed_data).lost_depth == ("../depth/photo 4.png (Input/output error)",)
+        assert mixed.check().lost_depth == ("../depth/photo 4.png (Input/output error)",)
         assert len(decoded) == 7
-        check(path, mixed_data)
+        mixed.check()
         assert len(decoded) == 8
-    again = check(path, mixed_data)
+    again = mixed.check()
     assert again.lost_depth == ()
     assert again.depth is not None
     assert again.depth.maps == 7
 
 
 def test_decoded_once_for_a_scale_and_a_range(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_json(mixed_content)
-    first = check(path, mixed_data)
-    nearer = replace(mixed_data, depth_scale=2000.0)
-    narrow = replace(mixed_data, depth_range=(0.1, 2.0))
-    others = [check(path, data).depth for data in (nearer, narrow)]
+    first = mixed.check()
+    changes: list[Any] = [{"depth_scale": 2000.0}, {"depth_range": (0.1, 2.0)}]
+    others = [mixed.check(**change).depth for change in changes]
     assert first.depth is not None
     assert others[0] is not None
     assert first.depth.metres is not None
@@ -320,54 +289,44 @@ def test_decoded_once_for_a_scale_and_a_range(
 
     with monkeypatch.context() as patch:
         patch.setattr(depth_files, "decode_depth", None)
-        assert check(path, mixed_data) == first
-        assert [check(path, data).depth for data in (nearer, narrow)] == others
+        assert mixed.check() == first
+        assert [mixed.check(**change).depth for change in changes] == others
     (folder,) = (tmp_path / "cache").iterdir()
     assert len(list(folder.glob("depth-*.json"))) == 3
-    check(path, mixed_data, depth=False)
+    mixed.check(depth=False)
     os.utime(tmp_path / "depth" / "photo 2.png", (1, 1))
-    check(path, mixed_data)
+    mixed.check()
     assert len(list((tmp_path / "cache").iterdir())) == 3  # another key each
 
 
 def test_an_absurd_scale_is_refused(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
+    maps: dict[int, np.ndarray], mixed: Mixed, tmp_path: Path
 ) -> None:
-    path = write_json(mixed_content)
     for _ in range(2):  # also from the cache
         with pytest.raises(ConfigError) as error:
-            check(path, replace(mixed_data, depth_scale=1.0))
+            mixed.check(depth_scale=1.0)
         text = str(error.value)
-        assert text.startswith(f"{path}: data.depth_scale 1 gives a median depth of 1.")
+        assert text.startswith(f"{mixed.path}: data.depth_scale 1 gives a median depth of 1.")
         assert "e+03 m, and 100% of all beyond data.depth_range (0.02 to 100 m): 1000 (1." in text
         assert text.endswith(" m) would look right")
     for file in (tmp_path / "depth").iterdir():
         np.save(file.with_suffix(".npy"), cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
         file.unlink()
     with pytest.raises(ConfigError, match=r"files \.npy hold metres, whatever the scale$"):
-        check(path, mixed_data, tmp_path / "depth")
+        mixed.check(tmp_path / "depth")
 
 
 # -- loading ---------------------------------------------------------------------------------------
 
 
-def test_batches_have_depth(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-) -> None:
+def test_batches_have_depth(maps: dict[int, np.ndarray], mixed: Mixed) -> None:
     """Of each image its cells; 0 where it has no map, on the padding, and in empty rows."""
-    del mixed_content["images"][0]["depth_file"]  # of image 17
-    split = opened(write_json(mixed_content), mixed_data)
+    del mixed.content["images"][0]["depth_file"]  # of image 17
+    split = mixed.opened()
     # Stages without a depth loss do not ask for it, and pay nothing.
-    assert next(load(split, plan_once(split, 4), mixed_data)).depth is None
+    assert next(load(split, plan_once(split, 4), mixed.data)).depth is None
     seen = []
-    for batch in load(split, plan_once(split, 4), mixed_data, depth=True):
+    for batch in load(split, plan_once(split, 4), mixed.data, depth=True):
         height, width = batch.images.shape[1:3]
         assert batch.depth.dtype == np.float32
         assert batch.depth.shape == (4, height // 4, width // 4)
@@ -390,23 +349,17 @@ def test_batches_have_depth(
 
 
 @pytest.mark.parametrize("follows", [False, True])
-def test_depth_moves_with_its_augmented_image(
-    follows: bool,
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
-    tmp_path: Path,
-) -> None:
+def test_depth_moves_with_its_augmented_image(follows: bool, mixed: Mixed, tmp_path: Path) -> None:
     """Each image is painted in the grey of its depth, so that both show the same wherever they go.
     With `depth_follows_scale` the product of metres and size stays."""
-    for image in mixed_content["images"]:
+    for image in mixed.content["images"]:
         rows = np.linspace(40, 200, image["height"]).astype(np.uint8)[:, None]
         ramp = np.maximum(rows, np.linspace(20, 240, image["width"]).astype(np.uint8))
         write_png(tmp_path / "images" / image["file_name"], np.repeat(ramp[..., None], 3, 2))
         write_png(tmp_path / "depth" / image["file_name"], ramp.astype(np.uint16) * 10)
     augment = AugmentConfig(flip=0.5, scale=(0.5, 2.0), depth_follows_scale=follows)
-    data = replace(mixed_data, augment=augment)
-    split = opened(write_json(mixed_content), data, tmp_path / "depth")
+    data = replace(mixed.data, augment=augment)
+    split = replace(mixed, data=data).opened(tmp_path / "depth")
     canvases = [plan.canvas for plan in split.plans]
     factors = []
     for epoch in range(3):
@@ -428,20 +381,17 @@ def test_depth_moves_with_its_augmented_image(
 
 
 def test_a_record_without_the_map_that_is_there_now_is_noticed(
-    maps: dict[int, np.ndarray],
-    mixed_content: dict[str, Any],
-    mixed_data: DataConfig,
-    write_json: WriteJson,
+    maps: dict[int, np.ndarray], mixed: Mixed
 ) -> None:
     """The disk was away when the records were built."""
-    split = opened(write_json(mixed_content), mixed_data)
+    split = mixed.opened()
     record = {**split.source[0], "depth": b""}
     broken = replace(split, source=[record])
     line = r"photo 0\.png: the record has no depth map: delete the data cache"
     with pytest.raises(ConfigError, match=line):
-        depth_of(broken, 0, mixed_data)
+        depth_of(broken, 0, mixed.data)
     with pytest.raises(RuntimeError, match=line):
-        next(load(broken, plan_once(broken, 1, limit=1), mixed_data, depth=True))
+        next(load(broken, plan_once(broken, 1, limit=1), mixed.data, depth=True))
 
 
 def test_real_rooms(data_folder: Path, tmp_path: Path) -> None:

@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from findings import found
+from findings import Read, found
 from PIL import Image
 from pycocotools import mask as rle_ops
 
@@ -225,11 +223,7 @@ def test_class_names_are_those_of_the_config(mixed_file: Path) -> None:
     ],
 )
 def test_category_ids_become_labels_in_their_order(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    ids: tuple,
-    repaired: bool,
+    read_mixed: Read, mixed_content: dict[str, Any], ids: tuple, repaired: bool
 ) -> None:
     """Also if the categories and the annotations write the same id in different ways."""
     names = {90: "ninety", 3: "three", 7: "seven"}
@@ -243,7 +237,7 @@ def test_category_ids_become_labels_in_their_order(
         }
     for image in mixed_content["images"]:
         image |= {"id": float(image["id"]), "height": str(image["height"])}
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     order = sorted(names, key=lambda old: int(new[old]))
     assert dataset.class_names == tuple(names[old] for old in order)
     assert [dataset.category_id(label) for label in (1, 2, 3)] == sorted(map(int, ids))
@@ -271,13 +265,11 @@ def test_category_ids_become_labels_in_their_order(
         assert type(item["id"]) is int
 
 
-def test_one_category_of_id_0(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
+def test_one_category_of_id_0(read_mixed: Read, mixed_content: dict[str, Any]) -> None:
     mixed_content["categories"] = [{"id": 0, "name": "cell"}]
     for annotation in mixed_content["annotations"]:
         annotation["category_id"] = 0
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert {o.label for image in dataset.images for o in image.annotations} == {1}
     assert dataset.category_id(1) == 0
     assert found(dataset, but=set())[Reason.CATEGORY_IDS] == (1, [0])
@@ -285,33 +277,26 @@ def test_one_category_of_id_0(
 
 @pytest.mark.parametrize(("name", "noticed"), [("Seven ", True), ("sevens", False)])
 def test_classes_of_one_name_are_noticed(
-    name: str,
-    noticed: bool,
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
+    read_mixed: Read, name: str, noticed: bool, mixed_content: dict[str, Any]
 ) -> None:
     mixed_content["categories"].append({"id": 8, "name": name})
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert dataset.class_names == ("three", "seven", name, "ninety")
     assert found(dataset) == ({Reason.SAME_NAME: (2, [7, 8])} if noticed else {})
 
 
-def test_lost_images(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
+def test_lost_images(read_mixed: Read, tmp_path: Path, mixed_content: dict[str, Any]) -> None:
     (tmp_path / "images" / "photo 0.png").unlink()
     mixed_content["images"][0]["file_name"] = "../instances.json"
     mixed_content["images"][1]["height"] = None
     (tmp_path / "images" / "photo 5.png").write_bytes(b"no image")
-    path = write_json(mixed_content)
     with pytest.raises(
         ConfigError,
         match=r"3 of 7 images are lost .*: '../instances.json' .*, 'photo 5.png' .*, 'photo 0",
     ) as caught:
-        read_coco(path, tmp_path / "images", DATA)
+        read_mixed(mixed_content)
     assert "\n" not in str(caught.value)
-    dataset = read_coco(path, tmp_path / "images", DATA, lost_images=True)
+    dataset = read_mixed(mixed_content, lost_images=True)
     assert found(dataset) == {
         Reason.NAME: (1, [17]),
         Reason.SIZE: (1, [16]),
@@ -324,146 +309,8 @@ def test_lost_images(
         dataset.refuse_lost_images()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../outside.png",
-        "a/../../outside.png",
-        "/etc/hostname",
-        "..\\outside.png",
-        "..",
-        "",
-        None,
-        7,
-        "a\0b",
-        "\ud800",
-    ],
-)
-def test_file_names_that_leave_the_folder_or_are_none(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any], name: Any
-) -> None:
-    (tmp_path / "outside.png").write_bytes(b"")
-    mixed_content["images"][-1]["file_name"] = name
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA, lost_images=True)
-    assert found(dataset)[Reason.NAME] == (1, [11])
-
-
-@pytest.mark.parametrize(
-    ("on_disk", "written"),
-    [
-        ("a.png", "C:\\Users\\me\\data\\a.png"),
-        ("a.png", "/home/me/data/a.png"),
-        ("a.png", "\\\\server\\share\\a.png"),
-        ("a.png", "data\\images\\a.png"),
-        ("a.png", "..\\images\\a.png"),
-        ("sub/é.png", "D:/data/sub/" + unicodedata.normalize("NFD", "é.png")),
-        ("sub/a.png", "/home/me/elsewhere/a.png"),
-        ("b/a.png", "/home/me/b/a.png"),  # though there is another a.png
-    ],
-)
-def test_paths_of_another_machine_are_found_by_their_end(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    on_disk: str,
-    written: str,
-) -> None:
-    path = tmp_path / "images" / on_disk
-    path.parent.mkdir(exist_ok=True)
-    (tmp_path / "images" / "photo 0.png").rename(path)
-    if on_disk == "b/a.png":
-        (tmp_path / "images" / "a.png").write_bytes(b"")
-    mixed_content["images"][-1]["file_name"] = written
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert dataset.images[0].file_name == on_disk
-    assert found(dataset) == {Reason.FOUND_BY_NAME: (1, [11])}
-
-
-def test_a_name_that_fits_two_files_or_images_is_none(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
-    """D:\\other\\a.png with two a.png; C:\\x\\p.png and C:\\y\\p.png with one p.png; and a relative
-    name is nowhere else than it says."""
-    for name in ("a/a.png", "b/a.png", "sub/p.png", "sub/q.png"):
-        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "images" / name).write_bytes(b"")
-    names = ("D:\\other\\a.png", "C:\\x\\p.png", "C:\\y\\p.png", "other/q.png")
-    for image, name in zip(mixed_content["images"], names, strict=False):
-        image["file_name"] = name
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA, lost_images=True)
-    told = found(dataset)
-    assert told[Reason.AMBIGUOUS] == (3, [17, 16, 15])
-    assert told[Reason.MISSING] == (1, [14])
-    assert len(dataset.lost) == 4
-
-
-def test_names_are_looked_for_where_a_folder_is_recognised(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In links to folders, and not in hidden ones, such as of small copies, or where nobody may
-    look."""
-    folder = tmp_path / "my"
-    (tmp_path / "images").rename(tmp_path / "batch")
-    folder.mkdir()
-    (folder / "batch1").symlink_to(tmp_path / "batch")
-    (folder / ".thumbs").mkdir()
-    scan = os.scandir
-
-    def refusing(path: Any) -> Any:
-        if str(path).endswith("recycle"):
-            raise PermissionError(13, "Permission denied", path)
-        return scan(path)
-
-    (folder / "recycle").mkdir()
-    monkeypatch.setattr(os, "scandir", refusing)
-    for image in mixed_content["images"]:
-        (folder / ".thumbs" / image["file_name"]).write_bytes(b"")
-    dataset = read_coco(write_json(mixed_content), folder, DATA)
-    assert len(dataset.images) == 7
-    assert {image.file_name[:7] for image in dataset.images} == {"batch1/"}
-
-
-def test_names_without_a_folder_in_subfolders(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
-    """In which "photo 5.png" is twice. Nothing is looked up so if one lies where its name says."""
-    folder = tmp_path / "images"
-    for number, image in enumerate(mixed_content["images"]):
-        place = folder / "ab"[number % 2] / image["file_name"]
-        place.parent.mkdir(exist_ok=True)
-        (folder / image["file_name"]).rename(place)
-    (folder / "c").mkdir()
-    (folder / "c" / "photo 5.png").write_bytes(b"")
-    path = write_json(mixed_content)
-    dataset = read_coco(path, folder, DATA, lost_images=True)
-    told = found(dataset)
-    assert told[Reason.IN_SUBFOLDER][0] == len(dataset.images) == 6
-    assert told[Reason.AMBIGUOUS] == (1, [16])
-    assert {image.file_name[:2] for image in dataset.images} == {"a/", "b/"}
-    (folder / "photo 5.png").write_bytes(b"")
-    dataset = read_coco(path, folder, DATA, lost_images=True)
-    assert [image.id for image in dataset.images] == [16]
-    assert found(dataset)[Reason.MISSING][0] == 6
-
-
-def test_an_image_listed_twice_by_a_path_of_another_machine_is_found(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
-    *_, other, photo = mixed_content["images"]
-    other |= {side: photo[side] for side in ("height", "width")}
-    other["file_name"] = photo["file_name"] = "C:\\me\\photo 0.png"
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    told = found(dataset)
-    assert told[Reason.FOUND_BY_NAME][0] == 2
-    assert Reason.AMBIGUOUS not in told
-    assert told[Reason.SAME_FILE][0] >= 1
-
-
 def test_sizes_that_are_missing_come_from_the_file(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+    read_mixed: Read, tmp_path: Path, mixed_content: dict[str, Any]
 ) -> None:
     """Of the upright picture, since annotations are mostly drawn on that."""
     exif = Image.Exif()
@@ -473,60 +320,28 @@ def test_sizes_that_are_missing_come_from_the_file(
     del last["height"], last["width"]
     first |= {"height": 0, "width": None}
     mixed_content["images"][1]["width"] = "?"
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     sizes = {image.id: (image.height, image.width) for image in dataset.images}
     assert (sizes[11], sizes[16], sizes[17]) == ((60, 80), (60, 80), (50, 30))
     assert found(dataset) == {Reason.SIZE_FROM_FILE: (3, [17, 16, 11])}
 
 
-@pytest.mark.parametrize(
-    ("on_disk", "written"),
-    [
-        ("with two  spaces .png", "with two  spaces .png"),
-        ("Straße 日本 🌳.png", "Straße 日本 🌳.png"),
-        ("narrow\u202fspace.png", "narrow\u202fspace.png"),
-        ("sub folder/é.png", "sub folder\\é.png"),
-        (unicodedata.normalize("NFD", "é.png"), unicodedata.normalize("NFC", "é.png")),
-        ("back\\slash.png", "back\\slash.png"),
-        ("a.png", "sub/../a.png"),
-    ],
-)
-def test_file_names_are_found(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    on_disk: str,
-    written: str,
-) -> None:
-    path = tmp_path / "images" / on_disk
-    (tmp_path / "images" / "sub").mkdir()
-    path.parent.mkdir(exist_ok=True)
-    (tmp_path / "images" / "photo 0.png").rename(path)
-    mixed_content["images"][-1]["file_name"] = written
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
-    assert (tmp_path / "images" / dataset.images[0].file_name).read_bytes() == path.read_bytes()
-    assert (Reason.FILE_NAME in found(dataset)) == (dataset.images[0].file_name != written)
-    assert dataset.lost == ()
-
-
 def test_a_file_may_lack_info_and_images_their_annotations(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict
+    read_mixed: Read, mixed_content: dict
 ) -> None:
     assert "info" not in mixed_content
-    dataset = read_coco(write_json({**mixed_content, "annotations": []}), tmp_path / "images", DATA)
+    dataset = read_mixed({**mixed_content, "annotations": []})
     assert dataset.report.kept == {"images": 7, "objects": 0, "crowds": 0}
 
 
-def test_what_is_listed_twice_is_noticed(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
+def test_what_is_listed_twice_is_noticed(read_mixed: Read, mixed_content: dict[str, Any]) -> None:
     """A file under two ids, however it is spelled, and an annotation under two ids."""
     mixed_content["images"][0] |= {"file_name": "./photo 0.png", "height": 60, "width": 80}
     again = [{**a, "id": 20 + a["id"]} for a in mixed_content["annotations"][:3]]
     again[0]["category_id"] = 3  # another class, box or mask is another annotation
     again[2]["bbox"] = [30.5, 0, 29.5, 80]
     mixed_content["annotations"] += again
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset, but={Reason.CATEGORY_IDS, Reason.RUN_LIST}) == {
         Reason.SAME_FILE: (1, [11]),
         Reason.SAME_ANNOTATION: (1, [25]),
@@ -536,18 +351,15 @@ def test_what_is_listed_twice_is_noticed(
     assert line.startswith("noticed 1: images whose file is that of an image before")
 
 
-def test_many_crowds_are_noticed(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
+def test_many_crowds_are_noticed(read_mixed: Read, mixed_content: dict[str, Any]) -> None:
     """From 5 % on, but not a single one."""
     first, *others = mixed_content["annotations"]
-    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {}  # 1 of 7
+    assert found(read_mixed(mixed_content)) == {}  # 1 of 7
     others[0]["iscrowd"] = 1
     box = {**others[-1], "segmentation": [], "iscrowd": 0}
     for count, told in ((33, True), (34, False)):  # 2 of 40; 2 of 41
         more = [{**box, "id": 100 + n, "bbox": [n / 4, 0, 20, 20]} for n in range(count)]
-        path = write_json({**mixed_content, "annotations": [first, *others, *more]})
-        dataset = read_coco(path, tmp_path / "images", DATA)
+        dataset = read_mixed({**mixed_content, "annotations": [first, *others, *more]})
         assert (Reason.MANY_CROWDS in found(dataset)) == told
 
 

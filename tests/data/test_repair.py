@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from findings import found
+from findings import Read, found
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle_ops
@@ -23,9 +22,6 @@ from mrcnn_jax.data.repair import Dropped, mask_rle, object_record
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.evaluation.average_precision import coco_figures, match_results
 from mrcnn_jax.pixels.rle import decompressed
-
-DATA = DataConfig()
-
 
 SQUARE = [20, 10, 24, 10, 24, 14, 20, 14]
 HOLED = (20.0, 10.0, 50.0, 30.0)  # the extent of annotation 0's mask, of 550 pixels
@@ -102,16 +98,11 @@ def with_runs(counts: Any, size: tuple[int, int] = (60, 80)) -> dict[str, Any]:
     ],
 )
 def test_repaired(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    change: dict,
-    reason: Reason | None,
-    box: tuple,
+    read_mixed: Read, mixed_content: dict[str, Any], change: dict, reason: Reason | None, box: tuple
 ) -> None:
     mixed_content["annotations"][2].pop("segmentation")  # the one with run lengths in a list
     mixed_content["annotations"][0].update(change)
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset, but={Reason.CATEGORY_IDS}) == ({reason: (1, [0])} if reason else {})
     (record,) = (o for o in dataset.images[0].annotations if o.annotation_id == 0)
     assert record.box == box
@@ -122,14 +113,10 @@ def test_repaired(
 
 @pytest.mark.parametrize(("iscrowd", "crowd"), [(True, True), (1, True), (False, False)])
 def test_a_crowd_may_be_a_truth_value(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    iscrowd: Any,
-    crowd: bool,
+    read_mixed: Read, mixed_content: dict[str, Any], iscrowd: Any, crowd: bool
 ) -> None:
     mixed_content["annotations"][0].update(iscrowd=iscrowd)
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     (record,) = (o for o in dataset.images[0].annotations if o.annotation_id == 0)
     assert record.iscrowd == crowd
 
@@ -156,16 +143,11 @@ def test_a_crowd_may_be_a_truth_value(
     ],
 )
 def test_areas(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    number: int,
-    area: Any,
-    reason: Reason | None,
+    read_mixed: Read, mixed_content: dict[str, Any], number: int, area: Any, reason: Reason | None
 ) -> None:
     raw = next(a for a in mixed_content["annotations"] if a["id"] == number)
     raw["area"] = area
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset) == ({reason: (1, [number])} if reason else {})
     (record,) = (o for i in dataset.images for o in i.annotations if o.annotation_id == number)
     own = 253.125 if number == 5 else rle_ops.area(raw["segmentation"])
@@ -184,14 +166,13 @@ def test_a_tight_box_does_not_make_an_area_wrong() -> None:
 
 
 def test_sizes_of_the_evaluation_are_those_of_the_masks(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+    read_mixed: Read, mixed_content: dict[str, Any]
 ) -> None:
     """All medium objects are found and no small one, whatever the areas were."""
-    path = write_json(mixed_content)
-    clean = read_coco(path, tmp_path / "images", DATA).to_coco()
+    clean = read_mixed(mixed_content).to_coco()
     for annotation in mixed_content["annotations"]:
         annotation["area"] = 1e6 if annotation["id"] == 0 else 1
-    repaired = read_coco(write_json(mixed_content), tmp_path / "images", DATA).to_coco()
+    repaired = read_mixed(mixed_content).to_coco()
     masks = [a for a in clean["annotations"] if a.get("segmentation")]
     results = [a | {"score": 0.9} for a in masks if rle_ops.area(a["segmentation"]) > 32**2]
     metrics = coco_figures(match_results(repaired, results, iou_types=["segm"]))
@@ -239,14 +220,10 @@ def test_sizes_of_the_evaluation_are_those_of_the_masks(
     ],
 )
 def test_dropped(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    change: dict,
-    reason: Reason,
+    read_mixed: Read, mixed_content: dict[str, Any], change: dict, reason: Reason
 ) -> None:
     mixed_content["annotations"][0].update(change)
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset) == {reason: (1, [0])}
     assert reason.outcome == "dropped"
     assert dataset.report.kept["objects"] == 5
@@ -255,15 +232,12 @@ def test_dropped(
 
 @pytest.mark.parametrize("segmentation", [None, [], {}, "", [[]], [[], []], "absent"])
 def test_no_segmentation_is_a_box_and_said_so(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    segmentation: Any,
+    read_mixed: Read, mixed_content: dict[str, Any], segmentation: Any
 ) -> None:
     mixed_content["annotations"][0]["segmentation"] = segmentation
     if segmentation == "absent":
         del mixed_content["annotations"][0]["segmentation"]
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset) == {}
     assert dataset.images[0].annotations[0].rle is None
     assert dataset.report.kept["objects without a mask (box only)"] == 2
@@ -274,13 +248,10 @@ def test_no_segmentation_is_a_box_and_said_so(
     "segmentation", [[[20, 10, 20.1, 10, 20, 10.1]], {"size": [60, 80], "counts": [4800]}]
 )
 def test_a_mask_without_a_pixel_leaves_the_box(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    segmentation: Any,
+    read_mixed: Read, mixed_content: dict[str, Any], segmentation: Any
 ) -> None:
     mixed_content["annotations"][0]["segmentation"] = segmentation
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset)[Reason.EMPTY_MASK] == (1, [0])
     assert dataset.images[0].annotations[0].box == HOLED
     assert dataset.images[0].annotations[0].rle is None
@@ -288,18 +259,16 @@ def test_a_mask_without_a_pixel_leaves_the_box(
 
 
 def test_honest_boxes_are_not_taken_for_corners(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
+    read_mixed: Read, mixed_content: dict[str, Any]
 ) -> None:
     """Boxes that leave the image by far and would fit as corners, beside one that would not; and
     boxes of one pixel."""
     for number, box in ((0, [50, 40, 70, 60]), (1, [40, 30, 60, 50]), (2, [40, 40, 10, 10])):
         mixed_content["annotations"][number] |= {"bbox": box, "segmentation": None, "area": 100}
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert found(dataset) == {Reason.CLIPPED: (2, [0, 5])}
     mixed_content["annotations"] = [{**mixed_content["annotations"][0], "bbox": [50, 40, 70, 60]}]
-    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {
-        Reason.CLIPPED: (1, [0])
-    }, "one proves nothing"
+    assert found(read_mixed(mixed_content)) == {Reason.CLIPPED: (1, [0])}, "one proves nothing"
     mixed_content["annotations"] = [
         {
             **mixed_content["annotations"][0],
@@ -308,7 +277,7 @@ def test_honest_boxes_are_not_taken_for_corners(
             "area": 1,
         },
     ]
-    assert found(read_coco(write_json(mixed_content), tmp_path / "images", DATA)) == {}
+    assert found(read_mixed(mixed_content)) == {}
 
 
 @pytest.mark.data
@@ -320,7 +289,7 @@ def test_honest_data_is_not_repaired(data_folder: Path) -> None:
         ("coco_mini/annotations/train_full80.json", "coco_mini/images"),
         ("coco_mini/annotations/val_full80.json", "coco_mini/images"),
     ):
-        dataset = read_coco(data_folder / file, data_folder / images, DATA)
+        dataset = read_coco(data_folder / file, data_folder / images, DataConfig())
         noticed = found(dataset)
         loose, _ = noticed.pop(Reason.LOOSE_BOX, (0, []))
         assert loose <= 0.004 * dataset.report.kept["objects"]
@@ -359,22 +328,16 @@ def test_run_lengths_in_every_form_are_one_mask() -> None:
     ],
 )
 def test_runs_of_length_zero(
-    tmp_path: Path,
-    write_json: Callable[[Any], Path],
-    mixed_content: dict[str, Any],
-    runs: list[int],
-    extent: tuple | None,
+    read_mixed: Read, mixed_content: dict[str, Any], runs: list[int], extent: tuple | None
 ) -> None:
     mixed_content["annotations"][0] |= {"bbox": None, **with_runs(runs)}
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     boxes = [o.box for o in dataset.images[0].annotations if o.annotation_id == 0]
     assert boxes == ([extent] if extent else [])
     assert (Reason.NO_PIXEL in found(dataset)) == (extent is None)
 
 
-def test_several_parts_and_holes(
-    tmp_path: Path, write_json: Callable[[Any], Path], mixed_content: dict[str, Any]
-) -> None:
+def test_several_parts_and_holes(read_mixed: Read, mixed_content: dict[str, Any]) -> None:
     """3,000 squares of 2 x 2 on a grid become exactly their pixels."""
     image = mixed_content["images"][-1] | {"height": 60, "width": 80}
     squares = [(2 * (n % 40), 2 * (n // 40 % 30)) for n in range(3000)]
@@ -383,7 +346,7 @@ def test_several_parts_and_holes(
         {**mixed_content["annotations"][0], "bbox": [0, 0, 80, 60], "segmentation": parts}
     ]
     start = time.perf_counter()
-    dataset = read_coco(write_json(mixed_content), tmp_path / "images", DATA)
+    dataset = read_mixed(mixed_content)
     assert time.perf_counter() - start < 2
     expected = rle_ops.merge(rle_ops.frPyObjects(parts, image["height"], image["width"]))
     assert (rle_ops.decode(dataset.images[0].annotations[0].rle) == rle_ops.decode(expected)).all()

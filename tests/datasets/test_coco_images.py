@@ -1,4 +1,4 @@
-"""Where the images of a COCO file are, beyond the layouts of `test_recognise`."""
+"""Where the images of a COCO file are. (The layouts of tools: test_recognise.py.)"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets.test_recognise import coco, image
+from datasets.test_recognise import found as places
 
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.reading import read_coco
@@ -23,6 +24,50 @@ def found(folder: Path, *, lost: bool = False) -> CocoDataset:
     part = recognise(folder).train
     assert part is not None
     return read_coco(part.annotations, part.images, DataConfig(), lost_images=lost)
+
+
+def test_names_in_another_unicode_form(tmp_path: Path) -> None:
+    """As macOS writes them: longer than in the file."""
+    coco(tmp_path / "mine.json", "\u00fcber/gr\u00f6\u00dfe.png")
+    image(tmp_path / "photos" / "u\u0308ber" / "gro\u0308\u00dfe.png")
+    assert places(tmp_path) == ("mine.json", "photos")
+
+
+def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
+    coco(tmp_path / "labels" / "mine.json", "1.png", "2.png", images=tmp_path / "photos" / "new")
+    image(tmp_path / "thumbnails" / "1.png")
+    assert places(tmp_path) == ("labels/mine.json", "photos/new")
+
+
+@pytest.mark.parametrize("other", ["masks", "depth", "seg_labels", "demo", "gt/images"])
+def test_pictures_with_the_names_of_the_images(other: str, tmp_path: Path) -> None:
+    """Masks, depth maps, and a folder of examples, with the first fifty of sixty names."""
+    names = [f"{number:02}.png" for number in range(60)]
+    coco(tmp_path / "mine.json", *names, images=tmp_path / "images")
+    for name in names[:50] if other == "demo" else names:
+        image(tmp_path / other / name)
+    assert places(tmp_path) == ("mine.json", "images")
+
+
+def test_the_folder_of_the_annotations_says_nothing_of_the_images(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations"
+    coco(folder / "mine.json", "1.png", "2.png", images=folder / "images")
+    for name in ("1.png", "2.png"):
+        image(tmp_path / "originals" / name)
+    assert places(tmp_path) == ("annotations/mine.json", "annotations/images")
+
+
+def test_images_in_a_folder_that_is_named_like_masks(tmp_path: Path) -> None:
+    coco(tmp_path / "mine.json", "1.png", "2.png", "3.png", images=tmp_path / "masks of faces")
+    image(tmp_path / "thumbnails" / "1.png")
+    assert places(tmp_path) == ("mine.json", "masks of faces")
+
+
+def test_paths_of_another_machine(tmp_path: Path) -> None:
+    coco(tmp_path / "mine.json", "C:\\me\\1.png", "C:\\me\\2.png")
+    image(tmp_path / "photos" / "1.png")
+    image(tmp_path / "photos" / "2.png")
+    assert places(tmp_path) == ("mine.json", ".")
 
 
 def test_names_without_a_folder_in_several(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from mrcnn_jax.convert.mask_images import Masks
 from mrcnn_jax.convert.write import convert
 from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.reading import read_coco
+from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.datasets.recognise import recognise
 
 
@@ -155,13 +156,6 @@ def test_label_studios_coco_export(slash: str, tmp_path: Path) -> None:
     assert "Label Studio's COCO export" in recognise(tmp_path).told
 
 
-def test_names_in_another_unicode_form(tmp_path: Path) -> None:
-    """As macOS writes them: longer than in the file."""
-    coco(tmp_path / "mine.json", "\u00fcber/gr\u00f6\u00dfe.png")
-    image(tmp_path / "photos" / "u\u0308ber" / "gro\u0308\u00dfe.png")
-    assert found(tmp_path) == ("mine.json", "photos")
-
-
 def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     coco(tmp_path / "mine.json", "1.png", images=tmp_path)
     for number in range(4):
@@ -169,43 +163,6 @@ def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json and 1 more")
     (tmp_path / "0.json").write_text('{"_via_img_metadata": {}}')
     assert recognise(tmp_path).told.endswith("; not used: 0.json, 1.json, 2.json and 1 more")
-
-
-def test_one_file_with_images_anywhere(tmp_path: Path) -> None:
-    coco(tmp_path / "labels" / "mine.json", "1.png", "2.png", images=tmp_path / "photos" / "new")
-    image(tmp_path / "thumbnails" / "1.png")
-    assert found(tmp_path) == ("labels/mine.json", "photos/new")
-
-
-@pytest.mark.parametrize("other", ["masks", "depth", "seg_labels", "demo", "gt/images"])
-def test_pictures_with_the_names_of_the_images(other: str, tmp_path: Path) -> None:
-    """Masks, depth maps, and a folder of examples, with the first fifty of sixty names."""
-    names = [f"{number:02}.png" for number in range(60)]
-    coco(tmp_path / "mine.json", *names, images=tmp_path / "images")
-    for name in names[:50] if other == "demo" else names:
-        image(tmp_path / other / name)
-    assert found(tmp_path) == ("mine.json", "images")
-
-
-def test_the_folder_of_the_annotations_says_nothing_of_the_images(tmp_path: Path) -> None:
-    folder = tmp_path / "annotations"
-    coco(folder / "mine.json", "1.png", "2.png", images=folder / "images")
-    for name in ("1.png", "2.png"):
-        image(tmp_path / "originals" / name)
-    assert found(tmp_path) == ("annotations/mine.json", "annotations/images")
-
-
-def test_images_in_a_folder_that_is_named_like_masks(tmp_path: Path) -> None:
-    coco(tmp_path / "mine.json", "1.png", "2.png", "3.png", images=tmp_path / "masks of faces")
-    image(tmp_path / "thumbnails" / "1.png")
-    assert found(tmp_path) == ("mine.json", "masks of faces")
-
-
-def test_paths_of_another_machine(tmp_path: Path) -> None:
-    coco(tmp_path / "mine.json", "C:\\me\\1.png", "C:\\me\\2.png")
-    image(tmp_path / "photos" / "1.png")
-    image(tmp_path / "photos" / "2.png")
-    assert found(tmp_path) == ("mine.json", ".")
 
 
 def test_runs_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
@@ -226,11 +183,16 @@ def test_runs_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
     assert "not used" not in result.told
 
 
-def converted(options: Options, out: Path) -> list[object]:
+def dataset_of(options: Options | None, out: Path) -> CocoDataset:
+    """What is read after a conversion."""
+    assert options is not None
+    convert(replace(options, out=out))
+    return read_coco(out, options.open_images().folder, DataConfig())
+
+
+def converted(options: Options | None, out: Path) -> list[object]:
     """Classes, and the objects of each image by its name, after a conversion."""
-    options = replace(options, out=out)
-    convert(options)
-    dataset = read_coco(out, options.open_images().folder, DataConfig())
+    dataset = dataset_of(options, out)
     images = {
         Path(i.file_name).name: [(o.label, o.box, o.rle) for o in i.annotations]
         for i in dataset.images
@@ -268,7 +230,6 @@ def test_exports_of_tools(
     result = recognise(folder)
     assert result.told.startswith(f"{folder}: ")
     assert result.train is None
-    assert result.export is not None
     assert converted(result.export, tmp_path / "found.json") == expected
 
 
@@ -312,15 +273,13 @@ def test_yolo_of_two_parts(tmp_path: Path) -> None:
     )
     square = [(2, (2.0, 2.0, 6.0, 6.0))]
     for export, part in ((result.export, "train"), (result.val_export, "valid")):
-        assert export is not None
-        convert(replace(export, out=tmp_path / "out.json"))
-        dataset = read_coco(tmp_path / "out.json", tmp_path, DataConfig())
+        dataset = dataset_of(export, tmp_path / "out.json")
         assert dataset.class_names == ("ape", "bee")
         assert {i.file_name: [(o.label, o.box) for o in i.annotations] for i in dataset.images} == {
             f"{part}/images/1.png": square,
             f"{part}/images/2.png": square,
         }
-        assert export.open_images().folder == tmp_path
+        assert dataset.images_dir == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -342,7 +301,6 @@ def test_yolo_of_one_part(yaml: str, told: str, tmp_path: Path) -> None:
     result = recognise(tmp_path)
     assert result.told.startswith(f"{tmp_path}: YOLO: data.yaml: 2 classes, {told}")
     assert result.val_export is None
-    assert result.export is not None
     assert converted(result.export, tmp_path / "o.json")[0] == ("ape", "bee")
 
 
@@ -368,9 +326,7 @@ def test_yolo_without_data_yaml(images: str, classes: str, train: str, tmp_path:
         convert(Yolo(my, tmp_path / "o.json"))
     assert str(caught.value) == f"{my}: no data.yaml in this folder{told}"
     (my / "data.yaml").write_text(told.split("yaml: ")[1].replace(", names", "\nnames"))
-    export = recognise(tmp_path).export
-    assert export is not None
-    assert converted(export, tmp_path / "o.json")[0] == ("ape", "bee: 2", "no")
+    assert converted(recognise(tmp_path).export, tmp_path / "o.json")[0] == ("ape", "bee: 2", "no")
 
 
 def test_via_of_two_parts(tmp_path: Path) -> None:
@@ -386,9 +342,7 @@ def test_via_of_two_parts(tmp_path: Path) -> None:
         f"{tmp_path}: VIA: train/via_region_data.json; validation: val/via_region_data.json"
     )
     for export, part, label in ((result.export, "train", "ape"), (result.val_export, "val", "bee")):
-        assert export is not None
-        convert(replace(export, out=tmp_path / "o.json"))
-        dataset = read_coco(tmp_path / "o.json", export.open_images().folder, DataConfig())
+        dataset = dataset_of(export, tmp_path / "o.json")
         assert dataset.class_names == (label,)
         assert [i.file_name for i in dataset.images] == [f"{part}/a.png"]
 
@@ -412,8 +366,6 @@ def test_vias_csv(tmp_path: Path) -> None:
         (folder / part / "via_export_csv.csv").write_text(CELLS.format(name, part))
         result = recognise(folder)
         assert result.told == f"{folder}: {told}"
-    assert result.export is not None
-    assert result.val_export is not None
     for export, part, name in ((result.export, "train", "a"), (result.val_export, "val", "b")):
         box = [(1, (1.0, 2.0, 5.0, 5.0), None)]
         assert converted(export, tmp_path / "o.json") == [(part,), {f"{name}.png": box}]
@@ -433,12 +385,10 @@ def test_supervisely_of_data_sets(tmp_path: Path) -> None:
     )
     places = []
     for export in (result.export, result.val_export):
-        assert export is not None
-        convert(replace(export, out=tmp_path / "o.json"))
-        dataset = read_coco(tmp_path / "o.json", export.open_images().folder, DataConfig())
+        dataset = dataset_of(export, tmp_path / "o.json")
         assert dataset.class_names == ("unused", "cell")
         places.append([i.file_name for i in dataset.images])
-        assert export.open_images().folder == root
+        assert dataset.images_dir == root
     assert places == [["train_1/img/a.png", "train_2/img/a.png"], ["val/img/a.png"]]
     as_supervisely_of(folder / "others", "ds")
     with pytest.raises(ConfigError, match="several projects of Supervisely: cells, others: name"):
@@ -467,9 +417,7 @@ def test_datumaro_of_subsets(tmp_path: Path) -> None:
         f"{tmp_path}: Datumaro: {files[0]}; validation: {files[1]}; not used: {files[2]}"
     )
     for export, subset in ((result.export, "train"), (result.val_export, "val")):
-        assert export is not None
-        convert(replace(export, out=tmp_path / "o.json"))
-        dataset = read_coco(tmp_path / "o.json", tmp_path, DataConfig())
+        dataset = dataset_of(export, tmp_path / "o.json")
         assert dataset.class_names == ("bee", "ape")
         assert {i.file_name: [o.box for o in i.annotations] for i in dataset.images} == {
             f"images/{subset}/a.png": [(1.0, 2.0, 5.0, 5.0)]
@@ -485,7 +433,6 @@ def test_label_studios_own_json(tmp_path: Path) -> None:
     (tmp_path / "project-1.json").write_text(json.dumps([task]))
     result = recognise(tmp_path)
     assert result.told == f"{tmp_path}: Label Studio: project-1.json"
-    assert result.export is not None
     names, images = converted(result.export, tmp_path / "o.json")
     assert names == ("ape",)
     assert isinstance(images, dict)
@@ -494,9 +441,7 @@ def test_label_studios_own_json(tmp_path: Path) -> None:
 
 def of_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
     """Objects by image, after a conversion."""
-    result = recognise(folder)
-    assert result.export is not None
-    names, images = converted(result.export, folder.parent / "found.json")
+    names, images = converted(recognise(folder).export, folder.parent / "found.json")
     assert "dropped" not in capsys.readouterr().out
     assert names == ("object",)
     assert isinstance(images, dict)
@@ -518,10 +463,14 @@ def test_penn_fudan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_masks_of_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", ["{split}/{what}", "{what}/{split}"])
+def test_masks_of_each_split(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A split within the masks names no classes: images/train/x.png and masks/train/x.png."""
     for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
-        image(tmp_path / "set" / split / "images" / f"{name}.png")
-        mask(tmp_path / "set" / split / "masks" / f"{name}.png", 0, 4)
+        image(tmp_path / "set" / place.format(split=split, what="images") / f"{name}.png")
+        mask(tmp_path / "set" / place.format(split=split, what="masks") / f"{name}.png", 0, 4)
     assert of_masks(tmp_path / "set", capsys) == {"a.png": 2, "b.png": 2, "c.png": 2}
 
 
@@ -537,10 +486,7 @@ def test_equal_names_in_each_split(tmp_path: Path, capsys: pytest.CaptureFixture
             if layout == "image":
                 mask(folder / place / "1.png", *corners)
     for layout, place in (("image", ""), ("folder", "1/")):
-        export = recognise(tmp_path / layout).export
-        assert export is not None
-        convert(replace(export, out=tmp_path / "o.json"))
-        dataset = read_coco(tmp_path / "o.json", tmp_path / layout, DataConfig())
+        dataset = dataset_of(recognise(tmp_path / layout).export, tmp_path / "o.json")
         assert {i.file_name: len(i.annotations) for i in dataset.images} == {
             f"train/{place}images/1.png": 2,
             f"val/{place}images/1.png": 1,
@@ -565,16 +511,6 @@ def test_names_of_masks(
         mask(tmp_path / "set" / masks.format(number), 0, 4)
     found = of_masks(tmp_path / "set", capsys)
     assert found == {Path(images).name.format(number): 2 for number in range(2)}
-
-
-def test_a_split_within_the_masks_names_no_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """images/train/x.png and masks/train/x.png."""
-    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
-        image(tmp_path / "set" / "images" / split / f"{name}.png")
-        mask(tmp_path / "set" / "masks" / split / f"{name}.png", 0, 4)
-    assert of_masks(tmp_path / "set", capsys) == {"a.png": 2, "b.png": 2, "c.png": 2}
 
 
 def test_a_folder_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

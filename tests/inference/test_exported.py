@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import typing
 import zipfile
 from collections.abc import Callable
@@ -17,7 +15,6 @@ import pytest
 import tiny
 from jax import export
 
-import mrcnn_jax
 from mrcnn_jax.commands import export as export_command
 from mrcnn_jax.config.files import with_fields
 from mrcnn_jax.inference import exported
@@ -25,30 +22,7 @@ from mrcnn_jax.inference.exported import Found
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.runs.run import load_run
 from tests.inference import typed_user
-
-PREDICT = """
-import sys
-
-artefact, images, out = sys.argv[1:]
-sys.path.append(artefact)
-try:
-    import mrcnn_jax
-    sys.exit("mrcnn_jax can be imported")
-except ImportError:
-    pass
-
-import numpy as np
-from mrcnn_exported import load
-
-model = load(artefact)
-found = {}
-for name, image in np.load(images).items():
-    seen = model.predict(image, min_score=0.05)
-    found |= {f"{name}/{field}": value for field, value in seen.items()}
-loaded = {name.split(".")[0] for name in sys.modules}
-foreign = {"cv2", "flax", "optax", "orbax", "pycocotools", "mrcnn_jax"} & loaded
-sys.exit(f"imports {foreign}") if foreign else np.savez(out, **found)
-"""
+from tests.inference.alone import assert_sees_the_same
 
 
 @pytest.fixture(scope="module")
@@ -97,34 +71,8 @@ def test_no_folder_of_this_machine_is_in_it(
 def test_it_sees_what_the_run_sees_without_mrcnn_jax(
     artefact: Path, kept_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """At the canvas's size, enlarged to it and shrunk to it."""
-    names = [image["file_name"] for image in tiny.read(tiny_data, "val")["images"][:3]]
-    pixels = [cv2.imread(str(tiny_data / "images" / name))[..., ::-1] for name in names]
-    images = {"a": pixels[0], "b": pixels[1][:90, :100], "c": cv2.resize(pixels[2], (301, 222))}
-    np.savez(tmp_path / "images.npz", **images)
-    (tmp_path / "empty").mkdir()
-    arguments = [str(artefact), str(tmp_path / "images.npz"), str(tmp_path / "found.npz")]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PREDICT, *arguments],
-        cwd=tmp_path / "empty",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    model = mrcnn_jax.load(kept_run)
-    with np.load(tmp_path / "found.npz") as found:
-        for name, image in images.items():
-            live = model.predict(image, min_score=0.05)
-            assert len(live.scores) > 3
-            for field in ("labels", "category_ids", "class_names"):
-                np.testing.assert_array_equal(found[f"{name}/{field}"], getattr(live, field))
-            np.testing.assert_allclose(found[f"{name}/scores"], live.scores, atol=1e-5)
-            np.testing.assert_allclose(found[f"{name}/boxes"], live.boxes, rtol=1e-5, atol=1e-3)
-            masks = found[f"{name}/masks"]
-            assert masks.dtype == bool
-            assert masks.shape == live.masks.shape
-            assert (masks != live.masks).mean() < 1e-4
+    without = ("cv2", "flax", "optax", "orbax", "pycocotools", "mrcnn_jax")
+    assert_sees_the_same(artefact, kept_run, tiny_data, tmp_path, without)
 
 
 def test_it_shrinks_images_as_the_run_does(artefact: Path, kept_run: Path, tiny_data: Path) -> None:

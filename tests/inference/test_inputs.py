@@ -130,6 +130,14 @@ def test_a_folder_gives_what_can_be_read_and_a_line_for_the_rest(tmp_path: Path)
             reads(tmp_path / "pipe.png")
 
 
+def test_images_of_a_folder_are_in_order_and_not_from_deeper(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.tiff", "d.txt", "deep/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = image_files([tmp_path / "d.txt", tmp_path])
+    assert [file.name for file in found] == ["d.txt", "a.png", "b.JPG", "c.tiff"]
+
+
 def test_videos_and_large_images_are_refused_by_their_headers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

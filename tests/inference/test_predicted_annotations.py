@@ -17,8 +17,7 @@ import yaml
 from exports import HEIGHT, RING, WIDTH, block, objects, picture
 from PIL import Image
 
-from mrcnn_jax.commands import predict as predict_command
-from mrcnn_jax.config.model import ModelConfig
+from mrcnn_jax.commands import predict_pictures
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.labelme import Labelme
 from mrcnn_jax.convert.write import convert
@@ -30,6 +29,7 @@ from mrcnn_jax.inference.scenes import Scene
 from mrcnn_jax.pixels.rle import encoded
 from mrcnn_jax.pixels.windows import Window
 from tests.inference.frames import write_video
+from tests.inference.stand_ins import load_stand_in
 
 SQUARE, NONE = block(5, 6, 25, 30), np.zeros((HEIGHT, WIDTH), bool)
 FOUND = Detections(
@@ -53,15 +53,9 @@ def predict(
         scene.read(Window(0, 0, *scene.size))
         return replace(FOUND, tiles=TileCounts(1, 0, 0, 0, ()))
 
-    config = SimpleNamespace(data=DataConfig(), model=ModelConfig())
-    run = SimpleNamespace(config=config, network=config.model, untrained_line=None)
-    model = SimpleNamespace(
-        run=run,
-        class_names={7: "ape", 90: "bee"},
-        predict=lambda *_, **__: FOUND,
-        predict_scene=predict_scene,
-    )
-    monkeypatch.setattr(api, "load", lambda *_, **__: model)
+    names = {7: "ape", 90: "bee"}
+    methods = {"predict": lambda *_, **__: FOUND, "predict_scene": predict_scene}
+    load_stand_in(monkeypatch, class_names=names, **methods)
     monkeypatch.chdir(tmp_path)
     for folder in ("one", "two"):
         picture(Path("photos", folder, "x.png"))
@@ -307,7 +301,7 @@ def test_images_in_tiles_are_annotated_at_their_own_size(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Their overlays are smaller. Of a TIFF, and of the frames of a video."""
-    monkeypatch.setattr(predict_command, "LONGEST_SIDE", 30)
+    monkeypatch.setattr(predict_pictures, "LONGEST_SIDE", 30)
     pixels = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
     Image.fromarray(pixels).save("photos/scan.tif")
     write_video(Path("photos/clip.avi"), [pixels])

@@ -22,7 +22,7 @@ from mrcnn_jax.data.loader import load, open_split, plan_once
 from mrcnn_jax.data.order import plan_epoch
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.pixels.augment import Picture, Scene, Seen, _coloured, augmented, plain
-from mrcnn_jax.pixels.transforms import View, coverage
+from mrcnn_jax.pixels.transforms import coverage
 
 CANVAS = (96, 128)
 
@@ -439,16 +439,6 @@ def test_what_is_over_the_limit_is_counted(mixed_file: Path, mixed_data: DataCon
         if own:  # takes the one place
             more += int(batch.lost[0] + batch.ground_truth.valid[0].sum()) - own
     assert more > 0, "pasted objects that found no place"
-
-
-def test_a_view_beyond_its_image_is_empty() -> None:
-    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    view = View((3, 4), (3, 4), (5, 6), offset=(-1, -2))
-    expected = np.zeros((5, 6), np.uint8)
-    expected[1:4, 2:6] = image
-    assert (view.pixels(image) == expected).all()
-    assert view.boxes(np.array([[1, 0, 4, 3]], np.float32)).tolist() == [[3, 1, 6, 4]]
-    assert view.window == (0, 0, 4, 3)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -12,23 +12,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from pictures import STORED, encoded, tiff, tiff_pages
+from pictures import STORED, by_cv2, encoded, tiff, tiff_pages
 from PIL import Image
 
 from mrcnn_jax.pixels.decode import (
     DEEP,
-    FORMATS,
     KINDS,
-    SUFFIXES,
     decode_image,
-    decode_labels,
     decode_with_kind,
-    header_pages,
-    header_size,
     image_kind,
-    opacity,
     pillow_pixels,
 )
+from mrcnn_jax.pixels.headers import header_pages, header_size
 
 LIMIT = 1_000_000
 RNG = np.random.default_rng(0)
@@ -38,10 +33,6 @@ DEEP_RGB, DEEP_GREY = (
     RNG.integers(0, 65536, (20, 30, 3)).astype(np.uint16),
     RNG.integers(0, 65536, (20, 30)).astype(np.uint16),
 )
-
-
-def by_cv2(pixels: np.ndarray, suffix: str) -> bytes:
-    return cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +82,7 @@ def by_cv2(pixels: np.ndarray, suffix: str) -> bytes:
         (by_cv2(DEEP_GREY, ".tif"), DEEP, DEEP_GREY[..., None] // 256),
         (by_cv2(DEEP_RGB, ".png"), DEEP, DEEP_RGB // 256),
         (by_cv2(DEEP_RGB, ".tif"), DEEP, DEEP_RGB // 256),
-        (tiff(4), KINDS["RGBX"], np.frombuffer(tiff(4)[200:], np.uint8).reshape(4, 6, 4)[..., :3]),
+        (tiff(4), KINDS["RGBX"], np.arange(96, dtype=np.uint8).reshape(4, 6, 4)[..., :3]),
     ],
 )
 def test_any_kind_becomes_rgb(file: bytes, converted: str | None, expected: np.ndarray) -> None:
@@ -257,11 +248,6 @@ def test_damaged_exif_costs_no_picture(form: str, tmp_path: Path) -> None:
     assert header_size(tmp_path / "x", upright=True) == pixels.shape[:2]
 
 
-def test_suffixes_are_those_of_the_formats() -> None:
-    known = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
-    assert known | {".mpo"} == SUFFIXES
-
-
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
 def test_images_of_pillow_are_taken_as_they_are(mode: str) -> None:
     """Not turned as their EXIF says: their user sees them as they are."""
@@ -272,15 +258,6 @@ def test_images_of_pillow_are_taken_as_they_are(mode: str) -> None:
     assert (pixels == expected.reshape(20, 30, -1)).all()
     with pytest.raises(ValueError, match="floats"):
         pillow_pixels(Image.new("F", (3, 3)))
-
-
-def test_the_size_of_the_upright_picture_is_in_the_header(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for form in ("JPEG", "PNG", "WEBP", "TIFF"):
-        (tmp_path / form).write_bytes(encoded(PICTURE, form, exif=exif))
-        assert header_size(tmp_path / form, upright=True) == (30, 20)
-        assert header_size(tmp_path / form) == ((30, 20) if form == "TIFF" else (20, 30))
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
@@ -432,116 +409,6 @@ def test_the_limit_is_seen_in_the_header(tmp_path: Path) -> None:
         decode_image(bytes(bomb), upright=False, max_pixels=100_000_000)
     with pytest.raises(ValueError, match="not an image"):
         header_size(tmp_path)
-
-
-INDICES = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
-CODES = (RGB.astype(int) @ [65536, 256, 1]) + 2**24 * RGB.any(-1)
-
-
-def _palette(*, white_first: bool = False) -> Image.Image:
-    image = Image.fromarray(INDICES, "P")
-    start = [255, 255, 255, 0, 0, 0] if white_first else [0, 0, 0, 0, 0, 0]
-    image.putpalette(start + RNG.integers(0, 256, 762).tolist())
-    return image
-
-
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        (encoded(Image.fromarray(INDICES), "PNG"), INDICES),
-        (encoded(_palette(), "PNG"), INDICES),
-        (encoded(_palette(), "PNG", transparency=bytes(range(256))), INDICES),
-        (encoded(_palette(), "BMP"), INDICES),
-        (encoded(Image.fromarray(np.dstack([INDICES, INDICES[::-1]]), "LA"), "PNG"), INDICES),
-        (encoded(Image.fromarray(INDICES > 99), "PNG"), INDICES > 99),
-        *(  # ImageJ's, whose table of colours is inverted: the values stay
-            (tiff_pages([values], photometric=zero, compressed=compressed), values)
-            for values in (INDICES, DEEP_GREY)
-            for zero in (0, 1)
-            for compressed in (False, True)
-        ),
-        # Two values are a picture, of which white is the object.
-        (encoded(Image.fromarray(INDICES > 99), "TIFF", tiffinfo={262: 0}), INDICES > 99),
-        (by_cv2(DEEP_GREY, ".png"), DEEP_GREY),
-        (by_cv2(DEEP_GREY, ".tif"), DEEP_GREY),
-        (tiff_pages([DEEP_GREY.astype(np.int32)], sample=2, order=">", compressed=True), DEEP_GREY),
-        (encoded(PICTURE, "PNG"), CODES),
-        (encoded(Image.fromarray(np.dstack([RGB, INDICES])), "PNG"), CODES),
-        (encoded(Image.new("RGB", (3, 2)), "PNG"), np.zeros((2, 3))),
-    ],
-)
-def test_label_images_keep_their_values(file: bytes, expected: np.ndarray) -> None:
-    values = decode_labels(file, max_pixels=600)
-    assert values.dtype == np.int64
-    assert (values == expected).all()
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        (
-            encoded(PICTURE, "JPEG"),
-            "not an image that can hold labels: none of PNG, TIFF, BMP, GIF",
-        ),
-        (b"", "not an image that can hold labels"),
-        (by_cv2(DEEP_RGB, ".png"), "16-bit colours are not labels"),
-        (by_cv2(DEEP_GREY.astype(np.float32), ".tiff"), "its values are floats"),
-        (encoded(PICTURE, "PNG")[:-12], "cut off"),
-        (
-            encoded(_palette(white_first=True), "PNG"),
-            "black has index 1 in its palette, but background is 0",
-        ),
-        (tiff_pages([INDICES, INDICES]), "2 pages: a mask file has one"),
-        (tiff_pages([-np.ones((4, 4), np.int16)], sample=2), "its values are negative"),
-        (
-            encoded(Image.fromarray(np.dstack([0 * RGB, INDICES])), "PNG"),
-            "its shape is in the alpha channel alone",
-        ),
-        (encoded(Image.new("1", (601, 1)), "PNG"), "1 x 601 is over 600 pixels"),
-    ],
-)
-def test_what_is_no_label_image_is_refused(file: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
-        decode_labels(file, max_pixels=600)
-    assert "\n" not in str(raised.value)
-
-
-def palette(values: np.ndarray, **options: Any) -> bytes:
-    image = Image.fromarray(values)
-    image.putpalette([0, 0, 0, 9, 8, 7])
-    return encoded(image, "PNG", **options)
-
-
-MASK = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
-ALPHA = np.array([[0, 255, 3], [128, 0, 0]], np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        (palette(MASK, transparency=0), MASK * 255),
-        (palette(MASK), MASK * 9),
-        (by_cv2(ALPHA, ".png"), ALPHA),
-        (encoded(Image.fromarray(np.dstack([MASK, ALPHA]), "LA"), "PNG"), ALPHA),
-        (encoded(Image.fromarray(np.dstack([MASK] * 3 + [ALPHA]), "RGBA"), "PNG"), ALPHA),
-        (encoded(Image.fromarray(MASK > 0), "PNG"), MASK * 255),
-    ],
-)
-def test_the_opacity_of_a_mask(file: bytes, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(opacity(file, max_pixels=6), expected)
-
-
-@pytest.mark.parametrize(
-    ("file", "limit", "message"),
-    [
-        (palette(MASK), 5, "2 x 3 is over 5 pixels"),
-        (palette(MASK)[:-12], 6, "cut off"),
-        (encoded(PICTURE, "BMP"), LIMIT, "unknown format"),
-    ],
-)
-def test_what_is_no_png_of_a_mask_is_refused(file: bytes, limit: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        opacity(file, max_pixels=limit)
 
 
 def test_opencv_writes_no_lines_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:

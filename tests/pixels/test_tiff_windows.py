@@ -17,7 +17,8 @@ import pytest
 from pictures import tiff_pages
 from PIL import Image
 
-from mrcnn_jax.pixels.decode import decode_image, decode_labels, decode_with_kind
+from mrcnn_jax.pixels.decode import decode_image, decode_with_kind
+from mrcnn_jax.pixels.label_images import decode_labels
 from mrcnn_jax.pixels.tiff_windows import open_windows
 from mrcnn_jax.pixels.windows import Window, windows
 

@@ -25,8 +25,9 @@ from mrcnn_jax import __version__
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup, StageConfig
 from mrcnn_jax.runs import manifest
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.environment import environment
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training import stages
 from mrcnn_jax.training.optimizer import apply_gradients, make_optimizer
@@ -313,18 +314,20 @@ def test_a_log_may_grow_but_not_change(run: Checkpoints) -> None:
         run.refuse_damaged_log(meta(4), log.name)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"step": "3"}, {"stage_complete": 0}, {"environment": []}, {"categories": 1}],
-)
-def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) -> None:
-    """Also with a manifest that says so: the folder may be a stranger's."""
-    run.save(STATE, meta(3))
+def change_meta(run: Checkpoints, **fields: Any) -> dict[str, Any]:
+    """Changes the meta.json of step 3, and the manifest with it; returns what it was."""
     folder = run.folder / meta(3).name
-    content = json.loads((folder / "meta.json").read_text()) | change
-    (folder / "meta.json").write_text(json.dumps(content))
+    content = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(content | fields))
     (folder / manifest.NAME).unlink()
     manifest.write(folder)
+    return content
+
+
+def test_what_is_no_meta_is_damaged(run: Checkpoints) -> None:
+    """Also with a manifest that says so: the folder may be a stranger's."""
+    run.save(STATE, meta(3))
+    change_meta(run, step="3")
     with pytest.raises(ConfigError, match="none of the 1 checkpoints is intact"):
         run.latest()
 
@@ -332,18 +335,13 @@ def test_what_is_no_meta_is_damaged(run: Checkpoints, change: dict[str, Any]) ->
 def test_a_field_more_is_of_another_version(run: Checkpoints) -> None:
     """Neither damaged nor removed by the next save."""
     run.save(STATE, meta(3))
-    folder = run.folder / meta(3).name
-    content = json.loads((folder / "meta.json").read_text())
-    assert content["environment"]["mrcnn_jax"] == __version__
-    (folder / "meta.json").write_text(json.dumps(content | {"a": 1}))
-    (folder / manifest.NAME).unlink()
-    manifest.write(folder)
+    assert change_meta(run, a=1)["environment"]["mrcnn_jax"] == __version__
     this = re.escape(f"(written by another version of mrcnn_jax? this is {__version__})")
     line = rf"meta\.json: 'a': unknown field {this}$"
     for action in (run.latest, run.best, lambda: run.save(STATE, meta(4))):
         with pytest.raises(ConfigError, match=line):
             action()
-    assert folder.exists()
+    assert (run.folder / meta(3).name).exists()
 
 
 def test_retention_keeps_the_last_of_every_stage_and_the_newest_between(run: Checkpoints) -> None:

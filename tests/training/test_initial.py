@@ -31,7 +31,8 @@ from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RP
 from mrcnn_jax.config.schema import Config, ParamGroup, StageConfig
 from mrcnn_jax.config.tables import DETECTRON2_C4, TORCHVISION, TORCHVISION_V2, joint, staged
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.meta import Meta
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.stages import loaded_modules, refuse_random_frozen
@@ -119,6 +120,13 @@ def resnet_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def convnext_file(tmp_path: Path) -> Path:
+    path = tmp_path / "convnext.npz"
+    np.savez(path, **state_dicts.tensors(state_dicts.convnext_timm()))  # type: ignore[arg-type]
+    return path
+
+
 @pytest.mark.parametrize(
     ("resnet", "train", "name"),
     [
@@ -165,11 +173,9 @@ def test_a_file_of_a_resnet(resnet_file: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"resnet18.npz: {expected}\n"
 
 
-def test_a_file_of_a_convnext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_a_convnext(convnext_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All of it: its maps' norms count as known, so that a stage may freeze it."""
-    path = tmp_path / "convnext.npz"
-    np.savez(path, **state_dicts.tensors(state_dicts.convnext_timm()))  # type: ignore[arg-type]
-    loaded = load(path, CONVNEXT)
+    loaded = load(convnext_file, CONVNEXT)
     of_trunk = {name for name in flat(shapes(CONVNEXT)) if name.split("/")[1] == "convnext"}
     assert loaded.keys() == of_trunk
     expected = f"loaded into convnext ({len(loaded)} tensors); box_head, fpn, mask_head, rpn: rand"
@@ -196,12 +202,10 @@ def test_a_file_of_a_convnext(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ),
     ],
 )
-def test_another_convnext_is_refused(model: ModelConfig, line: str, tmp_path: Path) -> None:
-    path = tmp_path / "convnext.npz"
-    np.savez(path, **state_dicts.tensors(state_dicts.convnext_timm()))  # type: ignore[arg-type]
+def test_another_convnext_is_refused(model: ModelConfig, line: str, convnext_file: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        load(path, model)
-    assert str(error.value) == f"init_from: {path}: {line}"
+        load(convnext_file, model)
+    assert str(error.value) == f"init_from: {convnext_file}: {line}"
 
 
 def test_a_file_of_a_resnet_for_c4(resnet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,9 @@
-"""What may not be mixed up, or would fail late, is refused before anything is compiled; and runs
-start from other weights."""
+"""What would fail late is refused before anything is compiled; and runs start from other weights.
+(In a folder that holds a run: test_resume.py.)"""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -23,53 +22,18 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import (
     load_config_file,
     resolve_paths,
-    save_config,
 )
 from mrcnn_jax.config.heads import MaskHeadConfig
 from mrcnn_jax.config.schema import Config, ParamGroup
 from mrcnn_jax.config.tables import joint
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch
-from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, example_batch
-from mrcnn_jax.training import loop, resume
+from mrcnn_jax.training import loop
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.open import Progress, open_run
 
 # -- what is refused -------------------------------------------------------------------------------
-
-
-def test_another_config_in_the_same_folder_is_refused(tiny_run: Path, tiny_config: Config) -> None:
-    before = sorted(
-        (path, path.stat().st_mtime_ns)
-        for path in tiny_run.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    )
-    other = replace(tiny_config, seed=1, model=replace(tiny_config.model, fpn_channels=8))
-    with pytest.raises(ConfigError) as error:
-        loop.train(other, tiny_run)
-    assert str(error.value) == (
-        f"{tiny_run}: holds a run of another config: "
-        "model.fpn_channels: 16 -> 8; seed: 0 -> 1 (choose another --workdir)"
-    )
-    assert (
-        sorted(
-            (path, path.stat().st_mtime_ns)
-            for path in tiny_run.rglob("*")
-            if path.is_file() and path.name != ".lock"
-        )
-        == before
-    )
-
-
-def test_differences_that_are_not_named_are_counted(tiny_config: Config, tmp_path: Path) -> None:
-    save_config(tiny_config, tmp_path / "config.json")
-    model = replace(tiny_config.model, fpn_channels=8, remat=True)
-    other = replace(tiny_config, seed=1, model=model, data=replace(tiny_config.data, mask_crop=9))
-    with pytest.raises(
-        ConfigError, match=r"config: data\.mask_crop: .*; .*; .* and 1 more \(choose"
-    ):
-        resume.refuse_another_config(other, tmp_path)
 
 
 def test_a_logger_that_is_not_installed_is_refused_first(
@@ -92,31 +56,6 @@ def without_mask_head(config: Config) -> Config:
             replace(last, frozen=tuple(p for p in last.frozen if p != "rpn/.*")),
         ),
     )
-
-
-def test_a_checkpoint_of_another_config_is_refused_without_its_config_json(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path
-) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
-    (copy / "config.json").unlink()
-    with pytest.raises(
-        ConfigError, match=r"checkpoint 00000024-mask is of another config: seed: 0 -> 1 \("
-    ):
-        loop.train(replace(tiny_config, seed=1), copy)
-
-
-def test_a_run_of_a_version_with_fewer_fields_is_gone_on_with(
-    tiny_run: Path,
-    tiny_config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(opening, "config_hash", lambda _: "of the same config with another field")
-    loop.train(tiny_config, run)
-    assert "resumed from stage mask, step 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -151,27 +90,6 @@ def shapes(config: Config) -> Variables:
     )
 
 
-def test_a_folder_that_was_copied_in_part_is_left_as_it_is(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path
-) -> None:
-    """Without manifests, or without checkpoints, it looked like a new run, which began by removing
-    the rows and the folders."""
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    for path in run.glob("checkpoints/*/manifest.json"):
-        path.unlink()
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"00000012-rpn: no checkpoint: it has no manifest.json"):
-        loop.train(tiny_config, run)
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(ConfigError, match="holds metrics up to stage mask, step 6, but no checkpo"):
-        loop.train(tiny_config, run)
-    left = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    kept = {path: time for path, time in before.items() if "checkpoints" not in path.parts}
-    assert {path: left[path] for path in kept if path.name != ".lock"} == {
-        path: time for path, time in kept.items() if path.name != ".lock"
-    }
-
-
 def test_a_file_system_without_locks_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,40 +101,6 @@ def test_a_file_system_without_locks_is_told(
         assert (tmp_path / "run").is_dir()
     line = f"{tmp_path}/run: No locks available: no lock keeps a second run out of this folder\n"
     assert capsys.readouterr().out == line
-
-
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(tiny_run / "config.json", run)
-    lines = (tiny_run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    rows = [line for line in lines if '"stage": "rpn"' in line]
-    end = [line for line in rows if '"epoch": 2, "split": "val"' in line]
-    rows = [line for line in rows if line not in end]
-    (run / "metrics.jsonl").write_text("".join(rows))  # all of the first stage, but its checkpoint
-    resume.refuse_lost_checkpoints(tiny_config, run)
-    (run / "metrics.jsonl").write_text("")
-    resume.refuse_lost_checkpoints(tiny_config, run)
-    (run / "metrics.jsonl").write_text("".join(rows + end))  # it was validated, so it had one
-    with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
-        resume.refuse_lost_checkpoints(tiny_config, run)
-    save_config(replace(tiny_config, save_every_steps=11), run / "config.json")
-    (run / "metrics.jsonl").write_text("".join(rows))
-    with pytest.raises(ConfigError, match="up to stage rpn, step 12, but no checkpoint"):
-        resume.refuse_lost_checkpoints(tiny_config, run)
-
-
-def test_metrics_that_were_harmed_are_refused_on_resume(
-    tiny_run: Path, tiny_config: Config, tmp_path: Path
-) -> None:
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    path = run / "metrics.jsonl"
-    text = path.read_text()
-    path.write_text(text.replace('"step": 3', '"step": 7', 1))
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: damaged: its first \d+ bytes are not"):
-        loop.train(tiny_config, run)
 
 
 def test_a_run_starts_from_another(
@@ -262,66 +146,6 @@ def test_what_is_random_is_known_later_too(
         loop.train(replace(tiny_config, init_from=str(begun), stages=(mask,)), tmp_path / "other")
     line = f"{begun}: not trained there, so in part random: box_head, mask_head\n"
     assert line in capsys.readouterr().out
-
-
-def test_other_training_images_are_refused_and_other_annotations_told(
-    tiny_config: Config, tmp_path: Path, stop_at: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Steps, epochs and rates are counted in those that the run began with; its weights may go."""
-    data = shutil.copytree(str(tiny_config.data.root), tmp_path / "data")
-    stop_at(1)
-    rpn = tiny_config.stages[0]
-    run = tmp_path / "run"
-    of_rare_classes = replace(tiny_config.data, root=str(data), repeat_threshold=0.5)
-    first = replace(tiny_config, stages=(rpn,), data=of_rare_classes)
-    with pytest.raises(cli.Stopped):
-        loop.train(first, run)
-    start = shutil.copytree(run, tmp_path / "start")
-    begun = replace(first, init_from=str(start))
-    stop_at(1)
-    with pytest.raises(cli.Stopped):
-        loop.train(begun, tmp_path / "second")
-    shutil.rmtree(start)
-    with open_run(begun, tmp_path / "second"):
-        pass
-
-    path = tiny.annotations(data, "train")
-    content = json.loads(path.read_text())
-    capsys.readouterr()
-    with open_run(first, run):
-        pass
-    assert "changed since" not in capsys.readouterr().out
-    content["annotations"][0]["bbox"][2] += 1
-    path.write_text(json.dumps(content))
-    val = tiny.annotations(data, "val")
-    val.write_text(val.read_text() + "\n")
-    with open_run(first, run):
-        pass
-    told = capsys.readouterr().out
-    assert f"{path}: changed since 00000001-rpn was saved: what is left" in told
-    assert f"{val}: changed since 00000001-rpn was saved: it validates on what is there" in told
-
-    line = r"instances_train\.json: not the training images that .*run began with, or not repeated"
-    others = content["annotations"][1:]  # a class in one image less
-    path.write_text(json.dumps(content | {"annotations": others}))
-    with pytest.raises(ConfigError, match=line):
-        loop.train(first, run)
-    gone = content["images"].pop()["id"]
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=line):
-        loop.train(first, run)
-
-
-def test_annotations_are_recorded_as_they_were_read(tiny_config: Config, tmp_path: Path) -> None:
-    """A run that is being opened has read them: what is saved from then on is another file."""
-    data = shutil.copytree(str(tiny_config.data.root), tmp_path / "data")
-    path, images = tiny.annotations(data, "train"), data / "images"
-    content = path.read_bytes()
-    dataset = read_coco(path, images, tiny_config.data)
-    path.write_bytes(content + b"\n")
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    assert resume.annotation_hashes({"train": dataset}, None) == {"train": digest}
 
 
 def test_data_of_earlier_annotations_are_removed_from_the_runs_folder(

@@ -63,9 +63,19 @@ RPN, BOX, MASK = staged(pretrained=False, optimizers=(SGD, SGD, SGD))
 BOX = replace(BOX, ema_decay=0.75)
 
 
+def begun(model: MaskRCNN) -> Variables:
+    return jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
+
+
 @pytest.fixture(scope="module")
 def variables() -> Variables:
-    return jax.tree.map(np.asarray, initialise(MODEL, example_batch(CANVAS), seed=0))
+    return begun(MODEL)
+
+
+def paths(tree: Any, *modules: str) -> set[str]:
+    """Of the leaves, all or those of modules."""
+    flat = flatten_dict(tree, sep="/")
+    return {path for path in flat if not modules or path.split("/")[0] in modules}
 
 
 def batch(seed: int, valid: tuple[bool, bool] = (True, True)) -> Batch:
@@ -293,10 +303,7 @@ def test_twenty_steps_of_the_box_stage_move_the_box_head_alone(box_runner: Runne
         losses.append({name: float(value) for name, value in metrics.items()})
     assert box_runner.traces == 1
     assert int(state.step) == 20
-    box_head = {
-        path for path in flatten_dict(before.params, sep="/") if path.startswith("box_head/")
-    }
-    assert moved(before.params, state.params) == box_head
+    assert moved(before.params, state.params) == paths(before.params, "box_head")
     assert moved(before.batch_stats, state.batch_stats) == set()
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7),
@@ -343,11 +350,7 @@ def test_each_step_draws_its_own_samples(rpn_runner: Runner) -> None:
 def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runner: Runner) -> None:
     start = rpn_runner.start
     state, metrics = rpn_runner.once(batch(0))
-    trained = {
-        path
-        for path in flatten_dict(start.params, sep="/")
-        if path.split("/")[0] in ("resnet", "fpn", "rpn")
-    }
+    trained = paths(start.params, "resnet", "fpn", "rpn")
     assert moved(start.params, state.params) == trained
     before, after = (flatten_dict(tree, sep="/") for tree in (start.params, state.params))
     # The update undone: SGD by the gradient and a tenth of the parameter.
@@ -357,7 +360,7 @@ def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runne
     ]
     norm = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in gradients))
     assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-3)
-    statistics = set(flatten_dict(start.batch_stats, sep="/"))
+    statistics = paths(start.batch_stats)
     assert {path.split("/")[0] for path in statistics} == {"resnet", "rpn"}
     assert moved(start.batch_stats, state.batch_stats) == statistics
     assert set(metrics) == {
@@ -373,18 +376,14 @@ def test_the_rpn_stage_moves_its_parameters_and_their_batch_statistics(rpn_runne
 def test_c4_trains_res5_with_the_box_head_alone() -> None:
     """Its batch statistics too, over the boxes that exist; under the mask head it is frozen."""
     model = MaskRCNN(C4)
-    variables = jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
+    variables = begun(model)
     _, box, mask = staged(pretrained=False, backbone="c4", optimizers=(SGD, SGD, SGD))
     for stage, modules in ((box, {"res5", "box_head"}), (mask, {"mask_head"})):
         runner = Runner(stage, variables, model)
         state, metrics = runner.once(batch(0))
         assert all(np.isfinite(value) for value in metrics.values())
         assert {path.split("/")[0] for path in moved(runner.start.params, state.params)} == modules
-        statistics = {
-            path
-            for path in flatten_dict(runner.start.batch_stats, sep="/")
-            if path.split("/")[0] in modules
-        }
+        statistics = paths(runner.start.batch_stats, *modules)
         assert moved(runner.start.batch_stats, state.batch_stats) == statistics
         expected = runner.once(poisoned(batch(0), np.nan))
         jax.tree.map(np.testing.assert_array_equal, (state, metrics), expected)
@@ -395,7 +394,7 @@ def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_al
     trunk = ConvNeXtConfig((1, 1, 1, 1), (4, 6, 8, 10), layer_scale=1.0)
     config = replace(CONFIG, trunk="convnext", convnext=trunk)
     model = MaskRCNN(config)
-    variables = jax.tree.map(np.asarray, initialise(model, example_batch(CANVAS), seed=0))
+    variables = begun(model)
     stage = StageConfig(
         name="rpn",
         losses=("rpn",),
@@ -405,9 +404,9 @@ def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_al
     )
     state, metrics = (runner := Runner(stage, variables, model)).once(batch(0))
     assert all(np.isfinite(value) for value in metrics.values())
-    paths = set(flatten_dict(trained(stage, variables["params"]), sep="/"))
-    assert len(paths) > 40
-    assert moved(runner.start.params, state.params) == paths
+    ours = paths(trained(stage, variables["params"]))
+    assert len(ours) > 40
+    assert moved(runner.start.params, state.params) == ours
 
     # Without a gradient, weight decay alone moves: kernels, but no norm, bias or factor.
     optimizer = make_optimizer(stage, variables["params"], total_steps=9)
@@ -417,7 +416,7 @@ def test_a_convnext_trains_what_its_stage_says_and_drops_branches_in_training_al
         update = jax.jit(optimizer.update, compiler_options=QUICK_COMPILE)
         updates, _ = update(nothing, state, variables["params"])
     decayed = {path for path, leaf in flatten_dict(updates, sep="/").items() if leaf.any()}
-    assert decayed == {path for path in paths if path.endswith("/kernel")}
+    assert decayed == {path for path in ours if path.endswith("/kernel")}
 
     def loss(drop_path: float, modules: frozenset[str]) -> float:
         dropping = MaskRCNN(replace(config, convnext=replace(trunk, drop_path=drop_path)))
@@ -439,9 +438,7 @@ def test_all_heads_together_without_inference_in_the_step(variables: Variables) 
     (stage,) = joint(train=(ParamGroup(".*"),), epochs=1, optimizer=SGD)
     runner = Runner(stage, variables, MaskRCNN(config))
     state, metrics = runner.once(batch(0))
-    assert moved(runner.start.params, state.params) == set(
-        flatten_dict(runner.start.params, sep="/")
-    )
+    assert moved(runner.start.params, state.params) == paths(runner.start.params)
     losses = {name for name, value in metrics.items() if name.startswith("loss/") and value > 0}
     assert losses == {
         f"loss/{name}"
@@ -560,9 +557,7 @@ def test_a_normalised_and_refined_mask_branch_learns_a_batch(variables: Variable
     assert {name: value.tobytes() for name, value in first.items()} == {
         name: value.tobytes() for name, value in again.items()
     }
-    assert moved(ours["params"], state.params) == {
-        f"mask_head/{path}" for path in flatten_dict(branch, sep="/")
-    }
+    assert moved(ours["params"], state.params) == paths({"mask_head": branch})
     metrics = first
     for _ in range(60):
         state, metrics = runner.step(state, truth)

@@ -10,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mrcnn_jax.config.schema import Config
-from mrcnn_jax.runs.checkpoints import Checkpoints, Meta
+from mrcnn_jax.runs.checkpoints import Checkpoints
+from mrcnn_jax.runs.meta import Meta
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("params", "batch_stats")

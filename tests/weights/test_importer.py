@@ -126,37 +126,29 @@ def test_a_run_that_is_whole(
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
-    [(FPN, "roi_heads.mask_head.predictor"), (MMDET, "roi_head.mask_head.conv_logits")],
+    ("head", "layer", "name", "tensor"),
+    [
+        ("mask_head", "logits", FPN, "roi_heads.mask_head.predictor"),
+        ("mask_head", "logits", MMDET, "roi_head.mask_head.conv_logits"),
+        ("box_head", "deltas", FPN, "roi_heads.box_predictor.bbox_pred"),
+        ("box_head", "deltas", MMDET, "roi_head.bbox_head.fc_reg"),
+    ],
 )
-def test_class_agnostic_masks_are_seen(name: str, layer: str, tmp_path: Path) -> None:
-    """detectron2's CLS_AGNOSTIC_MASK, mmdetection's class_agnostic: the shape tells."""
-    shapes = SHAPES[name]()
+def test_class_agnostic_heads_are_seen(
+    head: str, layer: str, name: str, tensor: str, tmp_path: Path
+) -> None:
+    """detectron2's CLS_AGNOSTIC_MASK and CLS_AGNOSTIC_BBOX_REG, mmdetection's class_agnostic and
+    reg_class_agnostic: the shape tells."""
+    shapes, outputs = SHAPES[name](), 1 if head == "mask_head" else 4
     for part in ("weight", "bias"):
-        shapes[f"{layer}.{part}"] = (1, *shapes[f"{layer}.{part}"][1:])
+        shapes[f"{tensor}.{part}"] = (outputs, *shapes[f"{tensor}.{part}"][1:])
     path = state_dicts.write(tmp_path / "a.npz", shapes)
     found = network.read_network(path)
-    assert (found.model.num_classes, found.model.mask_head.class_agnostic) == (80, True)
-    kernel = found.variables()["params"]["mask_head"]["logits"]["kernel"]
+    assert (found.model.num_classes, getattr(found.model, head).class_agnostic) == (80, True)
+    kernel = found.variables()["params"][head][layer]["kernel"]
     with np.load(path) as file:
-        np.testing.assert_array_equal(kernel[:, 0], file[f"{layer}.weight"][0, :, 0, 0])
-
-
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [(FPN, "roi_heads.box_predictor.bbox_pred"), (MMDET, "roi_head.bbox_head.fc_reg")],
-)
-def test_class_agnostic_boxes_are_seen(name: str, layer: str, tmp_path: Path) -> None:
-    """detectron2's CLS_AGNOSTIC_BBOX_REG, mmdetection's reg_class_agnostic: the shape tells."""
-    shapes = SHAPES[name]()
-    for part in ("weight", "bias"):
-        shapes[f"{layer}.{part}"] = (4, *shapes[f"{layer}.{part}"][1:])
-    path = state_dicts.write(tmp_path / "a.npz", shapes)
-    found = network.read_network(path)
-    assert (found.model.num_classes, found.model.box_head.class_agnostic) == (80, True)
-    kernel = found.variables()["params"]["box_head"]["deltas"]["kernel"]
-    with np.load(path) as file:
-        np.testing.assert_array_equal(kernel, file[f"{layer}.weight"].T)
+        expected = file[f"{tensor}.weight"].T
+    np.testing.assert_array_equal(kernel, expected[0, 0] if head == "mask_head" else expected)
 
 
 def test_categories_are_coco_s(data_folder: Path, tmp_path: Path) -> None:

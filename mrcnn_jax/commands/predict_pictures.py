@@ -1,0 +1,64 @@
+"""The pictures that `predict` looks at: each as a whole, or in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mrcnn_jax.config.errors import ConfigError
+from mrcnn_jax.config.schema import DataConfig
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.inference.api import Model
+from mrcnn_jax.inference.inputs import read_pictures
+from mrcnn_jax.inference.scenes import AT_ONCE, ArrayScene, ReducedScene, open_scene
+from mrcnn_jax.inference.tiles import Tiling
+from mrcnn_jax.pixels.headers import VIDEO_SUFFIXES, header_size, suffix_of
+
+LONGEST_SIDE = 4096  # pixels of an overlay of tiles
+
+
+def pictures(
+    file: Path,
+    tiling: Tiling | None,
+    data: DataConfig,
+    report: Report,
+    tell: Callable[[str], object],
+) -> Iterator[tuple[int | None, Any]]:
+    """The pictures of a file, with tiles as scenes; see `read_pictures`."""
+    if tiling is None:
+        _refuse_large(file, data)
+        return read_pictures(file, data, report, tell)
+    if file.suffix.lower() not in VIDEO_SUFFIXES:
+        return iter([(None, open_scene(file, data, report))])
+    frames = read_pictures(file, data, report, tell)
+    return ((frame, ArrayScene(image)) for frame, image in frames)
+
+
+def _refuse_large(file: Path, data: DataConfig) -> None:
+    """ConfigError, which names --tile, for an image over data.max_pixels."""
+    try:
+        height, width = header_size(file)
+        if height * width <= data.max_pixels:
+            return
+        way = "--tile 1024 looks at it in tiles"
+        if height * width > AT_ONCE and suffix_of(file) != ".tiff":
+            way = f"saved as a TIFF of 8 or 16 bits in tiles or strips, {way}"
+    except ValueError:
+        return  # a video, or what reading it will name
+    raise ConfigError(
+        f"{file}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): {way}"
+    )
+
+
+def see(model: Model, picture: Any, tiling: Tiling | None) -> tuple[Any, Any, int]:
+    """Detect the objects in one of `pictures`.
+
+    Returns:
+        The detections, an image to draw them into, and by what factor it is smaller.
+    """
+    if tiling is None:
+        return model.predict(picture, rle=True), picture, 1
+    scene = ReducedScene(picture, LONGEST_SIDE)
+    seen = model.predict_scene(scene, tiling, progress=True)
+    return seen, scene.picture, scene.step
