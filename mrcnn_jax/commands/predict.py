@@ -174,23 +174,23 @@ def _pictures(
     report: Report,
     tell: Callable[[str], object],
 ) -> Iterator[tuple[int | None, Any]]:
-    """The pictures of a file, with tiles as scenes; see `read_pictures`."""
+    """The pictures of a file, for tiles as windowed images; see `read_pictures`."""
     from mrcnn_jax.inference.inputs import read_pictures
-    from mrcnn_jax.inference.scenes import ArrayScene, open_scene
+    from mrcnn_jax.inference.windowed_images import ArrayImage, open_windowed
     from mrcnn_jax.pixels.decode import VIDEO_SUFFIXES
 
     if tiling is None:
         _refuse_large(file, data)
         return read_pictures(file, data, report, tell)
     if file.suffix.lower() not in VIDEO_SUFFIXES:
-        return iter([(None, open_scene(file, data, report))])
+        return iter([(None, open_windowed(file, data, report))])
     frames = read_pictures(file, data, report, tell)
-    return ((frame, ArrayScene(image)) for frame, image in frames)
+    return ((frame, ArrayImage(image)) for frame, image in frames)
 
 
 def _refuse_large(file: Path, data: DataConfig) -> None:
     """ConfigError, which names --tile, for an image over data.max_pixels."""
-    from mrcnn_jax.inference.scenes import AT_ONCE
+    from mrcnn_jax.inference.windowed_images import AT_ONCE
     from mrcnn_jax.pixels.decode import header_size, suffix_of
 
     try:
@@ -303,7 +303,7 @@ class _Results:
         return take_back(self._arguments.out, self.written & earlier, self.new - earlier)
 
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
-        """Detects the objects in a picture (with tiles, a scene), and writes them."""
+        """Detects the objects in a picture (for tiles, a windowed image), and writes them."""
         from mrcnn_jax.data.report import Reason
         from mrcnn_jax.evaluation.average_precision import mask_score
         from mrcnn_jax.figures.draw import draw_instances
@@ -368,13 +368,13 @@ class _Results:
 
     def _seen(self, picture: Any) -> tuple[Any, Any, int]:
         """The detections, and an image to draw them into, smaller by a factor."""
-        from mrcnn_jax.inference.scenes import ReducedScene
+        from mrcnn_jax.inference.windowed_images import ImageWithOverview
 
         if self._tiling is None:
             return self._model.predict(picture, rle=True), picture, 1
-        scene = ReducedScene(picture, LONGEST_SIDE)
-        seen = self._model.predict_scene(scene, self._tiling, progress=True)
-        return seen, scene.picture, scene.step
+        image = ImageWithOverview(picture, LONGEST_SIDE)
+        seen = self._model.predict_in_tiles(image, self._tiling, progress=True)
+        return seen, image.overview, image.step
 
 
 def _listed(out: Path) -> set[str]:
