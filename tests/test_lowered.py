@@ -218,16 +218,16 @@ def test_the_only_loops_are_those_of_nms(step: Program, prediction: Program) -> 
     NMS, RoIAlign, convolutions and heads choose by platform: a `case` whose index is a constant,
     which compilers resolve.
     """
-    places = ("rpn_proposals", "_settled", "_greedy_row_by_row", "box_detections")
+    places = ("rpn_proposals", "_greedy_in_block", "_greedy_row_by_row", "box_detections")
 
     def callers(program: Program) -> list[set[str]]:
         loops = [str(loop.location) for loop in program.named("while")]
         assert all("mrcnn_jax/ops/nms.py" in loop for loop in loops)
         return [{name for name in places if f'"{name}"(' in loop} for loop in loops]
 
-    assert callers(step) == [{"rpn_proposals", "_settled"}]
-    blocks, within = {"box_detections"}, {"box_detections", "_settled"}
-    assert callers(prediction) == [{"rpn_proposals", "_settled"}, within, blocks]
+    assert callers(step) == [{"rpn_proposals", "_greedy_in_block"}]
+    blocks, within = {"box_detections"}, {"box_detections", "_greedy_in_block"}
+    assert callers(prediction) == [{"rpn_proposals", "_greedy_in_block"}, within, blocks]
     branches = [*step.named("case", "if"), *prediction.named("case", "if")]
     assert all(
         re.search(

@@ -86,7 +86,7 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
     from mrcnn_jax.data.report import Report
     from mrcnn_jax.datasets.prepare import ANNOTATIONS, CLASSES, converted, with_classes_of
     from mrcnn_jax.datasets.recognise import recognise
-    from mrcnn_jax.training.splits import matched
+    from mrcnn_jax.training.splits import align_categories
 
     found = recognise(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -110,12 +110,12 @@ def _check_folder(arguments: Arguments, folder: Path) -> None:
             one = replace(
                 arguments, annotations=part.annotations, images=part.images, contact_sheet=sheet
             )
-            # As in training, validation may have the same classes under other ids (`matched`).
+            # Validation may have the same classes under other ids, as `align_categories` says.
             datasets.append(_check(one, classes=not datasets))
     training, *others = datasets
     for other in others:
         copies = Report()
-        note_copies(training, replace(matched(other, training), report=copies))
+        note_copies(training, replace(align_categories(other, training), report=copies))
         lines = [line for line in copies.lines()[1:] if f"{training.annotations_path}" in line]
         with contextlib.redirect_stdout(sys.stderr if arguments.as_json else sys.stdout):
             for line in lines:

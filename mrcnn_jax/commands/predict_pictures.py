@@ -11,8 +11,13 @@ from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.api import Model
 from mrcnn_jax.inference.inputs import read_pictures
-from mrcnn_jax.inference.scenes import AT_ONCE, ArrayScene, ReducedScene, open_scene
 from mrcnn_jax.inference.tiles import Tiling
+from mrcnn_jax.inference.windowed_images import (
+    AT_ONCE,
+    ArrayImage,
+    ImageWithOverview,
+    open_windowed,
+)
 from mrcnn_jax.pixels.headers import VIDEO_SUFFIXES, header_size, suffix_of
 
 LONGEST_SIDE = 4096  # pixels of an overlay of tiles
@@ -25,14 +30,14 @@ def pictures(
     report: Report,
     tell: Callable[[str], object],
 ) -> Iterator[tuple[int | None, Any]]:
-    """The pictures of a file, with tiles as scenes; see `read_pictures`."""
+    """The pictures of a file, for tiles as windowed images; see `read_pictures`."""
     if tiling is None:
         _refuse_large(file, data)
         return read_pictures(file, data, report, tell)
     if file.suffix.lower() not in VIDEO_SUFFIXES:
-        return iter([(None, open_scene(file, data, report))])
+        return iter([(None, open_windowed(file, data, report))])
     frames = read_pictures(file, data, report, tell)
-    return ((frame, ArrayScene(image)) for frame, image in frames)
+    return ((frame, ArrayImage(image)) for frame, image in frames)
 
 
 def _refuse_large(file: Path, data: DataConfig) -> None:
@@ -59,6 +64,6 @@ def see(model: Model, picture: Any, tiling: Tiling | None) -> tuple[Any, Any, in
     """
     if tiling is None:
         return model.predict(picture, rle=True), picture, 1
-    scene = ReducedScene(picture, LONGEST_SIDE)
-    seen = model.predict_scene(scene, tiling, progress=True)
-    return seen, scene.picture, scene.step
+    image = ImageWithOverview(picture, LONGEST_SIDE)
+    seen = model.predict_in_tiles(image, tiling, progress=True)
+    return seen, image.overview, image.step

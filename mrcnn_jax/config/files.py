@@ -299,9 +299,8 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def _is_one_place(*names: Any) -> bool:
     """Whether names lead to one file: where a folder was moved, a link may be at its old place."""
-    return (
-        all(isinstance(name, str) for name in names) and len(set(map(os.path.realpath, names))) == 1
-    )
+    paths = [name for name in names if isinstance(name, str) and "\0" not in name]
+    return len(paths) == len(names) and len(set(map(os.path.realpath, paths))) == 1
 
 
 def config_hash(config: Config) -> str:

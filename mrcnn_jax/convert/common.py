@@ -1,4 +1,4 @@
-"""Shared by all formats: options, the pictures and shapes they are read into, reading files."""
+"""Shared by all formats: options, the annotated images they are read into, reading files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """One thing drawn on a picture, in its pixels: a polygon (x, y, x, y, ...), patch or box.
+    """One thing drawn on an image, in its pixels: a polygon (x, y, x, y, ...), patch or box.
 
     A box may come with one of the others.
     """
@@ -59,8 +59,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An annotated image as a tool exported it."""
+class AnnotatedImage:
+    """An image and its annotations as a tool exported them."""
 
     where: str  # for errors: the file, and the element in it
     name: str  # for the report
@@ -120,8 +120,8 @@ class Options:
         """Lines for people on what was not asked for."""
         return []
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
-        """The pictures of the export.
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
+        """The annotated images of the export.
 
         Args:
             images: the image folder, as `open_images` returns it.

@@ -18,8 +18,8 @@ import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
+    AnnotatedImage,
     Patch,
-    Picture,
     RectangleOptions,
     Shape,
     ellipse,
@@ -44,7 +44,7 @@ class Cvat(RectangleOptions):
         folder = super().image_folder()
         return folder / "images" if (folder / "images").is_dir() else folder
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         path = self.input / "annotations.xml" if self.input.is_dir() else self.input
         if path.is_file() and zipfile.is_zipfile(path):
             raise ConfigError(f"{path}: a zip archive: unpack it and name the folder")
@@ -57,9 +57,9 @@ class Cvat(RectangleOptions):
                 f"{path}: <track>: this is 'CVAT for video'; export it as 'CVAT for images 1.1'"
             )
         for element in root.findall("image"):
-            yield self._picture(path, element, report)
+            yield self._annotated_image(path, element, report)
 
-    def _picture(self, path: Path, element: ET.Element, report: Report) -> Picture:
+    def _annotated_image(self, path: Path, element: ET.Element, report: Report) -> AnnotatedImage:
         image_id, name = element.get("id"), element.get("name")
         if not is_text(image_id) or name is None or not is_text(name):
             raise ConfigError(
@@ -81,7 +81,7 @@ class Cvat(RectangleOptions):
         names = (name, f"{subset}/{name}") if subset else (name,)
         # Frames of a video have no suffix.
         stem = None if Path(name).suffix.lower() in SUFFIXES else Path(name).name
-        return Picture(where, name, names, stem, size, shapes)
+        return AnnotatedImage(where, name, names, stem, size, shapes)
 
     def _shape(self, drawn: ET.Element, where: str, size: tuple[int, int]) -> Shape:
         label, group = drawn.get("label"), drawn.get("group_id")

@@ -23,8 +23,8 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
+    AnnotatedImage,
     Patch,
-    Picture,
     RectangleOptions,
     Shape,
     cropped,
@@ -82,7 +82,7 @@ class Datumaro(RectangleOptions):
         others = [path.stem for path in self._subsets if path != self._path]
         return [f"not converted: {', '.join(others)} (see --subset)"] if others else []
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         path, items = self._path, self._content.get("items")
         if not isinstance(items, list):
             raise ConfigError(f"{path}: not from Datumaro: no list of items")
@@ -90,7 +90,7 @@ class Datumaro(RectangleOptions):
             if not isinstance(item, dict) or not isinstance(item.get("id"), str):
                 raise ConfigError(f"{path}: item {place}: without an id: {short(item)}")
             here = os.path.relpath(self._own_images, images.folder).replace(os.sep, "/")
-            yield self._picture(item, f"item {short(item['id'])}", here, report)
+            yield self._annotated_image(item, f"item {short(item['id'])}", here, report)
 
     @functools.cached_property
     def _subsets(self) -> list[Path]:
@@ -140,8 +140,10 @@ class Datumaro(RectangleOptions):
                     return True
         return False
 
-    def _picture(self, item: dict[str, Any], name: str, here: str, report: Report) -> Picture:
-        """The picture of an item; `here`: Datumaro's folder of images in that of all images."""
+    def _annotated_image(
+        self, item: dict[str, Any], name: str, here: str, report: Report
+    ) -> AnnotatedImage:
+        """The image of an item; `here`: Datumaro's folder of images in that of all images."""
         path = self._path
         other = next((key for key in OTHER_MEDIA if item.get(key)), None)
         if other is not None:
@@ -172,7 +174,7 @@ class Datumaro(RectangleOptions):
         places = (f"{here}/{path.stem}/", f"{here}/", f"{path.stem}/", "")
         names = dict.fromkeys(place + one for place in places for one in known)
         stem = PurePosixPath(item["id"].replace("\\", "/")).name
-        return Picture(f"{path}: {name}", name, tuple(names), stem or None, size, shapes)
+        return AnnotatedImage(f"{path}: {name}", name, tuple(names), stem or None, size, shapes)
 
     def _shape(
         self,

@@ -24,7 +24,7 @@ from jaxtyping import Bool, UInt8
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
-    Picture,
+    AnnotatedImage,
     RectangleOptions,
     Shape,
     cropped,
@@ -54,7 +54,7 @@ OPAQUE = 128  # of 255
 class LabelStudio(RectangleOptions):
     """Label Studio: the file of its "JSON" export (not JSON-MIN), by default beside the images."""
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         path = self.input
         if path.is_dir():
             raise ConfigError(f"{path}: a folder: name the JSON file of Label Studio")
@@ -69,7 +69,7 @@ class LabelStudio(RectangleOptions):
             with named(f"{path}: {name}"):
                 annotation = self._newest(task["annotations"], name, report)
                 if annotation is not None:
-                    yield self._picture(path, name, task, annotation, usual, report)
+                    yield self._annotated_image(path, name, task, annotation, usual, report)
 
     def _newest(self, annotations: list[Any], name: str, report: Report) -> dict[str, Any] | None:
         """The annotation that counts; None if there is none."""
@@ -86,7 +86,7 @@ class LabelStudio(RectangleOptions):
             report.add(Reason.OLDER, name, len(ordered) - 1)
         return ordered[-1] if ordered else None
 
-    def _picture(
+    def _annotated_image(
         self,
         path: Path,
         name: str,
@@ -94,7 +94,7 @@ class LabelStudio(RectangleOptions):
         annotation: dict[str, Any],
         usual: str | None,
         report: Report,
-    ) -> Picture:
+    ) -> AnnotatedImage:
         drawn: dict[str, tuple[str, str, dict[str, Any]]] = {}  # id -> where, kind, result
         labels: dict[str, str] = {}  # a label may be a result of its own, with the id of its shape
         size: tuple[int, int] | None = None
@@ -129,7 +129,7 @@ class LabelStudio(RectangleOptions):
         key, names = _image_names(task, target)
         if key != target:
             report.add(Reason.FIRST_IMAGE, name, key=short(key))
-        return Picture(f"{path}: {name}", name, names, None, size, shapes)
+        return AnnotatedImage(f"{path}: {name}", name, names, None, size, shapes)
 
     def _shape(
         self, kind: str, value: dict[str, Any], where: str, label: str, size: tuple[int, int]

@@ -19,8 +19,8 @@ from typing import Any
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
+    AnnotatedImage,
     Patch,
-    Picture,
     RectangleOptions,
     Shape,
     ellipse,
@@ -42,7 +42,7 @@ class Labelme(RectangleOptions):
     write_images: bool = False
     """Write images that are only inside the JSON (imageData) into the image folder."""
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         files = files_in(self.input, (".json",)) if self.input.is_dir() else [self.input]
         if not files:
             raise ConfigError(f"{self.input}: no JSON files in this folder")
@@ -52,13 +52,13 @@ class Labelme(RectangleOptions):
             for key in keys:
                 report.add(Reason.REPEATED_KEY, f"{path.name}: {short(key)}")
             if content.keys() & {"imagePath", "shapes"} or not self.input.is_dir():
-                yield self._picture(path, content, images.folder, report)
+                yield self._annotated_image(path, content, images.folder, report)
             else:
                 report.add(Reason.OTHER_FILE, path.relative_to(self.input).as_posix())
 
-    def _picture(
+    def _annotated_image(
         self, path: Path, content: dict[str, Any], folder: Path, report: Report
-    ) -> Picture:
+    ) -> AnnotatedImage:
         image_path, raw_shapes = content.get("imagePath"), content.get("shapes")
         if not isinstance(image_path, str) or not isinstance(raw_shapes, list):
             raise ConfigError(f"{path}: not from labelme: 'imagePath' or 'shapes' is missing")
@@ -78,7 +78,7 @@ class Labelme(RectangleOptions):
                 shapes.append(shape)
         embedded = content.get("imageData")
         names, beside = self._places(path, image_path, folder)
-        return Picture(
+        return AnnotatedImage(
             where=str(path),
             name=path.name,
             names=names,

@@ -27,9 +27,9 @@ import numpy as np
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
+    AnnotatedImage,
     Options,
     Patch,
-    Picture,
     Shape,
     instances,
     read_labels,
@@ -77,7 +77,7 @@ class Masks(Options):
 
         return ImageFolder(folder, without=is_mask)
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         if not self.input.is_dir():
             raise ConfigError(f"{self.input}: no such folder")
         if self.layout != "image" and self.parts != "auto":
@@ -101,7 +101,7 @@ class Masks(Options):
             image, class_name = self._owner(path.with_suffix(""), images)
             if image is None:
                 name, stem = str(path), str(path.with_suffix(""))
-                orphans.append(Picture(str(file), name, (), stem, None, ()))
+                orphans.append(AnnotatedImage(str(file), name, (), stem, None, ()))
             else:
                 by_image[image].append((file, self.class_name or class_name))
         if not by_image:
@@ -116,7 +116,7 @@ class Masks(Options):
             and _in_parts([file for its in by_image.values() for file, _ in its])
         )
         for image, its in sorted(by_image.items()):
-            yield self._picture(image, its, classes, connected, report)
+            yield self._annotated_image(image, its, classes, connected, report)
 
     def _owner(self, path: Path, images: ImageFolder) -> tuple[str | None, str | None]:
         """A mask's image or None, by its path without suffix, and the folder that may be one."""
@@ -146,14 +146,14 @@ class Masks(Options):
         image = next(filter(None, map(images.with_stem, keys)), None)
         return image, folders[-1] if folders else None
 
-    def _picture(
+    def _annotated_image(
         self,
         image: str,
         files: list[tuple[Path, str | None]],
         classes: dict[str, Any],
         connected: bool,
         report: Report,
-    ) -> Picture:
+    ) -> AnnotatedImage:
         size: tuple[int, ...] | None = None
         shapes = []
         for file, class_name in files:
@@ -190,7 +190,7 @@ class Masks(Options):
                     if may_be_several and len(_parts(patch)) > 1:
                         report.add(Reason.IN_PARTS, where)
                 shapes += [Shape(where, label, patch=patch) for patch in patches]
-        return Picture(str(files[0][0]), image, (image,), None, size, shapes)  # type: ignore[arg-type]
+        return AnnotatedImage(str(files[0][0]), image, (image,), None, size, shapes)  # type: ignore[arg-type]
 
 
 def _in_parts(files: list[Path]) -> bool:

@@ -1,4 +1,4 @@
-"""The shapes of a picture as the objects of a COCO file.
+"""The shapes of an image as the objects of a COCO file.
 
 Polygons stay polygons, masks become compressed run lengths; an object of both becomes run lengths.
 A box is the extent of what was drawn, or the box that was drawn, clipped to the image.
@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.convert.common import Options, Patch, Picture, Shape, normal_label
+from mrcnn_jax.convert.common import AnnotatedImage, Options, Patch, Shape, normal_label
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.repair import MIN_SIDE, is_polygon
 from mrcnn_jax.data.report import Reason, Report
@@ -35,18 +35,18 @@ class Object:
 
 
 def objects_of(
-    picture: Picture,
+    annotated: AnnotatedImage,
     size: tuple[int, int],
     options: Options,
     names: tuple[str, ...] | None,
     report: Report,
 ) -> tuple[Object, ...]:
-    """The shapes of a picture as objects; those of one label and group are one."""
+    """The shapes of an image as objects; those of one label and group are one."""
     groups: dict[Hashable, list[Shape]] = defaultdict(list)
     skipped = set(map(normal_label, options.skip))
-    for number, shape in enumerate(picture.shapes):
-        label, name = normal_label(shape.label), f"{picture.name}: {shape.where}"
-        where = f"{picture.where}: {shape.where}"
+    for number, shape in enumerate(annotated.shapes):
+        label, name = normal_label(shape.label), f"{annotated.name}: {shape.where}"
+        where = f"{annotated.where}: {shape.where}"
         if label in skipped:
             report.add(Reason.SKIPPED, name, label=label)
             continue
@@ -63,7 +63,7 @@ def objects_of(
             report.add(Reason.LABEL, name)
         groups[label, number if shape.group is None else (shape.group,)].append(shape)
     objects = (
-        _object(shapes, size, f"{picture.name}: {shapes[0].where}", report)
+        _object(shapes, size, f"{annotated.name}: {shapes[0].where}", report)
         for shapes in groups.values()
     )
     return tuple(item for item in objects if item is not None)

@@ -28,8 +28,8 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
+    AnnotatedImage,
     Patch,
-    Picture,
     RectangleOptions,
     Shape,
     cropped,
@@ -69,10 +69,10 @@ class Supervisely(RectangleOptions):
         names = dict.fromkeys(name for name in map(normal_label, titles) if name not in skipped)
         return tuple(names) or None
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         files, _ = self._files, self._classes  # both are refused before anything else
         for path in files:
-            yield self._picture(path, images, report)
+            yield self._annotated_image(path, images, report)
 
     @functools.cached_property
     def _files(self) -> list[Path]:
@@ -111,7 +111,7 @@ class Supervisely(RectangleOptions):
             return {one["title"]: one.get("shape") for one in content["classes"]}
         return {}
 
-    def _picture(self, path: Path, images: ImageFolder, report: Report) -> Picture:
+    def _annotated_image(self, path: Path, images: ImageFolder, report: Report) -> AnnotatedImage:
         content = read_json(path)
         drawn = content.get("objects")
         if "frames" in content:
@@ -135,7 +135,7 @@ class Supervisely(RectangleOptions):
                 else:
                     shapes += self._shapes(raw, kind, where, size)
         here = os.path.relpath(path.parent.with_name("img"), images.folder).replace(os.sep, "/")
-        return Picture(str(path), name, (f"{here}/{file}", name, file), None, size, shapes)
+        return AnnotatedImage(str(path), name, (f"{here}/{file}", name, file), None, size, shapes)
 
     def _kind(self, raw: Any) -> str | None:
         """What is drawn; ValueError if it makes no sense. Old files say it in meta.json alone."""

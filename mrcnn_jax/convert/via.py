@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.convert.common import Picture, RectangleOptions, Shape, ellipse, named
+from mrcnn_jax.convert.common import AnnotatedImage, RectangleOptions, Shape, ellipse, named
 from mrcnn_jax.convert.image_folder import ImageFolder, files_in
 from mrcnn_jax.data.json_values import is_number, read_bytes, read_json, short
 from mrcnn_jax.data.other_formats import NOT_VIA3, VIA3
@@ -66,7 +66,7 @@ class Via(RectangleOptions):
             )
         return found[0]
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         path = self._path
         keys: list[str] = []
         of_csv = path.suffix.lower() == ".csv"
@@ -89,7 +89,7 @@ class Via(RectangleOptions):
                     shape = self._shape(region, what, name, attribute, report)
                 if shape is not None:
                     shapes.append(shape)
-            yield Picture(where, name, (f"{here}/{name}", name), None, None, shapes)
+            yield AnnotatedImage(where, name, (f"{here}/{name}", name), None, None, shapes)
 
     def _attribute(self, path: Path, entries: dict[str, Any]) -> str | None:
         """The name of the attribute that is the class; None: no region has any."""

@@ -27,9 +27,9 @@ from jaxtyping import Int64
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
+    AnnotatedImage,
     Options,
     Patch,
-    Picture,
     Shape,
     instances,
     named,
@@ -98,7 +98,7 @@ class Voc(Options):
         folder = self.images or self.image_folder()
         return ImageFolder(folder, without=lambda file: is_mask(file.relative_to(folder)))
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         xml_folder = self.input / "Annotations"
         xmls = _by_stem(xml_folder if xml_folder.is_dir() else self.input, ".xml")
         pngs = _by_stem(self.input / "SegmentationObject", ".png")
@@ -114,9 +114,9 @@ class Voc(Options):
         for stem in sorted(xmls.keys() | pngs.keys()):
             png = pngs.get(stem)
             annotation = annotations.get(stem) or _Annotation(str(png))
-            yield self._picture(stem, annotation, png, names, start, report)
+            yield self._annotated_image(stem, annotation, png, names, start, report)
 
-    def _picture(
+    def _annotated_image(
         self,
         stem: str,
         annotation: _Annotation,
@@ -124,7 +124,7 @@ class Voc(Options):
         names: dict[int, str],
         start: int,
         report: Report,
-    ) -> Picture:
+    ) -> AnnotatedImage:
         where, size, objects = annotation.where, annotation.size, annotation.objects
         corners = (o.corners for o in objects)
         boxes = [(x1 - start, y1 - start, x2, y2) for x1, y1, x2, y2 in corners]
@@ -165,7 +165,7 @@ class Voc(Options):
         folder, filename = PurePosixPath(stem).parent, annotation.filename
         paths = (str(folder / filename),) if filename else ()
         beside = (stem, filename) if filename else (stem,)
-        return Picture(where, stem, paths, stem, size, shapes, beside)
+        return AnnotatedImage(where, stem, paths, stem, size, shapes, beside)
 
 
 def _shape(

@@ -1,4 +1,4 @@
-"""Writes pictures with shapes as one or two COCO annotation files, after `read_coco` read them."""
+"""Writes annotated images as one or two COCO annotation files, after `read_coco` read them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mrcnn_jax.config.errors import ConfigError, require_at_least
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import (
     MAX_PIXELS,
+    AnnotatedImage,
     Options,
-    Picture,
     RectangleOptions,
     image_size,
 )
@@ -97,7 +97,7 @@ def _images(
     *,
     hint: bool,
 ) -> list[_Image]:
-    """The pictures whose image exists, by file name.
+    """The annotated images whose file exists, by its name.
 
     ConfigError if too many do not exist, with a `hint` at the option that allows it, or if some
     have another size than annotated.
@@ -106,29 +106,31 @@ def _images(
     converted: dict[str, _Image] = {}
     places: dict[str, str] = {}
     lost, wrong, count = [], [], 0
-    for picture in options.pictures(images, report):
-        file = _file(picture, images, report)
-        if not only.names(file or picture.stem or picture.names[0]):
-            report.add(Reason.NOT_LISTED, picture.name, file=options.only)
+    for annotated in options.annotated_images(images, report):
+        file = _file(annotated, images, report)
+        if not only.names(file or annotated.stem or annotated.names[0]):
+            report.add(Reason.NOT_LISTED, annotated.name, file=options.only)
             continue
         count += 1
-        size = None if file is None else image_size(images.folder / file, picture.size)
+        size = None if file is None else image_size(images.folder / file, annotated.size)
         if file is None or size is None:
             reason = Reason.MISSING if file is None else Reason.UNDECODABLE
-            report.add(reason, picture.name)
-            for shape in picture.shapes:
-                report.add(Reason.OF_DROPPED_IMAGE, f"{picture.name}: {shape.where}")
-            lost.append(f"{picture.names[-1] if picture.names else picture.stem} ({reason.text})")
+            report.add(reason, annotated.name)
+            for shape in annotated.shapes:
+                report.add(Reason.OF_DROPPED_IMAGE, f"{annotated.name}: {shape.where}")
+            lost.append(
+                f"{annotated.names[-1] if annotated.names else annotated.stem} ({reason.text})"
+            )
             continue
         if file in places:
-            raise ConfigError(f"{picture.where}: its image {file} is also that of {places[file]}")
-        places[file] = picture.where
-        if picture.size not in (None, size):
-            found, annotated = (f"{h} x {w}" for h, w in (size, picture.size))
-            wrong.append(f"{picture.where}: {file} is {found}, annotated as {annotated}")
+            raise ConfigError(f"{annotated.where}: its image {file} is also that of {places[file]}")
+        places[file] = annotated.where
+        if annotated.size not in (None, size):
+            found, stated = (f"{h} x {w}" for h, w in (size, annotated.size))
+            wrong.append(f"{annotated.where}: {file} is {found}, annotated as {stated}")
             continue
         tell_pages(report, file, header_pages(images.folder / file))
-        converted[file] = _Image(file, *size, objects_of(picture, size, options, names, report))
+        converted[file] = _Image(file, *size, objects_of(annotated, size, options, names, report))
     if wrong:
         raise ConfigError(
             f"{len(wrong)} images have another size (height x width) than annotated: "
@@ -152,42 +154,46 @@ def _images(
     return [converted[file] for file in sorted(converted)]
 
 
-def _file(picture: Picture, images: ImageFolder, report: Report) -> str | None:
-    """The picture's file, relative to the folder; None if there is none."""
-    for name in picture.names:
+def _file(annotated: AnnotatedImage, images: ImageFolder, report: Report) -> str | None:
+    """The image's file, relative to the folder; None if there is none."""
+    for name in annotated.names:
         if not is_text(name):
-            raise ConfigError(f"{picture.where}: its image's name {name!r} is not printable")
-    file = images.find(picture.names)
+            raise ConfigError(f"{annotated.where}: its image's name {name!r} is not printable")
+    file = images.find(annotated.names)
     if file is not None:
         # So do annotations look whose images were renumbered, but also those with numbers of their
         # own.
-        own = images.like(picture.beside[0]) if picture.beside else []
+        own = images.like(annotated.beside[0]) if annotated.beside else []
         if own and file not in own:
-            report.add(Reason.NAMED_OTHERWISE, f"{picture.name}: {file}")
+            report.add(Reason.NAMED_OTHERWISE, f"{annotated.name}: {file}")
     else:
-        file = images.find(picture.beside) or images.find_elsewhere(picture.names, None)
-        if file is None and picture.embedded is None and (away := images.outside(picture.names)):
+        file = images.find(annotated.beside) or images.find_elsewhere(annotated.names, None)
+        if (
+            file is None
+            and annotated.embedded is None
+            and (away := images.outside(annotated.names))
+        ):
             # Of another name there may be a picture of it with the answers painted in.
             raise ConfigError(
-                f"{picture.where}: its image {away} lies outside of {images.folder}: --images "
+                f"{annotated.where}: its image {away} lies outside of {images.folder}: --images "
                 "names its folder"
             )
-        file = file or images.find_elsewhere((), picture.stem)
-        if file is not None and picture.names:
-            report.add(Reason.IMAGE_PATH, picture.name)
-    if file is None and picture.embedded is not None:
-        file = PurePosixPath(picture.names[-1]).name
+        file = file or images.find_elsewhere((), annotated.stem)
+        if file is not None and annotated.names:
+            report.add(Reason.IMAGE_PATH, annotated.name)
+    if file is None and annotated.embedded is not None:
+        file = PurePosixPath(annotated.names[-1]).name
         path = images.folder / file
         try:
             if path.exists():
                 raise ValueError("there is such a file, of another image or not readable")
-            content = base64.b64decode(picture.embedded)
+            content = base64.b64decode(annotated.embedded)
             write_file(path, content)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{picture.where}: imageData cannot be written as {path}: {error}"
+                f"{annotated.where}: imageData cannot be written as {path}: {error}"
             ) from None
-        report.add(Reason.EMBEDDED, picture.name)
+        report.add(Reason.EMBEDDED, annotated.name)
     return file
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.convert.common import (
-    Picture,
+    AnnotatedImage,
     RectangleOptions,
     Shape,
     image_size,
@@ -97,7 +97,7 @@ class Yolo(RectangleOptions):
         others = [part for part in images if images[part] != images.get(self.part)]
         return [f"not converted: {', '.join(others)} (see --part)"] if others else []
 
-    def pictures(self, images: ImageFolder, report: Report) -> Iterator[Picture]:
+    def annotated_images(self, images: ImageFolder, report: Report) -> Iterator[AnnotatedImage]:
         data = self.data
         folders = {}
         for file in self._images():
@@ -111,7 +111,7 @@ class Yolo(RectangleOptions):
             else:
                 report.add(Reason.NO_LABEL_FILE, name)
             where = str(labels if shapes else file)
-            yield Picture(where, name, (name.replace(os.sep, "/"),), None, size, shapes)
+            yield AnnotatedImage(where, name, (name.replace(os.sep, "/"),), None, size, shapes)
         for folder, of_images in folders.items():
             if folder != of_images:
                 yield from self._orphans(folder, of_images)
@@ -123,7 +123,7 @@ class Yolo(RectangleOptions):
             raise ConfigError(f"{self.data.path}: {why}")
         return found
 
-    def _orphans(self, folder: Path, images: Path) -> Iterator[Picture]:
+    def _orphans(self, folder: Path, images: Path) -> Iterator[AnnotatedImage]:
         """The label files of a folder whose image is neither listed nor in that of the images."""
         stems = {file.stem for file in self._images() if file.parent == images}
         if images.is_dir():
@@ -131,7 +131,7 @@ class Yolo(RectangleOptions):
         for path in sorted(folder.glob("*.txt")):
             if path.stem not in stems and path.name not in NO_LABELS:
                 shapes = self._shapes(path, (1, 1), self.data.names)
-                yield Picture(str(path), path.name, (path.stem,), None, None, shapes)
+                yield AnnotatedImage(str(path), path.name, (path.stem,), None, None, shapes)
 
     def _shapes(self, path: Path, size: tuple[int, int], names: tuple[str, ...]) -> list[Shape]:
         try:

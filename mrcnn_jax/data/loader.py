@@ -23,7 +23,7 @@ from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.superseded import HeldFolder
-from mrcnn_jax.pixels.augment import Picture, Scene, augmented, plain
+from mrcnn_jax.pixels.augment import CanvasImage, DecodedImage, augmented, plain
 from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.depth import decode_depth, depth_cells
 from mrcnn_jax.pixels.geometry import Plan
@@ -165,22 +165,22 @@ class _Batches:
         for row, index in enumerate(planned.indices):
             if index < 0:
                 continue
-            picture, name = self._picture(index)
+            decoded, name = self._decoded(index)
             try:
-                scene = (
-                    augmented(picture, canvas, keys[row], augment, self._another)
+                shown = (
+                    augmented(decoded, canvas, keys[row], augment, self._another)
                     if keys
-                    else plain(picture)
+                    else plain(decoded)
                 )
-                self._fill(batch, row, index, scene)
+                self._fill(batch, row, index, shown)
             except Exception as error:
                 raise RuntimeError(f"{name}: {error}") from error
         return batch
 
-    def _another(self, rng: np.random.Generator) -> Picture:
-        return self._picture(int(rng.integers(len(self.plans))))[0]
+    def _another(self, rng: np.random.Generator) -> DecodedImage:
+        return self._decoded(int(rng.integers(len(self.plans))))[0]
 
-    def _picture(self, index: int) -> tuple[Picture, str]:
+    def _decoded(self, index: int) -> tuple[DecodedImage, str]:
         """A decoded image and the name of its file; a RuntimeError with that name if it fails."""
         record = self.source[index]
         name = record["file_name"].decode()
@@ -198,7 +198,7 @@ class _Batches:
                 raise ValueError(
                     f"annotation {number}: label {label} is outside 1..{self.num_classes}"
                 )
-            return Picture(
+            return DecodedImage(
                 image=_pixels(record, self.data),
                 boxes=np.asarray(objects["box"], np.float32).reshape(-1, 4),
                 labels=labels,
@@ -211,23 +211,23 @@ class _Batches:
         except Exception as error:
             raise RuntimeError(f"{name}: {error}") from error
 
-    def _fill(self, batch: Batch, row: int, index: int, scene: Scene) -> None:
+    def _fill(self, batch: Batch, row: int, index: int, shown: CanvasImage) -> None:
         """Writes an image and its annotations into a row of the (NumPy) batch."""
         truth, ignore = batch.ground_truth, batch.ignore
         assert truth.labels is not None
         assert truth.masks is not None
         assert truth.has_mask is not None
-        height, width = scene.view.size
-        batch.images[row, :height, :width] = scene.pixels
-        batch.image_sizes[row] = scene.view.size
-        batch.original_sizes[row] = scene.view.original
-        batch.scales[row] = scene.view.scale
+        height, width = shown.transform.size
+        batch.images[row, :height, :width] = shown.pixels
+        batch.image_sizes[row] = shown.transform.size
+        batch.original_sizes[row] = shown.transform.original
+        batch.scales[row] = shown.transform.scale
         batch.indices[row] = index
         batch.valid[row] = True
 
-        kept = _largest([seen.area for seen in scene.objects], self.data.max_objects)
+        kept = _largest([seen.area for seen in shown.objects], self.data.max_objects)
         for place, number in enumerate(kept):
-            seen = scene.objects[number]
+            seen = shown.objects[number]
             truth.boxes[row, place] = seen.on_canvas
             truth.labels[row, place] = seen.label
             truth.valid[row, place] = True
@@ -236,14 +236,14 @@ class _Batches:
                 truth.masks[row, place] = crop
                 # A mask that covers half of no cell would be an empty target.
                 truth.has_mask[row, place] = crop.max() >= 128
-        if batch.depth is not None and scene.depth is not None:
-            batch.depth[row] = depth_cells(scene.depth, scene.view, batch.images.shape[1:3])
+        if batch.depth is not None and shown.depth is not None:
+            batch.depth[row] = depth_cells(shown.depth, shown.transform, batch.images.shape[1:3])
         if batch.lost is not None:
-            batch.lost[row] = scene.lost + len(scene.objects) - len(kept)
+            batch.lost[row] = shown.lost + len(shown.objects) - len(kept)
 
-        crowds = _largest([seen.area for seen in scene.crowds], self.data.max_ignored)
+        crowds = _largest([seen.area for seen in shown.crowds], self.data.max_ignored)
         for place, number in enumerate(crowds):
-            ignore.boxes[row, place] = scene.crowds[number].on_canvas
+            ignore.boxes[row, place] = shown.crowds[number].on_canvas
             ignore.valid[row, place] = True
 
 

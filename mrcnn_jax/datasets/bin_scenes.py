@@ -39,7 +39,7 @@ SHOWN, HIDDEN = 0, 3
 
 
 @dataclass(frozen=True)
-class View:
+class Rendering:
     """What the camera sees of a scene."""
 
     colour: UInt8[np.ndarray, "h w 3"]
@@ -85,7 +85,7 @@ def load_mujoco() -> Any:
     return mujoco
 
 
-def draw_scene(stream: tuple[int, ...], size: tuple[int, int]) -> View:
+def draw_scene(stream: tuple[int, ...], size: tuple[int, int]) -> Rendering:
     """Drops objects into a bin and draws what lies in it.
 
     Args:
@@ -284,7 +284,7 @@ def _text(numbers: Any) -> str:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def look(scene: Scene, rng: np.random.Generator, size: tuple[int, int]) -> View:
+def look(scene: Scene, rng: np.random.Generator, size: tuple[int, int]) -> Rendering:
     """Draws a scene.
 
     Args:
@@ -314,7 +314,7 @@ def look(scene: Scene, rng: np.random.Generator, size: tuple[int, int]) -> View:
             renderer.update_scene(data, "camera")
             whole.append(int((renderer.render()[..., 0] >= 0).sum()))
         model.geom_group[:] = groups
-    return View(
+    return Rendering(
         colour=np.clip(np.rint(colour * gains + noise), 0, 255).astype(np.uint8),
         depth=np.where(depth < 0.999 * FAR, depth, 0).astype(np.float32),
         ids=ids,

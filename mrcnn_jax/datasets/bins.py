@@ -29,7 +29,7 @@ from mrcnn_jax.cli import Failure
 from mrcnn_jax.config.errors import require
 from mrcnn_jax.data.records import coco_annotation
 from mrcnn_jax.datasets import bin_scenes
-from mrcnn_jax.datasets.bin_scenes import CLASSES, View
+from mrcnn_jax.datasets.bin_scenes import CLASSES, Rendering
 from mrcnn_jax.datasets.shapes import MIN_VISIBLE
 from mrcnn_jax.output import write_file
 from mrcnn_jax.pixels.encode import write_depth, write_image
@@ -41,11 +41,11 @@ SIDES = (64, 2048)  # of an image, at least and at most
 JPEG_QUALITY = 95
 
 
-def seen_objects(view: View) -> list[dict[str, Any]]:
+def seen_objects(rendering: Rendering) -> list[dict[str, Any]]:
     """The objects that are seen in an image, with 0 for the ids of image and annotation."""
     found = []
-    for number, (label, whole) in enumerate(zip(view.labels, view.whole, strict=True), 1):
-        mask = view.ids == number
+    for number, (label, whole) in enumerate(zip(rendering.labels, rendering.whole, strict=True), 1):
+        mask = rendering.ids == number
         area, share = int(mask.sum()), mask.sum() / max(whole, 1)
         if area:
             crowd, (rle,) = bool(share < MIN_VISIBLE), encoded([mask])
@@ -126,12 +126,12 @@ def _write_scene(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """An image's entry in the file, without its id, and its annotations; its files are written."""
     split, index = job
-    view = bin_scenes.draw_scene((seed, SPLITS.index(split), index), size)
+    rendering = bin_scenes.draw_scene((seed, SPLITS.index(split), index), size)
     name = f"{split}_{index:05d}"
-    write_image(out / "images" / f"{name}.jpg", view.colour, quality=JPEG_QUALITY)
-    write_depth(out / "depth" / f"{name}.png", view.depth)
+    write_image(out / "images" / f"{name}.jpg", rendering.colour, quality=JPEG_QUALITY)
+    write_depth(out / "depth" / f"{name}.png", rendering.depth)
     image = {"file_name": f"{name}.jpg", "height": size[0], "width": size[1]}
-    return image | {"depth_file": f"../depth/{name}.png"}, seen_objects(view)
+    return image | {"depth_file": f"../depth/{name}.png"}, seen_objects(rendering)
 
 
 @contextlib.contextmanager

@@ -137,10 +137,7 @@ def masks_of(
     """
 
     def mask(model: MaskRCNN, batch: Batch) -> Float[Array, "b n m m"]:
-        truth = batch.ground_truth
-        assert truth.labels is not None
-        features = model.features(batch)
-        return model.scored_masks(features, truth.boxes, truth.labels, truth.valid)[0]
+        return model.scored_masks(model.features(batch), batch.ground_truth)[0]
 
     asked = iter(objects)
     # A file with only some of the run's categories numbers them in its own way.
@@ -237,7 +234,7 @@ def box_ground_truth(
 
     def draw(model: MaskRCNN, batch: Batch) -> tuple[BoxSamples, Float[Array, "b s 4"]]:
         features = model.features(batch)
-        output = model.propose(features, batch)
+        output = model.rpn_output(features, batch)
         found = select_proposals(output, batch, config, train=True)
         samples = draw_box_samples(_keys(run, batch).box, found, batch, config.box_head)
         return samples, box_ops.decode(

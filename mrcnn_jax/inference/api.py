@@ -35,9 +35,9 @@ from mrcnn_jax.inference.inputs import (
 )
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.inference.results import Detections, refuse_score
-from mrcnn_jax.inference.scenes import ArrayScene, Scene, limits, open_scene
 from mrcnn_jax.inference.test_time import MergedViews
 from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
+from mrcnn_jax.inference.windowed_images import ArrayImage, WindowedImage, limits, open_windowed
 from mrcnn_jax.pixels.rle import decoded
 from mrcnn_jax.runs import hub
 from mrcnn_jax.runs.checkpoints import Weights
@@ -221,18 +221,23 @@ class Model:
             raise ValueError("tile: not together with flip or scales")
 
         def in_tiles(source: Source) -> Detections:
-            found = self.predict_scene(self._scene(source), tiling, min_score=min_score)
+            found = self.predict_in_tiles(self._windowed(source), tiling, min_score=min_score)
             return replace(found, path=_path(source))
 
         return in_tiles
 
-    def predict_scene(
-        self, scene: Scene, tiling: Tiling, *, min_score: float = 0.0, progress: bool = False
+    def predict_in_tiles(
+        self,
+        image: WindowedImage,
+        tiling: Tiling,
+        *,
+        min_score: float = 0.0,
+        progress: bool = False,
     ) -> Detections:
         """Detect objects in the tiles of one image, and merge them (`predict` with `tile`).
 
         Args:
-            scene: the image, as `inference.scenes` opens it.
+            image: the image, as `inference.windowed_images` opens it.
             tiling: its tiles.
             min_score: merged detections below it are left out.
             progress: show a progress bar.
@@ -242,7 +247,7 @@ class Model:
         """
         config, like = self.run.config, (tiling.tile, tiling.tile)
         return detect_in_tiles(
-            scene,
+            image,
             tiling,
             lambda images: self._predictor.detections_of_parts(images, like=like),
             self.run.meta.categories,
@@ -252,14 +257,14 @@ class Model:
             progress=progress,
         )
 
-    def _scene(self, source: Source) -> Scene:
+    def _windowed(self, source: Source) -> WindowedImage:
         path, data = _path(source), self.run.config.data
         if path is None:
-            return ArrayScene(self._pixels(source, limits(data)))
+            return ArrayImage(self._pixels(source, limits(data)))
         report = Report()
-        scene = open_scene(path, data, report)
+        image = open_windowed(path, data, report)
         _warn(report)
-        return scene
+        return image
 
     def _pixels(self, image: Any, data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
         report, path = Report(), _path(image)

@@ -152,10 +152,11 @@ def _masks(
 ) -> tuple[Float[Array, "n m m"], Float[Array, " n"] | None, Float[Array, "n m m"] | None]:
     """The masks of boxes, their IoUs if there is a head for them, and the depth of their cells if
     it is of boxes."""
-    masks, ious = model.scored_masks(features, boxes[None], labels[None], valid[None])
+    instances = Instances(boxes=boxes[None], labels=labels[None], valid=valid[None])
+    masks, ious = model.scored_masks(features, instances)
     depth = None
     if model.config.depth_head.kind == "roi":
-        depth = jnp.exp(model.box_log_depth(features, boxes[None], valid[None]))[0]
+        depth = jnp.exp(model.box_log_depth(features, instances.boxes, instances.valid))[0]
     return masks[0], None if ious is None else ious[0], depth
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.inference.merging import Found, detections, in_image, merge
 from mrcnn_jax.inference.results import Detections, TileCounts
-from mrcnn_jax.inference.scenes import Scene
+from mrcnn_jax.inference.windowed_images import WindowedImage
 from mrcnn_jax.pixels.tiff_windows import MOST
 from mrcnn_jax.pixels.windows import Window, check_tiles, windows
 
@@ -45,7 +45,7 @@ class Tiling:
 
 
 def detect_in_tiles(
-    scene: Scene,
+    image: WindowedImage,
     tiling: Tiling,
     detect: Detect,
     categories: Sequence[tuple[int, str]],
@@ -60,7 +60,7 @@ def detect_in_tiles(
     In memory are the tiles of a batch, and of each detection its box and run lengths.
 
     Args:
-        scene: the image.
+        image: the image.
         tiling: its tiles.
         detect: finds the objects in up to `batch` tiles.
         categories: (COCO id, name) of label 1, 2, ..., K.
@@ -72,28 +72,28 @@ def detect_in_tiles(
     Raises:
         ConfigError: a tile cannot be read, or the image has too many pixels for run lengths.
     """
-    height, width = scene.size
+    height, width = image.size
     if height * width >= MOST:
         raise ConfigError(f"image: {height} x {width}: COCO's masks have fewer than {MOST} pixels")
-    places = windows(scene.size, tiling.tile, tiling.overlap)
+    places = windows(image.size, tiling.tile, tiling.overlap)
     found: list[Found] = []
     full: list[float] = []
     masks, mask_scores, depths = True, False, False
-    each = _each(scene, places, detect, batch)
+    each = _each(image, places, detect, batch)
     bar = tqdm(
         each, total=len(places), unit="tile", leave=False, disable=None if progress else True
     )
     for number, seen in enumerate(bar):
         if len(seen.scores) >= limit:
             full.append(float(seen.scores.min()))
-        found += in_image(seen, number, places[number], scene.size)
+        found += in_image(seen, number, places[number], image.size)
         of_tile = seen.masks, seen.mask_scores, seen.depths
         masks, mask_scores, depths = (field is not None for field in of_tile)
-    merged = merge(found, places, scene.size)
+    merged = merge(found, places, image.size)
     counts = TileCounts(len(places), merged.joined, merged.repeated, merged.cut, tuple(full))
     result = detections(
         merged.objects,
-        scene.size,
+        image.size,
         categories,
         masks=masks,
         mask_scores=mask_scores,
@@ -104,10 +104,10 @@ def detect_in_tiles(
 
 
 def _each(
-    scene: Scene, places: Sequence[Window], detect: Detect, batch: int
+    image: WindowedImage, places: Sequence[Window], detect: Detect, batch: int
 ) -> Iterator[Detections]:
     for first in range(0, len(places), batch):
-        yield from detect([scene.read(place) for place in places[first : first + batch]])
+        yield from detect([image.read(place) for place in places[first : first + batch]])
 
 
 def tiles_line(tiling: Tiling, counts: Sequence[TileCounts]) -> str:

@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.heads import BoxHeadConfig
-from mrcnn_jax.models.layers import Dense, conv_relu, he_normal_fan_out, relu
-from mrcnn_jax.models.outputs import Outputs, outputs
+from mrcnn_jax.models.layers import Dense, conv_norm_relu, he_normal_fan_out, relu
+from mrcnn_jax.models.outputs import OutputLayer, float32_outputs
 from mrcnn_jax.models.rpn import inside_crowd
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
+from mrcnn_jax.ops.classes import select_class
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.nms import multiclass_nms
 from mrcnn_jax.ops.sampling import sample
@@ -54,7 +55,7 @@ class BoxHead(nn.Module):
         boxes = features.shape[:-3]
         x = features.reshape(-1, *features.shape[-3:]).astype(self.dtype)
         for i in range(1, config.convs + 1):
-            x = conv_relu(
+            x = conv_norm_relu(
                 x,
                 config.conv_channels,
                 config.norm,
@@ -65,14 +66,14 @@ class BoxHead(nn.Module):
         x = x.reshape(*boxes, -1)
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
-        classes, normal = self.num_classes, nn.initializers.normal
-        kinds = 1 if config.class_agnostic else classes
-        logits, deltas = outputs(
+        normal = nn.initializers.normal
+        box_classes = 1 if config.class_agnostic else self.num_classes
+        logits, deltas = float32_outputs(
             x,
-            Outputs(classes + 1, normal(0.01), name="logits"),
-            Outputs(4 * kinds, normal(0.001), name="deltas"),
+            OutputLayer(self.num_classes + 1, normal(0.01), name="logits"),
+            OutputLayer(4 * box_classes, normal(0.001), name="deltas"),
         )
-        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], kinds, 4))
+        return BoxOutput(logits=logits, deltas=deltas.reshape(*deltas.shape[:-1], box_classes, 4))
 
 
 class BoxSamples(flax.struct.PyTreeNode):
@@ -106,10 +107,12 @@ def box_samples(
 ) -> BoxSamples:
     """Samples `config.samples` of one image's proposals and ground-truth boxes.
 
-    At most `positive_fraction` of them are foreground; background takes the places that are left.
-    Which they are says `matched`.
+    At most `positive_fraction` of them are foreground, as `label_boxes` says; background takes the
+    places that are left.
     """
-    candidates = matched(concatenate_boxes(proposals, ground_truth), ground_truth, ignore, config)
+    candidates = label_boxes(
+        concatenate_boxes(proposals, ground_truth), ground_truth, ignore, config
+    )
     samples = sample(
         key,
         positive=candidates.foreground,
@@ -128,20 +131,20 @@ def box_samples(
     )
 
 
-class Matched(NamedTuple):
-    """The boxes of one image as a box head may be trained on them."""
+class LabelledBoxes(NamedTuple):
+    """Boxes of one image, each with its ground truth, as foreground, background or neither."""
 
-    boxes: Float[Array, "n 4"]  # without what invalid rows held
-    gt_boxes: Float[Array, "g 4"]  # the same of the ground truth
+    boxes: Float[Array, "n 4"]  # sanitized
+    gt_boxes: Float[Array, "g 4"]  # sanitized
     gt_index: Int32[Array, " n"]
     foreground: Bool[Array, " n"]
     background: Bool[Array, " n"]
 
 
-def matched(
+def label_boxes(
     candidates: Instances, ground_truth: Instances, ignore: Instances, config: BoxHeadConfig
-) -> Matched:
-    """Tells foreground from background among the candidates of one image.
+) -> LabelledBoxes:
+    """Labels the candidates of one image as foreground or background.
 
     A candidate takes the ground-truth box of highest IoU if that is above foreground_iou; else it
     is background, unless it lies in a crowd region.
@@ -151,7 +154,7 @@ def matched(
     matches = match(box_ops.iou(boxes, gt_boxes), ground_truth.valid)
     foreground = candidates.valid & (matches.iou > config.foreground_iou)
     background = candidates.valid & ~foreground & ~inside_crowd(boxes, ignore, config.crowd_overlap)
-    return Matched(boxes, gt_boxes, matches.gt_index, foreground, background)
+    return LabelledBoxes(boxes, gt_boxes, matches.gt_index, foreground, background)
 
 
 def draw_box_samples(
@@ -185,15 +188,10 @@ def box_loss(
     labels = jnp.where(valid, samples.labels, 0)
     foreground = labels > 0
     classes = losses.cross_entropy(jnp.where(valid[..., None], output.logits, 0.0), labels)
-    if config.class_agnostic:
-        deltas = output.deltas[..., 0, :]
-    else:  # not by index: the gradient would be a sum into places
-        foreground_labels = jnp.arange(1, output.deltas.shape[-2] + 1)
-        own = labels[..., None] == foreground_labels.reshape(*(1,) * labels.ndim, -1)
-        deltas = jnp.sum(losses.keep(output.deltas, own), axis=-2)
+    deltas = select_class(output.deltas, labels, axis=-2)
     box = losses.box_regression(
-        losses.keep(deltas, foreground),
-        losses.keep(samples.deltas, foreground),
+        losses.zero_invalid(deltas, foreground),
+        losses.zero_invalid(samples.deltas, foreground),
         kind=config.box_loss,
         beta=config.smooth_l1_beta,
         weights=config.box_weights,
@@ -223,7 +221,7 @@ def box_detections(
 
 def best_detections(
     scores: Float[Array, "p k"],
-    deltas: Float[Array, "p kinds 4"],
+    deltas: Float[Array, "p box_classes 4"],
     proposals: Instances,
     image_size: Int32[Array, " 2"],
     config: BoxHeadConfig,
@@ -250,5 +248,6 @@ def best_detections(
     )
     assert found.scores is not None
     return found.replace(
-        boxes=losses.keep(found.boxes, filled), scores=losses.keep(found.scores, filled)
+        boxes=losses.zero_invalid(found.boxes, filled),
+        scores=losses.zero_invalid(found.scores, filled),
     )

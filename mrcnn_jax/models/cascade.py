@@ -22,15 +22,15 @@ from mrcnn_jax.models.box_head import (
     BoxSamples,
     best_detections,
     box_loss,
-    matched,
+    label_boxes,
 )
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances
 
-MODULES = ("box_head", "box_head2", "box_head3")
-"""Names of the first, second and third head; their losses are `BOX_LOSSES`."""
+BOX_HEADS = ("box_head", "box_head2", "box_head3")
+"""Modules of the first, second and third head; their losses are `BOX_LOSSES`."""
 
 
 class Predict(Protocol):
@@ -41,7 +41,7 @@ class Predict(Protocol):
     ) -> BoxOutput: ...
 
 
-def refined(
+def refine_boxes(
     output: BoxOutput, boxes: Instances, image_size: Int32[Array, " 2"], config: BoxHeadConfig
 ) -> Instances:
     """Boxes of one image as a class-agnostic head corrects them, constants to the next head.
@@ -55,14 +55,14 @@ def refined(
     Returns:
         As many boxes in the same order; one that lost its area, outside the image, is not valid.
     """
-    deltas = losses.keep(output.deltas[:, 0], boxes.valid)
+    deltas = losses.zero_invalid(output.deltas[:, 0], boxes.valid)
     anchors = box_ops.sanitize(boxes.boxes, boxes.valid)
     moved = box_ops.clip(box_ops.decode(deltas, anchors, weights=config.box_weights), image_size)
     valid = boxes.valid & jnp.all(moved[:, 2:] > moved[:, :2], axis=-1)
     return jax.lax.stop_gradient(Instances(boxes=moved, valid=valid))
 
 
-def refined_samples(
+def label_refined_boxes(
     boxes: Instances, ground_truth: Instances, ignore: Instances, config: BoxHeadConfig
 ) -> BoxSamples:
     """All boxes of one image as samples of a further head, matched anew by its foreground_iou.
@@ -72,15 +72,15 @@ def refined_samples(
     the more of them are foreground at the higher IoU. A background box in a crowd region is not
     valid.
     """
-    found = matched(boxes, ground_truth, ignore, config)
+    labelled = label_boxes(boxes, ground_truth, ignore, config)
     assert ground_truth.labels is not None
     return BoxSamples(
-        boxes=found.boxes,
-        labels=jnp.where(found.foreground, ground_truth.labels[found.gt_index], 0),
+        boxes=labelled.boxes,
+        labels=jnp.where(labelled.foreground, ground_truth.labels[labelled.gt_index], 0),
         deltas=box_ops.encode(
-            found.gt_boxes[found.gt_index], found.boxes, weights=config.box_weights
+            labelled.gt_boxes[labelled.gt_index], labelled.boxes, weights=config.box_weights
         ),
-        valid=found.foreground | found.background,
+        valid=labelled.foreground | labelled.background,
     )
 
 
@@ -100,7 +100,7 @@ def box_losses(
     gradient of the features by the number of heads instead.
 
     Args:
-        samples: of the first head.
+        samples: boxes that the first head is trained on.
         batch: rows may be spread over the devices of `mesh`.
         predict: of the network.
     """
@@ -110,8 +110,10 @@ def box_losses(
     output = predict(samples.boxes, samples.valid, head=0)
     for number, name in enumerate(names):
         if number > 0:
-            move = functools.partial(_next_samples, before=heads[number - 1], config=heads[number])
-            samples = per_image(move, mesh)(
+            resample = functools.partial(
+                _next_samples, before=heads[number - 1], config=heads[number]
+            )
+            samples = per_image(resample, mesh)(
                 output, samples, batch.ground_truth, batch.ignore, batch.image_sizes
             )
             output = predict(samples.boxes, samples.valid, head=number)
@@ -132,8 +134,8 @@ def _next_samples(
     config: BoxHeadConfig,
 ) -> BoxSamples:
     boxes = Instances(boxes=samples.boxes, valid=samples.valid)
-    boxes = refined(output, boxes, image_size, before)
-    return refined_samples(boxes, ground_truth, ignore, config)
+    boxes = refine_boxes(output, boxes, image_size, before)
+    return label_refined_boxes(boxes, ground_truth, ignore, config)
 
 
 def cascade_detections(
@@ -161,8 +163,8 @@ def cascade_detections(
     output = predict(boxes.boxes, boxes.valid, head=0)
     scores = jax.nn.softmax(output.logits, axis=-1)
     for number in range(1, len(heads)):
-        move = functools.partial(refined, config=heads[number - 1])
-        boxes = jax.vmap(move)(output, boxes, image_sizes)
+        refine = functools.partial(refine_boxes, config=heads[number - 1])
+        boxes = jax.vmap(refine)(output, boxes, image_sizes)
         output = predict(boxes.boxes, boxes.valid, head=number)
         scores += jax.nn.softmax(output.logits, axis=-1)
     detect = functools.partial(best_detections, config=heads[-1])

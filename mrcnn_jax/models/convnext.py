@@ -13,7 +13,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import ConvNeXtConfig
-from mrcnn_jax.models.convolution import depthwise, xla_convolution
+from mrcnn_jax.models.convolution import depthwise_conv2d, xla_conv2d
 from mrcnn_jax.models.layers import Pointwise, add_bias, cell_mask
 
 EPSILON = 1e-6  # of every layer norm
@@ -55,7 +55,7 @@ def _layer_norm(x: Float[Array, "b h w c"], dtype: Dtype, name: str) -> Float[Ar
     return norm(x.astype(jnp.float32)).astype(dtype)
 
 
-class Patches(nn.Module):
+class PatchConv(nn.Module):
     """Convolution with as large a stride as its kernel, and a layer norm before or after it.
 
     Parameters: `kernel` (HWIO), `bias`, `norm`. Both sides of the input are multiples of `size`.
@@ -73,7 +73,7 @@ class Patches(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.channels)
         kernel = self.param("kernel", _normal, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
-        x = xla_convolution(
+        x = xla_conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), strides=self.size, padding=(0, 0)
         )
         x = add_bias(x, bias)
@@ -106,7 +106,7 @@ class Block(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", _normal, (7, 7, 1, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        y = add_bias(depthwise(x, kernel.astype(self.dtype)), bias)
+        y = add_bias(depthwise_conv2d(x, kernel.astype(self.dtype)), bias)
         y = _layer_norm(y, self.dtype, "norm")
         y = gelu(Pointwise(4 * channels, _normal, dtype=self.dtype, name="expand")(y))
         y = Pointwise(channels, _normal, dtype=self.dtype, name="project")(y)
@@ -147,10 +147,8 @@ class Stage(nn.Module):
         if self.remat:
             run = nn.remat(run)
         if self.downsample:
-            patches = Patches(
-                self.channels, 2, norm_first=True, dtype=self.dtype, name="downsample"
-            )
-            x = jnp.where(mask, patches(x), jnp.zeros((), self.dtype))
+            conv = PatchConv(self.channels, 2, norm_first=True, dtype=self.dtype, name="downsample")
+            x = jnp.where(mask, conv(x), jnp.zeros((), self.dtype))
         for i in range(self.blocks):
             block = Block(self.layer_scale, self.dtype, name=f"block{i}")
             x = run(block, x, mask, factors[i])
@@ -199,13 +197,13 @@ class ConvNeXt(nn.Module):
         if valid is None:
             valid = jnp.ones((batch,), bool)
         config, features = self.config, {}
-        factors = iter(drop_factors(config, keys))
+        factors = iter(drop_path_factors(config, keys))
         x = images
         for i, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
             stride = 4 * 2**i
             mask = cell_mask(image_sizes, valid, stride, (canvas[0] // stride, canvas[1] // stride))
             if i == 0:
-                x = Patches(channels, 4, norm_first=False, dtype=self.dtype, name="stem")(x)
+                x = PatchConv(channels, 4, norm_first=False, dtype=self.dtype, name="stem")(x)
                 x = jnp.where(mask, x, jnp.zeros((), self.dtype))
             stage = Stage(
                 blocks,
@@ -221,7 +219,7 @@ class ConvNeXt(nn.Module):
         return features
 
 
-def drop_factors(
+def drop_path_factors(
     config: ConvNeXtConfig, keys: PRNGKeyArray | None
 ) -> list[Float32[Array, "b 1 1 1"]] | list[None]:
     """What each block's branch is multiplied by: 0 where it is left out, else 1 / (its share kept).

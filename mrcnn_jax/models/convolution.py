@@ -1,10 +1,10 @@
 """Convolutions of stride 1, on a CPU as it computes them fastest, with their gradients.
 
-Wide ones of 3x3 taps take 4 multiplications in place of 9 (Lavin & Gray 2016, F(2x2, 3x3)): each
-2x2 cells of the output come from 4x4 cells of the input; both are transformed by sums alone, and in
-between are 16 products of matrices. A CPU's convolutions run near the rate of its products, so only
-fewer multiplications are faster. The transformed cells must stay in the caches, so a map is
-computed in strips of rows.
+Wide ones of 3x3 taps are Winograd convolutions, 4 multiplications in place of 9 (Lavin & Gray 2016,
+F(2x2, 3x3)): each 2x2 cells of the output come from 4x4 cells of the input; both are transformed by
+sums alone, and in between are 16 products of matrices. A CPU's convolutions run near the rate of
+its products, so only fewer multiplications are faster. The transformed cells must stay in the
+caches, so a map is computed in strips of rows.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from mrcnn_jax.ops.platforms import by_platform
-from mrcnn_jax.ops.rows import own_zeros
+from mrcnn_jax.ops.rows import fresh_zeros
 
 # Cells that are computed together: 1024 to 8192 were tried (benchmarks/LOG.md).
-_CELLS = 4096
+_STRIP_CELLS = 4096
 # With fewer channels, the sums cost more than the products that they save; on fewer cells, they are
 # not worth compiling.
-_WIDE = 256
-_MANY = 3000
+_LEAST_CHANNELS = 256
+_LEAST_CELLS = 3000
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolution(
+def stride1_conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: tuple[int, int]
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolves with stride 1; on a CPU, large maps by wide kernels to 1e-6 of the largest value.
@@ -43,11 +43,11 @@ def convolution(
         x,
         kernel,
         cpu=lambda x, kernel: _on_cpu(x, kernel, padding),
-        default=lambda x, kernel: xla_convolution(x, kernel, padding=padding),
+        default=lambda x, kernel: xla_conv2d(x, kernel, padding=padding),
     )
 
 
-def xla_convolution(
+def xla_conv2d(
     x: Float[Array, "b h w i"],
     kernel: Float[Array, "k k i o"],
     *,
@@ -64,105 +64,105 @@ def xla_convolution(
     )
 
 
-def _forward(
+def _stride1_conv2d_forward(
     x: Array, kernel: Array, padding: tuple[int, int]
 ) -> tuple[Array, tuple[Array, Array]]:
     # Nothing else is kept: a choice by platform around all of this would keep copies of both.
-    return convolution(x, kernel, padding), (x, kernel)
+    return stride1_conv2d(x, kernel, padding), (x, kernel)
 
 
-def _backward(
+def _stride1_conv2d_backward(
     padding: tuple[int, int], residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     def plain(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        apply = functools.partial(xla_convolution, padding=padding)
+        apply = functools.partial(xla_conv2d, padding=padding)
         return jax.vjp(apply, x, kernel)[1](cotangent)
 
     def on_cpu(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         before, after = (len(kernel) - 1 - cells for cells in padding)
-        of_x = _on_cpu(cotangent, turned, (before, after))
+        x_gradient = _on_cpu(cotangent, flipped, (before, after))
         # Channels as images, and images as channels: inside a loop or a branch, XLA takes thirty
         # times as long for its own form of the same.
-        of_kernel = xla_convolution(
+        kernel_gradient = xla_conv2d(
             x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding=padding
         ).transpose(1, 2, 0, 3)
-        return of_x, of_kernel
+        return x_gradient, kernel_gradient
 
     return by_platform(*residuals, cotangent, cpu=on_cpu, default=plain)
 
 
-convolution.defvjp(_forward, _backward)
+stride1_conv2d.defvjp(_stride1_conv2d_forward, _stride1_conv2d_backward)
 
 
 def _on_cpu(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
-    worth = min(kernel.shape[2:]) >= _WIDE and math.prod(x.shape[:3]) >= _MANY
-    if worth and x.dtype == jnp.float32 and kernel.shape[0] == 3 and padding == (1, 1):
-        return _in_strips(x, _transformed(kernel))
-    return xla_convolution(x, kernel, padding=padding)
+    pays = min(kernel.shape[2:]) >= _LEAST_CHANNELS and math.prod(x.shape[:3]) >= _LEAST_CELLS
+    if pays and x.dtype == jnp.float32 and kernel.shape[0] == 3 and padding == (1, 1):
+        return _winograd_in_strips(x, _transform_kernel(kernel))
+    return xla_conv2d(x, kernel, padding=padding)
 
 
-def _in_strips(x: Float32[Array, "b h w i"], factors: list[list[Array]]) -> Array:
-    """Strips of an even number of rows; a map of odd sides gets a row and a column more."""
+def _winograd_in_strips(x: Float32[Array, "b h w i"], factors: list[list[Array]]) -> Array:
+    """Computes strips of an even number of rows; odd sides get a row and a column more."""
     b, h, w, _ = x.shape
     height, width = h + h % 2, w + w % 2
-    rows = max(_CELLS // (b * width) // 2 * 2, 2)
+    rows = max(_STRIP_CELLS // (b * width) // 2 * 2, 2)
     strips = -(-height // rows)
     rows = -(-height // (2 * strips)) * 2
     padded = jnp.pad(x, [(0, 0), (1, strips * rows + 1 - h), (1, width + 1 - w), (0, 0)])
 
     if strips == 1:
-        return _tiles(padded, factors)[:, :h, :w]
+        return _winograd(padded, factors)[:, :h, :w]
 
-    def strip(number: Array, found: Array) -> Array:
+    def write_strip(number: Array, total: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(padded, number * rows, rows + 2, axis=1)
         return jax.lax.dynamic_update_slice_in_dim(
-            found, _tiles(part, factors), number * rows, axis=1
+            total, _winograd(part, factors), number * rows, axis=1
         )
 
-    outputs = factors[0][0].shape[1]
-    found = jax.ShapeDtypeStruct((b, strips * rows, width, outputs), x.dtype)
-    found = jax.lax.fori_loop(0, strips, strip, own_zeros(found, after=x))
-    return found[:, :h, :w]
+    channels = factors[0][0].shape[1]
+    total = jax.ShapeDtypeStruct((b, strips * rows, width, channels), x.dtype)
+    total = jax.lax.fori_loop(0, strips, write_strip, fresh_zeros(total, after=x))
+    return total[:, :h, :w]
 
 
-def _transformed(kernel: Float32[Array, "3 3 i o"]) -> list[list[Array]]:
+def _transform_kernel(kernel: Float32[Array, "3 3 i o"]) -> list[list[Array]]:
     """G g G^T: 4x4 matrices [i, o]."""
 
-    def along(taps: list[Array]) -> list[Array]:
+    def g(taps: list[Array]) -> list[Array]:
         first, second, third = taps
         ends = first + third
         return [first, (ends + second) / 2, (ends - second) / 2, third]
 
-    columns = [along([kernel[y, x] for y in range(3)]) for x in range(3)]
-    return [along([columns[x][y] for x in range(3)]) for y in range(4)]
+    columns = [g([kernel[y, x] for y in range(3)]) for x in range(3)]
+    return [g([columns[x][y] for x in range(3)]) for y in range(4)]
 
 
-def _tiles(x: Float32[Array, "b h+2 w+2 i"], factors: list[list[Array]]) -> Array:
+def _winograd(x: Float32[Array, "b h+2 w+2 i"], factors: list[list[Array]]) -> Array:
     """The convolution of a padded map with even sides: A^T [(G g G^T) * (B^T d B)] A."""
 
-    def spread(cells: list[Array]) -> list[Array]:
+    def transform_input(cells: list[Array]) -> list[Array]:
         a, b, c, d = cells
         return [a - c, b + c, c - b, b - d]
 
-    def gathered(products: list[Array]) -> list[Array]:
+    def transform_output(products: list[Array]) -> list[Array]:
         a, b, c, d = products
         return [a + b + c, b - c - d]
 
     b, height, width, _ = x.shape
     height, width = height - 2, width - 2
     d = [[x[:, y : y + height : 2, c : c + width : 2] for c in range(4)] for y in range(4)]
-    columns = [spread([d[y][c] for y in range(4)]) for c in range(4)]
-    cells = [spread([columns[c][y] for c in range(4)]) for y in range(4)]
+    columns = [transform_input([d[y][c] for y in range(4)]) for c in range(4)]
+    cells = [transform_input([columns[c][y] for c in range(4)]) for y in range(4)]
     products = [[jnp.tensordot(cells[y][c], factors[y][c], 1) for c in range(4)] for y in range(4)]
-    rows = [gathered([products[y][c] for y in range(4)]) for c in range(4)]
-    found = [gathered([rows[c][y] for c in range(4)]) for y in range(2)]
-    pairs = jnp.stack([jnp.stack(row, axis=3) for row in found], axis=2)
+    columns = [transform_output([products[y][c] for y in range(4)]) for c in range(4)]
+    outputs = [transform_output([columns[c][y] for c in range(4)]) for y in range(2)]
+    pairs = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
     return pairs.reshape(b, height, width, -1)
 
 
 @jax.custom_vjp
-def depthwise(
+def depthwise_conv2d(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"]
 ) -> Float[Array, "b h w c"]:
     """Convolves each channel by a kernel of its own, of odd sides; zeros pad to the same size."""
@@ -171,7 +171,7 @@ def depthwise(
 
 
 def _grouped(x: Array, kernel: Array) -> Array:
-    """XLA's own form of `depthwise`."""
+    """XLA's own form of `depthwise_conv2d`."""
     side = len(kernel) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -184,13 +184,13 @@ def _grouped(x: Array, kernel: Array) -> Array:
 
 
 def _sum_of_taps(x: Array, kernel: Array) -> Array:
-    """`depthwise` as products of shifted maps, summed in float32."""
+    """`depthwise_conv2d` as products of shifted maps, summed in float32."""
     size, (_, height, width, _) = len(kernel), x.shape
     padded, wide = _padded(x, size), kernel.astype(jnp.float32)
     total = jnp.zeros(x.shape, jnp.float32)
     for row, column in itertools.product(range(size), repeat=2):
-        below = padded[:, row : row + height, column : column + width]
-        total += below.astype(jnp.float32) * wide[row, column, 0][None, None, None]
+        shifted = padded[:, row : row + height, column : column + width]
+        total += shifted.astype(jnp.float32) * wide[row, column, 0][None, None, None]
     return total.astype(x.dtype)
 
 
@@ -200,7 +200,7 @@ def _padded(x: Array, size: int) -> Array:
 
 
 def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise(x, kernel), (x, kernel)
+    return depthwise_conv2d(x, kernel), (x, kernel)
 
 
 def _depthwise_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -211,16 +211,17 @@ def _depthwise_backward(residuals: tuple[Array, Array], cotangent: Array) -> tup
         size, wide = len(kernel), cotangent.astype(jnp.float32)
         padded, (_, height, width, _) = _padded(x, size), x.shape
 
-        def of_row(row: Array) -> Array:  # of taps; all rows at once take longer to compile
-            below = jax.lax.dynamic_slice_in_dim(padded, row, height, axis=1).astype(jnp.float32)
-            parts = (below[:, :, column : column + width] for column in range(size))
+        # A row of taps at a time: all at once take longer to compile.
+        def row_gradient(row: Array) -> Array:
+            shifted = jax.lax.dynamic_slice_in_dim(padded, row, height, axis=1).astype(jnp.float32)
+            parts = (shifted[:, :, column : column + width] for column in range(size))
             return jnp.stack([jnp.sum(part * wide, axis=(0, 1, 2)) for part in parts])
 
-        of_kernel = jax.lax.map(of_row, jnp.arange(size, dtype=jnp.int32))
-        of_x = _sum_of_taps(cotangent, kernel[::-1, ::-1])
-        return of_x, of_kernel[:, :, None].astype(kernel.dtype)
+        kernel_gradient = jax.lax.map(row_gradient, jnp.arange(size, dtype=jnp.int32))
+        x_gradient = _sum_of_taps(cotangent, kernel[::-1, ::-1])
+        return x_gradient, kernel_gradient[:, :, None].astype(kernel.dtype)
 
     return by_platform(*residuals, cotangent, cpu=on_cpu, default=plain)
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise_conv2d.defvjp(_depthwise_forward, _depthwise_backward)

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.heads import DepthHeadConfig, MaskHeadConfig, PointRendConfig
 from mrcnn_jax.config.model import ModelConfig
-from mrcnn_jax.models.layers import cell_mask, conv_relu
+from mrcnn_jax.models.layers import cell_mask, conv_norm_relu
 from mrcnn_jax.models.mask_head import mask_samples
-from mrcnn_jax.models.outputs import Outputs, outputs
+from mrcnn_jax.models.outputs import OutputLayer, float32_outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.parallel import per_image
@@ -32,11 +32,14 @@ from mrcnn_jax.structures import DEPTH_STRIDE, Batch, Instances
 he_normal = nn.initializers.he_normal()
 
 
-def double(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-    """Doubles a map by bilinear interpolation and cuts it to `size` = (h2, w2), at most (2h, 2w).
+def upsample_bilinear(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b h2 w2 c"]:
+    """Doubles a map bilinearly, as torch without align_corners, and cuts it to `size` = (h2, w2).
 
-    The centres of cells stay where they are in the image; the outermost values extend to its
-    border. By shifts: on a CPU the gradient of `jax.image.resize` is many times slower.
+    `size` is at most (2h, 2w). The centres of cells stay where they are in the image; the outermost
+    values extend to its border. By shifts: on a CPU the gradient of `jax.image.resize` is many
+    times slower.
     """
     for axis in (1, 2):
         length = x.shape[axis]
@@ -77,18 +80,16 @@ class DepthHead(nn.Module):
             valid: images that exist; the others have one cell.
         """
         sizes = jnp.where(valid[:, None], image_sizes, 1)
-        everyone = jnp.ones_like(valid)
         masks = [
-            cell_mask(sizes, everyone, stride, (x.shape[1], x.shape[2]))
+            cell_mask(sizes, jnp.ones_like(valid), stride, (x.shape[1], x.shape[2]))
             for x, stride in zip(maps, self.strides, strict=True)
         ]
         total = None
-        for level, start in enumerate(maps):
-            x = start
+        for level, x in enumerate(maps):
             for number in range(max(level, 1)):
                 mask = masks[level - number]
-                x = conv_relu(
-                    losses.keep(x, mask[..., 0]),
+                x = conv_norm_relu(
+                    losses.zero_invalid(x, mask[..., 0]),
                     self.config.channels,
                     "group",
                     kernel_init=he_normal,
@@ -97,38 +98,40 @@ class DepthHead(nn.Module):
                     mask=mask,
                 )
                 if level:
-                    x = _doubled_inside(x, mask, masks[level - number - 1])
+                    x = _upsample_inside(x, mask, masks[level - number - 1])
             total = x if total is None else total + x
         assert total is not None
         # The features are positive, so that a step of Adam moves all depths one way, by its rate
         # times their sum.
         total = total.astype(jnp.float32) / math.sqrt(self.config.channels)
-        (log_depth,) = outputs(total, Outputs(1, nn.initializers.normal(0.1), name="log_depth"))
+        (log_depth,) = float32_outputs(
+            total, OutputLayer(1, nn.initializers.normal(0.1), name="log_depth")
+        )
         return log_depth[..., 0]
 
 
-def _doubled_inside(
+def _upsample_inside(
     x: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"], finer: Bool[Array, "b h2 w2 1"]
 ) -> Float[Array, "b h2 w2 c"]:
-    """`double` as if the map ended where the image does; 0 outside of it."""
+    """`upsample_bilinear` as if the map ended where the image does; 0 outside of it."""
     size = (finer.shape[1], finer.shape[2])
     inside = jnp.broadcast_to(mask, x.shape)
-    weights = double(mask.astype(x.dtype), size)
-    doubled = double(jnp.where(inside, x, 0), size)
+    weights = upsample_bilinear(mask.astype(x.dtype), size)
+    doubled = upsample_bilinear(jnp.where(inside, x, 0), size)
     doubled = doubled / jnp.where(weights > 0, weights, 1)
-    return losses.keep(doubled, finer[..., 0])
+    return losses.zero_invalid(doubled, finer[..., 0])
 
 
-def box_depth_layers(config: MaskHeadConfig) -> MaskHeadConfig:
-    """The layers of the RoI head: the mask branch's, without refinement and imported batch norm."""
+def box_depth_config(config: MaskHeadConfig) -> MaskHeadConfig:
+    """Layers of the RoI head: the mask branch's, without refinement and imported batch norm."""
     norm = "none" if config.norm == "frozen_batch" else config.norm
     return replace(config, norm=norm, refine=PointRendConfig())
 
 
-def box_depth(
+def box_depth_targets(
     depth: Float[Array, "h w"], boxes: Float[Array, "s 4"], valid: Bool[Array, " s"], *, size: int
 ) -> Float[Array, "s m m"]:
-    """The depth map of an image, read at the centres of size x size cells of each box.
+    """Reads the depth map of an image at the centres of size x size cells of each box.
 
     Args:
         depth: metres at stride 4, 0 where unknown.
@@ -147,7 +150,7 @@ def box_depth(
 
     rows = cells(boxes[:, 1], boxes[:, 3], depth.shape[0])
     columns = cells(boxes[:, 0], boxes[:, 2], depth.shape[1])
-    return losses.keep(depth[rows[:, :, None], columns[:, None, :]], valid)
+    return losses.zero_invalid(depth[rows[:, :, None], columns[:, None, :]], valid)
 
 
 def box_depth_loss(
@@ -170,7 +173,7 @@ def box_depth_loss(
     size = config.mask_size
     choose = per_image(lambda f, gt: mask_samples(f, gt, config.mask_head, size), mesh)
     samples = choose(found, batch.ground_truth)
-    read = per_image(lambda d, s: box_depth(d, s.boxes, s.valid, size=size), mesh)
+    read = per_image(lambda d, s: box_depth_targets(d, s.boxes, s.valid, size=size), mesh)
     log_depth = predict(samples.boxes, samples.valid)
     return depth_loss(log_depth, read(batch.depth, samples), batch.valid, config.depth_head)
 
@@ -193,10 +196,10 @@ def depth_loss(
     log_depth, metres = log_depth.reshape(rows, -1), metres.reshape(rows, -1)
     known = (metres > 0) & jnp.isfinite(metres) & image_valid[:, None]
     true = jnp.log(jnp.where(known, metres, 1))
-    differences = losses.keep(log_depth, known) - losses.keep(true, known)
+    differences = losses.zero_invalid(log_depth, known) - losses.zero_invalid(true, known)
     match config.loss:
         case "silog":
-            values = losses.scale_invariant(differences, known, forgiven=config.silog_lambda)
+            values = losses.silog(differences, known, lambda_=config.silog_lambda)
         case "berhu":
             values = losses.row_means(losses.berhu(differences, known), known)
         case "l1":

@@ -8,10 +8,12 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from mrcnn_jax.config.heads import Norm
-from mrcnn_jax.models.layers import Conv, ConvNorm, Pointwise
+from mrcnn_jax.models.layers import Conv3x3, ConvNorm, Pointwise
 
 
-def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+def upsample_nearest(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b h2 w2 c"]:
     """Repeats each cell 2x2 and cuts the result to `size` = (h2, w2), at most (2h, 2w).
 
     By broadcast and reshape: on a CPU the gradient of `jax.image.resize` is many times slower.
@@ -43,22 +45,22 @@ class FPN(nn.Module):
         P6 is every second cell of P5.
         """
 
-        def convolution(x: Array, size: int, name: str) -> Array:
+        def conv(x: Array, size: int, name: str) -> Array:
             if self.norm == "frozen_batch":
                 return ConvNorm(self.channels, size, relu=False, dtype=self.dtype, name=name)(
                     x, live=False
                 )
             xavier = nn.initializers.xavier_uniform()
-            layer = Pointwise if size == 1 else Conv
+            layer = Pointwise if size == 1 else Conv3x3
             return layer(self.channels, xavier, dtype=self.dtype, name=name)(x)
 
         pyramid: dict[str, Array] = {}
         top = None
         for level in (5, 4, 3, 2):
-            merged = convolution(features[f"c{level}"], 1, f"lateral{level}")
+            merged = conv(features[f"c{level}"], 1, f"lateral{level}")
             if top is not None:
-                merged = merged + upsample(top, (merged.shape[1], merged.shape[2]))
-            pyramid[f"p{level}"] = convolution(merged, 3, f"output{level}")
+                merged = merged + upsample_nearest(top, (merged.shape[1], merged.shape[2]))
+            pyramid[f"p{level}"] = conv(merged, 3, f"output{level}")
             top = merged
         pyramid["p6"] = pyramid["p5"][:, ::2, ::2]
         return {f"p{level}": pyramid[f"p{level}"] for level in (2, 3, 4, 5, 6)}

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from mrcnn_jax.config.heads import Norm
-from mrcnn_jax.models.convolution import convolution, xla_convolution
+from mrcnn_jax.models.convolution import stride1_conv2d, xla_conv2d
 from mrcnn_jax.ops.platforms import by_platform
 
 _MOMENTUM = 0.9  # of batch norm: the share of the running statistics that survives a batch
@@ -87,35 +87,26 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return x
 
 
-def convolve(
+def conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], strides: int
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolves with (k - 1) // 2 cells of padding on either side, as torch does.
 
     'SAME' would pad unevenly at stride 2.
     """
-
     side = (kernel.shape[0] - 1) // 2
-    plain = functools.partial(xla_convolution, strides=strides, padding=(side, side))
+    plain = functools.partial(xla_conv2d, strides=strides, padding=(side, side))
 
-    def rows(x: Array, kernel: Array) -> Array:
-        return matmul(x[:, ::strides, ::strides], kernel[0, 0])
+    def as_matmul(x: Array, kernel: Array) -> Array:
+        return jnp.dot(x[:, ::strides, ::strides], kernel[0, 0])
 
     if kernel.shape[0] == 1:
         # On a CPU, a product of matrices is faster forward and backward; on a GPU, only a
         # convolution takes bias, sum and ReLU into its kernel.
-        return by_platform(x, kernel, cpu=rows, default=plain)
+        return by_platform(x, kernel, cpu=as_matmul, default=plain)
     if strides == 1:
-        return convolution(x, kernel, (side, side))
+        return stride1_conv2d(x, kernel, (side, side))
     return plain(x, kernel)
-
-
-def matmul(
-    x: Float[Array, "*n i"], kernel: Float[Array, "i o"], preferred: Dtype | None = None
-) -> Float[Array, "*n o"]:
-    """Multiplies rows by a matrix, to the dtype of `x` or to `preferred`."""
-    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(x, kernel, dimensions, preferred_element_type=preferred)
 
 
 @jax.custom_vjp
@@ -139,7 +130,7 @@ def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-class Conv(nn.Module):
+class Conv3x3(nn.Module):
     """3x3 convolution with padding 1. It differs from `nn.Conv` in `add_bias`.
 
     Parameters: `kernel` (HWIO) and `bias`. A batch norm that follows may be given as `fold`.
@@ -159,8 +150,8 @@ class Conv(nn.Module):
             "kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32
         )
         if fold is not None:
-            kernel = kernel * _wide(fold.factor)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides)
+            kernel = kernel * _as_map(fold.factor)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides)
         if fold is not None:
             return add_bias(y, fold.offset)
         if not self.use_bias:
@@ -181,7 +172,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
@@ -195,7 +186,7 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype)[None, None], 1)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype)[None, None], 1)
         return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
@@ -218,7 +209,7 @@ def batch_moments(
     count = reduce(jnp.add, [jnp.sum(mask, dtype=jnp.float32) for mask in masks])
     mean = over_cells(maps)
     # From the deviations: E[x^2] - E[x]^2 would cancel where the mean is large.
-    return mean, over_cells([jnp.square(x - _wide(mean)) for x in maps]), count
+    return mean, over_cells([jnp.square(x - _as_map(mean)) for x in maps]), count
 
 
 class ChannelNorm(NamedTuple):
@@ -229,7 +220,9 @@ class ChannelNorm(NamedTuple):
     bias: Float[Array, " c"]
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return (x.astype(jnp.float32) - _wide(self.mean)) * _wide(self.factor) + _wide(self.bias)
+        return (x.astype(jnp.float32) - _as_map(self.mean)) * _as_map(self.factor) + _as_map(
+            self.bias
+        )
 
     @property
     def offset(self) -> Float[Array, " c"]:
@@ -326,16 +319,16 @@ class ConvNorm(nn.Module):
         norm = functools.partial(batch_norm, self, self.features, epsilon=self.epsilon)
         x = x.astype(self.dtype)
         if live:
-            y = convolve(x, kernel.astype(self.dtype), self.strides)
+            y = conv2d(x, kernel.astype(self.dtype), self.strides)
             y = norm([y], None if mask is None else [mask])(y).astype(self.dtype)
         else:
             running = norm(None, None)
-            folded = (kernel * _wide(running.factor)).astype(self.dtype)
-            y = add_bias(convolve(x, folded, self.strides), running.offset)
+            folded = (kernel * _as_map(running.factor)).astype(self.dtype)
+            y = add_bias(conv2d(x, folded, self.strides), running.offset)
         return relu(y) if self.relu else y
 
 
-def conv_relu(
+def conv_norm_relu(
     x: Float[Array, "b h w i"],
     channels: int,
     norm: Norm,
@@ -362,7 +355,7 @@ def conv_relu(
     """
     if norm == "frozen_batch":
         return ConvNorm(channels, 3, dtype=dtype, name=name)(x, live=False)
-    y = Conv(channels, kernel_init, use_bias=norm == "none", dtype=dtype, name=name)(x)
+    y = Conv3x3(channels, kernel_init, use_bias=norm == "none", dtype=dtype, name=name)(x)
     if norm == "group":
         fitting = (g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels // g >= 8)
         groups = next(fitting, 1)
@@ -375,5 +368,5 @@ def conv_relu(
     return relu(y)
 
 
-def _wide(channels: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:
+def _as_map(channels: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:
     return channels[None, None, None]

@@ -13,15 +13,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.box_head import concatenate_boxes
-from mrcnn_jax.models.convolution import convolution
-from mrcnn_jax.models.layers import Dense, add_bias, conv_relu, relu
-from mrcnn_jax.models.outputs import Outputs, outputs
+from mrcnn_jax.models.convolution import stride1_conv2d
+from mrcnn_jax.models.layers import Dense, add_bias, conv_norm_relu, relu
+from mrcnn_jax.models.outputs import OutputLayer, float32_class_output, float32_outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
+from mrcnn_jax.ops.classes import select_class
 from mrcnn_jax.ops.masks import crop_targets, point_targets
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.points import uncertain_points
@@ -61,7 +62,7 @@ class TransposedConv(nn.Module):
             phases = jnp.stack([vertical[:, :, 1:], right], axis=1)
         cells = phases.shape[0]
         phases = phases.transpose(0, 1, 4, 2, 3, 5).reshape(cells, cells, c, -1)
-        y = convolution(x.astype(self.dtype), phases.astype(self.dtype), (0, cells - 1))
+        y = stride1_conv2d(x.astype(self.dtype), phases.astype(self.dtype), (0, cells - 1))
         return add_bias(y, jnp.tile(bias, 4))
 
 
@@ -70,21 +71,6 @@ def depth_to_space(phases: Float[Array, "n h w 4*f"]) -> Float[Array, "n 2*h 2*w
     n, h, w, channels = phases.shape
     apart = phases.reshape(n, h, w, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
     return apart.reshape(n, 2 * h, 2 * w, channels // 4)
-
-
-def own_outputs(
-    x: Float[Array, "n h w p c"], layer: Outputs, labels: Int32[Array, " n"]
-) -> Float32[Array, "n h w p"]:
-    """One of the outputs of `outputs(x, layer)`: that of each row's label (1..K)."""
-    kernel, bias = layer(x.shape[-1])
-    own = _channel(labels, len(bias))[:, None] == jnp.arange(len(bias))[None]
-    # Not by index: the gradient would be a sum into places.
-    kernels = jnp.sum(
-        losses.keep(jnp.broadcast_to(kernel.T, (*own.shape, len(kernel))), own), axis=1
-    )
-    biases = jnp.sum(losses.keep(jnp.broadcast_to(bias, own.shape), own), axis=1)
-    logits = jnp.einsum("nhwpc,nc->nhwp", x.astype(jnp.float32), kernels, precision="highest")
-    return logits + biases[:, None, None, None]
 
 
 class PointHead(nn.Module):
@@ -108,8 +94,8 @@ class PointHead(nn.Module):
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.channels, he_normal, dtype=self.dtype, name=f"fc{i}")(x))
             x = jnp.concatenate([x, seen], axis=-1)
-        (logits,) = outputs(
-            x, Outputs(self.num_classes, nn.initializers.normal(0.001), name="logits")
+        (logits,) = float32_outputs(
+            x, OutputLayer(self.num_classes, nn.initializers.normal(0.001), name="logits")
         )
         return logits
 
@@ -133,7 +119,7 @@ class MaskHead(nn.Module):
         x = features.astype(self.dtype)
         config = self.config
         for i in range(1, config.convs + 1):
-            x = conv_relu(
+            x = conv_norm_relu(
                 x,
                 config.channels,
                 config.norm,
@@ -146,10 +132,10 @@ class MaskHead(nn.Module):
         )
         phases = deconv(x)
         phases = relu(phases.reshape(*phases.shape[:3], 4, config.channels))
-        layer = Outputs(self.num_classes, he_normal, name="logits")
+        layer = OutputLayer(self.num_classes, he_normal, name="logits")
         if labels is not None:
-            return depth_to_space(own_outputs(phases, layer, labels))
-        (logits,) = outputs(phases, layer)
+            return depth_to_space(float32_class_output(phases, layer, labels))
+        (logits,) = float32_outputs(phases, layer)
         return depth_to_space(logits.reshape(*logits.shape[:3], -1))
 
 
@@ -185,15 +171,15 @@ def mask_samples(
     gt_boxes = box_ops.sanitize(gt.boxes, gt.valid)
     matches = match(box_ops.iou(boxes, gt_boxes), gt.valid)
     # A ground-truth box is its own match, also where another object has the very same box.
-    own = jnp.arange(len(boxes), dtype=jnp.int32)
-    is_gt = own < len(boxes) - len(found.valid)
-    gt_index = jnp.where(is_gt, jnp.minimum(own, len(gt.valid) - 1), matches.gt_index)
+    rows = jnp.arange(len(boxes), dtype=jnp.int32)
+    is_gt = rows < len(boxes) - len(found.valid)
+    gt_index = jnp.where(is_gt, jnp.minimum(rows, len(gt.valid) - 1), matches.gt_index)
     usable = candidates.valid & (
         is_gt | ((matches.iou >= config.match_iou) & with_mask[matches.gt_index])
     )
     # Usable rows first, in their order.
     count = min(config.samples, len(boxes))
-    rank, chosen = jax.lax.top_k(jnp.where(usable, len(boxes) - own, 0), count)
+    rank, chosen = jax.lax.top_k(jnp.where(usable, len(boxes) - rows, 0), count)
     return MaskSamples(
         boxes=boxes[chosen],
         labels=gt.labels[gt_index[chosen]],
@@ -229,35 +215,19 @@ def mask_losses(
         samples: `mask_samples` of every image.
         batch: with the ground truth.
         config: which loss.
-        refine: `MaskRCNN.points` on the features of the batch; called if `config.refine` has steps.
+        refine: `MaskRCNN.point_logits` on the features of the batch; called if `config.refine` has
+            steps.
         mesh: the devices that the rows of `batch` are spread over.
     """
     truth = batch.ground_truth
     values = mask_loss(logits, samples, batch.valid, config)
     if config.refine.steps:
-        coarse = true_class(logits, samples.labels)
+        coarse = select_class(logits, samples.labels)
         draw = per_image(lambda k, c, s, gt: point_samples(k, c, s, gt, config.refine), mesh)
         points = draw(keys, coarse, samples, truth)
         refined = refine(samples.boxes, samples.labels, samples.valid, coarse, points.points)
         values |= point_loss(refined, points, samples, batch.valid, config.refine)
     return values
-
-
-def true_class(
-    logits: Float[Array, "*s m m k"], labels: Int32[Array, "*s"]
-) -> Float[Array, "*s m m"]:
-    """The mask of each box's class (labels 1..K; any other label is clipped to them).
-
-    Logits of one class alone are taken for those of the box's own.
-    """
-    if logits.shape[-1] == 1:
-        return logits[..., 0]
-    channel = _channel(labels, logits.shape[-1])
-    return jnp.take_along_axis(logits, channel[..., None, None, None], axis=-1)[..., 0]
-
-
-def _channel(labels: Int32[Array, "*s"], num_classes: int) -> Int32[Array, "*s"]:
-    return jnp.clip(labels - 1, 0, num_classes - 1)
 
 
 def mask_probabilities(
@@ -274,8 +244,8 @@ def mask_probabilities(
         Probabilities that the cells are of the object.
     """
     if config.loss == "softmax":
-        return true_class(losses.mask_softmax(logits), labels)
-    return jax.nn.sigmoid(true_class(logits, labels))
+        return select_class(losses.mask_softmax(logits), labels)
+    return jax.nn.sigmoid(select_class(logits, labels))
 
 
 def mask_loss(
@@ -286,9 +256,9 @@ def mask_loss(
 ) -> dict[str, Float[Array, ""]]:
     """The loss of each pixel (config.loss), averaged over the pixels and samples of a batch."""
     valid = samples.valid & image_valid[:, None]
-    targets = losses.keep(samples.targets, valid)
+    targets = losses.zero_invalid(samples.targets, valid)
     labels = jnp.where(valid, samples.labels, 1)
-    values = losses.keep(true_class(logits, labels), valid)
+    values = losses.zero_invalid(select_class(logits, labels), valid)
     match config.loss:
         case "bce":
             pixels = losses.binary_cross_entropy(values, targets)
@@ -296,7 +266,7 @@ def mask_loss(
             gamma, alpha = config.focal_gamma, config.focal_alpha
             pixels = losses.focal(values, targets, gamma=gamma, alpha=alpha)
         case "softmax":
-            pixels = losses.mask_cross_entropy(losses.keep(logits, valid), targets, labels)
+            pixels = losses.mask_cross_entropy(losses.zero_invalid(logits, valid), targets, labels)
         case _:
             assert_never(config.loss)
     return {"mask": config.loss_weight * losses.masked_mean(pixels.mean((-2, -1)), valid)}
@@ -339,6 +309,6 @@ def point_loss(
 ) -> dict[str, Float[Array, ""]]:
     """Cross-entropy of each point, averaged over the points and samples of a batch."""
     valid = samples.valid & image_valid[:, None]
-    logits, targets = losses.keep(logits, valid), losses.keep(points.targets, valid)
+    logits, targets = losses.zero_invalid(logits, valid), losses.zero_invalid(points.targets, valid)
     values = losses.binary_cross_entropy(logits, targets)
     return {"mask_points": config.loss_weight * losses.masked_mean(values.mean(-1), valid)}

@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32
 
 from mrcnn_jax.config.heads import MaskIoUHeadConfig
-from mrcnn_jax.models.layers import Conv, Dense, he_normal_fan_out, relu
+from mrcnn_jax.models.layers import Conv3x3, Dense, he_normal_fan_out, relu
 from mrcnn_jax.models.mask_head import MaskSamples
-from mrcnn_jax.models.outputs import Outputs, outputs
+from mrcnn_jax.models.outputs import OutputLayer, float32_outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.masks import area_outside
@@ -50,7 +50,7 @@ class MaskIoUHead(nn.Module):
         mask = max_pool_2x2(masks)[..., None]
         x = jnp.concatenate([features.astype(self.dtype), mask.astype(self.dtype)], axis=-1)
         for i in range(1, config.convs + 1):
-            conv = Conv(
+            conv = Conv3x3(
                 config.channels,
                 he_normal_fan_out,
                 strides=2 if i == config.convs else 1,
@@ -61,20 +61,9 @@ class MaskIoUHead(nn.Module):
         x = x.reshape(len(x), -1)
         for i in range(1, config.fcs + 1):
             x = relu(Dense(config.hidden, dtype=self.dtype, name=f"fc{i}")(x))
-        layer = Outputs(self.num_classes, nn.initializers.normal(0.01), name="ious")
-        (ious,) = outputs(x, layer)
+        layer = OutputLayer(self.num_classes, nn.initializers.normal(0.01), name="ious")
+        (ious,) = float32_outputs(x, layer)
         return ious
-
-
-def of_class(ious: Float[Array, "*n k"], labels: Int32[Array, "*n"]) -> Float[Array, "*n"]:
-    """The IoU of each box's class (labels 1..K); with one output, which is for all classes, that.
-
-    Any other label is clipped to 1..K.
-    """
-    count = ious.shape[-1]
-    channels = jnp.arange(count, dtype=jnp.int32).reshape(*(1,) * labels.ndim, count)
-    own = jnp.clip(labels - 1, 0, count - 1)[..., None] == channels
-    return jnp.sum(losses.keep(ious, own), axis=-1)  # not by index: see `own_outputs`
 
 
 def mask_scores(scores: Float[Array, "*n"], ious: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -145,7 +134,9 @@ def mask_iou_loss(
         return area_outside(truth.masks, gt_boxes, samples.gt_index, boxes, size=size)
 
     valid = samples.valid & batch.valid[:, None]
-    areas = losses.keep(per_image(outside, mesh)(samples, batch.ground_truth), valid)
-    true = mask_iou_targets(losses.keep(masks, valid), losses.keep(samples.targets, valid), areas)
-    errors = 0.5 * jnp.square(losses.keep(ious, valid) - true)
+    areas = losses.zero_invalid(per_image(outside, mesh)(samples, batch.ground_truth), valid)
+    true = mask_iou_targets(
+        losses.zero_invalid(masks, valid), losses.zero_invalid(samples.targets, valid), areas
+    )
+    errors = 0.5 * jnp.square(losses.zero_invalid(ious, valid) - true)
     return {"mask_iou": config.loss_weight * losses.masked_mean(errors, valid)}

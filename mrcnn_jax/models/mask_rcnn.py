@@ -17,24 +17,24 @@ from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt8
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import Loss
 from mrcnn_jax.models.box_head import BoxHead, BoxOutput, box_detections
-from mrcnn_jax.models.cascade import MODULES as BOX_HEADS
-from mrcnn_jax.models.cascade import cascade_detections
+from mrcnn_jax.models.cascade import BOX_HEADS, cascade_detections
 from mrcnn_jax.models.convnext import ConvNeXt
-from mrcnn_jax.models.depth_head import DepthHead, box_depth_layers
+from mrcnn_jax.models.depth_head import DepthHead, box_depth_config
 from mrcnn_jax.models.fpn import FPN
-from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities, true_class
-from mrcnn_jax.models.mask_iou_head import MaskIoUHead, mask_scores, of_class
-from mrcnn_jax.models.resnet import ResNet, stage
+from mrcnn_jax.models.mask_head import MaskHead, mask_probabilities
+from mrcnn_jax.models.mask_iou_head import MaskIoUHead, mask_scores
+from mrcnn_jax.models.resnet import ResNet, resnet_stage
 from mrcnn_jax.models.rpn import RPNHead, RPNOutput, pyramid_anchors, rpn_proposals
+from mrcnn_jax.ops.classes import select_class
 from mrcnn_jax.ops.points import sample_grids, sample_map, subdivide
 from mrcnn_jax.ops.roi import assign_levels, roi_features
-from mrcnn_jax.ops.rows import of_existing_rows
+from mrcnn_jax.ops.rows import apply_to_valid_rows
 from mrcnn_jax.parallel import per_image
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 
-# Rows that a head computes together (`of_existing_rows`). A box is cheap beside the kernels of its
-# head, which each chunk reads and whose gradients it adds up; a mask is not.
-_BOXES, _MASKS = 256, 16
+# Rows that a head computes together (`apply_to_valid_rows`). A box is cheap beside the kernels of
+# its head, which each chunk reads and whose gradients it adds up; a mask is not.
+_BOX_CHUNK, _MASK_CHUNK = 256, 16
 
 Pyramid = dict[str, Array]
 Variables = dict[str, Any]
@@ -100,19 +100,19 @@ class MaskRCNN(nn.Module):
             self.fpn = FPN(config.fpn_channels, config.fpn_norm, dtype=dtype)
         else:
             self.resnet = ResNet(config.resnet, last=4, remat=config.remat, dtype=dtype)
-            self.res5 = stage(config.resnet, 5, remat=config.remat, dtype=dtype, name="res5")
+            self.res5 = resnet_stage(config.resnet, 5, remat=config.remat, dtype=dtype, name="res5")
         self.rpn = RPNHead(config.rpn, config.strides, dtype=dtype)
         for name in BOX_HEADS[: len(config.box_head.heads)]:
             setattr(self, name, BoxHead(config.box_head, config.num_classes, dtype=dtype))
-        kinds = 1 if config.mask_head.class_agnostic else config.num_classes
-        self.mask_head = MaskHead(config.mask_head, kinds, dtype=dtype)
+        mask_classes = 1 if config.mask_head.class_agnostic else config.num_classes
+        self.mask_head = MaskHead(config.mask_head, mask_classes, dtype=dtype)
         if config.mask_iou_head.enabled:
-            self.mask_iou_head = MaskIoUHead(config.mask_iou_head, kinds, dtype=dtype)
+            self.mask_iou_head = MaskIoUHead(config.mask_iou_head, mask_classes, dtype=dtype)
         self.depth_head: Any = None
         if config.depth_head.kind == "dense":
             self.depth_head = DepthHead(config.depth_head, config.strides[:4], dtype=dtype)
         elif config.depth_head.kind == "roi":
-            self.depth_head = MaskHead(box_depth_layers(config.mask_head), 1, dtype=dtype)
+            self.depth_head = MaskHead(box_depth_config(config.mask_head), 1, dtype=dtype)
 
     def features(
         self, batch: Batch, *, live: bool = False, keys: PRNGKeyArray | None = None
@@ -132,12 +132,12 @@ class MaskRCNN(nn.Module):
             maps = self.resnet(pixels, image_sizes=sizes, valid=batch.valid, live=live)
         return self.fpn(maps) if self.config.backbone == "fpn" else {"c4": maps["c4"]}
 
-    def propose(self, features: Pyramid, batch: Batch, *, live: bool = False) -> RPNOutput:
+    def rpn_output(self, features: Pyramid, batch: Batch, *, live: bool = False) -> RPNOutput:
         """Objectness and deltas of every anchor; `live` as in `features`."""
         sizes, valid = batch.image_sizes, batch.valid
         return self.rpn(_maps(features), image_sizes=sizes, valid=valid, live=live)
 
-    def boxes(
+    def box_output(
         self,
         features: Pyramid,
         boxes: Float[Array, "b n 4"],
@@ -155,7 +155,7 @@ class MaskRCNN(nn.Module):
         pooled = self._roi_features(features, boxes, valid, size, live=live)
         if self.config.backbone == "c4":
             pooled = pooled.mean((-3, -2), keepdims=True)
-        return self._rows(getattr(self, BOX_HEADS[head]), (pooled,), valid, chunk=_BOXES)
+        return self._apply_head(getattr(self, BOX_HEADS[head]), (pooled,), valid, chunk=_BOX_CHUNK)
 
     def mask_features(
         self, features: Pyramid, boxes: Float[Array, "b n 4"], valid: Bool[Array, "b n"]
@@ -174,7 +174,7 @@ class MaskRCNN(nn.Module):
         if self.config.mask_head.loss == "softmax":
             labels = None
         inputs = (pooled,) if labels is None else (pooled, labels)
-        return self._rows(self.mask_head, inputs, valid, chunk=_MASKS)
+        return self._apply_head(self.mask_head, inputs, valid, chunk=_MASK_CHUNK)
 
     def mask_ious(
         self,
@@ -191,8 +191,8 @@ class MaskRCNN(nn.Module):
             labels: 1..K.
             valid: boxes that exist.
         """
-        ious = self._rows(self.mask_iou_head, (pooled, masks), valid, chunk=_MASKS)
-        return of_class(ious, labels)
+        ious = self._apply_head(self.mask_iou_head, (pooled, masks), valid, chunk=_MASK_CHUNK)
+        return select_class(ious, labels)
 
     def log_depth(self, features: Pyramid, batch: Batch) -> Float[Array, "b h4 w4"]:
         """The dense head's log depth (metres) at stride 4 of the canvas."""
@@ -204,9 +204,9 @@ class MaskRCNN(nn.Module):
     ) -> Float[Array, "b n m m"]:
         """The RoI head's log depth (metres) of the cells of boxes in canvas pixels."""
         pooled = self._roi_features(features, boxes, valid, self.config.mask_head.pool_size)
-        return self._rows(self.depth_head, (pooled,), valid, chunk=_MASKS)[..., 0]
+        return self._apply_head(self.depth_head, (pooled,), valid, chunk=_MASK_CHUNK)[..., 0]
 
-    def points(
+    def point_logits(
         self,
         features: Pyramid,
         boxes: Float[Array, "b n 4"],
@@ -222,17 +222,15 @@ class MaskRCNN(nn.Module):
         read = functools.partial(sample_map, stride=self.config.strides[0])
         fine = jax.vmap(read)(_maps(features)[0], boxes, valid, points)
         logits = self.mask_head.points(fine, jax.vmap(sample_grids)(coarse, points))
-        return true_class(logits[..., None, :], labels)[..., 0]
+        return select_class(logits, labels)
 
     def scored_masks(
-        self,
-        features: Pyramid,
-        boxes: Float[Array, "b n 4"],
-        labels: Int32[Array, "b n"],
-        valid: Bool[Array, "b n"],
+        self, features: Pyramid, instances: Instances
     ) -> tuple[Float[Array, "b n m m"], Float[Array, "b n"] | None]:
-        """Mask probabilities of boxes (canvas pixels) of these labels, refined if so configured,
-        and the predicted IoU of each; None without a mask-IoU head."""
+        """Mask probabilities of labelled boxes (canvas pixels), refined if so configured, and the
+        predicted IoU of each; None without a mask-IoU head."""
+        boxes, labels, valid = instances.boxes, instances.labels, instances.valid
+        assert labels is not None
         config, refine = self.config.mask_head, self.config.mask_head.refine
         pooled, ious = self.mask_features(features, boxes, valid), None
         logits = self.mask_logits(pooled, valid, labels)
@@ -241,32 +239,32 @@ class MaskRCNN(nn.Module):
             ious = self.mask_ious(pooled, masks, labels, valid)
         if not refine.steps:
             return mask_probabilities(logits, labels, config), ious
-        coarse = true_class(logits, labels)
-        predict = functools.partial(self.points, features, boxes, labels, valid, coarse)
+        coarse = select_class(logits, labels)
+        predict = functools.partial(self.point_logits, features, boxes, labels, valid, coarse)
         refined = subdivide(coarse, predict, steps=refine.steps, count=refine.points)
         return jax.nn.sigmoid(refined), ious
 
-    def _rows(
+    def _apply_head(
         self, head: nn.Module, inputs: tuple[Array, ...], valid: Bool[Array, "b n"], *, chunk: int
     ) -> Any:
-        """Applies a head to arrays [b, n, ...], `chunk` rows at a time as `of_existing_rows`."""
+        """Applies a head to arrays [b, n, ...], `chunk` rows at a time as `apply_to_valid_rows`."""
         flat = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs)
         if self.is_initializing() or self.mesh is not None:
-            found = head(*flat)
+            outputs = head(*flat)
         else:
-            alone, variables = head.unbind()
+            unbound, variables = head.unbind()
 
             def apply(variables: Variables, rows: tuple[Array, ...]) -> Any:
                 with jax.named_scope(str(head.name)):  # as profiles have it
-                    return alone.apply(variables, *rows)
+                    return unbound.apply(variables, *rows)
 
-            found = of_existing_rows(apply, variables, flat, valid.reshape(-1), chunk=chunk)
-        return jax.tree.map(lambda x: x.reshape(*valid.shape, *x.shape[1:]), found)
+            outputs = apply_to_valid_rows(apply, variables, flat, valid.reshape(-1), chunk=chunk)
+        return jax.tree.map(lambda x: x.reshape(*valid.shape, *x.shape[1:]), outputs)
 
     def _roi_features(
         self, features: Pyramid, boxes: Array, valid: Array, size: int, *, live: bool = False
     ) -> Float[Array, "b n p p c"]:
-        """The features of each box for a head: the RoI operation's output, through res5 (C4)."""
+        """Features of each box for a head: the RoI operation's output, through res5 (C4)."""
         roi = self.config.roi
         maps = _maps(features)[:4]  # P6 is for the RPN alone
         strides = self.config.strides[:4]
@@ -299,11 +297,11 @@ class MaskRCNN(nn.Module):
             return pooled
         rows = pooled.reshape(-1, *pooled.shape[2:])
         exists = valid.reshape(-1, 1, 1, 1)
-        before, after = (
+        mask_in, mask_out = (
             jnp.broadcast_to(exists, (len(rows), side, side, 1)) for side in (size, (size + 1) // 2)
         )
         live = live and self.config.live_norm
-        rows = self.res5(rows, live=live, mask_in=before, mask_out=after)
+        rows = self.res5(rows, live=live, mask_in=mask_in, mask_out=mask_out)
         return rows.reshape(*pooled.shape[:2], *rows.shape[1:])
 
     def __call__(self, batch: Batch) -> Prediction:
@@ -311,10 +309,8 @@ class MaskRCNN(nn.Module):
         features = self.features(batch)
         proposals = self.proposals(features, batch)
         detections = self.detections(features, proposals, batch)
-        assert detections.labels is not None
         assert detections.scores is not None
-        place = detections.boxes, detections.labels, detections.valid
-        masks, ious = self.scored_masks(features, *place)
+        masks, ious = self.scored_masks(features, detections)
         scores = None if ious is None else mask_scores(detections.scores, ious)
         return Prediction(
             proposals=proposals,
@@ -324,7 +320,7 @@ class MaskRCNN(nn.Module):
 
     def proposals(self, features: Pyramid, batch: Batch) -> Instances:
         """The RPN's best boxes of each image."""
-        output = self.propose(features, batch)
+        output = self.rpn_output(features, batch)
         return select_proposals(output, batch, self.config, train=False)
 
     def depth(self, features: Pyramid, detections: Instances, batch: Batch) -> Array | None:
@@ -343,9 +339,9 @@ class MaskRCNN(nn.Module):
         """The box head's best boxes of each image; of a cascade, its last head's."""
         config = self.config.box_head
         if config.cascade:
-            predict = functools.partial(self.boxes, features)
+            predict = functools.partial(self.box_output, features)
             return cascade_detections(proposals, batch.image_sizes, config, predict=predict)
-        output = self.boxes(features, proposals.boxes, proposals.valid)
+        output = self.box_output(features, proposals.boxes, proposals.valid)
         detect = functools.partial(box_detections, config=config)
         return jax.vmap(detect)(output, proposals, batch.image_sizes)
 

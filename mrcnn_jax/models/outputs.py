@@ -1,4 +1,4 @@
-"""Last layers of the heads, to logits, deltas or depths, in float32 whatever comes before."""
+"""Last layers of the heads: logits, deltas, depths or IoUs, in float32 whatever comes before."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, BFloat16, Float, Float32
+from jaxtyping import Array, BFloat16, Float, Float32, Int32
 
-from mrcnn_jax.models.layers import matmul
+from mrcnn_jax.ops.classes import select_class
 
 
-class Outputs(nn.Module):
-    """`kernel` (IO) and `bias` of the last layer of a head, to logits, deltas or depths."""
+class OutputLayer(nn.Module):
+    """Parameters of the last layer of a head: `kernel` (IO) and `bias`.
+
+    A call returns them; `float32_outputs` and `float32_class_output` apply them.
+    """
 
     features: int
     kernel_init: Any
@@ -28,52 +31,66 @@ class Outputs(nn.Module):
         )
 
 
-def outputs(x: Float[Array, "*n i"], *layers: Outputs) -> list[Float32[Array, "*n _o"]]:
+def float32_outputs(x: Float[Array, "*n i"], *layers: OutputLayer) -> list[Float32[Array, "*n _o"]]:
     """Applies last layers in float32, whatever `x` is: what decides on boxes is not rounded.
 
     All of them are one product, which reads `x` once.
+
+    Returns:
+        The outputs of each layer.
     """
     kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
-    values = exact_product(x, jnp.concatenate(kernels, axis=1)) + jnp.concatenate(biases).reshape(
+    values = float32_matmul(x, jnp.concatenate(kernels, axis=1)) + jnp.concatenate(biases).reshape(
         *(1,) * (x.ndim - 1), -1
     )
     return jnp.split(values, list(itertools.accumulate(len(b) for b in biases[:-1])), axis=-1)
 
 
+def float32_class_output(
+    x: Float[Array, "n h w p c"], layer: OutputLayer, labels: Int32[Array, " n"]
+) -> Float32[Array, "n h w p"]:
+    """Computes only one output of `float32_outputs(x, layer)`: that of each row's label (1..K)."""
+    kernel, bias = layer(x.shape[-1])
+    rows, classes = len(labels), len(bias)
+    kernels = select_class(jnp.broadcast_to(kernel.T, (rows, classes, len(kernel))), labels, axis=1)
+    biases = select_class(jnp.broadcast_to(bias, (rows, classes)), labels)
+    logits = jnp.einsum("nhwpc,nc->nhwp", x.astype(jnp.float32), kernels, precision="highest")
+    return logits + biases[:, None, None, None]
+
+
 @jax.custom_vjp
-def exact_product(x: Float[Array, "*n i"], kernel: Float32[Array, "i o"]) -> Float32[Array, "*n o"]:
+def float32_matmul(
+    x: Float[Array, "*n i"], kernel: Float32[Array, "i o"]
+) -> Float32[Array, "*n o"]:
     """The product in float32: its factors are not rounded, as a GPU would to 10 bits.
 
     A bfloat16 `x` is multiplied by three bfloat16 parts of the kernel, 24 bits together, at the
     speed of such products: converted to float32, it would be written out and read again.
     """
     if x.dtype == jnp.float32:
-        return _float32_product(x, kernel)
-    products = matmul(x, _bfloat16_parts(kernel), preferred=jnp.float32)
-    return _sum_of_parts(products)
+        return jnp.dot(x, kernel, precision="highest")
+    parts = _bfloat16_parts(kernel)
+    return _sum_of_parts(jnp.dot(x, parts, preferred_element_type=jnp.float32))
 
 
-def _exact_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return exact_product(x, kernel), (x, kernel)
+def _float32_matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return float32_matmul(x, kernel), (x, kernel)
 
 
-def _exact_product_backward(
+def _float32_matmul_backward(
     residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    rows, given = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-    of_x = _float32_product(given, kernel.T).astype(x.dtype).reshape(x.shape)
+    rows = x.reshape(-1, x.shape[-1])
+    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
+    x_gradient = jnp.dot(cotangent, kernel.T, precision="highest").astype(x.dtype).reshape(x.shape)
     if x.dtype == jnp.float32:
-        return of_x, _float32_product(rows.T, given)
-    return of_x, _sum_of_parts(matmul(rows.T, _bfloat16_parts(given), preferred=jnp.float32))
+        return x_gradient, jnp.dot(rows.T, cotangent, precision="highest")
+    parts = _bfloat16_parts(cotangent)
+    return x_gradient, _sum_of_parts(jnp.dot(rows.T, parts, preferred_element_type=jnp.float32))
 
 
-exact_product.defvjp(_exact_product_forward, _exact_product_backward)
-
-
-def _float32_product(x: Float32[Array, "*n i"], kernel: Float32[Array, "i o"]) -> Array:
-    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(x, kernel, dimensions, precision=lax.Precision.HIGHEST)
+float32_matmul.defvjp(_float32_matmul_forward, _float32_matmul_backward)
 
 
 def _bfloat16_parts(x: Float32[Array, "i o"]) -> BFloat16[Array, "i 3*o"]:

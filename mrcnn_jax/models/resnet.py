@@ -13,19 +13,19 @@ from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.layers import ConvNorm, cell_mask, max_pool, relu
 
 
-class Depth(NamedTuple):
-    """Blocks of a ResNet."""
+class ResNetBlocks(NamedTuple):
+    """Kind and number of the residual blocks of a ResNet."""
 
     bottleneck: bool
-    blocks: tuple[int, int, int, int]  # residual blocks of layer1..layer4
+    counts: tuple[int, int, int, int]  # of layer1..layer4
 
 
-DEPTHS: dict[int, Depth] = {
-    10: Depth(False, (1, 1, 1, 1)),  # not in the paper: for tests and the demo
-    18: Depth(False, (2, 2, 2, 2)),
-    34: Depth(False, (3, 4, 6, 3)),
-    50: Depth(True, (3, 4, 6, 3)),
-    101: Depth(True, (3, 4, 23, 3)),
+RESNET_BLOCKS: dict[int, ResNetBlocks] = {
+    10: ResNetBlocks(False, (1, 1, 1, 1)),  # not in the paper: for tests and the demo
+    18: ResNetBlocks(False, (2, 2, 2, 2)),
+    34: ResNetBlocks(False, (3, 4, 6, 3)),
+    50: ResNetBlocks(True, (3, 4, 6, 3)),
+    101: ResNetBlocks(True, (3, 4, 23, 3)),
 }
 EXPANSION = 4  # output channels of a bottleneck, as a multiple of its 3x3's
 
@@ -112,36 +112,34 @@ class Stage(nn.Module):
         if self.remat:
             run = nn.remat(run)
         for i in range(self.blocks):
-            strides = self.strides if i == 0 else 1
             block = Block(
-                self.channels,
-                strides,
-                self.bottleneck,
-                self.stride_in_1x1,
-                self.epsilon,
-                self.dtype,
+                channels=self.channels,
+                strides=self.strides if i == 0 else 1,
+                bottleneck=self.bottleneck,
+                stride_in_1x1=self.stride_in_1x1,
+                epsilon=self.epsilon,
+                dtype=self.dtype,
                 name=f"block{i}",
             )
             x = run(block, x, mask_in if i == 0 else mask_out, mask_out)
         return x
 
 
-def stage(
+def resnet_stage(
     config: ResNetConfig, number: int, *, remat: bool = False, dtype: Dtype, name: str
 ) -> Stage:
     """Makes res2 .. res5, for `number` 2 .. 5."""
-    bottleneck, blocks = DEPTHS[config.depth]
+    bottleneck, counts = RESNET_BLOCKS[config.depth]
     i = number - 2
-    strides = 1 if i == 0 else 2
     return Stage(
-        blocks[i],
-        config.width * 2**i,
-        strides,
-        bottleneck,
-        config.stride_in_1x1,
-        config.norm_epsilon,
-        remat,
-        dtype,
+        blocks=counts[i],
+        channels=config.width * 2**i,
+        strides=1 if i == 0 else 2,
+        bottleneck=bottleneck,
+        stride_in_1x1=config.stride_in_1x1,
+        epsilon=config.norm_epsilon,
+        remat=remat,
+        dtype=dtype,
         name=name,
     )
 
@@ -194,7 +192,7 @@ class ResNet(nn.Module):
         x = max_pool(stem(images, live=live, mask=masks[2]))
         features = {}
         for number in range(2, self.last + 1):
-            layer = stage(
+            layer = resnet_stage(
                 self.config, number, remat=self.remat, dtype=self.dtype, name=f"layer{number - 1}"
             )
             stride = 2**number

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from mrcnn_jax.config.model import RPNConfig
-from mrcnn_jax.models.layers import BatchNorm, Conv, cell_mask, relu
-from mrcnn_jax.models.outputs import Outputs, outputs
+from mrcnn_jax.models.layers import BatchNorm, Conv3x3, cell_mask, relu
+from mrcnn_jax.models.outputs import OutputLayer, float32_outputs
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.anchors import level_anchors
@@ -72,7 +72,7 @@ class RPNHead(nn.Module):
         anchors = len(level_scales(config, self.strides)[0]) * len(config.ratios)
         normal = nn.initializers.normal(0.01)
         convolutions = [
-            Conv(
+            Conv3x3(
                 channels, normal, use_bias=not config.batch_norm, dtype=self.dtype, name=f"conv{i}"
             )
             for i in range(1, config.convs + 1)
@@ -89,8 +89,8 @@ class RPNHead(nn.Module):
                     cell_mask(image_sizes, valid, stride, (level.shape[1], level.shape[2]))
                     for level, stride in zip(levels, self.strides, strict=True)
                 ]
-                moments = norm(levels, masks)
-                levels = [relu(moments(level)) for level in levels]
+                normalise = norm(levels, masks)
+                levels = [relu(normalise(level)) for level in levels]
             else:
                 running = norm()
                 levels = [relu(last(level, fold=running)) for level in levels]
@@ -99,10 +99,10 @@ class RPNHead(nn.Module):
                 levels = [relu(conv(level)) for level in levels]
         # Level by level: a concatenation of the maps would be written out and read again.
         layers = (
-            Outputs(anchors, normal, name="logits"),
-            Outputs(4 * anchors, normal, name="deltas"),
+            OutputLayer(anchors, normal, name="logits"),
+            OutputLayer(4 * anchors, normal, name="deltas"),
         )
-        logits, deltas = zip(*(outputs(level, *layers) for level in levels), strict=True)
+        logits, deltas = zip(*(float32_outputs(level, *layers) for level in levels), strict=True)
         return RPNOutput(
             logits=jnp.concatenate([x.reshape(batch, -1) for x in logits], axis=1),
             deltas=jnp.concatenate([x.reshape(batch, -1, 4) for x in deltas], axis=1),
@@ -272,8 +272,8 @@ def rpn_loss(
         jnp.where(valid, logits, 0.0), positive.astype(jnp.float32)
     )
     box = losses.box_regression(
-        losses.keep(deltas, positive),
-        losses.keep(targets.deltas, positive),
+        losses.zero_invalid(deltas, positive),
+        losses.zero_invalid(targets.deltas, positive),
         kind=config.box_loss,
         beta=config.smooth_l1_beta,
         weights=config.box_weights,
@@ -346,8 +346,8 @@ def rpn_proposals(
         )
     levels = jax.tree.map(lambda *fields: jnp.stack(fields), *candidates)
     per_level = functools.partial(nms, iou_threshold=config.nms_iou, max_output=config.proposals)
-    keep, kept = jax.vmap(per_level)(levels.boxes, levels.scores, levels.valid)
-    survivors = jax.vmap(Instances.take)(levels, keep, kept)
+    indices, kept = jax.vmap(per_level)(levels.boxes, levels.scores, levels.valid)
+    survivors = jax.vmap(Instances.take)(levels, indices, kept)
     survivors = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), survivors)
     scores = jnp.where(survivors.valid, survivors.scores, -jnp.inf)
     _, best = jax.lax.top_k(scores, config.proposals)

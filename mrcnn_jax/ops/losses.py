@@ -2,10 +2,10 @@
 
 The select-twice rule: invalid rows of a padded set may hold anything, NaN included, and
 `where(valid, f(x), 0)` hides their value but not their gradient, since the zero that flows back is
-multiplied by f'(NaN) = NaN. So an invalid row is replaced before the formula (`keep`, or
+multiplied by f'(NaN) = NaN. So an invalid row is replaced before the formula (`zero_invalid`, or
 `boxes.sanitize`) and left out after it (`masked_sum`, `masked_mean`):
 
-    masked_sum(smooth_l1(keep(pred, valid), keep(target, valid), beta=1.0), valid)
+    masked_sum(smooth_l1(zero_invalid(pred, valid), zero_invalid(target, valid), beta=1.0), valid)
 
 Losses are float32 whatever the dtype of the predictions.
 """
@@ -24,16 +24,16 @@ from mrcnn_jax.config.heads import BoxLoss
 from mrcnn_jax.ops import boxes as box_ops
 
 
-def _like(where: Bool[Array, "*n"], values: Num[Array, "*n ..."]) -> Bool[Array, "*n ..."]:
+def _broadcast(where: Bool[Array, "*n"], values: Num[Array, "*n ..."]) -> Bool[Array, "*n ..."]:
     """Broadcasts `where`, given for the leading axes of `values`, over the others."""
     return jnp.broadcast_to(
         where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape
     )
 
 
-def keep(values: Num[Array, "*n ..."], where: Bool[Array, "*n"]) -> Num[Array, "*n ..."]:
-    """Zeroes rows (leading axes) of `values` where `where` is False; they get no gradient."""
-    return jnp.where(_like(where, values), values, 0)
+def zero_invalid(values: Num[Array, "*n ..."], valid: Bool[Array, "*n"]) -> Num[Array, "*n ..."]:
+    """Zeroes the rows (leading axes) of `values` that are not valid; they get no gradient."""
+    return jnp.where(_broadcast(valid, values), values, 0)
 
 
 def smooth_l1(
@@ -151,21 +151,22 @@ def mask_softmax(logits: Float[Array, "*n k"]) -> Float32[Array, "*n k"]:
     return jax.nn.softmax(_with_background(logits), axis=-1)[..., 1:]
 
 
-def scale_invariant(
-    differences: Float[Array, "b n"], where: Bool[Array, "b n"], *, forgiven: float
+def silog(
+    differences: Float[Array, "b n"], where: Bool[Array, "b n"], *, lambda_: float
 ) -> Float32[Array, " b"]:
-    """Returns mean(d^2) - forgiven * mean(d)^2 of each row (Eigen et al. 2014, equation 4).
+    """Returns the scale-invariant log loss of each row (Eigen et al. 2014, equation 4).
 
-    With `forgiven` 1 it is the variance, which a constant added to all d does not change.
+    It is mean(d^2) - lambda * mean(d)^2. With lambda 1 it is the variance, which a constant added
+    to all d does not change.
 
     Args:
         differences: d, predicted minus true log depths.
         where: the elements that count; a row without any gives 0.
-        forgiven: lambda of the paper, in 0..1.
+        lambda_: in 0..1.
     """
-    differences = keep(differences.astype(jnp.float32), where)
+    differences = zero_invalid(differences.astype(jnp.float32), where)
     squares = row_means(jnp.square(differences), where)
-    return squares - forgiven * jnp.square(row_means(differences, where))
+    return squares - lambda_ * jnp.square(row_means(differences, where))
 
 
 def berhu(differences: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float32[Array, "*n"]:
@@ -176,7 +177,7 @@ def berhu(differences: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float32[
         where: the elements that count; c is a fifth of their largest |d|, a constant to the
             gradient.
     """
-    size = jnp.abs(keep(differences.astype(jnp.float32), where))
+    size = jnp.abs(zero_invalid(differences.astype(jnp.float32), where))
     # If all are 0, none is beyond c, whatever it is.
     c = jnp.maximum(jax.lax.stop_gradient(size.max() / 5), jnp.finfo(jnp.float32).tiny)
     return jnp.where(size <= c, size, (jnp.square(size) / c + c) / 2)
@@ -185,12 +186,12 @@ def berhu(differences: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float32[
 def row_means(values: Float[Array, "b n"], where: Bool[Array, "b n"]) -> Float32[Array, " b"]:
     """Returns the mean of each row over the elements where `where` is True; 0 without any."""
     count = jnp.sum(where, axis=1, dtype=jnp.float32)
-    return jnp.sum(keep(values, where), axis=1, dtype=jnp.float32) / jnp.maximum(count, 1)
+    return jnp.sum(zero_invalid(values, where), axis=1, dtype=jnp.float32) / jnp.maximum(count, 1)
 
 
 def masked_sum(values: Float[Array, "*n ..."], where: Bool[Array, "*n"]) -> Float32[Array, ""]:
     """Sums `values` over the rows (leading axes) where `where` is True."""
-    return jnp.sum(keep(values, where), dtype=jnp.float32)
+    return jnp.sum(zero_invalid(values, where), dtype=jnp.float32)
 
 
 def masked_mean(
@@ -203,6 +204,6 @@ def masked_mean(
     A count of 0 gives exactly 0.
     """
     if denominator is None:
-        denominator = jnp.sum(_like(where, values))
+        denominator = jnp.sum(_broadcast(where, values))
     # With a count of 0 nothing was summed: any positive denominator will do.
     return masked_sum(values, where) / jnp.maximum(jnp.asarray(denominator).astype(jnp.float32), 1)

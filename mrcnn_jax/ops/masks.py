@@ -12,15 +12,17 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
 _HALF = 127.5  # of a coverage of 0..255
 
-_Axis = tuple[Bool[Array, "n s"], Int32[Array, "n s"], Int32[Array, "n s"], Float32[Array, "n s"]]
+_AxisCells = tuple[
+    Bool[Array, "n s"], Int32[Array, "n s"], Int32[Array, "n s"], Float32[Array, "n s"]
+]
 
 
-def _axis(
+def _axis_cells(
     points: Float32[Array, "n s"],
     gt_start: Float32[Array, " n"],
     gt_end: Float32[Array, " n"],
     cells: int,
-) -> _Axis:
+) -> _AxisCells:
     """Locates sample points along one axis of a mask.
 
     Returns:
@@ -39,7 +41,7 @@ def _coverage(
 ) -> Float32[Array, "*points"]:
     """Returns the bilinear coverage at points, 0..255.
 
-    `x` and `y` are results of `_axis`, shaped to broadcast with `rows`, the masks' numbers.
+    `x` and `y` are results of `_axis_cells`, shaped to broadcast with `rows`, the masks' numbers.
     """
     (x_inside, x0, x1, fx), (y_inside, y0, y1, fy) = x, y
 
@@ -89,7 +91,9 @@ def crop_targets(
         boxes[:, axis, None] + fractions * (boxes[:, axis + 2] - boxes[:, axis])[:, None]
         for axis in (0, 1)
     )
-    x, y = (_axis(points, gt[:, axis], gt[:, axis + 2], cells) for axis, points in enumerate(at))
+    x, y = (
+        _axis_cells(points, gt[:, axis], gt[:, axis + 2], cells) for axis, points in enumerate(at)
+    )
     coverage = _coverage(
         masks,
         gt_index[:, None, None],
@@ -116,7 +120,9 @@ def point_targets(
     """
     gt = gt_boxes[gt_index]
     at = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
-    x, y = (_axis(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1))
+    x, y = (
+        _axis_cells(at[..., axis], gt[:, axis], gt[:, axis + 2], masks.shape[-1]) for axis in (0, 1)
+    )
     return (_coverage(masks, gt_index[:, None], x, y) >= _HALF).astype(jnp.float32)
 
 

@@ -32,7 +32,8 @@ def best_anchor_mask(
 ) -> Bool[Array, " n"]:
     """Marks the anchors that are the best of some ground-truth box, ties included.
 
-    A box that no valid anchor touches (IoU 0) has none.
+    torchvision and detectron2 call these low-quality matches. A box that no valid anchor touches
+    (IoU 0) has none.
 
     Args:
         iou: of each anchor with each ground-truth box.

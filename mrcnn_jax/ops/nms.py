@@ -42,8 +42,8 @@ def nms(
     threshold = jnp.asarray(iou_threshold, jnp.float32)
     if is_for_onnx():
         lowest = jnp.finfo(jnp.float32).min  # a valid row may have -inf
-        left = jnp.where(valid, jnp.maximum(scores, lowest), -jnp.inf)
-        chosen = _best_by_masks(boxes[None], left[None], threshold, max_output=max_output)
+        remaining = jnp.where(valid, jnp.maximum(scores, lowest), -jnp.inf)
+        chosen = _best_by_masks(boxes[None], remaining[None], threshold, max_output=max_output)
         return jnp.maximum(chosen, 0), chosen >= 0
     order = jnp.argsort(-scores)  # stable: equal scores stay in order of their index
     kept = by_platform(
@@ -85,7 +85,7 @@ def _greedy_in_blocks(
     alive, kept = valid, []
     for start in range(0, boxes.shape[0], block):
         own = boxes[start : start + block]
-        own_kept = _settled(box_ops.iou(own, own) > threshold, alive[:block])
+        own_kept = _greedy_in_block(box_ops.iou(own, own) > threshold, alive[:block])
         later = boxes[start + block :]
         alive = alive[block:] & ~jnp.any(
             (box_ops.iou(own, later) > threshold) & own_kept[:, None], axis=0
@@ -117,10 +117,10 @@ def multiclass_nms(
     """
     flat = box_ops.sanitize(boxes.reshape(-1, 4), valid.reshape(-1)).reshape(boxes.shape)
     by_class = jax.lax.stop_gradient(flat).transpose(1, 0, 2)
-    left = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf)).T
+    remaining = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf)).T
     chosen = by_platform(
         by_class,
-        left,
+        remaining,
         jnp.asarray(iou_threshold, jnp.float32),
         cpu=functools.partial(_best_one_by_one, max_output=max_output),
         default=functools.partial(_best_in_blocks, max_output=max_output),
@@ -133,7 +133,7 @@ def multiclass_nms(
 
 def _best_one_by_one(
     by_class: Float32[Array, "k n 4"],
-    left: Float32[Array, "k n"],
+    remaining: Float32[Array, "k n"],
     threshold: Float32[Array, ""],
     *,
     max_output: int,
@@ -146,34 +146,38 @@ def _best_one_by_one(
 
     Args:
         by_class: boxes.
-        left: their scores, -inf where there is none.
+        remaining: scores of those neither kept nor suppressed, -inf of the others.
         threshold: of the IoU.
         max_output: number of slots.
     """
-    count = left.shape[1]
+    count = remaining.shape[1]
     rows = jnp.arange(count)
 
-    def keep(
+    def keep_best(
         slot: Int32[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        # Scores neither kept nor suppressed [k, n], the best of each class [k], what was kept.
-        left, best, kept = carry
+        # Scores [k, n], the best of each class [k], what was kept.
+        remaining, best, kept = carry
         label = jnp.argmax(best)
-        row = jax.lax.dynamic_index_in_dim(left, label, keepdims=False)
+        row = jax.lax.dynamic_index_in_dim(remaining, label, keepdims=False)
         first = jnp.argmax(row)
         candidates = jax.lax.dynamic_index_in_dim(by_class, label, keepdims=False)
         overlap = box_ops.iou(jax.lax.dynamic_slice_in_dim(candidates, first, 1), candidates)[0]
         row = jnp.where((overlap > threshold) | (rows == first), -jnp.inf, row)
         place = jnp.where(best[label] > -jnp.inf, label * count + first, -1)
-        return left.at[label].set(row), best.at[label].set(jnp.max(row)), kept.at[slot].set(place)
+        return (
+            remaining.at[label].set(row),
+            best.at[label].set(jnp.max(row)),
+            kept.at[slot].set(place),
+        )
 
-    start = (left, left.max(axis=1), jnp.full(max_output, -1, jnp.int32))
-    return jax.lax.fori_loop(0, max_output, keep, start)[2]
+    start = (remaining, remaining.max(axis=1), jnp.full(max_output, -1, jnp.int32))
+    return jax.lax.fori_loop(0, max_output, keep_best, start)[2]
 
 
 def _best_in_blocks(
     by_class: Float32[Array, "k n 4"],
-    left: Float32[Array, "k n"],
+    remaining: Float32[Array, "k n"],
     threshold: Float32[Array, ""],
     *,
     max_output: int,
@@ -184,38 +188,38 @@ def _best_in_blocks(
     A block's boxes compete with those kept so far and among themselves, until `max_output` are kept
     or no box is left: a turn or two, where a step for each slot takes hundreds of small kernels.
     """
-    boxes, scores = by_class.reshape(-1, 4), left.reshape(-1)
+    boxes, scores = by_class.reshape(-1, 4), remaining.reshape(-1)
     # Stable: equal scores stay in order of class and row. Whole blocks: the end is filled up.
     order = jnp.argsort(-scores).astype(jnp.int32)
     order = jnp.pad(order, (0, -len(order) % block))
     exists = jnp.sum(scores > -jnp.inf, dtype=jnp.int32)
 
-    def go_on(state: tuple[Array, Array, Array]) -> Array:
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
         start, _, count = state
         return (start < exists) & (count < max_output)
 
-    def turn(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def next_block(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         start, kept, count = state
         places = jax.lax.dynamic_slice_in_dim(order, start, block)
-        own, labels = boxes[places], places // left.shape[1]
-        before, their_labels = boxes[kept], kept // left.shape[1]
+        own, labels = boxes[places], places // remaining.shape[1]
+        before, their_labels = boxes[kept], kept // remaining.shape[1]
         beaten = (box_ops.iou(before, own) > threshold) & (their_labels[:, None] == labels[None, :])
         beaten &= (jnp.arange(max_output) < count)[:, None]
         alive = (start + jnp.arange(block) < exists) & ~jnp.any(beaten, axis=0)
         rivals = (box_ops.iou(own, own) > threshold) & (labels[:, None] == labels[None, :])
-        alive = _settled(rivals, alive)
+        alive = _greedy_in_block(rivals, alive)
         slots = count + jnp.cumsum(alive, dtype=jnp.int32) - 1
         kept = kept.at[jnp.where(alive, slots, max_output)].set(places, mode="drop")
         return start + block, kept, count + jnp.sum(alive, dtype=jnp.int32)
 
     begin = jnp.int32(0), jnp.zeros(max_output, jnp.int32), jnp.int32(0)
-    _, kept, count = jax.lax.while_loop(go_on, turn, begin)
+    _, kept, count = jax.lax.while_loop(unfinished, next_block, begin)
     return jnp.where(jnp.arange(max_output) < count, kept, -1)
 
 
 def _best_by_masks(
     by_class: Float32[Array, "k n 4"],
-    left: Float32[Array, "k n"],
+    remaining: Float32[Array, "k n"],
     threshold: Float32[Array, ""],
     *,
     max_output: int,
@@ -225,27 +229,27 @@ def _best_by_masks(
     jax2onnx 0.17 converts neither a scatter in a loop nor, with a batch axis, a gather by the
     loop's own values; ONNX Runtime has no choice between truth values.
     """
-    count = left.shape[1]
+    count = remaining.shape[1]
     boxes = by_class.reshape(-1, 4)
     places, slots = jnp.arange(len(boxes)), jnp.arange(max_output)
     classes = places // count
 
-    def keep(slot: Int32[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, kept = carry
-        best = jnp.argmax(left)
+    def keep_best(slot: Int32[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        remaining, kept = carry
+        best = jnp.argmax(remaining)
         box = jnp.sum(jnp.where((places == best)[:, None], boxes, 0), axis=0, keepdims=True)
         rival = (classes == best // count) & (box_ops.iou(box, boxes)[0] > threshold)
-        place = jnp.where(jnp.max(left) > -jnp.inf, best, -1)
+        place = jnp.where(jnp.max(remaining) > -jnp.inf, best, -1)
         return (
-            jnp.where(rival | (places == best), -jnp.inf, left),
+            jnp.where(rival | (places == best), -jnp.inf, remaining),
             jnp.where(slots == slot, place, kept),
         )
 
-    start = left.reshape(-1), jnp.full(max_output, -1, jnp.int32)
-    return jax.lax.fori_loop(0, max_output, keep, start)[1]
+    start = remaining.reshape(-1), jnp.full(max_output, -1, jnp.int32)
+    return jax.lax.fori_loop(0, max_output, keep_best, start)[1]
 
 
-def _settled(rivals: Bool[Array, "b b"], alive: Bool[Array, " b"]) -> Bool[Array, " b"]:
+def _greedy_in_block(rivals: Bool[Array, "b b"], alive: Bool[Array, " b"]) -> Bool[Array, " b"]:
     """Marks the boxes kept among those of a block, sorted by falling score.
 
     "Kept unless a rival kept before it" is repeated until nothing changes. Each round settles at

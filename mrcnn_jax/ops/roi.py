@@ -17,7 +17,7 @@ from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import losses
 from mrcnn_jax.ops.platforms import by_platform
 from mrcnn_jax.ops.roi_pool import in_cells, quantise, roi_pool
-from mrcnn_jax.ops.rows import existing_first, own_zeros
+from mrcnn_jax.ops.rows import fresh_zeros, valid_first
 
 
 def roi_features(
@@ -132,9 +132,17 @@ def roi_align(
     start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not aligned:
         extent = jnp.maximum(extent, 1)
-    place: dict[str, Any] = {"valid": valid, "levels": levels, "output_size": output_size}
-    samples = (sampling_ratio, max_sampling_ratio)
-    return _sampled(features, start, extent, samples, deterministic=deterministic, **place)
+    return _average_samples(
+        features,
+        start,
+        extent,
+        valid,
+        levels=levels,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        max_sampling_ratio=max_sampling_ratio,
+        deterministic=deterministic,
+    )
 
 
 def roi_warp(
@@ -155,38 +163,45 @@ def roi_warp(
     """
     first, cells = quantise(in_cells(boxes, valid, levels, strides))
     start, extent = first.astype(jnp.float32) - 0.5, cells.astype(jnp.float32)
-    place: dict[str, Any] = {"valid": valid, "levels": levels, "output_size": output_size}
-    samples = (sampling_ratio, max_sampling_ratio)
-    return _sampled(features, start, extent, samples, deterministic=deterministic, **place)
+    return _average_samples(
+        features,
+        start,
+        extent,
+        valid,
+        levels=levels,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        max_sampling_ratio=max_sampling_ratio,
+        deterministic=deterministic,
+    )
 
 
-def _sampled(
+def _average_samples(
     features: Sequence[Float[Array, "h_l w_l c"]],
     start: Float32[Array, "n 2"],
     extent: Float32[Array, "n 2"],
-    samples: tuple[int, int],
-    *,
     valid: Bool[Array, " n"],
+    *,
     levels: Int32[Array, " n"],
     output_size: int,
+    sampling_ratio: int,
+    max_sampling_ratio: int,
     deterministic: bool,
 ) -> Float[Array, "n p p c"]:
-    """Averages samples in bins of regions: (x, y) in cells, which are centred at integers.
-
-    `samples`: sampling_ratio, max_sampling_ratio.
-    """
+    """Averages samples in bins of regions: (x, y) in cells, which are centred at integers."""
+    samples = output_size, sampling_ratio, max_sampling_ratio
     levels = jnp.where(valid, levels, 0)
     grids = np.array([feature.shape[:2] for feature in features], np.int32)
     sides = jnp.array(grids)[levels]
     offset = jnp.array(np.cumsum(grids.prod(axis=1)) - grids.prod(axis=1), jnp.int32)[levels]
 
-    x, x_weight = _axis_samples(start[:, 0], extent[:, 0], sides[:, 1], output_size, *samples)
-    y, y_weight = _axis_samples(start[:, 1], extent[:, 1], sides[:, 0], output_size, *samples)
+    x, x_weight = _axis_samples(start[:, 0], extent[:, 0], sides[:, 1], *samples)
+    y, y_weight = _axis_samples(start[:, 1], extent[:, 1], sides[:, 0], *samples)
     row_start = offset[:, None, None] + y * sides[:, 1, None, None]
     # [n, p, p, 2 s, 2 s]: box, bin row, bin column, vertical cells, horizontal cells
     indices = row_start[:, :, None, :, None] + x[:, None, :, None, :]
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
-    weights = losses.keep(weights, valid)
+    weights = losses.zero_invalid(weights, valid)
     indices, weights = (part.reshape(*part.shape[:3], -1) for part in (indices, weights))
     # All levels in one table, so that a box reads from its level by an offset.
     table = jnp.concatenate([feature.reshape(-1, feature.shape[-1]) for feature in features])
@@ -264,19 +279,19 @@ def _gather(table: Array, indices: Array, weights: Array) -> Array:
 
 @jax.custom_batching.custom_vmap
 def _gather_box_by_box(table: Array, indices: Array, weights: Array) -> Array:
-    order, count = existing_first(jnp.any(weights != 0, axis=(1, 2, 3)))
+    order, count = valid_first(jnp.any(weights != 0, axis=(1, 2, 3)))
 
     def add(i: Array, total: Array) -> Array:
         box = order[i]
         return total.at[box].set(_gather(table, indices[box], weights[box]))
 
     shape = jax.ShapeDtypeStruct((*indices.shape[:-1], table.shape[-1]), table.dtype)
-    return jax.lax.fori_loop(0, count, add, own_zeros(shape, after=table))
+    return jax.lax.fori_loop(0, count, add, fresh_zeros(shape, after=table))
 
 
 @jax.custom_batching.custom_vmap
 def _scatter_box_by_box(total: Array, indices: Array, weights: Array, cotangent: Array) -> Array:
-    order, count = existing_first(jnp.any(weights != 0, axis=(1, 2, 3)))
+    order, count = valid_first(jnp.any(weights != 0, axis=(1, 2, 3)))
 
     def add(i: Array, total: Array) -> Array:
         box = order[i]
@@ -331,7 +346,7 @@ def _weighted_gather_backward(
     scatter = _scatter_integers if deterministic else _scatter
 
     def on_cpu(*boxes: Array) -> Array:
-        return _scatter_box_by_box(own_zeros(sums, after=cotangent), *boxes)
+        return _scatter_box_by_box(fresh_zeros(sums, after=cotangent), *boxes)
 
     gradient = by_platform(
         indices,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ Function = Callable[[Parameters, Rows], Rows]
 T = TypeVar("T")
 
 
-def of_existing_rows(
+def apply_to_valid_rows(
     function: Function, params: Parameters, rows: Rows, valid: Bool[Array, " n"], *, chunk: int
 ) -> Rows:
     """Returns `function(params, rows)`, on a CPU computed only for chunks with a row that exists.
@@ -86,20 +87,20 @@ def _by_chunk(
 def _forward(
     function: Function, params: Parameters, rows: Rows, exists: Array
 ) -> tuple[Rows, tuple[Parameters, Rows, Array, _Saved]]:
-    layout: list[Any] = []
+    layout: list[Any] = []  # of the pullback's arrays, found as `compute` is traced
 
     def compute(part: Rows) -> tuple[Rows, list[Array]]:
         found, pullback = jax.vjp(function, params, part)
         leaves, tree = jax.tree.flatten(pullback)
-        known = jax.tree.leaves((params, part))
-        given, places = len(known), []
+        arrays = jax.tree.leaves((params, part))
+        given, places = len(arrays), []
         for leaf in leaves:
             # The very same array, not an equal one.
-            at = next((i for i, other in enumerate(known) if other is leaf), len(known))
-            known += [leaf] * (at == len(known))
+            at = next((i for i, other in enumerate(arrays) if other is leaf), len(arrays))
+            arrays += [leaf] * (at == len(arrays))
             places.append(at)
         layout[:] = tree, tuple(places)
-        return found, known[given:]
+        return found, arrays[given:]
 
     found, kept = _stacked(compute, rows, exists)
     return found, (params, rows, exists, _Saved(kept, *layout))
@@ -111,28 +112,28 @@ def _backward(
     params, rows, exists, saved = residuals
     leaves, tree = jax.tree.flatten(rows)
     floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    order, count = existing_first(exists)
+    order, count = valid_first(exists)
 
     def add(turn: Array, total: tuple[Parameters, list[Array]]) -> tuple[Parameters, list[Array]]:
         at = order[turn]
-        part, stacked, of_found = _at((rows, saved.stacked, cotangent), at)
-        known = jax.tree.leaves((params, part, stacked))
-        arrays = [known[place] for place in saved.places]
-        of_params, of_part = jax.tree.unflatten(saved.pullback, arrays)(of_found)
-        own = [x for x, keep in zip(jax.tree.leaves(of_part), floating, strict=True) if keep]
-        return jax.tree.map(jnp.add, total[0], of_params), [
-            x.at[at].set(new) for x, new in zip(total[1], own, strict=True)
+        part, stacked, part_cotangent = _at((rows, saved.stacked, cotangent), at)
+        arrays = jax.tree.leaves((params, part, stacked))
+        pullback = jax.tree.unflatten(saved.pullback, [arrays[place] for place in saved.places])
+        params_gradient, part_gradient = pullback(part_cotangent)
+        new_rows = list(itertools.compress(jax.tree.leaves(part_gradient), floating))
+        return jax.tree.map(jnp.add, total[0], params_gradient), [
+            x.at[at].set(new) for x, new in zip(total[1], new_rows, strict=True)
         ]
 
-    floats = [x for x, keep in zip(leaves, floating, strict=True) if keep]
-    nothing = own_zeros((params, floats), after=jax.tree.leaves(cotangent)[0])
-    of_params, of_floats = jax.lax.fori_loop(0, count, add, nothing)
-    found = iter(of_floats)
-    of_rows = [
-        next(found) if keep else np.zeros(x.shape, jax.dtypes.float0)
-        for x, keep in zip(leaves, floating, strict=True)
+    floats = list(itertools.compress(leaves, floating))
+    zeros = fresh_zeros((params, floats), after=jax.tree.leaves(cotangent)[0])
+    params_gradient, float_gradients = jax.lax.fori_loop(0, count, add, zeros)
+    remaining = iter(float_gradients)
+    rows_gradient = [
+        next(remaining) if is_float else np.zeros(x.shape, jax.dtypes.float0)
+        for x, is_float in zip(leaves, floating, strict=True)
     ]
-    return of_params, jax.tree.unflatten(tree, of_rows), None
+    return params_gradient, jax.tree.unflatten(tree, rows_gradient), None
 
 
 _by_chunk.defvjp(_forward, _backward)
@@ -140,7 +141,7 @@ _by_chunk.defvjp(_forward, _backward)
 
 def _stacked(function: Callable[[Rows], Any], rows: Rows, exists: Array) -> Any:
     """Stacks the results of the chunks that exist, with 0 at the places of the others."""
-    order, count = existing_first(exists)
+    order, count = valid_first(exists)
 
     def compute(turn: Array, total: Any) -> Any:
         at = order[turn]
@@ -150,11 +151,11 @@ def _stacked(function: Callable[[Rows], Any], rows: Rows, exists: Array) -> Any:
     stacks = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((len(exists), *leaf.shape), leaf.dtype), shapes
     )
-    nothing = own_zeros(stacks, after=jax.tree.leaves(rows)[0])
-    return jax.lax.fori_loop(0, count, compute, nothing)
+    zeros = fresh_zeros(stacks, after=jax.tree.leaves(rows)[0])
+    return jax.lax.fori_loop(0, count, compute, zeros)
 
 
-def own_zeros(like: T, *, after: Array) -> T:
+def fresh_zeros(like: T, *, after: Array) -> T:
     """Returns zeros in the shapes of `like` for a loop to write to, made once `after` is there.
 
     XLA merges equal constants. Zeros that two loops begin with would be made before the first one
@@ -168,8 +169,8 @@ def own_zeros(like: T, *, after: Array) -> T:
     return jax.tree.unflatten(tree, zeros)
 
 
-def existing_first(exists: Bool[Array, " n"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
-    """An order with what exists first, each part in its own order, and how many exist."""
+def valid_first(exists: Bool[Array, " n"]) -> tuple[Int32[Array, " n"], Int32[Array, ""]]:
+    """Returns an order with what exists first, each part in its own order, and how many exist."""
     order = jnp.argsort(~exists, stable=True).astype(jnp.int32)
     return order, jnp.sum(exists, dtype=jnp.int32)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Num, PRNGKeyArray
 
-_DROP = 0x64726F70  # far from the few numbers that `image_keys` folds in
+_DROP_PATH = 0x64726F70  # far from the few numbers that `image_keys` folds in
 
 
 class ImageKeys(NamedTuple):
@@ -40,11 +40,11 @@ def image_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> ImageKeys:
     return jax.vmap(keys_of)(indices)
 
 
-def drop_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> PRNGKeyArray:
-    """The key of each image by which branches of the network are left out; as of `image_keys`."""
+def drop_path_keys(key: PRNGKeyArray, indices: Int32[Array, " b"]) -> PRNGKeyArray:
+    """Returns a key per image, by which drop path leaves branches out; as of `image_keys`."""
 
     def key_of(index: Int32[Array, ""]) -> PRNGKeyArray:
-        return jax.random.fold_in(jax.random.fold_in(key, index), _DROP)
+        return jax.random.fold_in(jax.random.fold_in(key, index), _DROP_PATH)
 
     return jax.vmap(key_of)(indices)
 

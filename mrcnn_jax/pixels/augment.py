@@ -26,7 +26,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.schema import AugmentConfig, Shrink
 from mrcnn_jax.pixels.geometry import mask_box
 from mrcnn_jax.pixels.rle import moved_rle
-from mrcnn_jax.pixels.transforms import View, coverage
+from mrcnn_jax.pixels.transforms import Transform, coverage
 
 LEAST = 1.0  # canvas pixels: augmented objects with a shorter side are not trained on
 GREY = (0.299, 0.587, 0.114)  # weights of R, G, B (ITU-R BT.601)
@@ -36,7 +36,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image and its annotations, in its own pixels."""
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -61,129 +61,131 @@ class Picture:
 class Seen:
     """The visible part of an object: its box, and its mask if that is not the annotated one."""
 
-    picture: Picture
-    view: View
+    decoded: DecodedImage
+    transform: Transform
     number: int
     box: Box
     left: UInt8[np.ndarray, "h w"] | None = None
 
     @property
     def label(self) -> int:
-        return int(self.picture.labels[self.number])
+        return int(self.decoded.labels[self.number])
 
     @property
     def area(self) -> float:
         """Area of the box in canvas pixels."""
-        y, x = self.view.scale
+        y, x = self.transform.scale
         corners = np.array(self.box, np.float32)
         return float(np.prod(corners[2:] - corners[:2])) * y * x
 
     @property
     def on_canvas(self) -> Float[np.ndarray, " 4"]:
-        return self.view.boxes(np.array([self.box], np.float32))[0]
+        return self.transform.boxes(np.array([self.box], np.float32))[0]
 
     @property
     def mask(self) -> UInt8[np.ndarray, "h w"] | None:
         """The visible mask, 0 and 1, in the pixels of its image; None if there is none."""
-        return self.picture.mask(self.number) if self.left is None else self.left
+        return self.decoded.mask(self.number) if self.left is None else self.left
 
     def crop(self, size: int) -> UInt8[np.ndarray, "size size"] | None:
         """Coverage 0..255 of the mask inside the box; None without a mask."""
-        mask, box, counts = self.left, self.box, self.picture.counts[self.number]
+        mask, box, counts = self.left, self.box, self.decoded.counts[self.number]
         if mask is None:
             if not counts:
                 return None
             # Only what `coverage` looks at: a large photograph has many pixels for each object.
-            (height, width), (x1, y1, x2, y2) = self.picture.size, box
+            (height, width), (x1, y1, x2, y2) = self.decoded.size, box
             left, top = max(math.floor(x1) - 1, 0), max(math.floor(y1) - 1, 0)
             near = min(math.ceil(y2) + 1, height) - top, min(math.ceil(x2) + 1, width) - left
             rle = {"size": [height, width], "counts": counts}
             mask = rle_ops.decode(moved_rle(rle, (-top, -left), near))
             box = (x1 - left, y1 - top, x2 - left, y2 - top)
-        return coverage(mask, box, size)[:, :: -1 if self.view.flip else 1]
+        return coverage(mask, box, size)[:, :: -1 if self.transform.flip else 1]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """An image as it goes onto its canvas, `view.size` pixels, and the objects visible in it."""
+class CanvasImage:
+    """An image as it goes onto its canvas, in `transform.size`, and the objects visible in it."""
 
-    view: View
+    transform: Transform
     pixels: UInt8[np.ndarray, "vh vw 3"]
     objects: list[Seen]
     crowds: list[Seen]
     lost: int = 0  # objects of which too little is visible
-    # Metres that the scene shows, in the image's own pixels.
+    # Metres that are seen, in the image's own pixels.
     depth: Float[np.ndarray, "h w"] | None = None
 
 
-def plain(picture: Picture) -> Scene:
-    """The scene without augmentation."""
-    view = View(picture.size, picture.resized, picture.resized, shrink=picture.shrink)
-    return Scene(
-        view,
-        view.pixels(picture.image),
-        _seen(picture, view, ~picture.iscrowd, 0),
-        _seen(picture, view, picture.iscrowd, 0),
-        depth=picture.depth,
+def plain(decoded: DecodedImage) -> CanvasImage:
+    """The image on its canvas without augmentation."""
+    transform = Transform(decoded.size, decoded.resized, decoded.resized, shrink=decoded.shrink)
+    return CanvasImage(
+        transform,
+        transform.pixels(decoded.image),
+        _seen(decoded, transform, ~decoded.iscrowd, 0),
+        _seen(decoded, transform, decoded.iscrowd, 0),
+        depth=decoded.depth,
     )
 
 
 def augmented(
-    picture: Picture,
+    decoded: DecodedImage,
     canvas: Size,
     key: Sequence[int],
     config: AugmentConfig,
-    another: Callable[[np.random.Generator], Picture],
-) -> Scene:
-    """The scene with augmentation drawn from `key`, on a canvas (height, width).
+    another: Callable[[np.random.Generator], DecodedImage],
+) -> CanvasImage:
+    """The image on a canvas (height, width) with augmentation drawn from `key`.
 
     `another` draws a training image whose objects may be pasted.
     """
     rng = np.random.default_rng(tuple(key))
-    view = _drawn(picture, rng, config)
-    size = min(view.resized[0], canvas[0]), min(view.resized[1], canvas[1])
-    view = _placed(view, size, rng)
-    pixels = view.pixels(picture.image)
-    hidden = np.zeros(picture.size, bool)
+    transform = _drawn(decoded, rng, config)
+    size = min(transform.resized[0], canvas[0]), min(transform.resized[1], canvas[1])
+    transform = _placed(transform, size, rng)
+    pixels = transform.pixels(decoded.image)
+    hidden = np.zeros(decoded.size, bool)
     pasted: list[Seen] = []
     if rng.random() < config.copy_paste:
         source = another(rng)
         theirs = _placed(_drawn(source, rng, config), size, rng)
         over, pasted = _chosen(_seen(source, theirs, ~source.iscrowd, LEAST), size, rng)
         pixels = np.where(over[..., None], theirs.pixels(source.image), pixels)
-        hidden = view.from_canvas(over)
-    objects = _seen(picture, view, ~picture.iscrowd, LEAST, hidden)
-    lost = int(np.sum(~picture.iscrowd)) - len(objects)
-    return Scene(
-        view,
+        hidden = transform.from_canvas(over)
+    objects = _seen(decoded, transform, ~decoded.iscrowd, LEAST, hidden)
+    lost = int(np.sum(~decoded.iscrowd)) - len(objects)
+    return CanvasImage(
+        transform,
         _coloured(pixels, rng, config),
         objects + pasted,
-        _seen(picture, view, picture.iscrowd, LEAST),
+        _seen(decoded, transform, decoded.iscrowd, LEAST),
         lost,
-        _followed(picture, view) if config.depth_follows_scale else picture.depth,
+        _followed(decoded, transform) if config.depth_follows_scale else decoded.depth,
     )
 
 
-def _followed(picture: Picture, view: View) -> Float[np.ndarray, "h w"] | None:
+def _followed(decoded: DecodedImage, transform: Transform) -> Float[np.ndarray, "h w"] | None:
     """Metres at which one camera would see the image in the size that it was drawn."""
-    if picture.depth is None:
+    if decoded.depth is None:
         return None
-    factor = math.sqrt(math.prod(view.resized) / math.prod(picture.resized))
-    return picture.depth / np.float32(factor)
+    factor = math.sqrt(math.prod(transform.resized) / math.prod(decoded.resized))
+    return decoded.depth / np.float32(factor)
 
 
-def _drawn(picture: Picture, rng: np.random.Generator, config: AugmentConfig) -> View:
+def _drawn(decoded: DecodedImage, rng: np.random.Generator, config: AugmentConfig) -> Transform:
     """The whole image, mirrored or not, at a drawn size."""
     flip, factor = bool(rng.random() < config.flip), rng.uniform(*config.scale)
-    height, width = (max(1, round(side * factor)) for side in picture.resized)
-    return View(picture.size, (height, width), (height, width), flip=flip, shrink=picture.shrink)
+    height, width = (max(1, round(side * factor)) for side in decoded.resized)
+    return Transform(
+        decoded.size, (height, width), (height, width), flip=flip, shrink=decoded.shrink
+    )
 
 
-def _placed(view: View, size: Size, rng: np.random.Generator) -> View:
+def _placed(transform: Transform, size: Size, rng: np.random.Generator) -> Transform:
     """A random window of `size`: inside the image, or around it on an axis where it is shorter."""
-    spare = view.resized[0] - size[0], view.resized[1] - size[1]
+    spare = transform.resized[0] - size[0], transform.resized[1] - size[1]
     y, x = (int(rng.integers(min(0, pixels), max(0, pixels) + 1)) for pixels in spare)
-    return replace(view, size=size, offset=(y, x))
+    return replace(transform, size=size, offset=(y, x))
 
 
 def _chosen(
@@ -193,7 +195,7 @@ def _chosen(
     over, chosen = np.zeros(size, bool), []
     for seen in objects:
         mask = seen.mask if rng.random() < 0.5 else None
-        shape = np.zeros(size, bool) if mask is None else seen.view.pixels(255 * mask) >= 128
+        shape = np.zeros(size, bool) if mask is None else seen.transform.pixels(255 * mask) >= 128
         if shape.any():
             over |= shape
             chosen.append(seen)
@@ -201,8 +203,8 @@ def _chosen(
 
 
 def _seen(
-    picture: Picture,
-    view: View,
+    decoded: DecodedImage,
+    transform: Transform,
     which: Bool[np.ndarray, " n"],
     least: float,
     hidden: Bool[np.ndarray, "h w"] | None = None,
@@ -212,15 +214,15 @@ def _seen(
     `hidden`: pixels of the image that are pasted over.
     """
     found = []
-    (y, x), window = view.scale, view.window
+    (y, x), window = transform.scale, transform.window
     if hidden is None:
-        hidden = np.broadcast_to(np.False_, picture.size)
+        hidden = np.broadcast_to(np.False_, decoded.size)
     for number in np.flatnonzero(which).tolist():
-        whole: Box = tuple(picture.boxes[number].tolist())
+        whole: Box = tuple(decoded.boxes[number].tolist())
         box, left = _common(whole, window), None
         near = slice(int(box[1]), math.ceil(box[3])), slice(int(box[0]), math.ceil(box[2]))
         if box != whole or hidden[near].any():
-            mask = picture.mask(number)
+            mask = decoded.mask(number)
             if mask is not None and mask.any():
                 left = mask * ~hidden
                 if box != whole or (left != mask).any():
@@ -228,7 +230,7 @@ def _seen(
             elif hidden[near].all():
                 continue
         if min((box[2] - box[0]) * x, (box[3] - box[1]) * y) >= least:
-            found.append(Seen(picture, view, number, box, left))
+            found.append(Seen(decoded, transform, number, box, left))
     return found
 
 

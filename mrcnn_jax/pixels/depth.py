@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 if TYPE_CHECKING:
-    from mrcnn_jax.pixels.transforms import View
+    from mrcnn_jax.pixels.transforms import Transform
 
 SATURATED = 65535  # in a PNG: no measurement, but what sensors and tools clip to
 PNG, NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
@@ -137,7 +137,7 @@ def _png_values(encoded: bytes) -> np.ndarray:
 
 
 def depth_cells(
-    metres: Float[np.ndarray, "h w"], view: View, canvas: tuple[int, int]
+    metres: Float[np.ndarray, "h w"], transform: Transform, canvas: tuple[int, int]
 ) -> Float[np.ndarray, "h4 w4"]:
     """Depth on cells of DEPTH_STRIDE x DEPTH_STRIDE canvas pixels.
 
@@ -146,7 +146,7 @@ def depth_cells(
 
     Args:
         metres: of the image's own pixels, 0 where unknown.
-        view: of the image on its canvas.
+        transform: of the image on its canvas.
         canvas: (height, width) in pixels, multiples of DEPTH_STRIDE.
 
     Returns:
@@ -154,7 +154,7 @@ def depth_cells(
     """
     from mrcnn_jax.structures import DEPTH_STRIDE  # late: reading annotations does without jax
 
-    rows, columns = (_sources(view, axis, side) for axis, side in enumerate(canvas))
+    rows, columns = (_sources(transform, axis, side) for axis, side in enumerate(canvas))
     seen = np.ix_(rows >= 0, columns >= 0)
     pixels = np.full(canvas, np.inf, np.float32)
     pixels[seen] = metres[np.ix_(rows[rows >= 0], columns[columns >= 0])]
@@ -167,12 +167,12 @@ def depth_cells(
     return np.where(known, median, np.float32(0))[..., 0]
 
 
-def _sources(view: View, axis: int, side: int) -> Int[np.ndarray, " side"]:
-    """The image's row or column at the centre of each of the canvas; -1 outside of the view."""
+def _sources(transform: Transform, axis: int, side: int) -> Int[np.ndarray, " side"]:
+    """The image's row or column at the centre of each of the canvas; -1 outside of its window."""
     window = np.arange(side)
-    resized, original = view.resized[axis], view.original[axis]
-    place = window + view.offset[axis]
-    outside = (window >= view.size[axis]) | (place < 0) | (place >= resized)
-    if axis == 1 and view.flip:
+    resized, original = transform.resized[axis], transform.original[axis]
+    place = window + transform.offset[axis]
+    outside = (window >= transform.size[axis]) | (place < 0) | (place >= resized)
+    if axis == 1 and transform.flip:
         place = resized - 1 - place
     return np.where(outside, -1, (2 * place + 1) * original // (2 * resized))

@@ -29,8 +29,8 @@ def resize_image(
 
 
 @dataclass(frozen=True)
-class View:
-    """A view of an image: resized, mirrored if `flip`, then the window of `size` at `offset`.
+class Transform:
+    """What is done to an image: resized, mirrored if `flip`, then the window of `size` at `offset`.
 
     All are (height, width) or (y, x) in whole pixels. The window may reach beyond the image, for
     example where `offset` is negative; nothing is visible there.

@@ -67,15 +67,15 @@ class Run:
 
     @property
     def trained(self) -> frozenset[Loss]:
-        """Heads that are not random: all that they read is known (`known_modules`).
+        """Heads that are not random: all that they read is learnt (`learnt_modules`).
 
         An imported network has no stages, and all heads.
         """
         model, heads = self.config.model, _heads(self.config.model)
         if not self.config.stages:
             return heads
-        known = known_modules(self.config, self.meta)
-        return frozenset(loss for loss in heads if modules_of(loss, model) <= known)
+        learnt = learnt_modules(self.config, self.meta)
+        return frozenset(loss for loss in heads if modules_of(loss, model) <= learnt)
 
     @property
     def has_masks(self) -> bool:
@@ -130,8 +130,8 @@ def begun_stages(config: Config, meta: Meta) -> tuple[StageConfig, ...]:
     return config.stages[: meta.stage_index + (meta.stage_step > 0)]
 
 
-def known_modules(config: Config, meta: Meta) -> frozenset[str]:
-    """Modules of a run with stages that are not random, at a checkpoint.
+def learnt_modules(config: Config, meta: Meta) -> frozenset[str]:
+    """Modules of a run with stages that are not random at a checkpoint: trained or loaded.
 
     They are those that the run began with (`Meta.loaded`), and those that a loss of a stage that
     has begun reads: training refuses a frozen module that is random there. Data without a mask

@@ -128,11 +128,11 @@ class FeatureFiles:
         for name, array in self._arrays[canvas].items():
             rows[name] = np.zeros((len(valid), *array.shape[1:]), array.dtype)
             rows[name][valid] = array[places]
-        return _known(rows)
+        return _cached(rows)
 
     def shapes(self, count: int, canvas: int) -> CachedFeatures:
         """The shapes of the rows of a batch of `count` images."""
-        return _known(
+        return _cached(
             {
                 name: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
                 for name, leaf in self._layout[canvas].items()
@@ -142,7 +142,7 @@ class FeatureFiles:
 
 @dataclass(frozen=True)
 class _WithKnown:
-    """A jitted step that is handed what is known of each batch."""
+    """A jitted step that is handed the cached features of each batch."""
 
     program: Any
     features: FeatureFiles
@@ -153,14 +153,14 @@ class _WithKnown:
 
     def lower(self, first: Any, batch: Batch, *rest: Any) -> Any:
         """As of a jitted function: only shapes are read."""
-        known = self.features.shapes(len(batch.valid), self._canvas(batch))
-        return self.program.lower(first, batch, *rest, known)
+        cached = self.features.shapes(len(batch.valid), self._canvas(batch))
+        return self.program.lower(first, batch, *rest, cached)
 
     def _canvas(self, batch: Batch) -> int:
         return self.canvases.index(tuple(batch.images.shape[1:3]))
 
 
-def with_known(
+def with_cached_features(
     program: Any,
     config: Config,
     stage: StageConfig,
@@ -182,13 +182,13 @@ def with_known(
         ConfigError: the cache cannot be written.
         Failure: a number does not fit in the dtype.
     """
-    features = known_features(config, stage, model, variables, split)
+    features = cached_features(config, stage, model, variables, split)
     if features is None:
         return program
     return _WithKnown(program, features, config.data.canvases)
 
 
-def known_features(
+def cached_features(
     config: Config, stage: StageConfig, model: MaskRCNN, variables: Variables, split: Split
 ) -> FeatureFiles | None:
     """The features of a split for a stage, computed unless the cache holds them.
@@ -305,7 +305,7 @@ def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:
                 name: leaf.astype(config.cache_features) for name, leaf in sorted(features.items())
             }
             if modules.proposals:
-                output = module.propose(features, batch)
+                output = module.rpn_output(features, batch)
                 found = select_proposals(output, batch, config.model, train=True)
                 assert found.scores is not None
                 rows |= {"boxes": found.boxes, "scores": found.scores, "valid": found.valid}
@@ -317,7 +317,7 @@ def _results(config: Config, model: MaskRCNN, modules: Modules) -> Any:
     return results
 
 
-def _known(rows: dict[str, Any]) -> CachedFeatures:
+def _cached(rows: dict[str, Any]) -> CachedFeatures:
     proposals = None
     if "boxes" in rows:
         boxes, scores, valid = (rows[name] for name in ("boxes", "scores", "valid"))

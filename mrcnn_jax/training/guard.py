@@ -20,9 +20,9 @@ def guarded(train_step: TrainStep, allowed: int) -> TrainStep:
     """
 
     def step(
-        state: TrainState, batch: Batch, known: CachedFeatures | None = None
+        state: TrainState, batch: Batch, cached: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        updated, metrics = train_step(state, batch, known)
+        updated, metrics = train_step(state, batch, cached)
         finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
         applied = finite & (state.skipped <= allowed)
         # A frozen leaf comes back as the very array it was.

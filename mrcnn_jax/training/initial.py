@@ -83,8 +83,8 @@ def initial_variables(
     _refuse_other_trunk(path, origin.model, config.model)
     target, source = flatten_dict(shapes, sep="/"), origin.load()
     untrained = frozenset[str]()
-    if origin.known is not None:
-        untrained = frozenset(name.split("/")[1] for name in source) - origin.known
+    if origin.learnt is not None:
+        untrained = frozenset(name.split("/")[1] for name in source) - origin.learnt
     if untrained:
         print(f"{path}: not trained there, so in part random: {', '.join(sorted(untrained))}")
     # The same blocks have another name in a C4 network.

@@ -33,7 +33,7 @@ from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.features import with_known
+from mrcnn_jax.training.features import with_cached_features
 from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.open import OpenRun, Progress, open_run, refuse_schedules
@@ -54,7 +54,7 @@ def train(
     config: Config,
     workdir: Path,
     weights: Choice | None = None,
-    known: Sequence[CocoDataset] = (),
+    read_before: Sequence[CocoDataset] = (),
     settle: Callable[[OpenRun], Config] | None = None,
 ) -> None:
     """Trains every stage of `config` in `workdir` on all devices.
@@ -65,7 +65,7 @@ def train(
     Args:
         config: of the run.
         workdir: its folder.
-        weights, known: as of `open_run`.
+        weights, read_before: as of `open_run`.
         settle: returns the config to train with, that of a new run which is open with fields that
             only now can be decided; it may run programs of the run.
 
@@ -76,7 +76,7 @@ def train(
         cli.Stopped: SIGTERM or, in a command, Ctrl-C arrived, and the state is saved.
     """
     try:
-        opened = open_run(config, workdir, weights, known)
+        opened = open_run(config, workdir, weights, read_before)
         with opened as run:
             if settle is not None:
                 run = replace(run, config=settle(run))
@@ -198,7 +198,7 @@ def _train_stage(
         state = run.first_state(index, variables)
     state, train_step, validate = compiled(run, index, state)
     train_step, validate = (
-        with_known(program, config, stage, run.model, variables, split)
+        with_cached_features(program, config, stage, run.model, variables, split)
         for program, split in ((train_step, run.train_split), (validate, run.val_split))
     )
     watch.begin(stage)

@@ -73,7 +73,7 @@ class Progress:
     """False: at the end of an epoch whose validation has yet to come."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenRun:
     """A run that may start or go on: its config, data and network, and where it was left."""
 
@@ -170,7 +170,7 @@ def open_run(
     config: Config,
     workdir: Path,
     weights: Choice | None = None,
-    known: Sequence[CocoDataset] = (),
+    read_before: Sequence[CocoDataset] = (),
 ) -> Iterator[OpenRun]:
     """Checks config, folder and data of a run, and holds the folder's lock while it is open.
 
@@ -181,7 +181,7 @@ def open_run(
         workdir: its folder.
         weights: those of `config.init_from`, whose outputs per class are left out of a new run with
             other classes; None: `config.init_without_classes` decides.
-        known: data sets that `read_coco` has read before; they are not read again.
+        read_before: data sets that `read_coco` has read before; they are not read again.
 
     Raises:
         ConfigError: a user's mistake, in one line; AnotherConfig if it is that of the folder.
@@ -200,7 +200,7 @@ def open_run(
             lambda: stack.enter_context(_locked(workdir)) if parallel.is_first() else None
         )
         refuse_another_config(config, workdir)
-        yield _open(config, workdir, mesh, weights, known)
+        yield _open(config, workdir, mesh, weights, read_before)
 
 
 def _began_with(init_from: str | None, workdir: Path) -> str | None:
@@ -238,11 +238,11 @@ def _open(
     workdir: Path,
     mesh: Mesh | None,
     weights: Choice | None,
-    known: Sequence[CocoDataset],
+    read_before: Sequence[CocoDataset],
 ) -> OpenRun:
     """The refusals that follow in a locked folder, the cheap ones first."""
     data = config.data
-    train_set, val_set = read_splits(config, known)
+    train_set, val_set = read_splits(config, read_before)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     checkpoints.refuse_incomplete()
     resumed_from = checkpoints.latest()
@@ -301,20 +301,20 @@ def _open(
     parallel.in_turn(lambda: free_room(held) if parallel.is_first() else None)
     refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     run = OpenRun(
-        config,
-        workdir,
-        mesh,
-        model,
-        train_split,
-        val_split,
-        repeats,
-        checkpoints,
-        resumed_from,
-        initial,
-        loaded,
-        images,
-        train_set.has_masks,
-        annotation_hashes({"train": train_set, "val": val_set}, resumed_from),
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        model=model,
+        train_split=train_split,
+        val_split=val_split,
+        repeats=repeats,
+        checkpoints=checkpoints,
+        resumed_from=resumed_from,
+        initial=initial,
+        loaded=loaded,
+        images=images,
+        has_masks=train_set.has_masks,
+        annotations=annotation_hashes({"train": train_set, "val": val_set}, resumed_from),
     )
     if repeats.max() > 1:
         used = sum(len(planned.images) for planned in run.whole_epoch(0, 0))

@@ -16,18 +16,20 @@ from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.output import listed
 
 
-def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDataset, CocoDataset]:
+def read_splits(
+    config: Config, read_before: Sequence[CocoDataset]
+) -> tuple[CocoDataset, CocoDataset]:
     """The training and the validation file, with the same categories: as many as the model's.
 
     Args:
         config: with resolved paths.
-        known: data sets that `read_coco` has read before; they are not read again.
+        read_before: data sets that `read_coco` has read before; they are not read again.
 
     Raises:
         ConfigError: a file cannot be used, or not beside the other one or for this model.
     """
     data = config.data
-    train_set = _data_set(config, "train", known, data.class_names)
+    train_set = _data_set(config, "train", read_before, data.class_names)
     if len(train_set.categories) != config.model.num_classes:
         names = ", ".join(train_set.class_names)
         raise ConfigError(
@@ -36,13 +38,13 @@ def read_splits(config: Config, known: Sequence[CocoDataset]) -> tuple[CocoDatas
         )
     train_set.refuse_without_objects()
     # data.class_names, by id, hold for the training file; the other one's ids may be in any order.
-    val_set = matched(_data_set(config, "val", known, ()), train_set)
+    val_set = align_categories(_data_set(config, "val", read_before, ()), train_set)
     refuse_without_depth(config, train_set, val_set)
     note_copies(train_set, val_set)
     return train_set, val_set
 
 
-def matched(val_set: CocoDataset, train_set: CocoDataset) -> CocoDataset:
+def align_categories(val_set: CocoDataset, train_set: CocoDataset) -> CocoDataset:
     """The validation set with the labels of the training set.
 
     Raises:
@@ -61,14 +63,14 @@ def matched(val_set: CocoDataset, train_set: CocoDataset) -> CocoDataset:
 def _data_set(
     config: Config,
     split: Literal["train", "val"],
-    known: Sequence[CocoDataset],
+    read_before: Sequence[CocoDataset],
     class_names: tuple[str, ...],
 ) -> CocoDataset:
-    """The data set of a split, read unless it is known as it would be read."""
+    """The data set of a split, read unless it was read before as it would be now."""
     names = (getattr(config.data, f"{split}_{what}") for what in ("annotations", "images"))
     annotations, images = map(Path, names)
     depth = depth_source(config, split)
-    for dataset in known:
+    for dataset in read_before:
         same = (dataset.annotations_path, dataset.images_dir) == (annotations, images)
         if same and not depth and class_names in ((), dataset.class_names):
             return dataset
@@ -119,9 +121,9 @@ def refuse_without_masks(
     outputs = {"mask_head": "logits"}
     if "mask_iou" in losses:
         outputs["mask_iou_head"] = "ious"
-    known = all(layer in began.get(module, ()) for module, layer in outputs.items())
+    loaded = all(layer in began.get(module, ()) for module, layer in outputs.items())
     trained = losses & {"mask", "mask_iou"}
-    if model.mask_head.class_agnostic or known or not (trained and dataset.has_masks):
+    if model.mask_head.class_agnostic or loaded or not (trained and dataset.has_masks):
         return
     objects = [o for image in dataset.images for o in image.objects]
     boxes = {o.label for o in objects} - {o.label for o in objects if o.rle is not None}

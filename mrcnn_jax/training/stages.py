@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss, StageConfig
-from mrcnn_jax.models.cascade import MODULES
+from mrcnn_jax.models.cascade import BOX_HEADS
 from mrcnn_jax.models.mask_rcnn import modules_of
 from mrcnn_jax.output import text_table
 from mrcnn_jax.structures import Params
@@ -27,7 +27,7 @@ from mrcnn_jax.structures import Params
 _NEEDED: dict[str, Loss] = {"rpn": "rpn", "box_head": "box", "mask_head": "mask"}
 _OWN_LOSSES: dict[str, Loss] = {
     **_NEEDED,
-    **dict(zip(MODULES[1:], BOX_LOSSES[1:], strict=True)),
+    **dict(zip(BOX_HEADS[1:], BOX_LOSSES[1:], strict=True)),
     "mask_iou_head": "mask_iou",
     "depth_head": "depth",
 }
@@ -129,7 +129,7 @@ def loaded_modules(params: Params, loaded: Params) -> frozenset[str]:
 
 
 def refuse_random_frozen(
-    config: Config, params: Params, known: Collection[str], loaded: Params | None = None
+    config: Config, params: Params, learnt: Collection[str], loaded: Params | None = None
 ) -> None:
     """Raises ConfigError if a stage trains on top of a frozen module with random weights, or of
     frozen kernels of a random module that it trains in part (of a trunk they may be).
@@ -138,18 +138,18 @@ def refuse_random_frozen(
     depth head, or any other that is random and that the stage's losses read.
 
     Args:
-        config: its stages, each of which makes what it trains known to the next.
+        config: its stages, each of which adds what it trains to `learnt` for the next.
         params: of its network; only names and shapes are read.
-        known: modules that do not start at random.
-        loaded: leaves that do not, also of other modules; None: they are not known, and modules
-            that are frozen in part are let pass.
+        learnt: modules that do not start at random.
+        loaded: leaves that do not, also of other modules; None: unknown, and modules that are
+            frozen in part are let pass.
     """
-    known = set(known)
+    learnt = set(learnt)
     for stage in config.stages:
         heads = trained_modules(stage, params)
         needed = set().union(*(modules_of(loss, config.model) for loss in stage.losses))
         for module, loss in _OWN_LOSSES.items():
-            learns = module not in _NEEDED or module in needed - known
+            learns = module not in _NEEDED or module in needed - learnt
             if module in heads and learns and loss not in stage.losses:
                 raise ConfigError(
                     f"stages.{stage.name}: trains {module} without its loss, {loss} (add the loss, "
@@ -160,14 +160,14 @@ def refuse_random_frozen(
             kept = _frozen_kernels(stage, params, loaded) - {config.model.trunk, "res5"}
         random = ", ".join(
             name if name not in heads else f"{name} in part"
-            for name in sorted(((needed - heads) | (needed & kept)) - known)
+            for name in sorted(((needed - heads) | (needed & kept)) - learnt)
         )
         if random:
             raise ConfigError(
                 f"stages.{stage.name}: frozen at random initialisation: {random} "
                 "(train it before, or load it: --weights)"
             )
-        known |= needed  # what a loss reads: trained here, or known before
+        learnt |= needed  # what a loss reads: trained here, or learnt before
 
 
 def _frozen_kernels(stage: StageConfig, params: Params, loaded: Params) -> set[str]:

@@ -27,7 +27,7 @@ from mrcnn_jax.models.mask_rcnn import (
     select_proposals,
 )
 from mrcnn_jax.models.rpn import rpn_losses
-from mrcnn_jax.ops.sampling import drop_keys, image_keys
+from mrcnn_jax.ops.sampling import drop_path_keys, image_keys
 from mrcnn_jax.parallel import per_image, replicated
 from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch, Instances, Params
@@ -50,7 +50,7 @@ def stage_losses(
     key: PRNGKeyArray,
     losses: Collection[Loss],
     trained: Collection[str],
-    known: CachedFeatures | None = None,
+    cached: CachedFeatures | None = None,
     *,
     validation: bool = False,
 ) -> tuple[Losses, Instances | None, dict[str, Array]]:
@@ -62,7 +62,7 @@ def stage_losses(
         losses: the heads whose losses are wanted.
         trained: top-level modules that the stage trains: of these, "resnet", "res5" and "rpn"
             normalise by batch statistics and "convnext" leaves branches out, if so configured.
-        known: of this batch; what it holds is not computed again.
+        cached: of this batch; what it holds is not computed again.
         validation: return the proposals of prediction, whose recall is measured, where those of
             training come of more candidates.
 
@@ -72,33 +72,33 @@ def stage_losses(
     """
     config, mesh, keys = model.config, model.mesh, image_keys(key, batch.indices)
     needed = set().union(*(modules_of(loss, config) for loss in losses))
-    if known is None:
+    if cached is None:
         drop = "convnext" in trained and config.convnext.drop_path > 0
         features = model.features(
-            batch, live="resnet" in trained, keys=drop_keys(key, batch.indices) if drop else None
+            batch,
+            live="resnet" in trained,
+            keys=drop_path_keys(key, batch.indices) if drop else None,
         )
     else:
         features = {
-            name: leaf.astype(config.compute_dtype) for name, leaf in known.features.items()
+            name: leaf.astype(config.compute_dtype) for name, leaf in cached.features.items()
         }
     values: Losses = {}
     counts: dict[str, Array] = {}
     if batch.lost is not None:
         counts["objects_lost"] = jnp.sum(jnp.where(batch.valid, batch.lost, 0))
-    dense, of_boxes = (
-        "depth" in losses and config.depth_head.kind == kind for kind in ("dense", "roi")
-    )
-    if dense:
+    depth_kind = config.depth_head.kind if "depth" in losses else "none"
+    if depth_kind == "dense":
         assert batch.depth is not None  # open_run refuses data without depth
         log_depth = model.log_depth(features, batch)
         values |= depth_loss(log_depth, batch.depth, batch.valid, config.depth_head)
     if "rpn" not in needed:
         return values, None, counts
-    if known is not None and known.proposals is not None:
+    if cached is not None and cached.proposals is not None:
         assert "rpn" not in losses
-        proposals = known.proposals
+        proposals = cached.proposals
     else:
-        output = model.propose(features, batch, live="rpn" in trained)
+        output = model.rpn_output(features, batch, live="rpn" in trained)
         proposals = select_proposals(output, batch, config, train=True, mesh=mesh)
     samples = draw_box_samples(keys.box, proposals, batch, config.box_head, mesh)
 
@@ -110,17 +110,17 @@ def stage_losses(
             batch,
             config.box_head,
             losses,
-            predict=functools.partial(model.boxes, features, live="res5" in trained),
+            predict=functools.partial(model.box_output, features, live="res5" in trained),
             mesh=mesh,
         )
-    found, masks = samples.foreground, {"mask", "mask_iou"} & set(losses)
-    if config.mask_head.train_on == "detections" and (masks or of_boxes):
+    found, mask_trained = samples.foreground, not {"mask", "mask_iou"}.isdisjoint(losses)
+    if config.mask_head.train_on == "detections" and (mask_trained or depth_kind == "roi"):
         found = jax.lax.stop_gradient(model.detections(features, proposals, batch))
-    if masks:
-        of_masks, left_out = _mask_losses(model, features, found, batch, keys.points, losses)
-        values |= of_masks
+    if mask_trained:
+        mask_values, left_out = _mask_losses(model, features, found, batch, keys.points, losses)
+        values |= mask_values
         counts["mask_boxes_left_out"] = jnp.sum(left_out)
-    if of_boxes:
+    if depth_kind == "roi":
         predict = functools.partial(model.box_log_depth, features)
         values |= box_depth_loss(found, batch, config, predict=predict, mesh=mesh)
     if (
@@ -149,7 +149,7 @@ def _mask_losses(
     logits = model.mask_logits(pooled, chosen.valid, chosen.labels)
     values: Losses = {}
     if "mask" in losses:
-        refine = functools.partial(model.points, features)
+        refine = functools.partial(model.point_logits, features)
         values |= mask_losses(keys, logits, chosen, batch, head, refine=refine, mesh=mesh)
     if "mask_iou" in losses:
         masks = mask_probabilities(logits, chosen.labels, head)
@@ -160,22 +160,22 @@ def _mask_losses(
 
 
 class TrainStep(Protocol):
-    """(state, batch, what is known of it) -> (state, losses, counts and gradient norm)."""
+    """(state, batch, cached features of it) -> (state, losses, counts and gradient norm)."""
 
     def __call__(
-        self, state: TrainState, batch: Batch, known: CachedFeatures | None = None
+        self, state: TrainState, batch: Batch, cached: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]: ...
 
 
 class ValidationStep(Protocol):
-    """(variables, batch, key, what is known of the batch) -> (losses, proposals)."""
+    """(variables, batch, key, cached features of the batch) -> (losses, proposals)."""
 
     def __call__(
         self,
         variables: Variables,
         batch: Batch,
         key: PRNGKeyArray,
-        known: CachedFeatures | None = None,
+        cached: CachedFeatures | None = None,
     ) -> tuple[Losses, Instances | None]: ...
 
 
@@ -200,7 +200,7 @@ def make_train_step(
     trained = stages.trained_modules(stage, params)
 
     def train_step(
-        state: TrainState, batch: Batch, known: CachedFeatures | None = None
+        state: TrainState, batch: Batch, cached: CachedFeatures | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         whole = state.params
         if model.mesh is not None:
@@ -213,7 +213,7 @@ def make_train_step(
         ) -> tuple[Float[Array, ""], tuple[Losses, dict[str, Array], Params]]:
             params = stages.merge(trainable, frozen)
             forward = nn.apply(
-                lambda m: stage_losses(m, batch, key, stage.losses, trained, known),
+                lambda m: stage_losses(m, batch, key, stage.losses, trained, cached),
                 model,
                 mutable=["batch_stats"],
             )
@@ -256,12 +256,12 @@ def make_validation_step(model: MaskRCNN, stage: StageConfig) -> ValidationStep:
     """
 
     def validation_step(
-        variables: Variables, batch: Batch, key: PRNGKeyArray, known: CachedFeatures | None = None
+        variables: Variables, batch: Batch, key: PRNGKeyArray, cached: CachedFeatures | None = None
     ) -> tuple[Losses, Instances | None]:
         if model.mesh is not None:
             variables = jax.lax.with_sharding_constraint(variables, replicated(model.mesh))
         forward = nn.apply(
-            lambda m: stage_losses(m, batch, key, stage.losses, (), known, validation=True), model
+            lambda m: stage_losses(m, batch, key, stage.losses, (), cached, validation=True), model
         )
         values, proposals, _ = forward(variables)
         metrics = {f"loss/{name}": value for name, value in values.items()}

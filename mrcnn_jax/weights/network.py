@@ -21,7 +21,7 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.evaluation.coco_categories import Categories
 from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.initialise import variable_shapes
-from mrcnn_jax.models.resnet import DEPTHS, Depth, ResNet
+from mrcnn_jax.models.resnet import RESNET_BLOCKS, ResNet, ResNetBlocks
 from mrcnn_jax.models.rpn import level_scales
 from mrcnn_jax.ops.anchors import level_anchors
 from mrcnn_jax.weights import convnext_families, mmdetection
@@ -80,7 +80,7 @@ class FileNetwork:
             names = [name for name in names if not name.startswith(("data.", "model.rpn."))]
         if self.model.trunk == "convnext":
             names = [name for name in names if not name.startswith("model.resnet.")]
-        elif not DEPTHS[self.model.resnet.depth].bottleneck:
+        elif not RESNET_BLOCKS[self.model.resnet.depth].bottleneck:
             names.remove("model.resnet.stride_in_1x1")
         return tuple(names)
 
@@ -299,16 +299,16 @@ def _depth(assigned: Iterable[str], source: Path) -> Any:
         for path in assigned
         if (match := re.match(r"params/(resnet/layer\d|res5)/(block\d+)/", path))
     }
-    blocks = [
+    counts = [
         sum(layer == name for layer, _ in found)
         for name in ("resnet/layer1", "resnet/layer2", "resnet/layer3")
     ]
-    blocks.append(sum(layer in ("resnet/layer4", "res5") for layer, _ in found))
+    counts.append(sum(layer in ("resnet/layer4", "res5") for layer, _ in found))
     bottleneck = any(path.endswith("/conv3/kernel") for path in assigned)
-    for depth, known in DEPTHS.items():
-        if known == Depth(bottleneck, tuple(blocks)):
+    for depth, blocks in RESNET_BLOCKS.items():
+        if blocks == ResNetBlocks(bottleneck, tuple(counts)):
             return depth
-    raise ConfigError(f"{source}: no known ResNet has blocks {blocks}")
+    raise ConfigError(f"{source}: no known ResNet has blocks {counts}")
 
 
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors."  # where detectron2 keeps them

@@ -17,7 +17,7 @@ from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.hub_folder import is_hub_folder
 from mrcnn_jax.runs.meta import Meta
-from mrcnn_jax.runs.run import known_modules, load_run
+from mrcnn_jax.runs.run import learnt_modules, load_run
 from mrcnn_jax.weights.network import read_network, unnamed
 from mrcnn_jax.weights.tensors import SUFFIXES
 
@@ -41,7 +41,7 @@ class Origin:
     load: Callable[[], Mapping[str, np.ndarray]]
     """Reads all variables, "params/resnet/stem/kernel" for example; ConfigError if one is missing,
     of another shape or not finite."""
-    known: frozenset[str] | None = None
+    learnt: frozenset[str] | None = None
     """Modules that are not random there, since they were trained or loaded; None: all, or the run
     does not say."""
 
@@ -109,14 +109,14 @@ def _of_run(run: Path) -> Origin:
 def _of_checkpoint(
     title: str, config: Config, meta: Meta, load: Callable[[], Mapping[str, np.ndarray]]
 ) -> Origin:
-    known = meta.categories != unnamed(len(meta.categories))
+    named = meta.categories != unnamed(len(meta.categories))
     return Origin(
         title,
         config.model,
         len(meta.categories) > 0,  # an imported ResNet or ConvNeXt has none
         config.data.shrink,
-        tuple(name for _, name in meta.categories) if known else (),
+        tuple(name for _, name in meta.categories) if named else (),
         frozenset(),
         load,
-        None if meta.loaded is None else known_modules(config, meta),
+        None if meta.loaded is None else learnt_modules(config, meta),
     )

@@ -86,7 +86,7 @@ def test_a_chosen_config_opens_as_a_run(
     )
     assert lines[2] == "device: cpu"
     assert lines[3].split() == ["chosen", "value", "why", "changed", "by"]
-    with open_run(config, request.workdir, known=known) as run:
+    with open_run(config, request.workdir, read_before=known) as run:
         assert len(run.train_split.plans) == tiny.TRAIN
     assert loaded == {"instances_train.json": 1, "instances_val.json": 1}
 

@@ -26,7 +26,7 @@ from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.data.report import Reason
 from mrcnn_jax.pixels.depth import depth_cells
-from mrcnn_jax.pixels.transforms import View
+from mrcnn_jax.pixels.transforms import Transform
 
 OWN = {Reason.CATEGORY_IDS, Reason.RUN_LIST}  # what mixed_content has by itself
 
@@ -338,8 +338,8 @@ def test_batches_have_depth(maps: dict[int, np.ndarray], mixed: Mixed) -> None:
             if number == 17:
                 assert not batch.depth[row].any()
                 continue
-            view = View(maps[number].shape, size, size)
-            expected = depth_cells(maps[number], view, (height, width))
+            transform = Transform(maps[number].shape, size, size)
+            expected = depth_cells(maps[number], transform, (height, width))
             np.testing.assert_array_equal(batch.depth[row], expected)
             outside = -(-size[0] // 4), -(-size[1] // 4)
             assert not batch.depth[row, outside[0] :].any()

@@ -13,7 +13,7 @@ import pytest
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.datasets import bin_scenes, bins
-from mrcnn_jax.datasets.bin_scenes import BIN, CLASSES, FIELD_OF_VIEW, Scene, View
+from mrcnn_jax.datasets.bin_scenes import BIN, CLASSES, FIELD_OF_VIEW, Rendering, Scene
 
 SIZE = (120, 160)
 
@@ -123,7 +123,7 @@ def test_objects_rest_in_the_bin(scene: Scene) -> None:
 
 
 @pytest.fixture(scope="module")
-def view(scene: Scene) -> View:
+def rendering(scene: Scene) -> Rendering:
     return bin_scenes.look(scene, np.random.default_rng(0), SIZE)
 
 
@@ -152,19 +152,21 @@ def _hits(mujoco: Any, scene: Scene, groups: np.ndarray) -> tuple[np.ndarray, np
     return geoms, depths
 
 
-def test_pictures_show_what_rays_hit(mujoco: Any, scene: Scene, view: View) -> None:
+def test_pictures_show_what_rays_hit(mujoco: Any, scene: Scene, rendering: Rendering) -> None:
     geoms, depths = _hits(mujoco, scene, np.array([1, 0, 0, 0, 0, 0], np.uint8))
     ids = bin_scenes._objects(geoms, scene.first, len(scene.labels))
-    assert (ids == view.ids).mean() > 0.99, "all but pixels on an edge"
-    same = ids == view.ids
-    error = abs(view.depth - depths)[same]
+    assert (ids == rendering.ids).mean() > 0.99, "all but pixels on an edge"
+    same = ids == rendering.ids
+    error = abs(rendering.depth - depths)[same]
     assert np.quantile(error, 0.98) < 0.0005
     assert np.median(error) < 0.0001
-    assert len(np.unique(view.ids)) > 8
-    assert view.colour.std() > 20
+    assert len(np.unique(rendering.ids)) > 8
+    assert rendering.colour.std() > 20
 
 
-def test_the_whole_of_an_object_is_its_picture_alone(mujoco: Any, scene: Scene, view: View) -> None:
+def test_the_whole_of_an_object_is_its_picture_alone(
+    mujoco: Any, scene: Scene, rendering: Rendering
+) -> None:
     groups = scene.model.geom_group.copy()
     try:
         for number in (0, 3, 6):
@@ -172,12 +174,12 @@ def test_the_whole_of_an_object_is_its_picture_alone(mujoco: Any, scene: Scene, 
             scene.model.geom_group[scene.first + number] = 0
             geoms, _ = _hits(mujoco, scene, np.array([1, 0, 0, 0, 0, 0], np.uint8))
             whole = int((geoms >= 0).sum())
-            assert view.whole[number] == pytest.approx(whole, rel=0.04)
+            assert rendering.whole[number] == pytest.approx(whole, rel=0.04)
     finally:
         scene.model.geom_group[:] = groups
-    seen = [int((view.ids == number).sum()) for number in range(1, len(view.whole) + 1)]
-    assert all(part <= whole for part, whole in zip(seen, view.whole, strict=True))
-    assert any(part < whole for part, whole in zip(seen, view.whole, strict=True)), "occlusion"
+    seen = [int((rendering.ids == number).sum()) for number in range(1, len(rendering.whole) + 1)]
+    assert all(part <= whole for part, whole in zip(seen, rendering.whole, strict=True))
+    assert any(part < whole for part, whole in zip(seen, rendering.whole, strict=True)), "occlusion"
 
 
 def test_depth_is_along_the_axis(mujoco: Any) -> None:
@@ -193,10 +195,10 @@ def test_depth_is_along_the_axis(mujoco: Any) -> None:
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     scene = Scene(model, data, (4, 4), 1)
-    view = bin_scenes.look(scene, np.random.default_rng(0), SIZE)
+    rendering = bin_scenes.look(scene, np.random.default_rng(0), SIZE)
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        assert view.depth[corner] == pytest.approx(1.0, abs=1e-4)
-    assert view.depth.min() == pytest.approx(0.7, abs=3e-4)
+        assert rendering.depth[corner] == pytest.approx(1.0, abs=1e-4)
+    assert rendering.depth.min() == pytest.approx(0.7, abs=3e-4)
     # A pixel sees a ball if its ray comes nearer to the centre than the radius.
     place, rays = _rays(scene)
     rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
@@ -204,9 +206,9 @@ def test_depth_is_along_the_axis(mujoco: Any) -> None:
         centre = np.array([0.02, 0.03, height]) - place
         distance = np.sqrt(centre @ centre - (rays @ centre) ** 2)
         whole = int((distance < radius).sum())
-        assert view.whole[number] == pytest.approx(whole, rel=0.01)
-    assert (view.ids == 1).sum() == view.whole[0]
-    assert (view.ids == 2).sum() == 0, "hidden by the first"
+        assert rendering.whole[number] == pytest.approx(whole, rel=0.01)
+    assert (rendering.ids == 1).sum() == rendering.whole[0]
+    assert (rendering.ids == 2).sum() == 0, "hidden by the first"
 
 
 def test_what_is_too_far_has_no_depth(mujoco: Any) -> None:
@@ -219,9 +221,9 @@ def test_what_is_too_far_has_no_depth(mujoco: Any) -> None:
     )
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    view = bin_scenes.look(Scene(model, data, (4,), 0), np.random.default_rng(0), SIZE)
-    assert ((view.depth > 0) == (view.ids == 1)).all()
-    assert view.depth[60, 80] == pytest.approx(0.9, abs=3e-4)
+    rendering = bin_scenes.look(Scene(model, data, (4,), 0), np.random.default_rng(0), SIZE)
+    assert ((rendering.depth > 0) == (rendering.ids == 1)).all()
+    assert rendering.depth[60, 80] == pytest.approx(0.9, abs=3e-4)
 
 
 def test_same_bytes_from_any_number_of_processes(mujoco: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle_ops
 
 from mrcnn_jax.datasets import bin_scenes, bins
-from mrcnn_jax.datasets.bin_scenes import View
+from mrcnn_jax.datasets.bin_scenes import Rendering
 
 SIZE = (72, 96)
 SEEN = """
@@ -27,13 +27,13 @@ SEEN = """
 """
 
 
-def made_up(stream: tuple[int, ...], size: tuple[int, int]) -> View:
+def made_up(stream: tuple[int, ...], size: tuple[int, int]) -> Rendering:
     """Three rectangles: seen in full, by 40 % and by less; and an object that is hidden."""
     rng = np.random.default_rng(stream)
     ids = np.zeros(size, np.int32)
     for number, top in enumerate((5, 25, 45), 1):
         ids[top : top + 10, 10 * number : 10 * number + 20] = number
-    return View(
+    return Rendering(
         colour=rng.integers(0, 256, (*size, 3)).astype(np.uint8),
         depth=rng.uniform(0.3, 1.2, size).astype(np.float32),
         ids=ids,
@@ -56,14 +56,14 @@ def test_masks_are_what_is_seen() -> None:
     """Against the picture, character by character."""
     rows = SEEN.split()
     ids = np.array([[int(c.replace(".", "0")) for c in row] for row in rows], np.int32)
-    view = View(
+    rendering = Rendering(
         colour=np.zeros((*ids.shape, 3), np.uint8),
         depth=np.ones(ids.shape, np.float32),
         ids=ids,
         labels=(3, 1, 4, 2, 2),
         whole=(7, 15, 8, 2, 30),
     )
-    found = bins.seen_objects(view)
+    found = bins.seen_objects(rendering)
     assert [item["category_id"] for item in found] == [3, 1, 4, 2], "the fifth is not seen at all"
     boxes = [[2, 0, 3, 3], [5, 0, 2, 3], [0, 2, 2, 2], [5, 3, 2, 1]]
     assert [item["bbox"] for item in found] == boxes
@@ -94,12 +94,12 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         known = {image["id"] for image in content["images"]}
         assert {item["image_id"] for item in content["annotations"]} == known
         for index, image in enumerate(content["images"]):
-            view = made_up((4, place, index), SIZE)
+            rendering = made_up((4, place, index), SIZE)
             assert (image["height"], image["width"]) == SIZE
             assert Image.open(tmp_path / "images" / image["file_name"]).size == (96, 72)
             depth = Image.open(tmp_path / "images" / image["depth_file"])
             assert depth.mode == "I;16"
-            millimetres = [[round(1000 * float(z)) for z in row] for row in view.depth]
+            millimetres = [[round(1000 * float(z)) for z in row] for row in rendering.depth]
             np.testing.assert_array_equal(np.asarray(depth), millimetres)
     assert numbers == {"images": [1, 2, 3, 4, 5], "annotations": list(range(1, 16))}
     folders = sorted(path.name for path in tmp_path.iterdir())
@@ -140,7 +140,7 @@ def test_stopped_half_way_there_are_no_annotations(
     """Neither new ones, nor those of the images that were there before."""
     bins.write_bins(tmp_path, train=2, val=1, size=SIZE)
 
-    def stopped(stream: tuple[int, ...], size: tuple[int, int]) -> View:
+    def stopped(stream: tuple[int, ...], size: tuple[int, int]) -> Rendering:
         if stream[-2:] == (1, 0):
             raise KeyboardInterrupt
         return made_up(stream, size)

@@ -165,7 +165,7 @@ def test_the_rpn_ground_truth_is_counted_as_in_numpy_and_drawn_as_in_validation(
     validate = jax.jit(make_validation_step(MaskRCNN(model), run.config.stages[0]))
     propose = jax.jit(
         nn.apply(
-            lambda m, b: m.propose(m.features(b), b),
+            lambda m, b: m.rpn_output(m.features(b), b),
             MaskRCNN(model),
         )
     )
@@ -221,7 +221,7 @@ def test_the_box_ground_truth_is_matched_as_in_numpy_and_drawn_as_in_validation(
 
     def logits_of(m: MaskRCNN, b: Batch, boxes: np.ndarray) -> jax.Array:
         features = m.features(b)
-        return m.boxes(features, boxes, np.ones(boxes.shape[:2], bool)).logits
+        return m.box_output(features, boxes, np.ones(boxes.shape[:2], bool)).logits
 
     classify = jax.jit(nn.apply(logits_of, MaskRCNN(model)))
 

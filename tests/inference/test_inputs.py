@@ -17,7 +17,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.inputs import image_files, image_pixels, read_image, read_pictures
-from mrcnn_jax.inference.scenes import open_scene
+from mrcnn_jax.inference.windowed_images import open_windowed
 from tests.inference.frames import read, write_video
 
 
@@ -182,7 +182,7 @@ def test_a_cameras_raw_file_is_not_its_thumbnail(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=told):
             read_image(tmp_path / name, DataConfig())
         with pytest.raises(ConfigError, match=told):
-            open_scene(tmp_path / name, DataConfig(), Report())
+            open_windowed(tmp_path / name, DataConfig(), Report())
 
 
 def test_a_file_that_is_named_twice_is_taken_once(

@@ -25,7 +25,7 @@ from mrcnn_jax.convert.yolo import Yolo
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.inference import api
 from mrcnn_jax.inference.results import Detections, TileCounts
-from mrcnn_jax.inference.scenes import Scene
+from mrcnn_jax.inference.windowed_images import WindowedImage
 from mrcnn_jax.pixels.rle import encoded
 from mrcnn_jax.pixels.windows import Window
 from tests.inference.frames import write_video
@@ -49,12 +49,12 @@ def predict(
 ) -> Callable[..., int]:
     """Of the files of two folders with one name."""
 
-    def predict_scene(scene: Scene, *_: Any, **__: Any) -> Detections:
-        scene.read(Window(0, 0, *scene.size))
+    def predict_in_tiles(image: WindowedImage, *_: Any, **__: Any) -> Detections:
+        image.read(Window(0, 0, *image.size))
         return replace(FOUND, tiles=TileCounts(1, 0, 0, 0, ()))
 
     names = {7: "ape", 90: "bee"}
-    methods = {"predict": lambda *_, **__: FOUND, "predict_scene": predict_scene}
+    methods = {"predict": lambda *_, **__: FOUND, "predict_in_tiles": predict_in_tiles}
     load_stand_in(monkeypatch, class_names=names, **methods)
     monkeypatch.chdir(tmp_path)
     for folder in ("one", "two"):

@@ -18,8 +18,8 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.results import Detections
-from mrcnn_jax.inference.scenes import ArrayScene, open_scene
 from mrcnn_jax.inference.tiles import Tiling, detect_in_tiles
+from mrcnn_jax.inference.windowed_images import ArrayImage, open_windowed
 from mrcnn_jax.pixels.windows import Window
 from tests.inference.frames import read
 from tests.inference.perfect import CATEGORIES, as_set, seen
@@ -52,7 +52,7 @@ def test_tiles_find_what_the_whole_image_shows(tile: int, overlap: int, batch: i
         return reds(images)
 
     found = detect_in_tiles(
-        ArrayScene(scene), Tiling(tile, overlap), detect, CATEGORIES, batch=batch, limit=1000
+        ArrayImage(scene), Tiling(tile, overlap), detect, CATEGORIES, batch=batch, limit=1000
     )
     assert as_set(found) == as_set(seen(scene[..., 0]))
     assert found.size == (300, 420)
@@ -70,7 +70,7 @@ def test_scores_and_full_tiles() -> None:
     for colour, x in ((100, 20), (150, 40), (200, 100)):
         cv2.circle(scene, (x, 30), 5, (colour, 0, 0), cv2.FILLED)
     found = detect_in_tiles(
-        ArrayScene(scene), Tiling(64, 0), reds, CATEGORIES, batch=2, limit=2, min_score=0.84
+        ArrayImage(scene), Tiling(64, 0), reds, CATEGORIES, batch=2, limit=2, min_score=0.84
     )
     assert found.scores.tolist() == pytest.approx([0.9, 0.85])
     assert found.tiles is not None
@@ -85,7 +85,7 @@ def test_nothing_found_has_as_many_scores() -> None:
             replace(found, mask_scores=found.scores, depths=found.scores) for found in reds(images)
         ]
 
-    scene = ArrayScene(np.zeros((64, 130, 3), np.uint8))
+    scene = ArrayImage(np.zeros((64, 130, 3), np.uint8))
     for detect, shape in ((scored, (0,)), (reds, None)):
         found = detect_in_tiles(scene, Tiling(64, 0), detect, CATEGORIES, batch=2, limit=2)
         for values in (found.mask_scores, found.depths):
@@ -99,7 +99,7 @@ def test_a_large_tiff_is_looked_at_in_little_memory(tmp_path: Path) -> None:
 
     tracemalloc.start()
     try:
-        scene = open_scene(tmp_path / "large.tif", DataConfig(), Report())
+        scene = open_windowed(tmp_path / "large.tif", DataConfig(), Report())
         found = detect_in_tiles(scene, Tiling(512, 128), reds, CATEGORIES, batch=2, limit=100)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

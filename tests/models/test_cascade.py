@@ -64,7 +64,7 @@ SIZES = np.array([[60, 50], [40, 34]], np.int32)  # some boxes are outside of th
 
 def predict(boxes: jax.Array, valid: jax.Array, *, head: int, heads: Any = HEADS) -> BoxOutput:
     """Reads no row that does not exist, as the RoI operation, and answers it with NaN."""
-    rows = jnp.sin(losses.keep(boxes, valid) / 10)
+    rows = jnp.sin(losses.zero_invalid(boxes, valid) / 10)
     exists = jnp.broadcast_to(valid[..., None], (*valid.shape, 1))
     logits, deltas = (jnp.where(exists, rows @ kernel, jnp.nan) for kernel in heads[head])
     return BoxOutput(logits=logits, deltas=deltas[..., None, :])

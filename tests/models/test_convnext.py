@@ -17,10 +17,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mrcnn_jax.config.heads import BoxHeadConfig, MaskHeadConfig
 from mrcnn_jax.config.model import ConvNeXtConfig, ModelConfig, ResNetConfig, RPNConfig
-from mrcnn_jax.models.convnext import ConvNeXt, drop_factors, gelu
+from mrcnn_jax.models.convnext import ConvNeXt, drop_path_factors, gelu
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch, normalise
-from mrcnn_jax.ops.sampling import drop_keys
+from mrcnn_jax.ops.sampling import drop_path_keys
 
 TINY = ConvNeXtConfig(blocks=(1, 2, 1, 1), channels=(4, 6, 8, 10))
 SMALL = ConvNeXtConfig(
@@ -225,15 +225,15 @@ def test_remat_gives_the_same_numbers() -> None:
 def test_branches_are_left_out_as_often_as_asked() -> None:
     """More often the later they come, never the first; what stays makes up for it."""
     config = replace(TINY, drop_path=0.4)
-    keys = drop_keys(jax.random.key(0), jnp.arange(4000, dtype=jnp.int32))
-    factors = np.stack(drop_factors(config, keys))[..., 0, 0, 0]
+    keys = drop_path_keys(jax.random.key(0), jnp.arange(4000, dtype=jnp.int32))
+    factors = np.stack(drop_path_factors(config, keys))[..., 0, 0, 0]
     rates = 0.4 * np.arange(5) / 4
     assert factors.shape == (5, 4000)
     assert (factors[0] == 1).all()
     for values, rate in zip(factors, rates, strict=True):
         np.testing.assert_allclose(np.unique(values)[-1], 1 / (1 - rate), rtol=1e-6)
         assert (values == 0).mean() == pytest.approx(rate, abs=0.03)
-    assert drop_factors(config, None) == [None] * 5
+    assert drop_path_factors(config, None) == [None] * 5
 
 
 def test_a_branch_left_out_passes_its_input_on() -> None:
@@ -242,11 +242,13 @@ def test_a_branch_left_out_passes_its_input_on() -> None:
     apply = jax.jit(ConvNeXt(config).apply)
     images = pixels(3)
     indices = jnp.array([5, 8, 13], jnp.int32)
-    keys = drop_keys(jax.random.key(1), indices)
+    keys = drop_path_keys(jax.random.key(1), indices)
     found = apply(variables(), images, keys=keys)
     order = jnp.array([2, 0, 1])
-    turned = apply(variables(), images[order], keys=drop_keys(jax.random.key(1), indices[order]))
-    factors = drop_factors(config, keys)
+    turned = apply(
+        variables(), images[order], keys=drop_path_keys(jax.random.key(1), indices[order])
+    )
+    factors = drop_path_factors(config, keys)
     assert {float(f) for block in factors for f in block[:, 0, 0, 0]} > {0.0, 1.0}
     for number in range(3):
         # The factor of a branch can as well be in its gamma.

@@ -23,9 +23,9 @@ def test_fewer_multiplications_equal_a_convolution(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int, int], cells: int
 ) -> None:
     """Also at the borders, with odd sides, and the gradients of both arguments."""
-    monkeypatch.setattr(convolution, "_CELLS", cells)
-    monkeypatch.setattr(convolution, "_WIDE", 5)
-    monkeypatch.setattr(convolution, "_MANY", 0)
+    monkeypatch.setattr(convolution, "_STRIP_CELLS", cells)
+    monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 5)
+    monkeypatch.setattr(convolution, "_LEAST_CELLS", 0)
     compare(size, 3, (1, 1))
 
 
@@ -39,10 +39,10 @@ def compare(size: tuple[int, int, int], taps: int, padding: tuple[int, int]) -> 
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
-            return convolution.xla_convolution(x, kernel, padding=padding)
+            return convolution.xla_conv2d(x, kernel, padding=padding)
 
     def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution.convolution(x, kernel, padding)
+        return convolution.stride1_conv2d(x, kernel, padding)
 
     (y, of_y), (z, of_z) = (jax.vjp(f, x, kernel) for f in (ours, plain))
     np.testing.assert_allclose(y, z, atol=3e-5)
@@ -52,8 +52,8 @@ def compare(size: tuple[int, int, int], taps: int, padding: tuple[int, int]) -> 
 
 def test_whole_numbers_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of multiples of 4 need no rounding: sums of products by hand."""
-    monkeypatch.setattr(convolution, "_WIDE", 2)
-    monkeypatch.setattr(convolution, "_MANY", 0)
+    monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 2)
+    monkeypatch.setattr(convolution, "_LEAST_CELLS", 0)
     rng = np.random.default_rng(1)
     x = rng.integers(-8, 9, (1, 6, 7, 3)).astype(np.float32)
     kernel = 4 * rng.integers(-8, 9, (3, 3, 3, 2)).astype(np.float32)
@@ -61,7 +61,7 @@ def test_whole_numbers_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sum(
         padded[:, i : i + 6, j : j + 7] @ kernel[i, j] for i in range(3) for j in range(3)
     )
-    np.testing.assert_array_equal(convolution.convolution(x, kernel, (1, 1)), expected)
+    np.testing.assert_array_equal(convolution.stride1_conv2d(x, kernel, (1, 1)), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 9, 4), (1, 20, 17)])
@@ -73,11 +73,13 @@ def test_a_kernel_per_channel_equals_xlas_form(size: tuple[int, int, int], taps:
     kernel = rng.normal(size=(taps, taps, 1, 6)).astype(np.float32)
     (y, of_y), (z, of_z) = (
         jax.vjp(f, x, kernel)
-        for f in (jax.jit(convolution.depthwise), jax.jit(convolution._grouped))
+        for f in (jax.jit(convolution.depthwise_conv2d), jax.jit(convolution._grouped))
     )
     np.testing.assert_allclose(y, z, atol=3e-5)
     for a, b in zip(of_y(jnp.asarray(cotangent)), of_z(jnp.asarray(cotangent)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    narrow = jax.jit(convolution.depthwise)(*(jnp.asarray(a, jnp.bfloat16) for a in (x, kernel)))
+    narrow = jax.jit(convolution.depthwise_conv2d)(
+        *(jnp.asarray(a, jnp.bfloat16) for a in (x, kernel))
+    )
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_allclose(narrow.astype(jnp.float32), z, atol=0.2)

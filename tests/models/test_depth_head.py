@@ -18,10 +18,10 @@ from mrcnn_jax.config.heads import DepthHeadConfig, MaskHeadConfig, PointRendCon
 from mrcnn_jax.config.model import ModelConfig
 from mrcnn_jax.models.depth_head import (
     DepthHead,
-    box_depth,
-    box_depth_layers,
+    box_depth_config,
+    box_depth_targets,
     depth_loss,
-    double,
+    upsample_bilinear,
 )
 
 STRIDES = (4, 8, 16, 32)
@@ -47,8 +47,10 @@ def test_doubling_is_bilinear_interpolation_at_the_same_places() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 2)).astype(np.float32)
     expected = np.stack([doubled_loop(image) for image in x])
     expected = np.stack([doubled_loop(image.swapaxes(0, 1)).swapaxes(0, 1) for image in expected])
-    np.testing.assert_allclose(double(jnp.array(x), (6, 10)), expected, atol=1e-6)
-    np.testing.assert_allclose(double(jnp.array(x), (5, 9)), expected[:, :5, :9], atol=1e-6)
+    np.testing.assert_allclose(upsample_bilinear(jnp.array(x), (6, 10)), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        upsample_bilinear(jnp.array(x), (5, 9)), expected[:, :5, :9], atol=1e-6
+    )
 
 
 @functools.cache
@@ -116,8 +118,8 @@ def test_c4_is_refused_in_a_line() -> None:
 
 def test_the_roi_head_is_the_mask_branch_without_what_depth_has_not() -> None:
     mask = MaskHeadConfig(convs=3, norm="frozen_batch", refine=PointRendConfig(steps=2))
-    assert box_depth_layers(mask) == MaskHeadConfig(convs=3)
-    assert box_depth_layers(replace(mask, norm="group")).norm == "group"
+    assert box_depth_config(mask) == MaskHeadConfig(convs=3)
+    assert box_depth_config(replace(mask, norm="group")).norm == "group"
 
 
 # -- targets of boxes ------------------------------------------------------------------------------
@@ -130,7 +132,9 @@ def test_the_depth_of_a_box_is_read_at_the_centres_of_its_cells() -> None:
     boxes = np.concatenate([corners, corners + rng.uniform(0, 30, (20, 2))], 1).astype(np.float32)
     valid = rng.random(20) < 0.8
     boxes[~valid] = np.nan
-    found = np.asarray(box_depth(jnp.array(depth), jnp.array(boxes), jnp.array(valid), size=5))
+    found = np.asarray(
+        box_depth_targets(jnp.array(depth), jnp.array(boxes), jnp.array(valid), size=5)
+    )
     assert found.shape == (20, 5, 5)
     for box, exists, values in zip(boxes.astype(float), valid, found, strict=True):
         if not exists:

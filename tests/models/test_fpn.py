@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.models.fpn import FPN, upsample
+from mrcnn_jax.models.fpn import FPN, upsample_nearest
 
 SIZES = {
     "even": {"c2": (16, 24), "c3": (8, 12), "c4": (4, 6), "c5": (2, 3)},
@@ -67,9 +67,9 @@ def test_fpn_equals_loops(sizes: dict[str, tuple[int, int]]) -> None:
 def test_upsample_and_its_gradient() -> None:
     x = jnp.arange(12, dtype=jnp.float32).reshape(1, 2, 3, 2)
     np.testing.assert_array_equal(
-        upsample(x, (3, 5)), np.repeat(np.repeat(x, 2, 1), 2, 2)[:, :3, :5]
+        upsample_nearest(x, (3, 5)), np.repeat(np.repeat(x, 2, 1), 2, 2)[:, :3, :5]
     )
-    gradient = jax.grad(lambda x: jnp.sum(upsample(x, (3, 5))))(x)
+    gradient = jax.grad(lambda x: jnp.sum(upsample_nearest(x, (3, 5))))(x)
     np.testing.assert_array_equal(
         gradient[0, :, :, 0], [[4, 4, 2], [2, 2, 1]]
     )  # how often each cell was shown

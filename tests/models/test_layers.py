@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.models.layers import Conv, Dense, batch_moments, conv_relu
+from mrcnn_jax.models.layers import Conv3x3, Dense, batch_moments, conv_norm_relu
 
 normal = nn.initializers.normal(0.1)
 
@@ -18,7 +18,7 @@ normal = nn.initializers.normal(0.1)
 @pytest.mark.parametrize(
     ("ours", "theirs", "shape"),
     [
-        (Conv(7, normal), nn.Conv(7, (3, 3), padding=1, kernel_init=normal), (2, 9, 13, 5)),
+        (Conv3x3(7, normal), nn.Conv(7, (3, 3), padding=1, kernel_init=normal), (2, 9, 13, 5)),
         (Dense(7, normal), nn.Dense(7, kernel_init=normal), (2, 9, 13, 5)),
         (Dense(6), nn.Dense(6), (31, 5)),
     ],
@@ -43,7 +43,7 @@ def test_float32_layers_are_those_of_flax_to_the_bit(
 
 
 @pytest.mark.parametrize(
-    "layer", [Conv(4, normal, dtype=jnp.bfloat16), Dense(4, normal, dtype=jnp.bfloat16)]
+    "layer", [Conv3x3(4, normal, dtype=jnp.bfloat16), Dense(4, normal, dtype=jnp.bfloat16)]
 )
 def test_the_bias_of_a_large_map_gets_its_gradient_in_float32(layer: nn.Module) -> None:
     """A sum over 57,600 cells, which a sum in bfloat16 misses by several per cent."""
@@ -65,7 +65,7 @@ class _GroupNormed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        return conv_relu(
+        return conv_norm_relu(
             x, self.channels, "group", kernel_init=normal, dtype=self.dtype, name="conv1"
         )
 

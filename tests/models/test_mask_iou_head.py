@@ -25,7 +25,6 @@ from mrcnn_jax.models.mask_iou_head import (
     mask_iou_targets,
     mask_scores,
     max_pool_2x2,
-    of_class,
 )
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, example_batch
 from mrcnn_jax.ops.masks import area_outside, crop_targets
@@ -103,18 +102,6 @@ def test_the_pool_takes_the_largest_of_four() -> None:
     assert (np.asarray(gradient).reshape(2, 3, 2, 3, 2).sum((2, 4)) == 1).all()
 
 
-def test_the_iou_of_the_boxs_class() -> None:
-    ious = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
-    labels = np.array([[3, 1], [2, 3]], np.int32)
-    np.testing.assert_array_equal(of_class(jnp.array(ious), labels), [[2, 3], [7, 11]])
-    odd = np.array([[0, -9], [4, 2**31 - 1]], np.int32)  # of rows that do not exist
-    np.testing.assert_array_equal(of_class(jnp.array(ious), odd), [[0, 3], [8, 11]])
-    np.testing.assert_array_equal(of_class(jnp.array(ious[..., 1:2]), labels), ious[..., 1])
-    ious[0, 0, :2] = np.nan  # other classes do not matter
-    gradient = jax.grad(lambda x: of_class(x, labels).sum())(jnp.array(ious))
-    assert np.asarray(gradient).sum() == 4
-
-
 def test_scores_of_masks_are_never_above_their_classs() -> None:
     scores = np.full(4, 0.5, np.float32)
     ious = np.array([-0.2, 0.4, 1.0, 1.7], np.float32)
@@ -161,7 +148,8 @@ def test_it_sees_the_probabilities_of_the_boxs_class_before_refinement(kind: str
     @jax.jit
     def run() -> Any:
         pooled = apply(maps, boxes, valid, method="mask_features")
-        found = apply(maps, boxes, labels, valid, method="scored_masks")
+        instances = Instances(boxes=boxes, labels=labels, valid=valid)
+        found = apply(maps, instances, method="scored_masks")
         return *found, pooled, apply(pooled, valid, method="mask_logits")
 
     masks, ious, pooled, logits = jax.tree.map(np.asarray, run())

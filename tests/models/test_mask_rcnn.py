@@ -25,9 +25,9 @@ from mrcnn_jax.models.mask_rcnn import (
     normalise,
     select_proposals,
 )
-from mrcnn_jax.models.resnet import stage
+from mrcnn_jax.models.resnet import resnet_stage
 from mrcnn_jax.models.rpn import RPNOutput, pyramid_anchors
-from mrcnn_jax.structures import Batch
+from mrcnn_jax.structures import Batch, Instances
 
 CONFIG = ModelConfig(
     num_classes=3,
@@ -221,7 +221,7 @@ def test_c4_reads_one_map_through_res5() -> None:
         / 1e4
     )
     res5 = {kind: tree["res5"] for kind, tree in variables.items()}
-    maps = stage(C4.resnet, 5, dtype=jnp.float32, name="res5").apply(
+    maps = resnet_stage(C4.resnet, 5, dtype=jnp.float32, name="res5").apply(
         res5, pooled, live=False, mask_in=None, mask_out=None
     )
     assert maps.shape[1:3] == (3, 3)
@@ -230,7 +230,7 @@ def test_c4_reads_one_map_through_res5() -> None:
         layer["bias"]
     )
     output = model.apply(
-        variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="boxes"
+        variables, {"c4": ramp}, box[None, None], np.ones((1, 1), bool), method="box_output"
     )
     np.testing.assert_allclose(output.logits[0], expected, rtol=1e-4, atol=1e-5)
     seen = model.apply(
@@ -261,7 +261,7 @@ def test_live_res5_sees_boxes_that_exist_and_masks_its_running_statistics() -> N
     boxes = np.concatenate([corners, corners + rng.uniform(9, 30, (1, 5, 2))], 2).astype(np.float32)
     exists = np.array([[True, False, True, True, False]])
     train = functools.partial(
-        live.apply, variables, maps, live=True, method="boxes", mutable=["batch_stats"]
+        live.apply, variables, maps, live=True, method="box_output", mutable=["batch_stats"]
     )
     found, moved = jax.jit(train)(boxes, exists)
     expected, statistics = jax.jit(train)(boxes[:, exists[0]], np.ones((1, 3), bool))
@@ -376,7 +376,8 @@ def test_masks_are_refined_by_the_finest_map() -> None:
     @jax.jit
     def run() -> tuple[jax.Array, jax.Array]:
         pooled = apply(maps, boxes, valid, method="mask_features")
-        masks, _ = apply(maps, boxes, labels, valid, method="scored_masks")
+        instances = Instances(boxes=boxes, labels=labels, valid=valid)
+        masks, _ = apply(maps, instances, method="scored_masks")
         return apply(pooled, valid, method="mask_logits"), masks
 
     logits, masks = map(np.asarray, run())
@@ -438,8 +439,8 @@ def _outputs(model: MaskRCNN, batch: Batch) -> Any:
     )
     valid = jnp.ones(boxes.shape[:2], bool)
     return (
-        model.propose(features, batch),
-        model.boxes(features, boxes, valid),
+        model.rpn_output(features, batch),
+        model.box_output(features, boxes, valid),
         model.mask_logits(model.mask_features(features, boxes, valid), valid),
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mrcnn_jax.models.outputs import Outputs, exact_product, outputs
+from mrcnn_jax.models.outputs import OutputLayer, float32_matmul, float32_outputs
 
 
 def given(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def given(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_product_and_gradients_are_those_of_float64(dtype: str) -> None:
     """Factors of 8 or 10 bits would be off by 1e-3."""
     x, kernel, cotangent = given(dtype)
-    result, pull = jax.vjp(jax.jit(exact_product), jnp.asarray(x), jnp.asarray(kernel))
+    result, pull = jax.vjp(jax.jit(float32_matmul), jnp.asarray(x), jnp.asarray(kernel))
     of_x, of_kernel = pull(jnp.asarray(cotangent))
     wide, rows = x.astype(np.float64), x.astype(np.float64).reshape(-1, 256)
     assert result.dtype == of_kernel.dtype == jnp.float32
@@ -39,7 +39,9 @@ def test_several_layers_are_one_product() -> None:
         @nn.compact
         def __call__(self, x: jax.Array) -> list[jax.Array]:
             normal = nn.initializers.normal(1.0)
-            return outputs(x, Outputs(2, normal, name="first"), Outputs(5, normal, name="second"))
+            return float32_outputs(
+                x, OutputLayer(2, normal, name="first"), OutputLayer(5, normal, name="second")
+            )
 
     x, *_ = given("float32")
     (first, second), variables = Head().init_with_output(jax.random.key(0), jnp.asarray(x))

@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.initialise import initialise
-from mrcnn_jax.models.layers import ConvNorm, cell_mask, convolve, max_pool, relu
-from mrcnn_jax.models.resnet import DEPTHS, Block, ResNet
+from mrcnn_jax.models.layers import ConvNorm, cell_mask, conv2d, max_pool, relu
+from mrcnn_jax.models.resnet import RESNET_BLOCKS, Block, ResNet
 from mrcnn_jax.weights.network import read_network
 
 LEVELS = ("c2", "c3", "c4", "c5")
@@ -134,13 +134,13 @@ def test_depths_have_the_parameters_of_the_paper(depth: int, count: int) -> None
     )
 
 
-@pytest.mark.parametrize("depth", sorted(DEPTHS))
+@pytest.mark.parametrize("depth", sorted(RESNET_BLOCKS))
 def test_strides_and_dtypes(depth: int) -> None:
     model = ResNet(ResNetConfig(depth=depth, width=8), dtype=jnp.bfloat16)  # type: ignore[arg-type]
     features, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 96, 3)))
     )
-    widen = 4 if DEPTHS[depth].bottleneck else 1
+    widen = 4 if RESNET_BLOCKS[depth].bottleneck else 1
     assert {name: value.shape for name, value in features.items()} == {
         f"c{i}": (2, 64 >> i, 96 >> i, widen * 8 * 2 ** (i - 2)) for i in (2, 3, 4, 5)
     }
@@ -167,7 +167,7 @@ def test_convolve_pads_as_torch(size: int, stride: int, shape: tuple[int, int]) 
     random = np.random.default_rng(0)
     x = random.normal(size=(2, *shape, 3)).astype(np.float32)
     weight = random.normal(size=(5, 3, size, size)).astype(np.float32)
-    ours = convolve(jnp.array(x), jnp.array(weight.transpose(2, 3, 1, 0)), stride)
+    ours = conv2d(jnp.array(x), jnp.array(weight.transpose(2, 3, 1, 0)), stride)
     expected = numpy_conv(x, weight, stride)
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, atol=2e-5)

@@ -42,13 +42,13 @@ def geometry(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     return Outcome(
         rows=(box_ops.area(boxes), box_ops.clip(boxes, size), box_ops.iou(boxes, OTHERS),
               box_ops.iou(OTHERS, boxes).T, box_ops.intersection_over_area(boxes, OTHERS)),
-        totals=jnp.max(losses.keep(box_ops.iou(boxes, OTHERS), valid), axis=0),
+        totals=jnp.max(losses.zero_invalid(box_ops.iou(boxes, OTHERS), valid), axis=0),
     )  # fmt: skip
 
 
 def coding(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     boxes, anchors = (box_ops.sanitize(rows[name], valid) for name in ("boxes", "anchors"))
-    deltas = losses.keep(rows["pred"], valid)
+    deltas = losses.zero_invalid(rows["pred"], valid)
     return Outcome(
         rows=(
             box_ops.encode(boxes, anchors, weights=WEIGHTS),
@@ -74,7 +74,7 @@ def matched_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     boxes = box_ops.sanitize(rows["boxes"], valid)
     overlap = box_ops.iou(OTHERS, boxes)
     matches = matching.match(overlap, valid)
-    partners = losses.keep(
+    partners = losses.zero_invalid(
         boxes[matches.gt_index], matches.iou > 0
     )  # at IoU 0 all are equal: a tie
     return Outcome(
@@ -100,7 +100,7 @@ def suppression(rows: dict[str, Any], valid: jax.Array) -> Outcome:
         .at[jnp.where(filled, indices, valid.shape[0])]
         .set(True, mode="drop")
     )
-    chosen = losses.keep(rows["scores"], valid)[indices]
+    chosen = losses.zero_invalid(rows["scores"], valid)[indices]
     return Outcome(rows=kept, totals=(jnp.where(filled, chosen, 0), filled))
 
 
@@ -148,7 +148,10 @@ def mask_targets_of_ground_truth(rows: dict[str, Any], valid: jax.Array) -> Outc
 
 
 def regression_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    pred, target = losses.keep(rows["pred"], valid), losses.keep(rows["target"], valid)
+    pred, target = (
+        losses.zero_invalid(rows["pred"], valid),
+        losses.zero_invalid(rows["target"], valid),
+    )
     kinds: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
     values = [
         losses.box_regression(pred, target, kind=kind, beta=0.5, weights=WEIGHTS) for kind in kinds
@@ -167,14 +170,14 @@ def encoded_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
         box_ops.sanitize(rows["anchors"], valid),
         weights=WEIGHTS,
     )
-    values = losses.smooth_l1(losses.keep(rows["pred"], valid), deltas, beta=1.0)
+    values = losses.smooth_l1(losses.zero_invalid(rows["pred"], valid), deltas, beta=1.0)
     return Outcome(totals=losses.masked_mean(values, valid))
 
 
 def binary_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     logits, targets = (
-        losses.keep(rows["pred"], valid),
-        (losses.keep(rows["target"], valid) > 0).astype(jnp.float32),
+        losses.zero_invalid(rows["pred"], valid),
+        (losses.zero_invalid(rows["target"], valid) > 0).astype(jnp.float32),
     )
     values = (
         losses.binary_cross_entropy(logits, targets),
@@ -186,10 +189,10 @@ def binary_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 
 def competing_masks(rows: dict[str, Any], valid: jax.Array) -> Outcome:
-    logits = losses.keep(rows["pred"], valid).reshape(-1, 1, 2, 2)
+    logits = losses.zero_invalid(rows["pred"], valid).reshape(-1, 1, 2, 2)
     targets, labels = (
-        losses.keep(rows["target"], valid)[:, None, :2] > 0,
-        losses.keep(rows["labels"], valid),
+        losses.zero_invalid(rows["target"], valid)[:, None, :2] > 0,
+        losses.zero_invalid(rows["labels"], valid),
     )
     values = losses.mask_cross_entropy(logits, targets.astype(jnp.float32), labels)
     return Outcome(
@@ -200,7 +203,7 @@ def competing_masks(rows: dict[str, Any], valid: jax.Array) -> Outcome:
 
 def class_loss(rows: dict[str, Any], valid: jax.Array) -> Outcome:
     values = losses.cross_entropy(
-        losses.keep(rows["pred"], valid), losses.keep(rows["labels"], valid)
+        losses.zero_invalid(rows["pred"], valid), losses.zero_invalid(rows["labels"], valid)
     )
     return Outcome(totals=(losses.masked_sum(values, valid), losses.masked_mean(values, valid)))
 

@@ -297,7 +297,7 @@ def test_masked_sums_by_hand() -> None:
     assert float(losses.masked_mean(values, where, denominator=jnp.sum(where))) == 7
     assert float(losses.masked_mean(values, where, denominator=28)) == 0.5
     assert float(losses.masked_mean(values, values > 3)) == 5
-    assert losses.keep(values, where).tolist() == [[1, 2], [0, 0], [5, 6]]
+    assert losses.zero_invalid(values, where).tolist() == [[1, 2], [0, 0], [5, 6]]
 
 
 def test_a_mean_over_nothing_is_exactly_zero() -> None:

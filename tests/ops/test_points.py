@@ -215,11 +215,13 @@ def test_laws_of_padded_sets() -> None:
 
     def function(rows: dict[str, Any], valid: jax.Array) -> Outcome:
         fine = sample_map(feature, rows["boxes"], valid, rows["points"], stride=16)
-        coarse = losses.keep(sample_grids(rows["grids"], rows["points"]), valid)
+        coarse = losses.zero_invalid(sample_grids(rows["grids"], rows["points"]), valid)
         targets = point_targets(
             crops, others, jnp.where(valid, rows["index"], 0), rows["boxes"], rows["points"]
         )
-        values = losses.binary_cross_entropy(fine.sum(-1) + coarse, losses.keep(targets, valid))
+        values = losses.binary_cross_entropy(
+            fine.sum(-1) + coarse, losses.zero_invalid(targets, valid)
+        )
         return Outcome(
             rows=(fine, coarse, targets), totals=(losses.masked_mean(values, valid), jnp.sum(fine))
         )

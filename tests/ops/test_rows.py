@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_jax.ops.rows import of_existing_rows, own_zeros
+from mrcnn_jax.ops.rows import apply_to_valid_rows, fresh_zeros
 from mrcnn_jax.runtime import compile_options
 
 ROWS, CHUNK = 22, 4  # the last chunk is not full
@@ -26,7 +26,7 @@ def outputs(kernel: jax.Array, rows: jax.Array, valid: jax.Array, chunk: int) ->
         return {"y": jnp.tanh(part["x"] @ kernel) * part["factor"][:, None].astype(jnp.float32)}
 
     tree = {"x": rows, "factor": jnp.arange(len(rows), dtype=jnp.int32)}
-    return of_existing_rows(function, kernel, tree, valid, chunk=chunk)["y"]
+    return apply_to_valid_rows(function, kernel, tree, valid, chunk=chunk)["y"]
 
 
 def loss(kernel: jax.Array, rows: jax.Array, valid: jax.Array, chunk: int) -> jax.Array:
@@ -63,9 +63,9 @@ def test_only_chunks_that_hold_a_row_are_computed(count: int) -> None:
         return factor * x
 
     valid = np.arange(ROWS) < count
-    doubled = jax.jit(lambda x, v: of_existing_rows(function, jnp.float32(2), x, v, chunk=CHUNK))(
-        INPUT, valid
-    )
+    doubled = jax.jit(
+        lambda x, v: apply_to_valid_rows(function, jnp.float32(2), x, v, chunk=CHUNK)
+    )(INPUT, valid)
     jax.effects_barrier()
     assert len(calls) == -(-count // CHUNK)
     np.testing.assert_array_equal(np.asarray(doubled)[valid], 2 * INPUT[valid])
@@ -113,5 +113,5 @@ def test_loops_do_not_keep_zeros_for_each_other() -> None:
         assert memory is not None
         return memory.temp_size_in_bytes / (4 * 1024 * 64)
 
-    assert temporaries(lambda x: own_zeros(shape, after=x)) < 1.2
+    assert temporaries(lambda x: fresh_zeros(shape, after=x)) < 1.2
     assert temporaries(lambda x: jnp.zeros(x.shape)) > 1.8  # else nobody needs it

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mrcnn_jax.ops.sampling import Samples, drop_keys, gather_samples, image_keys, sample
+from mrcnn_jax.ops.sampling import Samples, drop_path_keys, gather_samples, image_keys, sample
 
 from .strategies import QUICK
 
@@ -133,7 +133,7 @@ def test_drawn_rows_and_their_gradient() -> None:
 def test_keys_of_images_are_those_of_their_indices() -> None:
     """As docs/architecture.md spells them out; no two draws of a step share one."""
     key, indices = jax.random.key(5), [7, 0, 3, 7]
-    drawn = *image_keys(key, jnp.array(indices, jnp.int32)), drop_keys(key, jnp.array(indices))
+    drawn = *image_keys(key, jnp.array(indices, jnp.int32)), drop_path_keys(key, jnp.array(indices))
     found = np.stack([jax.random.key_data(keys) for keys in drawn], axis=1)
     expected = []
     for index in indices:

@@ -120,14 +120,14 @@ class Stages:
             "canvas": lambda m, batch: normalise(batch.images, batch.image_sizes, config),
             "maps": lambda m, batch: m.resnet(normalise(batch.images, batch.image_sizes, config)),
             "pyramid": lambda m, maps: m.fpn(maps),
-            "rpn": lambda m, pyramid, batch: m.propose(pyramid, batch),
+            "rpn": lambda m, pyramid, batch: m.rpn_output(pyramid, batch),
             "proposals": lambda m, output, batch: select_proposals(
                 output, batch, config, train=False
             ),
             "features": lambda m, pyramid, boxes, size: m._roi_features(
                 pyramid, boxes.boxes, boxes.valid, size
             ),
-            "boxes": lambda m, pyramid, boxes: m.boxes(pyramid, boxes.boxes, boxes.valid),
+            "boxes": lambda m, pyramid, boxes: m.box_output(pyramid, boxes.boxes, boxes.valid),
             "detections": lambda m, output, proposals, batch: jax.vmap(
                 lambda o, p, size: box_detections(o, p, size, config.box_head)
             )(output, proposals, batch.image_sizes),
@@ -175,8 +175,8 @@ def everything(
             prediction=model(batch),
             maps=maps,
             pyramid=pyramid,
-            rpn=model.propose(pyramid, batch),
-            boxes=model.boxes(pyramid, proposals.boxes, proposals.valid),
+            rpn=model.rpn_output(pyramid, batch),
+            boxes=model.box_output(pyramid, proposals.boxes, proposals.valid),
             masks=mask_logits(model, pyramid, detections),
         )
 
@@ -271,9 +271,12 @@ def _gradient(config: ModelConfig) -> Callable[..., tuple[Variables, dict[str, j
         targets = jax.vmap(
             lambda size, gt, ignore: rpn_targets(jax.random.key(0), anchors, size, gt, ignore, rpn)
         )(batch.image_sizes, batch.ground_truth, batch.ignore)
-        values = rpn_loss(model.propose(features, batch), targets, batch.valid, rpn)
+        values = rpn_loss(model.rpn_output(features, batch), targets, batch.valid, rpn)
         values |= box_loss(
-            model.boxes(features, boxes.boxes, boxes.valid), boxes, batch.valid, config.box_head
+            model.box_output(features, boxes.boxes, boxes.valid),
+            boxes,
+            batch.valid,
+            config.box_head,
         )
         return values | mask_loss(
             mask_logits(model, features, masks), masks, batch.valid, config.mask_head

@@ -24,7 +24,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.model import ResNetConfig
 from mrcnn_jax.models.convnext import ConvNeXt
 from mrcnn_jax.models.mask_rcnn import normalise
-from mrcnn_jax.models.resnet import DEPTHS, ResNet
+from mrcnn_jax.models.resnet import RESNET_BLOCKS, ResNet
 from mrcnn_jax.weights import convnext_families
 from mrcnn_jax.weights.families import family_of
 from mrcnn_jax.weights.mapping import assign, fill
@@ -175,10 +175,10 @@ def test_other_networks_with_the_tensors_of_a_resnet(tmp_path: Path) -> None:
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     plain = [name for name in timm.list_models(module="resnet") if re.fullmatch(r"resnet\d+", name)]
-    known = [shapes(name) for name in plain if int(name.removeprefix("resnet")) in DEPTHS]
+    known = [shapes(name) for name in plain if int(name.removeprefix("resnet")) in RESNET_BLOCKS]
     alike = {name for name in timm.list_models(module="resnet") if shapes(name) in known}
     others = alike - set(plain)
-    assert len(known) == len(DEPTHS) - 1  # all but our ResNet-10
+    assert len(known) == len(RESNET_BLOCKS) - 1  # all but our ResNet-10
     assert others == {"resnetaa50", "resnetblur18", "resnetblur50"}
     for name in others:
         saved(name, tmp_path)

@@ -21,7 +21,7 @@ from mrcnn_jax.config.schema import AugmentConfig, DataConfig
 from mrcnn_jax.data.loader import load, open_split, plan_once
 from mrcnn_jax.data.order import plan_epoch
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.pixels.augment import Picture, Scene, Seen, _coloured, augmented, plain
+from mrcnn_jax.pixels.augment import CanvasImage, DecodedImage, Seen, _coloured, augmented, plain
 from mrcnn_jax.pixels.transforms import coverage
 
 CANVAS = (96, 128)
@@ -54,7 +54,7 @@ def picture(
     masks: list[np.ndarray],
     resized: tuple[int, int] | None = None,
     **changes: Any,
-) -> Picture:
+) -> DecodedImage:
     counts = [rle_ops.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"] for mask in masks]
     boxes = np.array([extent(mask) for mask in masks], np.float32)
     labels, iscrowd = np.arange(1, len(masks) + 1, dtype=np.int32), np.zeros(len(masks), bool)
@@ -67,16 +67,16 @@ def picture(
         **changes,
     }
     values = {"shrink": "area", **values}
-    return Picture(**values, resized=resized or image.shape[:2])
+    return DecodedImage(**values, resized=resized or image.shape[:2])
 
 
-def nobody(_: np.random.Generator) -> Picture:
+def nobody(_: np.random.Generator) -> DecodedImage:
     raise AssertionError("nothing is to be pasted")
 
 
-def scenes(
-    subject: Picture, config: AugmentConfig, count: int, another: Any = nobody
-) -> Iterator[Scene]:
+def canvas_images(
+    subject: DecodedImage, config: AugmentConfig, count: int, another: Any = nobody
+) -> Iterator[CanvasImage]:
     return (augmented(subject, CANVAS, (0, 3, 1, i), config, another) for i in range(count))
 
 
@@ -102,9 +102,13 @@ def test_a_mirrored_image_is_exactly_that(resized: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
     crowd = np.array([False, True, False])
     subject = picture(image, blobs(60, 80, 3, seed=1), resized, iscrowd=crowd)
-    before, (after,) = plain(subject), scenes(subject, AugmentConfig(flip=1.0), 1)
+    before, (after,) = plain(subject), canvas_images(subject, AugmentConfig(flip=1.0), 1)
     assert (after.pixels == before.pixels[:, ::-1]).all()
-    assert (after.view.size, after.view.scale, after.lost) == (resized, before.view.scale, 0)
+    assert (after.transform.size, after.transform.scale, after.lost) == (
+        resized,
+        before.transform.scale,
+        0,
+    )
     for a, b in ((after.objects, before.objects), (after.crowds, before.crowds)):
         assert [seen.label for seen in a] == [seen.label for seen in b]
         for new, old in zip(a, b, strict=True):
@@ -112,7 +116,7 @@ def test_a_mirrored_image_is_exactly_that(resized: tuple[int, int]) -> None:
             assert np.allclose(new.on_canvas, [resized[1] - x2, y1, resized[1] - x1, y2], atol=1e-4)
             assert (new.crop(28) == old.crop(28)[:, ::-1]).all()
     assert (len(after.objects), len(after.crowds)) == (2, 1)
-    (never,) = scenes(subject, AugmentConfig(flip=0.0, hue=1e-9), 1)
+    (never,) = canvas_images(subject, AugmentConfig(flip=0.0, hue=1e-9), 1)
     assert (never.pixels == before.pixels).all()
 
 
@@ -126,32 +130,35 @@ def test_what_is_seen_of_objects_is_what_is_seen_in_the_picture() -> None:
     subject = picture(image, masks, (84, 120), iscrowd=np.array([False, False, True]))
     config = AugmentConfig(flip=0.5, scale=(0.2, 2.0))
     found: Counter[str] = Counter()
-    for scene in scenes(subject, config, 150):
-        height, width = scene.view.size
-        assert scene.pixels.shape == (height, width, 3)
-        factor = scene.view.resized[0] / 84
+    for shown in canvas_images(subject, config, 150):
+        height, width = shown.transform.size
+        assert shown.pixels.shape == (height, width, 3)
+        factor = shown.transform.resized[0] / 84
         assert 0.19 < factor <= 2
-        assert abs(scene.view.resized[1] - factor * 120) < 1.5
-        assert (height, width) == (min(96, scene.view.resized[0]), min(128, scene.view.resized[1]))
-        found["mirrored"] += scene.view.flip
+        assert abs(shown.transform.resized[1] - factor * 120) < 1.5
+        assert (height, width) == (
+            min(96, shown.transform.resized[0]),
+            min(128, shown.transform.resized[1]),
+        )
+        found["mirrored"] += shown.transform.flip
         found["shrunk"] += factor < 1
-        found["lost"] += scene.lost
-        by_label = {seen.label: seen for seen in scene.objects + scene.crowds}
-        assert len(scene.objects) + scene.lost == 2
+        found["lost"] += shown.lost
+        by_label = {seen.label: seen for seen in shown.objects + shown.crowds}
+        assert len(shown.objects) + shown.lost == 2
         for label in (1, 2, 3):
-            there = scene.pixels[..., label - 1] >= 128
+            there = shown.pixels[..., label - 1] >= 128
             if label not in by_label:
                 assert not there.any() or min(np.ptp(np.argwhere(there), axis=0)) <= 2
                 continue
             seen = by_label[label]
             assert np.abs(seen.on_canvas - extent(there)).max() <= 1.5
-            again = pasted(seen, scene.view.size)
+            again = pasted(seen, shown.transform.size)
             edge = (there[1:] != there[:-1]).sum() + (there[:, 1:] != there[:, :-1]).sum()
             assert (again != there).sum() <= edge
             cut = seen.box != tuple(subject.boxes[label - 1].tolist())
             found["cut"] += cut
             # And back, the way on which masks are hidden.
-            known = scene.view.from_canvas(there)
+            known = shown.transform.from_canvas(there)
             x1, y1, x2, y2 = seen.box
             near = (slice(round(y1), round(y2)), slice(round(x1), round(x2)))
             if factor > 0.5 and min(x2 - x1, y2 - y1) > 10:
@@ -168,17 +175,17 @@ def test_augmented_images_shrink_as_the_others_do() -> None:
     masks = blobs(120, 150, 2, seed=4)
     subject = picture(image, masks, shrink="bilinear")
     assert (plain(dataclasses.replace(subject, resized=(40, 50))).pixels == image[1::3, 1::3]).all()
-    (scene,) = scenes(subject, AugmentConfig(scale=(1 / 3, 1 / 3)), 1)
-    assert (scene.pixels == image[1::3, 1::3]).all()
+    (shown,) = canvas_images(subject, AugmentConfig(scale=(1 / 3, 1 / 3)), 1)
+    assert (shown.pixels == image[1::3, 1::3]).all()
     other = picture(255 - image, masks, shrink="bilinear")
     config, pastes = AugmentConfig(scale=(1 / 3, 1 / 3), copy_paste=1), 0
-    for scene in scenes(subject, config, 8, lambda _: other):
+    for shown in canvas_images(subject, config, 8, lambda _: other):
         expected = image[1::3, 1::3].copy()
-        for seen in scene.objects:
+        for seen in shown.objects:
             there = masks[seen.number][1::3, 1::3]
-            if seen.picture is other:
+            if seen.decoded is other:
                 expected[there], pastes = 255 - expected[there], pastes + 1
-        assert (scene.pixels == expected).all()
+        assert (shown.pixels == expected).all()
     assert pastes > 4
 
 
@@ -186,14 +193,14 @@ def test_cut_objects_without_a_mask_keep_their_part_of_the_box() -> None:
     masks = blobs(120, 150, 3, seed=2)
     image = np.zeros((120, 150, 3), np.uint8)
     subject = picture(image, masks, (96, 120), counts=[b""] * 3)
-    for scene in scenes(subject, AugmentConfig(scale=(2.0, 2.0)), 20):
-        top, left = scene.view.offset
+    for shown in canvas_images(subject, AugmentConfig(scale=(2.0, 2.0)), 20):
+        top, left = shown.transform.offset
         expected = subject.boxes * 1.6 - [left, top, left, top]
         expected = np.clip(expected, 0, [128, 96, 128, 96])
         whole = (expected[:, 2:] - expected[:, :2]).min(1) >= 1
-        assert [seen.label for seen in scene.objects] == subject.labels[whole].tolist()
-        assert np.allclose([seen.on_canvas for seen in scene.objects], expected[whole], atol=1e-3)
-        assert all(seen.crop(28) is None for seen in scene.objects)
+        assert [seen.label for seen in shown.objects] == subject.labels[whole].tolist()
+        assert np.allclose([seen.on_canvas for seen in shown.objects], expected[whole], atol=1e-3)
+        assert all(seen.crop(28) is None for seen in shown.objects)
 
 
 def test_objects_of_less_than_a_pixel_are_lost() -> None:
@@ -203,8 +210,12 @@ def test_objects_of_less_than_a_pixel_are_lost() -> None:
     subject = picture(
         np.zeros((100, 100, 3), np.uint8), masks, iscrowd=np.array([False, False, True])
     )
-    (scene,) = scenes(subject, AugmentConfig(scale=(0.1, 0.1)), 1)
-    assert ([seen.label for seen in scene.objects], scene.crowds, scene.lost) == ([1], [], 1)
+    (shown,) = canvas_images(subject, AugmentConfig(scale=(0.1, 0.1)), 1)
+    assert (
+        [seen.label for seen in shown.objects],
+        shown.crowds,
+        shown.lost,
+    ) == ([1], [], 1)
     assert [
         seen.label for seen in plain(dataclasses.replace(subject, resized=(10, 10))).objects
     ] == [1, 2]
@@ -213,7 +224,10 @@ def test_objects_of_less_than_a_pixel_are_lost() -> None:
 def test_a_window_is_anywhere() -> None:
     subject = picture(np.zeros((90, 120, 3), np.uint8), [], boxes=np.zeros((0, 4), np.float32))
     offsets = np.array(
-        [scene.view.offset for scene in scenes(subject, AugmentConfig(scale=(2.0, 2.0)), 300)]
+        [
+            shown.transform.offset
+            for shown in canvas_images(subject, AugmentConfig(scale=(2.0, 2.0)), 300)
+        ]
     )
     assert offsets.min(0).tolist() == [0, 0]
     assert (offsets.max(0) >= [82, 110]).all()
@@ -252,18 +266,20 @@ def test_what_lies_below_is_cut_as_in_the_picture() -> None:
     )
     source = dataclasses.replace(source, counts=[source.counts[0], b"", *source.counts[2:]])
     found: Counter[str] = Counter()
-    for scene in scenes(subject, AugmentConfig(flip=0.5, copy_paste=0.9), 150, lambda _: source):
-        there = scene.pixels[..., 0]
-        labels = [seen.label for seen in scene.objects]
+    for shown in canvas_images(
+        subject, AugmentConfig(flip=0.5, copy_paste=0.9), 150, lambda _: source
+    ):
+        there = shown.pixels[..., 0]
+        labels = [seen.label for seen in shown.objects]
         assert labels == sorted(labels)
         assert not {102, 105} & set(labels), "neither what has no mask nor a crowd is pasted"
         assert set(np.unique(there)) - {0} == {
             label for label in labels if label != 4 or (there == 4).any()
         }
-        assert scene.lost == len({1, 2, 3, 4} - set(labels))
-        found["lost"] += scene.lost
+        assert shown.lost == len({1, 2, 3, 4} - set(labels))
+        found["lost"] += shown.lost
         found["nothing"] += max(labels, default=0) < 100
-        for seen in scene.objects:
+        for seen in shown.objects:
             mine = there == seen.label
             if seen.label == 4:
                 assert mine.any()
@@ -279,7 +295,7 @@ def test_what_lies_below_is_cut_as_in_the_picture() -> None:
                 mine.sum() < (others if seen.label > 100 else masks)[seen.label % 100 - 1].sum()
             )
             found[f"pasted {seen.label}"] += seen.label > 100
-        assert all(seen.view.size == scene.view.size for seen in scene.objects)
+        assert all(seen.transform.size == shown.transform.size for seen in shown.objects)
     assert all(found[name] > 5 for name in ("lost", "nothing", "below", "over", "box only")), found
     assert all(45 < found[f"pasted {label}"] < 90 for label in (101, 103, 104)), found
 
@@ -290,13 +306,13 @@ def test_objects_are_pasted_at_a_scale_of_their_own() -> None:
     subject = picture(np.zeros((90, 120, 3), np.uint8), [], boxes=np.zeros((0, 4), np.float32))
     config = AugmentConfig(scale=(0.5, 1.0), copy_paste=1.0)
     widths, places, areas = [], [], []
-    for scene in scenes(subject, config, 60, lambda _: source):
-        for seen in scene.objects:
-            there = scene.pixels[..., 0] >= 100
+    for shown in canvas_images(subject, config, 60, lambda _: source):
+        for seen in shown.objects:
+            there = shown.pixels[..., 0] >= 100
             assert np.abs(seen.on_canvas - extent(there)).max() <= 1.5
             sides = seen.on_canvas[2:] - seen.on_canvas[:2]
             assert seen.area == pytest.approx(np.prod(sides), rel=1e-4)
-            areas.append(there.sum() / (masks[0].sum() * np.prod(seen.view.scale)))
+            areas.append(there.sum() / (masks[0].sum() * np.prod(seen.transform.scale)))
             x1, y1, x2, _ = seen.on_canvas
             widths.append((x2 - x1) / (source.boxes[0, 2] - source.boxes[0, 0]))
             places.append([y1, x1])
@@ -457,6 +473,6 @@ def test_a_crop_is_that_of_the_whole_mask(box: tuple[float, ...], flip: bool) ->
     mask = np.asfortranarray(np.random.default_rng(7).random((30, 40)) < 0.6, np.uint8)
     counts = rle_ops.encode(mask)["counts"]
     picture: Any = SimpleNamespace(size=(30, 40), counts=[counts])
-    view: Any = SimpleNamespace(flip=flip)
-    crop = Seen(picture, view, 0, box).crop(28)
+    transform: Any = SimpleNamespace(flip=flip)
+    crop = Seen(picture, transform, 0, box).crop(28)
     assert (crop == coverage(mask, box, 28)[:, :: -1 if flip else 1]).all()

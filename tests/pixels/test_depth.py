@@ -14,7 +14,7 @@ from PIL import Image
 
 from mrcnn_jax.pixels.depth import decode_depth, depth_cells, depth_size
 from mrcnn_jax.pixels.encode import write_depth
-from mrcnn_jax.pixels.transforms import View
+from mrcnn_jax.pixels.transforms import Transform
 
 LIMITS = (0.02, 100.0)
 LIMIT = 10_000  # pixels
@@ -153,7 +153,7 @@ def test_a_png_of_a_palette_is_a_picture(tmp_path: Path) -> None:
 # -- cells -----------------------------------------------------------------------------------------
 
 
-def loop(metres: np.ndarray, view: View, canvas: tuple[int, int]) -> np.ndarray:
+def loop(metres: np.ndarray, transform: Transform, canvas: tuple[int, int]) -> np.ndarray:
     """Pixel after pixel of the canvas, in exact fractions."""
     cells = np.zeros((canvas[0] // 4, canvas[1] // 4), np.float32)
     for top in range(0, canvas[0], 4):
@@ -161,15 +161,17 @@ def loop(metres: np.ndarray, view: View, canvas: tuple[int, int]) -> np.ndarray:
             known = []
             for y in range(top, top + 4):
                 for x in range(left, left + 4):
-                    if y >= view.size[0] or x >= view.size[1]:
+                    if y >= transform.size[0] or x >= transform.size[1]:
                         continue
-                    at_y = y + view.offset[0] + Fraction(1, 2)
-                    at_x = x + view.offset[1] + Fraction(1, 2)
-                    if view.flip:
-                        at_x = view.resized[1] - at_x
-                    row = math.floor(at_y * view.original[0] / view.resized[0])
-                    column = math.floor(at_x * view.original[1] / view.resized[1])
-                    inside = 0 <= row < view.original[0] and 0 <= column < view.original[1]
+                    at_y = y + transform.offset[0] + Fraction(1, 2)
+                    at_x = x + transform.offset[1] + Fraction(1, 2)
+                    if transform.flip:
+                        at_x = transform.resized[1] - at_x
+                    row = math.floor(at_y * transform.original[0] / transform.resized[0])
+                    column = math.floor(at_x * transform.original[1] / transform.resized[1])
+                    inside = (
+                        0 <= row < transform.original[0] and 0 <= column < transform.original[1]
+                    )
                     if inside and metres[row, column] > 0:
                         known.append(metres[row, column])
             if known:
@@ -190,13 +192,13 @@ def test_cells_are_those_of_a_loop(seed: int) -> None:
         offset = tuple(int(rng.integers(0, a - b + 1)) for a, b in zip(resized, size, strict=True))
     elif seed % 3 == 2:  # the image inside of the window
         size, offset = canvas, (-int(rng.integers(0, 9)), -int(rng.integers(0, 9)))
-    view = View(original, resized, size, offset, flip=bool(seed % 2))
+    transform = Transform(original, resized, size, offset, flip=bool(seed % 2))
     metres = rng.uniform(0.5, 5, original).astype(np.float32)
     metres[rng.random(original) < (0, 0.3, 0.9)[seed % 3]] = 0
-    cells = depth_cells(metres, view, canvas)
+    cells = depth_cells(metres, transform, canvas)
     assert cells.dtype == np.float32
     assert cells.shape == (8, 16)
-    np.testing.assert_array_equal(cells, loop(metres, view, canvas))
+    np.testing.assert_array_equal(cells, loop(metres, transform, canvas))
     assert (cells > 0).any()
 
 
@@ -204,13 +206,13 @@ def test_a_cell_on_an_edge_has_one_of_the_two_surfaces() -> None:
     """Half of its pixels at 1 m, half at 3 m: the nearer one, never 2 m."""
     metres = np.full((32, 32), 3, np.float32)
     metres[:, :6] = 1  # in the middle of the second column of cells
-    view = View((32, 32), (32, 32), (32, 32))
-    cells = depth_cells(metres, view, (32, 32))
+    transform = Transform((32, 32), (32, 32), (32, 32))
+    cells = depth_cells(metres, transform, (32, 32))
     assert cells[0].tolist() == [1, 1] + 6 * [3]
     metres[:, 5] = 0  # of 1 m, 4 pixels are left
-    assert depth_cells(metres, view, (32, 32))[0, 1] == 3
+    assert depth_cells(metres, transform, (32, 32))[0, 1] == 3
     metres[:, 4:8] = 0
-    assert depth_cells(metres, view, (32, 32))[0, 1] == 0
+    assert depth_cells(metres, transform, (32, 32))[0, 1] == 0
 
 
 def test_cells_and_pixels_show_the_same() -> None:
@@ -218,9 +220,9 @@ def test_cells_and_pixels_show_the_same() -> None:
     steps = np.repeat(np.arange(1, 9, dtype=np.float32), 8)
     metres = np.broadcast_to(steps, (64, 64)).copy()
     for flip in (False, True):
-        view = View((64, 64), (128, 128), (64, 96), (16, 24), flip)
-        seen = view.pixels((metres * 20).astype(np.uint8))
-        cells = depth_cells(metres, view, (64, 96))
+        transform = Transform((64, 64), (128, 128), (64, 96), (16, 24), flip)
+        seen = transform.pixels((metres * 20).astype(np.uint8))
+        cells = depth_cells(metres, transform, (64, 96))
         centres = seen[1::4, 1::4] / 20
         assert np.abs(centres - cells).max() <= 0.25  # bilinear at the steps
         assert (centres == cells).mean() > 0.7

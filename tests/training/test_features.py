@@ -118,7 +118,7 @@ def test_damaged_features_are_computed_again(
 
         def rows() -> tuple[bytes, str]:
             stage, split = run.config.stages[0], run.val_split
-            kept = features.known_features(run.config, stage, run.model, variables, split)
+            kept = features.cached_features(run.config, stage, run.model, variables, split)
             assert kept is not None
             (plan,) = plan_once(split, len(split.plans))
             (batch,) = load(split, [plan], run.config.data)

@@ -44,7 +44,7 @@ GOOD, NO_GRADIENT, NO_LOSS = (
 def step(
     state: TrainState,
     batch: Any,
-    known: None = None,
+    cached: None = None,
     optimizer: optax.GradientTransformation = OPTIMIZER,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The loss sum(sqrt(batch * kernel)): at 0 it is finite and its gradient is not, below 0

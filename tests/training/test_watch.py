@@ -279,8 +279,8 @@ def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(*arguments: Any) -> Any:
         step = real(*arguments)
 
-        def broken(state: Any, batch: Any, known: Any = None) -> Any:
-            updated, metrics = step(state, batch, known)
+        def broken(state: Any, batch: Any, cached: Any = None) -> Any:
+            updated, metrics = step(state, batch, cached)
             nan = jnp.where((state.step == 1) | (state.step == 4), jnp.nan, 0.0)
             params = jax.tree.map(
                 lambda new, old: new if new is old else new + nan, updated.params, state.params

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.models.layers import convolve
+from mrcnn_jax.models.layers import conv2d
 from mrcnn_jax.models.mask_head import TransposedConv, depth_to_space
 from mrcnn_jax.weights import mapping
 from mrcnn_jax.weights.mapping import Assigned, Rule, assign, fill
@@ -36,7 +36,7 @@ def test_convolution(strides: int) -> None:
     expected = np.zeros((3, rows, columns))
     for o, i, y, x_, ky, kx in np.ndindex(3, 2, rows, columns, 3, 3):
         expected[o, y, x_] += weight[o, i, ky, kx] * padded[i, strides * y + ky, strides * x_ + kx]
-    ours = convolve(
+    ours = conv2d(
         jnp.asarray(x.transpose(1, 2, 0)[None]), jnp.asarray(mapping.convolution(weight)), strides
     )
     np.testing.assert_allclose(np.asarray(ours)[0].transpose(2, 0, 1), expected, atol=1e-5)

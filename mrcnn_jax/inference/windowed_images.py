@@ -23,7 +23,7 @@ from mrcnn_jax.pixels.windows import Window
 AT_ONCE = 200_000_000
 
 
-class Scene(Protocol):
+class WindowedImage(Protocol):
     """An image of which windows are read."""
 
     @property
@@ -39,7 +39,7 @@ class Scene(Protocol):
 
 
 @dataclass(frozen=True)
-class ArrayScene:
+class ArrayImage:
     """An image in memory."""
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -54,7 +54,7 @@ class ArrayScene:
 
 
 @dataclass(frozen=True)
-class TiffScene:
+class TiffImage:
     """An image in a TIFF, read window by window."""
 
     path: Path
@@ -71,23 +71,23 @@ class TiffScene:
             raise ConfigError(f"{self.path}: {error}") from None
 
 
-class ReducedScene:
-    """A scene that keeps a smaller picture of what is read of it."""
+class ImageWithOverview:
+    """An image that keeps an overview, a smaller copy, of what is read of it."""
 
-    def __init__(self, scene: Scene, longest: int) -> None:
-        """`longest`: limit of the picture's sides in pixels."""
-        self._scene = scene
-        self.step = -(-max(scene.size) // longest)
-        """Pixels of the scene on a pixel of the picture, each way."""
-        height, width = (-(-side // self.step) for side in scene.size)
-        self.picture = np.zeros((height, width, 3), np.uint8)
+    def __init__(self, image: WindowedImage, longest: int) -> None:
+        """`longest`: limit of the overview's sides in pixels."""
+        self._image = image
+        self.step = -(-max(image.size) // longest)
+        """Pixels of the image on a pixel of the overview, each way."""
+        height, width = (-(-side // self.step) for side in image.size)
+        self.overview = np.zeros((height, width, 3), np.uint8)
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._scene.size
+        return self._image.size
 
     def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
-        pixels = self._scene.read(window)
+        pixels = self._image.read(window)
         # Squares of step x step pixels; one that begins in a window before has its part of that.
         y, x = (-(-start // self.step) for start in (window.y1, window.x1))
         part = pixels[y * self.step - window.y1 :, x * self.step - window.x1 :]
@@ -96,11 +96,11 @@ class ReducedScene:
         height, width = (-(-side // self.step) for side in part.shape[:2])
         lacking = height * self.step - part.shape[0], width * self.step - part.shape[1]
         part = np.pad(part, ((0, lacking[0]), (0, lacking[1]), (0, 0)), "edge")
-        self.picture[y : y + height, x : x + width] = resize_image(part, (height, width), "area")
+        self.overview[y : y + height, x : x + width] = resize_image(part, (height, width), "area")
         return pixels
 
 
-def open_scene(path: Path, data: DataConfig, report: Report) -> Scene:
+def open_windowed(path: Path, data: DataConfig, report: Report) -> WindowedImage:
     """Open an image file to read windows of it.
 
     A TIFF is read by windows, of any size, unless its way of storing pixels is one that only
@@ -122,7 +122,7 @@ def open_scene(path: Path, data: DataConfig, report: Report) -> Scene:
         raise ConfigError(f"{path}: {error}") from None
     if windows is not None:
         tell_kind(report, path.name, windows.kind)
-        return TiffScene(path, windows)
+        return TiffImage(path, windows)
     try:
         height, width = header_size(path)
     except ValueError:
@@ -131,7 +131,7 @@ def open_scene(path: Path, data: DataConfig, report: Report) -> Scene:
         raise ConfigError(
             f"{path}: {height} x {width} is over {AT_ONCE} pixels, and is {not_by_windows(path)}"
         )
-    return ArrayScene(read_image(path, limits(data), report))
+    return ArrayImage(read_image(path, limits(data), report))
 
 
 def limits(data: DataConfig) -> DataConfig:
