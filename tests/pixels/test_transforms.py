@@ -16,7 +16,7 @@ from pycocotools import mask as rle_ops
 from mrcnn_jax.config.schema import DataConfig, Shrink
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.ops.masks import crop_targets
-from mrcnn_jax.pixels.transforms import View, coverage, plan_for, resize_image
+from mrcnn_jax.pixels.transforms import Transform, coverage, plan_for, resize_image
 
 DATA = DataConfig()
 SIZE = 28
@@ -196,11 +196,11 @@ def test_targets_from_crops_are_those_from_full_masks(objects: list[tuple], jitt
     assert abs(bias) <= 0.01
 
 
-def test_a_view_beyond_its_image_is_empty() -> None:
+def test_a_transform_that_begins_outside_of_its_image_fills_with_zeros() -> None:
     image = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    view = View((3, 4), (3, 4), (5, 6), offset=(-1, -2))
+    transform = Transform((3, 4), (3, 4), (5, 6), offset=(-1, -2))
     expected = np.zeros((5, 6), np.uint8)
     expected[1:4, 2:6] = image
-    assert (view.pixels(image) == expected).all()
-    assert view.boxes(np.array([[1, 0, 4, 3]], np.float32)).tolist() == [[3, 1, 6, 4]]
-    assert view.window == (0, 0, 4, 3)
+    assert (transform.pixels(image) == expected).all()
+    assert transform.boxes(np.array([[1, 0, 4, 3]], np.float32)).tolist() == [[3, 1, 6, 4]]
+    assert transform.window == (0, 0, 4, 3)
