@@ -262,7 +262,7 @@ class _Results:
         return take_back(self._arguments.out, self.written & earlier, self.new - earlier)
 
     def add(self, file: Path, frame: int | None, picture: Any) -> None:
-        """Detects the objects in a picture (with tiles, a scene), and writes them."""
+        """Detects the objects in a picture (for tiles, a windowed image), and writes them."""
         from mrcnn_jax.commands.predict_pictures import see
         from mrcnn_jax.data.report import Reason
         from mrcnn_jax.evaluation.average_precision import mask_score

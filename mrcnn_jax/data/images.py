@@ -2,8 +2,8 @@
 
 The data set's folder in the cache is named by a hash of the annotation file as it was parsed, the
 names, sizes and times of the images and depth maps, and VERSION, so that nothing stale is ever
-read. It holds `images.json`, written here, what `depth_files` found, the records that `builder`
-writes, and what it was made from (`superseded`).
+read. It holds `images.json`, written here, what `depth_files` found, and the records that `builder`
+writes.
 
 EXIF orientation. A file does not say whether its annotations refer to the stored pixels or to the
 picture after the turn that EXIF asks for. If only one of the two has the annotated size, it is
@@ -100,6 +100,32 @@ def check_images(dataset: CocoDataset, cache: Path, data: DataConfig) -> tuple[C
             decoded = {n: astuple(kind) for n, kind in kinds.items() if isinstance(kind, Kind)}
             keep(folder / FILE, decoded)
     return _applied(dataset, kinds), folder
+
+
+def other_versions(folders: Sequence[Path]) -> str | None:
+    """Returns a line on what else the cache has for files of the same names; None if nothing.
+
+    Each change to annotations or images makes a new folder, with a copy of every image. None is
+    removed unasked: another evaluation may read it.
+
+    Args:
+        folders: of data sets, in one cache.
+    """
+    stems = {folder.name.rpartition("-")[0] for folder in folders}
+    cache = folders[0].parent
+    found = sorted(
+        folder
+        for folder in set(cache.iterdir()) - set(folders)
+        if folder.name.rpartition("-")[0] in stems and (folder / FILE).is_file()
+    )
+    if not found:
+        return None
+    files = (path for folder in found for path in folder.rglob("*") if path.is_file())
+    mebibytes = sum(path.stat().st_size for path in files) / 2**20
+    return (
+        f"{cache}: also has {len(found)} of other versions of these data, {mebibytes:,.0f} MiB: "
+        f"{listed([folder.name for folder in found])} (may be deleted if no evaluation reads them)"
+    )
 
 
 def _key(dataset: CocoDataset) -> str:

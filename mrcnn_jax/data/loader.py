@@ -22,7 +22,6 @@ from mrcnn_jax.data.builder import RandomAccess, build
 from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.data.superseded import HeldFolder
 from mrcnn_jax.pixels.augment import CanvasImage, DecodedImage, augmented, plain
 from mrcnn_jax.pixels.decode import decode_image
 from mrcnn_jax.pixels.depth import decode_depth, depth_cells
@@ -43,13 +42,8 @@ class Split:
     dataset: CocoDataset
     source: RandomAccess
     plans: tuple[Plan, ...]
-    held: HeldFolder
+    folder: Path
     """In the cache: what is made from these very files, and from nothing else."""
-
-    @property
-    def folder(self) -> Path:
-        """The path of `held`."""
-        return self.held.folder
 
 
 def open_split(name: str, dataset: CocoDataset, *, cache: Path, data: DataConfig) -> Split:
@@ -67,8 +61,7 @@ def open_split(name: str, dataset: CocoDataset, *, cache: Path, data: DataConfig
     dataset, folder = check_split(dataset, cache=cache, data=data, keep_empty=keep_empty)
     dataset.refuse_lost_images()
     plans = tuple(plan_for(image.height, image.width, data) for image in dataset.images)
-    held = HeldFolder(folder, name, dataset.annotations_path, dataset.images_dir)
-    return Split(name, dataset, build(dataset, folder), plans, held)
+    return Split(name, dataset, build(dataset, folder), plans, folder)
 
 
 def plan_once(split: Split, batch_size: int, limit: int | None = None) -> list[PlannedBatch]:

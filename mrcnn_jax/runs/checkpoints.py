@@ -265,9 +265,10 @@ class Checkpoints:
         # One that is not validated yet will be replaced, and does not take a place until then.
         keep = self.keep + (not newest.validated)
         between = [meta for meta in past if not meta.stage_complete][-keep:]
-        best = next(iter(_by_ap(past)), newest)
+        # Of each version of the validation annotations: an edit may change nothing in them.
+        best = {meta.annotations.get("val"): meta for meta in _by_ap(past)[::-1]}
         for meta in metas:
-            if meta not in (*stages.values(), *between, best):
+            if meta not in (*stages.values(), *between, *best.values()):
                 manifest.remove(self.folder / meta.name)
 
 
@@ -275,16 +276,19 @@ def _by_ap(metas: Sequence[Meta]) -> list[Meta]:
     """Those with an AP, best first.
 
     The last of equals is before the others: a stage that trains the depth head alone does not
-    change the AP. Where the validation annotations have changed, those of the newest one count: an
-    AP on others says nothing beside it.
+    change the AP. Where the validation annotations have changed, those by the newest one's come
+    first: an AP by others says nothing beside it.
 
     Args:
         metas: oldest first.
     """
     measured = [meta for meta in metas[::-1] if meta.ap is not None]
     now = measured[0].annotations.get("val") if measured else None
-    same = [meta for meta in measured if meta.annotations.get("val", now) == now]
-    return sorted(same, key=_ap, reverse=True)
+    return sorted(
+        measured,
+        key=lambda meta: (meta.annotations.get("val", now) == now, _ap(meta)),
+        reverse=True,
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

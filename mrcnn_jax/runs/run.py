@@ -19,7 +19,6 @@ from mrcnn_jax.config.schema import BOX_LOSSES, Config, Loss, StageConfig
 from mrcnn_jax.data.depth_files import depth_source
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.reading import read_coco
-from mrcnn_jax.data.superseded import remove_earlier
 from mrcnn_jax.models.mask_rcnn import Variables, modules_of
 from mrcnn_jax.output import listed, part_folder, remove_abandoned
 from mrcnn_jax.runs import hub
@@ -299,10 +298,7 @@ def open_data(
                 raise
             way_on = "its classes have no names: import it again with --categories FILE"
             raise ConfigError(f"{error} ({way_on})") from None
-        split = open_split(split_name, dataset, cache=cache, data=data)
-        if not data.cache and parallel.is_first():
-            remove_earlier([split.held])
-        return split
+        return open_split(split_name, dataset, cache=cache, data=data)
 
     return parallel.in_turn(opened)
 

@@ -141,7 +141,7 @@ class FeatureFiles:
 
 
 @dataclass(frozen=True)
-class _WithKnown:
+class _WithCachedFeatures:
     """A jitted step that is handed the cached features of each batch."""
 
     program: Any
@@ -185,7 +185,7 @@ def with_cached_features(
     features = cached_features(config, stage, model, variables, split)
     if features is None:
         return program
-    return _WithKnown(program, features, config.data.canvases)
+    return _WithCachedFeatures(program, features, config.data.canvases)
 
 
 def cached_features(

@@ -23,10 +23,10 @@ from mrcnn_jax import parallel
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import config_hash, load_config_json, resolve_paths
 from mrcnn_jax.config.schema import Config
+from mrcnn_jax.data.images import other_versions
 from mrcnn_jax.data.loader import Split, open_split
 from mrcnn_jax.data.order import PlannedBatch, plan_epoch, repeat_factors
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.data.superseded import remove_earlier, tell_earlier
 from mrcnn_jax.models.initialise import variable_shapes
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.output import remove_abandoned
@@ -282,9 +282,12 @@ def _open(
         print("\n".join(dataset.report.lines()))
         if dataset.depth is not None:
             print(dataset.depth.line(len(dataset.images)))
+    if not data.cache and (line := other_versions([train_split.folder, val_split.folder])):
+        print(line)
     refuse_without_depth(config, train_split.dataset, val_split.dataset)
     if resumed_from is None:
         refuse_without_masks(config, train_split.dataset, began)
+    refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     repeats = repeat_factors(train_split.dataset, data.repeat_threshold)
     images = _hash([*_images(train_split), repeats.tolist()])
     if resumed_from is not None and resumed_from.images not in (None, images):
@@ -296,10 +299,6 @@ def _open(
             f"({len(train_split.plans)} now): bring them back, or begin a new run with its weights "
             f"(--weights {workdir}, another --workdir)"
         )
-    held = [train_split.held, val_split.held]
-    free_room = tell_earlier if data.cache else remove_earlier
-    parallel.in_turn(lambda: free_room(held) if parallel.is_first() else None)
-    refuse_unusable_cache(config, model, shapes, (train_split, val_split))
     run = OpenRun(
         config=config,
         workdir=workdir,

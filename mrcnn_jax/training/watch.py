@@ -313,8 +313,10 @@ def _validate(
             if has_proposals:
                 boxes += _boxes_in_images(batch, parallel.rows_to_host(found, run.mesh))
             bar.update(len(planned.images))
+    totals.pop("loss/total", None)  # of all images alike
     means = {name: total / counts[name] for name, total in totals.items() if counts[name]}
-    means["loss/total"] = sum(means[name] for name in means if name != "loss/total")
+    if means:
+        means["loss/total"] = sum(means.values())
     if has_proposals:
         pair_of = {i: pair for part in parallel.gather(boxes) for i, *pair in part}
         pairs = [pair_of[i] for planned in plan for i in planned.images]

@@ -435,17 +435,18 @@ def test_the_best_is_of_the_validation_images_of_today(run: Checkpoints) -> None
     assert best is not None
     assert best.step == 1
     assert save(3, 0.3, val="hard", train="more") == [1, 2, 3]
-    assert save(4, 0.2, val="hard", train="more") == [1, 3, 4]
-    assert save(5, None, val="other") == [1, 4, 5]  # not measured yet
-    run.save(STATE, dataclasses.replace(meta(1), ap=0.1, annotations={"val": "easy"}))
-    for step, ap in ((2, 0.4), (3, 0.3), (4, 0.2)):
-        saved = dataclasses.replace(
-            meta(step), ap=ap, annotations={"val": "easy" if step < 3 else "hard"}
-        )
-        run.save(STATE, saved)
-    best = run.best()
-    assert best is not None
-    assert best.step == 3
+    assert save(4, 0.2, val="hard", train="more") == [1, 2, 3, 4]
+    assert save(5, None, val="other") == [1, 2, 3, 4, 5]  # not measured yet
+    assert save(1, 0.1, val="easy") == [1]
+    assert save(2, 0.4, val="easy") == [1, 2]
+    assert save(3, 0.3, val="hard") == [2, 3]
+    assert save(4, 0.2, val="hard") == [2, 3, 4]
+    assert save(5, 0.1, val="hard") == [2, 3, 4, 5]  # the best by each
+    for expected in (3, 4, 5, 2):
+        best = run.best()
+        assert best is not None
+        assert best.step == expected
+        (run.folder / best.name / "model" / "_METADATA").write_bytes(b"harmed")
 
 
 def test_a_stage_that_starts_where_the_last_one_ended_is_the_newer(run: Checkpoints) -> None:

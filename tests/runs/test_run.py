@@ -162,23 +162,6 @@ def test_it_sees_what_it_saw(expected: dict[str, Any]) -> None:
         )
 
 
-def test_data_of_earlier_annotations_are_removed_from_the_runs_folder(
-    kept_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of the file that is opened; those of a file of the same name stay."""
-    run = load_run(kept_run)
-    run = replace(run, config=replace(run.config, data=replace(run.config.data, cache=None)))
-    files = [tmp_path / name / "val.json" for name in ("a", "b")]
-    for number, path in enumerate(files):
-        path.parent.mkdir()
-        path.write_text(json.dumps(tiny.read(tiny_data, "val")) + number * "\n")
-    for path in (files[0], *files):
-        path.write_text(path.read_text() + " ")
-        open_data(run, tmp_path, "val", path, tiny_data / "images")
-    assert len(list((tmp_path / "data").iterdir())) == 2
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'data'}: removed what was built from")
-
-
 def test_a_run_with_a_depth_head_opens_its_data_with_depth(
     kept_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -239,8 +239,8 @@ def test_each_draw_is_given_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None
         config=replace(CONFIG, mask_head=replace(CONFIG.mask_head, train_on="box_samples")),
         mesh=None,
         features=lambda *_, **__: {},
-        propose=lambda *_, **__: None,
-        boxes=lambda: None,
+        rpn_output=lambda *_, **__: None,
+        box_output=lambda: None,
     )
     both, key = jax.tree.map(jnp.asarray, batch(4)), jax.random.key(3)
     stage_losses(model, both, key, ("rpn", "box", "mask"), ())

@@ -27,7 +27,6 @@ from mrcnn_jax.data.images import check_split
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.data.superseded import HeldFolder
 from mrcnn_jax.pixels.transforms import plan_for
 from tools.kinds.annotation_damage import DAMAGES, mixed_file, prepare, whole_file
 from tools.kinds.mutations import (
@@ -110,8 +109,7 @@ def through(annotations: Path, images: Path, cache: Path) -> CocoDataset:
     json.dumps(found)
     "\n".join(summary_lines(dataset, found)).encode()
     plans = tuple(plan_for(image.height, image.width, DATA) for image in dataset.images)
-    held = HeldFolder(folder, "train", annotations, images)
-    split = Split("train", dataset, Records(dataset), plans, held)
+    split = Split("train", dataset, Records(dataset), plans, folder)
     for batch in load(split, plan_once(split, 2), DATA):
         truth = batch.ground_truth
         for boxes, valid in ((truth.boxes, truth.valid), (batch.ignore.boxes, batch.ignore.valid)):
