@@ -223,8 +223,9 @@ def mmdetection(classes: int = 80, depth: int = 50) -> Shapes:
         shapes[f"{name}.weight"] = shape
         shapes[f"{name}.bias"] = (shape[1] if name.endswith("upsample") else shape[0],)
 
+    expansion = 4 if depth >= 50 else 1
     for i in range(4):
-        layer(f"neck.lateral_convs.{i}.conv", 16, 4 * WIDTH * 2**i, 1, 1)
+        layer(f"neck.lateral_convs.{i}.conv", 16, expansion * WIDTH * 2**i, 1, 1)
         layer(f"neck.fpn_convs.{i}.conv", 16, 16, 3, 3)
         layer(f"roi_head.mask_head.convs.{i}.conv", 16, 16, 3, 3)
     layer("rpn_head.rpn_conv", 16, 16, 3, 3)

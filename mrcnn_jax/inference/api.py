@@ -175,9 +175,9 @@ class Model:
             The detections of each image, which is predicted when they are asked for.
 
         Raises:
-            ConfigError, ValueError: at once: as of `predict`, of the options and of images of a
-                sequence that are in memory; there are no images in the folder; or these are not
-                several images. Of other images when their turn comes.
+            ConfigError, ValueError: at once: as of `predict`, of the options and of arrays in a
+                sequence; there are no images in the folder; or these are not several images. Of
+                other images when their turn comes.
 
         Warns:
             UserWarning: as of `predict`; or files of the folder were passed over.
@@ -185,12 +185,20 @@ class Model:
         detect = self._detector(min_score, rle, flip, scales, tile, overlap)
         sources: Iterable[Source]
         if isinstance(images, str | os.PathLike):
-            report = Report()
-            sources = image_files([Path(images)], report)
+            path, report = Path(images), Report()
+            if path.is_file():
+                raise ConfigError(
+                    f"{path}: a single file: predict takes an image, and video_frames gives those "
+                    "of a video"
+                )
+            sources = image_files([path], report)
             _warn(report)
         elif not _are_several(images):
             kind = type(images).__name__
-            raise ValueError(f"images: {kind} is not a list, a folder or another iterable of them")
+            raise ValueError(
+                f"images: {kind} is not a list, a folder or another iterable of them (of an array "
+                "of images: list(images))"
+            )
         elif isinstance(images, Sequence):
             # Before the first is predicted: a mistake in the last should not cost the others.
             sources = [

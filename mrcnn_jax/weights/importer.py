@@ -128,7 +128,7 @@ def _print_remarks(network: FileNetwork) -> None:
 def _print_presumed(
     network: FileNetwork, published: Config, config: Config, given: Collection[str]
 ) -> None:
-    """Prints the fields that the file does not state, and those that were given."""
+    """Prints the fields that were given, and those that the file does not state."""
     was, now = (
         {**values_of(of, (*network.presumed, *given)), "channel_order": order}
         for of, order in (
@@ -139,16 +139,20 @@ def _print_presumed(
     why = {"data.shrink": f"the nearest to how {network.family.project} shrinks images"}
     if published.model.resnet.norm_epsilon == 0:
         why["model.resnet.norm_epsilon"] = "1e-5 for models trained from ImageNet weights"
-    names = dict.fromkeys((*network.presumed, *given))
-    if not names:
-        return
-    print("the file does not state these, which are presumed; options of their names change them:")
-    for name in names:
-        if name in given:
-            note = f", as given (presumably {as_text(was[name])})"
-        else:
-            note = f" ({why[name]})" if name in why else ""
-        print(f"  {name}: {as_text(now[name])}{note}")
+    if network.family.project == "mmdetection":
+        why["data.short_side"] = "the scale of a config's Resize is not read"
+        if network.family.presumed:
+            why["channel_order"] = network.family.presumed
+    if given:
+        print("given:")
+    for name in given:
+        value, instead = as_text(now[name]), as_text(was[name])
+        print(f"  {name}: {value}{f' (in place of {instead})' if value != instead else ''}")
+    presumed = [name for name in network.presumed if name not in given]
+    if presumed:
+        print("presumed, since the file does not state them (options of their names change them):")
+    for name in presumed:
+        print(f"  {name}: {as_text(now[name])}{f' ({why[name]})' if name in why else ''}")
     if "data.canvases" not in given and config.data.canvases != published.data.canvases:
         canvases = ", ".join(f"{height} x {width}" for height, width in config.data.canvases)
         print(f"canvases: {canvases}")

@@ -78,11 +78,12 @@ class FileNetwork:
         names = [name for name in PRESUMED if name not in self.stated]
         if not self.has_heads:
             names = [name for name in names if not name.startswith(("data.", "model.rpn."))]
+        not_there: tuple[str, ...] = ()
         if self.model.trunk == "convnext":
-            names = [name for name in names if not name.startswith("model.resnet.")]
+            not_there = ("model.resnet.",)
         elif not RESNET_BLOCKS[self.model.resnet.depth].bottleneck:
-            names.remove("model.resnet.stride_in_1x1")
-        return tuple(names)
+            not_there = ("model.resnet.stride_in_1x1",)
+        return tuple(name for name in names if not name.startswith(not_there))
 
     @property
     def pixels_stated(self) -> bool:
@@ -179,11 +180,11 @@ def read_network(
         for network, channels in ((published, family.channel_order), (model, order))
     )
     for name in sorted(fixed):
-        if now[name] != was[name]:
+        if not _agree(now[name], was[name]):
             raise ConfigError(
                 f"{name}: {as_text(now[name])}, but {path} states {as_text(was[name])}"
             )
-    _refuse_other_pixels(model, order, tensors, path)
+    _refuse_other_pixels(model, order, tensors, path, order_is_given=channel_order is not None)
     _refuse_other_anchors(model, tensors, path)
     if family.project in ("torchvision", "detectron2") and family.model is not None:
         family = replace(family, presumed=_not_stated(tensors))
@@ -247,8 +248,16 @@ def _published(
 
 def as_text(value: Any) -> str:
     """A field's value as it is typed in an option."""
-    values = value if isinstance(value, tuple) else (value,)
-    return " ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
+    if isinstance(value, tuple):
+        return " ".join(map(as_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _agree(value: Any, other: Any) -> bool:
+    """Whether values of a field are the same, but for digits that `as_text` leaves out."""
+    if not (isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other)):
+        return bool(value == other)
+    return bool(np.allclose(value, other, rtol=1e-3))
 
 
 def _pixels_beside(path: Path) -> dict[str, Any]:
@@ -294,17 +303,15 @@ def _three_numbers(values: Any, where: str, *, positive: bool) -> tuple[float, .
 
 def _depth(assigned: Iterable[str], source: Path) -> Any:
     """Returns the ResNet's depth, known from the numbers of its blocks."""
-    found = {
-        match.groups()
-        for path in assigned
-        if (match := re.match(r"params/(resnet/layer\d|res5)/(block\d+)/", path))
-    }
+    block = r"params/(resnet/layer\d|res5)/(block\d+)/(\w+)/"
+    parts = {match.groups() for path in assigned if (match := re.match(block, path))}
+    found = {(layer, number) for layer, number, _ in parts}
     counts = [
         sum(layer == name for layer, _ in found)
         for name in ("resnet/layer1", "resnet/layer2", "resnet/layer3")
     ]
     counts.append(sum(layer in ("resnet/layer4", "res5") for layer, _ in found))
-    bottleneck = any(path.endswith("/conv3/kernel") for path in assigned)
+    bottleneck = any(name == "conv3" for _, _, name in parts)
     for depth, blocks in RESNET_BLOCKS.items():
         if blocks == ResNetBlocks(bottleneck, tuple(counts)):
             return depth
@@ -351,8 +358,6 @@ _CONSTANTS = {"pixel_mean": "model.pixel_mean", "pixel_std": "model.pixel_std"}
 def _stated_by(names: Collection[str]) -> frozenset[str]:
     """Those of PRESUMED that detectron2's constants say, which are compared with the network."""
     stated = {field for name, field in _CONSTANTS.items() if name in names}
-    if "pixel_mean" in names:
-        stated.add("channel_order")
     if any(name.startswith(_ANCHORS) for name in names):
         stated |= {"model.rpn.scales", "model.rpn.ratios"}
     return frozenset(stated)
@@ -363,9 +368,15 @@ def _refuse_other_pixels(
     channel_order: ChannelOrder,
     tensors: Mapping[str, np.ndarray],
     source: Path,
+    *,
+    order_is_given: bool,
 ) -> None:
     """Raises ConfigError if the pixels that detectron2 keeps beside its weights are not those of
-    the config."""
+    the config.
+
+    They do not say in which order a network read its channels: it may have had the usual mean of
+    the other order.
+    """
     step = 1 if channel_order == "rgb" else -1
     for name, field in _CONSTANTS.items():
         if name not in tensors:
@@ -377,11 +388,18 @@ def _refuse_other_pixels(
         line = f"{source}: {name}: {_of_255(found)}, where {_of_255(own)} is presumed"
         if found.shape != (3,) or not np.isfinite(found).all():
             raise ConfigError(line)
-        if np.allclose(found[::-1], own, rtol=1e-3):
-            other = "bgr" if channel_order == "rgb" else "rgb"
-            raise ConfigError(f"{line}: import takes --channel-order {other}")
-        option = f"--{field.replace('_', '-')} {as_text(tuple(found[::step].tolist()))}"
-        raise ConfigError(f"{line}: import takes {option}")
+        other = "bgr" if channel_order == "rgb" else "rgb"
+        option = f"--{field.replace('_', '-')}"
+        as_here = f"{option} {as_text(tuple(found[::step].tolist()))}"
+        as_other = f"{option} {as_text(tuple(found[::-step].tolist()))}"
+        if order_is_given:
+            way = as_here
+        elif np.allclose(found[::-1], own, rtol=1e-3):
+            way = f"--channel-order {other}"
+        else:
+            way = f"{as_here} if the network read {channel_order.upper()}, which is presumed, else "
+            way += f"--channel-order {other} {as_other}"
+        raise ConfigError(f"{line}: import takes {way}")
 
 
 def _of_255(pixel: Iterable[float]) -> list[float]:

@@ -49,15 +49,16 @@ def test_the_command(
     assert config.model == replace(model, resnet=resnet, roi=replace(model.roi, aligned=True))
     printed = capsys.readouterr().out
     for line in (
-        "data.short_side: 600, as given (presumably 800)",
-        "channel_order: bgr, as given (presumably rgb)",
-        "model.resnet.stride_in_1x1: True, as given (presumably False)",
-        "model.resnet.norm_epsilon: 1e-05, as given (presumably 0)",
-        "model.roi.aligned: True, as given (presumably False)",
+        "data.short_side: 600 (in place of 800)",
+        "channel_order: bgr (in place of rgb)",
+        "model.resnet.stride_in_1x1: True (in place of False)",
+        "model.resnet.norm_epsilon: 1e-05 (in place of 0)",
+        "model.roi.aligned: True (in place of False)",
         "model.rpn.scales: 32 64 128 256 512",
     ):
         assert f"  {line}\n" in printed
     assert "canvases: 608 x 1024, 1024 x 608\n" in printed
+    assert printed.index("given:\n") < printed.index("the file does not state them")
     assert mrcnn(*command) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'run'}: exists and is not an ")
 
@@ -157,6 +158,25 @@ def test_what_a_file_states_is_not_overruled(tmp_path: Path) -> None:
     assert load_run(tmp_path / "run").config.model == state_dicts.narrow(MMDETECTION)
 
 
+def test_a_stated_value_can_be_typed_as_it_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mrcnn: Callable[..., int]
+) -> None:
+    """Rounded; and a ResNet without bottlenecks has no stride in 1x1 that could be presumed."""
+    tensors = state_dicts.tensors(state_dicts.mmdetection(depth=18))
+    source = tmp_path / "a.pth"
+    config = "model = dict(backbone=dict(style='caffe'))\nmean=[103.53, 116.28, 123.675]\n"
+    meta = {"config": f"{config}std=[1.0, 1.0, 1.0]\nto_rgb=False\n"}
+    source.write_bytes(pickle.dumps({"meta": meta, "state_dict": tensors}, protocol=2))
+    deviation = ("--model.pixel-std", *["0.00392157"] * 3)
+    command = ("import", source, "--out", tmp_path / "run", "--data.canvases", "1344", "1344")
+    assert mrcnn(*command, *deviation) == 0
+    printed = capsys.readouterr().out
+    assert "  model.pixel_std: 0.00392157 0.00392157 0.00392157\n" in printed
+    assert "  data.canvases: 1344 1344 (in place of " in printed
+    assert "  data.short_side: 800 (the scale of a config's Resize is not read)\n" in printed
+    assert "stride" not in printed
+
+
 def test_pixels_that_are_read_otherwise_are_refused(
     tmp_path: Path, mrcnn: Callable[..., int]
 ) -> None:
@@ -176,6 +196,21 @@ def test_pixels_that_are_read_otherwise_are_refused(
     assert run.config.model.pixel_mean == DETECTRON2_FPN.pixel_mean
     kernel = run.variables["params"]["resnet"]["stem"]["kernel"]
     np.testing.assert_array_equal(kernel, stem.transpose(2, 3, 1, 0))
+
+    usual = state_dicts.tensors(state_dicts.detectron2("FPN"))["pixel_mean"]  # left as it was
+    for name, mean, order, told in (
+        ("left", usual, "rgb", r"import takes --model\.pixel-mean 0\.406 0\.456 0\.485$"),
+        (
+            "own",
+            np.float32([130, 110, 90]).reshape(3, 1, 1),
+            None,
+            r"import takes --model\.pixel-mean 0\.352941 0\.431373 0\.509804 if the network read "
+            r"BGR, which is presumed, else --channel-order rgb --model\.pixel-mean 0\.509804 ",
+        ),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **tensors | {"pixel_mean": mean})
+        with pytest.raises(ConfigError, match=told):
+            import_weights(tmp_path / f"{name}.npz", tmp_path / "other", channel_order=order)
 
     tensors["pixel_std"] = np.float32([58.395, 57.12, 57.375]).reshape(3, 1, 1)
     np.savez(tmp_path / "weights.npz", **tensors)

@@ -138,6 +138,11 @@ def test_what_is_no_image_is_refused_at_once(model: mrcnn_jax.Model, folder: Pat
             ValueError, match=r"^images: \w+ is not a list, a folder or another iter"
         ):
             model.predict_many(one)  # type: ignore[arg-type]
+    for one in (folder / "0.png", str(file.name)):
+        with pytest.raises(
+            ConfigError, match=r": a single file: predict takes an image, and video"
+        ):
+            model.predict_many(one)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "_one", lambda *_: pytest.fail("one was predicted"))
         with pytest.raises(ValueError, match=r"image: uint8 \[5, 7\] is not"):

@@ -120,7 +120,7 @@ def test_a_run_that_is_whole(
     assert f"  {shrink}\n" in printed
     presumed = re.findall(r"^  ([a-z][\w.]+): .*$", printed, re.MULTILINE)
     # Files of detectron2 that are as old as these state the others.
-    stated = {"channel_order", *(f"model.{name}" for name in CONSTANTS)} if detectron2 else set()
+    stated = {f"model.{name}" for name in CONSTANTS} if detectron2 else set()
     assert presumed == [field for field in network.PRESUMED if field not in stated]
     assert f"python -m mrcnn_jax eval --workdir {tmp_path / 'runs' / 'a'} --annotations" in printed
 
@@ -427,7 +427,7 @@ def test_constants_that_a_file_does_not_state_are_presumed(
         (
             "pixel_",
             "anchors and normalisation of pixels",
-            ("channel_order: bgr", "model.pixel_std: 0.00392157 0.00392157 0.00392157"),
+            ("model.pixel_std: 0.00392157 0.00392157 0.00392157",),
         ),
     ):
         np.savez(tmp_path / "weights.npz", **tensors)
