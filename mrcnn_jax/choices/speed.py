@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -80,7 +80,6 @@ def measure(run: OpenRun) -> Speed:
     Raises:
         cli.Failure: the device's memory is too small, or an image cannot be loaded.
     """
-    run = _with_a_schedule_of_its_own(run)
     started = time.perf_counter()
     variables = loop.first_variables(run)
     jax.block_until_ready(variables)
@@ -88,10 +87,9 @@ def measure(run: OpenRun) -> Speed:
     state, train_step, validate = loop.compiled(run, 0, run.first_state(0, variables))
 
     plan = run.whole_epoch(0, 0)
-    canvases = len({planned.canvas for planned in plan})
     with loop.naming_the_batch_that_fits(run, 0, train_step, state):
         state, training = _steps(run, train_step, state, plan)
-    compiling = beginning + canvases * training.compiling
+    compiling = beginning + _again(training, plan)
     trained = {"params": state.params, "batch_stats": state.batch_stats}
     plan_of_val = plan_once(run.val_split, run.config.data.eval_batch_size)
     key = jax.random.key(run.config.seed)
@@ -128,18 +126,6 @@ def measure(run: OpenRun) -> Speed:
         evaluation=evaluation,
         saving=_saving(run, state),
     )
-
-
-def _with_a_schedule_of_its_own(run: OpenRun) -> OpenRun:
-    """The run with a stage of a length that no other has.
-
-    The schedule is a constant of the train step: if that of an earlier run were found among the
-    compiled programs that are kept, compiling would seem to take no time.
-    """
-    steps = 10**6 + time.time_ns() % 10**6
-    (stage,) = run.config.stages
-    stage = replace(stage, epochs=steps / run.steps_per_epoch)
-    return replace(run, config=replace(run.config, stages=(stage,)))
 
 
 def _steps(
@@ -255,7 +241,7 @@ def _batches(run: OpenRun, plan: Sequence[PlannedBatch]) -> float:
 
 
 def _again(timed: Timed, plan: Iterable[PlannedBatch]) -> float:
-    """Seconds of compiling that training has yet to do for a program that does not change.
+    """Seconds of compiling that training has yet to do for a program.
 
     That of the most used canvas is read again if compiled programs are kept.
     """

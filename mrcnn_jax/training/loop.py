@@ -7,14 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Array, Int32
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
@@ -299,18 +301,38 @@ def compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainSt
         size = parallel.bytes_a_device((state.params, state.opt_state)) / 2**20
         print(f"{mesh.size} devices, {size:.2f} MiB of parameters and optimiser state on each")
     model = run.model.clone(mesh=mesh)
-    total_steps = run.total_steps(stage_index)
-    optimizer = make_optimizer(stage, state.params, total_steps=total_steps)
-    step = guarded(make_train_step(model, stage, state.params, optimizer), config.skip_non_finite)
+
+    def step(total_steps: Int32[Array, ""], state: TrainState, *batch: Any) -> Any:
+        optimizer = make_optimizer(stage, state.params, total_steps=total_steps)
+        own = make_train_step(model, stage, state.params, optimizer)
+        return guarded(own, config.skip_non_finite)(state, *batch)
+
     deterministic = config.deterministic
-    train_step = jax.jit(
-        step, **compile_options(deterministic=deterministic, donate_argnums=0, **in_step)
+    program = jax.jit(
+        step, **compile_options(deterministic=deterministic, donate_argnums=1, **in_step)
     )
+    train_step = _OfLength(program, np.int32(run.total_steps(stage_index)))
     validate = jax.jit(
         make_validation_step(model, stage),
         **compile_options(deterministic=deterministic, **in_validation),
     )
     return state, train_step, validate
+
+
+@dataclass(frozen=True)
+class _OfLength:
+    """A jitted step that is handed the length of its stage: another length needs no other program,
+    so that compiled programs that were kept serve again."""
+
+    program: Any
+    total_steps: np.int32
+
+    def __call__(self, state: TrainState, *batch: Any) -> Any:
+        return self.program(self.total_steps, state, *batch)
+
+    def lower(self, state: TrainState, *batch: Any) -> Any:
+        """As of a jitted function."""
+        return self.program.lower(self.total_steps, state, *batch)
 
 
 def _layout(state: TrainState, mesh: Mesh, config: Config) -> TrainState:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import OptimizerConfig, StageConfig
@@ -18,7 +18,7 @@ from mrcnn_jax.training import stages
 
 
 def make_optimizer(
-    stage: StageConfig, params: Params, *, total_steps: int
+    stage: StageConfig, params: Params, *, total_steps: int | Int32[Array, ""]
 ) -> optax.GradientTransformation:
     """Makes the transformation that trains the groups of `stage` and leaves the rest as it is.
 
@@ -29,16 +29,17 @@ def make_optimizer(
 
     Args:
         params: the full parameter tree; only its names are read.
-        total_steps: length of the stage.
+        total_steps: length of the stage. An array may be an argument of the compiled step, which
+            stages of other lengths then share.
 
     Raises:
-        ConfigError: as of `stages.labels` and `learning_rate`.
+        ConfigError: as of `stages.labels`.
     """
     config = stage.optimizer
     labels = stages.labels(stage, params)
-    schedule = _schedule(stage, total_steps)
+    rate = functools.partial(_rate, stage, total_steps=total_steps)
     chains = {
-        f"group{i}": _chain(config, schedule, group.lr_scale) for i, group in enumerate(stage.train)
+        f"group{i}": _chain(config, rate, group.lr_scale) for i, group in enumerate(stage.train)
     }
     # `optax.masked` would pass on the raw gradients of the leaves that it leaves out: the frozen
     # ones end in set_to_zero.
@@ -50,11 +51,11 @@ def make_optimizer(
     steps = config.accumulate_steps
     if steps == 1:
         return groups
-    full, left = divmod(total_steps, steps)
+    full, left = total_steps // steps, total_steps % steps
     # The last update of a stage averages the steps that are left. A skipped step has changed
     # nothing: the next one takes its place, so that the last update may lack one.
     several = optax.MultiSteps(
-        groups, lambda updates: jnp.where(updates < full, steps, max(left, 1))
+        groups, lambda updates: jnp.where(updates < full, steps, jnp.maximum(left, 1))
     ).gradient_transformation()
     return optax.partition({True: several, False: optax.set_to_zero()}, trained)
 
@@ -70,13 +71,9 @@ def learning_rate(
 
     Args:
         step: steps done before, 0 .. total_steps - 1.
-
-    Raises:
-        ConfigError: a milestone is within the warm-up.
     """
     with jax.numpy_dtype_promotion("standard"):
-        updates = jnp.asarray(step) // stage.optimizer.accumulate_steps
-        return jnp.asarray(_schedule(stage, total_steps)(updates), jnp.float32)
+        return _rate(stage, jnp.asarray(step) // stage.optimizer.accumulate_steps, total_steps)
 
 
 @functools.lru_cache(maxsize=1)
@@ -88,6 +85,18 @@ def learning_rates(stage: StageConfig, total_steps: int) -> Float32[np.ndarray, 
     """
     steps = jnp.arange(total_steps)
     return np.asarray(jax.vmap(lambda step: learning_rate(stage, step, total_steps))(steps))
+
+
+def refuse_early_milestones(stage: StageConfig, total_steps: int) -> None:
+    """Raises ConfigError if the rate of a stage would fall within its warm-up."""
+    config, warmup = stage.optimizer, warmup_updates(stage, total_steps)
+    first = min(config.milestones, default=1.0) if config.schedule == "step" else 1.0
+    update = round(first * _updates(stage, total_steps))
+    if update < warmup:
+        raise ConfigError(
+            f"stages.{stage.name}.optimizer.milestones: {first:g} is update {update}, within the "
+            f"warm-up of {warmup}"
+        )
 
 
 def warmup_updates(stage: StageConfig, total_steps: int) -> int:
@@ -175,8 +184,8 @@ def apply_gradients(
 def _chain(
     config: OptimizerConfig, schedule: optax.Schedule, scale: float
 ) -> optax.GradientTransformation:
-    def rate(step: Any) -> Any:
-        return schedule(step) * scale
+    def rate(update: Any) -> Any:
+        return schedule(update) * scale
 
     def no_vectors(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -192,29 +201,23 @@ def _chain(
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), update)
 
 
-def _updates(stage: StageConfig, total_steps: int) -> int:
+def _updates(stage: StageConfig, total_steps: Any) -> Any:
     return -(-total_steps // stage.optimizer.accumulate_steps)
 
 
-def _schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
-    """Updates made -> rate."""
-    config = stage.optimizer
-    warmup, peak = warmup_updates(stage, total_steps), config.learning_rate
-    updates = _updates(stage, total_steps)
-    falls: list[int] = []
-    if config.schedule == "step":
-        falls = [round(milestone * updates) for milestone in config.milestones]
-        if falls and falls[0] < warmup:
-            raise ConfigError(
-                f"stages.{stage.name}.optimizer.milestones: {config.milestones[0]:g} is update "
-                f"{falls[0]}, within the warm-up of {warmup}"
-            )
+def _rate(
+    stage: StageConfig, update: Int[Array, ""], total_steps: int | Int32[Array, ""]
+) -> Float32[Array, ""]:
+    """The rate of an update, as of `learning_rate`; both numbers may be traced."""
+    config, updates = stage.optimizer, _updates(stage, total_steps)
+    warmup = jnp.minimum(config.warmup_steps, updates // 10)
+    peak = jnp.float32(config.learning_rate)
+    rising, falling = peak * (update + 1) / (warmup + 1), peak
     if config.schedule == "cosine":
-        parts = [optax.cosine_decay_schedule(peak, updates - warmup)]
-    else:
-        factors = (config.step_factor**i for i in range(len(falls) + 1))
-        parts = [optax.constant_schedule(peak * factor) for factor in factors]
-    if warmup == 0:
-        return optax.join_schedules(parts, falls)
-    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-    return optax.join_schedules([rise, *parts], [warmup, *falls])
+        share = jnp.clip((update - warmup) / (updates - warmup), 0, 1)
+        falling = peak * jnp.cos(jnp.pi / 2 * share) ** 2
+    elif config.schedule == "step":
+        milestones = jnp.float32(config.milestones)
+        fallen = jnp.sum(update >= jnp.round(milestones * updates))
+        falling = peak * jnp.float32(config.step_factor) ** fallen
+    return jnp.asarray(jnp.where(update < warmup, rising, falling), jnp.float32)
