@@ -217,7 +217,7 @@ def _rate(
         share = jnp.clip((update - warmup) / (updates - warmup), 0, 1)
         falling = peak * jnp.cos(jnp.pi / 2 * share) ** 2
     elif config.schedule == "step":
-        milestones = jnp.float32(config.milestones)
-        fallen = jnp.sum(update >= jnp.round(milestones * updates))
-        falling = peak * jnp.float32(config.step_factor) ** fallen
+        fallen = jnp.sum(update >= jnp.round(jnp.float32(config.milestones) * updates))
+        factors = (config.step_factor**i for i in range(len(config.milestones) + 1))
+        falling = jnp.float32([config.learning_rate * factor for factor in factors])[fallen]
     return jnp.asarray(jnp.where(update < warmup, rising, falling), jnp.float32)
