@@ -13,6 +13,7 @@ decides. If none tells, images are turned: most annotation tools show pictures a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -120,10 +121,12 @@ def other_versions(folders: Sequence[Path]) -> str | None:
     )
     if not found:
         return None
-    files = (path for folder in found for path in folder.rglob("*") if path.is_file())
-    mebibytes = sum(path.stat().st_size for path in files) / 2**20
+    size = 0
+    for path in (path for folder in found for path in folder.rglob("*")):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            size += path.lstat().st_size
     return (
-        f"{cache}: also has {len(found)} of other versions of these data, {mebibytes:,.0f} MiB: "
+        f"{cache}: also has {len(found)} of other versions of these data, {size / 2**20:,.0f} MiB: "
         f"{listed([folder.name for folder in found])} (may be deleted if no evaluation reads them)"
     )
 

@@ -265,10 +265,11 @@ class Checkpoints:
         # One that is not validated yet will be replaced, and does not take a place until then.
         keep = self.keep + (not newest.validated)
         between = [meta for meta in past if not meta.stage_complete][-keep:]
-        # Of each version of the validation annotations: an edit may change nothing in them.
-        best = {meta.annotations.get("val"): meta for meta in _by_ap(past)[::-1]}
+        # By today's validation annotations, and by any: an edit may have changed nothing in them.
+        best = _by_ap(past)
+        best = [*best[:1], max(best, key=_ap, default=newest)]
         for meta in metas:
-            if meta not in (*stages.values(), *between, *best.values()):
+            if meta not in (*stages.values(), *between, *best):
                 manifest.remove(self.folder / meta.name)
 
 

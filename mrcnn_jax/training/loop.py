@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
@@ -40,7 +39,9 @@ from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.open import OpenRun, Progress, open_run, refuse_schedules
 from mrcnn_jax.training.optimizer import (
-    make_optimizer,
+    Lengths,
+    lengths_of,
+    optimizer_of,
     scaling_hint,
     warmup_hint,
     warmup_updates,
@@ -302,8 +303,8 @@ def compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainSt
         print(f"{mesh.size} devices, {size:.2f} MiB of parameters and optimiser state on each")
     model = run.model.clone(mesh=mesh)
 
-    def step(total_steps: Int32[Array, ""], state: TrainState, *batch: Any) -> Any:
-        optimizer = make_optimizer(stage, state.params, total_steps=total_steps)
+    def step(lengths: Lengths, state: TrainState, *batch: Any) -> Any:
+        optimizer = optimizer_of(stage, state.params, lengths)
         own = make_train_step(model, stage, state.params, optimizer)
         return guarded(own, config.skip_non_finite)(state, *batch)
 
@@ -311,7 +312,8 @@ def compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainSt
     program = jax.jit(
         step, **compile_options(deterministic=deterministic, donate_argnums=1, **in_step)
     )
-    train_step = _OfLength(program, np.int32(run.total_steps(stage_index)))
+    lengths = lengths_of(stage, run.total_steps(stage_index))
+    train_step = _OfLength(program, jax.tree.map(np.int32, lengths))
     validate = jax.jit(
         make_validation_step(model, stage),
         **compile_options(deterministic=deterministic, **in_validation),
@@ -325,14 +327,14 @@ class _OfLength:
     so that compiled programs that were kept serve again."""
 
     program: Any
-    total_steps: np.int32
+    lengths: Lengths
 
     def __call__(self, state: TrainState, *batch: Any) -> Any:
-        return self.program(self.total_steps, state, *batch)
+        return self.program(self.lengths, state, *batch)
 
     def lower(self, state: TrainState, *batch: Any) -> Any:
         """As of a jitted function."""
-        return self.program.lower(self.total_steps, state, *batch)
+        return self.program.lower(self.lengths, state, *batch)
 
 
 def _layout(state: TrainState, mesh: Mesh, config: Config) -> TrainState:

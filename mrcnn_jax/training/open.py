@@ -38,7 +38,7 @@ from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.runtime import warn_of_slow_versions
 from mrcnn_jax.training.features import refuse_unusable_cache
 from mrcnn_jax.training.initial import initial_variables
-from mrcnn_jax.training.optimizer import make_optimizer, refuse_early_milestones
+from mrcnn_jax.training.optimizer import lengths_of, make_optimizer
 from mrcnn_jax.training.resume import (
     annotation_hashes,
     refuse_another_config,
@@ -330,7 +330,7 @@ def _open(
 def refuse_schedules(run: OpenRun) -> None:
     """Raises ConfigError if a stage's rate cannot follow its steps: a milestone in its warm-up."""
     for index, stage in enumerate(run.config.stages):
-        refuse_early_milestones(stage, run.total_steps(index))
+        lengths_of(stage, run.total_steps(index))
 
 
 def _without_other_classes(config: Config, weights: Choice | None, dataset: CocoDataset) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,50 @@ from mrcnn_jax.structures import Params
 from mrcnn_jax.training import stages
 
 
+class Lengths(NamedTuple):
+    """The numbers that the length of a stage decides: of the host, or arguments of a compiled step,
+    which stages of other lengths then share."""
+
+    steps: int | Int32[Array, ""]
+    updates: int | Int32[Array, ""]
+    """Of `accumulate_steps` steps each, but perhaps the last."""
+    warmup: int | Int32[Array, ""]
+    """Updates."""
+    falls: Int32[Array | np.ndarray, " milestones"]
+    """The updates from which on the rate is lower."""
+
+
+def lengths_of(stage: StageConfig, total_steps: int) -> Lengths:
+    """Returns the numbers of a stage of so many steps.
+
+    Raises:
+        ConfigError: a milestone is within the warm-up.
+    """
+    config = stage.optimizer
+    updates, warmup = _updates(stage, total_steps), warmup_updates(stage, total_steps)
+    milestones = config.milestones if config.schedule == "step" else ()
+    falls = [round(milestone * updates) for milestone in milestones]
+    if falls and falls[0] < warmup:
+        raise ConfigError(
+            f"stages.{stage.name}.optimizer.milestones: {milestones[0]:g} is update {falls[0]}, "
+            f"within the warm-up of {warmup}"
+        )
+    return Lengths(total_steps, updates, warmup, np.array(falls, np.int32))
+
+
 def make_optimizer(
-    stage: StageConfig, params: Params, *, total_steps: int | Int32[Array, ""]
+    stage: StageConfig, params: Params, *, total_steps: int
+) -> optax.GradientTransformation:
+    """Returns `optimizer_of` a stage of so many steps.
+
+    Raises:
+        ConfigError: as of `stages.labels` and `lengths_of`.
+    """
+    return optimizer_of(stage, params, lengths_of(stage, total_steps))
+
+
+def optimizer_of(
+    stage: StageConfig, params: Params, lengths: Lengths
 ) -> optax.GradientTransformation:
     """Makes the transformation that trains the groups of `stage` and leaves the rest as it is.
 
@@ -29,15 +71,14 @@ def make_optimizer(
 
     Args:
         params: the full parameter tree; only its names are read.
-        total_steps: length of the stage. An array may be an argument of the compiled step, which
-            stages of other lengths then share.
+        lengths: of the stage.
 
     Raises:
         ConfigError: as of `stages.labels`.
     """
     config = stage.optimizer
     labels = stages.labels(stage, params)
-    rate = functools.partial(_rate, stage, total_steps=total_steps)
+    rate = functools.partial(_rate, stage.optimizer, lengths)
     chains = {
         f"group{i}": _chain(config, rate, group.lr_scale) for i, group in enumerate(stage.train)
     }
@@ -51,7 +92,7 @@ def make_optimizer(
     steps = config.accumulate_steps
     if steps == 1:
         return groups
-    full, left = total_steps // steps, total_steps % steps
+    full, left = lengths.steps // steps, lengths.steps % steps
     # The last update of a stage averages the steps that are left. A skipped step has changed
     # nothing: the next one takes its place, so that the last update may lack one.
     several = optax.MultiSteps(
@@ -71,9 +112,13 @@ def learning_rate(
 
     Args:
         step: steps done before, 0 .. total_steps - 1.
+
+    Raises:
+        ConfigError: as of `lengths_of`.
     """
+    config, lengths = stage.optimizer, lengths_of(stage, total_steps)
     with jax.numpy_dtype_promotion("standard"):
-        return _rate(stage, jnp.asarray(step) // stage.optimizer.accumulate_steps, total_steps)
+        return _rate(config, lengths, jnp.asarray(step) // config.accumulate_steps)
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,18 +130,6 @@ def learning_rates(stage: StageConfig, total_steps: int) -> Float32[np.ndarray, 
     """
     steps = jnp.arange(total_steps)
     return np.asarray(jax.vmap(lambda step: learning_rate(stage, step, total_steps))(steps))
-
-
-def refuse_early_milestones(stage: StageConfig, total_steps: int) -> None:
-    """Raises ConfigError if the rate of a stage would fall within its warm-up."""
-    config, warmup = stage.optimizer, warmup_updates(stage, total_steps)
-    first = min(config.milestones, default=1.0) if config.schedule == "step" else 1.0
-    update = round(first * _updates(stage, total_steps))
-    if update < warmup:
-        raise ConfigError(
-            f"stages.{stage.name}.optimizer.milestones: {first:g} is update {update}, within the "
-            f"warm-up of {warmup}"
-        )
 
 
 def warmup_updates(stage: StageConfig, total_steps: int) -> int:
@@ -201,23 +234,19 @@ def _chain(
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), update)
 
 
-def _updates(stage: StageConfig, total_steps: Any) -> Any:
+def _updates(stage: StageConfig, total_steps: int) -> int:
     return -(-total_steps // stage.optimizer.accumulate_steps)
 
 
-def _rate(
-    stage: StageConfig, update: Int[Array, ""], total_steps: int | Int32[Array, ""]
-) -> Float32[Array, ""]:
-    """The rate of an update, as of `learning_rate`; both numbers may be traced."""
-    config, updates = stage.optimizer, _updates(stage, total_steps)
-    warmup = jnp.minimum(config.warmup_steps, updates // 10)
-    peak = jnp.float32(config.learning_rate)
+def _rate(config: OptimizerConfig, lengths: Lengths, update: Int[Array, ""]) -> Float32[Array, ""]:
+    """The rate of an update, as of `learning_rate`."""
+    warmup, peak = lengths.warmup, jnp.float32(config.learning_rate)
     rising, falling = peak * (update + 1) / (warmup + 1), peak
     if config.schedule == "cosine":
-        share = jnp.clip((update - warmup) / (updates - warmup), 0, 1)
+        share = jnp.clip((update - warmup) / (lengths.updates - warmup), 0, 1)
         falling = peak * jnp.cos(jnp.pi / 2 * share) ** 2
     elif config.schedule == "step":
-        fallen = jnp.sum(update >= jnp.round(jnp.float32(config.milestones) * updates))
-        factors = (config.step_factor**i for i in range(len(config.milestones) + 1))
-        falling = jnp.float32([config.learning_rate * factor for factor in factors])[fallen]
+        factors = (config.step_factor**i for i in range(len(lengths.falls) + 1))
+        rates = jnp.float32([config.learning_rate * factor for factor in factors])
+        falling = rates[jnp.sum(update >= lengths.falls)]
     return jnp.asarray(jnp.where(update < warmup, rising, falling), jnp.float32)

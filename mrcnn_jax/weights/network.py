@@ -184,7 +184,8 @@ def read_network(
             raise ConfigError(
                 f"{name}: {as_text(now[name])}, but {path} states {as_text(was[name])}"
             )
-    _refuse_other_pixels(model, order, tensors, path, order_is_given=channel_order is not None)
+    known = {*given, *(["channel_order"] if channel_order is not None else [])}
+    _refuse_other_pixels(model, order, tensors, path, known)
     _refuse_other_anchors(model, tensors, path)
     if family.project in ("torchvision", "detectron2") and family.model is not None:
         family = replace(family, presumed=_not_stated(tensors))
@@ -368,14 +369,16 @@ def _refuse_other_pixels(
     channel_order: ChannelOrder,
     tensors: Mapping[str, np.ndarray],
     source: Path,
-    *,
-    order_is_given: bool,
+    given: Collection[str],
 ) -> None:
     """Raises ConfigError if the pixels that detectron2 keeps beside its weights are not those of
     the config.
 
     They do not say in which order a network read its channels: it may have had the usual mean of
     the other order.
+
+    Args:
+        given: the fields, "channel_order" too, that are not presumed.
     """
     step = 1 if channel_order == "rgb" else -1
     for name, field in _CONSTANTS.items():
@@ -385,14 +388,15 @@ def _refuse_other_pixels(
         found = np.ravel(tensors[name]) / 255
         if found.shape == (3,) and np.allclose(found, own, rtol=1e-3):
             continue
-        line = f"{source}: {name}: {_of_255(found)}, where {_of_255(own)} is presumed"
+        word = "given" if field in given else "presumed"
+        line = f"{source}: {name}: {_of_255(found)}, where {_of_255(own)} is {word}"
         if found.shape != (3,) or not np.isfinite(found).all():
             raise ConfigError(line)
         other = "bgr" if channel_order == "rgb" else "rgb"
         option = f"--{field.replace('_', '-')}"
         as_here = f"{option} {as_text(tuple(found[::step].tolist()))}"
         as_other = f"{option} {as_text(tuple(found[::-step].tolist()))}"
-        if order_is_given:
+        if {field, "channel_order"} & set(given):
             way = as_here
         elif np.allclose(found[::-1], own, rtol=1e-3):
             way = f"--channel-order {other}"

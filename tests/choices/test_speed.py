@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mrcnn_jax.choices import speed
@@ -88,7 +89,9 @@ def test_other_canvases_count_by_their_pixels(
     several: OpenRun, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
     programs = Programs()
-    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: programs.now))
+    monkeypatch.setattr(
+        speed, "time", SimpleNamespace(perf_counter=lambda: programs.now, time_ns=lambda: 5)
+    )
     monkeypatch.setattr(loop, "first_variables", programs.first_variables)
     first = SimpleNamespace(params={}, batch_stats={})
     monkeypatch.setattr(OpenRun, "first_state", lambda *_: first)
@@ -107,7 +110,7 @@ def test_other_canvases_count_by_their_pixels(
     found = measure(several)
     assert found == Speed(
         step=pytest.approx(2 * (5 + pixels) / 6),
-        compiling=pytest.approx(3 + (2 if kept else 3) * 30 + (1 if kept else 2) * 10),
+        compiling=pytest.approx(3 + 3 * 30 + (1 if kept else 2) * 10),
         validation=pytest.approx(0.5 * (2 + pixels)),
         evaluation=0.0,
         loading=0.0,  # the clock stands still
@@ -150,17 +153,15 @@ def test_slow_loading_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (timed.loading, timed.each) == (4.0, 5.5)
 
 
-def test_a_training_of_another_length_has_the_program_that_was_measured(several: OpenRun) -> None:
-    """So that it is found among those that are kept."""
-    programs = set()
-    for epochs in (1, 7):
-        (stage,) = several.config.stages
-        stage = replace(stage, epochs=epochs, optimizer=replace(stage.optimizer, warmup_steps=2))
-        run = replace(several, config=replace(several.config, stages=(stage,)))
-        state = run.first_state(0, loop.first_variables(run))
-        _, train_step, _ = loop.compiled(run, 0, state)
-        programs.add(train_step.lower(state, loop._example(run, stage)).as_text())
-    assert len(programs) == 1
+def test_no_earlier_program_is_found_for_the_rate(
+    several: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = set()
+    for moment in (1_234_567_890, 1_234_567_891):
+        monkeypatch.setattr(speed, "time", SimpleNamespace(time_ns=lambda moment=moment: moment))
+        config = speed._with_a_rate_of_its_own(several).config
+        rates.add(np.float32(config.stages[0].optimizer.learning_rate))
+    assert len(rates) == 2
 
 
 def test_a_run_that_was_measured_has_the_same_bits(
@@ -169,6 +170,7 @@ def test_a_run_that_was_measured_has_the_same_bits(
     """The tiny run's own programs, evaluation included; nothing is left in the folder."""
     monkeypatch.setattr(watch, "curves", lambda *_: None)
     monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(speed, "_with_a_rate_of_its_own", lambda run: run)  # compiled already
     config = replace(
         tiny_config,
         init_from=str(tiny_run),
