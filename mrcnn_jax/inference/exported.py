@@ -83,7 +83,11 @@ def _for_jax(path: Location) -> tuple[dict[str, Any], list[Program]]:
 
 
 def _for_onnx(folder: Path) -> tuple[dict[str, Any], list[Program]]:
-    meta, programs = json.loads((folder / "meta.json").read_bytes()), []
+    content, programs = (folder / "meta.json").read_bytes(), []
+    try:
+        meta = json.loads(content)
+    except ValueError:
+        meta = None
     # Of an unpacked file, for example, or of another program.
     stated = meta if isinstance(meta, dict) else {}
     if not _FIELDS.issubset(stated) or not isinstance(stated["programs"], dict):

@@ -95,9 +95,13 @@ def test_other_canvases_count_by_their_pixels(
     monkeypatch.setattr(loop, "first_variables", programs.first_variables)
     first = SimpleNamespace(params={}, batch_stats={})
     monkeypatch.setattr(OpenRun, "first_state", lambda *_: first)
-    monkeypatch.setattr(
-        loop, "compiled", lambda run, index, state: (state, programs.step, programs.validate)
-    )
+    rates = []
+
+    def compiled(run: OpenRun, index: int, state: Any) -> Any:
+        rates.append(run.config.stages[index].optimizer.learning_rate)
+        return state, programs.step, programs.validate
+
+    monkeypatch.setattr(loop, "compiled", compiled)
     monkeypatch.setattr(speed, "Predictor", lambda run, mesh: programs)
     monkeypatch.setattr(
         speed, "results_of_split", lambda _, split, plan: [sum(len(p.images) for p in plan)]
@@ -108,6 +112,7 @@ def test_other_canvases_count_by_their_pixels(
     pixels = 96 * 96 / (64 * 96)  # of the third canvas, as a multiple of the first and second
 
     found = measure(several)
+    assert rates != [several.config.stages[0].optimizer.learning_rate]  # nor is it found compiled
     assert found == Speed(
         step=pytest.approx(2 * (5 + pixels) / 6),
         compiling=pytest.approx(3 + 3 * 30 + (1 if kept else 2) * 10),

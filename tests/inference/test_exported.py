@@ -141,7 +141,7 @@ def test_a_folder_without_programs_is_named(tmp_path: Path) -> None:
     whole = {"categories": [], "short_side": 8, "long_side": 8, "canvases": [], "paste": "cells"}
     for content in ("{", "7", "[]", "{}", '{"programs": []}', '{"programs": {}}', "\udcff"):
         (tmp_path / "meta.json").write_bytes(content.encode(errors="surrogateescape"))
-        with pytest.raises(ValueError, match=r"meta|no folder of `mrcnn export|Expecting|decode"):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}: no folder of `mrcnn export"):
             exported.load(tmp_path)
     (tmp_path / "meta.json").write_text(json.dumps(whole | {"programs": {"8x8.onnx": "0"}}))
     with pytest.raises(FileNotFoundError, match=r"8x8\.onnx"):

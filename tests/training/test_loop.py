@@ -420,7 +420,7 @@ def test_waiting_for_data_is_reported(
 
 
 def test_stages_of_other_lengths_share_a_compiled_step(tiny_config: Config, tmp_path: Path) -> None:
-    """So it is found among those that are kept: warm-up, falls and the last update follow."""
+    """So it is found among those that are kept; what follows from the length is handed to it."""
     programs = set()
     optimizer = OptimizerConfig(
         schedule="step", milestones=(0.5, 0.75), warmup_steps=500, accumulate_steps=3
@@ -433,6 +433,11 @@ def test_stages_of_other_lengths_share_a_compiled_step(tiny_config: Config, tmp_
             state = run.first_state(0, loop.first_variables(run))
             _, train_step, _ = loop.compiled(run, 0, state)
             programs.add(train_step.lower(state, loop._example(run, longer)).as_text())
+            steps = run.total_steps(0)
+            updates = -(-steps // 3)
+            falls = [round(updates / 2), round(updates * 3 / 4)]
+            found = [np.asarray(number).tolist() for number in train_step.lengths]
+            assert found == [steps, updates, updates // 10, falls]
     assert len(programs) == 1
 
 
