@@ -184,8 +184,8 @@ def read_network(
             raise ConfigError(
                 f"{name}: {as_text(now[name])}, but {path} states {as_text(was[name])}"
             )
-    known = {*given, *(["channel_order"] if channel_order is not None else [])}
-    _refuse_other_pixels(model, order, tensors, path, known)
+    of_user = {*given, *(["channel_order"] if channel_order is not None else [])}
+    _refuse_other_pixels(model, order, tensors, path, given=of_user)
     _refuse_other_anchors(model, tensors, path)
     if family.project in ("torchvision", "detectron2") and family.model is not None:
         family = replace(family, presumed=_not_stated(tensors))
@@ -396,7 +396,7 @@ def _refuse_other_pixels(
         option = f"--{field.replace('_', '-')}"
         as_here = f"{option} {as_text(tuple(found[::step].tolist()))}"
         as_other = f"{option} {as_text(tuple(found[::-step].tolist()))}"
-        if {field, "channel_order"} & set(given):
+        if not {field, "channel_order"}.isdisjoint(given):
             way = as_here
         elif np.allclose(found[::-1], own, rtol=1e-3):
             way = f"--channel-order {other}"
