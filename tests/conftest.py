@@ -134,9 +134,9 @@ def tiny_config(tiny_data: Path, shared: Path) -> Config:
 def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training steps, which donate their state, get the machine code that users have: worth its
     compiling from some hundred steps on."""
-    from mrcnn_jax.training import loop  # late: most tests do without it
+    from mrcnn_jax.training import programs  # late: most tests do without it
 
-    chosen = loop.compile_options
+    chosen = programs.compile_options
 
     def compile_options(**options: Any) -> dict[str, Any]:
         found = chosen(**options)
@@ -148,17 +148,18 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return found | {"compiler_options": (found["compiler_options"] or {}) | effort}
 
-    monkeypatch.setattr(loop, "compile_options", compile_options)
+    monkeypatch.setattr(programs, "compile_options", compile_options)
 
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[None]:
     """From here on this process traces and compiles each stage once, and each network, however
     often it trains or predicts with them: most of the time of a run of 6 steps is theirs."""
-    from mrcnn_jax.inference.predictor import Predictor  # late: most tests do without them
-    from mrcnn_jax.training import loop
+    from mrcnn_jax.choices import speed  # late: most tests do without them
+    from mrcnn_jax.inference.predictor import Predictor
+    from mrcnn_jax.training import loop, programs
 
-    initialise, compiled, init = loop.initialise, loop.compiled, Predictor.__init__
+    initialise, make, init = loop.initialise, programs.make_programs, Predictor.__init__
     variables: dict[Any, Any] = {}
     steps: dict[Any, Any] = {}
     networks: dict[Any, Any] = {}
@@ -169,13 +170,13 @@ def programs() -> Iterator[None]:
             variables[key] = initialise(model, batch, seed=seed)
         return variables[key]
 
-    def compiled_once(run: Any, index: int, state: Any) -> Any:
-        config = run.config
-        key = config.model, config.stages[index], run.total_steps(index), config.skip_non_finite
-        key += config.deterministic, loop.make_train_step  # which a test may replace
+    def make_once(run: Any, index: int, state: Any) -> Any:
+        config, stage = run.config, replace(run.config.stages[index], epochs=1)
+        key = config.model, stage, config.skip_non_finite, config.deterministic
+        key += (programs.make_train_step,)  # which a test may replace
         if key not in steps:
-            steps[key] = compiled(run, index, state)[1:]
-        return jax.tree.map(jax.numpy.array, state), *steps[key]
+            steps[key] = make(run, index, state)
+        return steps[key]
 
     def prepared(self: Any, run: Any, mesh: Any = None) -> None:
         init(self, run, mesh)
@@ -185,7 +186,8 @@ def programs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "initialise", initialised)
-        patch.setattr(loop, "compiled", compiled_once)
+        for module in (loop, speed):
+            patch.setattr(module, "make_programs", make_once)
         patch.setattr(Predictor, "__init__", prepared)
         yield
 

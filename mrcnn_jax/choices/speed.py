@@ -1,7 +1,8 @@
 """How long the parts of a training take on this machine, measured before it begins.
 
 Steps are those of the run, on its images, from its first state: a copy of it, whose results are
-thrown away. The training that follows has the same bits as without.
+thrown away. The training that follows takes over the compiled programs, and has the same bits as
+without.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ from mrcnn_jax.runs.state import TrainState
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import loop
 from mrcnn_jax.training.open import OpenRun
+from mrcnn_jax.training.optimizer import lengths_of
+from mrcnn_jax.training.programs import Prepared, make_programs, on_devices
 from mrcnn_jax.training.watch import batches
 
 # Of each program, calls after the first: these at least, and so long.
@@ -48,7 +51,7 @@ class Speed:
     loading: float
     """From the beginning of an epoch to its first batch."""
     compiling: float
-    """What is left to be compiled after measuring, and the first variables."""
+    """What is left to be compiled after measuring: of evaluation."""
     validation: float
     """The losses on all validation images."""
     evaluation: float
@@ -71,8 +74,8 @@ class Timed:
         return max(0.0, self.first - self.each)
 
 
-def measure(run: OpenRun) -> Speed:
-    """Compiles and runs the programs of a new run of one stage, on batches of the most used canvas.
+def measure(run: OpenRun) -> tuple[Speed, Prepared]:
+    """Compiles the programs of a new run of one stage, and times them on its most used canvas.
 
     Those of other canvases are taken to need as much longer as they have more pixels. In one
     process.
@@ -80,31 +83,26 @@ def measure(run: OpenRun) -> Speed:
     Raises:
         cli.Failure: the device's memory is too small, or an image cannot be loaded.
     """
-    run = _with_a_rate_of_its_own(run)
-    started = time.perf_counter()
     variables = loop.first_variables(run)
-    jax.block_until_ready(variables)
-    beginning = time.perf_counter() - started
-    state, train_step, validate = loop.compiled(run, 0, run.first_state(0, variables))
+    state = on_devices(run, run.first_state(0, variables))
+    programs = make_programs(run, 0, state)
+    train_step = programs.step_of(lengths_of(run.config.stages[0], run.total_steps(0)))
 
     plan = run.whole_epoch(0, 0)
-    canvases = len({planned.canvas for planned in plan})
     with loop.naming_the_batch_that_fits(run, 0, train_step, state):
         state, training = _steps(run, train_step, state, plan)
-    compiling = beginning + canvases * training.compiling
     trained = {"params": state.params, "batch_stats": state.batch_stats}
     plan_of_val = plan_once(run.val_split, run.config.data.eval_batch_size)
     key = jax.random.key(run.config.seed)
-    evaluation = 0.0
+
+    def validate(batch: Batch) -> None:
+        placed = parallel.place_rows(batch, run.mesh)
+        jax.device_get(programs.validate(trained, placed, key))
+
+    evaluation = compiling = 0.0
     with naming_the_batch(run.config.data.eval_batch_size, "--data.eval-batch-size"):
-        validating = _calls(
-            run,
-            plan_of_val,
-            lambda batch: jax.device_get(
-                validate(trained, parallel.place_rows(batch, run.mesh), key)
-            ),
-        )
-        compiling += _again(validating, plan_of_val)
+        validating = _calls(run, plan_of_val, validate)
+        _on_other_canvases(run, run.val_split, plan_of_val, validate)
         if run.config.evaluate_every_epochs and run.config.evaluates(
             run.config.stages[0], has_masks=run.has_masks
         ):
@@ -116,11 +114,14 @@ def measure(run: OpenRun) -> Speed:
             evaluating = _calls(
                 run, plan_of_eval, lambda batch: list(predictor.found(batch, predictor(batch)))
             )
-            compiling += _again(evaluating, plan_of_eval)
+            # It is compiled again, but that of this canvas is found if compiled programs are kept.
+            canvases = len({planned.canvas for planned in plan_of_eval})
+            kept = bool(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+            compiling = evaluating.compiling * (canvases - kept)
             evaluation = evaluating.each * _batches(run, plan_of_eval)
             evaluation += _comparing(run, predictor, plan_of_eval)
     gc.collect()  # loaders refer to themselves
-    return Speed(
+    speed = Speed(
         step=training.each * _batches(run, plan) / len(plan),
         loading=training.loading,
         compiling=compiling,
@@ -128,23 +129,16 @@ def measure(run: OpenRun) -> Speed:
         evaluation=evaluation,
         saving=_saving(run, state),
     )
-
-
-def _with_a_rate_of_its_own(run: OpenRun) -> OpenRun:
-    """The run with a learning rate that no other has, a constant of its compiled step.
-
-    If the program were found among those that are kept, compiling would seem to take no time.
-    """
-    (stage,) = run.config.stages
-    rate = stage.optimizer.learning_rate * (1 + time.time_ns() % 10**6 / 10**6)
-    stage = replace(stage, optimizer=replace(stage.optimizer, learning_rate=rate))
-    return replace(run, config=replace(run.config, stages=(stage,)))
+    return speed, Prepared(variables, programs)
 
 
 def _steps(
     run: OpenRun, train_step: Any, state: TrainState, plan: Sequence[PlannedBatch]
 ) -> tuple[TrainState, Timed]:
-    """Times training steps; as in training, the metrics of a step are read while the next runs."""
+    """Times training steps; as in training, the metrics of a step are read while the next runs.
+
+    One is taken on each of the other canvases, too: so all are compiled.
+    """
     pending: Any = None
 
     def step(batch: Batch) -> None:
@@ -158,6 +152,7 @@ def _steps(
     long = (planned for epoch in range(epochs) for planned in run.whole_epoch(0, epoch))
     of_canvas = [planned for planned in long if planned.canvas == used][: MOST_CALLS + 1]
     timed = _timed(run, run.train_split, of_canvas, step, lambda: jax.device_get(pending))
+    _on_other_canvases(run, run.train_split, plan, step)
     return state, timed
 
 
@@ -166,6 +161,17 @@ def _calls(run: OpenRun, plan: Sequence[PlannedBatch], call: Callable[[Batch], o
     of_canvas = [planned for planned in plan if planned.canvas == _most_used(plan)]
     repeated = (of_canvas * (CALLS + 1))[: MOST_CALLS + 1]
     return _timed(run, run.val_split, repeated, call)
+
+
+def _on_other_canvases(
+    run: OpenRun, split: Split, plan: Sequence[PlannedBatch], call: Callable[[Batch], object]
+) -> None:
+    """Calls a program on one batch of each canvas but the most used, for which it is compiled."""
+    used = _most_used(plan)
+    others = {planned.canvas: planned for planned in plan if planned.canvas != used}
+    with closing(batches(run, run.config.stages[0], split, list(others.values()))) as loaded:
+        for batch in loaded:
+            call(batch)
 
 
 def _timed(
@@ -251,12 +257,3 @@ def _batches(run: OpenRun, plan: Sequence[PlannedBatch]) -> float:
     """The batches of a plan, counted as batches of its most used canvas by their pixels."""
     pixels = [math.prod(run.config.data.canvases[planned.canvas]) for planned in plan]
     return sum(pixels) / math.prod(run.config.data.canvases[_most_used(plan)])
-
-
-def _again(timed: Timed, plan: Iterable[PlannedBatch]) -> float:
-    """Seconds of compiling that training has yet to do for a program that does not change.
-
-    That of the most used canvas is read again if compiled programs are kept.
-    """
-    canvases = len({planned.canvas for planned in plan})
-    return timed.compiling * (canvases - bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.choices.folder import Opening
     from mrcnn_jax.choices.table import Chosen
     from mrcnn_jax.training.open import OpenRun
+    from mrcnn_jax.training.programs import Prepared
 
 
 @dataclass(frozen=True)
@@ -284,14 +285,14 @@ def _train_new(request: Request) -> None:
         print(line)
 
 
-def _settled(request: Request, chosen: Chosen, run: OpenRun) -> Config:
-    """The config of a run that ends in the minutes asked; prints the choices."""
+def _settled(request: Request, chosen: Chosen, run: OpenRun) -> tuple[Config, Prepared]:
+    """The config of a run that ends in the minutes asked, and its programs; prints the choices."""
     from mrcnn_jax.choices.minutes import fitted
     from mrcnn_jax.choices.speed import measure
 
     assert request.minutes is not None
     print("--minutes: measuring the speed of this machine", flush=True)
-    speed = measure(run)
+    speed, prepared = measure(run)
     fit = fitted(
         run.config,
         speed,
@@ -301,7 +302,7 @@ def _settled(request: Request, chosen: Chosen, run: OpenRun) -> Config:
         given=fields_given(request.given),
     )
     print("\n".join((fit.spent, *fit.table(chosen, request.given))))
-    return fit.config
+    return fit.config, prepared
 
 
 def _refuse_other_weights(request: Request) -> None:

@@ -7,15 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mrcnn_jax import cli, parallel
@@ -32,22 +29,18 @@ from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.logs import COMMANDS
 from mrcnn_jax.runs.metrics import MetricsLog
 from mrcnn_jax.runs.state import TrainState
-from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.features import with_cached_features
-from mrcnn_jax.training.guard import guarded
 from mrcnn_jax.training.memory import out_of_memory
 from mrcnn_jax.training.open import OpenRun, Progress, open_run, refuse_schedules
 from mrcnn_jax.training.optimizer import (
-    Lengths,
     lengths_of,
-    optimizer_of,
     scaling_hint,
     warmup_hint,
     warmup_updates,
 )
+from mrcnn_jax.training.programs import Prepared, Programs, make_programs, on_devices
 from mrcnn_jax.training.stages import summary
-from mrcnn_jax.training.step import make_train_step, make_validation_step
 from mrcnn_jax.training.stop import StopSignal
 from mrcnn_jax.training.watch import Step, Watch, as_text, batches
 from mrcnn_jax.weights.choice import Choice
@@ -58,7 +51,7 @@ def train(
     workdir: Path,
     weights: Choice | None = None,
     read_before: Sequence[CocoDataset] = (),
-    settle: Callable[[OpenRun], Config] | None = None,
+    settle: Callable[[OpenRun], tuple[Config, Prepared]] | None = None,
 ) -> None:
     """Trains every stage of `config` in `workdir` on all devices.
 
@@ -69,8 +62,8 @@ def train(
         config: of the run.
         workdir: its folder.
         weights, read_before: as of `open_run`.
-        settle: returns the config to train with, that of a new run which is open with fields that
-            only now can be decided; it may run programs of the run.
+        settle: returns the config to train with, that of a new run which is open with another
+            length, which only now can be decided, and the programs of the run by which it was.
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled (but by `settle`).
@@ -81,11 +74,13 @@ def train(
     try:
         opened = open_run(config, workdir, weights, read_before)
         with opened as run:
+            prepared: Prepared | None = None
             if settle is not None:
-                run = replace(run, config=settle(run))
+                config, prepared = settle(run)
+                run = replace(run, config=config)
                 refuse_schedules(run)
             with Watch(run) as watch, StopSignal(run) as stop:
-                _train(watch, stop)
+                _train(watch, stop, prepared)
     except OSError as error:  # a full disk above all
         if cli.lost_output() is not None:
             raise
@@ -93,9 +88,9 @@ def train(
         raise cli.Failure(f"{where} (the same command goes on from the last checkpoint)") from error
 
 
-def _train(watch: Watch, stop: StopSignal) -> None:
+def _train(watch: Watch, stop: StopSignal, prepared: Prepared | None) -> None:
     run = watch.run
-    variables, progress, state = _start(run, watch.log)
+    variables, progress, state = _start(run, watch.log, prepared)
     if parallel.is_first():  # only now: a run that could not begin takes no folder
         save_config(run.config, run.workdir / "config.json")
         command = f"{cli.command_line()}\n".encode(errors="backslashreplace")
@@ -106,16 +101,17 @@ def _train(watch: Watch, stop: StopSignal) -> None:
         print(cap.line())
     canvases = len({plan.canvas for plan in run.train_split.plans})
     stages = run.config.stages[progress.stage_index :]
-    if stages:
-        print(
-            f"{len(stages)} stages to go x {canvases} canvases = {len(stages) * canvases} training "
-            "programs to compile"
-        )
-    else:
+    programs = None if prepared is None else prepared.programs
+    if not stages:
         print("nothing is left to train: the run was finished before")
+    elif programs is None:
+        print(
+            f"training programs to compile: {len(stages) * canvases} (stages to go: {len(stages)}, "
+            f"canvases: {canvases})"
+        )
     for _ in stages:
-        variables = _train_stage(watch, stop, progress, variables, state)
-        progress, state = Progress(progress.stage_index + 1), None
+        variables = _train_stage(watch, stop, progress, variables, state, programs)
+        progress, state, programs = Progress(progress.stage_index + 1), None, None
     if parallel.is_first() and run.config.evaluate_every_epochs:
         best, newest = run.checkpoints.best(), run.checkpoints.latest()
         if best is not None and newest is not None and best.name != newest.name:
@@ -138,7 +134,9 @@ def _random_variables(run: OpenRun) -> Variables:
     return initialise(run.model, example, seed=run.config.seed)
 
 
-def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, TrainState | None]:
+def _start(
+    run: OpenRun, log: MetricsLog | None, prepared: Prepared | None
+) -> tuple[Variables, Progress, TrainState | None]:
     """Fresh variables, or those of the newest checkpoint with the state of an unfinished stage."""
     config, meta = run.config, run.resumed_from
     names = [stage.name for stage in config.stages]
@@ -146,7 +144,8 @@ def _start(run: OpenRun, log: MetricsLog | None) -> tuple[Variables, Progress, T
         if log is not None:  # rows of a run that was killed before its first checkpoint
             log.truncate(names, 0, -1)
         print("a new run")
-        return first_variables(run), Progress(0), None
+        variables = first_variables(run) if prepared is None else prepared.variables
+        return variables, Progress(0), None
     variables = _random_variables(run)
     state = run.checkpoints.restore(run.first_state(meta.stage_index, variables), meta)
     refuse_not_finite(flatten(state), f"{run.workdir}: checkpoint {meta.name}")
@@ -184,6 +183,7 @@ def _train_stage(
     progress: Progress,
     variables: Variables,
     state: TrainState | None,
+    programs: Programs | None,
 ) -> Variables:
     """Trains what is left of a stage, from `state` or from its first step; the new variables."""
     run, index = watch.run, progress.stage_index
@@ -199,10 +199,15 @@ def _train_stage(
             print(hint)
     if state is None:
         state = run.first_state(index, variables)
-    state, train_step, validate = compiled(run, index, state)
+    state = on_devices(run, state)
+    if run.mesh is not None:
+        size = parallel.bytes_a_device((state.params, state.opt_state)) / 2**20
+        print(f"{run.mesh.size} devices, {size:.2f} MiB of parameters and optimiser state on each")
+    programs = programs or make_programs(run, index, state)
+    step = programs.step_of(lengths_of(stage, total_steps))
     train_step, validate = (
         with_cached_features(program, config, stage, run.model, variables, split)
-        for program, split in ((train_step, run.train_split), (validate, run.val_split))
+        for program, split in ((step, run.train_split), (programs.validate, run.val_split))
     )
     watch.begin(stage)
     while progress.step < total_steps or not progress.validated:
@@ -284,67 +289,6 @@ def naming_the_batch_that_fits(
         if line is None:
             raise
         raise cli.Failure(line) from error
-
-
-def compiled(run: OpenRun, stage_index: int, state: TrainState) -> tuple[TrainState, Any, Any]:
-    """The state on the devices, and the jitted training and validation steps of a stage."""
-    config, mesh, stage = run.config, run.mesh, run.config.stages[stage_index]
-    in_step: dict[str, Any] = {}
-    in_validation: dict[str, Any] = {}
-    if mesh is None:
-        # A copy, since the step donates its state and the variables may be the caller's.
-        state = jax.tree.map(jnp.array, state)
-    else:
-        everywhere, layout = parallel.replicated(mesh), _layout(state, mesh, config)
-        in_step["out_shardings"] = (layout, everywhere)
-        in_validation["out_shardings"] = (everywhere, parallel.by_rows(mesh))
-        state = parallel.place(state, layout)
-        size = parallel.bytes_a_device((state.params, state.opt_state)) / 2**20
-        print(f"{mesh.size} devices, {size:.2f} MiB of parameters and optimiser state on each")
-    model = run.model.clone(mesh=mesh)
-
-    def step(lengths: Lengths, state: TrainState, *batch: Any) -> Any:
-        optimizer = optimizer_of(stage, state.params, lengths)
-        own = make_train_step(model, stage, state.params, optimizer)
-        return guarded(own, config.skip_non_finite)(state, *batch)
-
-    deterministic = config.deterministic
-    program = jax.jit(
-        step, **compile_options(deterministic=deterministic, donate_argnums=1, **in_step)
-    )
-    lengths = lengths_of(stage, run.total_steps(stage_index))
-    train_step = _OfLength(program, jax.tree.map(np.int32, lengths))
-    validate = jax.jit(
-        make_validation_step(model, stage),
-        **compile_options(deterministic=deterministic, **in_validation),
-    )
-    return state, train_step, validate
-
-
-@dataclass(frozen=True)
-class _OfLength:
-    """A jitted step that is handed the length of its stage: another length needs no other program,
-    so that compiled programs that were kept serve again."""
-
-    program: Any
-    lengths: Lengths
-
-    def __call__(self, state: TrainState, *batch: Any) -> Any:
-        return self.program(self.lengths, state, *batch)
-
-    def lower(self, state: TrainState, *batch: Any) -> Any:
-        """As of a jitted function."""
-        return self.program.lower(self.lengths, state, *batch)
-
-
-def _layout(state: TrainState, mesh: Mesh, config: Config) -> TrainState:
-    """The sharding of each leaf of the state."""
-    layout = jax.tree.map(lambda _: parallel.replicated(mesh), state)
-    if not config.shard_parameters:
-        return layout
-    leaves = state.params, state.opt_state, state.ema
-    params, opt_state, ema = jax.tree.map(lambda leaf: parallel.spread(leaf, mesh), leaves)
-    return layout.replace(params=params, opt_state=opt_state, ema=ema)
 
 
 def _train_epoch(

@@ -20,6 +20,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_file, load_config_json
 from mrcnn_jax.config.schema import Config
 from mrcnn_jax.training import loop
+from mrcnn_jax.training.programs import Prepared, Programs
 
 SPEED = Speed(step=1.0, loading=0.0, compiling=40.0, validation=5.0, evaluation=0.0, saving=0.0)
 
@@ -65,7 +66,7 @@ def test_by_hand() -> None:
     assert stage.optimizer.warmup_steps == 73
     assert found.why == "15 minutes: 738 steps fit, 1 s each"
     assert found.spent == (
-        "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling, 5 s for "
+        "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling, 5 s are for "
         "validation and saving at the end, 45 s stay in reserve; the 1000 steps that are usual "
         "need about --minutes 20"  # (80 + 1050) / .95 s
     )
@@ -99,7 +100,7 @@ def test_what_the_user_asks_between_is_counted(every: int) -> None:
     assert found.config.validate_every_epochs == every
     ends = simulated(found.config, rates, steps_per_epoch=50, used=35.0)
     assert 0.9 * 0.95 * 900 < ends <= 0.95 * 900
-    assert "45 s for validation, evaluation and saving at the end" in found.spent
+    assert "45 s are for validation, evaluation and saving at the end" in found.spent
 
 
 def test_no_more_than_four_times_the_usual() -> None:
@@ -177,16 +178,21 @@ def test_a_run_keeps_the_epochs_that_it_began_with(
     """Its speed is measured once. Of 120 s there are 114 - 30 - 10 - 4 for 140 steps of half a
     second, and 6 steps are an epoch."""
     opened: list[int] = []
+    prepared = Prepared({"params": {}}, Programs(step=None, validate=None))
 
-    def measured(run: Any) -> Speed:
+    def measured(run: Any) -> tuple[Speed, Prepared]:
         opened.append(run.steps_per_epoch)
-        return replace(SPEED, step=0.5, compiling=10.0, validation=4.0)
+        return replace(SPEED, step=0.5, compiling=10.0, validation=4.0), prepared
 
     monkeypatch.setattr(speed, "measure", measured)
     trained: list[int] = []
+    handed_on: list[bool] = []
 
-    def stage(watch: Any, stop: Any, progress: Any, variables: Any, state: Any) -> Any:
+    def stage(
+        watch: Any, stop: Any, progress: Any, variables: Any, state: Any, programs: Any
+    ) -> Any:
         trained.append(watch.run.total_steps(progress.stage_index))
+        handed_on.append(variables is prepared.variables and programs is prepared.programs)
         return variables
 
     monkeypatch.setattr(loop, "_train_stage", stage)
@@ -195,6 +201,7 @@ def test_a_run_keeps_the_epochs_that_it_began_with(
     assert mrcnn(*words) == 0
     config = load_config_json(run / "config.json")
     assert (opened, trained, clock) == ([6], [140], [])
+    assert handed_on == [True]
     assert config.stages[0].epochs == 23.333333
     assert config.stages[0].optimizer.warmup_steps == 14
     assert config.validate_every_epochs == 24  # at the end alone
@@ -227,7 +234,7 @@ def test_a_time_that_is_too_short_takes_no_folder(
     mrcnn: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(speed, "measure", lambda run: replace(SPEED, compiling=3600.0))
+    monkeypatch.setattr(speed, "measure", lambda run: (replace(SPEED, compiling=3600.0), None))
     words = ("train", tiny_data, "--workdir", tmp_path / "run", "--init-from", kept_run)
     assert mrcnn(*words, "--minutes", 15) == 2
     error = capsys.readouterr().err.splitlines()[-1]

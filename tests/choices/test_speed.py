@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mrcnn_jax.choices import speed
@@ -18,11 +17,12 @@ from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.training import loop, watch
 from mrcnn_jax.training.open import OpenRun, open_run
+from mrcnn_jax.training.programs import Prepared, Programs
 
 CANVASES = ((64, 96), (96, 64), (96, 96))
 
 
-class Programs:
+class Timed:
     """Stand for the programs of a run, and move the clock as if they were slow."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Programs:
         self.calls[name] += 1
         self.shapes.add((name, batch.images.shape))
 
-    def step(self, state: Any, batch: Any) -> Any:
+    def step(self, lengths: Any, state: Any, batch: Any) -> Any:
         self._called("step", batch, 30.0, 2.0)
         return state, {"loss/total": 0.0}
 
@@ -88,20 +88,14 @@ def several(tiny_config: Config, tmp_path: Path) -> Iterator[OpenRun]:
 def test_other_canvases_count_by_their_pixels(
     several: OpenRun, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
-    programs = Programs()
-    monkeypatch.setattr(
-        speed, "time", SimpleNamespace(perf_counter=lambda: programs.now, time_ns=lambda: 5)
-    )
+    programs = Timed()
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: programs.now))
     monkeypatch.setattr(loop, "first_variables", programs.first_variables)
     first = SimpleNamespace(params={}, batch_stats={})
     monkeypatch.setattr(OpenRun, "first_state", lambda *_: first)
-    rates = []
-
-    def compiled(run: OpenRun, index: int, state: Any) -> Any:
-        rates.append(run.config.stages[index].optimizer.learning_rate)
-        return state, programs.step, programs.validate
-
-    monkeypatch.setattr(loop, "compiled", compiled)
+    monkeypatch.setattr(speed, "on_devices", lambda run, state: state)
+    made = Programs(step=programs.step, validate=programs.validate)
+    monkeypatch.setattr(speed, "make_programs", lambda run, index, state: made)
     monkeypatch.setattr(speed, "Predictor", lambda run, mesh: programs)
     monkeypatch.setattr(
         speed, "results_of_split", lambda _, split, plan: [sum(len(p.images) for p in plan)]
@@ -111,28 +105,31 @@ def test_other_canvases_count_by_their_pixels(
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "folder" if kept else "")
     pixels = 96 * 96 / (64 * 96)  # of the third canvas, as a multiple of the first and second
 
-    found = measure(several)
-    assert rates != [several.config.stages[0].optimizer.learning_rate]  # nor is it found compiled
+    found, prepared = measure(several)
+    assert prepared == Prepared({"params": {}, "batch_stats": {}}, made)
     assert found == Speed(
         step=pytest.approx(2 * (5 + pixels) / 6),
-        compiling=pytest.approx(3 + 3 * 30 + (1 if kept else 2) * 10),
+        compiling=0.0,  # all is compiled, a call for each canvas
         validation=pytest.approx(0.5 * (2 + pixels)),
         evaluation=0.0,
         loading=0.0,  # the clock stands still
         saving=4.0,
     )
     # Three steps of two seconds last longer than 5 s; of validation, eight batches are asked for.
-    assert programs.calls == {"step": 1 + 3, "validate": 1 + 7}
-    assert programs.shapes == {("step", (2, 64, 96, 3)), ("validate", (3, 96, 64, 3))}
+    assert programs.calls == {"step": 1 + 3 + 2, "validate": 1 + 7 + 1}
+    assert programs.shapes == {
+        *(("step", (2, *canvas, 3)) for canvas in CANVASES),
+        *(("validate", (3, *canvas, 3)) for canvas in CANVASES[1:]),
+    }
 
     run = replace(several, config=replace(several.config, evaluate_every_epochs=2))
-    assert measure(run).evaluation == 0.0  # of a stage that trains no masks
+    assert measure(run)[0].evaluation == 0.0  # of a stage that trains no masks
     (stage,) = run.config.stages
     run = replace(run, config=replace(run.config, stages=(replace(stage, losses=("mask",)),)))
     programs.calls.clear()
-    more = measure(run)
+    more, _ = measure(run)
     assert more.evaluation == pytest.approx(6 * (2 + pixels) + 8 / 2)
-    assert more.compiling == pytest.approx(found.compiling + (1 if kept else 2) * 8)
+    assert more.compiling == pytest.approx((1 if kept else 2) * 8)
     assert programs.calls["predict"] == 1 + 3
 
 
@@ -158,24 +155,12 @@ def test_slow_loading_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (timed.loading, timed.each) == (4.0, 5.5)
 
 
-def test_no_earlier_program_is_found_for_the_rate(
-    several: OpenRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rates = set()
-    for moment in (1_234_567_890, 1_234_567_891):
-        monkeypatch.setattr(speed, "time", SimpleNamespace(time_ns=lambda moment=moment: moment))
-        config = speed._with_a_rate_of_its_own(several).config
-        rates.add(np.float32(config.stages[0].optimizer.learning_rate))
-    assert len(rates) == 2
-
-
 def test_a_run_that_was_measured_has_the_same_bits(
     tiny_config: Config, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny run's own programs, evaluation included; nothing is left in the folder."""
     monkeypatch.setattr(watch, "curves", lambda *_: None)
     monkeypatch.setattr(speed, "SECONDS", 0.0)
-    monkeypatch.setattr(speed, "_with_a_rate_of_its_own", lambda run: run)  # compiled already
     config = replace(
         tiny_config,
         init_from=str(tiny_run),
@@ -186,14 +171,16 @@ def test_a_run_that_was_measured_has_the_same_bits(
     found: list[Speed] = []
     left: list[set[str]] = []
 
-    def settle(run: OpenRun) -> Config:
-        found.append(measure(run))
+    def settle(run: OpenRun) -> tuple[Config, Prepared]:
+        rates, prepared = measure(run)
+        found.append(rates)
         left.append({path.name for path in run.workdir.iterdir()})
-        return run.config
+        return run.config, prepared
 
+    monkeypatch.delattr(loop, "make_programs")  # training takes over those that were measured
     loop.train(config, tmp_path / "measured", settle=settle)
     ((rates,), (names,)) = found, left
-    assert all(value > 0 for value in asdict(rates).values())
+    assert all(value > 0 for name, value in asdict(rates).items() if name != "compiling")  # kept
     assert names <= {".lock", "data"}
     plain, measured = (tmp_path / name / "metrics.jsonl" for name in ("plain", "measured"))
     assert plain.read_bytes() == measured.read_bytes()

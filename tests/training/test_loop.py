@@ -30,12 +30,11 @@ from mrcnn_jax.config.files import (
 )
 from mrcnn_jax.config.heads import DepthHeadConfig
 from mrcnn_jax.config.optional_heads import following_heads
-from mrcnn_jax.config.schema import Config, OptimizerConfig
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.runs.checkpoints import Checkpoints
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
 from mrcnn_jax.training import loop, watch
-from mrcnn_jax.training.open import open_run
 
 # -- resuming --------------------------------------------------------------------------------------
 
@@ -417,28 +416,6 @@ def test_waiting_for_data_is_reported(
     assert (tmp_path / "soon" / "metrics.jsonl").read_bytes() == (
         tmp_path / "late" / "metrics.jsonl"
     ).read_bytes()
-
-
-def test_stages_of_other_lengths_share_a_compiled_step(tiny_config: Config, tmp_path: Path) -> None:
-    """So it is found among those that are kept; what follows from the length is handed to it."""
-    programs = set()
-    optimizer = OptimizerConfig(
-        schedule="step", milestones=(0.5, 0.75), warmup_steps=500, accumulate_steps=3
-    )
-    stage = replace(tiny_config.stages[0], optimizer=optimizer)
-    with open_run(replace(tiny_config, stages=(stage,)), tmp_path) as opened:
-        for epochs in (1, 200):
-            longer = replace(stage, epochs=epochs)
-            run = replace(opened, config=replace(opened.config, stages=(longer,)))
-            state = run.first_state(0, loop.first_variables(run))
-            _, train_step, _ = loop.compiled(run, 0, state)
-            programs.add(train_step.lower(state, loop._example(run, longer)).as_text())
-            steps = run.total_steps(0)
-            updates = -(-steps // 3)
-            falls = [round(updates / 2), round(updates * 3 / 4)]
-            found = [np.asarray(number).tolist() for number in train_step.lengths]
-            assert found == [steps, updates, updates // 10, falls]
-    assert len(programs) == 1
 
 
 def test_what_is_left_is_told_in_minutes() -> None:

@@ -32,6 +32,7 @@ from mrcnn_jax.training import loop
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.training.open import Progress, open_run
+from mrcnn_jax.training.programs import Prepared, Programs
 
 # -- what is refused -------------------------------------------------------------------------------
 
@@ -292,11 +293,12 @@ def test_what_would_fail_or_lie_late_is_refused_early(tiny_config: Config, tmp_p
     ):
         loop.train(replace(tiny_config, stages=(rpn, box, late)), tmp_path / "late")
     # Also where the epochs are set after opening, as by --minutes: the folder is not taken.
+    prepared = Prepared({"params": {}}, Programs(step=None, validate=None))
     with pytest.raises(ConfigError, match=r"0.05 is update 6, within the warm-up of 12"):
         loop.train(
             tiny_config,
             tmp_path / "settled",
-            settle=lambda run: replace(run.config, stages=(rpn, box, late)),
+            settle=lambda run: (replace(run.config, stages=(rpn, box, late)), prepared),
         )
     assert not (tmp_path / "settled" / "config.json").exists()
     with pytest.raises(

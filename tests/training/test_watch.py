@@ -32,7 +32,7 @@ from mrcnn_jax.runs.hub_folder import write_hub_folder
 from mrcnn_jax.runs.loggers import Service
 from mrcnn_jax.runs.metrics import read_metrics
 from mrcnn_jax.runs.run import load_run
-from mrcnn_jax.training import loop, stop, watch
+from mrcnn_jax.training import loop, programs, stop, watch
 from mrcnn_jax.training import open as opening
 from mrcnn_jax.training.optimizer import learning_rates
 from mrcnn_jax.training.replay import read_failed, replay
@@ -276,7 +276,7 @@ def test_a_run_records_the_model_that_it_started_from(
 def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps 2 and 5 of a stage give a gradient of NaN, with finite losses. No curves are drawn, to
     save time."""
-    real = loop.make_train_step
+    real = programs.make_train_step
 
     def make(*arguments: Any) -> Any:
         step = real(*arguments)
@@ -293,7 +293,7 @@ def broken_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return broken
 
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(programs, "make_train_step", make)
     monkeypatch.setattr(watch, "curves", lambda *_: None)
 
 
