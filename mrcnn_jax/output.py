@@ -41,6 +41,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.replace(path)
 
 
+def progress_bar(total: int | None, what: str, *, unit: str = "img", **options: Any) -> Any:
+    """Returns a tqdm bar that vanishes at its end; outside a terminal it is written every 30 s.
+
+    Args:
+        options: others of tqdm.
+    """
+    from tqdm import tqdm  # late: most commands draw none
+
+    every = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=what, unit=unit, leave=False, mininterval=every, **options)
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a file, text as UTF-8, that is whole or absent (`whole_file`)."""
     with whole_file(path) as part:

@@ -173,7 +173,8 @@ def programs() -> Iterator[None]:
     def make_once(run: Any, index: int, state: Any) -> Any:
         config, stage = run.config, replace(run.config.stages[index], epochs=1)
         key = config.model, stage, config.skip_non_finite, config.deterministic
-        key += (programs.make_train_step,)  # which a test may replace
+        key += run.mesh, config.shard_parameters
+        key += programs.make_train_step, programs.compile_options  # which a test may replace
         if key not in steps:
             steps[key] = make(run, index, state)
         return steps[key]

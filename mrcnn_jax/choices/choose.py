@@ -121,8 +121,7 @@ def _model(
         of_sides += ", or larger images (--data.short-side)"
     most = max(object_counts(train) + object_counts(val))
     typical = float(np.median([count for count in object_counts(train) if count]))
-    rpn, box_head = base.rpn, base.box_head
-    of_cpu = []
+    rpn, box_head, of_proposals = base.rpn, base.box_head, []
     if device == "cpu":
         few = rounded(max(200, 2 * most), 8)
         rpn = replace(
@@ -130,7 +129,7 @@ def _model(
         )
         if "model.box_head.samples" not in given:
             box_head = replace(box_head, samples=min(box_head.samples, 128))
-        of_cpu.append(
+        of_proposals.append(
             Row(
                 "proposals, box samples",
                 lambda c: f"{c.model.rpn.proposals}, {c.model.box_head.samples}",
@@ -141,6 +140,18 @@ def _model(
     elif rpn.proposals < 2 * most:
         many = rounded(2 * most, 8)
         rpn = replace(rpn, pre_nms=max(rpn.pre_nms, many), proposals=many)
+        if rpn.train_pre_nms is not None:
+            rpn = replace(rpn, train_pre_nms=max(rpn.train_pre_nms, many))
+        if rpn.train_proposals is not None:
+            rpn = replace(rpn, train_proposals=max(rpn.train_proposals, many))
+        of_proposals.append(
+            Row(
+                "proposals",
+                lambda c: f"{c.model.rpn.proposals}",
+                "twice the most objects in an image",
+                ("--model.rpn.proposals",),
+            )
+        )
     foreground = max(1, int(box_head.samples * box_head.positive_fraction))
     masks, of_masks = foreground, "all samples of the box head that are objects"
     if device == "cpu":
@@ -188,7 +199,7 @@ def _model(
             of_sides,
             ("--model.rpn.scales", "--model.roi.canonical-size"),
         ),
-        *of_cpu,
+        *of_proposals,
         Row(
             "most detections",
             lambda c: f"{c.model.box_head.detections}",

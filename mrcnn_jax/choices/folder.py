@@ -90,7 +90,7 @@ def config_for(
     )
     train.refuse_without_objects()
     devices = devices_here()
-    if start is None:
+    if start is None and given.get("model.trunk") != "convnext":  # its own are named later
         print(better_start(BETTER[devices.kind], "training"))
     name = jax.devices()[0].device_kind
     print(f"device: {name if devices.count == 1 else f'{devices.count} x {name}'}")

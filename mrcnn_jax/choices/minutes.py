@@ -131,7 +131,9 @@ def fitted(
     why = f"{minutes:g} minute{'s' * (minutes != 1)}: {fit} steps fit, {speed.step:.3g} s each"
     if fit > most:
         why += f"; at most {MOST} times the usual {most // MOST}"
-    compiling = f", {speed.compiling:.0f} s are for compiling" if speed.compiling else ""
+    compiling = ""
+    if round(speed.compiling):
+        compiling = f", {speed.compiling:.0f} s are for compiling evaluation"
     spent = (
         f"--minutes {minutes:g}: {speed.step:.3g} s a step, {steps} steps; {used:.0f} s were used"
         f"{compiling}, {ending:.0f} s are for {checking} and saving at the end, {reserve:.0f} s "

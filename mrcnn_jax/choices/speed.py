@@ -153,6 +153,7 @@ def _steps(
     of_canvas = [planned for planned in long if planned.canvas == used][: MOST_CALLS + 1]
     timed = _timed(run, run.train_split, of_canvas, step, lambda: jax.device_get(pending))
     _on_other_canvases(run, run.train_split, plan, step)
+    jax.device_get(pending)  # an error of the last step is raised here
     return state, timed
 
 
@@ -169,6 +170,8 @@ def _on_other_canvases(
     """Calls a program on one batch of each canvas but the most used, for which it is compiled."""
     used = _most_used(plan)
     others = {planned.canvas: planned for planned in plan if planned.canvas != used}
+    if not others:
+        return  # no threads or processes are started to load nothing
     with closing(batches(run, run.config.stages[0], split, list(others.values()))) as loaded:
         for batch in loaded:
             call(batch)

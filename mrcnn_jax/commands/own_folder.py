@@ -278,6 +278,12 @@ def _train_new(request: Request) -> None:
             f"--minutes: fits the epochs of one stage, but there are {len(rows)} "
             f"({', '.join(rows)}): leave out --minutes, or --stages.0.losses",
         )
+        cached = opening.config.cache_features
+        require(
+            cached == "off",
+            "--minutes: steps are measured without features that are kept: leave out --minutes, "
+            f"or --cache-features {cached}",
+        )
         settle = functools.partial(_settled, request, opening.chosen)
     train(opening.config, request.workdir, opening.weights, opening.data_sets, settle)
     line = None if minutes is None else late(minutes, time.monotonic() - request.asked)
@@ -291,7 +297,9 @@ def _settled(request: Request, chosen: Chosen, run: OpenRun) -> tuple[Config, Pr
     from mrcnn_jax.choices.speed import measure
 
     assert request.minutes is not None
-    print("--minutes: measuring the speed of this machine", flush=True)
+    canvases = len({plan.canvas for plan in run.train_split.plans})
+    programs = f"{canvases} training program{'s' * (canvases != 1)}"
+    print(f"--minutes: compiling {programs} and measuring their speed", flush=True)
     speed, prepared = measure(run)
     fit = fitted(
         run.config,

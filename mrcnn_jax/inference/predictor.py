@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float32, UInt8
-from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.config.schema import DataConfig
@@ -20,6 +19,7 @@ from mrcnn_jax.data.order import PlannedBatch, own_rows
 from mrcnn_jax.inference.depth_comparison import DepthComparison
 from mrcnn_jax.inference.results import Detections, image_detections
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Prediction, Variables
+from mrcnn_jax.output import progress_bar
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.pixels.transforms import plan_for, resize_image
 from mrcnn_jax.runs.run import Run
@@ -151,9 +151,7 @@ def results_of_split(
     results: list[dict[str, Any]] = []
     proposals: list[tuple[int, np.ndarray, np.ndarray]] = []  # image, boxes, scores
     total = sum(i >= 0 for planned in own_rows(plan, predictor.mesh) for i in planned.indices)
-    with tqdm(
-        total=total, unit="img", desc="evaluating", leave=False, disable=not parallel.is_first()
-    ) as bar:
+    with progress_bar(total, "evaluating", disable=not parallel.is_first()) as bar:
         for batch, prediction in predict_split(predictor, split, plan):
             for row, found in predictor.found(batch, prediction):
                 index = int(batch.indices[row])

@@ -23,7 +23,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from tqdm import tqdm
 
 from mrcnn_jax import parallel
 from mrcnn_jax.cli import Failure
@@ -32,7 +31,7 @@ from mrcnn_jax.config.schema import AugmentConfig, Config, StageConfig
 from mrcnn_jax.data.cache import is_sealed, seal, writing
 from mrcnn_jax.data.loader import Split, load, plan_once
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, modules_of, select_proposals
-from mrcnn_jax.output import part_folder
+from mrcnn_jax.output import part_folder, progress_bar
 from mrcnn_jax.runtime import compile_options
 from mrcnn_jax.structures import Batch, Instances, blank_batch
 from mrcnn_jax.training.memory import GIB
@@ -277,7 +276,7 @@ def _write(
             os.posix_fallocate(part.fileno(), 0, path.stat().st_size)
     program = jax.jit(_results(config, model, modules), **compile_options())
     plan = plan_once(split, config.data.batch_size)
-    with tqdm(total=len(split.plans), desc=f"features of {split.name}", unit="img") as bar:
+    with progress_bar(len(split.plans), f"features of {split.name}") as bar:
         for planned, batch in zip(plan, load(split, plan, config.data), strict=True):
             for name, rows in jax.device_get(program(variables, batch)).items():
                 for index, row in zip(planned.images, rows, strict=False):

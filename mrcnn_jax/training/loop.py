@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,6 +23,7 @@ from mrcnn_jax.data.records import CocoDataset
 from mrcnn_jax.inference.device_memory import naming_the_batch
 from mrcnn_jax.models.initialise import initialise
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
+from mrcnn_jax.output import progress_bar
 from mrcnn_jax.runs.arrays import flatten
 from mrcnn_jax.runs.finite import refuse_not_finite
 from mrcnn_jax.runs.logs import COMMANDS
@@ -62,8 +62,8 @@ def train(
         config: of the run.
         workdir: its folder.
         weights, read_before: as of `open_run`.
-        settle: returns the config to train with, that of a new run which is open with another
-            length, which only now can be decided, and the programs of the run by which it was.
+        settle: called once with the opened run, which is new. Returns its config with the final
+            length, and what it prepared to decide it, which training goes on with.
 
     Raises:
         ConfigError: a user's mistake, before anything is compiled (but by `settle`).
@@ -308,12 +308,9 @@ def _train_epoch(
     plan = run.plan(index, epoch)[done:]
     started, waited, share = time.perf_counter(), 0.0, 0.0
     pending: Step | None = None
-    bar = tqdm(
-        total=sum(len(planned.images) for planned in plan),
-        desc=f"{stage.name} {epoch + 1}/{run.epochs_begun(index)}",
-        unit="img",
-        leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+    bar = progress_bar(
+        sum(len(planned.images) for planned in plan),
+        f"{stage.name} {epoch + 1}/{run.epochs_begun(index)}",
         disable=not parallel.is_first(),
     )
 

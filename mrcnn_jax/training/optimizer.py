@@ -18,8 +18,8 @@ from mrcnn_jax.training import stages
 
 
 class Lengths(NamedTuple):
-    """The numbers that the length of a stage decides: of the host, or arguments of a compiled step,
-    which stages of other lengths then share."""
+    """Step counts that follow from the length of a stage. They are arguments of the compiled step,
+    so that one program serves every length."""
 
     steps: int | Int32[Array, ""]
     updates: int | Int32[Array, ""]

@@ -53,10 +53,10 @@ class Programs:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was made of a new run before it is trained, and serves there again."""
+    """Initial variables and compiled programs of a new run, made while its speed was measured and
+    used again by its training."""
 
     variables: Variables
-    """Those that it starts from."""
     programs: Programs
     """Of its first stage."""
 
@@ -94,9 +94,9 @@ def make_programs(run: OpenRun, stage_index: int, state: TrainState) -> Programs
 
 
 def on_devices(run: OpenRun, state: TrainState) -> TrainState:
-    """The state where the programs of a stage take it."""
+    """A copy of the state, placed as the programs of a stage take it."""
     if run.mesh is None:
-        # A copy, since the step donates its state and the variables may be the caller's.
+        # The step donates its state, and the variables may be the caller's.
         return jax.tree.map(jnp.array, state)
     return parallel.place(state, _layout(state, run.mesh, run.config))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from mrcnn_jax.figures.curves import curves
 from mrcnn_jax.inference.evaluate import evaluate
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.output import progress_bar
 from mrcnn_jax.pixels.geometry import boxes_to_image
 from mrcnn_jax.runs.arrays import flatten
 from mrcnn_jax.runs.environment import environment
@@ -296,15 +296,7 @@ def _validate(
         (planned, batch, validate(variables, parallel.place_rows(batch, run.mesh), key))
         for planned, batch in loaded
     )
-    bar = tqdm(
-        total=len(images),
-        desc="validating",
-        unit="img",
-        leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        disable=not parallel.is_first(),
-    )
-    with bar:
+    with progress_bar(len(images), "validating", disable=not parallel.is_first()) as bar:
         for planned, batch, (values, found) in parallel.one_ahead(dispatched):
             for name, value in jax.device_get(values).items():
                 count = sum(i in counted.get(name, planned.images) for i in planned.images)

@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from mrcnn_jax import cli
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.output import remove_abandoned, whole_file
+from mrcnn_jax.output import progress_bar, remove_abandoned, whole_file
 from mrcnn_jax.runs import hub
 
 BASE = "https://download.pytorch.org/models/"
@@ -139,7 +135,8 @@ def _chunks(address: str) -> Iterator[bytes]:
     try:
         with closing(urllib.request.urlopen(address, timeout=_SECONDS)) as response:
             size = int(response.headers.get("Content-Length", 0)) or None
-            with _bar(address, size) as bar:
+            name = address.rpartition("/")[2]
+            with progress_bar(size, name, unit="B", unit_scale=True) as bar:
                 while chunk := response.read(_CHUNK_BYTES):
                     bar.update(len(chunk))
                     yield chunk
@@ -150,14 +147,3 @@ def _chunks(address: str) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
         raise cli.Failure(f"{address}: cannot be fetched: {reason}") from None
-
-
-def _bar(address: str, size: int | None) -> Any:
-    return tqdm(
-        total=size,
-        desc=address.rpartition("/")[2],
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )

@@ -238,8 +238,8 @@ def test_crowded_images() -> None:
     assert config.model.box_head.detections == 300
     assert config.model.rpn.proposals == 304
     assert config.model.rpn.pre_nms >= 304
-    config = config_of(likeness(3, 900, 900, [5.0] * 1200), "gpu")
-    assert config.model.rpn.pre_nms == config.model.rpn.proposals == 2400
+    rpn = config_of(likeness(3, 900, 900, [5.0] * 1200), "gpu", start=TRUNK).model.rpn
+    assert rpn.pre_nms == rpn.proposals == rpn.train_pre_nms == rpn.train_proposals == 2400
 
 
 def test_objects_that_vanish_are_told() -> None:

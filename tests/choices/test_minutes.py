@@ -66,9 +66,9 @@ def test_by_hand() -> None:
     assert stage.optimizer.warmup_steps == 73
     assert found.why == "15 minutes: 738 steps fit, 1 s each"
     assert found.spent == (
-        "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling, 5 s are for "
-        "validation and saving at the end, 45 s stay in reserve; the 1000 steps that are usual "
-        "need about --minutes 20"  # (80 + 1050) / .95 s
+        "--minutes 15: 1 s a step, 738 steps; 35 s were used, 40 s are for compiling evaluation, "
+        "5 s are for validation and saving at the end, 45 s stay in reserve; the 1000 steps that "
+        "are usual need about --minutes 20"  # (80 + 1050) / .95 s
     )
     same = replace(stage, epochs=20, optimizer=config_of().stages[0].optimizer)
     assert (same,) == config_of().stages  # nothing else is changed
@@ -288,6 +288,22 @@ def test_a_table_of_two_stages_is_refused(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: --minutes: fits the epochs of one stage, but there are 2 (")
     assert not (workdir / "config.json").exists()
+
+
+def test_cached_features_are_refused(
+    tiny_data: Path,
+    kept_run: Path,
+    tmp_path: Path,
+    mrcnn: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are another argument of a step, which would be compiled again."""
+    words = ("--weights", kept_run, "--minutes", 15, "--cache-features", "float32")
+    workdir = tmp_path / "run"
+    assert mrcnn("train", tiny_data, "--workdir", workdir, *words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --minutes: steps are measured without features that are kept")
+    assert not workdir.exists()
 
 
 def test_a_run_that_goes_on_takes_no_minutes(
