@@ -22,8 +22,8 @@ import jax
 from mrcnn_jax import parallel
 from mrcnn_jax.data.loader import Split, plan_once
 from mrcnn_jax.data.order import PlannedBatch
-from mrcnn_jax.inference.device_memory import naming_the_batch
 from mrcnn_jax.inference.evaluate import evaluation_of
+from mrcnn_jax.inference.out_of_memory import explaining_out_of_memory
 from mrcnn_jax.inference.predictor import Predictor, results_of_split
 from mrcnn_jax.output import part_folder
 from mrcnn_jax.runs.checkpoints import Checkpoints
@@ -89,7 +89,7 @@ def measure(run: OpenRun) -> tuple[Speed, Prepared]:
     train_step = programs.step_of(lengths_of(run.config.stages[0], run.total_steps(0)))
 
     plan = run.whole_epoch(0, 0)
-    with loop.naming_the_batch_that_fits(run, 0, train_step, state):
+    with loop.explaining_step_out_of_memory(run, 0, train_step, state):
         state, training = _steps(run, train_step, state, plan)
     trained = {"params": state.params, "batch_stats": state.batch_stats}
     plan_of_val = plan_once(run.val_split, run.config.data.eval_batch_size)
@@ -100,7 +100,7 @@ def measure(run: OpenRun) -> tuple[Speed, Prepared]:
         jax.device_get(programs.validate(trained, placed, key))
 
     evaluation = compiling = 0.0
-    with naming_the_batch(run.config.data.eval_batch_size, "--data.eval-batch-size"):
+    with explaining_out_of_memory(run.config.data.eval_batch_size, "--data.eval-batch-size"):
         validating = _calls(run, plan_of_val, validate)
         _on_other_canvases(run, run.val_split, plan_of_val, validate)
         if run.config.evaluate_every_epochs and run.config.evaluates(

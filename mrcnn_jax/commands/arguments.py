@@ -84,7 +84,7 @@ def with_batch(run: Run, size: int | None) -> Run:
     return replace(run, config=replace(run.config, data=data))
 
 
-def has_weights(workdir: Path) -> bool:
+def has_checkpoint(workdir: Path) -> bool:
     """Whether a run's folder has a checkpoint."""
     return any(workdir.glob("checkpoints/[!.]*"))
 

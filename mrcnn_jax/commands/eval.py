@@ -113,8 +113,8 @@ def run(arguments: Arguments) -> dict[str, float]:
     """
     from mrcnn_jax import parallel
     from mrcnn_jax.data.caps import caps
-    from mrcnn_jax.inference.device_memory import naming_the_batch
     from mrcnn_jax.inference.evaluate import evaluate
+    from mrcnn_jax.inference.out_of_memory import explaining_out_of_memory
     from mrcnn_jax.inference.predictor import Predictor
     from mrcnn_jax.runs.run import load_weights, make_folder, open_data
 
@@ -160,7 +160,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         if (line := version.untrained_line) is not None:
             print(line)
         predictor.load(version.variables)
-        with naming_the_batch(config.data.eval_batch_size):
+        with explaining_out_of_memory(config.data.eval_batch_size):
             found = evaluate(
                 predictor,
                 split,

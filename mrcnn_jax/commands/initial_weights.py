@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrcnn_jax import parallel
-from mrcnn_jax.commands.arguments import has_weights
+from mrcnn_jax.commands.arguments import has_checkpoint
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.files import load_config_json
 from mrcnn_jax.config.schema import Config
@@ -52,7 +52,7 @@ def with_weights(
 
 def _of_begun(saved: Config, workdir: Path, weights: str, *, download: bool) -> str:
     """`init_from` of a run that has begun: as saved, if its weights are gone and not needed."""
-    needed = not (has_weights(workdir) and _is_named(saved.init_from, weights))
+    needed = not (has_checkpoint(workdir) and _is_named(saved.init_from, weights))
     # A model of the Hub may have changed since the run began from it: first that of the cache.
     first = download and needed and not weights.startswith(hub.SCHEME)
     try:

@@ -24,7 +24,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.commands.arguments import (
     FromWeights,
     fields_given,
-    has_weights,
+    has_checkpoint,
     longer,
     next_workdir,
 )
@@ -237,7 +237,7 @@ def run(request: Request) -> None:
 
 def _ways_on(request: Request) -> str:
     """What to type where options do not fit the run in the folder."""
-    if not has_weights(request.workdir):
+    if not has_checkpoint(request.workdir):
         begun = cli.command("train", request.folder, "--workdir", request.workdir)
         return (
             f"as it was begun: {begun}; nothing is trained there yet: to choose again, remove "
@@ -258,7 +258,7 @@ def _anew(request: Request) -> str:
     """The command of a new run, from the weights of the one in the folder if it has any."""
     options = tyro.cli(_OfRun, args=request.words, return_unknown_args=True)[1]
     start: tuple[object, ...] = ("--workdir", next_workdir(request.workdir))
-    if has_weights(request.workdir):
+    if has_checkpoint(request.workdir):
         start = ("--weights", request.workdir, *start)
     return cli.command("train", request.folder, *start, *options)
 
@@ -324,7 +324,7 @@ def _refuse_other_weights(request: Request) -> None:
     try:
         path = locate(request.weights, download=False)
     except ConfigError:
-        if has_weights(request.workdir):
+        if has_checkpoint(request.workdir):
             return  # they are not needed any more
         if not request.download:
             raise

@@ -203,7 +203,7 @@ class _Results:
         from tqdm import tqdm
 
         from mrcnn_jax.commands.predict_pictures import pictures
-        from mrcnn_jax.inference.device_memory import naming_the_batch
+        from mrcnn_jax.inference.out_of_memory import explaining_out_of_memory
 
         data, failed = self._model.run.config.data, 0
         at_once = 1 if self._tiling is None else data.eval_batch_size
@@ -213,7 +213,7 @@ class _Results:
                 try:
                     found = pictures(file, self._tiling, data, self._report, self.notes.append)
                     for frame, picture in found:
-                        with naming_the_batch(at_once):
+                        with explaining_out_of_memory(at_once):
                             self.add(file, frame, picture)
                     if self.number == before:
                         raise ConfigError(f"{file}: a video without a frame that can be decoded")

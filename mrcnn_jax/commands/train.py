@@ -30,7 +30,7 @@ from mrcnn_jax.commands import own_folder
 from mrcnn_jax.commands.arguments import (
     FromWeights,
     fields_given,
-    has_weights,
+    has_checkpoint,
     longer,
     next_workdir,
     with_heads,
@@ -297,7 +297,7 @@ def _way_out(arguments: Arguments, again: str) -> str:
         resolve_paths(config, needs_start=False), load_config_json(saved)
     ):
         return f"; it has more stages by now: {again}"
-    if not has_weights(workdir):
+    if not has_checkpoint(workdir):
         return ""
     options = tyro.cli(_Start, args=arguments.options, return_unknown_args=True)[1]
     if config.init_without_classes:  # of the weights that this run began with

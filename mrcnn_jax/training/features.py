@@ -54,7 +54,7 @@ class Modules:
         return self.trunk | ({"rpn"} if self.proposals else frozenset())
 
 
-def frozen_modules(stage: StageConfig, variables: Variables, config: Config) -> Modules | None:
+def cacheable_modules(stage: StageConfig, variables: Variables, config: Config) -> Modules | None:
     """What of a stage can be computed before; None if it trains the features themselves.
 
     Args:
@@ -78,7 +78,7 @@ def refuse_unusable_cache(
     """
     if config.cache_features == "off":
         return
-    wanted = {m for stage in config.stages if (m := frozen_modules(stage, shapes, config))}
+    wanted = {m for stage in config.stages if (m := cacheable_modules(stage, shapes, config))}
     if not wanted:
         raise ConfigError("cache_features: every stage trains the backbone or the FPN")
     if config.data.augment != AugmentConfig():
@@ -202,7 +202,7 @@ def cached_features(
         ConfigError: the cache cannot be written.
         Failure: a number does not fit in the dtype.
     """
-    modules = frozen_modules(stage, variables, config)
+    modules = cacheable_modules(stage, variables, config)
     if config.cache_features == "off" or modules is None:
         return None
     layout = {

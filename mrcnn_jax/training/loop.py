@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,8 @@ from mrcnn_jax.config.files import save_config
 from mrcnn_jax.config.schema import Config, StageConfig
 from mrcnn_jax.data.caps import caps
 from mrcnn_jax.data.records import CocoDataset
-from mrcnn_jax.inference.device_memory import naming_the_batch
-from mrcnn_jax.models.initialise import initialise
+from mrcnn_jax.inference.out_of_memory import explaining_out_of_memory
+from mrcnn_jax.models.initialise import initialise, variable_shapes
 from mrcnn_jax.models.mask_rcnn import Variables, example_batch
 from mrcnn_jax.output import progress_bar
 from mrcnn_jax.runs.arrays import flatten
@@ -125,13 +126,9 @@ def _train(watch: Watch, stop: StopSignal, prepared: Prepared | None) -> None:
 
 def first_variables(run: OpenRun) -> Variables:
     """The variables that a new run starts from, random or loaded."""
-    loaded = flatten_dict(run.initial)
-    return parallel.of_first(unflatten_dict(flatten_dict(_random_variables(run)) | loaded))
-
-
-def _random_variables(run: OpenRun) -> Variables:
     example = example_batch(run.config.data.canvases[0])
-    return initialise(run.model, example, seed=run.config.seed)
+    random = initialise(run.model, example, seed=run.config.seed)
+    return parallel.of_first(unflatten_dict(flatten_dict(random) | flatten_dict(run.initial)))
 
 
 def _start(
@@ -146,8 +143,10 @@ def _start(
         print("a new run")
         variables = first_variables(run) if prepared is None else prepared.variables
         return variables, Progress(0), None
-    variables = _random_variables(run)
-    state = run.checkpoints.restore(run.first_state(meta.stage_index, variables), meta)
+    first_state = functools.partial(run.first_state, meta.stage_index)
+    state = run.checkpoints.restore(
+        jax.eval_shape(first_state, variable_shapes(config.model)), meta
+    )
     refuse_not_finite(flatten(state), f"{run.workdir}: checkpoint {meta.name}")
     if state.skipped > config.skip_non_finite and not meta.stage_complete:
         raise ConfigError(
@@ -214,7 +213,7 @@ def _train_stage(
         took, due = "", False
         if progress.validated:
             started, first = time.perf_counter(), progress.step
-            with naming_the_batch_that_fits(run, index, train_step, state):
+            with explaining_step_out_of_memory(run, index, train_step, state):
                 state, waited = _train_epoch(watch, stop, progress, train_step, state)
             seconds, epoch = time.perf_counter() - started, run.epoch_of(progress.step)
             row = {"stage": stage.name, "epoch": epoch, "steps": progress.step - first}
@@ -256,7 +255,7 @@ def _end_epoch(
     """
     run, stage = watch.run, watch.run.config.stages[progress.stage_index]
     try:
-        with naming_the_batch(run.config.data.eval_batch_size, "--data.eval-batch-size"):
+        with explaining_out_of_memory(run.config.data.eval_batch_size, "--data.eval-batch-size"):
             values = watch.end_epoch(progress, validate, state)
     except cli.Failure as error:
         raise cli.Failure(
@@ -272,7 +271,7 @@ def _end_epoch(
 
 
 @contextmanager
-def naming_the_batch_that_fits(
+def explaining_step_out_of_memory(
     run: OpenRun, stage_index: int, train_step: Any, state: TrainState
 ) -> Iterator[None]:
     """Raises Failure if the device's memory runs out in a step of a stage.

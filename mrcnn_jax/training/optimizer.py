@@ -26,7 +26,7 @@ class Lengths(NamedTuple):
     """Of `accumulate_steps` steps each, but perhaps the last."""
     warmup: int | Int32[Array, ""]
     """Updates."""
-    falls: Int32[Array | np.ndarray, " milestones"]
+    boundaries: Int32[Array | np.ndarray, " milestones"]
     """The updates from which on the rate is lower."""
 
 
@@ -39,13 +39,13 @@ def lengths_of(stage: StageConfig, total_steps: int) -> Lengths:
     config = stage.optimizer
     updates, warmup = _updates(stage, total_steps), warmup_updates(stage, total_steps)
     milestones = config.milestones if config.schedule == "step" else ()
-    falls = [round(milestone * updates) for milestone in milestones]
-    if falls and falls[0] < warmup:
+    boundaries = [round(milestone * updates) for milestone in milestones]
+    if boundaries and boundaries[0] < warmup:
         raise ConfigError(
-            f"stages.{stage.name}.optimizer.milestones: {milestones[0]:g} is update {falls[0]}, "
-            f"within the warm-up of {warmup}"
+            f"stages.{stage.name}.optimizer.milestones: {milestones[0]:g} is update "
+            f"{boundaries[0]}, within the warm-up of {warmup}"
         )
-    return Lengths(total_steps, updates, warmup, np.array(falls, np.int32))
+    return Lengths(total_steps, updates, warmup, np.array(boundaries, np.int32))
 
 
 def make_optimizer(
@@ -246,7 +246,7 @@ def _rate(config: OptimizerConfig, lengths: Lengths, update: Int[Array, ""]) -> 
         share = jnp.clip((update - warmup) / (lengths.updates - warmup), 0, 1)
         falling = peak * jnp.cos(jnp.pi / 2 * share) ** 2
     elif config.schedule == "step":
-        factors = (config.step_factor**i for i in range(len(lengths.falls) + 1))
+        factors = (config.step_factor**i for i in range(len(lengths.boundaries) + 1))
         rates = jnp.float32([config.learning_rate * factor for factor in factors])
-        falling = rates[jnp.sum(update >= lengths.falls)]
+        falling = rates[jnp.sum(update >= lengths.boundaries)]
     return jnp.asarray(jnp.where(update < warmup, rising, falling), jnp.float32)

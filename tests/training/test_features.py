@@ -166,7 +166,7 @@ def test_the_files_are_those_of_the_frozen_weights(cached_config: Config) -> Non
     """A run from other weights, or on other sizes, must not read them; the heads do not matter."""
     model = MaskRCNN(cached_config.model)
     variables = jax.tree.map(np.array, initialise(model, example_batch((128, 128)), seed=0))
-    modules = features.frozen_modules(cached_config.stages[0], variables, cached_config)
+    modules = features.cacheable_modules(cached_config.stages[0], variables, cached_config)
     assert modules is not None
 
     def key(config: Config = cached_config, path: str = "", kind: str = "params") -> str:
@@ -199,10 +199,10 @@ def test_proposals_are_kept_as_training_has_them_unless_a_loss_reads_the_rpn(
     config = replace(cached_config, model=replace(cached_config.model, rpn=rpn))
     model, stage = MaskRCNN(config.model), config.stages[0]
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), example_batch((128, 128))))
-    modules = features.frozen_modules(stage, variables, config)
+    modules = features.cacheable_modules(stage, variables, config)
     assert modules is not None
     assert modules.proposals
     layout = features._layout(config, model, variables, modules, 0)
     assert layout["boxes"].shape == (1, 7, 4)
-    both = features.frozen_modules(replace(stage, losses=("rpn", "mask")), variables, config)
+    both = features.cacheable_modules(replace(stage, losses=("rpn", "mask")), variables, config)
     assert both == replace(modules, proposals=False)

@@ -1,4 +1,4 @@
-"""The memory of a device, where images are predicted."""
+"""A device whose memory runs out while images are predicted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mrcnn_jax import cli
 
 
 @contextmanager
-def naming_the_batch(size: int, option: str = "--eval-batch-size") -> Iterator[None]:
+def explaining_out_of_memory(size: int, option: str = "--eval-batch-size") -> Iterator[None]:
     """Raises Failure, which names a smaller batch, if the device's memory runs out.
 
     Args:

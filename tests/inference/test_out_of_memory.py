@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mrcnn_jax import cli
-from mrcnn_jax.inference.device_memory import naming_the_batch
+from mrcnn_jax.inference.out_of_memory import explaining_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,10 @@ from mrcnn_jax.inference.device_memory import naming_the_batch
     ],
 )
 def test_a_smaller_batch_is_named(size: int, option: str, line: str) -> None:
-    with pytest.raises(cli.Failure, match=line), naming_the_batch(size, option):
+    with pytest.raises(cli.Failure, match=line), explaining_out_of_memory(size, option):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="something else"), naming_the_batch(8):
+    with pytest.raises(RuntimeError, match="something else"), explaining_out_of_memory(8):
         raise RuntimeError("something else")
