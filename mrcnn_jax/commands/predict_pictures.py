@@ -6,19 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.inference.api import Model
 from mrcnn_jax.inference.inputs import read_pictures
 from mrcnn_jax.inference.tiles import Tiling
-from mrcnn_jax.inference.windowed_images import (
-    AT_ONCE,
-    ArrayImage,
-    ImageWithOverview,
-    open_windowed,
-)
-from mrcnn_jax.pixels.headers import VIDEO_SUFFIXES, header_size, suffix_of
+from mrcnn_jax.inference.windowed_images import ArrayImage, ImageWithOverview, open_windowed
+from mrcnn_jax.pixels.headers import VIDEO_SUFFIXES
 
 LONGEST_SIDE = 4096  # pixels of an overlay of tiles
 
@@ -32,28 +26,11 @@ def pictures(
 ) -> Iterator[tuple[int | None, Any]]:
     """The pictures of a file, for tiles as windowed images; see `read_pictures`."""
     if tiling is None:
-        _refuse_large(file, data)
-        return read_pictures(file, data, report, tell)
+        return read_pictures(file, data, report, tell, tiles="--tile 1024")
     if file.suffix.lower() not in VIDEO_SUFFIXES:
         return iter([(None, open_windowed(file, data, report))])
     frames = read_pictures(file, data, report, tell)
     return ((frame, ArrayImage(image)) for frame, image in frames)
-
-
-def _refuse_large(file: Path, data: DataConfig) -> None:
-    """ConfigError, which names --tile, for an image over data.max_pixels."""
-    try:
-        height, width = header_size(file)
-        if height * width <= data.max_pixels:
-            return
-        way = "--tile 1024 looks at it in tiles"
-        if height * width > AT_ONCE and suffix_of(file) != ".tiff":
-            way = f"saved as a TIFF of 8 or 16 bits in tiles or strips, {way}"
-    except ValueError:
-        return  # a video, or what reading it will name
-    raise ConfigError(
-        f"{file}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): {way}"
-    )
 
 
 def see(model: Model, picture: Any, tiling: Tiling | None) -> tuple[Any, Any, int]:

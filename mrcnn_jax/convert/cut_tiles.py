@@ -21,7 +21,7 @@ from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.convert.common import MAX_PIXELS
 from mrcnn_jax.convert.tile_data import Tile
-from mrcnn_jax.data.images import check_images, tell_kind
+from mrcnn_jax.data.images import check_images, report_kind
 from mrcnn_jax.data.reading import load_coco, read_coco
 from mrcnn_jax.data.records import CocoDataset, ImageRecord, ObjectRecord, coco_annotation
 from mrcnn_jax.data.repair import MIN_SIDE
@@ -150,7 +150,9 @@ def _checked(options: Tile) -> CocoDataset:
     large = [image for image in dataset.images if image.height * image.width > MAX_PIXELS]
     others = [image for image in dataset.images if image.height * image.width <= MAX_PIXELS]
     for image in large:
-        tell_kind(dataset.report, image.id, _kind_of_large(options.images / image.file_name, image))
+        report_kind(
+            dataset.report, image.id, _kind_of_large(options.images / image.file_name, image)
+        )
     if others:
         with tempfile.TemporaryDirectory() as cache:
             checked, _ = check_images(dataset.with_images(others), Path(cache), data)

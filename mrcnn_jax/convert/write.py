@@ -25,7 +25,7 @@ from mrcnn_jax.convert.common import (
 from mrcnn_jax.convert.image_folder import ImageFolder
 from mrcnn_jax.convert.lists import Only, read_classes
 from mrcnn_jax.convert.objects import Object, objects_of
-from mrcnn_jax.data.images import tell_pages
+from mrcnn_jax.data.images import report_pages
 from mrcnn_jax.data.json_values import is_text
 from mrcnn_jax.data.reading import read_coco
 from mrcnn_jax.data.records import coco_annotation, refuse_lost
@@ -129,7 +129,7 @@ def _images(
             found, stated = (f"{h} x {w}" for h, w in (size, annotated.size))
             wrong.append(f"{annotated.where}: {file} is {found}, annotated as {stated}")
             continue
-        tell_pages(report, file, header_pages(images.folder / file))
+        report_pages(report, file, header_pages(images.folder / file))
         converted[file] = _Image(file, *size, objects_of(annotated, size, options, names, report))
     if wrong:
         raise ConfigError(
@@ -147,7 +147,7 @@ def _images(
         elif (size := image_size(images.folder / file, None)) is None:
             report.add(Reason.UNDECODABLE, file)
         else:
-            tell_pages(report, file, header_pages(images.folder / file))
+            report_pages(report, file, header_pages(images.folder / file))
             converted[file] = _Image(file, *size, ())
     for line in only.left():
         report.add(Reason.LISTED_ONLY, line, file=options.only)

@@ -232,7 +232,7 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
     votes = sum(turned - stored for *_, (stored, turned) in decoded)  # 0 if it fits either way
     images = []
     for image, kind, (stored, turned) in decoded:
-        tell_kind(report, image.id, kind)
+        report_kind(report, image.id, kind)
         upright = turned and (not stored or votes >= 0) and kind.orientation != 1
         if kind.orientation != 1:
             report.add(TURN_REASONS[upright, stored != turned], image.id)
@@ -240,7 +240,7 @@ def _applied(dataset: CocoDataset, kinds: Kinds) -> CocoDataset:
     return replace(dataset, lost=tuple(lost)).with_images(images)
 
 
-def tell_kind(report: Report, identifier: Any, kind: Kind) -> None:
+def report_kind(report: Report, identifier: Any, kind: Kind) -> None:
     """Reports how the pixels of a decoded image differ from those of its file.
 
     Args:
@@ -250,10 +250,10 @@ def tell_kind(report: Report, identifier: Any, kind: Kind) -> None:
     """
     if kind.converted is not None:
         report.add(Reason.CONVERTED, identifier, kind=kind.converted)
-    tell_pages(report, identifier, kind.pages)
+    report_pages(report, identifier, kind.pages)
 
 
-def tell_pages(report: Report, identifier: Any, pages: int | None) -> None:
+def report_pages(report: Report, identifier: Any, pages: int | None) -> None:
     """Reports that an image has more than one page (`Kind.pages`)."""
     if pages != 1:
         report.add(Reason.PAGES, identifier, pages="several" if pages is None else pages)

@@ -244,11 +244,14 @@ def image_of(split: Split, index: int, data: DataConfig) -> UInt8[np.ndarray, "h
     """An image of a split, RGB in its own pixels.
 
     Raises:
-        Failure: it cannot be loaded; names its file.
+        Failure: it cannot be decoded; names its file.
+        ConfigError: the built data set is damaged.
     """
     try:
         return _pixels(split.source[index], data)
-    except (ValueError, RuntimeError) as error:
+    except ConfigError:
+        raise  # of the built data set, which it names
+    except ValueError as error:
         name = split.dataset.images[index].file_name
         raise Failure(f"{split.dataset.images_dir}: {name}: {error}") from error
 

@@ -113,8 +113,8 @@ def _times(factors: Float[np.ndarray, " n"], rng: np.random.Generator) -> Int[np
 
 
 def own_rows(plan: Sequence[PlannedBatch], mesh: Mesh | None) -> list[PlannedBatch]:
-    """This process's rows of every batch of a plan; batches are filled up (-1) to as many rows for
-    each device. Without a mesh, the whole plan."""
+    """This process's rows of every batch of a plan, which is first padded with -1 to a multiple of
+    the number of devices. Without a mesh, the whole plan."""
     if mesh is None:
         return list(plan)
     own = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,7 +89,7 @@ class CocoDataset:
     lost: tuple[str, ...] = ()
     """"name (reason)" of each listed image that is missing or cannot be used."""
     file_ids: Mapping[int, int] = field(default_factory=dict)
-    """Of categories that are those of another file, see `matched_to`: id -> that in its own."""
+    """Category id -> the id in this annotation file, where `matched_to` replaced the ids."""
     listed_depth: int = 0
     """How many depth maps were to be read."""
     lost_depth: tuple[str, ...] = ()
@@ -197,13 +198,14 @@ class CocoDataset:
             )
             for i in self.images
         )
+        report = copy.deepcopy(self.report)
         key = Reason.CATEGORY_IDS, Reason.CATEGORY_IDS.text
-        self.report.findings.pop(key, None)  # labels no longer follow the order of these ids
+        report.findings.pop(key, None)  # labels no longer follow the order of these ids
         for number, name in own:
             if ids[name] != number:
-                self.report.add(Reason.MATCHED, number, file=where)
+                report.add(Reason.MATCHED, number, file=where)
         file_ids = {ids[name]: number for number, name in own}
-        return replace(self, categories=new, images=images, file_ids=file_ids)
+        return replace(self, categories=new, images=images, file_ids=file_ids, report=report)
 
     def to_coco(self) -> dict[str, Any]:
         """The data set in COCO format with the file's own ids, for pycocotools to evaluate against.

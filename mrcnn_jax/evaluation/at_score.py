@@ -77,8 +77,8 @@ class AtScore:
 
 
 def shown(evaluations: Mapping[IouType, COCOeval]) -> IouType:
-    """What the confusion matrix compares: masks, or boxes if no object has a mask, or detections
-    have none.
+    """What the confusion matrix compares: masks, or boxes if no object has a mask or some detection
+    lacks one.
 
     Args:
         evaluations: of boxes and masks (`average_precision.match_results`).

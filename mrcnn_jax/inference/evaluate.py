@@ -42,7 +42,7 @@ class Evaluation:
     matches: dict[IouType, COCOeval]
     """Of boxes and masks."""
     at_score: AtScore
-    """Of masks; of boxes if no object has a mask."""
+    """Of masks; of boxes if no object has a mask or some detection lacks one."""
     file_ids: Mapping[int, int]
     """As of `CocoDataset.file_ids`."""
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.images import tell_kind
+from mrcnn_jax.data.images import report_kind
 from mrcnn_jax.data.report import Reason, Report
 from mrcnn_jax.inference.drawn import drawn_in
 from mrcnn_jax.pixels.decode import decode_with_kind, pillow_pixels
@@ -28,7 +28,11 @@ from mrcnn_jax.pixels.headers import (
     VIDEO_SUFFIXES,
     header_size,
     is_camera_raw,
+    suffix_of,
 )
+
+AT_ONCE = 200_000_000  # pixels that are decoded at once, 600 MB: the most of data.max_pixels
+TILES = "tile=1024"  # of the Python API
 
 
 def image_files(paths: Sequence[Path], report: Report | None = None) -> list[Path]:
@@ -117,12 +121,16 @@ def _begins_like_an_image(file: Path) -> bool:
 
 
 def read_pictures(
-    path: Path, data: DataConfig, report: Report, tell: Callable[[str], object] = warnings.warn
+    path: Path,
+    data: DataConfig,
+    report: Report,
+    tell: Callable[[str], object] = warnings.warn,
+    tiles: str = TILES,
 ) -> Iterator[tuple[int | None, UInt8[np.ndarray, "h w 3"]]]:
     """Iterate over the pictures of a file: one of an image, each frame of a video, told by suffix.
 
     Args:
-        path, data, report: as of `read_image`.
+        path, data, report, tiles: as of `read_image`.
         tell: as of `video_frames`.
 
     Returns:
@@ -133,11 +141,11 @@ def read_pictures(
     """
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return iter(enumerate(video_frames(path, tell)))
-    return iter([(None, read_image(path, data, report))])
+    return iter([(None, read_image(path, data, report, tiles))])
 
 
 def read_image(
-    path: Path, data: DataConfig, report: Report | None = None
+    path: Path, data: DataConfig, report: Report | None = None, tiles: str = TILES
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image as RGB, upright as its EXIF says.
 
@@ -145,13 +153,14 @@ def read_image(
         path: the file.
         data: its `max_pixels` is the limit.
         report: counts how the pixels differ from those of the file.
+        tiles: what a user gives to look at a large image in tiles, for messages.
 
     Raises:
         ConfigError: the file cannot be read or decoded, or has more than data.max_pixels (by its
             header, before it is read).
     """
     refuse_pipe(path)
-    _refuse_by_header(path, data)
+    _refuse_by_header(path, data, tiles)
     try:
         encoded = path.read_bytes()
     except OSError as error:
@@ -160,8 +169,12 @@ def read_image(
     return read_encoded(encoded, data, report, str(path), path.name)
 
 
-def _refuse_by_header(path: Path, data: DataConfig) -> None:
-    """ConfigError for what should not be read into memory: a video, or too large an image."""
+def _refuse_by_header(path: Path, data: DataConfig, tiles: str) -> None:
+    """ConfigError for what should not be read into memory: a video, or too large an image.
+
+    Args:
+        tiles: what a user gives to look at a large image in tiles.
+    """
     try:
         height, width = header_size(path)
     except ValueError as error:
@@ -171,9 +184,11 @@ def _refuse_by_header(path: Path, data: DataConfig) -> None:
             ) from None
         return  # decoding it will say more
     if height * width > data.max_pixels:
+        way = f"{tiles} looks at it in tiles"
+        if height * width > AT_ONCE and suffix_of(path) != ".tiff":
+            way = f"saved as a TIFF of 8 or 16 bits in tiles or strips, {way}"
         raise ConfigError(
-            f"{path}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): "
-            "tile=1024 looks at it in tiles"
+            f"{path}: {height} x {width} is over {data.max_pixels} pixels (data.max_pixels): {way}"
         )
 
 
@@ -185,7 +200,7 @@ def read_encoded(
         pixels, kind = decode_with_kind(encoded, upright=True, max_pixels=data.max_pixels)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
-    tell_kind(report, name, kind)
+    report_kind(report, name, kind)
     return pixels
 
 
@@ -204,7 +219,7 @@ def image_pixels(image: Any, report: Report) -> UInt8[np.ndarray, "h w 3"]:
     try:
         if isinstance(image, Image.Image):
             image, found = pillow_pixels(image)
-            tell_kind(report, kind, found)
+            report_kind(report, kind, found)
         elif not isinstance(image, np.ndarray) and hasattr(image, "__array__"):
             image = np.asarray(image)
     except Exception as error:  # whatever another library raises, for arrays of a GPU and so on

@@ -22,13 +22,13 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.inference.results import Detections
+from mrcnn_jax.pixels.places import RLE
 from mrcnn_jax.pixels.rle import moved_rle
 from mrcnn_jax.pixels.windows import Window
 
@@ -37,11 +37,9 @@ AGREE = 0.5
 # pixels at least CLOSE.
 NEAR, CLOSE = 0.01, 2.0
 
-RLE = dict[str, Any]
-
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class TileDetection:
     """A detection in the pixels of the image."""
 
     windows: frozenset[int]
@@ -63,7 +61,7 @@ class Found:
 class Merged:
     """The objects of an image, best first, and what became of the rest."""
 
-    objects: tuple[Found, ...]
+    objects: tuple[TileDetection, ...]
     joined: int
     """Objects made of pieces."""
     repeated: int
@@ -74,7 +72,7 @@ class Merged:
 
 def in_image(
     found: Detections, number: int, window: Window, size: tuple[int, int]
-) -> Iterator[Found]:
+) -> Iterator[TileDetection]:
     """The detections in a tile, with masks as RLEs, in the pixels of its image.
 
     A detection without a mask, or with an empty one, is merged by its box.
@@ -95,7 +93,7 @@ def in_image(
         close = gaps <= [near[1], near[0], near[1], near[0]]
         here = mask if mask and coco_mask.area(mask) else _of_box(found.boxes[row], window.size)
         place = moved_rle(here, (y, x), size)
-        yield Found(
+        yield TileDetection(
             windows=frozenset({number}),
             label=int(found.labels[row]),
             score=float(found.scores[row]),
@@ -117,7 +115,9 @@ def _of_box(box: Float64[np.ndarray, " 4"], size: tuple[int, int]) -> RLE:
     return rle
 
 
-def merge(found: Sequence[Found], windows: Sequence[Window], size: tuple[int, int]) -> Merged:
+def merge(
+    found: Sequence[TileDetection], windows: Sequence[Window], size: tuple[int, int]
+) -> Merged:
     """Merge the detections of tiles by the rule above.
 
     Args:
@@ -137,7 +137,7 @@ def merge(found: Sequence[Found], windows: Sequence[Window], size: tuple[int, in
 
 
 def _groups(
-    found: Sequence[Found], windows: Sequence[Window], size: tuple[int, int]
+    found: Sequence[TileDetection], windows: Sequence[Window], size: tuple[int, int]
 ) -> list[list[int]]:
     """The numbers of the detections of each object."""
 
@@ -147,7 +147,7 @@ def _groups(
             coco_mask.encode(np.ones(place.size, np.uint8, order="F")), place[:2], size
         )
 
-    def seen(item: Found, place: Window) -> RLE:
+    def seen(item: TileDetection, place: Window) -> RLE:
         x1, y1, x2, y2 = item.box.tolist()
         # The mask may reach a pixel beyond its box.
         inside = place.x1 < x1 - 1 and place.y1 < y1 - 1 and x2 + 1 < place.x2 and y2 + 1 < place.y2
@@ -176,7 +176,7 @@ def _groups(
     return [group for i, group in group_of.items() if i == group[0]]
 
 
-def _one(group: Sequence[Found]) -> Found:
+def _one(group: Sequence[TileDetection]) -> TileDetection:
     """The object that is seen in several tiles; see 2. of the rule."""
     if len(group) == 1:
         return group[0]
@@ -193,7 +193,7 @@ def _one(group: Sequence[Found]) -> Found:
             coco_mask.merge([getattr(part, name) for part in parts]) for name in ("mask", "place")
         )
     mask_scores = [part.mask_score for part in parts if part.mask_score is not None]
-    return Found(
+    return TileDetection(
         windows=frozenset().union(*(item.windows for item in group)),
         label=group[0].label,
         score=max(item.score for item in group),
@@ -207,12 +207,12 @@ def _one(group: Sequence[Found]) -> Found:
     )
 
 
-def _covered(item: Found, other: Found) -> float:
+def _covered(item: TileDetection, other: TileDetection) -> float:
     """The share of a detection that another one covers."""
     return float(coco_mask.iou([item.place], [other.place], [1])[0, 0])
 
 
-def _without_repetitions(found: Sequence[Found]) -> list[Found]:
+def _without_repetitions(found: Sequence[TileDetection]) -> list[TileDetection]:
     """The detections that repeat none with a better score, best first; see 3. of the rule."""
     # A mask without a pixel is worse than any other.
     found = sorted(found, key=lambda item: (not coco_mask.area(item.mask), -item.score))
@@ -221,7 +221,7 @@ def _without_repetitions(found: Sequence[Found]) -> list[Found]:
         near[max(i, j)].append(min(i, j))
     kept: set[int] = set()
 
-    def repeats(item: Found, better: Found) -> bool:
+    def repeats(item: TileDetection, better: TileDetection) -> bool:
         shared = float(coco_mask.iou([item.place], [better.place], [0])[0, 0])
         return shared >= AGREE or (item.cut and _covered(item, better) >= AGREE)
 
@@ -231,7 +231,7 @@ def _without_repetitions(found: Sequence[Found]) -> list[Found]:
     return sorted((found[i] for i in kept), key=lambda item: -item.score)
 
 
-def _near_pairs(found: Sequence[Found]) -> Iterator[tuple[int, int]]:
+def _near_pairs(found: Sequence[TileDetection]) -> Iterator[tuple[int, int]]:
     """Pairs of one class, from different tiles, whose boxes meet; each once."""
     if not found:
         return
@@ -254,7 +254,7 @@ def _near_pairs(found: Sequence[Found]) -> Iterator[tuple[int, int]]:
 
 
 def detections(
-    merged: Iterable[Found],
+    merged: Iterable[TileDetection],
     size: tuple[int, int],
     categories: Sequence[tuple[int, str]],
     *,
@@ -270,10 +270,10 @@ def detections(
         size: (height, width) of the image.
         categories: (COCO id, name) of label 1, 2, ..., K.
         masks, mask_scores, depths: whether the network gives them, also where nothing was found.
-        min_score: detections below it are left out (`Detections.thresholded`).
+        min_score: detections below it are left out (`Detections.ranking_scores`).
     """
 
-    def score(item: Found) -> float:
+    def score(item: TileDetection) -> float:
         return item.score if item.mask_score is None else item.mask_score
 
     kept = [item for item in merged if score(item) >= min_score]

@@ -85,8 +85,8 @@ class Detections:
     """None: the image was seen in one piece."""
 
     @property
-    def thresholded(self) -> Float32[np.ndarray, " n"]:
-        """What a least score is compared with: `mask_scores`, or `scores` where there are none."""
+    def ranking_scores(self) -> Float32[np.ndarray, " n"]:
+        """Scores that a minimum score is compared with: `mask_scores`, or `scores` without them."""
         return self.scores if self.mask_scores is None else self.mask_scores
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
@@ -139,7 +139,12 @@ class Detections:
         real = os.path.join(os.path.realpath(source.parent), source.name)
         beside = os.path.relpath(real, os.path.realpath(Path(path).parent))
         content = labelme_content(
-            beside, self.size, self.class_names, self.boxes, self.rles(), self.thresholded.tolist()
+            beside,
+            self.size,
+            self.class_names,
+            self.boxes,
+            self.rles(),
+            self.ranking_scores.tolist(),
         )
         write_file(Path(path), json.dumps(content) + "\n")
 
@@ -169,13 +174,13 @@ class Detections:
         )
 
     def at_least(self, score: float) -> Detections:
-        """Those with this score or a higher one: `thresholded`.
+        """Those with this score or a higher one: `ranking_scores`.
 
         Raises:
             ValueError: the score is not in 0..1.
         """
         refuse_score(score, "score")
-        kept = np.flatnonzero(self.thresholded >= score).tolist()
+        kept = np.flatnonzero(self.ranking_scores >= score).tolist()
 
         def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(values[row] for row in kept)
@@ -238,7 +243,7 @@ def image_detections(
         paste: how masks become pixels (`pixels.geometry.paste_region`).
         depth: metres, of the canvas or of the cells of each box (`Prediction.depth`).
         stride: canvas pixels between the cells of a depth map.
-        min_score: detections below it are left out (`Detections.thresholded`).
+        min_score: detections below it are left out (`Detections.ranking_scores`).
     """
     assert found.scores is not None
     scores = found.scores if found.mask_scores is None else found.mask_scores

@@ -78,7 +78,7 @@ class MergedViews:
             image: uint8 RGB, original pixels.
             flip: use mirrored views too.
             scales: multiples of the run's image size, a view each.
-            min_score: detections below it are left out (`Detections.thresholded`).
+            min_score: detections below it are left out (`Detections.ranking_scores`).
 
         Returns:
             The merged detections, with masks as RLEs.

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from mrcnn_jax.config.errors import ConfigError
-from mrcnn_jax.inference.merging import Found, detections, in_image, merge
+from mrcnn_jax.inference.merging import TileDetection, detections, in_image, merge
 from mrcnn_jax.inference.results import Detections, TileCounts
 from mrcnn_jax.inference.windowed_images import WindowedImage
 from mrcnn_jax.pixels.tiff_windows import MOST
@@ -76,7 +76,7 @@ def detect_in_tiles(
     if height * width >= MOST:
         raise ConfigError(f"image: {height} x {width}: COCO's masks have fewer than {MOST} pixels")
     places = windows(image.size, tiling.tile, tiling.overlap)
-    found: list[Found] = []
+    found: list[TileDetection] = []
     full: list[float] = []
     masks, mask_scores, depths = True, False, False
     each = _each(image, places, detect, batch)

@@ -11,16 +11,13 @@ from jaxtyping import UInt8
 
 from mrcnn_jax.config.errors import ConfigError, refuse_pipe
 from mrcnn_jax.config.schema import DataConfig
-from mrcnn_jax.data.images import tell_kind
+from mrcnn_jax.data.images import report_kind
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.inference.inputs import read_image
+from mrcnn_jax.inference.inputs import AT_ONCE, read_image
 from mrcnn_jax.pixels.headers import header_size
 from mrcnn_jax.pixels.tiff_windows import TiffWindows, not_by_windows, open_windows
 from mrcnn_jax.pixels.transforms import resize_image
 from mrcnn_jax.pixels.windows import Window
-
-# Decoded at once, in pixels: what data.max_pixels allows at most, 600 MB.
-AT_ONCE = 200_000_000
 
 
 class WindowedImage(Protocol):
@@ -121,7 +118,7 @@ def open_windowed(path: Path, data: DataConfig, report: Report) -> WindowedImage
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if windows is not None:
-        tell_kind(report, path.name, windows.kind)
+        report_kind(report, path.name, windows.kind)
         return TiffImage(path, windows)
     try:
         height, width = header_size(path)

@@ -82,7 +82,12 @@ def decode_image(encoded: bytes, *, upright: bool, max_pixels: int) -> UInt8[np.
 def decode_with_kind(
     encoded: bytes, *, upright: bool, max_pixels: int, least_bits: int = 8
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Kind]:
-    """`decode_image` and `image_kind` in one; `least_bits`: `value_bits` of other parts."""
+    """`decode_image` and `image_kind` in one.
+
+    Args:
+        least_bits: the least bit depth, from `value_bits` of the whole file where `encoded` is a
+            window of it.
+    """
     image, kind = _decode(encoded, max_pixels, least_bits)
     # Opened again: counting the pages moves on from the first.
     count = pages(Image.open(io.BytesIO(encoded), formats=FORMATS))

@@ -17,7 +17,7 @@ REDUCED = 1  # bit of KIND_OF_PAGE: a smaller picture of another one
 
 
 def refusal(tags: Any) -> str | None:
-    """Why the first page is not read, although a decoder would give pixels: they are others.
+    """Why the first page is refused: a decoder would give a thumbnail, or pixels for missing tiles.
 
     Args:
         tags: of the page, as Pillow reads them.

@@ -46,7 +46,9 @@ def test_categories_are_matched_by_name(mixed_file: Path, mixed_content: dict[st
     dataset = read_coco(mixed_file, mixed_file.parent / "images", DATA)
     own = [(3, "three"), (7, "seven"), (90, "ninety")]
     assert dataset.matched_to([*own, (1, "one")], "run") is dataset
+    before = len(dataset.report.findings)
     matched = dataset.matched_to([(7, "ninety"), (8, "one"), (9, "seven"), (2, "three")], "run")
+    assert len(dataset.report.findings) == before  # those of the file stay its own
     assert [(c.id, c.name) for c in matched.categories] == [
         (2, "three"),
         (7, "ninety"),

@@ -94,7 +94,7 @@ def test_a_least_score_is_one_of_masks(scored: mrcnn_jax.Model, folder: Path) ->
         scored.predict(image, min_score=least, rle=True),
         scored.predict(image, min_score=least, rle=True, tile=128),
     ):
-        assert found.thresholded.min() >= least
+        assert found.ranking_scores.min() >= least
         assert len(found.scores) == kept.sum()
     assert whole.at_least(least).to_coco() == expected
 

@@ -377,7 +377,7 @@ function showScore() {
 function start() {
   const { images, objects, detections } = data.totals;
   const counts = `${count(images, "image", "images")}, ${count(objects, "object", "objects")}, ${count(detections, "detection", "detections")}`;
-  for (const [label, text] of Object.entries({ ...data.heading, judged: counts })) byId("heading").append(html("dt", {}, label), html("dd", {}, text));
+  for (const [label, text] of Object.entries({ ...data.heading, evaluated: counts })) byId("heading").append(html("dt", {}, label), html("dd", {}, text));
   if (data.heading.run) document.title = `Evaluation of ${data.heading.run}`;
   byId("class").append(html("option", { value: -1 }, "all classes"), ...data.classes.map((one, k) => html("option", { value: k }, one.name)));
   byId("score").value = String(state.score);
