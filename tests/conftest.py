@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -102,6 +103,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """Training collects garbage after each validation: not among all modules and tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:

@@ -47,18 +47,16 @@ class Pairs:
 def pair(ours: Found, theirs: Found) -> Pairs:
     """Pairs rows of one label, boxes within BOX and scores within SCORE, the nearest first."""
     distance = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(-1)
-    apart = (
-        (distance > BOX)
-        | (np.abs(ours.scores[:, None] - theirs.scores[None]) > SCORE)
-        | (ours.labels[:, None] != theirs.labels[None])
+    near = np.argwhere(
+        (distance <= BOX)
+        & (np.abs(ours.scores[:, None] - theirs.scores[None]) <= SCORE)
+        & (ours.labels[:, None] == theirs.labels[None])
     )
-    distance[apart] = np.inf
-    pairs = []
-    while distance.size and np.isfinite(distance.min()):
-        row, column = np.unravel_index(distance.argmin(), distance.shape)
-        pairs.append((row, column))
-        distance[row], distance[:, column] = np.inf, np.inf
-    rows, columns = np.array(sorted(pairs), int).reshape(-1, 2).T
+    partner: dict[int, int] = {}
+    for row, column in near[np.argsort(distance[tuple(near.T)], kind="stable")].tolist():
+        if row not in partner and column not in partner.values():
+            partner[row] = column
+    rows, columns = np.array(sorted(partner.items()), int).reshape(-1, 2).T
     return Pairs(
         rows,
         columns,
