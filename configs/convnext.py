@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from mrcnn_jax.config.files import load_config_file
 from mrcnn_jax.config.model import ConvNeXtConfig
-from mrcnn_jax.config.schema import AugmentConfig, Config, OptimizerConfig, ParamGroup
+from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
 
 
@@ -32,7 +32,7 @@ def get_config() -> Config:
     return replace(
         config,
         name="convnext",
-        data=replace(config.data, augment=AugmentConfig(flip=0.5), batch_size=16),
+        data=replace(config.data, shrink="area", batch_size=16),
         model=replace(config.model, trunk="convnext", convnext=ConvNeXtConfig(drop_path=0.4)),
         stages=joint(
             train=tuple(

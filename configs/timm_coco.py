@@ -1,9 +1,9 @@
 """A ResNet-50 of timm on COCO 2017: torchvision's network and constants, trained by AdamW.
 
 timm's newer weights (Wightman et al. 2021) want another optimiser than torchvision's. This is
-mmdetection's for them, over its usual 12 epochs: 2e-4 for 16 images, weight decay 0.05 but for
-norms, the stem and res2 frozen, running statistics as they are. Biases do not decay either, as they
-do in mmdetection's.
+mmdetection's for them, over its usual 12 epochs: 2e-4 for 16 images, weight decay 0.05 without
+norms and biases (mmdetection's decays biases). The stem and res2 are frozen; the norms of the other
+stages are trained, and normalise by their running statistics.
 
     python train.py --config configs/timm_coco.py --workdir runs/a --data.root coco \\
         --weights resnet50.a1_in1k/model.safetensors
@@ -20,7 +20,7 @@ Hardware: one GPU. Time and AP: not yet measured.
 from dataclasses import replace
 
 from mrcnn_jax.config.files import load_config_file
-from mrcnn_jax.config.schema import AugmentConfig, Config, OptimizerConfig, ParamGroup
+from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import joint
 
 
@@ -29,7 +29,7 @@ def get_config() -> Config:
     return replace(
         config,
         name="timm_coco",
-        data=replace(config.data, augment=AugmentConfig(flip=0.5), batch_size=16),
+        data=replace(config.data, shrink="area", batch_size=16),
         stages=joint(
             train=(
                 ParamGroup("resnet/layer[234]/.*"),

@@ -15,7 +15,7 @@ Hardware: one GPU. Time and AP: not yet measured.
 
 from dataclasses import replace
 
-from mrcnn_jax.config.schema import Config, OptimizerConfig, ParamGroup
+from mrcnn_jax.config.schema import AugmentConfig, Config, OptimizerConfig, ParamGroup
 from mrcnn_jax.config.tables import COCO_CANVASES, TORCHVISION, joint
 
 
@@ -29,6 +29,8 @@ def get_config() -> Config:
             val_annotations="annotations/instances_val2017.json",
             val_images="val2017",
             keep_empty=False,
+            augment=AugmentConfig(flip=0.5),
+            shrink="bilinear",
         ),
         # The 80 categories of the annotation files; the published weights count the gaps between
         # their ids as classes too, 90 in all.

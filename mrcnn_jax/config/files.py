@@ -157,7 +157,10 @@ def with_fields(config: Config, values: Mapping[str, Any]) -> Config:
     fields = to_dict(config)
     for name, value in values.items():
         *tables, last = name.split(".")
-        functools.reduce(_entry, tables, fields)[last] = value
+        try:
+            functools.reduce(_entry, tables, fields)[last] = value
+        except (LookupError, TypeError, ValueError):
+            raise ConfigError(f"{name}: {_UNKNOWN}") from None
     return from_dict(fields)
 
 
@@ -200,7 +203,8 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
         kind = next(a for a in args if a is not type(None))
         return None if value is None else _parse(value, kind, where)
     if origin is Literal:
-        require(value in args, f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        known = any(type(value) is type(a) and value == a for a in args)  # 2.0 is not 2
+        require(known, f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
     if hint is float and type(value) is int:
         return float(value)

@@ -178,8 +178,8 @@ class MaskHeadConfig:
     """Side, in cells, of the features of a box; the masks' is twice that (C4: equal to it)."""
     train_on: Literal["detections", "box_samples"] = "detections"
     """Boxes that the loss is taken on. detections: ground truth, then the box head's detections
-    that match it; box_samples: the box head's foreground samples (as in the paper; the step then
-    runs no inference)."""
+    that match it; box_samples: the box head's foreground samples of IoU `match_iou` or above (as in
+    the paper; the step then runs no inference)."""
     match_iou: float = 0.5
     """A box matches an object at this IoU or above."""
     samples: int = 64

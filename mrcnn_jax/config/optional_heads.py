@@ -125,21 +125,15 @@ def _of_further_heads(pattern: str, heads: int) -> tuple[str, ...]:
     return tuple(f"{head}{number}{slash}{rest}" for number in range(2, 2 + heads))
 
 
-def with_mask_iou(
-    table: tuple[StageConfig, ...],
-    *,
-    epochs: float | None = None,
-    optimizer: OptimizerConfig | None = None,
-) -> tuple[StageConfig, ...]:
+def with_mask_iou(table: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
     """Adds the training of the mask-IoU head.
 
     A row that trains masks together with boxes (`joint`) trains it too, as in the paper. After the
-    masks' row of `staged` comes another one, which trains it alone: masks stay as they are.
+    masks' row of `staged` comes another one of as many epochs, which trains it alone: masks stay as
+    they are.
 
     Args:
         table: stages of a network without a mask-IoU head.
-        epochs: of a row of its own; None: as many as the masks' row has.
-        optimizer: the same.
     """
 
     def without(row: StageConfig) -> StageConfig:
@@ -165,8 +159,6 @@ def with_mask_iou(
         losses=("mask_iou",),
         train=(ParamGroup(MASK_IOU),),
         frozen=tuple(map(_without_mask_iou, row.patterns)),
-        epochs=row.epochs if epochs is None else epochs,
-        optimizer=optimizer or row.optimizer,
     )
     return (*rows[: place + 1], own, *rows[place + 1 :])
 

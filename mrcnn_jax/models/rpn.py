@@ -79,9 +79,7 @@ class RPNHead(nn.Module):
         ]
         levels = list(features)
         if config.batch_norm:
-            for conv in convolutions[:-1]:
-                levels = [conv(level) for level in levels]
-            norm, last = BatchNorm(channels, name="norm"), convolutions[-1]
+            norm, (last,) = BatchNorm(channels, name="norm"), convolutions
             if live:
                 # The statistics are those of all levels together.
                 levels = [last(level) for level in levels]

@@ -156,8 +156,8 @@ def silog(
 ) -> Float32[Array, " b"]:
     """Returns the scale-invariant log loss of each row (Eigen et al. 2014, equation 4).
 
-    It is mean(d^2) - lambda * mean(d)^2. With lambda 1 it is the variance, which a constant added
-    to all d does not change.
+    It is mean(d^2) - lambda * mean(d)^2, computed as variance + (1 - lambda) * mean(d)^2. With
+    lambda 1 a constant added to all d does not change it.
 
     Args:
         differences: d, predicted minus true log depths.
@@ -165,8 +165,9 @@ def silog(
         lambda_: in 0..1.
     """
     differences = zero_invalid(differences.astype(jnp.float32), where)
-    squares = row_means(jnp.square(differences), where)
-    return squares - lambda_ * jnp.square(row_means(differences, where))
+    mean = row_means(differences, where)
+    variance = row_means(jnp.square(differences - mean[:, None]), where)
+    return variance + (1 - lambda_) * jnp.square(mean)
 
 
 def berhu(differences: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float32[Array, "*n"]:

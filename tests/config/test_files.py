@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -443,3 +444,9 @@ def test_fields_that_fit_only_together_are_set_together() -> None:
         with_fields(Config(), {"model.rpn.convs": 2})
     with pytest.raises(ConfigError, match=r"^model\.rpn\.conv: unknown field$"):
         with_fields(Config(), {"model.rpn.conv": 2})
+    for name in ("modle.rpn.convs", "model.rpn.scales.first", "model.rpn.convs.more"):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: unknown field$"):
+            with_fields(Config(), {name: 2})
+    # 2.0 == 2, but no kernel has a side of 2.0.
+    with pytest.raises(ConfigError, match=r"^model\.mask_head\.deconv_kernel: 2\.0 is not one of"):
+        with_fields(Config(), {"model.mask_head.deconv_kernel": 2.0})

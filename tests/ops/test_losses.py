@@ -289,6 +289,20 @@ def test_losses_are_float32_whatever_the_predictions_are() -> None:
     assert float(losses.masked_sum(jnp.ones(1001, jnp.bfloat16), jnp.ones(1001, bool))) == 1001
 
 
+def test_silog_of_far_off_depths_keeps_its_digits() -> None:
+    """All log depths 100 too large: with lambda 1 the variance is left, with .85 also .15 of the
+    squared mean."""
+    rng = np.random.default_rng(5)
+    differences = (100 + rng.normal(scale=0.01, size=(2, 500))).astype(np.float32)
+    where = rng.random((2, 500)) < 0.7
+    for lambda_ in (1.0, 0.85):
+        found = losses.silog(jnp.array(differences), jnp.array(where), lambda_=lambda_)
+        for row, counts, loss in zip(differences.astype(np.float64), where, found, strict=True):
+            d = row[counts]
+            expected = np.square(d - d.mean()).mean() + (1 - lambda_) * d.mean() ** 2
+            np.testing.assert_allclose(loss, expected, rtol=1e-3)
+
+
 def test_masked_sums_by_hand() -> None:
     values = jnp.array([[1, 2], [3, 4], [5, 6]], jnp.float32)
     where = jnp.array([True, False, True])
