@@ -230,6 +230,13 @@ def kept_run(tiny_data: Path, programs: None, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which the test works in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def mrcnn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs `mrcnn COMMAND ...` in this process, and gives its exit status."""
 

@@ -58,7 +58,6 @@ ELSEWHERE = {
     "mrcnn_jax.convert.lists": ("convert/test_write.py", "--only and --categories"),
     "mrcnn_jax.config.errors": ("config/test_schema.py", SHARED + "an exception class"),
     "mrcnn_jax.convert.tile_data": ("convert/test_cut_tiles.py", "a dataclass: the options"),
-    "mrcnn_jax.datasets.prepare": ("commands/test_own_folder.py", "exports, and their split"),
     "mrcnn_jax.evaluation.coco_categories": ("weights/test_importer.py", "constants"),
     "mrcnn_jax.figures.page": ("figures/page/test_page.py", "a package of one module"),
     "mrcnn_jax.inference.evaluate": ("commands/test_eval.py", "figures and files of `eval`"),
