@@ -16,7 +16,7 @@ from ops.laws import Rows
 from ops.strategies import random_boxes
 from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
-from test_rpn import (
+from rpn_cases import (
     assert_loss_laws,
     decode_loop,
     encode_loop,

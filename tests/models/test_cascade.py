@@ -16,6 +16,7 @@ import pytest
 from ops.laws import Rows
 from ops.test_boxes import iou_loop
 from ops.test_nms import greedy
+from rpn_cases import assert_loss_laws, decode_loop, encode_loop, smooth_l1_loop
 from test_box_head import (
     CLASSES,
     CROWD,
@@ -27,7 +28,6 @@ from test_box_head import (
     PROPOSALS_VALID,
     samples_of,
 )
-from test_rpn import assert_loss_laws, decode_loop, encode_loop, smooth_l1_loop
 
 from mrcnn_jax.config.heads import BoxHeadConfig
 from mrcnn_jax.config.schema import BOX_LOSSES

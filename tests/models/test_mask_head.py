@@ -15,8 +15,8 @@ import pytest
 from ops.laws import Rows
 from ops.test_boxes import iou_loop
 from ops.test_masks import coverage_loop
+from rpn_cases import assert_loss_laws, instances, near
 from test_resnet import numpy_conv
-from test_rpn import assert_loss_laws, instances, near
 
 from mrcnn_jax.config.heads import MaskHeadConfig, PointRendConfig
 from mrcnn_jax.models.mask_head import (
