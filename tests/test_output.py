@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mrcnn_jax.output import (
     printable,
     printable_streams,
     printable_values,
+    progress_bar,
     remove_abandoned,
     text_table,
     whole_file,
@@ -103,6 +105,16 @@ def test_nothing_that_is_printed_or_logged_controls_a_terminal(
     assert err.count(escaped) >= 2
     assert not set(err) & {"\x1b", "\x07", "\u202e", "\x9b"}
     assert f"\r{escaped}: " in err  # a bar still goes back to the start of its line
+
+
+def test_a_bar_in_a_log_file_is_not_drawn_at_every_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_bar(500, "evaluating") as bar:
+        for _ in range(500):
+            bar.update()
+            time.sleep(0.001)
+    assert capsys.readouterr().err.count("evaluating: ") <= 2  # at its beginning and end
 
 
 def test_a_name_that_just_fits_is_written(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def _settled(request: Request, chosen: Chosen, run: OpenRun) -> tuple[Config, Pr
     assert request.minutes is not None
     canvases = len({plan.canvas for plan in run.train_split.plans})
     programs = f"{canvases} training program{'s' * (canvases != 1)}"
-    print(f"--minutes: compiling {programs} and measuring their speed", flush=True)
+    print(f"--minutes: compiling {programs} and measuring the speed", flush=True)
     speed, prepared = measure(run)
     fit = fitted(
         run.config,
