@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def progress_bar(total: int | None, what: str, *, unit: str = "img", **options: Any) -> Any:
-    """Returns a tqdm bar that vanishes at its end; outside a terminal it is written every 30 s.
+    """Returns a tqdm bar that vanishes at its end; outside a terminal it is drawn every 30 s.
 
     Args:
         options: others of tqdm.
@@ -50,7 +50,8 @@ def progress_bar(total: int | None, what: str, *, unit: str = "img", **options: 
     from tqdm import tqdm  # late: most commands draw none
 
     every = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(total=total, desc=what, unit=unit, leave=False, mininterval=every, **options)
+    options |= {"mininterval": every, "maxinterval": max(10, every)}
+    return tqdm(total=total, desc=what, unit=unit, leave=False, **options)
 
 
 def write_file(path: Path, content: str | bytes) -> None:

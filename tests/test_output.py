@@ -110,10 +110,11 @@ def test_nothing_that_is_printed_or_logged_controls_a_terminal(
 def test_a_bar_in_a_log_file_is_not_drawn_at_every_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with progress_bar(500, "evaluating") as bar:
-        for _ in range(500):
+    with progress_bar(100, "evaluating") as bar:
+        assert bar.mininterval == bar.maxinterval == 30
+        for _ in range(100):
             bar.update()
-            time.sleep(0.001)
+            time.sleep(0.01)
     assert capsys.readouterr().err.count("evaluating: ") <= 2  # at its beginning and end
 
 

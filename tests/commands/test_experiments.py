@@ -205,8 +205,8 @@ def test_another_recipe_in_the_same_folder_is_refused(
 
 @pytest.mark.parametrize(
     ("stage", "variant"),
-    [("rpn", "roi_op pool"), ("mask", "baseline")],
-    ids=["rpn", "mask"],
+    [("rpn", "roi_op pool"), ("box", "mask_activation softmax"), ("mask", "baseline")],
+    ids=["rpn", "box", "mask"],
 )
 def test_shared_and_stopped_runs_have_the_bits_of_others(
     stage: str, variant: str, job: Path, tiny_data: Path, tmp_path: Path

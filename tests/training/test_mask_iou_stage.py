@@ -46,8 +46,8 @@ def variables(config: ModelConfig) -> Variables:
 
 @functools.cache
 def runner(config: ModelConfig) -> Runner:
-    table = with_mask_iou(staged(pretrained=False, backbone=config.backbone), optimizer=ADAMW)
-    return Runner(table[-1], variables(config), MaskRCNN(config))
+    stage = with_mask_iou(staged(pretrained=False, backbone=config.backbone))[-1]
+    return Runner(replace(stage, optimizer=ADAMW), variables(config), MaskRCNN(config))
 
 
 @pytest.mark.parametrize("config", [SCORED, SCORED_C4], ids=["fpn", "c4"])
