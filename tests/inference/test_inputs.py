@@ -16,6 +16,7 @@ import mrcnn_jax
 from mrcnn_jax.config.errors import ConfigError
 from mrcnn_jax.config.schema import DataConfig
 from mrcnn_jax.data.report import Reason, Report
+from mrcnn_jax.inference import inputs
 from mrcnn_jax.inference.inputs import image_files, image_pixels, read_image, read_pictures
 from mrcnn_jax.inference.windowed_images import open_windowed
 from tests.inference.frames import read, write_video
@@ -155,6 +156,10 @@ def test_videos_and_large_images_are_refused_by_their_headers(
     with pytest.raises(ConfigError, match=told):
         read_image(tmp_path / "clip.avi", DataConfig())
     told = r"large\.png: 20 x 30 is over 599 pixels .*: tile=1024 looks at it in tiles$"
+    with pytest.raises(ConfigError, match=told):
+        read_image(tmp_path / "large.png", DataConfig(max_pixels=599))
+    monkeypatch.setattr(inputs, "AT_ONCE", 599)  # tiles would be cut from all of its pixels
+    told = r"large\.png: 20 x 30 is over 599 pixels .*: saved as a TIFF .*, tile=1024 looks at it"
     with pytest.raises(ConfigError, match=told):
         read_image(tmp_path / "large.png", DataConfig(max_pixels=599))
     monkeypatch.undo()
