@@ -284,7 +284,7 @@ def test_from_image_to_masks(case: Case, measured: Measured) -> None:
 def test_the_stages_are_the_network(case: Case) -> None:
     """One compiled call gives what the stages gave one after the other."""
     if case.name != f"mmdet {SMALLEST}":
-        pytest.skip("mmdet's once: caffe's is its network, torchvision's: test_recorded_torchvision")
+        pytest.skip("once: caffe is mmdet's network; torchvision's: test_recorded_torchvision")
     prediction = case.stages("all", case.batch)
     found, valid = case.ours.detections, case.ours.detections.valid
     np.testing.assert_array_equal(prediction.detections.valid, valid)
